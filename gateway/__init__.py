@@ -1,0 +1,1 @@
+"""The OpenAI face. Knows one port, `Engine`; knows nothing of speculation."""

@@ -1,0 +1,76 @@
+"""Every error a client can see, with its status and OpenAI type.
+
+* ApiError
+  - InvalidRequest      400  the request names something wrong or unsupported (`param`)
+  - Unauthorized        401  no key, or a wrong one
+  - NotFound            404  no such model or path
+  - TooLarge            413  the body exceeds the limit
+  - Overloaded          429  full; `retry_after_s` says when to come back
+  - ClientGone          499  nobody is listening; for logs and metrics only
+  - EngineFault         500  a bug here
+  - Unavailable         503  no verifier, or it went away
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ApiError(Exception):
+    """An error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+    code: ClassVar[str]
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.error_code = code or self.code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.error_code,
+            }
+        }
+
+
+class InvalidRequest(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class Unauthorized(ApiError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class NotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class TooLarge(ApiError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class Overloaded(ApiError):
+    status, type, code = 429, "rate_limit_error", "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClientGone(ApiError):
+    status, type, code = 499, "client_closed_request", "client_closed_request"
+
+
+class EngineFault(ApiError):
+    status, type, code = 500, "server_error", "internal_error"
+
+
+class Unavailable(ApiError):
+    status, type, code = 503, "server_error", "verifier_unavailable"

@@ -1,0 +1,1 @@
+"""GGUF models: where they come from, how they are opened, what their tokens are."""

@@ -1,0 +1,1 @@
+"""What both ends of the link must agree on: messages, noise, laws, judging, the two session machines, pacing."""
