@@ -1,0 +1,157 @@
+"""The edge's half of a session, without I/O.
+
+The *chain* is the edge's guess of what follows the committed tokens. It grows by `extend`,
+travels by `flush`, and shrinks from the front as Commits confirm it. The first committed token
+that differs breaks it: the chain is dropped and the epoch rises. The edge never waits for a
+verdict, and what it shows is only what was committed. No state changes when a method raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from speculation.errors import LocalProtocolError, RemoteProtocolError, TailExhausted
+from speculation.judging import replace
+from speculation.laws import DraftLaw
+from speculation.messages import Commit, Draft, Redraw, Refuse, TokenId
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One token of the chain."""
+
+    token: TokenId
+    confidence: float
+    """The edge's estimate that the target says this token, given that the ones before stand."""
+
+    q: DraftLaw | None = None
+    """`separate`: the law it was drawn from."""
+
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a Commit brought."""
+
+    tokens: tuple[TokenId, ...]
+    """Committed now and not before."""
+
+    broken: bool
+    """The chain was wrong: the draft model must rewind to the committed tokens."""
+
+
+class DraftingSession:
+    def __init__(self, *, max_tokens: int, stop_tokens: Sequence[TokenId]) -> None:
+        self.epoch = 0
+        self.committed: list[TokenId] = []
+        self.chain: list[Guess] = []
+        self._sent = 0
+        self._max_tokens = max_tokens
+        self._stop_tokens = frozenset(stop_tokens)
+        self._tail_owed = False
+
+    @property
+    def guessed(self) -> list[TokenId]:
+        """Committed tokens and the chain after them: the draft model's context."""
+        return [*self.committed, *(guess.token for guess in self.chain)]
+
+    @property
+    def survival(self) -> float:
+        """The estimate that the whole chain stands: the product of its confidences."""
+        return prod(guess.confidence for guess in self.chain)
+
+    @property
+    def unsent(self) -> int:
+        return len(self.chain) - self._sent
+
+    @property
+    def may_extend(self) -> bool:
+        """Whether any token can follow the chain: it has not ended the answer."""
+        if len(self.committed) + len(self.chain) >= self._max_tokens:
+            return False
+        return not self.chain or self.chain[-1].token not in self._stop_tokens
+
+    def extend(self, guess: Guess) -> None:
+        """Add a guess drawn in the context `guessed`."""
+        if not self.may_extend:
+            raise LocalProtocolError("nothing can follow this chain")
+        self.chain.append(guess)
+
+    def flush(self) -> Draft | None:
+        """Return the guesses not yet sent, if any, as the next message to the verifier."""
+        new = self.chain[self._sent :]
+        if not new:
+            return None
+        draft = Draft(
+            self.epoch,
+            len(self.committed) + self._sent,
+            tuple(guess.token for guess in new),
+            tuple(g.q.of(g.token) for g in new if g.q) if new[-1].q or new[0].forced else None,
+            forced=new[0].forced,
+        )
+        self._sent = len(self.chain)
+        return draft
+
+    def resend(self) -> None:
+        """Forget what was sent: the link was cut, and the verifier drops what it has twice."""
+        self._sent = 0
+
+    def receive(self, commit: Commit) -> Progress:
+        """Take in committed tokens. What is known already is checked and passed over."""
+        known = len(self.committed) - commit.start
+        if known < 0:
+            raise RemoteProtocolError(f"Commit starts at {commit.start}, {-known} tokens ahead")
+        if list(commit.tokens[:known]) != self.committed[commit.start :][: len(commit.tokens)]:
+            raise RemoteProtocolError(f"Commit at {commit.start} changes committed tokens")
+        tokens = commit.tokens[known:]
+        agreed = sum(1 for _ in _agreement(self.chain, tokens))
+        broken = agreed < min(len(tokens), len(self.chain))
+        self.committed.extend(tokens)
+        if broken:
+            self._break()
+        else:
+            del self.chain[:agreed]
+            self._sent = max(0, self._sent - agreed)
+        return Progress(tokens, broken)
+
+    def refused(self, refuse: Refuse, u: Iterator[float]) -> Redraw | None:
+        """Replace the refused token: the chain becomes the replacement, to be flushed.
+
+        u: uniforms in [0, 1), independent of the verifier's. Return a Redraw when more samples
+        of the tail are needed. A Refuse seen before makes the replacement be sent again.
+        """
+        if refuse.position < len(self.committed):
+            return None
+        if refuse.position > len(self.committed) or not self.chain:
+            raise RemoteProtocolError(f"Refuse at {refuse.position}, where nothing was drafted")
+        refused = self.chain[0]
+        if refused.forced:
+            self._sent = 0
+            return None
+        if refused.q is None:
+            raise RemoteProtocolError("Refuse in a session judged `coupled`")
+        try:
+            token = replace(refuse, refused.q, u, tail_owed=self._tail_owed)
+        except TailExhausted:
+            self._tail_owed = True
+            return Redraw(self.epoch, refuse.position)
+        self._break()
+        self.chain.append(Guess(token, confidence=1.0, forced=True))
+        return None
+
+    def _break(self) -> None:
+        self.epoch += 1
+        self.chain.clear()
+        self._sent = 0
+        self._tail_owed = False
+
+
+def _agreement(chain: Sequence[Guess], tokens: Sequence[TokenId]) -> Iterator[TokenId]:
+    """Yield tokens while the chain says the same."""
+    for guess, token in zip(chain, tokens, strict=False):
+        if guess.token != token:
+            return
+        yield token

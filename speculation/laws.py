@@ -1,0 +1,175 @@
+"""Distributions over tokens: from logits and settings to the law that is judged.
+
+    V  vocabulary size      law  tokens with positive probability, and those probabilities
+    p  the target's law     q    the draft's law
+
+Order of the settings: temperature, min-p, top-k, top-p; each sees what the one before left, as
+in vLLM. Supports are found exactly without sorting V: candidates come from block maxima, and
+their number grows until they hold the support.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speculation.messages import Sampling
+from speculation.noise import Floats, Tokens, gumbel
+
+Logits = NDArray[np.float32]
+_Weighted = tuple[Tokens, Floats]
+
+GREEDY_BELOW: Final = 1e-5
+"""Temperatures below mean the argmax: dividing by them would overflow (vLLM's limit)."""
+
+Q_SCALE: Final = 1 << 16
+HEAD_COVERS: Final = 0.999
+HEAD_TOKENS: Final = 512
+_BLOCK: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A distribution; tokens not named have probability 0."""
+
+    tokens: Tokens
+    """int64[n], each once."""
+
+    p: Floats
+    """float64[n], positive, sums to 1."""
+
+    def of(self, token: int) -> float:
+        """Return the probability of one token."""
+        found = np.flatnonzero(self.tokens == token)
+        return float(self.p[found[0]]) if found.size else 0.0
+
+    def at(self, u: float) -> int:
+        """Return the token at quantile u, 0 <= u < 1."""
+        sums = np.cumsum(self.p)
+        return int(self.tokens[np.searchsorted(sums, u * sums[-1], side="right")])
+
+    def coupled(self, seed: int, at: int) -> int:
+        """Return the token that the shared noise picks: argmax(log p + gumbel)."""
+        if self.tokens.size == 1:
+            return int(self.tokens[0])
+        return int(self.tokens[np.argmax(np.log(self.p) + gumbel(seed, at, self.tokens))])
+
+
+def law(logits: Logits, sampling: Sampling, *, most: int | None = None) -> Law:
+    """Return the law that `sampling` makes of logits (float32[V]).
+
+    most: keep only this many of the likeliest tokens, renormalised (a draft needs no more).
+    """
+    if sampling.temperature < GREEDY_BELOW:
+        return Law(np.array([np.argmax(logits)], np.int64), np.ones(1))
+    scaled = logits / np.float32(sampling.temperature)
+    scaled -= scaled.max()
+    limits = [n for n in (sampling.top_k, most or 0) if n > 0]
+    if limits:
+        tokens = top(scaled, min(limits))
+        weights = np.exp(scaled[tokens], dtype=np.float64)
+        kept = _min_p(tokens, weights, sampling.min_p)
+        return _normalised(*_top_p(*kept, sampling.top_p, float(kept[1].sum())))
+    weights = np.exp(scaled)
+    if sampling.min_p > 0.0:
+        weights[weights < sampling.min_p] = 0.0
+    return _normalised(*_nucleus(scaled, weights, sampling.top_p))
+
+
+def top(values: Logits, count: int) -> Tokens:
+    """Return the indices of the `count` largest values, largest first. values: float32[V].
+
+    Exact: a block of 64 can hold one of the n largest only if its maximum is among the n
+    largest maxima, so no more than n blocks are looked into.
+    """
+    size = len(values)
+    if count * _BLOCK * 2 >= size:
+        return _largest(values, np.arange(size), count)
+    whole = size - size % _BLOCK
+    maxima = values[:whole].reshape(-1, _BLOCK).max(axis=1)
+    blocks = np.argpartition(maxima, -count)[-count:]
+    inside = (blocks[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
+    return _largest(values, np.concatenate([inside, np.arange(whole, size)]), count)
+
+
+def _largest(values: Logits, among: Tokens, count: int) -> Tokens:
+    chosen = among
+    if count < len(among):
+        chosen = among[np.argpartition(values[among], -count)[-count:]]
+    return chosen[np.lexsort((chosen, -values[chosen]))]
+
+
+def _min_p(tokens: Tokens, weights: Floats, min_p: float) -> _Weighted:
+    kept = weights >= min_p * weights[0]
+    return tokens[kept], weights[kept]
+
+
+def _top_p(tokens: Tokens, weights: Floats, top_p: float, total: float) -> _Weighted:
+    """Cut at the smallest prefix that holds top_p of `total`. tokens: likeliest first."""
+    if top_p >= 1.0:
+        return tokens, weights
+    count = int(np.searchsorted(np.cumsum(weights), top_p * total)) + 1
+    return tokens[:count], weights[:count]
+
+
+def _nucleus(scaled: Logits, weights: Logits, top_p: float) -> _Weighted:
+    """Return the top-p support over all of V, looking only at as many tokens as it needs."""
+    if top_p >= 1.0:
+        tokens = np.flatnonzero(weights)
+        return tokens, weights[tokens].astype(np.float64)
+    total = float(weights.sum(dtype=np.float64))
+    count = _BLOCK
+    while True:
+        tokens = top(scaled, min(count, len(scaled)))
+        found = weights[tokens].astype(np.float64)
+        if count >= len(scaled) or found.sum() >= top_p * total:
+            tokens, found = _top_p(tokens, found, top_p, total)
+            return tokens[found > 0.0], found[found > 0.0]
+        count *= 8
+
+
+def _normalised(tokens: Tokens, weights: Floats) -> Law:
+    return Law(tokens, weights / weights.sum())
+
+
+# --- separate: the draft's law on the wire is made of integers, so both ends know it exactly
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLaw:
+    """A law whose probabilities are whole multiples of 1/Q_SCALE; q is drawn from this one."""
+
+    tokens: Tokens
+    weights: Tokens
+    """int64[n], positive, sums to Q_SCALE."""
+
+    def of(self, token: int) -> int:
+        """Return the weight of one token, 0 if it has none."""
+        found = np.flatnonzero(self.tokens == token)
+        return int(self.weights[found[0]]) if found.size else 0
+
+    def at(self, u: float) -> int:
+        """Return the token at quantile u, 0 <= u < 1."""
+        return int(self.tokens[np.searchsorted(np.cumsum(self.weights), u * Q_SCALE, "right")])
+
+
+def quantise(exact: Law) -> DraftLaw:
+    """Round a law of at most Q_SCALE tokens to whole weights: largest remainder method."""
+    shares = exact.p * Q_SCALE
+    weights = np.floor(shares).astype(np.int64)
+    short = Q_SCALE - int(weights.sum())
+    weights[np.argsort(weights - shares, kind="stable")[:short]] += 1
+    kept = weights > 0
+    return DraftLaw(exact.tokens[kept], weights[kept])
+
+
+def head_of(p: Law) -> Tokens:
+    """Return the likeliest tokens of p that cover HEAD_COVERS of it, HEAD_TOKENS at most."""
+    order = np.lexsort((p.tokens, -p.p))
+    count = int(np.searchsorted(np.cumsum(p.p[order]), HEAD_COVERS)) + 1
+    if len(order) <= HEAD_TOKENS:
+        count = len(order)
+    return order[: min(count, HEAD_TOKENS)]

@@ -1,0 +1,75 @@
+"""The port between the verifier's service and the large model.
+
+A target owns the sessions' verifying machines, because it alone knows when a pass starts: the
+embedded llama.cpp target runs passes itself, vLLM puts drafts into its own continuous batch.
+The service hands messages up and down, and knows nothing of passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Redraw, Refuse
+
+Said = Commit | Refuse | Finish
+
+
+class TargetError(Exception):
+    """Base of the errors a target raises.
+
+    * TargetError
+      - TargetFull        no slot is free: try again later
+      - UnknownSession    no such session, or it has finished
+      - TargetFailed      the engine broke; the session is lost
+      - Refused           Open asks for what this target cannot serve; `field` names it
+    """
+
+
+class TargetFull(TargetError):
+    """No slot is free for another session."""
+
+
+class UnknownSession(TargetError):
+    """No such session, or it has finished."""
+
+
+class TargetFailed(TargetError):
+    """The engine broke."""
+
+
+class Refused(TargetError):
+    """Open asks for what this target cannot serve."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+
+
+class Target(Protocol):
+    @property
+    def facts(self) -> ModelFacts:
+        """Known once started."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model; may take minutes."""
+        ...
+
+    async def stop(self) -> None:
+        """Free everything, child processes included. Sessions still running end."""
+        ...
+
+    def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+        """Run one session to its Finish. Closing the generator frees its KV within a pass.
+
+        Raises TargetFull, Refused or TargetFailed. The request was checked against `facts`.
+        """
+        ...
+
+    async def push(self, session: str, message: Draft | Redraw) -> None:
+        """Hand a message to a running session; return at once.
+
+        Raises UnknownSession, or RemoteProtocolError for what no honest edge sends.
+        """
+        ...
