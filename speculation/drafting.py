@@ -88,6 +88,7 @@ class DraftingSession:
         draft = Draft(
             self.epoch,
             len(self.committed) + self._sent,
+            self._sent,
             tuple(guess.token for guess in new),
             tuple(g.q.of(g.token) for g in new if g.q) if new[-1].q or new[0].forced else None,
             forced=new[0].forced,

@@ -90,6 +90,9 @@ class Draft:
 
     epoch: int
     start: int
+    behind: int
+    """Guesses between the committed tokens the edge knew and `start`: sent before this one."""
+
     tokens: tuple[TokenId, ...]
     q: tuple[int, ...] | None = None
     """`separate`: weight of each token in the law it was drawn from, in 1/65536."""

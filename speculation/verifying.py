@@ -4,8 +4,8 @@
 
 Drafts arrive late, twice or out of order; each names its epoch and position. The session keeps
 those of the newest epoch, at most max_ahead beyond the committed text, and drops what is void.
-A pass takes the drafts that follow the committed text without a gap. Correctness never rests on
-the epochs: every draft is judged. No state changes when a method raises.
+A pass takes the drafts that follow the committed text without a gap, once all of the chain before
+them is known to equal that text. Every draft is judged, whatever its epoch claims. No state changes when a method raises.
 """
 
 from __future__ import annotations
@@ -63,13 +63,16 @@ class VerifyingSession:
         self._limits = limits
         self._vocabulary_size = vocabulary_size
         self._void = -1  # epochs up to this one are known to be wrong
-        self._drafts: dict[int, tuple[TokenId, int]] = {}  # position -> token, weight
+        self._agreed = 0  # positions before this one: the chain is known to equal the text
+        self._drafts: dict[int, tuple[TokenId, int]] = {}  # from _agreed on: token, weight
         self._running: Pass | None = None
 
     @property
     def pending(self) -> int:
         """Draft tokens that the next pass could judge."""
         count, start = 0, len(self.committed)
+        if self._agreed < start:
+            return 0
         while start + count in self._drafts:
             count += 1
         return count
@@ -89,9 +92,14 @@ class VerifyingSession:
             return []
         if message.epoch > self.epoch:
             self.epoch = message.epoch
+            self._agreed = message.start - message.behind
             self._drafts.clear()
         down = self._force(message.tokens[0]) if message.forced and self.refusal else []
-        self._keep(message)
+        weights = (0,) * len(message.tokens) if message.q is None else message.q
+        items = zip(message.tokens, (0,) * message.forced + weights, strict=True)
+        placed = enumerate(items, message.start)
+        self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
+        self._agree(message.start - message.behind)
         return down
 
     def _check(self, draft: Draft) -> None:
@@ -101,6 +109,8 @@ class VerifyingSession:
             raise RemoteProtocolError("Draft.tokens: empty")
         if max(draft.tokens) >= self._vocabulary_size:
             raise RemoteProtocolError(f"Draft.tokens: {max(draft.tokens)} is not a token")
+        if not 0 <= draft.start - draft.behind <= len(self.committed):
+            raise RemoteProtocolError(f"Draft.behind: {draft.behind} cannot be")
         ahead = draft.start + len(draft.tokens) - len(self.committed)
         if ahead > self._limits.max_ahead:
             raise RemoteProtocolError(
@@ -134,14 +144,16 @@ class VerifyingSession:
             if self._drafts.get(position, (token,))[0] != token:
                 raise RemoteProtocolError(f"Draft.tokens: position {position} has changed")
 
-    def _keep(self, draft: Draft) -> None:
-        weights = (0,) * draft.forced + (draft.q or (0,) * len(draft.tokens))
-        for position, item in enumerate(zip(draft.tokens, weights, strict=True), draft.start):
-            if position >= len(self.committed):
-                self._drafts[position] = item
-            elif self.committed[position] != item[0]:
+    def _agree(self, known: int) -> None:
+        """Compare the chain with the text, from the first position where it is not known."""
+        while self._agreed < len(self.committed):
+            guess = self._drafts.pop(self._agreed, None)
+            if guess is not None and guess[0] != self.committed[self._agreed]:
                 self._break()
                 return
+            if guess is None and self._agreed >= known:
+                return
+            self._agreed += 1
 
     def _force(self, token: TokenId) -> list[Down]:
         self.refusal = None
@@ -207,9 +219,7 @@ class VerifyingSession:
         accepted = min(accepted, len(tokens))
         self.totals = replace(self.totals, accepted=self.totals.accepted + accepted)
         self.committed.extend(tokens)
-        for position, token in enumerate(tokens, start):
-            if self._drafts.pop(position, (token,))[0] != token:
-                self._break()
+        self._agree(self._agreed)
         down: list[Down] = []
         if tokens:
             kept = logprobs and logprobs[: len(tokens)]

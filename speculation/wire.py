@@ -205,8 +205,10 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
         sampling=json(Sampling), seed=UINT, max_tokens=UINT, stop_tokens=many(UINT),
         judge=one_of(get_args(Judge)), fill=one_of(get_args(Fill)), top_logprobs=maybe(UINT),
     ),
-    2: record(Draft, epoch=UINT, start=UINT, tokens=rest(UINT)),
-    3: record(Draft, epoch=UINT, start=UINT, forced=BOOL, tokens=many(UINT), q=many(UINT)),
+    2: record(Draft, epoch=UINT, start=UINT, behind=UINT, tokens=rest(UINT)),
+    3: record(
+        Draft, epoch=UINT, start=UINT, behind=UINT, forced=BOOL, tokens=many(UINT), q=many(UINT)
+    ),
     4: record(Redraw, epoch=UINT, position=UINT),
     16: record(Opened, session=TEXT, limits=json(Limits)),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
