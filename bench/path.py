@@ -1,0 +1,88 @@
+"""One direction of an emulated link: when each segment arrives at the far end.
+
+Rules:
+* all connections share the line: bytes leave one after the other at `rate_mbit`;
+* a segment then travels rtt / 2, give or take half the jitter (uniform);
+* a lost segment comes one retransmission timeout later (RFC 6298 keeps it above the RTT);
+* within a connection bytes keep their order, so a late segment delays all behind it.
+
+No clock and no chance of its own: both are arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+SEGMENT_BYTES = 1448
+"""TCP payload of an Ethernet frame with timestamps; what one loss takes away."""
+
+MIN_RETRANSMIT_S = 0.2
+"""The floor of Linux's retransmission timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a link is like. ValueError when a setting cannot be."""
+
+    rtt_ms: float = 0.0
+    jitter_ms: float = 0.0
+    """A round trip takes rtt_ms +- jitter_ms, half of it drawn in each direction."""
+
+    rate_mbit: float | None = None
+    """Megabits per second in each direction; None never waits for the line."""
+
+    loss: float = 0.0
+    """Probability that a segment must be sent twice."""
+
+    def __post_init__(self) -> None:
+        if self.rtt_ms < 0:
+            raise ValueError(f"rtt_ms must not be negative: {self.rtt_ms}")
+        if not 0 <= self.jitter_ms <= self.rtt_ms:
+            raise ValueError(f"jitter_ms must be in 0..rtt_ms: {self.jitter_ms}")
+        if self.rate_mbit is not None and self.rate_mbit <= 0:
+            raise ValueError(f"rate_mbit must be positive: {self.rate_mbit}")
+        if not 0 <= self.loss < 1:
+            raise ValueError(f"loss must be in [0, 1): {self.loss}")
+
+    @property
+    def rtt_s(self) -> float:
+        return self.rtt_ms / 1000
+
+    @property
+    def retransmit_s(self) -> float:
+        return max(MIN_RETRANSMIT_S, self.rtt_s)
+
+
+class Path:
+    """The line and the distance in one direction, shared by all connections."""
+
+    def __init__(self, conditions: Conditions, chance: Random) -> None:
+        self._conditions = conditions
+        self._chance = chance
+        self._line_free_s = 0.0
+        self.bytes = 0
+        self.segments = 0
+
+    def arrival(self, now_s: float, size_bytes: int) -> float:
+        """Send `size_bytes` at `now_s`; the second at which they reach the far end."""
+        self.bytes += size_bytes
+        self.segments += 1
+        return self._leave_line(now_s, size_bytes) + self._travel_s()
+
+    def _leave_line(self, now_s: float, size_bytes: int) -> float:
+        rate_mbit = self._conditions.rate_mbit
+        if rate_mbit is None:
+            return now_s
+        start_s = max(now_s, self._line_free_s)
+        self._line_free_s = start_s + size_bytes * 8 / (rate_mbit * 1e6)
+        return self._line_free_s
+
+    def _travel_s(self) -> float:
+        conditions = self._conditions
+        travel_s = conditions.rtt_s / 2
+        if conditions.jitter_ms:
+            travel_s += (self._chance.random() - 0.5) * conditions.jitter_ms / 1000
+        if conditions.loss and self._chance.random() < conditions.loss:
+            travel_s += conditions.retransmit_s
+        return travel_s

@@ -1,0 +1,256 @@
+"""The link, with real sockets on loopback: its delays, its order and its faults."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+
+from bench.link import Link
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def serving(handler: Handler = echo) -> AsyncIterator[tuple[str, int]]:
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[:2]
+
+
+@asynccontextmanager
+async def talking_to(
+    port: int,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def round_trip_ms(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    writer.write(b"ping")
+    await reader.readexactly(4)
+    return (loop.time() - start_s) * 1000
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 10, 50])
+async def test_an_echo_takes_the_round_trip_it_was_set_to(rtt_ms: float) -> None:
+    async with (
+        serving() as upstream,
+        Link(upstream, rtt_ms=rtt_ms) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        await round_trip_ms(reader, writer)
+        measured_ms = [await round_trip_ms(reader, writer) for _ in range(15)]
+
+    assert abs(statistics.median(measured_ms) - rtt_ms) <= max(5, rtt_ms / 4)
+
+
+async def test_a_new_connection_costs_one_more_round_trip() -> None:
+    async with (
+        serving() as upstream,
+        Link(upstream, rtt_ms=60) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        first_ms = await round_trip_ms(reader, writer)
+
+    assert first_ms >= 115
+
+
+async def test_jitter_varies_the_round_trip_around_its_setting() -> None:
+    async with (
+        serving() as upstream,
+        Link(upstream, rtt_ms=40, jitter_ms=30) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        await round_trip_ms(reader, writer)
+        measured_ms = [await round_trip_ms(reader, writer) for _ in range(20)]
+
+    assert max(measured_ms) - min(measured_ms) > 10
+    assert min(measured_ms) < 40
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_bytes_keep_their_order_under_jitter_and_loss_whatever_their_pieces(
+    seed: int,
+) -> None:
+    chance = Random(seed)
+    sent = chance.randbytes(60_000)
+    async with (
+        serving() as upstream,
+        Link(upstream, rtt_ms=8, jitter_ms=8, loss=0.01, seed=seed) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        rest = sent
+        while rest:
+            size = chance.randint(1, 6000)
+            writer.write(rest[:size])
+            rest = rest[size:]
+            await asyncio.sleep(chance.random() / 500)
+        writer.write_eof()
+        received = await reader.read(-1)
+
+    assert received == sent
+    assert link.bytes_up == link.bytes_down == len(sent)
+
+
+async def test_the_rate_bounds_what_passes_in_a_second() -> None:
+    async with (
+        serving() as upstream,
+        Link(upstream, rate_mbit=4) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        writer.write(bytes(100_000))
+        await reader.readexactly(100_000)
+        seconds = loop.time() - start_s
+
+    assert 0.19 <= seconds < 0.6  # 0.8 Mbit at 4 Mbit/s; the way back overlaps
+
+
+async def test_a_reader_that_stops_stops_its_sender() -> None:
+    stalled = asyncio.Event()
+
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stalled.wait()
+        writer.close()
+
+    async with (
+        serving(ignore) as upstream,
+        Link(upstream, max_in_flight_bytes=65_536) as link,
+        talking_to(link.port) as (_, writer),
+    ):
+        writer.write(bytes(64 << 20))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.drain(), 0.3)
+        carried = link.bytes_up
+        stalled.set()
+        writer.transport.abort()
+
+    assert carried < 32 << 20
+
+
+async def test_a_half_close_lets_the_other_direction_go_on() -> None:
+    async def answer_at_the_end(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        question = await reader.read(-1)
+        writer.write(question.upper())
+        writer.close()
+
+    async with (
+        serving(answer_at_the_end) as upstream,
+        Link(upstream, rtt_ms=10) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        writer.write(b"question")
+        writer.write_eof()
+        answer = await reader.read(-1)
+        await asyncio.sleep(0.02)
+        still_open = link.connections
+
+    assert answer == b"QUESTION"
+    assert still_open == 0
+
+
+async def test_a_cut_resets_open_connections_and_lets_new_ones_through() -> None:
+    async with serving() as upstream, Link(upstream, rtt_ms=4) as link:
+        async with talking_to(link.port) as (reader, writer):
+            await round_trip_ms(reader, writer)
+            link.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.readexactly(1)
+        async with talking_to(link.port) as (reader, writer):
+            writer.write(b"again")
+            again = await reader.readexactly(5)
+
+    assert again == b"again"
+
+
+async def test_a_refusing_link_resets_new_connections_and_keeps_old_ones() -> None:
+    async with (
+        serving() as upstream,
+        Link(upstream) as link,
+        talking_to(link.port) as (old_reader, old_writer),
+    ):
+        await round_trip_ms(old_reader, old_writer)
+        link.refuse(True)
+        with pytest.raises(ConnectionResetError):
+            async with talking_to(link.port) as (reader, writer):
+                await round_trip_ms(reader, writer)
+        await round_trip_ms(old_reader, old_writer)
+        link.refuse(False)
+        async with talking_to(link.port) as (reader, writer):
+            await round_trip_ms(reader, writer)
+
+
+async def test_a_server_that_is_not_there_resets_the_client() -> None:
+    async with serving() as gone:
+        pass
+    async with Link(gone) as link, talking_to(link.port) as (reader, _):
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.readexactly(1), 2)
+
+
+async def test_a_server_that_resets_resets_the_client() -> None:
+    async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)  # unread bytes make the kernel answer with a reset
+        writer.transport.abort()
+
+    async with (
+        serving(slam) as upstream,
+        Link(upstream) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        writer.write(bytes(300_000))
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(-1), 2)
+
+
+async def test_leaving_the_link_leaves_no_task_behind() -> None:
+    async with (
+        serving() as upstream,
+        Link(upstream, rtt_ms=500) as link,
+        talking_to(link.port),
+    ):
+        await asyncio.sleep(0)
+
+    await asyncio.sleep(0.01)
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_the_link_runs_alone_from_the_command_line() -> None:
+    async with serving() as (host, port):
+        command = [sys.executable, "-m", "bench.link", "--upstream", f"{host}:{port}"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            line = await asyncio.wait_for(process.stdout.readline(), 20)
+            own_port = int(line.split()[0].rpartition(b":")[2])
+            async with talking_to(own_port) as (reader, writer):
+                await round_trip_ms(reader, writer)
+        finally:
+            process.terminate()
+            await process.wait()
