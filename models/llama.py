@@ -1,0 +1,278 @@
+"""llama.cpp: the only file that imports llama_cpp.
+
+A Model is a GGUF file; a Context is the KV cache of some sequences over it, and decodes rows.
+
+* Rows of several sequences go through one llama_decode; a pass is one such call.
+* With flash attention, one cache stream a sequence (not unified) and Q8_0 or Q4_0 weights, a
+  row's logits do not depend on which rows share its pass: docs/architecture.md has the proof.
+* Nothing here locks: one thread at a time per Context. llama_decode releases the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import (
+    Aborted,
+    BadSegment,
+    CannotOpen,
+    CannotQuantise,
+    DecodeFailed,
+    NoRoom,
+)
+from models.segments import Limits, Segment, check
+
+Quantisation = Literal["Q4_0", "Q8_0"]
+Logits = NDArray[np.float32]
+
+_FILE_TYPES: Final = {
+    "Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
+}
+_PIECE_BYTES: Final = 64
+"""First guess at a piece's length; 240 tokens of Qwen are longer than 32 bytes."""
+
+
+_SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
+"""Drops llama.cpp's log: what goes wrong comes back as a return code."""
+
+lib.llama_log_set(_SILENCE, ctypes.c_void_p(0))
+lib.llama_backend_init()
+
+
+class Model:
+    """A GGUF file. Raises CannotOpen. vocabulary_only: tokens and metadata, no weights."""
+
+    def __init__(self, path: Path, vocabulary_only: bool = False) -> None:
+        settings = lib.llama_model_default_params()
+        settings.vocab_only = vocabulary_only
+        model = lib.llama_model_load_from_file(str(path).encode(), settings)
+        vocabulary = lib.llama_model_get_vocab(model) if model else None
+        if model is None or vocabulary is None:
+            raise CannotOpen(f"{path} is missing, or is not a GGUF file llama.cpp can read")
+        self.path = path
+        self.handle = model
+        self._vocabulary = vocabulary
+        self._fingerprint = ""
+        self.vocabulary_size = lib.llama_vocab_n_tokens(vocabulary)
+
+    def close(self) -> None:
+        """Free the weights; every Context over them must be closed before."""
+        if self.handle is not None:
+            lib.llama_model_free(self.handle)
+            self.handle = None
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of text, without BOS. special: read markers as special tokens."""
+        data = text.encode()
+        room = len(data) + 8
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = lib.llama_tokenize(
+                self._vocabulary, data, len(data), tokens, room, False, special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return a token's bytes; a special token's are b"" unless `special` asks for them."""
+        if not 0 <= token < self.vocabulary_size:
+            raise BadSegment(f"token {token} is not in 0..{self.vocabulary_size - 1}")
+        return self._render(token, special or self._is_plain(token))
+
+    def is_special(self, token: int) -> bool:
+        """Tell whether a token is a marker such as <|im_end|>, not text."""
+        attributes = lib.llama_vocab_get_attr(self._vocabulary, token)
+        return bool(attributes & lib.LLAMA_TOKEN_ATTR_CONTROL) and not self._is_plain(token)
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Return the tokens that end a turn."""
+        everything = range(self.vocabulary_size)
+        ends = {t for t in everything if lib.llama_vocab_is_eog(self._vocabulary, t)}
+        eos = lib.llama_vocab_eos(self._vocabulary)
+        return frozenset(t for t in ends if t == eos or not self._is_plain(t))
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits over all tokens' bytes and attributes, in order; then cached.
+
+        Models with equal fingerprints mean the same by every token id.
+        """
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for token in range(self.vocabulary_size):
+                piece = self._render(token, special=True)
+                attributes = lib.llama_vocab_get_attr(self._vocabulary, token)
+                digest.update(len(piece).to_bytes(4, "little") + piece)
+                digest.update(int(attributes).to_bytes(4, "little"))
+            self._fingerprint = digest.hexdigest()[:32]
+        return self._fingerprint
+
+    def metadata(self) -> dict[str, str]:
+        """Return the file's key-value pairs, arrays left out."""
+        pairs = {}
+        for index in range(lib.llama_model_meta_count(self.handle)):
+            key = _string(lib.llama_model_meta_key_by_index, self.handle, index)
+            value = _string(lib.llama_model_meta_val_str_by_index, self.handle, index)
+            pairs[key] = value
+        return pairs
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest context the model was trained for."""
+        facts = self.metadata()
+        return int(facts[f"{facts['general.architecture']}.context_length"])
+
+    @property
+    def bos(self) -> int | None:
+        """The token to put before every prompt, if the model wants one."""
+        wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
+        return lib.llama_vocab_bos(self._vocabulary) if wanted else None
+
+    def _render(self, token: int, special: bool) -> bytes:
+        size = _PIECE_BYTES
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def _is_plain(self, token: int) -> bool:
+        """Tell whether llama.cpp made a special token of what the file calls text.
+
+        It does so with Qwen's "</s>", by its look: such a token is shown, and stops nothing.
+        """
+        both = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_CONTROL
+        return int(lib.llama_vocab_get_attr(self._vocabulary, token)) & both == both
+
+
+class Context:
+    """The KV cache of `sequences` sequences of `context_tokens` tokens each, over one model.
+
+    batch_tokens: the most rows of one decode. unified: one cache shared by all sequences; their
+    logits then depend on each other, by rounding. Raises CannotOpen if memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        context_tokens: int,
+        sequences: int = 1,
+        threads: int = 1,
+        batch_tokens: int = 256,
+        flash_attention: bool = True,
+        unified: bool = False,
+    ) -> None:
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = context_tokens if unified else context_tokens * sequences
+        settings.n_batch = settings.n_ubatch = batch_tokens
+        settings.n_seq_max = sequences
+        settings.n_threads = settings.n_threads_batch = threads
+        settings.flash_attn_type = int(flash_attention)
+        settings.kv_unified = unified
+        settings.no_perf = True
+        handle = lib.llama_init_from_model(model.handle, settings) if model.handle else None
+        memory = lib.llama_get_memory(handle) if handle else None
+        if handle is None or memory is None:
+            raise CannotOpen(
+                f"no context of {sequences} x {context_tokens} tokens for {model.path}"
+            )
+        self.model = model
+        self.limits = Limits(sequences, context_tokens, batch_tokens, model.vocabulary_size)
+        self._handle: int | None = handle
+        self._memory = memory
+        self._rows: list[int] = []
+        self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
+        shape = (batch_tokens,)
+        self._tokens = np.ctypeslib.as_array(self._batch.token, shape)
+        self._positions = np.ctypeslib.as_array(self._batch.pos, shape)
+        self._wanted = np.ctypeslib.as_array(self._batch.logits, shape)
+        np.ctypeslib.as_array(self._batch.n_seq_id, shape)[:] = 1
+
+    def close(self) -> None:
+        """Free the cache. Harmless when repeated."""
+        if self._handle is not None:
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self._handle)
+            self._handle = None
+
+    def length(self, sequence: int) -> int:
+        """Return how many tokens of a sequence are decoded."""
+        return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget everything from position `length` on."""
+        lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds, and nothing else."""
+        self.truncate(target, 0)
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def decode(self, segments: Sequence[Segment]) -> None:
+        """Decode the segments' rows in one pass.
+
+        Raises BadSegment, NoRoom, Aborted or DecodeFailed.
+        """
+        check(segments, self.limits, self.length)
+        self._fill(segments)
+        code = lib.llama_decode(self._handle, self._batch)
+        if code == 0:
+            self._rows = np.flatnonzero(self._wanted[: self._batch.n_tokens]).tolist()
+            return
+        self._rows = []
+        raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
+
+    def logits(self, index: int) -> Logits:
+        """Return float32[V] of the index-th row whose logits were asked for, in batch order.
+
+        A view into llama.cpp's buffer: valid until the next decode.
+        """
+        if not 0 <= index < len(self._rows):
+            raise BadSegment(f"logits {index} of {len(self._rows)} were asked for")
+        row = lib.llama_get_logits_ith(self._handle, self._rows[index])
+        return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
+
+    def _fill(self, segments: Sequence[Segment]) -> None:
+        row = 0
+        for segment in segments:
+            end = row + len(segment.tokens)
+            self._tokens[row:end] = segment.tokens
+            self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
+            self._wanted[row:end] = segment.logits == "all"
+            if segment.logits == "last" and end > row:
+                self._wanted[end - 1] = 1
+            for index in range(row, end):
+                self._batch.seq_id[index][0] = segment.sequence
+            row = end
+        self._batch.n_tokens = row
+
+
+def quantise(source: Path, target: Path, kind: Quantisation) -> None:
+    """Write `source` in another quantisation. Raises CannotQuantise; may leave half a file."""
+    settings = lib.llama_model_quantize_default_params()
+    settings.ftype = _FILE_TYPES[kind]
+    settings.allow_requantize = True
+    paths = str(source).encode(), str(target).encode()
+    if lib.llama_model_quantize(*paths, ctypes.byref(settings)) != 0:
+        raise CannotQuantise(f"llama.cpp could not write {source} as {kind}")
+
+
+_FAILURES: Final = {-1: BadSegment, 1: NoRoom, 2: Aborted}
+
+
+def _string(read: Callable[..., int], model: int | None, index: int) -> str:
+    """Call one of llama.cpp's functions that fill a string buffer and return its length."""
+    size = read(model, index, None, 0) + 1
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    read(model, index, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")
