@@ -4,8 +4,9 @@
 
 Drafts arrive late, twice or out of order; each names its epoch and position. The session keeps
 those of the newest epoch, at most max_ahead beyond the committed text, and drops what is void.
-A pass takes the drafts that follow the committed text without a gap, once all of the chain before
-them is known to equal that text. Every draft is judged, whatever its epoch claims. No state changes when a method raises.
+A pass takes the drafts that follow the committed text without a gap, once all of the chain
+before them is known to equal that text. Correctness never rests on what an epoch claims: every
+draft is judged. No state changes when a method raises.
 """
 
 from __future__ import annotations
