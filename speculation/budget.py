@@ -1,0 +1,61 @@
+"""How many draft tokens a pass should judge: rows are worth what they earn, not what they could.
+
+A pass over `rows` rows takes T(rows) and commits, from a session whose drafts stand with
+probability a each, 1 + a + ... + a^K tokens for K + 1 rows. On a GPU T hardly grows and all
+pending drafts are worth judging; on one CPU core T is nearly proportional and few are. The
+verifier learns T and a as it goes, and picks the rows that commit most tokens per second. So a
+session with useless drafts costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+_WEIGHT: Final = 0.25  # of the latest pass in a running mean
+
+
+class PassTimes:
+    """T(rows) in seconds, learned online. Unknown sizes are taken to cost no more than known."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+
+    def saw(self, rows: int, seconds: float) -> None:
+        """Take in one pass."""
+        old = self._seen.get(rows, seconds)
+        self._seen[rows] = old + _WEIGHT * (seconds - old)
+
+    def of(self, rows: int) -> float:
+        """Return the expected time of a pass; 0 before the first.
+
+        T cannot fall with more rows, so the cheapest pass seen at `rows` or more bounds it; what
+        is larger than any pass seen is assumed as cheap as the largest, and so gets tried.
+        """
+        larger = [seconds for seen, seconds in self._seen.items() if seen >= rows]
+        return min(larger) if larger else self._seen.get(max(self._seen, default=0), 0.0)
+
+
+def share(
+    pending: Sequence[int], acceptance: Sequence[float], times: PassTimes, *, most: int
+) -> list[int]:
+    """Return how many drafts of each session to judge in the next pass.
+
+    pending, acceptance: one entry a session. most: rows the pass may have in all; each session
+    has one row without drafts. The next row always goes to the session whose next draft is
+    likeliest to be reached and to stand; the number of rows is the one with the best expected
+    tokens per second.
+    """
+    gains = sorted(
+        ((a**k, i) for i, (n, a) in enumerate(zip(pending, acceptance, strict=True))
+         for k in range(1, n + 1)),
+        reverse=True,
+    )[: max(0, most - len(pending))]  # fmt: skip
+    tokens, best, best_rate = float(len(pending)), 0, 0.0
+    for rows in range(len(gains) + 1):
+        seconds = times.of(len(pending) + rows)
+        tokens += gains[rows - 1][0] if rows else 0.0
+        if seconds <= 0.0 or tokens / seconds >= best_rate:
+            best, best_rate = rows, tokens / seconds if seconds > 0.0 else 0.0
+    taken = [i for _, i in gains[:best]]
+    return [taken.count(i) for i in range(len(pending))]
