@@ -2,8 +2,8 @@
 
 Read it in this order: messages (what is said), wire (how it is written), noise (the chance both
 ends share), laws (distributions over tokens), judging (what becomes of a draft), drafting and
-verifying (the two halves of a session), pacing (when to draft, when to verify), budget (how much
-to verify).
+verifying (the two halves of a session), pacing (when to draft, when to verify), budget (how
+much to verify).
 
 Nothing here does I/O, reads a clock or draws a random number: all of these are arguments.
 """

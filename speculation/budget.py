@@ -1,4 +1,4 @@
-"""How many draft tokens a pass should judge: rows are worth what they earn, not what they could.
+"""How many draft tokens a pass should judge: a row is worth what it is likely to earn.
 
 A pass over `rows` rows takes T(rows) and commits, from a session whose drafts stand with
 probability a each, 1 + a + ... + a^K tokens for K + 1 rows. On a GPU T hardly grows and all
@@ -16,7 +16,7 @@ _WEIGHT: Final = 0.25  # of the latest pass in a running mean
 
 
 class PassTimes:
-    """T(rows) in seconds, learned online. Unknown sizes are taken to cost no more than known."""
+    """T(rows) in seconds, learned online. A size not seen counts as no dearer than seen."""
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
@@ -29,8 +29,8 @@ class PassTimes:
     def of(self, rows: int) -> float:
         """Return the expected time of a pass; 0 before the first.
 
-        T cannot fall with more rows, so the cheapest pass seen at `rows` or more bounds it; what
-        is larger than any pass seen is assumed as cheap as the largest, and so gets tried.
+        T cannot fall with more rows, so the cheapest pass seen at `rows` or more bounds it; one
+        larger than any pass seen is assumed as cheap as the largest, and so gets tried.
         """
         larger = [seconds for seen, seconds in self._seen.items() if seen >= rows]
         return min(larger) if larger else self._seen.get(max(self._seen, default=0), 0.0)
