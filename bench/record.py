@@ -1,0 +1,126 @@
+"""Records traces: the target writes its answer, the draft is asked at every position of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from bench.traces import Trace
+from models.llama import Context, Logits, Model
+from models.segments import Segment
+from speculation.laws import law, top
+from speculation.messages import Sampling
+from speculation.noise import place
+
+KEPT = 256
+"""Tokens kept of each law: they hold more than 99.9 % of nearly every one."""
+
+ROWS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt to record."""
+
+    family: str
+    prompt_id: str
+    prompt: Sequence[int]
+    sampling: Sampling
+    seed: int
+    tokens: int
+
+
+def record(target: Context, draft: Context, question: Question) -> Trace:
+    """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
+    answer, p = _write(target, question)
+    q, draft_s = _read(draft, question.prompt, answer)
+    kept_p, kept_q = [_keep(row) for row in p], [_keep(row) for row in q]
+    return Trace(
+        question.family,
+        question.prompt_id,
+        question.sampling.temperature,
+        question.seed,
+        np.array(question.prompt, np.int32),
+        np.array(answer, np.int32),
+        np.array([tokens for tokens, _ in kept_p]),
+        np.array([logits for _, logits in kept_p]),
+        np.array([tokens for tokens, _ in kept_q]),
+        np.array([logits for _, logits in kept_q]),
+        np.array(
+            [_overlap(a, b, question.sampling) for a, b in zip(p, q, strict=True)], np.float32
+        ),
+        draft_s,
+        np.array([_pass_s(target, rows) for rows in ROWS], np.float32),
+    )
+
+
+def _write(target: Context, question: Question) -> tuple[list[int], list[Logits]]:
+    answer: list[int] = []
+    p: list[Logits] = []
+    context = list(question.prompt)
+    stops = target.model.stop_tokens()
+    _prefill(target, context[:-1])
+    while len(answer) < question.tokens and not stops.intersection(answer[-1:]):
+        target.decode([Segment(0, len(context) - 1, context[-1:])])
+        p.append(target.logits(0).copy())
+        chosen = law(p[-1], question.sampling)
+        answer.append(chosen.coupled(question.seed, place(len(question.prompt), len(answer))))
+        context.append(answer[-1])
+    return answer, p
+
+
+def _read(
+    draft: Context, prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[list[Logits], float]:
+    _prefill(draft, prompt[:-1])
+    q: list[Logits] = []
+    seconds: list[float] = []
+    for token in (prompt[-1], *answer[:-1]):
+        began = perf_counter()
+        draft.decode([Segment(0, draft.length(0), [token])])
+        seconds.append(perf_counter() - began)
+        q.append(draft.logits(0).copy())
+    return q, float(np.median(seconds))
+
+
+def _prefill(context: Context, tokens: Sequence[int]) -> None:
+    context.truncate(0, 0)
+    for start in range(0, len(tokens), context.limits.batch_tokens):
+        chunk = tokens[start : start + context.limits.batch_tokens]
+        context.decode([Segment(0, start, chunk, logits="none")])
+
+
+def _pass_s(target: Context, rows: int) -> float:
+    return min(_passes(target, rows, repeats=2))
+
+
+def _passes(target: Context, rows: int, repeats: int) -> Iterator[float]:
+    length = target.length(0)
+    for _ in range(repeats):
+        began = perf_counter()
+        target.decode([Segment(0, length, [1] * rows)])
+        yield perf_counter() - began
+        target.truncate(0, length)
+
+
+def _keep(logits: Logits) -> tuple[np.ndarray, Logits]:
+    tokens = top(logits, KEPT)
+    shifted = logits - logits.max()
+    total = np.log(np.exp(shifted, dtype=np.float64).sum())
+    return tokens.astype(np.int32), (shifted[tokens] - total).astype(np.float32)
+
+
+def _overlap(p: Logits, q: Logits, sampling: Sampling) -> float:
+    dense = np.zeros((2, len(p)))
+    for row, logits in zip(dense, (p, q), strict=True):
+        chosen = law(logits, sampling)
+        row[chosen.tokens] = chosen.p
+    return float(np.minimum(dense[0], dense[1]).sum())
+
+
+def open_pair(target: Model, draft: Model, context_tokens: int) -> tuple[Context, Context]:
+    """Return one-sequence contexts over both models. The caller closes them."""
+    return Context(target, context_tokens), Context(draft, context_tokens)
