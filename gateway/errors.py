@@ -23,7 +23,9 @@ class ApiError(Exception):
     type: ClassVar[str]
     code: ClassVar[str]
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

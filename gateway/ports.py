@@ -6,7 +6,7 @@ target (the plain engine). The gateway cannot tell them apart, and must not try.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -43,7 +43,7 @@ class Job:
     """None: no log-probabilities. n: those of the tokens said, and of the n most likely."""
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """Request parameters beyond Sampling, by their OpenAI names; only those in Facts.features."""
+    """Request parameters beyond Sampling, by OpenAI name; only those in Facts.features."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Delta:
 
     finish: FinishReason | None = None
     statistics: Statistics | None = None
-    """With `finish`."""
+    """So far. With `finish` at least; on every Delta, they survive an end by a stop string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Message:
 
 class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Render the chat template, with the assistant's turn opened; ValueError if it refuses."""
+        """Render the chat template, assistant's turn opened; ValueError if it refuses."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -117,6 +117,13 @@ class Tokenizer(Protocol):
     def piece(self, token: int) -> bytes:
         """UTF-8 bytes of one token, perhaps half a character; special tokens give b""."""
         ...
+
+
+TokenizerSource = Callable[[], Awaitable[Tokenizer]]
+"""Gives the target's tokenizer; raises gateway.errors.Unavailable while there is none.
+
+`chat` and `encode` are called from one thread, `piece` from the event loop's, at the same time.
+"""
 
 
 class Engine(Protocol):

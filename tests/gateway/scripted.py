@@ -1,0 +1,134 @@
+"""A scripted engine, a byte tokenizer, and the face served on loopback by uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from gateway import GatewaySettings, create_app
+from gateway.errors import ApiError
+from gateway.ports import Delta, Facts, Job, Message, Statistics, TokenLogprob
+
+END = 256
+"""The stop token of the byte model; tokens 0 to 255 are bytes."""
+
+CONTEXT_TOKENS = 64
+MODEL = "bytes-1"
+COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
+
+
+class ByteTokenizer:
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        if messages[0].role == "assistant":
+            raise ValueError("the conversation must not begin with the assistant")
+        return self.encode("".join(f"{m.role[0]}:{m.content}\n" for m in messages))
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < END else b""
+
+
+@dataclass
+class ScriptedEngine:
+    """Says `script` (or what it says for the choice), one Delta a chunk, then `then`."""
+
+    script: Sequence[bytes] | Callable[[Job], Sequence[bytes]] = (b"Hi", b" there")
+    then: Exception | None = None
+    features: frozenset[str] = frozenset()
+    statistics: Statistics = COUNTED
+    jobs: list[Job] = field(default_factory=list)
+    closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    """Released once by each generator that has been closed."""
+
+    pause: Callable[[], Awaitable[None]] | None = None
+    down: ApiError | None = None
+
+    async def facts(self) -> Facts:
+        if self.down is not None:
+            raise self.down
+        return Facts(MODEL, CONTEXT_TOKENS, frozenset({END}), END + 1, self.features)
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        self.jobs.append(job)
+        try:
+            chunks = self.script(job) if callable(self.script) else self.script
+            for chunk in chunks:
+                yield Delta(tuple(chunk), _logprobs(job, chunk), statistics=self.statistics)
+                await (self.pause or _at_once)()
+            if self.then is not None:
+                raise self.then
+            ending = (_logprob(job, END),) if job.top_logprobs is not None else None
+            yield Delta((END,), ending, finish="stop", statistics=self.statistics)
+        finally:
+            self.closed.release()
+
+
+async def _at_once() -> None:
+    await asyncio.sleep(0)
+
+
+def _logprobs(job: Job, chunk: bytes) -> tuple[TokenLogprob, ...] | None:
+    if job.top_logprobs is None:
+        return None
+    return tuple(_logprob(job, token) for token in chunk)
+
+
+def _logprob(job: Job, token: int) -> TokenLogprob:
+    top = ((token, -0.5), (ord("x"), float("-inf")))
+    return TokenLogprob(-0.5, top[: job.top_logprobs])
+
+
+def make_app(engine: ScriptedEngine, **settings: object) -> FastAPI:
+    async def tokenizer() -> ByteTokenizer:
+        return ByteTokenizer()
+
+    return create_app(
+        engine, tokenizer, GatewaySettings.model_validate(settings), draw_seed=lambda: 41
+    )
+
+
+def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=app)
+    return httpx.AsyncClient(transport=transport, base_url="http://face", headers=headers)
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """Serve on loopback; give the base URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="critical", lifespan="on")
+        server = Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await server.ready.wait()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving

@@ -1,0 +1,235 @@
+"""Each bad input gets the defined error, in OpenAI's shape; the engine never hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.errors import Unavailable
+from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+TEXT = {"model": MODEL, "prompt": "Hello"}
+KEY = {"authorization": "Bearer right"}
+
+BAD_CHATS = [
+    ({"temperature": -1}, "temperature", "invalid_value"),
+    ({"temperature": 2.1}, "temperature", "invalid_value"),
+    ({"temperature": "hot"}, "temperature", "invalid_value"),
+    ({"temperature": True}, "temperature", "invalid_value"),
+    ({"top_p": 0}, "top_p", "invalid_value"),
+    ({"top_k": 1.5}, "top_k", "invalid_value"),
+    ({"min_p": 2}, "min_p", "invalid_value"),
+    ({"n": 0}, "n", "invalid_value"),
+    ({"n": 9}, "n", "invalid_value"),
+    ({"seed": 2**63}, "seed", "invalid_value"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens", "invalid_value"),
+    ({"max_tokens": CONTEXT_TOKENS}, "messages", "context_length_exceeded"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+    ({"stop": ""}, "stop.0", "invalid_value"),
+    ({"stop": 7}, "stop", "invalid_value"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+    ({"messages": []}, "messages", "invalid_value"),
+    ({"messages": None}, "messages", "missing_required_parameter"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content", "missing_required_parameter"),
+    ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role", "invalid_value"),
+    (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
+        "messages.0.tool_calls",
+        "unknown_parameter",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content.0.type",
+        "invalid_value",
+    ),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "invalid_value"),
+    (
+        {"messages": [{"role": "user", "content": "a" * CONTEXT_TOKENS}]},
+        "messages",
+        "context_length_exceeded",
+    ),
+    ({"model": None}, "model", "missing_required_parameter"),
+    ({"colour": "red"}, "colour", "unknown_parameter"),
+]
+
+UNSUPPORTED = {
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "auto",
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
+    "response_format": {"type": "json_object"},
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+    "logit_bias": {"5": 3},
+    "min_tokens": 1,
+    "ignore_eos": True,
+    "audio": {"voice": "alloy", "format": "wav"},
+    "modalities": ["text", "audio"],
+    "prediction": {"type": "content", "content": "a"},
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "web_search_options": {},
+    "service_tier": "flex",
+    "store": True,
+    "moderation": {"model": "m"},
+}
+
+BAD_TEXTS = [
+    ({"prompt": None}, "prompt", "missing_required_parameter"),
+    ({"prompt": []}, "prompt", "invalid_value"),
+    ({"prompt": ""}, "prompt", "invalid_value"),
+    ({"prompt": [[]]}, "prompt", "invalid_value"),
+    ({"prompt": [True]}, "prompt", "invalid_value"),
+    ({"prompt": [5, "a"]}, "prompt", "invalid_value"),
+    ({"prompt": [5, 257]}, "prompt", "invalid_value"),
+    ({"prompt": [-1]}, "prompt", "invalid_value"),
+    ({"prompt": ["a"] * 17}, "prompt", "invalid_value"),
+    ({"prompt": "a" * CONTEXT_TOKENS}, "prompt", "context_length_exceeded"),
+    ({"echo": True}, "echo", "unsupported_parameter"),
+    ({"best_of": 2}, "best_of", "unsupported_parameter"),
+    ({"suffix": "z"}, "suffix", "unsupported_parameter"),
+    ({"logprobs": 21}, "logprobs", "invalid_value"),
+    ({"messages": []}, "messages", "unknown_parameter"),
+]
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    engine = ScriptedEngine()
+    yield engine
+    assert engine.jobs == []
+
+
+async def post(
+    engine: ScriptedEngine, path: str, body: object, **settings: object
+) -> tuple[int, dict[str, object]]:
+    async with client_of(make_app(engine, **settings)) as client:
+        answer = await client.post(path, json=body)
+    return answer.status_code, answer.json()["error"]
+
+
+@pytest.mark.parametrize(("change", "param", "code"), BAD_CHATS)
+async def test_a_bad_chat_request_is_a_400_that_names_the_field(
+    engine: ScriptedEngine, change: dict[str, object], param: str, code: str
+) -> None:
+    status, error = await post(engine, "/v1/chat/completions", CHAT | change)
+
+    assert (status, error["param"], error["code"]) == (400, param, code)
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+async def test_a_parameter_that_would_change_the_output_is_never_ignored(
+    engine: ScriptedEngine, name: str
+) -> None:
+    status, error = await post(engine, "/v1/chat/completions", CHAT | {name: UNSUPPORTED[name]})
+
+    assert (status, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(("change", "param", "code"), BAD_TEXTS)
+async def test_a_bad_completion_request_is_a_400_that_names_the_field(
+    engine: ScriptedEngine, change: dict[str, object], param: str, code: str
+) -> None:
+    status, error = await post(engine, "/v1/completions", TEXT | change)
+
+    assert (status, error["param"], error["code"]) == (400, param, code)
+
+
+async def test_an_unknown_model_is_a_404(engine: ScriptedEngine) -> None:
+    status, error = await post(engine, "/v1/chat/completions", CHAT | {"model": "gpt-9"})
+
+    assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b"[" * 500, b"[1]"])
+async def test_a_body_that_is_no_json_object_is_a_400(
+    engine: ScriptedEngine, body: bytes
+) -> None:
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post("/v1/chat/completions", content=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_a_413_announced_or_not(
+    engine: ScriptedEngine, chunked: bool
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b" " * 256
+
+    content = chunks() if chunked else b" " * 1280
+
+    async with client_of(make_app(engine, body_limit_bytes=1024)) as client:
+        answer = await client.post("/v1/chat/completions", content=content)
+
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic right"},
+        {"x-api-key": "right"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/nowhere"])
+async def test_without_a_right_key_every_path_is_a_401(
+    engine: ScriptedEngine, path: str, headers: dict[str, str]
+) -> None:
+    async with client_of(make_app(engine, api_keys=["other", "right"])) as client:
+        answer = await client.post(path, content=b"{", headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_with_a_right_key_the_doors_open_and_two_are_never_closed(
+    engine: ScriptedEngine,
+) -> None:
+    async with client_of(make_app(engine, api_keys=["other", "right"])) as client:
+        statuses = [
+            (await client.get("/v1/models", headers=KEY)).status_code,
+            (await client.get("/health")).status_code,
+            (await client.get("/metrics")).status_code,
+        ]
+
+    assert statuses == [200, 200, 200]
+
+
+async def test_unknown_paths_and_methods_are_errors_in_openais_shape(
+    engine: ScriptedEngine,
+) -> None:
+    async with client_of(make_app(engine)) as client:
+        nowhere = await client.get("/v1/nowhere")
+        wrong = await client.get("/v1/chat/completions")
+
+    assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
+    assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+async def test_without_a_verifier_everything_that_needs_it_is_a_503() -> None:
+    engine = ScriptedEngine(down=Unavailable("no verifier at 127.0.0.1:9000"))
+    async with client_of(make_app(engine)) as client:
+        answers = [
+            await client.get("/health"),
+            await client.get("/v1/models"),
+            await client.post("/v1/chat/completions", json=CHAT),
+        ]
+
+    assert [answer.status_code for answer in answers] == [503, 503, 503]
+    assert answers[0].json()["error"]["code"] == "verifier_unavailable"

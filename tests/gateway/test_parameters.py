@@ -1,0 +1,113 @@
+"""Parameters beyond the schemas: harmless ones pass, served ones are checked and handed on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+ALL = frozenset(
+    {
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "response_format",
+        "min_tokens",
+        "ignore_eos",
+    }
+)
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+
+
+async def post(engine: ScriptedEngine, change: dict[str, object]) -> tuple[int, object]:
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT | change)
+    return answer.status_code, answer.json().get("error", {}).get("param")
+
+
+async def test_parameters_and_values_that_change_nothing_are_accepted() -> None:
+    engine = ScriptedEngine()
+    harmless = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "parallel_tool_calls": True,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "service_tier": "auto",
+        "audio": None,
+        "stop": None,
+        "seed": None,
+    }
+
+    status, _ = await post(engine, harmless)
+
+    assert status == 200
+    assert engine.jobs[0].extras == {}
+    assert engine.jobs[0].seed == 41
+
+
+async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
+    status, param = await post(ScriptedEngine(), {"presence_penalty": False})
+
+    assert (status, param) == (400, "presence_penalty")
+
+
+async def test_what_the_engine_serves_reaches_it_as_the_client_said_it() -> None:
+    engine = ScriptedEngine(features=ALL)
+
+    status, _ = await post(
+        engine,
+        {
+            "presence_penalty": 1,
+            "repetition_penalty": 1.5,
+            "logit_bias": {"5": -100},
+            "response_format": SCHEMA,
+            "min_tokens": 2,
+            "ignore_eos": True,
+        },
+    )
+
+    assert status == 200
+    assert engine.jobs[0].extras == {
+        "presence_penalty": 1.0,
+        "repetition_penalty": 1.5,
+        "logit_bias": {5: -100.0},
+        "response_format": SCHEMA,
+        "min_tokens": 2,
+        "ignore_eos": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five.[key]"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"257": 1}}, "logit_bias.257"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"tools": [{}]}, "tools"),
+    ],
+)
+async def test_a_served_parameter_with_a_bad_value_is_a_400(
+    change: dict[str, object], param: str
+) -> None:
+    engine = ScriptedEngine(features=ALL)
+
+    status, named = await post(engine, change)
+
+    assert (status, named) == (400, param)
+    assert engine.jobs == []

@@ -1,0 +1,233 @@
+"""The real openai SDK against the face, served by uvicorn on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
+from gateway.ports import Job
+from tests.gateway.scripted import MODEL, ScriptedEngine, make_app, served
+
+ASK = [{"role": "user", "content": "Hello"}]
+
+
+@asynccontextmanager
+async def sdk(engine: ScriptedEngine, *, key: str = "k") -> AsyncIterator[AsyncOpenAI]:
+    async with (
+        served(make_app(engine, api_keys=["k"])) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+    ):
+        yield client
+
+
+def seeded(job: Job) -> list[bytes]:
+    return [f"{job.seed}".encode(), b"!"]
+
+
+async def test_a_chat_completion_carries_text_usage_and_speculation_statistics() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        answer = await client.chat.completions.create(model=MODEL, messages=ASK)
+
+    choice = answer.choices[0]
+    assert (choice.message.role, choice.message.content) == ("assistant", "Hi there")
+    assert (choice.finish_reason, choice.logprobs) == ("stop", None)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (8, 9)
+    assert answer.usage.total_tokens == 17
+    assert answer.metrics["speculative_decoding"] == {
+        "mean_acceptance_length": pytest.approx(1 + 7 / 3),
+        "draft_acceptance_rate": pytest.approx(7 / 12),
+        "acceptance_histogram": [0, 0, 2, 1],
+        "num_spec_steps": 3,
+        "num_accepted_draft_tokens": 7,
+        "num_draft_tokens": 12,
+        "num_target_passes": 4,
+        "num_accepted_tokens_per_pos": [3, 3, 1],
+    }
+    assert (answer.timings["draft_n"], answer.timings["draft_n_accepted"]) == (12, 7)
+
+
+async def test_a_stream_has_role_content_finish_and_statistics_in_this_order() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        stream = await client.chat.completions.create(model=MODEL, messages=ASK, stream=True)
+        chunks = [chunk async for chunk in stream]
+
+    assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", None, None, None]
+    assert [chunk.choices[0].delta.content for chunk in chunks] == ["", "Hi", " there", None]
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, None, "stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].timings["draft_n"] == 12
+
+
+async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=ASK, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 9
+    assert chunks[-1].metrics["speculative_decoding"]["num_draft_tokens"] == 12
+
+
+async def test_each_choice_has_its_own_seed_and_is_the_same_streamed_or_not() -> None:
+    async with sdk(ScriptedEngine(seeded)) as client:
+        whole = await client.chat.completions.create(
+            model=MODEL, messages=ASK, n=3, seed=2**63 - 1
+        )
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=ASK, n=3, seed=2**63 - 1, stream=True
+        )
+        texts = ["", "", ""]
+        async for chunk in stream:
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+
+    assert texts == [f"{2**63 - 1}!", "0!", "1!"]
+    assert [choice.message.content for choice in whole.choices] == texts
+
+
+async def test_chat_logprobs_are_in_openais_shape() -> None:
+    async with sdk(ScriptedEngine(["é".encode()])) as client:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=ASK, logprobs=True, top_logprobs=2
+        )
+
+    first, second = answer.choices[0].logprobs.content
+    assert (first.token, first.bytes, first.logprob) == ("\\xc3", [0xC3], -0.5)
+    assert [top.token for top in first.top_logprobs] == ["\\xc3", "x"]
+    assert first.top_logprobs[1].logprob == -9999.0
+    assert second.bytes == [0xA9]
+
+
+async def test_streamed_logprobs_add_up_to_the_whole() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=ASK, logprobs=True, stream=True
+        )
+        tokens = [
+            entry.token
+            async for chunk in stream
+            for entry in (
+                chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else []
+            )
+        ]
+
+    assert "".join(tokens) == "Hi there"
+
+
+async def test_a_stop_string_across_tokens_ends_the_text_and_keeps_the_statistics() -> None:
+    engine = ScriptedEngine([b"one t", b"wo three"])
+    async with sdk(engine) as client:
+        answer = await client.chat.completions.create(model=MODEL, messages=ASK, stop=["two"])
+
+    assert answer.choices[0].message.content == "one "
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 7)
+    assert answer.metrics["speculative_decoding"]["num_draft_tokens"] == 12
+    assert engine.closed.locked() is False
+
+
+async def test_completions_take_several_prompts_of_text_or_of_tokens() -> None:
+    engine = ScriptedEngine(lambda job: [bytes(job.prompt)])
+    async with sdk(engine) as client:
+        texts = await client.completions.create(model=MODEL, prompt=["ab", "c"], n=2)
+        tokens = await client.completions.create(model=MODEL, prompt=[[100, 101], [102]])
+        one = await client.completions.create(model=MODEL, prompt=[103])
+
+    assert [choice.text for choice in texts.choices] == ["ab", "ab", "c", "c"]
+    assert [choice.text for choice in tokens.choices] == ["de", "f"]
+    assert one.choices[0].text == "g"
+    assert texts.usage.prompt_tokens == 3
+    assert {job.max_tokens for job in engine.jobs} == {16}
+
+
+async def test_completion_logprobs_are_in_the_older_shape() -> None:
+    async with sdk(ScriptedEngine(["aé".encode()])) as client:
+        answer = await client.completions.create(model=MODEL, prompt="p", logprobs=1)
+
+    logprobs = answer.choices[0].logprobs
+    assert logprobs.tokens == ["a", "bytes:\\xc3", "bytes:\\xa9"]
+    assert logprobs.text_offset == [0, 1, 1]
+    assert logprobs.top_logprobs[0] == {"a": -0.5}
+    assert logprobs.token_logprobs == [-0.5, -0.5, -0.5]
+
+
+async def test_completions_stream_too() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        stream = await client.completions.create(model=MODEL, prompt="p", stream=True)
+        chunks = [chunk.choices[0] async for chunk in stream]
+
+    assert [chunk.text for chunk in chunks] == ["Hi", " there", ""]
+    assert chunks[-1].finish_reason == "stop"
+
+
+async def test_an_answer_can_be_sent_back_as_part_of_the_conversation() -> None:
+    engine = ScriptedEngine([b"ok"])
+    async with sdk(engine) as client:
+        answer = await client.chat.completions.create(model=MODEL, messages=ASK)
+        parts = {"role": "user", "content": [{"type": "text", "text": t} for t in ("x", "y")]}
+        await client.chat.completions.create(
+            model=MODEL, messages=[*ASK, answer.choices[0].message, parts]
+        )
+
+    assert bytes(engine.jobs[1].prompt) == b"u:Hello\na:ok\nu:x\ny\n"
+
+
+async def test_the_model_can_be_listed_and_looked_up() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        listed = [model.id async for model in client.models.list()]
+        found = await client.models.retrieve(MODEL)
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("org/other")
+
+    assert listed == [MODEL]
+    assert found.max_model_len == 64
+
+
+async def test_a_wrong_key_is_an_authentication_error() -> None:
+    async with sdk(ScriptedEngine(), key="wrong") as client:
+        with pytest.raises(openai.AuthenticationError):
+            await client.chat.completions.create(model=MODEL, messages=ASK)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("then", "kind"),
+    [
+        (Overloaded("full", retry_after_s=3), openai.RateLimitError),
+        (Unavailable("no verifier"), openai.InternalServerError),
+        (EngineFault("a bug"), openai.InternalServerError),
+        (InvalidRequest("no", param="x"), openai.BadRequestError),
+        (RuntimeError("a bug"), openai.InternalServerError),
+    ],
+)
+async def test_an_error_before_the_first_token_has_its_own_status_streamed_or_not(
+    then: Exception, kind: type[openai.APIStatusError], stream: bool
+) -> None:
+    engine = ScriptedEngine(script=(), then=then)
+    async with sdk(engine) as client:
+        with pytest.raises(kind) as caught:
+            await client.chat.completions.create(model=MODEL, messages=ASK, stream=stream)
+
+    if isinstance(then, Overloaded):
+        assert caught.value.response.headers["retry-after"] == "3"
+    assert engine.closed.locked() is False
+
+
+@pytest.mark.parametrize("then", [Unavailable("the verifier went away"), RuntimeError("a bug")])
+async def test_an_error_after_the_first_token_is_an_event_in_the_stream(
+    then: Exception,
+) -> None:
+    seen: list[str] = []
+    async with sdk(ScriptedEngine(then=then)) as client:
+        stream = await client.chat.completions.create(model=MODEL, messages=ASK, stream=True)
+        with pytest.raises(openai.APIError):  # noqa: PT012
+            async for chunk in stream:
+                seen.append(chunk.choices[0].delta.content or "")
+
+    assert "".join(seen) == "Hi there"

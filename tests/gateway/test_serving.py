@@ -1,0 +1,188 @@
+"""What a client sees on the wire, what happens when it goes away, and what operators see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.errors import Unavailable
+from gateway.ports import Delta, Job
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
+STREAM = CHAT | {"stream": True}
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def closed(engine: ScriptedEngine, count: int) -> None:
+    async with asyncio.timeout(1):
+        for _ in range(count):
+            await engine.closed.acquire()
+
+
+async def test_a_stream_is_framed_as_events_that_end_with_done() -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        answer = await client.post("/v1/chat/completions", json=STREAM)
+
+    *events, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    assert all(json.loads(event.removeprefix("data: ")) for event in events)
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+async def test_a_stream_that_fails_ends_with_an_error_event_and_without_done() -> None:
+    engine = ScriptedEngine(then=Unavailable("the verifier went away"))
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post("/v1/chat/completions", json=STREAM)
+
+    last = answer.text.strip().split("\n\n")[-1]
+    assert answer.status_code == 200
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "verifier_unavailable"
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_a_client_that_goes_away_mid_stream_closes_every_generator(choices: int) -> None:
+    engine = ScriptedEngine(pause=forever)
+    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        body = STREAM | {"n": choices}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            await anext(answer.aiter_lines())
+
+        await closed(engine, choices)
+        metrics = (await client.get("/metrics")).text
+
+    assert 'picospec:requests_total{status="499"} 1.0' in metrics
+    assert "picospec:num_requests_running 1.0" in metrics  # this very one
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_a_client_that_goes_away_before_the_first_token_closes_the_generator(
+    body: dict[str, object],
+) -> None:
+    waiting = asyncio.Event()
+
+    class Silent(ScriptedEngine):
+        async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+            waiting.set()
+            try:
+                await forever()
+                yield Delta(())
+            finally:
+                self.closed.release()
+
+    engine = Silent()
+    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        with capture_logs() as logs:
+            request = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            await waiting.wait()
+            request.cancel()
+            await closed(engine, 1)
+            await asyncio.sleep(0.02)
+
+    assert [entry["status"] for entry in logs] == [499]
+
+
+async def test_one_choice_that_fails_ends_the_others() -> None:
+    def script(job: Job) -> list[bytes]:
+        if job.seed == 1:
+            raise Unavailable("gone")
+        return [b"a"] * 40
+
+    engine = ScriptedEngine(script, pause=lambda: asyncio.sleep(10))
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT | {"n": 2, "seed": 0})
+
+    assert answer.status_code == 503
+    await closed(engine, 2)
+
+
+async def test_a_sane_request_id_is_kept_and_any_other_replaced() -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        kept = await client.get("/health", headers={"x-request-id": "trace-1.a:b"})
+        replaced = await client.get("/health", headers={"x-request-id": "two words"})
+
+    assert kept.headers["x-request-id"] == "trace-1.a:b"
+    assert replaced.headers["x-request-id"].startswith("req-")
+
+
+async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
+    with capture_logs() as logs:
+        async with client_of(make_app(ScriptedEngine())) as client:
+            await client.post("/v1/chat/completions", json=CHAT)
+            await client.post("/v1/chat/completions", json=CHAT | {"temperature": "secret"})
+
+    first, second = logs
+    assert (first["status"], first["prompt_tokens"], first["completion_tokens"]) == (200, 15, 9)
+    assert (second["status"], second["error"]) == (400, "invalid_value")
+    assert "secret" not in repr(logs)
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_a_bug_is_a_500_and_its_traceback_is_logged_without_any_text_of_the_request(
+    body: dict[str, object],
+) -> None:
+    engine = ScriptedEngine((), then=RuntimeError("a bug"))
+    with capture_logs() as logs:
+        async with client_of(make_app(engine)) as client:
+            answer = await client.post("/v1/chat/completions", json=body)
+
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "internal error"
+    assert logs[0]["log_level"] == "error"
+    assert "RuntimeError: a bug" in logs[0]["traceback"]
+    assert "secret" not in repr(logs)
+
+
+async def test_metrics_have_the_names_dashboards_know() -> None:
+    app = make_app(ScriptedEngine())
+    async with client_of(app) as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+        metrics = (await client.get("/metrics")).text
+
+    for line in (
+        'picospec:requests_total{status="200"} 1.0',
+        "picospec:spec_decode_num_drafts_total 3.0",
+        "picospec:spec_decode_num_draft_tokens_total 12.0",
+        "picospec:spec_decode_num_accepted_tokens_total 7.0",
+        'picospec:spec_decode_num_accepted_tokens_per_pos_total{position="2"} 1.0',
+        "picospec:time_to_first_token_seconds_count 1.0",
+        "picospec:inter_token_latency_seconds_count 7.0",
+        "picospec:e2e_request_latency_seconds_count 1.0",
+        "picospec:generation_tokens_total 9.0",
+        "picospec:prompt_tokens_total 15.0",
+    ):
+        assert line in metrics.splitlines()
+
+
+async def test_two_apps_in_one_process_share_nothing() -> None:
+    one, two = make_app(ScriptedEngine()), make_app(ScriptedEngine())
+    async with client_of(one) as first, client_of(two) as second:
+        await first.post("/v1/chat/completions", json=CHAT)
+        metrics = (await second.get("/metrics")).text
+
+    assert "picospec:generation_tokens_total 0.0" in metrics
+
+
+async def test_routes_that_a_service_adds_are_covered_too() -> None:
+    app = make_app(ScriptedEngine(), api_keys=["k"])
+
+    @app.get("/v1/extra")
+    async def extra() -> None:
+        raise Unavailable("not yet")
+
+    async with client_of(app) as client:
+        locked = await client.get("/v1/extra")
+        answer = await client.get("/v1/extra", headers={"authorization": "Bearer k"})
+
+    assert locked.status_code == 401
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "not yet")
