@@ -1,0 +1,61 @@
+#!/bin/sh
+# Make .venv with everything PicoSpec runs on: setup.sh [run|dev]
+# `dev` adds what tests and checks need. torch and vLLM are never installed here.
+set -eu
+extent=${1:-run}
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.."
+step="$here/step.sh"
+cache=$HOME/.cache/picospec/wheels
+
+good_python() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    for name in ${PYTHON:-} python3.11 python3 python3.12 python3.13; do
+        if good_python "$name"; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "PicoSpec needs Python 3.11 or newer; name one with PYTHON=/path/to/python3" >&2
+    return 1
+}
+
+# What must come from the system, by Debian's names; nothing when all is there.
+missing_packages() {
+    command -v gcc >/dev/null || echo gcc
+    command -v g++ >/dev/null || echo g++
+    command -v make >/dev/null || command -v ninja >/dev/null || echo make
+    "$1" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+}
+
+# A wheel built here may use every instruction of this processor, so it is kept by processor.
+processor() {
+    { uname -m; grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true; } |
+        cksum | cut -d' ' -f1
+}
+
+python=$(find_python)
+packages=$(missing_packages "$python")
+if [ -n "$packages" ]; then
+    # shellcheck disable=SC2086 # one word, one package
+    "$step" "build tools installed" "$here/install-packages.sh" $packages
+fi
+
+if ! good_python .venv/bin/python; then
+    "$step" "virtual environment made" "$python" -m venv --clear .venv
+fi
+"$step" "pip brought up to date" .venv/bin/python -m pip install --quiet 'pip>=25.1'
+
+wheels="$cache/$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",$/\1/p' pyproject.toml)-$(processor)"
+"$step" "llama.cpp built (once a machine, about 80 s on two cores)" \
+    "$here/build-llama.sh" "$PWD/.venv/bin/python" "$wheels"
+
+set -- "$wheels"/llama_cpp_python-*.whl --editable .
+if [ "$extent" = dev ]; then
+    set -- "$@" --group dev
+fi
+"$step" "packages installed" .venv/bin/python -m pip install --quiet "$@"
+touch .venv/.ready-run ".venv/.ready-$extent"
