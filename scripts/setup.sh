@@ -50,12 +50,15 @@ fi
 "$step" "pip brought up to date" .venv/bin/python -m pip install --quiet 'pip>=25.1'
 
 wheels="$cache/$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",$/\1/p' pyproject.toml)-$(processor)"
-"$step" "llama.cpp built (once a machine, about 80 s on two cores)" \
-    "$here/build-llama.sh" "$PWD/.venv/bin/python" "$wheels"
+if ! [ -d "$wheels" ]; then
+    "$step" "llama.cpp built (once a machine; minutes)" \
+        "$here/build-llama.sh" "$PWD/.venv/bin/python" "$wheels"
+fi
 
 set -- "$wheels"/llama_cpp_python-*.whl --editable .
 if [ "$extent" = dev ]; then
     set -- "$@" --group dev
 fi
-"$step" "packages installed" .venv/bin/python -m pip install --quiet "$@"
+# An editable install warns of folders named like packages; here they are the packages.
+PYTHONWARNINGS=ignore "$step" "packages installed" .venv/bin/python -m pip install --quiet "$@"
 touch .venv/.ready-run ".venv/.ready-$extent"
