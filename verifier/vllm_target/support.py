@@ -1,0 +1,164 @@
+"""From logits to laws on any torch device, many rows at once, without sorting the vocabulary.
+
+    n  rows      V  vocabulary size      C  candidates: the likeliest tokens of each row
+
+A law's support is found among C candidates, likeliest first, and C grows until the support ends
+before the candidates do. It is vLLM's support: temperature, min-p, top-k (ties of the k-th
+stay), then the shortest prefix that holds top_p of what is left. Among equal logits the lower
+token comes first, so that a row means the same in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speculation.laws import GREEDY_BELOW, Law
+from verifier.vllm_target.noise import gumbel
+from verifier.vllm_target.orders import Shape
+
+FIRST_CANDIDATES: Final = 64
+GROWTH: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Tokens that may be said, by row."""
+
+    tokens: Tensor
+    """int64[n, C]."""
+
+    logs: Tensor
+    """float64[n, C]: log p up to a constant of the row; -inf outside the support."""
+
+
+def say(logits: Tensor, shapes: Sequence[Shape], seeds: list[int], places: list[int]) -> list[int]:
+    """Return each row's token under the shared noise. logits: float32[n, V], after penalties."""
+    said = [0] * len(shapes)
+    for rows, found in _supports(logits, shapes):
+        noise = gumbel([seeds[i] for i in rows], [places[i] for i in rows], found.tokens)
+        scores = torch.where(torch.isneginf(found.logs), found.logs, found.logs + noise)
+        best = scores.argmax(dim=1, keepdim=True)
+        for i, token in zip(rows, found.tokens.gather(1, best)[:, 0].tolist(), strict=True):
+            said[i] = token
+    return said
+
+
+def law(logits: Tensor, shape: Shape) -> Law:
+    """Return one row's law. logits: float32[V]."""
+    (_, found), *_ = _supports(logits[None], [shape])
+    kept = ~torch.isneginf(found.logs[0])
+    weights = torch.exp(found.logs[0][kept]).cpu().numpy()
+    some = weights > 0.0
+    tokens = found.tokens[0][kept].cpu().numpy().astype(np.int64)
+    return Law(tokens[some], weights[some] / weights[some].sum())
+
+
+def _supports(logits: Tensor, shapes: Sequence[Shape]) -> list[tuple[list[int], Support]]:
+    """Return supports by kind of row: greedy, cut, whole."""
+    greedy = [i for i, shape in enumerate(shapes) if shape.temperature < GREEDY_BELOW]
+    drawn = [i for i, shape in enumerate(shapes) if shape.temperature >= GREEDY_BELOW]
+    kinds = {
+        _greedy: greedy,
+        _cut: [i for i in drawn if shapes[i].cuts],
+        _whole: [i for i in drawn if not shapes[i].cuts],
+    }
+    return [
+        (rows, find(_biased(logits, shapes, rows), [shapes[i] for i in rows]))
+        for find, rows in kinds.items()
+        if rows
+    ]
+
+
+def _biased(logits: Tensor, shapes: Sequence[Shape], rows: list[int]) -> Tensor:
+    chosen = logits[rows]
+    for row, i in enumerate(rows):
+        if shapes[i].bias:
+            tokens, values = zip(*shapes[i].bias, strict=True)
+            chosen[row, list(tokens)] += chosen.new_tensor(values)
+    return chosen
+
+
+def _greedy(logits: Tensor, shapes: Sequence[Shape]) -> Support:
+    """The most likely token; the lowest of several: argmax alone promises no order."""
+    best = logits.amax(dim=1, keepdim=True)
+    tokens = (logits == best).to(torch.uint8).argmax(dim=1, keepdim=True)
+    return Support(tokens, torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device))
+
+
+def _whole(logits: Tensor, shapes: Sequence[Shape]) -> Support:
+    tokens = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
+    return Support(tokens, _scaled(logits, shapes).to(torch.float64))
+
+
+def _scaled(logits: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """Divide by the temperature; then the largest is 0."""
+    temperatures = logits.new_tensor([shape.temperature for shape in shapes])
+    scaled = logits / temperatures[:, None]
+    return scaled - scaled.amax(dim=1, keepdim=True)
+
+
+def _cut(logits: Tensor, shapes: Sequence[Shape]) -> Support:
+    scaled = _scaled(logits, shapes)
+    size = scaled.shape[1]
+    limits = _Limits.of(scaled, shapes)
+    count = max(FIRST_CANDIDATES, *(shape.top_k + 1 for shape in shapes))
+    while True:
+        values, tokens = _candidates(scaled, min(count, size))
+        logs = values.to(torch.float64)
+        kept = limits.keep(logs)
+        least = logs.masked_fill(~kept, 0.0).amin(dim=1)
+        if count >= size or bool((logs[:, -1] < least).all()):
+            return Support(tokens, logs.masked_fill(~kept, -torch.inf))
+        count *= GROWTH
+
+
+def _candidates(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest values and their tokens, by value, then by token."""
+    tokens = scaled.topk(count, dim=1).indices.sort(dim=1).values
+    values, order = scaled.gather(1, tokens).sort(dim=1, descending=True, stable=True)
+    return values, tokens.gather(1, order)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Columns [n, 1] of the settings, as each row compares with them."""
+
+    min_p: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    total: Tensor
+    """float64: what min-p leaves of the whole row, where no top-k is set."""
+
+    @staticmethod
+    def of(scaled: Tensor, shapes: Sequence[Shape]) -> _Limits:
+        def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=scaled.device)[:, None]
+
+        min_p = column([shape.min_p for shape in shapes], torch.float64)
+        weights = torch.exp(scaled)
+        weights.masked_fill_(weights < min_p, 0.0)
+        return _Limits(
+            min_p,
+            column([shape.top_k for shape in shapes], torch.int64),
+            column([shape.top_p for shape in shapes], torch.float64),
+            weights.sum(dim=1, keepdim=True, dtype=torch.float64),
+        )
+
+    def keep(self, logs: Tensor) -> Tensor:
+        """Tell which candidates stay. logs: float64[n, C], descending, from 0."""
+        weights = torch.exp(logs)
+        kept = weights >= self.min_p
+        last = (self.top_k.clamp(1, logs.shape[1]) - 1).clamp(min=0)
+        kept &= (self.top_k == 0) | (logs >= logs.gather(1, last))
+        left = weights * kept
+        total = torch.where(self.top_k > 0, left.sum(dim=1, keepdim=True), self.total)
+        before = left.cumsum(dim=1) - left
+        kept &= (self.top_p >= 1.0) | (before < self.top_p * total)
+        kept[:, 0] = True
+        return kept
