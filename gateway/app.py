@@ -37,6 +37,7 @@ def create_app(
     settings: GatewaySettings,
     *,
     registry: CollectorRegistry | None = None,
+    metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = draw_seed,
@@ -44,7 +45,8 @@ def create_app(
     """Return the OpenAI face of `engine`.
 
     The caller may add routes: keys, body limit, request ids, log line and the translation of
-    gateway.errors cover them too. `registry` is what /metrics shows (one of its own if None).
+    gateway.errors cover them too. `registry` is what /metrics shows (one of its own if None);
+    `metrics`, if given, are already in it.
     """
     registry = registry or CollectorRegistry()
     app = FastAPI(
@@ -52,7 +54,7 @@ def create_app(
         lifespan=lifespan,
         openapi_url=None,
         middleware=[
-            Middleware(Accounts, metrics=Metrics(registry), clock=clock),
+            Middleware(Accounts, metrics=metrics or Metrics(registry), clock=clock),
             Middleware(Keys, keys=settings.api_keys),
             Middleware(BodyLimit, limit_bytes=settings.body_limit_bytes),
         ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from gateway.ports import Tokenizer
 from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Redraw, Refuse
 
 Said = Commit | Refuse | Finish
@@ -52,6 +53,11 @@ class Target(Protocol):
         """Known once started."""
         ...
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's own, for the plain engine. Known once started."""
+        ...
+
     async def start(self) -> None:
         """Load the model; may take minutes."""
         ...
@@ -63,7 +69,8 @@ class Target(Protocol):
     def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
         """Run one session to its Finish. Closing the generator frees its KV within a pass.
 
-        Raises TargetFull, Refused or TargetFailed. The request was checked against `facts`.
+        Raises TargetFull or Refused before it first waits for anything, TargetFailed later. The
+        request was checked against `facts`.
         """
         ...
 

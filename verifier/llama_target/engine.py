@@ -1,0 +1,58 @@
+"""The thread's side of the embedded target: everything here runs in one thread, in order.
+
+A sequence's KV may hold more than is true: drafts that fell, or a session that ended. Nothing
+is cleaned up after a pass; whoever decodes next first forgets what is beyond its own start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from models.llama import Context, Model
+from models.segments import Segment
+from speculation.laws import Logits
+from speculation.messages import TokenId
+from verifier.llama_target.judging import Outcome, Part, judge
+from verifier.llama_target.settings import LlamaSettings
+
+
+class Engine:
+    """A model and the KV of its slots. Raises models.errors.ModelError."""
+
+    def __init__(self, path: Path, settings: LlamaSettings) -> None:
+        self.model = Model(path)
+        self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
+        self._context = Context(
+            self.model,
+            self.context_tokens,
+            sequences=settings.slots,
+            threads=settings.threads or len(os.sched_getaffinity(0)),
+            batch_tokens=settings.max_rows,
+        )
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._context.close()
+        self.model.close()
+
+    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
+        """Decode a piece of a prompt. start: tokens of this prompt decoded before."""
+        self._context.truncate(sequence, start)
+        self._context.decode([Segment(sequence, start, tokens, logits="none")])
+
+    def run(self, parts: Sequence[Part]) -> list[Outcome]:
+        """Run one pass, and judge it."""
+        for part in parts:
+            self._context.truncate(part.sequence, part.held)
+        self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
+        outcomes, first = [], 0
+        for part in parts:
+            outcomes.append(judge(part, partial(self._row, first)))
+            first += len(part.tokens)
+        return outcomes
+
+    def _row(self, first: int, i: int) -> Logits:
+        return self._context.logits(first + i)

@@ -1,0 +1,81 @@
+"""One session's part of a pass, and what its logits say of its drafts.
+
+A part decodes the last committed token and the drafts after it: row i judges draft i, and the
+row after the last draft gives the target's own token. Rows are looked at lazily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from speculation.judging import Judgement, judge_coupled, judge_separate
+from speculation.laws import Law, Logits, law, top
+from speculation.messages import Open, TokenId, TokenLogprob
+from speculation.noise import place
+from speculation.verifying import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one session brings to a pass."""
+
+    sequence: int
+    held: int
+    """Tokens before `last`, prompt included: they are in the KV already."""
+
+    last: TokenId
+    """The last token committed, or of the prompt."""
+
+    judged: Pass
+    request: Open
+    u: Iterator[float]
+    """Uniforms in [0, 1), for judge `separate`."""
+
+    @property
+    def tokens(self) -> tuple[TokenId, ...]:
+        """The rows: K + 1 tokens."""
+        return (self.last, *self.judged.draft)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass said to one session."""
+
+    judgement: Judgement
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+def judge(part: Part, logits: Callable[[int], Logits]) -> Outcome:
+    """Judge a part's drafts. logits(i): float32[V] of row i, i = 0..K."""
+
+    def row(i: int) -> Law:
+        return law(logits(i), request.sampling)
+
+    request, draft = part.request, part.judged.draft
+    if request.judge == "coupled":
+        at = place(len(request.prompt), part.judged.start)
+        judgement = judge_coupled(row, draft, request.seed, at)
+    else:
+        judgement = judge_separate(row, draft, part.judged.q, part.u)
+    return Outcome(judgement, _logprobs(judgement, logits, request.top_logprobs))
+
+
+def _logprobs(
+    judgement: Judgement, logits: Callable[[int], Logits], most: int | None
+) -> tuple[TokenLogprob, ...] | None:
+    if most is None:
+        return None
+    return tuple(logprob(logits(i), token, most) for i, token in enumerate(judgement.tokens))
+
+
+def logprob(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
+    """Return log softmax(logits) of a token and of the `most` likeliest. logits: float32[V]."""
+    peak = logits.max()
+    norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    likeliest = top(logits, most).tolist() if most else []
+    return TokenLogprob(
+        float(logits[token]) - norm, tuple((t, float(logits[t]) - norm) for t in likeliest)
+    )

@@ -1,0 +1,158 @@
+"""Who goes when: passes over all sessions that should start now, and prompts read in between.
+
+One turn = one pass, if any session should start, and one piece of one prompt, if any is unread:
+so a long prompt never stops the others for longer than a piece takes. A held session delays
+nobody: the others start without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from math import inf
+from typing import Protocol, TypeVar
+
+import structlog
+
+from speculation.budget import PassTimes, share
+from speculation.messages import TokenId
+from verifier.llama_target.judging import Outcome, Part
+from verifier.llama_target.slot import Slot
+from verifier.metrics import PassMetrics
+from verifier.target import TargetFailed
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+"""Seconds, monotonic."""
+
+_PASS_WEIGHT = 0.25  # of the latest pass in the running mean
+
+
+class Passes(Protocol):
+    """What the scheduler needs of the Engine: both block, and run in its thread."""
+
+    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None: ...
+
+    def run(self, parts: Sequence[Part]) -> list[Outcome]: ...
+
+
+class Scheduler:
+    def __init__(
+        self,
+        engine: Passes,
+        thread: Executor,
+        metrics: PassMetrics,
+        *,
+        max_rows: int,
+        prefill_rows: int,
+        clock: Clock,
+    ) -> None:
+        self.slots: list[Slot] = []
+        """In the order of their arrival: prompts are read in this order."""
+
+        self._engine = engine
+        self._thread = thread
+        self._metrics = metrics
+        self._max_rows = max_rows
+        self._prefill_rows = prefill_rows
+        self._clock = clock
+        self._times = PassTimes()
+        self._pass_s = 0.0
+        self._news = asyncio.Event()
+        self._log = structlog.get_logger("verifier")
+
+    def add(self, slot: Slot) -> None:
+        """Let a session take part."""
+        self.slots.append(slot)
+        self.wake()
+
+    def remove(self, slot: Slot) -> None:
+        """End a session's part in everything. A pass that is running drops what it says."""
+        slot.closed = True
+        self.slots.remove(slot)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed: decide again."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Take turns until cancelled."""
+        while True:
+            self._news.clear()
+            due, wait_s = self._due(self._clock())
+            unread = next((slot for slot in self.slots if slot.unread), None)
+            if due:
+                await self._pass(due)
+            if unread and not unread.closed:
+                await self._prefill(unread)
+            if not due and not unread:
+                await self._sleep(wait_s)
+
+    def _due(self, now: float) -> tuple[list[Slot], float]:
+        """Return the sessions whose pass should start now, and when to ask again."""
+        due, wait_s = [], inf
+        for slot in self.slots:
+            hold_s = slot.hold_s(now, self._pass_s)
+            if hold_s <= 0.0:
+                due.append(slot)
+            elif hold_s < inf:
+                slot.held_since = now if slot.held_since is None else slot.held_since
+            wait_s = min(wait_s, hold_s)
+        return due, wait_s
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds if seconds < inf else None):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    async def _pass(self, due: Sequence[Slot]) -> None:
+        began = self._clock()
+        counts = share(
+            [slot.machine.pending for slot in due],
+            [slot.machine.acceptance for slot in due],
+            self._times,
+            most=self._max_rows,
+        )
+        for slot in due:
+            if slot.held_since is not None:
+                self._metrics.held(began - slot.held_since)
+        parts = [slot.begin(count) for slot, count in zip(due, counts, strict=True)]
+        outcomes = await self._call(due, self._engine.run, parts)
+        if outcomes is None:
+            return
+        now = self._clock()
+        self._account(sum(len(part.tokens) for part in parts), now - began)
+        for slot, part, outcome in zip(due, parts, outcomes, strict=True):
+            self._metrics.judged(len(part.judged.draft), outcome.judgement.accepted)
+            if not slot.closed:
+                slot.take(outcome, began=began, now=now)
+
+    async def _prefill(self, slot: Slot) -> None:
+        start = slot.prefilled
+        count = min(self._prefill_rows, slot.unread)
+        tokens = slot.request.prompt[start : start + count]
+        await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
+        slot.prefilled += count
+
+    async def _call(
+        self, slots: Sequence[Slot], work: Callable[..., T], *arguments: object
+    ) -> T | None:
+        """Run `work` in the thread; if it fails, its sessions fail, and None is returned."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, work, *arguments)
+        except Exception as error:  # whatever it is, these sessions are lost and others are not
+            self._log.error("pass failed", sessions=len(slots), exc_info=error)
+            for slot in slots:
+                slot.fail(TargetFailed(f"the target failed: {error}"))
+            return None
+
+    def _account(self, rows: int, seconds: float) -> None:
+        self._times.saw(rows, seconds)
+        last_s = self._pass_s or seconds
+        self._pass_s = last_s + _PASS_WEIGHT * (seconds - last_s)
+        self._metrics.passed(rows, seconds)

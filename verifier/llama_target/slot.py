@@ -1,0 +1,131 @@
+"""One session in the embedded target: its machine, its place in the KV, what it has to say.
+
+What is said waits in `_said` until the session's generator takes it. It is bounded by the
+answer: every message but a Refuse commits a token, and a Refuse is sent only when asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from math import inf
+
+from speculation.messages import Down, Draft, Limits, Open, Redraw
+from speculation.pacing import Arrivals, Waiting, hold
+from speculation.verifying import VerifyingSession
+from verifier.llama_target.judging import Outcome, Part
+from verifier.target import Said, TargetFailed
+
+
+class Slot:
+    def __init__(
+        self,
+        sequence: int,
+        request: Open,
+        limits: Limits,
+        *,
+        vocabulary_size: int,
+        u: Iterator[float],
+        now: float,
+    ) -> None:
+        self.sequence = sequence
+        self.request = request
+        self.machine = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
+        self.prefilled = 0
+        """Prompt tokens in the KV."""
+
+        self.closed = False
+        """Nobody listens: what a pass still says to it is dropped."""
+
+        self.held_since: float | None = None
+        self._arrivals = Arrivals()
+        self._u = u
+        self._said: deque[Said] = deque()
+        self._said_at = now
+        self._failure: TargetFailed | None = None
+        self._news = asyncio.Event()
+
+    # --- what is left to do
+
+    @property
+    def unread(self) -> int:
+        """Prompt tokens to prefill: all but the last, which opens the first pass."""
+        return 0 if self._failure else len(self.request.prompt) - 1 - self.prefilled
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a pass could start now."""
+        machine = self.machine
+        return not (self.unread or self._failure or machine.finished or machine.refusal)
+
+    def hold_s(self, now: float, pass_s: float) -> float:
+        """Return how long its next pass should wait; inf: for a draft. See pacing.hold."""
+        if not self.may_pass:
+            return inf
+        return hold(
+            Waiting(
+                fill=self.request.fill,
+                pending=self.machine.pending,
+                broken=self.machine.broken,
+                since_s=now - self._said_at,
+                first_s=self._arrivals.first_s,
+                interval_s=self._arrivals.interval_s,
+                pass_s=pass_s,
+            )
+        )
+
+    # --- up
+
+    def receive(self, message: Draft | Redraw, now: float) -> None:
+        """Take in a message. Raises RemoteProtocolError."""
+        pending = self.machine.pending
+        self._say(self.machine.receive(message, self._u), now)
+        if (came := self.machine.pending - pending) > 0:
+            self._arrivals.came(now, came)
+
+    # --- passes
+
+    def begin(self, most: int) -> Part:
+        """Start a pass over at most `most` drafts; `take` or `fail` must follow."""
+        self.held_since = None
+        judged = self.machine.begin(most)
+        said = (*self.request.prompt[-1:], *self.machine.committed)
+        held = len(self.request.prompt) + judged.start - 1
+        return Part(self.sequence, held, said[-1], judged, self.request, self._u)
+
+    def take(self, outcome: Outcome, *, began: float, now: float) -> None:
+        """Take the outcome of the pass that began at `began`."""
+        down = self.machine.resolve(
+            outcome.judgement,
+            queue_s=began - self._said_at,
+            pass_s=now - began,
+            logprobs=outcome.logprobs,
+            u=self._u,
+        )
+        self._say(down, now)
+        if self.machine.broken:
+            self._arrivals.broke(now)
+
+    def fail(self, failure: TargetFailed) -> None:
+        """End the session: what was said is still heard, then the failure."""
+        self._failure = failure
+        self._news.set()
+
+    # --- down
+
+    def _say(self, down: Sequence[Down], now: float) -> None:
+        said = [message for message in down if isinstance(message, Said)]
+        if said:
+            self._said.extend(said)
+            self._said_at = now
+            self._news.set()
+
+    async def next(self) -> Said:
+        """Return the next message, once there is one. Raises TargetFailed."""
+        while not self._said:
+            if self._failure:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+        return self._said.popleft()

@@ -1,0 +1,166 @@
+"""The port to the embedded target."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from gateway.ports import Tokenizer
+from models.tokenizer import GgufTokenizer
+from speculation.messages import Draft, Limits, ModelFacts, Open, Redraw
+from verifier.llama_target.engine import Engine
+from verifier.llama_target.scheduler import Clock, Scheduler
+from verifier.llama_target.settings import LlamaSettings
+from verifier.llama_target.slot import Slot
+from verifier.metrics import PassMetrics
+from verifier.target import Finish, Said, TargetFailed, TargetFull, UnknownSession
+
+
+class LlamaTarget:
+    """A GGUF model served in this process. Raises models.errors.ModelError when it starts."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        settings: LlamaSettings,
+        limits: Limits,
+        metrics: PassMetrics,
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._path = path
+        self._settings = settings
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
+        self._free = list(range(settings.slots))
+        self._slots: dict[str, Slot] = {}
+        self._engine: Engine | None = None
+        self._scheduler: Scheduler | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._facts: ModelFacts | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Known once started."""
+        return _started(self._facts)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Known once started."""
+        return _started(self._tokenizer)
+
+    async def start(self) -> None:
+        """Load the model in the thread, and let the scheduler run."""
+        loop = asyncio.get_running_loop()
+        self._engine = await loop.run_in_executor(self._thread, self._load)
+        self._scheduler = Scheduler(
+            self._engine,
+            self._thread,
+            self._metrics,
+            max_rows=self._settings.max_rows,
+            prefill_rows=self._settings.prefill_rows,
+            clock=self._clock,
+        )
+        self._running = loop.create_task(self._scheduler.run())
+
+    async def stop(self) -> None:
+        """End all sessions, wait for the pass that is running, free the memory."""
+        for slot in self._slots.values():
+            slot.fail(TargetFailed("the target is stopping"))
+        if self._running:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+        """Run one session to its Finish; closing the generator frees its slot at once."""
+        slot = self._admit(session, request)
+        try:
+            while True:
+                message = await slot.next()
+                yield message
+                if isinstance(message, Finish):
+                    return
+        finally:
+            self._release(session, slot)
+
+    async def push(self, session: str, message: Draft | Redraw) -> None:
+        """Hand a message to a session. Raises UnknownSession or RemoteProtocolError."""
+        slot = self._slots.get(session)
+        if slot is None or slot.machine.finished:
+            raise UnknownSession(f"no session {session}")
+        slot.receive(message, self._clock())
+        _started(self._scheduler).wake()
+
+    def _admit(self, session: str, request: Open) -> Slot:
+        scheduler = _started(self._scheduler)
+        if not self._free:
+            raise TargetFull(f"all {self._settings.slots} slots are taken")
+        slot = Slot(
+            self._free.pop(),
+            request,
+            self._limits,
+            vocabulary_size=self.facts.vocabulary_size,
+            u=_uniforms(secrets.randbits(128)),
+            now=self._clock(),
+        )
+        self._slots[session] = slot
+        scheduler.add(slot)
+        return slot
+
+    def _release(self, session: str, slot: Slot) -> None:
+        del self._slots[session]
+        self._free.append(slot.sequence)
+        _started(self._scheduler).remove(slot)
+
+    def _load(self) -> Engine:
+        engine = Engine(self._path, self._settings)
+        model = engine.model
+        self._tokenizer = GgufTokenizer(model)
+        self._facts = ModelFacts(
+            model=self._name,
+            vocabulary_size=model.vocabulary_size,
+            vocabulary=model.fingerprint(),
+            context_tokens=engine.context_tokens,
+            stop_tokens=sorted(model.stop_tokens()),
+            chat_template=model.metadata().get("tokenizer.chat_template", ""),
+            limits=self._limits,
+            judges=["coupled", "separate"],
+            features=[],
+        )
+        return engine
+
+    def _close(self) -> None:
+        if self._engine:
+            self._engine.close()
+            self._engine = None
+
+
+def _uniforms(seed: int) -> Iterator[float]:
+    """Yield uniforms in [0, 1) that nobody outside can foresee."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    while True:
+        yield random.random()
+
+
+T = TypeVar("T")
+
+
+def _started(value: T | None) -> T:
+    if value is None:
+        raise TargetFailed("the target has not started")
+    return value

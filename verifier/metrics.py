@@ -1,0 +1,61 @@
+"""What Prometheus sees of sessions and passes. Draft figures keep the gateway's names."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gateway.metrics import Metrics
+from gateway.ports import Statistics
+
+_PASS_S: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_HELD_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class PassMetrics:
+    """What a target reports."""
+
+    def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
+        self._gateway = gateway
+        self._pass_s = Histogram(
+            "picospec:pass_seconds", "A target pass.", buckets=_PASS_S, registry=registry
+        )
+        self._rows = Histogram(
+            "picospec:pass_rows", "Rows of a pass.", buckets=_ROWS, registry=registry
+        )
+        self._held_s = Histogram(
+            "picospec:held_seconds",
+            "Time a pass was held for drafts about to arrive.",
+            buckets=_HELD_S,
+            registry=registry,
+        )
+
+    def passed(self, rows: int, seconds: float) -> None:
+        """A pass ended; it had `rows` rows, of all its sessions together."""
+        self._rows.observe(rows)
+        self._pass_s.observe(seconds)
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        """A pass judged `drafted` draft tokens of one session."""
+        if drafted:
+            places = (1,) * accepted
+            self._gateway.speculated(Statistics(0, 1, drafted, accepted, places))
+
+    def held(self, seconds: float) -> None:
+        """A session's pass was held this long."""
+        self._held_s.observe(seconds)
+
+
+class SessionMetrics:
+    """What the sessions' registry reports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.open = Gauge("picospec:sessions_open", "Sessions running.", registry=registry)
+        self.faults = Counter(
+            "picospec:session_faults", "Sessions that failed.", ["code"], registry=registry
+        )
+        self.refused = Counter(
+            "picospec:sessions_refused", "Sessions refused when full.", registry=registry
+        )
