@@ -1,6 +1,4 @@
-"""The OpenAI face. Knows one port, `Engine`; knows nothing of speculation."""
+"""The OpenAI face. Knows one port, `Engine`; knows nothing of speculation.
 
-from gateway.app import create_app
-from gateway.settings import GatewaySettings
-
-__all__ = ["GatewaySettings", "create_app"]
+`gateway.app.create_app` puts it together; `gateway.ports` and `gateway.errors` are for engines.
+"""

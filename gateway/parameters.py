@@ -132,7 +132,7 @@ def _checked(name: str, value: object, facts: Facts) -> object:
         raise invalid(error, under=name) from None
     if name == "logit_bias":
         _check_tokens(checked, facts)
-        return MappingProxyType(checked)
+        return checked
     if name == "response_format":
         _check_schema(checked)
         return value

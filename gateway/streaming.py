@@ -48,6 +48,7 @@ class StreamReply(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_gone(receive, lambda: self._stream(send))
+            await _send(send, self._end())  # servers report a complete stream as a disconnect
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except ApiError as error:
@@ -64,8 +65,10 @@ class StreamReply(Response):
             await _send(send, _data(*self._chunks(index, said)))
 
         await perform(self._voices, emit)
+
+    def _end(self) -> Message:
         last = [self._usage_chunk()] if self._usage else []
-        await _send(send, _data(*last, done=True))
+        return _data(*last, done=True)
 
     def _chunks(self, index: int, said: Said) -> Iterator[Json]:
         shape = self._heading.shape

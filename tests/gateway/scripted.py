@@ -19,9 +19,10 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from gateway import GatewaySettings, create_app
+from gateway.app import create_app
 from gateway.errors import ApiError
 from gateway.ports import Delta, Facts, Job, Message, Statistics, TokenLogprob
+from gateway.settings import GatewaySettings
 
 END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""
