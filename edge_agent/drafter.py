@@ -1,0 +1,228 @@
+"""The draft model, in one thread of its own.
+
+A Drafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat, which is
+one sequence, for as long as it runs. When all are taken it runs without drafts: the verifier
+fills in.
+
+* Only the thread touches the cache. The event loop hands it Steps and awaits their Guess.
+* A pass holds one segment of every waiting Step: a long prompt goes in chunks, and the other
+  jobs' tokens go with them.
+* A sequence keeps its tokens after its job: the next job with the same beginning starts there.
+  Drafts need not be bit-identical, so any prefix will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from edge_agent.guessing import Pick
+from models.llama import Context
+from models.segments import Segment
+from speculation.drafting import Guess
+from speculation.messages import TokenId
+
+CHUNK_TOKENS: Final = 64
+"""Prompt tokens in one pass: what a step of another job waits for, at most."""
+
+
+class Seat(Protocol):
+    """A job's place at the draft model."""
+
+    context_tokens: int
+    """The longest context that a step takes."""
+
+    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+        """Return the guess that follows `context`, which the caller must not change.
+
+        Raises CannotDraft. Cancelling it costs at most the pass that is running.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Give the place back. Harmless when repeated."""
+        ...
+
+
+class Drafter(Protocol):
+    def take(self, prompt: Sequence[TokenId]) -> Seat | None:
+        """Return a free seat, if one can hold the prompt; the caller leaves it."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. Steps still running are cancelled."""
+        ...
+
+
+class CannotDraft(Exception):
+    """The draft model failed at this step; the job goes on without drafts."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    index: int
+    tokens: list[TokenId] = field(default_factory=list)
+    """What the cache holds. Changed by the thread only."""
+
+    taken: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    sequence: _Sequence
+    context: Sequence[TokenId]
+    position: int
+    pick: Pick
+    guess: asyncio.Future[Guess]
+
+
+class LlamaDrafter:
+    """A Drafter over llama.cpp. Owns the context, and closes it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._sequences = [_Sequence(i) for i in range(context.limits.sequences)]
+        self._asked: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
+        self._thread.start()
+
+    def take(self, prompt: Sequence[TokenId]) -> LlamaSeat | None:
+        free = [sequence for sequence in self._sequences if not sequence.taken]
+        if not free or len(prompt) >= self._context.limits.context_tokens:
+            return None
+        best = min(free, key=lambda sequence: _price(sequence.tokens, list(prompt)))
+        best.taken = True
+        return LlamaSeat(best, self._asked, self._context.limits.context_tokens)
+
+    def close(self) -> None:
+        self._asked.put(None)
+        self._thread.join()
+        self._context.close()
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        waiting: dict[int, _Step] = {}
+        while self._admit(waiting):
+            try:
+                self._pass(waiting)
+            except Exception as error:  # whatever it was, it must reach those who wait
+                self._fail(waiting, error)
+
+    def _admit(self, waiting: dict[int, _Step]) -> bool:
+        """Take in what was asked, waiting for it if there is nothing to do. False: the end."""
+        while not waiting or not self._asked.empty():
+            step = self._asked.get()
+            if step is None:
+                for left in waiting.values():
+                    _settle(left, None)
+                return False
+            waiting[step.sequence.index] = step
+        return True
+
+    def _pass(self, waiting: dict[int, _Step]) -> None:
+        """Decode one segment of every waiting step; answer those that are complete."""
+        for step in [step for step in waiting.values() if step.guess.cancelled()]:
+            del waiting[step.sequence.index]
+        segments = self._segments(list(waiting.values()))
+        if not segments:
+            return
+        self._context.decode(segments)
+        complete = 0
+        for segment in segments:
+            step = waiting[segment.sequence]
+            step.sequence.tokens.extend(segment.tokens)
+            if segment.logits == "last":
+                del waiting[segment.sequence]
+                _settle(step, step.pick(self._context.logits(complete), step.position))
+                complete += 1
+
+    def _segments(self, steps: Sequence[_Step]) -> list[Segment]:
+        room = self._context.limits.batch_tokens
+        segments = []
+        for place, step in enumerate(steps):
+            self._rewind(step)
+            start = len(step.sequence.tokens)
+            count = min(CHUNK_TOKENS, len(step.context) - start, room - len(steps) + place + 1)
+            last = start + count == len(step.context)
+            tokens = step.context[start : start + count]
+            segments.append(
+                Segment(step.sequence.index, start, tokens, "last" if last else "none")
+            )
+            room -= count
+        return segments
+
+    def _rewind(self, step: _Step) -> None:
+        """Cut the sequence to what it has in common with the context, less its last token."""
+        held = step.sequence.tokens
+        common = min(_common(held, step.context), len(step.context) - 1)
+        if common < len(held):
+            self._context.truncate(step.sequence.index, common)
+            del held[common:]
+
+    def _fail(self, waiting: dict[int, _Step], error: Exception) -> None:
+        """Tell everyone in the pass, and forget what the cache holds of them."""
+        for step in waiting.values():
+            self._context.truncate(step.sequence.index, 0)
+            step.sequence.tokens.clear()
+            failure = CannotDraft(f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+            _settle(step, failure)
+        waiting.clear()
+
+
+class LlamaSeat:
+    def __init__(
+        self, sequence: _Sequence, asked: queue.SimpleQueue[_Step | None], context_tokens: int
+    ) -> None:
+        self.context_tokens = context_tokens
+        self._sequence = sequence
+        self._asked = asked
+        self._left = False
+
+    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+        guess: asyncio.Future[Guess] = asyncio.get_running_loop().create_future()
+        position = len(context) - prompt_tokens
+        self._asked.put(_Step(self._sequence, context, position, pick, guess))
+        return await guess
+
+    def leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self._sequence.taken = False
+
+
+def _price(held: list[TokenId], prompt: list[TokenId]) -> int:
+    """Return how many tokens must be decoded anew, and how many are lost, in this sequence."""
+    return len(prompt) + len(held) - 2 * _common(held, prompt)
+
+
+def _common(held: Sequence[TokenId], context: Sequence[TokenId]) -> int:
+    """Return the length of the common beginning."""
+    most = min(len(held), len(context))
+    if held[:most] == context[:most]:
+        return most
+    return next(i for i, (a, b) in enumerate(zip(held, context, strict=False)) if a != b)
+
+
+def _settle(step: _Step, result: Guess | Exception | None) -> None:
+    """Settle a step's future, from the thread. None cancels it."""
+
+    def settle() -> None:
+        if isinstance(result, Guess):
+            step.guess.set_result(result)
+        elif result is not None:
+            step.guess.set_exception(result)
+        else:
+            step.guess.cancel()
+
+    try:
+        step.guess.get_loop().call_soon_threadsafe(
+            lambda: None if step.guess.done() else settle()
+        )
+    except RuntimeError:  # the loop has ended, and with it whoever waited
+        return

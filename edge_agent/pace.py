@@ -1,0 +1,57 @@
+"""One session's times, and the window they ask for. The rules are speculation.pacing's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from speculation.drafting import DraftingSession
+from speculation.messages import Limits
+from speculation.pacing import DraftPacing, may_draft, window
+
+_WEIGHT: Final = 0.25
+"""Of the latest observation in a running mean."""
+
+
+class Pace:
+    """Measures; all times in seconds. rtt_s: the link's round trip, now."""
+
+    def __init__(self, pacing: DraftPacing, limits: Limits, rtt_s: Callable[[], float]) -> None:
+        self.pacing = pacing
+        self.limits = limits
+        self._rtt_s = rtt_s
+        self._pass_s = 0.0
+        self._draft_s = 0.0
+        self._last = (-1, -1)
+
+    @property
+    def window(self) -> int:
+        """Unverified tokens allowed; all there may be while a pass's time is unknown."""
+        if self._pass_s == 0.0:
+            return self.limits.max_ahead
+        return window(
+            self.limits, rtt_s=self._rtt_s(), pass_s=self._pass_s, draft_s=self._draft_s
+        )
+
+    def may_draft(self, session: DraftingSession) -> bool:
+        return may_draft(
+            self.pacing,
+            survival=session.survival,
+            unverified=len(session.chain),
+            room=self.window,
+        )
+
+    def passed(self, pass_s: float) -> None:
+        """A pass was reported. 0 says nothing: a replacement takes none."""
+        if pass_s > 0.0:
+            self._pass_s = _mean(self._pass_s, pass_s)
+
+    def drafted(self, epoch: int, context_tokens: int, took_s: float) -> None:
+        """A step ended. Only one that continues the last is a draft's time: others rewind."""
+        if self._last == (epoch, context_tokens - 1):
+            self._draft_s = _mean(self._draft_s, took_s)
+        self._last = epoch, context_tokens
+
+
+def _mean(old: float, latest: float) -> float:
+    return latest if old == 0.0 else old + _WEIGHT * (latest - old)

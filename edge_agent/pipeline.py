@@ -1,0 +1,208 @@
+"""Joins a DraftingSession to a draft model and a link to the verifier.
+
+Three halves run at once: one drafts, one sends, one takes in what the verifier says. All rules
+live in the session and in speculation.pacing; this module only awaits.
+
+A step may end in a world that is not the one it began in: its guess is used only if the epoch
+and the position are still the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+
+from edge_agent.drafter import CannotDraft, Seat
+from edge_agent.guessing import Pick
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.pace import Pace
+from gateway.errors import EngineFault
+from speculation.drafting import DraftingSession
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Commit, Down, Draft, Finish, Opened, Redraw, Refuse, TokenId
+from speculation.pacing import should_flush
+
+Emit = Callable[[Commit], Awaitable[None]]
+"""Takes a Commit cut to the tokens that were not known before."""
+
+
+class Link(Protocol):
+    def events(self) -> AsyncGenerator[Down]:
+        """Open the session and yield what the verifier says, until Finish. Raises ApiError."""
+        ...
+
+    def send(self, message: Draft | Redraw) -> None:
+        """Have a message sent; never waits."""
+        ...
+
+    async def post(self) -> None:
+        """Send what `send` is given, until cancelled."""
+        ...
+
+    async def cancel(self) -> None:
+        """End the session at the verifier, if it has not ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guesser:
+    """What a session drafts with."""
+
+    seat: Seat
+    pick: Pick
+    prompt: tuple[TokenId, ...]
+
+
+class Pipeline:
+    """One session. `guesser` None: without drafts; the verifier fills in."""
+
+    def __init__(
+        self,
+        session: DraftingSession,
+        link: Link,
+        guesser: Guesser | None,
+        pace: Pace,
+        metrics: EdgeMetrics,
+        *,
+        uniforms: Iterator[float],
+        separate: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.drafted = 0
+        self._session = session
+        self._link = link
+        self._guesser = guesser
+        self._pace = pace
+        self._metrics = metrics
+        self._uniforms = uniforms
+        self._separate = separate
+        self._clock = clock
+        self._progress = asyncio.Event()
+
+    async def run(self, emit: Emit) -> Finish:
+        """Run the session to its end; `emit` gets the committed tokens in order.
+
+        Raises gateway.errors.ApiError. Cancel-safe: the session is ended at the verifier, and
+        no task is left behind.
+        """
+        try:
+            async with asyncio.TaskGroup() as halves:
+                others = [halves.create_task(self._link.post())]
+                if self._guesser is not None:
+                    others.append(halves.create_task(self._draft(self._guesser)))
+                finish = await self._take_in(emit)
+                for half in others:
+                    half.cancel()
+            return finish
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+        finally:
+            await self._link.cancel()
+
+    # --- down
+
+    async def _take_in(self, emit: Emit) -> Finish:
+        async with aclosing(self._link.events()) as events:
+            async for message in events:
+                match message:
+                    case Opened(limits=limits):
+                        self._pace.limits = limits
+                    case Commit():
+                        await self._commit(message, emit)
+                    case Refuse():
+                        self._refused(message)
+                    case Finish():
+                        return message
+                self._progress.set()
+        raise EngineFault("the verifier's stream ended without a Finish")
+
+    async def _commit(self, commit: Commit, emit: Emit) -> None:
+        self._pace.passed(commit.pass_s)
+        try:
+            progress = self._session.receive(commit)
+        except RemoteProtocolError as error:
+            raise EngineFault(f"the verifier broke the protocol: {error}") from error
+        self._progress.set()  # the draft model need not wait for the client
+        if progress.tokens:
+            await emit(_cut(commit, len(commit.tokens) - len(progress.tokens)))
+
+    def _refused(self, refuse: Refuse) -> None:
+        try:
+            redraw = self._session.refused(refuse, self._uniforms)
+        except RemoteProtocolError as error:
+            raise EngineFault(f"the verifier broke the protocol: {error}") from error
+        if redraw is not None:
+            self._link.send(redraw)
+        self._flush(drafting=False)
+
+    # --- up
+
+    async def _draft(self, guesser: Guesser) -> None:
+        try:
+            while True:
+                while not self._may_draft(guesser):
+                    self._progress.clear()
+                    await self._progress.wait()
+                await self._step(guesser)
+                self._flush(drafting=self._may_draft(guesser))
+        except CannotDraft as error:
+            structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
+            self._flush(drafting=False)
+
+    async def _step(self, guesser: Guesser) -> None:
+        session = self._session
+        context = [*guesser.prompt, *session.guessed]
+        made_for = session.epoch, len(context)
+        begun = self._clock()
+        guess = await guesser.seat.step(context, len(guesser.prompt), guesser.pick)
+        took_s = self._clock() - begun
+        self._metrics.step_s.observe(took_s)
+        if made_for != (session.epoch, len(guesser.prompt) + self._position):
+            self._metrics.stale.inc()
+            return
+        self._pace.drafted(*made_for, took_s)
+        self.drafted += 1
+        session.extend(guess)
+
+    def _may_draft(self, guesser: Guesser) -> bool:
+        room = len(guesser.prompt) + self._position < guesser.seat.context_tokens
+        return room and self._session.may_extend and self._pace.may_draft(self._session)
+
+    @property
+    def _position(self) -> int:
+        return len(self._session.committed) + len(self._session.chain)
+
+    def _flush(self, *, drafting: bool) -> None:
+        if should_flush(
+            self._pace.pacing,
+            unsent=self._session.unsent,
+            drafting=drafting,
+            separate=self._separate,
+        ) and (draft := self._session.flush()):
+            self._link.send(draft)
+
+
+def _cut(commit: Commit, known: int) -> Commit:
+    """Return the Commit without its first `known` tokens."""
+    if known == 0:
+        return commit
+    return replace(
+        commit,
+        start=commit.start + known,
+        tokens=commit.tokens[known:],
+        accepted=max(0, commit.accepted - known),
+        logprobs=commit.logprobs and commit.logprobs[known:],
+    )
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,25 @@
+"""The link's round-trip time, smoothed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Gauge
+
+_WEIGHT: Final = 0.125
+"""Of the latest sample, as TCP smooths its own (RFC 6298, section 2)."""
+
+
+class RoundTrip:
+    """Sampled by every post of drafts: the verifier answers these at once."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self.seconds = 0.0
+        """0 until the first sample."""
+
+        self._gauge = gauge
+
+    def observe(self, seconds: float) -> None:
+        old = self.seconds or seconds
+        self.seconds = old + _WEIGHT * (seconds - old)
+        self._gauge.set(self.seconds)
