@@ -1,0 +1,196 @@
+"""A small verifier over the real machines: its target says position * 3 + 100.
+
+Served by granian in a process of its own. The model's name chooses how it misbehaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from speculation import wire
+from speculation.judging import Judgement
+from speculation.messages import Commit, Down, Draft, Fault, Limits, Open, Opened, Redraw
+from speculation.verifying import VerifyingSession
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+VOCABULARY = 1000
+PASS_S = 0.01
+
+
+def said_at(position: int) -> int:
+    return 100 + 3 * position % 800
+
+
+@dataclass
+class Session:
+    machine: VerifyingSession
+    model: str
+    said: list[Down] = field(default_factory=list)
+    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    task: asyncio.Task[None] | None = None
+    streams: int = 0
+    posts: int = 0
+
+
+sessions: dict[str, Session] = {}
+cancelled: list[str] = []
+
+
+async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    method, path = scope["method"], scope["path"]
+    body = await _body(receive)
+    if path == "/health":
+        await _reply(send, 200, {"status": "ok"})
+    elif path == "/seen":
+        posts = sum(session.posts for session in sessions.values())
+        await _reply(send, 200, {"cancelled": len(cancelled), "posts": posts})
+    elif path == "/v1/model-facts":
+        await _reply(send, 200, FACTS)
+    elif (method, path) == ("POST", "/v1/speculate"):
+        await _open(body, send)
+    elif method == "POST":
+        await _drafts(path.split("/")[3], body, send)
+    elif method == "GET":
+        start = int(scope["query_string"].decode().partition("=")[2])
+        await _resume(path.split("/")[3], start, send)
+    else:
+        cancelled.append(path)
+        sessions[path.split("/")[3]].task.cancel()  # type: ignore[union-attr]
+        await _reply(send, 204)
+
+
+FACTS = {
+    "model": "plain", "vocabulary_size": VOCABULARY, "vocabulary": "fake", "context_tokens": 512,
+    "stop_tokens": [7], "chat_template": "", "judges": ["coupled", "separate"], "features": [],
+    "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": 1,
+}  # fmt: skip
+
+REFUSALS = {
+    "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
+    "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
+    "locked": (401, "invalid_api_key"), "loading": (503, "loading"), "large": (413, "too_large"),
+}  # fmt: skip
+
+
+async def _open(body: bytes, send: Send) -> None:
+    (request,) = wire.Decoder().feed(body)
+    assert isinstance(request, Open)
+    if request.model in REFUSALS:
+        status, code = REFUSALS[request.model]
+        error = {"message": f"it is {request.model}", "type": "x", "param": "p", "code": code}
+        await _reply(send, status, {"error": error})
+        return
+    limits = Limits(max_verify=4, max_ahead=16, resume_window_s=3.0)
+    machine = VerifyingSession(request, limits, vocabulary_size=VOCABULARY)
+    session = Session(machine, request.model)
+    name = f"s{len(sessions)}"
+    sessions[name] = session
+    session.said.append(Opened(name, limits))
+    session.task = asyncio.create_task(_speak(session))
+    await _stream(session, send, 0)
+
+
+async def _speak(session: Session) -> None:
+    machine = session.machine
+    while not machine.finished:
+        judged = machine.begin(4)
+        await asyncio.sleep(PASS_S)
+        truth = [said_at(judged.start + i) for i in range(len(judged.draft) + 1)]
+        stands = [a == b for a, b in zip(judged.draft, truth, strict=False)]
+        accepted = stands.index(False) if False in stands else len(stands)
+        down = machine.resolve(
+            Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S
+        )
+        if session.model == "fault" and judged.start > 5:
+            down = [Fault("shutting_down", "going home", retryable=True)]
+        await _say(session, down)
+
+
+async def _say(session: Session, down: list[Down]) -> None:
+    async with session.news:
+        session.said.extend(down)
+        session.news.notify_all()
+
+
+async def _drafts(name: str, body: bytes, send: Send) -> None:
+    session = sessions.get(name)
+    if session is None:
+        return await _reply(send, 404, {"error": {"message": "unknown session"}})
+    session.posts += 1
+    if session.model == "flaky" and session.posts % 2:
+        return await _reply(send, 503)
+    for message in wire.Decoder().feed(body):
+        assert isinstance(message, Draft | Redraw)
+        session.machine.receive(message)
+    await _reply(send, 204)
+
+
+async def _resume(name: str, start: int, send: Send) -> None:
+    session = sessions.get(name)
+    if session is None or session.model == "forgetful":
+        return await _reply(send, 404, {"error": {"message": "unknown session"}})
+    at = next(
+        (
+            i
+            for i, message in enumerate(session.said)
+            if isinstance(message, Commit) and message.start + len(message.tokens) > start
+        ),
+        len(session.said),
+    )
+    await _stream(session, send, 0 if session.model == "repeating" else at)
+
+
+async def _stream(session: Session, send: Send, at: int) -> None:
+    """Send what was said from `at` on. A cutting one ends after some messages."""
+    cuts = session.model in ("cut", "repeating", "forgetful")
+    session.streams += 1
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
+    count = 0
+    async for message in _after(session, at):
+        if session.model == "garbage" and count == 3:
+            await send(_chunk(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
+        frame = wire.encode(message)
+        if cuts and count == 5 and session.streams < 4:
+            await send(_chunk(frame[: len(frame) // 2]))
+            break
+        await send(_chunk(frame))
+        count += 1
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _after(session: Session, at: int) -> AsyncIterator[Down]:
+    while True:
+        async with session.news:
+            await session.news.wait_for(lambda: len(session.said) > at)
+        yield (message := session.said[at])
+        if type(message).__name__ in ("Finish", "Fault"):
+            return
+        at += 1
+
+
+def _chunk(data: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": True}
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _reply(send: Send, status: int, value: object = None) -> None:
+    body = b"" if value is None else json.dumps(value).encode()
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,196 @@
+"""The uplink against a verifier that cuts, repeats, refuses and dies, served by granian."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import pytest
+
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.uplink import Uplink, connect
+from gateway.errors import (
+    ApiError,
+    EngineFault,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+)
+from speculation.messages import Commit, Down, Draft, Finish, Open, Opened, Sampling
+
+
+@pytest.fixture
+async def uplink(verifier: Any, metrics: EdgeMetrics) -> AsyncIterator[Uplink]:
+    up = Uplink(connect(verifier.url, key=None, ca_certificate=None), metrics)
+    yield up
+    await up.close()
+
+
+def request(model: str = "plain", max_tokens: int = 40) -> Open:
+    return Open(model, "fake", (1, 2, 3), Sampling(), 5, max_tokens, (7,))
+
+
+def said_at(position: int) -> int:
+    return 100 + 3 * position % 800
+
+
+async def everything(link: Any) -> list[Down]:
+    async with asyncio.timeout(8):
+        return [message async for message in link.events()]
+
+
+def spoken(messages: list[Down]) -> list[int]:
+    """Tokens in order, each position once."""
+    tokens: list[int] = []
+    for message in messages:
+        if isinstance(message, Commit):
+            assert message.start <= len(tokens), "a gap"
+            tokens[message.start : message.start + len(message.tokens)] = message.tokens
+    return tokens
+
+
+async def test_facts_are_asked_once_and_the_round_trip_is_measured(uplink: Uplink) -> None:
+    facts = await uplink.facts()
+
+    assert facts.model == "plain"
+    assert facts is await uplink.facts()
+    assert 0.0 < uplink.rtt_s < 0.5
+
+
+async def test_a_session_is_opened_and_followed_to_its_finish(uplink: Uplink) -> None:
+    messages = await everything(uplink.open(request()))
+
+    assert isinstance(messages[0], Opened)
+    assert isinstance(messages[-1], Finish)
+    assert spoken(messages) == [said_at(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("model", ["cut", "repeating"])
+async def test_a_cut_stream_is_resumed_where_it_was(
+    uplink: Uplink, metrics: EdgeMetrics, model: str
+) -> None:
+    messages = await everything(uplink.open(request(model)))
+
+    assert spoken(messages) == [said_at(i) for i in range(40)]
+    assert metrics.resumes._value.get() >= 2  # type: ignore[attr-defined]
+
+
+async def test_a_session_lost_in_a_cut_is_unavailable(uplink: Uplink) -> None:
+    with pytest.raises(Unavailable) as raised:
+        await everything(uplink.open(request("forgetful")))
+
+    assert raised.value.error_code == "session_lost"
+
+
+async def test_a_fault_ends_the_stream_with_its_code(uplink: Uplink) -> None:
+    with pytest.raises(Unavailable) as raised:
+        await everything(uplink.open(request("fault")))
+
+    assert raised.value.error_code == "shutting_down"
+
+
+async def test_bytes_that_are_no_frames_are_a_fault(uplink: Uplink) -> None:
+    with pytest.raises(EngineFault, match="broke the protocol"):
+        await everything(uplink.open(request("garbage")))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "code"),
+    [
+        ("full", Overloaded, "overloaded"),
+        ("mismatch", EngineFault, "vocabulary_mismatch"),
+        ("unknown", NotFound, "model_not_found"),
+        ("bad", InvalidRequest, "invalid_value"),
+        ("locked", EngineFault, "verifier_unauthorized"),
+        ("loading", Unavailable, "verifier_unavailable"),
+        ("large", TooLarge, "too_large"),
+    ],
+)
+async def test_a_refused_session_says_why(
+    uplink: Uplink, model: str, error: type[ApiError], code: str
+) -> None:
+    with pytest.raises(error) as raised:
+        await everything(uplink.open(request(model)))
+
+    assert type(raised.value) is error
+    assert raised.value.error_code == code
+
+
+@pytest.mark.parametrize("model", ["plain", "flaky"])
+async def test_drafts_arrive_even_when_a_post_fails(uplink: Uplink, model: str) -> None:
+    link = uplink.open(request(model, max_tokens=41))
+    finish = None
+    async with asyncio.timeout(8), asyncio.TaskGroup() as tasks:
+        posting = tasks.create_task(link.post())
+        link.send(Draft(0, 0, 0, tuple(said_at(i) for i in range(8))))
+        link.send(Draft(0, 8, 8, tuple(said_at(i) for i in range(8, 16))))
+        async for message in link.events():
+            if isinstance(message, Finish):
+                finish = message
+        posting.cancel()
+
+    assert finish is not None
+    assert finish.totals.accepted >= 8
+
+
+async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(
+    uplink: Uplink, metrics: EdgeMetrics
+) -> None:
+    link = uplink.open(request())
+
+    for start in range(100):
+        link.send(Draft(0, start, 0, (1,)))
+    link.send(Draft(1, 0, 0, (2,)))
+
+    assert [m.epoch for m in link._posts._waiting] == [1]
+
+
+async def test_cancel_ends_the_session_at_the_verifier(uplink: Uplink, verifier: Any) -> None:
+    async with httpx.AsyncClient(transport=uplink._client._transport) as client:
+        before = (await client.get(f"{verifier.url}/seen")).json()["cancelled"]
+        link = uplink.open(request(max_tokens=400))
+        async with aclosing(link.events()) as events:
+            async for message in events:
+                if isinstance(message, Commit):
+                    break
+        await link.cancel()
+
+        assert (await client.get(f"{verifier.url}/seen")).json()["cancelled"] == before + 1
+
+
+async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
+    uplink = Uplink(connect("http://127.0.0.1:9", key=None, ca_certificate=None), metrics)
+    begun = time.monotonic()
+
+    with pytest.raises(Unavailable, match=r"no verifier answers at http://127\.0\.0\.1:9"):
+        await uplink.facts()
+    with pytest.raises(Unavailable, match="connection refused"):
+        await everything(uplink.open(request()))
+
+    assert time.monotonic() - begun < 0.5
+    await uplink.close()
+
+
+async def test_a_verifier_killed_while_speaking_is_unavailable_within_two_seconds(
+    start_verifier: Callable[[], Any], metrics: EdgeMetrics
+) -> None:
+    doomed = start_verifier()
+    uplink = Uplink(connect(doomed.url, key=None, ca_certificate=None), metrics)
+    link = uplink.open(request(max_tokens=400))
+    killed = 0.0
+
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(10), aclosing(link.events()) as events:
+            async for message in events:
+                if isinstance(message, Commit) and message.start > 5 and not killed:
+                    killed = time.monotonic()
+                    doomed.kill()
+
+    assert 0.0 < time.monotonic() - killed < 2.0
+    await uplink.close()
