@@ -3,16 +3,17 @@
 A Model is a GGUF file; a Context is the KV cache of some sequences over it, and decodes rows.
 
 * Rows of several sequences go through one llama_decode; a pass is one such call.
-* With flash attention, one cache stream a sequence (not unified) and Q8_0 or Q4_0 weights, a
-  row's logits do not depend on which rows share its pass: docs/architecture.md has the proof.
+* A row's logits and cache depend, to the last bit, on the tokens before it alone, not on the
+  rows that share its pass, given: Q8_0 or Q4_0 weights, flash attention, one cache stream a
+  sequence (not unified), one thread, and at most EXACT_ROWS rows of a sequence in one pass.
 * Nothing here locks: one thread at a time per Context. llama_decode releases the GIL.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -29,6 +30,7 @@ from models.errors import (
     NoRoom,
 )
 from models.segments import Limits, Segment, check
+from models.vocabulary import Vocabulary
 
 Quantisation = Literal["Q4_0", "Q8_0"]
 Logits = NDArray[np.float32]
@@ -37,6 +39,9 @@ _FILE_TYPES: Final = {
     "Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
     "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
 }
+EXACT_ROWS: Final = 63
+"""From 64 rows on, llama.cpp's attention works in tiles, which round differently."""
+
 _PIECE_BYTES: Final = 64
 """First guess at a piece's length; 240 tokens of Qwen are longer than 32 bytes."""
 
@@ -61,7 +66,6 @@ class Model:
         self.path = path
         self.handle = model
         self._vocabulary = vocabulary
-        self._fingerprint = ""
         self.vocabulary_size = lib.llama_vocab_n_tokens(vocabulary)
 
     def close(self) -> None:
@@ -83,38 +87,29 @@ class Model:
                 return list(tokens[:count])
             room = -count
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the tokens mean; read at the first use, in 0.3 s for 152k tokens."""
+        tokens = range(self.vocabulary_size)
+        raw = self._vocabulary
+        return Vocabulary(
+            pieces=tuple(self._render(token) for token in tokens),
+            attributes=tuple(int(lib.llama_vocab_get_attr(raw, token)) for token in tokens),
+            ends=frozenset(token for token in tokens if lib.llama_vocab_is_eog(raw, token)),
+            eos=lib.llama_vocab_eos(raw),
+        )
+
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return a token's bytes; a special token's are b"" unless `special` asks for them."""
-        if not 0 <= token < self.vocabulary_size:
-            raise BadSegment(f"token {token} is not in 0..{self.vocabulary_size - 1}")
-        return self._render(token, special or self._is_plain(token))
+        return self.vocabulary.piece(token, special)
 
     def is_special(self, token: int) -> bool:
-        """Tell whether a token is a marker such as <|im_end|>, not text."""
-        attributes = lib.llama_vocab_get_attr(self._vocabulary, token)
-        return bool(attributes & lib.LLAMA_TOKEN_ATTR_CONTROL) and not self._is_plain(token)
+        return self.vocabulary.is_special(token)
 
     def stop_tokens(self) -> frozenset[int]:
-        """Return the tokens that end a turn."""
-        everything = range(self.vocabulary_size)
-        ends = {t for t in everything if lib.llama_vocab_is_eog(self._vocabulary, t)}
-        eos = lib.llama_vocab_eos(self._vocabulary)
-        return frozenset(t for t in ends if t == eos or not self._is_plain(t))
+        return self.vocabulary.stop_tokens
 
     def fingerprint(self) -> str:
-        """Return 32 hex digits over all tokens' bytes and attributes, in order; then cached.
-
-        Models with equal fingerprints mean the same by every token id.
-        """
-        if not self._fingerprint:
-            digest = hashlib.sha256()
-            for token in range(self.vocabulary_size):
-                piece = self._render(token, special=True)
-                attributes = lib.llama_vocab_get_attr(self._vocabulary, token)
-                digest.update(len(piece).to_bytes(4, "little") + piece)
-                digest.update(int(attributes).to_bytes(4, "little"))
-            self._fingerprint = digest.hexdigest()[:32]
-        return self._fingerprint
+        return self.vocabulary.fingerprint
 
     def metadata(self) -> dict[str, str]:
         """Return the file's key-value pairs, arrays left out."""
@@ -137,29 +132,21 @@ class Model:
         wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
         return lib.llama_vocab_bos(self._vocabulary) if wanted else None
 
-    def _render(self, token: int, special: bool) -> bytes:
+    def _render(self, token: int) -> bytes:
         size = _PIECE_BYTES
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
+            count = lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
-
-    def _is_plain(self, token: int) -> bool:
-        """Tell whether llama.cpp made a special token of what the file calls text.
-
-        It does so with Qwen's "</s>", by its look: such a token is shown, and stops nothing.
-        """
-        both = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_CONTROL
-        return int(lib.llama_vocab_get_attr(self._vocabulary, token)) & both == both
 
 
 class Context:
     """The KV cache of `sequences` sequences of `context_tokens` tokens each, over one model.
 
-    batch_tokens: the most rows of one decode. unified: one cache shared by all sequences; their
-    logits then depend on each other, by rounding. Raises CannotOpen if memory does not suffice.
+    batch_tokens: the most rows of one pass. unified: all sequences share the room of one, and
+    are no longer exact. Raises CannotOpen if memory does not suffice.
     """
 
     def __init__(

@@ -1,0 +1,142 @@
+"""Chat messages to tokens, as the model was trained to read them.
+
+* The Jinja template runs in a sandbox; it comes from the target, so both ends read one prompt.
+* Special tokens come from the template alone: a marker such as <|im_end|> in a message is
+  broken before rendering and mended after, so it stays text. All other text is tokenised in the
+  same stretches, between markers, as in the whole string: the tokens are those of the string.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NoReturn, Protocol
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from models.vocabulary import Vocabulary
+
+Clock = Callable[[], datetime.datetime]
+
+_PRIVATE_USE: Final = range(0xE000, 0xF8FF)
+
+
+class Turn(Protocol):
+    """A chat message."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+
+
+class Source(Protocol):
+    """What of a Model the tokenizer needs."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+    @property
+    def bos(self) -> int | None: ...
+    def tokenize(self, text: str, special: bool) -> list[int]: ...
+    def metadata(self) -> dict[str, str]: ...
+
+
+class GgufTokenizer:
+    """Tokens of text and of chats.
+
+    template: Jinja; the model's own if None. ValueError if there is none, or it cannot be read.
+    """
+
+    def __init__(
+        self, model: Source, template: str | None = None, *, now: Clock = datetime.datetime.now
+    ) -> None:
+        text = template or model.metadata().get("tokenizer.chat_template")
+        if text is None:
+            raise ValueError("the model has no chat template")
+        self._model = model
+        self._vocabulary = model.vocabulary
+        self._template = _compile(text, now)
+        self._markers = _any_of(self._vocabulary.markers)
+
+    def chat(self, messages: Sequence[Turn]) -> list[int]:
+        """Render the template, with the assistant's turn opened; ValueError if it refuses."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        sentinel = _unused("".join(text for turn in turns for text in turn.values()))
+        safe = [{k: self._break(v, sentinel) for k, v in turn.items()} for turn in turns]
+        try:
+            rendered = self._template.render(
+                messages=safe,
+                add_generation_prompt=True,
+                bos_token=self._text_of(self._model.bos),
+                eos_token=self._text_of(self._vocabulary.eos),
+            )
+        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            raise ValueError(f"the chat template refuses: {error}") from error
+        return self._with_bos(list(self._tokens(rendered, sentinel)))
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of plain text, as a prompt; markers of special tokens in it stay text."""
+        return self._with_bos(self._model.tokenize(text, False))
+
+    def piece(self, token: int) -> bytes:
+        """UTF-8 bytes of one token, perhaps half a character; special tokens give b""."""
+        return self._vocabulary.piece(token)
+
+    def _break(self, text: str, sentinel: str) -> str:
+        return self._markers.sub(lambda found: found[0][0] + sentinel + found[0][1:], text)
+
+    def _tokens(self, rendered: str, sentinel: str) -> Iterator[int]:
+        end = 0
+        for marker in self._markers.finditer(rendered):
+            yield from self._text(rendered[end : marker.start()], sentinel)
+            yield self._vocabulary.markers[marker[0]]
+            end = marker.end()
+        yield from self._text(rendered[end:], sentinel)
+
+    def _text(self, text: str, sentinel: str) -> list[int]:
+        return self._model.tokenize(text.replace(sentinel, ""), False) if text else []
+
+    def _text_of(self, token: int | None) -> str:
+        return "" if token is None else self._vocabulary.piece(token, True).decode()
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        bos = self._model.bos
+        return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
+
+
+def _compile(template: str, now: Clock) -> jinja2.Template:
+    world = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    world.filters["tojson"] = _json
+    world.globals["raise_exception"] = _refuse
+    world.globals["strftime_now"] = lambda layout: now().strftime(layout)
+    try:
+        return world.from_string(template)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template cannot be read: {error}") from error
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """Replace Jinja's tojson, which escapes for HTML: the model was not trained on that."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Match the longest of the texts, as llama.cpp does; nothing, if there are none."""
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _unused(text: str) -> str:
+    """Return a private-use character that the text does not hold."""
+    used = set(text)
+    return next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)
