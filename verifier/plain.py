@@ -72,12 +72,16 @@ def _delta(message: Said, passes: int) -> Delta:
     statistics = Statistics(target_passes=passes)
     match message:
         case Commit():
-            said = message.logprobs
-            logprobs = said and tuple(TokenLogprob(each.logprob, each.top) for each in said)
-            return Delta(message.tokens, logprobs, statistics=statistics)
+            return Delta(message.tokens, _logprobs(message), statistics=statistics)
         case Finish():
             return Delta((), finish=message.reason, statistics=statistics)
     raise EngineFault(f"the target said {type(message).__name__} in a plain session")
+
+
+def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
+    if commit.logprobs is None:
+        return None
+    return tuple(TokenLogprob(said.logprob, said.top) for said in commit.logprobs)
 
 
 def translate(error: TargetError) -> ApiError:

@@ -14,7 +14,7 @@ class LlamaSettings(BaseModel):
     """Sessions at once. Memory for the KV of all of them is taken at the start."""
 
     context_tokens: Annotated[int, Field(ge=16)] = 4096
-    """Of each session, prompt and answer together; never more than the model was trained for."""
+    """Of a session, prompt and answer together; never more than the model was trained for."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Of llama.cpp. None: one for each CPU this process may use."""

@@ -14,13 +14,13 @@ import numpy as np
 
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
-from speculation.messages import Draft, Limits, ModelFacts, Open, Redraw
+from speculation.messages import Draft, Finish, Limits, ModelFacts, Open, Redraw
 from verifier.llama_target.engine import Engine
 from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
-from verifier.target import Finish, Said, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
 
 
 class LlamaTarget:

@@ -1,0 +1,71 @@
+"""`python -m verifier`: read the settings, check the model, serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from verifier.config import load
+from verifier.serving import serve
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def main(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(envvar="VERIFIER_PORT")] = None,
+    target: Annotated[str | None, typer.Option(help="llama or vllm.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name in the catalogue, or path.")] = None,
+) -> None:
+    """Check drafts against the large model.
+
+    Any other setting: --NAME VALUE, or --TABLE.NAME VALUE, as in --llama.slots 4.
+    """
+    named = {"host": host, "port": port, "target": target, "model": model}
+    try:
+        overrides = {name: value for name, value in named.items() if value is not None}
+        overrides |= nested(context.args)
+        settings = load(config, os.environ, overrides)
+    except (ValidationError, ValueError, OSError) as error:
+        sys.exit(f"settings: {error}")
+    serve(settings)
+
+
+def nested(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return --a.b VALUE and --c VALUE as {"a": {"b": value}, "c": value}.
+
+    Values are read as TOML, or else taken as text. Raises ValueError.
+    """
+    found: dict[str, Any] = {}
+    names = iter(arguments)
+    for name in names:
+        option, equals, value = name.partition("=")
+        if not option.startswith("--") or (not equals and (value := next(names, "")) == ""):
+            raise ValueError(f"{name}: expected --NAME VALUE")
+        *tables, key = option.removeprefix("--").split(".")
+        table = found
+        for step in tables:
+            table = table.setdefault(step.replace("-", "_"), {})
+        table[key.replace("-", "_")] = _read(value)
+    return found
+
+
+def _read(value: str) -> object:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+if __name__ == "__main__":
+    app()

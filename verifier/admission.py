@@ -1,0 +1,93 @@
+"""What an Open must be before any work is done for it. Each refusal names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isfinite
+
+from gateway.errors import ApiError, InvalidRequest, NotFound
+from speculation.messages import ModelFacts, Open, Sampling, TokenId
+
+MAX_STOP_TOKENS = 256
+MAX_TOP_LOGPROBS = 20
+MAX_TEMPERATURE = 2.0
+MAX_TOP_K = 2**31 - 1
+
+
+class VocabularyMismatch(ApiError):
+    """The draft model counts tokens in another way: its drafts would be other text."""
+
+    status, type, code = 409, "invalid_request_error", "vocabulary_mismatch"
+
+
+def check(request: Open, facts: ModelFacts) -> None:
+    """Raise ApiError unless the target can serve this session."""
+    if request.version != facts.protocol:
+        raise InvalidRequest(
+            f"version: this verifier speaks protocol {facts.protocol}, not {request.version}",
+            param="version",
+            code="unsupported_version",
+        )
+    if request.model != facts.model:
+        message = f"the model {request.model!r} does not exist; this verifier has"
+        raise NotFound(f"{message} {facts.model!r}", param="model", code="model_not_found")
+    if request.vocabulary != facts.vocabulary:
+        message = f"vocabulary: {request.vocabulary!r} is not the target's"
+        raise VocabularyMismatch(f"{message} {facts.vocabulary!r}", param="vocabulary")
+    _check_tokens("prompt", request.prompt, facts)
+    _check_tokens("stop_tokens", request.stop_tokens, facts)
+    _check_sizes(request, facts)
+    _check_sampling(request.sampling, facts)
+    _check_judge(request, facts)
+
+
+def _check_tokens(field: str, tokens: Iterable[TokenId], facts: ModelFacts) -> None:
+    if (highest := max(tokens, default=0)) >= facts.vocabulary_size:
+        raise _refusal(field, f"{highest} is not a token")
+
+
+def _check_sizes(request: Open, facts: ModelFacts) -> None:
+    if not request.prompt:
+        raise _refusal("prompt", "empty")
+    if request.max_tokens < 1:
+        raise _refusal("max_tokens", "at least 1")
+    if len(request.prompt) + request.max_tokens > facts.context_tokens:
+        raise InvalidRequest(
+            f"the context has {facts.context_tokens} tokens; the prompt takes"
+            f" {len(request.prompt)} and the answer may take {request.max_tokens}",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    if len(request.stop_tokens) > MAX_STOP_TOKENS:
+        raise _refusal("stop_tokens", f"at most {MAX_STOP_TOKENS}")
+
+
+def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
+    allowed = {
+        "temperature": 0.0 <= sampling.temperature <= MAX_TEMPERATURE,
+        "min_p": 0.0 <= sampling.min_p <= 1.0,
+        "top_k": 0 <= sampling.top_k <= MAX_TOP_K,
+        "top_p": 0.0 < sampling.top_p <= 1.0,
+    }
+    for field, is_allowed in allowed.items():
+        value = getattr(sampling, field)
+        if not (is_allowed and isfinite(value)):
+            raise _refusal(f"sampling.{field}", f"{value} is out of range")
+    for name in sampling.extras:
+        if name not in facts.features:
+            raise _refusal(f"sampling.extras.{name}", "not supported by this target")
+
+
+def _check_judge(request: Open, facts: ModelFacts) -> None:
+    if request.judge not in facts.judges:
+        raise _refusal("judge", f"this target judges {', '.join(facts.judges)}")
+    if request.top_logprobs is None:
+        return
+    if request.top_logprobs > MAX_TOP_LOGPROBS:
+        raise _refusal("top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
+    if request.judge != "coupled":
+        raise _refusal("top_logprobs", "only in judge `coupled`")
+
+
+def _refusal(field: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {reason}", param=field)

@@ -1,0 +1,161 @@
+"""The speculation routes. docs/protocol.md describes them.
+
+POST   /v1/speculate                     an Open; answers with the stream of what is said
+POST   /v1/speculate/{session}/drafts    Drafts and Redraws
+GET    /v1/speculate/{session}?from=     the stream again, from an output position on
+DELETE /v1/speculate/{session}           cancel
+GET    /v1/model-facts                   what the edge must know of the target
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from gateway.errors import ApiError, ClientGone, InvalidRequest, NotFound, TooLarge
+from speculation import wire
+from speculation.errors import MalformedFrame, RemoteProtocolError
+from speculation.messages import Draft, Fault, Message, Open, Redraw
+from verifier.admission import check
+from verifier.downstream import Downstream
+from verifier.host import Host
+from verifier.plain import translate
+from verifier.session import Session
+from verifier.sessions import Sessions
+from verifier.target import TargetError, UnknownSession
+
+OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
+DRAFTS_BYTES: Final = 64 * 1024
+"""A draft token takes 3 bytes at most as a rule: this holds thousands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    host: Host
+    sessions: Sessions
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes; the app translates gateway.errors."""
+        app.add_route("/v1/model-facts", self.facts, methods=["GET"])
+        app.add_route("/v1/speculate", self.open, methods=["POST"])
+        app.add_route("/v1/speculate/{session}/drafts", self.drafts, methods=["POST"])
+        app.add_route("/v1/speculate/{session}", self.resume, methods=["GET"])
+        app.add_route("/v1/speculate/{session}", self.cancel, methods=["DELETE"])
+
+    async def facts(self, _: Request) -> Response:
+        facts = msgspec.json.encode(self.host.ready().facts)
+        return Response(facts, media_type="application/json")
+
+    async def open(self, request: Request) -> Response:
+        facts = self.host.ready().facts
+        body = await _body(request, OPEN_BYTES)
+        opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
+        check(opening, facts)
+        try:
+            session = await self.sessions.open(opening)
+        except TargetError as error:
+            raise translate(error) from error
+        request.state.account.took_prompt(len(opening.prompt))
+        return Downstream(session.read(0), request.state.account, opened=session.opened)
+
+    async def drafts(self, request: Request) -> Response:
+        session = self._running(request)
+        body = await _body(request, DRAFTS_BYTES)
+        try:
+            for message in _drafts(body):
+                await session.push(message)
+        except UnknownSession as error:
+            raise _unknown(error) from error
+        except RemoteProtocolError as error:
+            session.cancel(Fault("protocol_error", str(error)))
+            raise InvalidRequest(str(error), code="protocol_error") from error
+        return Response(status_code=204)
+
+    async def resume(self, request: Request) -> Response:
+        session = self._known(request)
+        position = request.query_params.get("from", "0")
+        if not (position.isascii() and position.isdigit() and len(position) < 10):
+            raise InvalidRequest("from: a position in the output", param="from")
+        try:
+            reader = session.read(int(position))
+        except ValueError as error:
+            raise InvalidRequest(f"from: {error}", param="from") from error
+        return Downstream(reader, request.state.account)
+
+    async def cancel(self, request: Request) -> Response:
+        try:
+            self.sessions.cancel(request.path_params["session"])
+        except UnknownSession as error:
+            raise _unknown(error) from error
+        return Response(status_code=204)
+
+    def _known(self, request: Request) -> Session:
+        try:
+            return self.sessions.find(request.path_params["session"])
+        except UnknownSession as error:
+            raise _unknown(error) from error
+
+    def _running(self, request: Request) -> Session:
+        try:
+            return self.sessions.find_running(request.path_params["session"])
+        except UnknownSession as error:
+            raise _unknown(error) from error
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes:
+    """Return the whole body; raise TooLarge as soon as it must exceed the limit."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit_bytes:
+        raise TooLarge(f"the body exceeds {limit_bytes} bytes")
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise TooLarge(f"the body exceeds {limit_bytes} bytes")
+    except ClientDisconnect as error:
+        raise ClientGone("the client went away before its request was complete") from error
+    return bytes(body)
+
+
+def _messages(body: bytes) -> Sequence[Message]:
+    """Return all messages of a body. Raises MalformedFrame."""
+    decoder = wire.Decoder()
+    messages = list(decoder.feed(body))
+    decoder.close()
+    return messages
+
+
+def _opening(body: bytes) -> Open:
+    try:
+        messages = _messages(body)
+    except MalformedFrame as error:
+        raise _malformed(error) from error
+    if len(messages) != 1 or not isinstance(messages[0], Open):
+        raise InvalidRequest("the body must be one Open", code="malformed_frame")
+    return messages[0]
+
+
+def _drafts(body: bytes) -> list[Draft | Redraw]:
+    """Return the messages of a body, all of them or none. Raises RemoteProtocolError."""
+    drafts: list[Draft | Redraw] = []
+    for message in _messages(body):
+        if not isinstance(message, Draft | Redraw):
+            raise RemoteProtocolError(f"{type(message).__name__}: not in this direction")
+        drafts.append(message)
+    return drafts
+
+
+def _malformed(error: MalformedFrame) -> ApiError:
+    return InvalidRequest(str(error), code="malformed_frame")
+
+
+def _unknown(error: UnknownSession) -> ApiError:
+    return NotFound(str(error), code="unknown_session")

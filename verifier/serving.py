@@ -1,0 +1,56 @@
+"""The HTTP server: granian, HTTP/2 with prior knowledge or by TLS, and HTTP/1.1."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from fastapi import FastAPI
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP2Settings
+from granian.log import LogLevels
+
+from verifier import logs
+from verifier.config import VerifierSettings
+from verifier.orphan import end_with_parent
+
+MAX_HEADERS_BYTES: Final = 64 * 1024
+MAX_STREAMS: Final = 1024
+"""Of one connection: an edge holds one long stream a session, and short ones for drafts."""
+
+
+def serve(settings: VerifierSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
+
+    One worker: a target exists once.
+    """
+    server = Granian(
+        "verifier.app",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=1,
+        loop=Loops.asyncio,
+        http=HTTPModes.auto,
+        websockets=False,
+        http2_settings=HTTP2Settings(
+            max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
+        ),
+        backpressure=MAX_STREAMS * 2,
+        log_level=LogLevels.warning,
+        ssl_cert=settings.tls.certificate if settings.tls else None,
+        ssl_key=settings.tls.key if settings.tls else None,
+        workers_kill_timeout=settings.stop_timeout_s,
+    )
+    server.serve(target_loader=partial(load, settings), wrap_loader=False)
+
+
+def load(settings: VerifierSettings) -> FastAPI:
+    """Return the app; called in the worker, which alone loads models and sees clients."""
+    from verifier.app import build
+    from verifier.targets import make_target
+
+    end_with_parent(settings.stop_timeout_s)
+    logs.configure(settings.log_format)
+    return build(settings, make_target)

@@ -1,0 +1,18 @@
+"""Which target serves: the one place that knows the implementations."""
+
+from __future__ import annotations
+
+from verifier.config import VerifierSettings
+from verifier.llama_target import LlamaTarget
+from verifier.metrics import PassMetrics
+from verifier.naming import resolve
+from verifier.target import Target
+
+
+def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
+    """Return the target that the settings ask for, not started.
+
+    Raises models.errors.ModelError for a model that is not there.
+    """
+    name, path = resolve(settings.model, settings.served_name)
+    return LlamaTarget(name, path, settings.llama, settings.limits, metrics)
