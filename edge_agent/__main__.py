@@ -1,0 +1,72 @@
+"""`python -m edge_agent`: read the settings, load the draft model, serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from edge_agent import logs
+from edge_agent.app import build
+from edge_agent.config import EdgeSettings, load
+from models.errors import ModelError
+
+GRACE_S = 5
+"""For streams that are still running at SIGTERM; then they are cancelled, at both ends."""
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(envvar="EDGE_PORT", help="Port to listen on.")
+    ] = None,
+    verifier_url: Annotated[str | None, typer.Option(help="Where the verifier is.")] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="Pair of the catalogue, or a GGUF file.")
+    ] = None,
+    drafter: Annotated[str | None, typer.Option(help="model, none or noise.")] = None,
+    judge: Annotated[str | None, typer.Option(help="coupled or separate.")] = None,
+    fill: Annotated[str | None, typer.Option(help="always, auto or never.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Jobs that draft at once.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the draft model.")] = None,
+) -> None:
+    """Serve the OpenAI API on this machine; draft here, have it verified there."""
+    named = {key: value for key, value in locals().items() if key != "config"}
+    overrides = {name: value for name, value in named.items() if value is not None}
+    try:
+        settings = load(config, os.environ, overrides)
+    except (ValidationError, ValueError, OSError) as error:
+        sys.exit(f"settings: {error}")
+    serve(settings)
+
+
+def serve(settings: EdgeSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
+    logs.configure(settings.log_format)
+    if settings.cores and sys.platform == "linux":
+        os.sched_setaffinity(0, settings.cores)
+    try:
+        face = build(settings)
+    except (ModelError, OSError) as error:
+        sys.exit(f"the edge cannot start: {error}")
+    uvicorn.run(
+        face,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+if __name__ == "__main__":
+    app()
