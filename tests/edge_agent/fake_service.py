@@ -21,19 +21,24 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def say(word: str) -> None:
+    sys.stdout.write(word + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     port, manner = int(sys.argv[1]), sys.argv[2:]
     if manner == ["dies"]:
-        print("no model to be found", file=sys.stderr)
+        sys.stderr.write("no model to be found\n")
         sys.exit(3)
     server = HTTPServer(("127.0.0.1", port), Handler)
 
     def stop(*_: object) -> None:
-        print("stopping", flush=True)
+        say("stopping")
         threading.Thread(target=server.shutdown).start()
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == ["deaf"] else stop)
-    print("serving", flush=True)
+    say("serving")
     server.serve_forever(poll_interval=0.02)
     server.server_close()
 

@@ -37,6 +37,12 @@ class Heard:
         self.lines: list[tuple[str, str]] = []
         self._said = asyncio.Event()
 
+    async def next(self) -> str:
+        self._said.clear()
+        async with asyncio.timeout(10):
+            await self._said.wait()
+        return self.lines[-1][1]
+
     def __call__(self, name: str, line: str) -> None:
         self.lines.append((name, line))
         self._said.set()
@@ -66,11 +72,11 @@ def is_alive(pid: int) -> bool:
 
 
 async def until_gone(pid: int, *, within_s: float) -> bool:
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + within_s
-    while is_alive(pid) and loop.time() < deadline_s:
+    for _ in range(int(within_s / 0.02)):
+        if not is_alive(pid):
+            return True
         await asyncio.sleep(0.02)
-    return not is_alive(pid)
+    return False
 
 
 async def test_services_stop_in_the_reverse_order_of_their_start() -> None:
@@ -172,15 +178,14 @@ async def test_a_leash_held_by_nobody_lets_nothing_start() -> None:
 async def test_what_a_service_started_ends_with_it() -> None:
     script = (
         "import subprocess, sys, time\n"
-        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
-        ".pid, flush=True)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     heard, stopped = Heard(), asyncio.Event()
 
     async def stop_at_the_first_word() -> None:
-        while not heard.lines:
-            await asyncio.sleep(0.01)
+        await heard.next()
         stopped.set()
 
     parent = Service("verifier", (sys.executable, "-c", script), "http://unused")

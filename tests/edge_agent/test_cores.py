@@ -36,5 +36,5 @@ def test_pins_are_read_as_written(text: str, pins: Pins) -> None:
 
 @pytest.mark.parametrize("text", ["0", "a:1", "0:1-", "-1:0", "0:9"])
 def test_pins_that_mean_nothing_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="cores|pins"):
+    with pytest.raises(ValueError, match=r"cores|pins"):
         parse_pins(text, range(4))

@@ -1,0 +1,176 @@
+"""`picospec up`: both ends on this machine, from the first health check to the last breath."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+
+from edge_agent.children import NeverHealthy, Service, ServiceError, keep_up
+from edge_agent.cores import Pins
+
+HOST = "127.0.0.1"
+POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to start, and where."""
+
+    edge_port: int = 8000
+    verifier_port: int = 9000
+    edge_config: Path | None = None
+    verifier_config: Path | None = None
+    pins: Pins = field(default_factory=Pins)
+    healthy_within_s: float = 300.0
+    api_key: str | None = None
+    """One the services accept, to ask the edge for its model."""
+
+    @property
+    def edge_url(self) -> str:
+        return f"http://{HOST}:{self.edge_port}"
+
+    @property
+    def verifier_url(self) -> str:
+        return f"http://{HOST}:{self.verifier_port}"
+
+    def services(self) -> tuple[Service, Service]:
+        """Return the verifier and the edge, in the order in which they start."""
+        verifier = _command("verifier", self.verifier_config, self.verifier_port)
+        edge = _command("edge_agent", self.edge_config, self.edge_port)
+        return (
+            Service(
+                "verifier", (*verifier, "--host", HOST), self.verifier_url, self.pins.verifier
+            ),
+            Service(
+                "edge",
+                (*edge, "--verifier-url", self.verifier_url),
+                self.edge_url,
+                self.pins.edge,
+            ),
+        )
+
+
+def _command(module: str, config: Path | None, port: int) -> tuple[str, ...]:
+    configured = () if config is None else ("--config", str(config))
+    return (sys.executable, "-m", module, *configured, "--port", str(port))
+
+
+def check_free(port: int, variable: str) -> None:
+    """Raise ServiceError when something listens on `port` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ServiceError(
+                f"port {port} cannot be had ({reason}); choose another with {variable}"
+            ) from error
+
+
+async def until_healthy(
+    services: Iterable[Service], client: httpx.AsyncClient, *, within_s: float, console: Console
+) -> None:
+    """Wait for each service's /health to say 200; raise NeverHealthy after `within_s`."""
+    deadline = asyncio.get_running_loop().time() + within_s
+    for service in services:
+        with console.status(f"waiting for the {service.name} at {service.url}/health"):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await _until_healthy(service, client)
+            except TimeoutError:
+                raise NeverHealthy(
+                    f"the {service.name} was not healthy within {within_s:g} s"
+                ) from None
+
+
+async def _until_healthy(service: Service, client: httpx.AsyncClient) -> None:
+    while True:
+        try:
+            if (await client.get(f"{service.url}/health")).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        await asyncio.sleep(POLL_S)
+
+
+async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
+    """Start `services`, say how to talk to them, and stay until a signal.
+
+    All have stopped when it returns or raises a ServiceError.
+    """
+    check_free(plan.verifier_port, "VERIFIER_PORT")
+    check_free(plan.edge_port, "EDGE_PORT")
+    stopped = asyncio.Event()
+
+    def hear(name: str, line: str) -> None:
+        console.print(f"[dim]{name:>8} |[/] {escape(line)}", soft_wrap=True, highlight=False)
+
+    async def announce() -> None:
+        started_s = time.monotonic()
+        model = await _model_when_healthy(plan, services, console)
+        took_s = time.monotonic() - started_s
+        console.print(f"\n[bold green]PicoSpec is up[/] after {took_s:.1f} s. Ctrl-C stops it.")
+        for line in invitation(plan, model):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    with _signals(stopped):
+        await keep_up(services, hear=hear, meanwhile=announce, stopped=stopped)
+
+
+async def _model_when_healthy(plan: Plan, services: Iterable[Service], console: Console) -> str:
+    """Return the name of the model that the edge serves."""
+    keys = {"authorization": f"Bearer {plan.api_key}"} if plan.api_key else {}
+    async with httpx.AsyncClient(trust_env=False, headers=keys) as client:
+        await until_healthy(services, client, within_s=plan.healthy_within_s, console=console)
+        try:
+            listed = (await client.get(f"{plan.edge_url}/v1/models")).raise_for_status()
+        except httpx.HTTPError as error:
+            raise ServiceError(f"the edge does not name its model: {error}") from error
+    return str(listed.json()["data"][0]["id"])
+
+
+def invitation(plan: Plan, model: str) -> tuple[str, ...]:
+    """Lines for a shell and for Python that work as they stand; a key is named, never shown."""
+    header, key = "", '"none"'
+    if plan.api_key:
+        header = ' -H "authorization: Bearer ${PICOSPEC_API_KEYS%%,*}"'
+        key = '__import__("os").environ["PICOSPEC_API_KEYS"].split(",")[0]'
+    messages = '[{"role": "user", "content": "Write a haiku about light."}]'
+    body = f'{{"model": "{model}", "stream": true, "messages": {messages}}}'
+    return (
+        "",
+        f"curl -N {plan.edge_url}/v1/chat/completions{header}"
+        f" -H 'content-type: application/json' -d '{body}'",
+        "",
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{plan.edge_url}/v1", api_key={key})',
+        f'answer = client.chat.completions.create(model="{model}", messages={messages})',
+        "print(answer.choices[0].message.content)",
+        "",
+    )
+
+
+@contextmanager
+def _signals(stopped: asyncio.Event) -> Iterator[None]:
+    """Within it, Ctrl-C, SIGTERM and a closed terminal set `stopped`."""
+    loop = asyncio.get_running_loop()
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in wanted:
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            loop.remove_signal_handler(number)

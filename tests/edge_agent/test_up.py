@@ -1,0 +1,108 @@
+"""`picospec up` with two fakes in place of the real services."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from edge_agent.children import NeverHealthy, Service, ServiceError
+from edge_agent.up import Plan, check_free, invitation, until_healthy, up
+
+FAKE = str(Path(__file__).with_name("fake_service.py"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def said(console: Console) -> str:
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def plan() -> Plan:
+    return Plan(edge_port=free_port(), verifier_port=free_port(), healthy_within_s=10)
+
+
+def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
+    def fake(name: str, port: int, *manner: str) -> Service:
+        command = (sys.executable, FAKE, str(port), *manner)
+        return Service(name, command, f"http://127.0.0.1:{port}")
+
+    edge = fake("edge", planned.edge_port, *edge_manner)
+    return fake("verifier", planned.verifier_port), edge
+
+
+def test_each_end_is_told_its_port_and_the_edge_where_the_verifier_is() -> None:
+    verifier, edge = Plan(edge_port=1, verifier_port=2, edge_config=Path("e.toml")).services()
+
+    python = sys.executable
+    assert verifier.command == (python, "-m", "verifier", "--port", "2", "--host", "127.0.0.1")
+    assert edge.command[:5] == (python, "-m", "edge_agent", "--config", "e.toml")
+    assert edge.command[5:] == ("--port", "1", "--verifier-url", "http://127.0.0.1:2")
+
+
+async def test_it_invites_when_both_are_healthy_and_ends_on_a_signal() -> None:
+    planned, console = plan(), quiet()
+
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(up(planned, fakes(planned), console))
+        while "from openai" not in said(console):  # noqa: ASYNC110 (a console has no events)
+            await asyncio.sleep(0.02)
+        signal.raise_signal(signal.SIGTERM)
+        await running
+
+    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in said(console)
+    assert "edge | stopping" in said(console)
+    check_free(planned.edge_port, "EDGE_PORT")
+    check_free(planned.verifier_port, "VERIFIER_PORT")
+
+
+async def test_an_end_that_dies_at_start_is_the_error_and_the_other_stops() -> None:
+    planned, console = plan(), quiet()
+
+    with pytest.raises(ServiceError, match="the edge ended with status 3\nno model"):
+        await up(planned, fakes(planned, "dies"), console)
+
+    check_free(planned.verifier_port, "VERIFIER_PORT")
+
+
+async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
+    planned = plan()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", planned.edge_port))
+        other.listen()
+
+        with pytest.raises(ServiceError, match=f"port {planned.edge_port} .*EDGE_PORT"):
+            await up(planned, fakes(planned), quiet())
+
+
+async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:
+    silent = Service("edge", (), f"http://127.0.0.1:{free_port()}")
+
+    async with httpx.AsyncClient(trust_env=False) as client:
+        with pytest.raises(NeverHealthy, match=r"edge was not healthy within 0\.1 s"):
+            await until_healthy([silent], client, within_s=0.1, console=quiet())
+
+
+def test_an_invitation_names_a_key_and_never_shows_it() -> None:
+    lines = "\n".join(invitation(Plan(api_key="very-secret"), "qwen"))
+
+    assert "very-secret" not in lines
+    assert "PICOSPEC_API_KEYS" in lines
+    assert '"model": "qwen"' in lines
