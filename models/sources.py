@@ -1,0 +1,96 @@
+"""Where a model's bytes come from: each source writes one file, and may take up where it left.
+
+A source is never trusted: the store checks the sha256 of what it wrote. One that fails raises
+SourceFailed, and the next is tried.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import httpx
+
+from models.catalogue import ModelFile
+from models.errors import SourceFailed
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, bytes done, bytes in all)."""
+
+_CONNECT_S: Final = 3.0
+"""A machine without a hub must find out quickly."""
+
+_READ_S: Final = 30.0
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class Source(Protocol):
+    """A place that may have models."""
+
+    name: str
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        """Write the model to `partial`, which may hold its beginning. Raises SourceFailed."""
+        ...
+
+
+class Folder:
+    """A directory that holds the files under their own names."""
+
+    name = "folder"
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        if self._folder is None:
+            raise SourceFailed("no folder is set")
+        source = self._folder / model.file
+        if not source.is_file():
+            raise SourceFailed(f"{source} does not exist")
+        progress("copying", 0, model.bytes)
+        shutil.copyfile(source, partial)
+
+
+class Hub:
+    """A model hub that serves files over HTTPS, and ranges of them."""
+
+    name = "hub"
+
+    def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
+        """url: with {repository} and {file}."""
+        self._url = url
+        self._transport = transport
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        if not model.repository:
+            raise SourceFailed("the model has no repository on the hub")
+        url = self._url.format(repository=model.repository, file=model.file)
+        timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+        try:
+            with httpx.Client(
+                timeout=timeout, follow_redirects=True, transport=self._transport
+            ) as client:
+                self._download(client, url, partial, model.bytes, progress)
+        except httpx.HTTPError as error:
+            raise SourceFailed(f"{url}: {error}") from error
+
+    def _download(
+        self, client: httpx.Client, url: str, partial: Path, total: int, progress: Progress
+    ) -> None:
+        done = partial.stat().st_size if partial.exists() else 0
+        if done >= total:
+            return
+        headers = {"Range": f"bytes={done}-"} if done else {}
+        with client.stream("GET", url, headers=headers) as response:
+            if response.status_code not in (200, 206):
+                raise SourceFailed(f"{url}: HTTP {response.status_code}")
+            resumed = response.status_code == 206
+            done = done if resumed else 0
+            with partial.open("ab" if resumed else "wb") as file:
+                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                    file.write(chunk)
+                    done += len(chunk)
+                    progress("downloading", done, total)

