@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from models.dequantize import Weights, dequantise
 from models.errors import ModelError
 from models.opening import open_store
 
@@ -47,6 +50,18 @@ def verify(name: str) -> None:
     with _reported() as console:
         open_store(os.environ).verify(name)
         console.print(f"{name} is as it should be")
+
+
+@models_app.command()
+def dequantize(source: Path, target: Path, weights: str = "bfloat16") -> None:
+    """Write a GGUF file as safetensors, for vLLM; needs the extra cloud-cpu."""
+    with _reported() as console:
+        kinds: tuple[Weights, ...] = get_args(Weights)
+        kind = next((kind for kind in kinds if kind == weights), None)
+        if kind is None:
+            raise typer.BadParameter(f"{weights} is not one of {', '.join(kinds)}")
+        dequantise(source, target, kind)
+        console.print(str(target), soft_wrap=True)
 
 
 @contextmanager

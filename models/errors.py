@@ -3,6 +3,7 @@
 * ModelError
   - CannotOpen        the file is missing, is no GGUF, or llama.cpp refuses it
   - CannotQuantise    llama.cpp could not write the other quantisation
+  - CannotDequantise  it could not be written as safetensors
   - DecodeError
     - BadSegment      our bug: a gap, an unknown token or sequence, too many rows
     - NoRoom          the sequence or the cache is full; nothing was decoded
@@ -29,6 +30,10 @@ class CannotOpen(ModelError):
 
 class CannotQuantise(ModelError):
     """A GGUF file that cannot be written in another quantisation."""
+
+
+class CannotDequantise(ModelError):
+    """A GGUF file that cannot be written as safetensors."""
 
 
 class DecodeError(ModelError):

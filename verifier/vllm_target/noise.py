@@ -28,6 +28,17 @@ def gumbel(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tenso
     return -torch.log(-torch.log1p(-u))
 
 
+def coarse(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tensor:
+    """Return the noise in float32[n, m]: right to 1e-6 where it is large, four times as fast."""
+    words = hashes(seeds, places, tokens)
+    u = words.to(torch.float32)
+    u += (words < 0) * 2.0**32
+    u += 0.5
+    u *= 2.0**-32
+    u.clamp_(max=1.0 - 2.0**-24)
+    return u.neg_().log1p_().neg_().log_().neg_()
+
+
 def hashes(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tensor:
     """Return murmur3 over (seed low, seed high, place, token): int32[n, m], read as unsigned."""
     prefixes = [_prefix(seed, at) for seed, at in zip(seeds, places, strict=True)]

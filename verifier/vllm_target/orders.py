@@ -30,9 +30,7 @@ class Shape:
     @staticmethod
     def of(sampling: Sampling, bias: tuple[tuple[TokenId, float], ...] = ()) -> Shape:
         """Take the settings from an Open."""
-        return Shape(
-            sampling.temperature, sampling.min_p, sampling.top_k, sampling.top_p, bias
-        )
+        return Shape(sampling.temperature, sampling.min_p, sampling.top_k, sampling.top_p, bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,3 +125,16 @@ def test_the_support_is_the_one_vllm_masks_to(top_p, top_k):
     for i in range(40):
         stock = set(torch.nonzero(masked[i] > -torch.inf)[:, 0].tolist())
         assert set(support.law(rows[i], shape).tokens.tolist()) == stock
+
+
+@given(SEEDS, PLACES)
+@settings(deadline=None)
+def test_the_coarse_noise_is_near_wherever_it_could_win(seed, at):
+    tokens = torch.arange(20000)[None]
+
+    near = torch_noise.coarse([seed], [at], tokens).to(torch.float64)
+
+    exact = torch_noise.gumbel([seed], [at], tokens)
+    assert torch.isfinite(near).all()
+    assert (near - exact)[exact > 0].abs().max() < 5e-6
+    assert (near <= 0)[exact < -0.01].all()

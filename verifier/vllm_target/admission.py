@@ -1,0 +1,56 @@
+"""A session on its way into vLLM's core: packed into the one free field of vLLM's request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from speculation import wire
+from speculation.errors import LocalProtocolError
+from speculation.messages import Limits, Open
+from verifier.vllm_target.orders import Shape
+
+FIELD: Final = "picospec"
+"""Of SamplingParams.extra_args, and of the outputs' kv_transfer_params."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the core must know to seat a session."""
+
+    session: str
+    request: Open
+    """With an empty prompt: vLLM has it."""
+
+    prompt_tokens: int
+    limits: Limits
+    shape: Shape
+    vocabulary_size: int
+
+    def pack(self) -> dict[str, Any]:
+        """Return it in types that vLLM can carry between processes."""
+        return {
+            "session": self.session,
+            "open": wire.encode(replace(self.request, prompt=())),
+            "prompt_tokens": self.prompt_tokens,
+            "max_verify": self.limits.max_verify,
+            "max_ahead": self.limits.max_ahead,
+            "bias": [list(pair) for pair in self.shape.bias],
+            "vocabulary_size": self.vocabulary_size,
+        }
+
+    @staticmethod
+    def unpack(packed: Mapping[str, Any]) -> Admission:
+        """Return what was packed."""
+        (request,) = wire.Decoder().feed(packed["open"])
+        if not isinstance(request, Open):
+            raise LocalProtocolError(f"{type(request).__name__} opens no session")
+        return Admission(
+            packed["session"],
+            request,
+            packed["prompt_tokens"],
+            Limits(max_verify=packed["max_verify"], max_ahead=packed["max_ahead"]),
+            Shape.of(request.sampling, tuple((t, b) for t, b in packed["bias"])),
+            packed["vocabulary_size"],
+        )

@@ -1,0 +1,162 @@
+"""vLLM's engine as this process sees it: started, asked, told and stopped.
+
+The engine runs in processes of its own. Drafts go down its ordered request socket, which also
+wakes it; outputs come back on its output socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from speculation.errors import RemoteProtocolError
+from verifier.target import Refused, TargetFailed
+from verifier.vllm_target.admission import FIELD
+from verifier.vllm_target.parameters import Asked
+from verifier.vllm_target.seats import Spoken
+
+_HERE: Final = "verifier.vllm_target"
+_ENVIRONMENT: Final = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no drafts from outside
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+STOP_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the engine was started with."""
+
+    vocabulary: int
+    context_tokens: int
+    sessions: int
+
+
+class Engine:
+    """Raises TargetFailed from every method when vLLM fails."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        self._llm = llm
+
+    @staticmethod
+    async def start(model: str, options: Mapping[str, Any], max_verify: int) -> Engine:
+        """Load the model; takes seconds to minutes, and blocks a thread meanwhile."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        arguments = {"enforce_eager": current_platform.is_cpu(), **options}
+        configured = AsyncEngineArgs(
+            model=model,
+            scheduler_cls=f"{_HERE}.scheduler.PicoScheduler",
+            worker_extension_cls=f"{_HERE}.worker.PicoWorkerExtension",
+            speculative_config={
+                "method": "custom_class",
+                "model": f"{_HERE}.proposer.NullProposer",
+                "num_speculative_tokens": max_verify + 1,  # and a forced token before them
+            },
+            async_scheduling=False,
+            **arguments,
+        )
+        try:
+            engine = Engine(AsyncLLM.from_engine_args(configured))
+        except Exception as error:  # vLLM raises what it likes; nothing was started
+            raise TargetFailed(f"vLLM cannot start: {error}") from error
+        await engine._install()
+        return engine
+
+    async def _install(self) -> None:
+        try:
+            await self._llm.collective_rpc("picospec_install")
+            attached = await self._call("attach")
+        except Exception as error:
+            await self.stop()
+            raise TargetFailed(f"vLLM takes no sessions: {error}") from error
+        if not attached:
+            await self.stop()
+            raise TargetFailed("this vLLM engine has no queues between its processes")
+
+    @property
+    def size(self) -> Size:
+        configured = self._llm.vllm_config
+        return Size(
+            configured.model_config.get_vocab_size(),
+            configured.model_config.max_model_len,
+            configured.scheduler_config.max_num_seqs,
+        )
+
+    async def stop(self) -> None:
+        """End the engine's processes."""
+        await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
+
+    async def generate(
+        self, session: str, prompt: tuple[int, ...], asked: Asked
+    ) -> AsyncGenerator[tuple[int, Spoken]]:
+        """Yield the numbered frames of one session, each once and in order, to the last.
+
+        Closing the generator aborts the request. Raises Refused for what vLLM will not do,
+        RemoteProtocolError for a message that no honest edge sends.
+        """
+        due = 0
+        try:
+            outputs = self._llm.generate(
+                {"prompt_token_ids": list(prompt)}, _parameters(asked), request_id=session
+            )
+            async with aclosing(outputs):
+                async for output in outputs:
+                    for spoken in await self._news(session, due, output.kv_transfer_params):
+                        yield due, spoken
+                        due += 1
+        except VLLMValidationError as error:
+            raise Refused(error.parameter or "request", str(error)) from error
+        except ValueError as error:
+            raise Refused("request", str(error)) from error
+        except (Refused, TargetFailed, RemoteProtocolError):
+            raise
+        except Exception as error:
+            raise TargetFailed(f"vLLM failed: {error}") from error
+
+    async def _news(
+        self, session: str, due: int, carried: Mapping[str, Any] | None
+    ) -> list[Spoken]:
+        """Return the frames from `due` on; what an output no longer carries is asked for."""
+        if not carried or FIELD not in carried:
+            return []
+        first, frames, complaint = carried[FIELD]
+        if complaint is not None:
+            raise RemoteProtocolError(complaint)
+        if first > due:
+            first, frames = due, await self._call("recall", session, due)
+        return [Spoken(*each) for each in frames[due - first :]]
+
+    async def push(self, session: str, frames: bytes) -> str | None:
+        """Send messages; return, when the engine has taken them in, what is wrong with them."""
+        answer: str | None = await self._call("push", session, frames)
+        return answer
+
+    async def figures(self) -> dict[str, int]:
+        """Return the scheduler's counts."""
+        counts: dict[str, int] = await self._call("figures")
+        return counts
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)
+
+
+def _parameters(asked: Asked) -> SamplingParams:
+    structured = asked.structured
+    return SamplingParams(
+        **asked.sampling,
+        output_kind=RequestOutputKind.DELTA,
+        structured_outputs=StructuredOutputsParams(**structured) if structured else None,
+    )

@@ -1,0 +1,48 @@
+"""A session's messages on their way into the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from speculation.errors import RemoteProtocolError
+
+MAX_IN_FLIGHT: Final = 64
+"""Messages that the engine has not taken in. It does so between two steps; an edge that sends
+more than these within a step waits."""
+
+
+class Live:
+    """Sends without waiting for the engine; remembers the first complaint."""
+
+    def __init__(self) -> None:
+        self._sending: set[asyncio.Task[None]] = set()
+        self._complaint: str | None = None
+
+    def check(self) -> None:
+        """Raise RemoteProtocolError if the engine refused a message."""
+        if self._complaint is not None:
+            raise RemoteProtocolError(self._complaint)
+
+    async def send(self, sending: Coroutine[Any, Any, str | None]) -> None:
+        """Start sending, in the order of the calls; wait only while too much is on its way."""
+        while len(self._sending) >= MAX_IN_FLIGHT:
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._send(sending))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        await asyncio.sleep(0)  # the task's first step puts the message on the socket
+
+    async def _send(self, sending: Coroutine[Any, Any, str | None]) -> None:
+        try:
+            complaint = await sending
+        except Exception as error:  # the engine broke: `serve` reports it
+            complaint = f"not delivered: {error}"
+        if self._complaint is None:
+            self._complaint = complaint
+
+    def cancel(self) -> None:
+        """Stop waiting for answers."""
+        for task in self._sending:
+            task.cancel()
