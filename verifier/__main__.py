@@ -6,13 +6,15 @@ import os
 import sys
 import tomllib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from fastapi import FastAPI
 from pydantic import ValidationError
 
-from verifier.config import load
+from verifier.config import VerifierSettings, load
 from verifier.serving import serve
 
 app = typer.Typer(add_completion=False)
@@ -38,7 +40,19 @@ def main(
         settings = load(config, os.environ, overrides)
     except (ValidationError, ValueError, OSError) as error:
         sys.exit(f"settings: {error}")
-    serve(settings)
+    serve(settings, partial(_app, settings))
+
+
+def _app(settings: VerifierSettings) -> FastAPI:
+    """Return the app; models and llama.cpp are loaded in the worker alone, never before."""
+    from models.errors import ModelError
+    from verifier.app import build
+    from verifier.targets import make_target
+
+    try:
+        return build(settings, partial(make_target, settings))
+    except ModelError as error:
+        sys.exit(f"verifier: {error}")
 
 
 def nested(arguments: Sequence[str]) -> dict[str, Any]:

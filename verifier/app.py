@@ -18,21 +18,24 @@ from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain import PlainEngine
 from verifier.routes import Routes
 from verifier.sessions import Sessions
+from verifier.stopping import ended_by_sigterm
 from verifier.target import Target
 
 
-def build(
-    settings: VerifierSettings, make: Callable[[VerifierSettings, PassMetrics], Target]
-) -> FastAPI:
+def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> FastAPI:
     """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
     registry = CollectorRegistry()
     gateway = Metrics(registry)
-    host = Host(make(settings, PassMetrics(registry, gateway)), give_up=_give_up)
+    host = Host(make(PassMetrics(registry, gateway)), give_up=_give_up)
     sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
+
+    async def end() -> None:
+        await sessions.end_all()
+        await host.stop()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with host.running(), sessions.running():
+        async with host.running(), sessions.running(), ended_by_sigterm(end):
             yield
 
     app = create_app(

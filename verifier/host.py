@@ -23,6 +23,7 @@ class Host:
         self._target = target
         self._give_up = give_up
         self._state = "loading"
+        self._loading: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("verifier")
 
     def ready(self) -> Target:
@@ -38,14 +39,20 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Load in the background; on leaving, stop the target, ready or not."""
-        loading = asyncio.create_task(self._load())
+        self._loading = asyncio.create_task(self._load())
         try:
             yield
         finally:
-            self._state = "stopping"
-            loading.cancel()
-            await asyncio.wait([loading])
-            await self._target.stop()
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Refuse all from now on, and stop the target. Harmless when repeated."""
+        if self._state == "stopping" or self._loading is None:
+            return
+        self._state = "stopping"
+        self._loading.cancel()
+        await asyncio.wait([self._loading])
+        await self._target.stop()
 
     async def _load(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -20,10 +21,10 @@ MAX_STREAMS: Final = 1024
 """Of one connection: an edge holds one long stream a session, and short ones for drafts."""
 
 
-def serve(settings: VerifierSettings) -> None:
+def serve(settings: VerifierSettings, load: Callable[[], FastAPI]) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
 
-    One worker: a target exists once.
+    One worker, for a target exists once. load: returns the app; called in the worker.
     """
     server = Granian(
         "verifier.app",
@@ -43,14 +44,10 @@ def serve(settings: VerifierSettings) -> None:
         ssl_key=settings.tls.key if settings.tls else None,
         workers_kill_timeout=settings.stop_timeout_s,
     )
-    server.serve(target_loader=partial(load, settings), wrap_loader=False)
+    server.serve(target_loader=partial(_load, settings, load), wrap_loader=False)
 
 
-def load(settings: VerifierSettings) -> FastAPI:
-    """Return the app; called in the worker, which alone loads models and sees clients."""
-    from verifier.app import build
-    from verifier.targets import make_target
-
+def _load(settings: VerifierSettings, load: Callable[[], FastAPI]) -> FastAPI:
     end_with_parent(settings.stop_timeout_s)
     logs.configure(settings.log_format)
-    return build(settings, make_target)
+    return load()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from models.opening import open_store
 from verifier.config import VerifierSettings
 from verifier.llama_target import LlamaTarget
 from verifier.metrics import PassMetrics
@@ -14,5 +17,5 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
 
     Raises models.errors.ModelError for a model that is not there.
     """
-    name, path = resolve(settings.model, settings.served_name)
+    name, path = resolve(settings.model, settings.served_name, open_store(os.environ))
     return LlamaTarget(name, path, settings.llama, settings.limits, metrics)
