@@ -9,6 +9,8 @@ BIN := .venv/bin
 SETUP := pyproject.toml $(wildcard scripts/*)
 STEP := scripts/step.sh
 
+# Steps build on one another: the virtual environment, then the models, then the work.
+.NOTPARALLEL:
 .PHONY: setup run test check models clean
 
 setup: .venv/.ready-run
@@ -23,10 +25,10 @@ models: setup
 	@$(STEP) "models ready" $(BIN)/picospec models pull qwen2.5-coder
 
 run: models
-	@exec $(BIN)/picospec up
+	@exec $(BIN)/picospec up --config configs/local.toml
 
-test: .venv/.ready-dev
-	@$(STEP) "models ready" $(BIN)/picospec models pull qwen2.5-coder smollm2
+test: .venv/.ready-dev models
+	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
 	@$(STEP) "tests" $(BIN)/pytest $(ARGS)
 
 check: .venv/.ready-dev

@@ -16,15 +16,17 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from edge_agent.leash import leashed
 
-GRACE_S = 10.0
+GRACE_S = 15.0
+"""More than the ten seconds that the verifier gives its own workers."""
+
 LAST_LINES = 20
 """Kept for the error of a service that died."""
 
@@ -62,6 +64,9 @@ class Service:
     cores: Collection[int] = frozenset()
     """Empty: any."""
 
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to this process's own."""
+
 
 class Child:
     """One running service. Open it with `async with`; leaving stops it."""
@@ -80,6 +85,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
+                env={**os.environ, **self.service.environment},
                 start_new_session=True,
             )
         finally:

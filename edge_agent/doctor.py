@@ -14,7 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from models.errors import ModelError
+from models.store import Store
 
 OLDEST_PYTHON = (3, 11)
 PATIENCE_S = 3.0
@@ -62,6 +66,16 @@ def check_cache(directory: Path) -> Finding:
     except OSError as error:
         return Finding("cache", False, str(error), f"make {directory} writable")
     return Finding("cache", True, f"{directory} can be written")
+
+
+def check_models(store: Store, name: str) -> Finding:
+    """Read a model or pair again and compare its sha256; takes seconds a gigabyte."""
+    subject = f"models of {name}"
+    try:
+        store.verify(name)
+    except ModelError as error:
+        return Finding(subject, False, str(error), f"picospec models pull {name}")
+    return Finding(subject, True, "here, and as they should be")
 
 
 def check_port(name: str, port: int, variable: str) -> Finding:
@@ -112,7 +126,7 @@ def report(findings: Iterable[Finding], console: Console) -> bool:
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
         remedy = "" if finding.ok else finding.remedy
-        table.add_row(mark, finding.subject, finding.found, remedy)
+        table.add_row(mark, escape(finding.subject), escape(finding.found), escape(remedy))
         well = well and finding.ok
     console.print(table)
     return well

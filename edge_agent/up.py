@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +31,9 @@ class Plan:
 
     edge_port: int = 8000
     verifier_port: int = 9000
-    edge_config: Path | None = None
-    verifier_config: Path | None = None
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Of "edge" and "verifier", as their own files have them."""
+
     pins: Pins = field(default_factory=Pins)
     healthy_within_s: float = 300.0
     api_key: str | None = None
@@ -46,24 +49,52 @@ class Plan:
 
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        verifier = _command("verifier", self.verifier_config, self.verifier_port)
-        edge = _command("edge_agent", self.edge_config, self.edge_port)
-        return (
-            Service(
-                "verifier", (*verifier, "--host", HOST), self.verifier_url, self.pins.verifier
-            ),
-            Service(
-                "edge",
-                (*edge, "--verifier-url", self.verifier_url),
-                self.edge_url,
-                self.pins.edge,
-            ),
+        here = ("--host", HOST)
+        there = ("--verifier-url", self.verifier_url)
+        verifier = Service(
+            name="verifier",
+            command=(*_module("verifier", self.verifier_port), *here),
+            url=self.verifier_url,
+            cores=self.pins.verifier,
+            environment=as_environment("VERIFIER", self.settings.get("verifier", {})),
         )
+        edge = Service(
+            name="edge",
+            command=(*_module("edge_agent", self.edge_port), *here, *there),
+            url=self.edge_url,
+            cores=self.pins.edge,
+            environment=as_environment("EDGE", self.settings.get("edge", {})),
+        )
+        return verifier, edge
 
 
-def _command(module: str, config: Path | None, port: int) -> tuple[str, ...]:
-    configured = () if config is None else ("--config", str(config))
-    return (sys.executable, "-m", module, *configured, "--port", str(port))
+def _module(name: str, port: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", name, "--port", str(port))
+
+
+def read_settings(path: Path) -> dict[str, dict[str, object]]:
+    """Read a TOML file of the tables [edge] and [verifier]; ServiceError says what is wrong.
+
+    What stands in the tables is for the services to check.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"{path}: {error}") from error
+    for name, table in tables.items():
+        if name not in ("edge", "verifier") or not isinstance(table, dict):
+            raise ServiceError(f"{path}: expected the tables [edge] and [verifier], not {name}")
+    return tables
+
+
+def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:
+    """Return settings as the variables that the service reads; what is no text is JSON."""
+    return {
+        f"PICOSPEC_{service}__{name.upper()}": value
+        if isinstance(value, str)
+        else json.dumps(value)
+        for name, value in settings.items()
+    }
 
 
 def check_free(port: int, variable: str) -> None:

@@ -6,7 +6,7 @@ extent=${1:-run}
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
 step="$here/step.sh"
-cache=$HOME/.cache/picospec/wheels
+cache=${PICOSPEC_CACHE:-$HOME/.cache/picospec}/wheels
 
 good_python() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null

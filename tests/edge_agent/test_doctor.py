@@ -13,11 +13,13 @@ from edge_agent.doctor import (
     Finding,
     check_cache,
     check_engine,
+    check_models,
     check_port,
     check_python,
     check_verifier,
     report,
 )
+from models.opening import open_store
 
 
 @pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((4, 0), True)])
@@ -37,6 +39,16 @@ def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
 
     assert check_cache(tmp_path / "fresh").ok
     assert not check_cache(tmp_path / "cache").ok
+
+
+@pytest.mark.parametrize("name", ["smollm2", "no-such-model"])
+def test_a_model_that_is_not_here_fails_and_names_the_pull(tmp_path: Path, name: str) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+
+    finding = check_models(store, name)
+
+    assert not finding.ok
+    assert finding.remedy == f"picospec models pull {name}"
 
 
 def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:

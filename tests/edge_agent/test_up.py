@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from edge_agent.children import NeverHealthy, Service, ServiceError
-from edge_agent.up import Plan, check_free, invitation, until_healthy, up
+from edge_agent.up import Plan, check_free, invitation, read_settings, until_healthy, up
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
@@ -49,12 +49,40 @@ def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
 
 
 def test_each_end_is_told_its_port_and_the_edge_where_the_verifier_is() -> None:
-    verifier, edge = Plan(edge_port=1, verifier_port=2, edge_config=Path("e.toml")).services()
+    verifier, edge = Plan(edge_port=1, verifier_port=2).services()
 
-    python = sys.executable
-    assert verifier.command == (python, "-m", "verifier", "--port", "2", "--host", "127.0.0.1")
-    assert edge.command[:5] == (python, "-m", "edge_agent", "--config", "e.toml")
-    assert edge.command[5:] == ("--port", "1", "--verifier-url", "http://127.0.0.1:2")
+    python, here = sys.executable, ("--host", "127.0.0.1")
+    assert verifier.command == (python, "-m", "verifier", "--port", "2", *here)
+    assert edge.command[:7] == (python, "-m", "edge_agent", "--port", "1", *here)
+    assert edge.command[7:] == ("--verifier-url", "http://127.0.0.1:2")
+
+
+def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.pacing]\nflush_tokens = 3\n')
+
+    verifier, edge = Plan(settings=read_settings(file)).services()
+
+    assert verifier.environment == {}
+    assert edge.environment == {
+        "PICOSPEC_EDGE__DRAFT_MODEL": "m",
+        "PICOSPEC_EDGE__SLOTS": "2",
+        "PICOSPEC_EDGE__PACING": '{"flush_tokens": 3}',
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[edge", "Expected"), ("[cloud]", "not cloud"), ("edge = 3", "not edge")],
+)
+def test_a_file_of_another_form_is_refused_by_name(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text(text)
+
+    with pytest.raises(ServiceError, match=rf"local\.toml.*{reason}"):
+        read_settings(file)
 
 
 async def test_it_invites_when_both_are_healthy_and_ends_on_a_signal() -> None:

@@ -1,0 +1,58 @@
+"""Every file in configs/ is accepted by the service it is for, and says the defaults truly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import edge_agent.config
+import verifier.config
+from edge_agent.up import as_environment, read_settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PICOSPEC_")]:
+        monkeypatch.delenv(name)
+
+
+def test_edge_toml_holds_the_edges_defaults() -> None:
+    loaded = edge_agent.config.load(CONFIGS / "edge.toml", {}, {})
+
+    assert loaded.model_dump() == edge_agent.config.load(None, {}, {}).model_dump()
+
+
+def test_verifier_toml_holds_the_verifiers_defaults() -> None:
+    loaded = verifier.config.load(CONFIGS / "verifier.toml", {}, {})
+
+    assert loaded.model_dump() == verifier.config.load(None, {}, {}).model_dump()
+
+
+def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = read_settings(CONFIGS / "local.toml")
+    for service in ("edge", "verifier"):
+        for name, value in as_environment(service.upper(), tables[service]).items():
+            monkeypatch.setenv(name, value)
+
+    edge = edge_agent.config.load(None, {}, {})
+    cloud = verifier.config.load(None, {}, {})
+
+    assert edge.draft_model == cloud.model == "qwen2.5-coder"
+    assert (edge.slots, cloud.llama.slots) == (4, 4)
+
+
+def test_no_other_file_is_shipped_untested() -> None:
+    shipped = {path.name for path in CONFIGS.iterdir()}
+
+    assert shipped == {"edge.toml", "verifier.toml", "local.toml"}
+
+
+def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "edge.toml").write_text('verifer_url = "http://127.0.0.1:9000"\n')
+
+    with pytest.raises(ValueError, match="verifer_url"):
+        edge_agent.config.load(tmp_path / "edge.toml", {}, {})
