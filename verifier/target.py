@@ -69,7 +69,8 @@ class Target(Protocol):
     def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
         """Run one session to its Finish. Closing the generator frees its KV within a pass.
 
-        Raises TargetFull or Refused before it first waits for anything, TargetFailed later. The
+        Raises TargetFull or Refused before it first waits for anything, TargetFailed later, and
+        RemoteProtocolError for a message that it looked at only after `push` had returned. The
         request was checked against `facts`.
         """
         ...

@@ -10,6 +10,8 @@ from verifier.llama_target import LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.naming import resolve
 from verifier.target import Target
+from verifier.vllm_target.settings import VllmSettings
+from verifier.vllm_target.target import VllmTarget
 
 
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
@@ -17,5 +19,9 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
 
     Raises models.errors.ModelError for a model that is not there.
     """
+    if settings.target == "vllm":
+        name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
+        options = VllmSettings.of(settings.model, settings.vllm)
+        return VllmTarget(name, options, settings.limits, metrics)
     name, path = resolve(settings.model, settings.served_name, open_store(os.environ))
     return LlamaTarget(name, path, settings.llama, settings.limits, metrics)
