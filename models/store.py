@@ -72,13 +72,14 @@ class Store:
             return [self._obtain(recipe, progress) for recipe in recipes]
 
     def verify(self, name: str) -> None:
-        """Read every file of a name again. Raises NotPulled or WrongHash."""
+        """Read every file of a name again. Raises NotPulled; WrongHash, deleting the file."""
         for part in self.catalogue.files(name):
             blob = self.path(part).resolve()
             recipe = self.catalogue.recipe(part)
             expected = recipe.file.sha256 if recipe.quantisation is None else blob.name
             if (found := sha256_of(blob)) != expected:
-                raise WrongHash(f"{part} has sha256 {found}, not {expected}: pull it again")
+                blob.unlink()
+                raise WrongHash(f"{part} had sha256 {found}, not {expected}: pull it again")
 
     def _obtain(self, recipe: Recipe, progress: Progress) -> Path:
         link = self._link(recipe.name)

