@@ -1,0 +1,144 @@
+"""A test stand on this machine: one verifier, and edges that reach it over emulated links.
+
+Every process is real: the services as they are shipped, on loopback, each with its own cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import httpx
+from rich.console import Console
+
+from bench.link import Link
+from edge_agent.children import Child, Service
+from edge_agent.up import until_healthy
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePlan:
+    """One edge of the stand."""
+
+    drafter: str = "model"
+    judge: str = "coupled"
+    fill: str = "auto"
+    rtt_ms: float = 0.0
+    jitter_ms: float = 0.0
+    rate_mbit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StandPlan:
+    target_model: str
+    draft_model: str
+    edges: Mapping[str, EdgePlan]
+    target: str = "llama"
+    verifier_arguments: Sequence[str] = ()
+    verifier_python: str = sys.executable
+    """vLLM lives in a virtual environment of its own."""
+
+    verifier_cores: frozenset[int] = frozenset()
+    edge_cores: frozenset[int] = frozenset()
+    healthy_within_s: float = 300.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Stand:
+    """Open it with `async with`; leaving stops every process. Raises ServiceError."""
+
+    def __init__(self, plan: StandPlan) -> None:
+        self.plan = plan
+        self.verifier_url = f"http://{HOST}:{free_port()}"
+        self.edge_urls: dict[str, str] = {}
+        self.links: dict[str, Link] = {}
+        self.lines: list[str] = []
+        """What the services printed."""
+
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._open.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._open.aclose()
+
+    async def _start(self) -> None:
+        relays = await self._open.enter_async_context(asyncio.TaskGroup())
+        services = [self._verifier()]
+        for name, edge in self.plan.edges.items():
+            services.append(await self._edge(name, edge))
+        for service in services:
+            await self._open.enter_async_context(Child(service, self._hear, relays))
+        async with httpx.AsyncClient(trust_env=False) as client:
+            await until_healthy(
+                services,
+                client,
+                within_s=self.plan.healthy_within_s,
+                console=Console(quiet=True),
+            )
+
+    def _hear(self, name: str, line: str) -> None:
+        self.lines.append(f"{name}: {line}")
+
+    def _verifier(self) -> Service:
+        plan = self.plan
+        command = (
+            plan.verifier_python, "-m", "verifier", "--host", HOST,
+            "--port", _port(self.verifier_url), "--target", plan.target,
+            "--model", plan.target_model, *plan.verifier_arguments,
+        )  # fmt: skip
+        return Service(
+            "verifier", command, self.verifier_url, plan.verifier_cores, plan.environment
+        )
+
+    async def _edge(self, name: str, edge: EdgePlan) -> Service:
+        url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
+        link = Link(
+            (HOST, int(_port(self.verifier_url))),
+            rtt_ms=edge.rtt_ms,
+            jitter_ms=edge.jitter_ms,
+            rate_mbit=edge.rate_mbit,
+        )
+        self.links[name] = await self._open.enter_async_context(link)
+        command = (
+            sys.executable, "-m", "edge_agent", "--host", HOST, "--port", _port(url),
+            "--verifier-url", f"http://{HOST}:{link.port}",
+            "--draft-model", self.plan.draft_model,
+        )  # fmt: skip
+        settings = {
+            "PICOSPEC_EDGE__DRAFTER": edge.drafter,
+            "PICOSPEC_EDGE__JUDGE": edge.judge,
+            "PICOSPEC_EDGE__FILL": edge.fill,
+            **self.plan.environment,
+        }
+        return Service(name, command, url, self.plan.edge_cores, settings)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _port(url: str) -> str:
+    return url.rsplit(":", 1)[1]
