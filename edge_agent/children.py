@@ -65,7 +65,7 @@ class Service:
     """Empty: any."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Added to this process's own."""
+    """Added to this process's own, which is the stronger."""
 
 
 class Child:
@@ -85,7 +85,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
-                env={**os.environ, **self.service.environment},
+                env={**self.service.environment, **os.environ},
                 start_new_session=True,
             )
         finally:

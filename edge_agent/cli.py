@@ -66,7 +66,7 @@ def up(
         )
         asyncio.run(run_up(plan, plan.services(), console))
     except ServiceError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

@@ -143,9 +143,11 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     """
     check_free(plan.verifier_port, "VERIFIER_PORT")
     check_free(plan.edge_port, "EDGE_PORT")
-    stopped = asyncio.Event()
+    stopped, ready = asyncio.Event(), asyncio.Event()
 
     def hear(name: str, line: str) -> None:
+        if not ready.is_set():
+            return  # a service that fails to start says so in ServiceDied
         console.print(f"[dim]{name:>8} |[/] {escape(line)}", soft_wrap=True, highlight=False)
 
     async def announce() -> None:
@@ -155,6 +157,7 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
         console.print(f"\n[bold green]PicoSpec is up[/] after {took_s:.1f} s. Ctrl-C stops it.")
         for line in invitation(plan, model):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        ready.set()
 
     with _signals(stopped):
         await keep_up(services, hear=hear, meanwhile=announce, stopped=stopped)
