@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 _WEIGHT: Final = 0.25  # of the latest pass in a running mean
+_FORGOTTEN: Final = 1 / 512  # of what is known about a size, with each pass of another
 
 
 class PassTimes:
@@ -22,7 +23,13 @@ class PassTimes:
         self._seen: dict[int, float] = {}
 
     def saw(self, rows: int, seconds: float) -> None:
-        """Take in one pass."""
+        """Take in one pass.
+
+        What is known of other sizes fades towards "cheap": so a size is tried again at times,
+        and one slow pass does not rule it out for ever.
+        """
+        for other in self._seen.keys() - {rows}:
+            self._seen[other] *= 1.0 - _FORGOTTEN
         old = self._seen.get(rows, seconds)
         self._seen[rows] = old + _WEIGHT * (seconds - old)
 
