@@ -13,7 +13,17 @@ from typing import Any
 
 from speculation import wire
 from speculation.judging import Judgement
-from speculation.messages import Commit, Down, Draft, Fault, Limits, Open, Opened, Redraw
+from speculation.messages import (
+    Commit,
+    Down,
+    Draft,
+    Fault,
+    Finish,
+    Limits,
+    Open,
+    Opened,
+    Redraw,
+)
 from speculation.verifying import VerifyingSession
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -68,15 +78,16 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 FACTS = {
-    "model": "plain", "vocabulary_size": VOCABULARY, "vocabulary": "fake", "context_tokens": 512,
-    "stop_tokens": [7], "chat_template": "", "judges": ["coupled", "separate"], "features": [],
+    "model": "plain", "vocabulary_size": VOCABULARY, "vocabulary": "fake",
+    "context_tokens": 512, "stop_tokens": [7], "chat_template": "", "judges": ["coupled", "separate"], "features": [],
     "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": 1,
 }  # fmt: skip
 
 REFUSALS = {
     "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
     "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
-    "locked": (401, "invalid_api_key"), "loading": (503, "loading"), "large": (413, "too_large"),
+    "locked": (401, "invalid_api_key"), "loading": (503, "loading"),
+    "large": (413, "too_large"),
 }  # fmt: skip
 
 
@@ -106,9 +117,7 @@ async def _speak(session: Session) -> None:
         truth = [said_at(judged.start + i) for i in range(len(judged.draft) + 1)]
         stands = [a == b for a, b in zip(judged.draft, truth, strict=False)]
         accepted = stands.index(False) if False in stands else len(stands)
-        down = machine.resolve(
-            Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S
-        )
+        down = machine.resolve(Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S)
         if session.model == "fault" and judged.start > 5:
             down = [Fault("shutting_down", "going home", retryable=True)]
         await _say(session, down)
@@ -170,9 +179,10 @@ async def _stream(session: Session, send: Send, at: int) -> None:
 async def _after(session: Session, at: int) -> AsyncIterator[Down]:
     while True:
         async with session.news:
-            await session.news.wait_for(lambda: len(session.said) > at)
+            while len(session.said) <= at:
+                await session.news.wait()
         yield (message := session.said[at])
-        if type(message).__name__ in ("Finish", "Fault"):
+        if isinstance(message, Finish | Fault):
             return
         at += 1
 

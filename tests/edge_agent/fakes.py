@@ -1,0 +1,95 @@
+"""A draft model and a link that do as they are told, for tests of what stands between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+
+from edge_agent.guessing import Pick
+from speculation.drafting import Guess
+from speculation.messages import Commit, Down, Draft, Finish, Limits, Opened, Redraw, TokenId
+
+LIMITS = Limits(max_verify=4, max_ahead=16)
+
+
+class CountingSeat:
+    """Guesses n, n + 1, ...: the length of its context. `wait` is awaited before each guess."""
+
+    def __init__(
+        self,
+        *,
+        context_tokens: int = 1000,
+        confidence: float = 1.0,
+        wait: Callable[[Sequence[TokenId]], Awaitable[object]] = lambda _: asyncio.sleep(0),
+    ) -> None:
+        self.context_tokens = context_tokens
+        self.contexts: list[list[TokenId]] = []
+        self.left = 0
+        self._confidence = confidence
+        self._wait = wait
+
+    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+        self.contexts.append(list(context))
+        await self._wait(context)
+        return Guess(len(context), self._confidence)
+
+    def leave(self) -> None:
+        self.left += 1
+
+
+class ScriptedLink:
+    """Says what `script` yields; remembers what was sent."""
+
+    def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
+        self.sent: list[Draft | Redraw] = []
+        self.cancelled = 0
+        self.posting = False
+        self._script = script
+        self._news = asyncio.Event()
+
+    def events(self) -> AsyncGenerator[Down]:
+        return self._script(self)
+
+    def send(self, message: Draft | Redraw) -> None:
+        self.sent.append(message)
+        self._news.set()
+
+    async def post(self) -> None:
+        self.posting = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.posting = False
+
+    async def cancel(self) -> None:
+        self.cancelled += 1
+
+    @property
+    def drafted(self) -> list[TokenId]:
+        return [token for m in self.sent if isinstance(m, Draft) for token in m.tokens]
+
+    async def until_sent(self, tokens: int) -> None:
+        """Wait until that many draft tokens were sent, in all."""
+        while len(self.drafted) < tokens:
+            self._news.clear()
+            await self._news.wait()
+
+
+def saying(*messages: Down) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """A script that says these messages, one a turn of the loop, and waits for nothing."""
+
+    async def script(_: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        for message in messages:
+            await asyncio.sleep(0)
+            yield message
+
+    return script
+
+
+def commits(tokens: Iterable[int], *, size: int = 1) -> list[Down]:
+    """Commits of `size` tokens each, and a Finish."""
+    left, said = list(tokens), []
+    for start in range(0, len(left), size):
+        said.append(Commit(0, start, tuple(left[start : start + size])))
+    return [*said, Finish("length")]

@@ -1,0 +1,61 @@
+"""The fake verifier as a process that can be killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+_SERVE = """
+import asyncio, sys
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+from tests.edge_agent.fake_verifier import app
+asyncio.run(Server(
+    app, port=int(sys.argv[1]), interface=Interfaces.ASGINL,
+    http=HTTPModes.http2, websockets=False, log_enabled=False,
+).serve())
+"""
+
+
+@dataclass
+class Process:
+    url: str
+    running: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        self.running.kill()
+        self.running.wait()
+
+
+def start() -> Process:
+    """Serve the fake by granian, whose only worker is the process itself."""
+    port = _free_port()
+    command = [sys.executable, "-c", _SERVE, str(port)]
+    running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    _wait_for(port)
+    return Process(f"http://127.0.0.1:{port}", running)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError("the fake verifier did not start")
