@@ -1,0 +1,100 @@
+"""The fake target behind the real server, and a client that speaks HTTP/2 to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import msgspec
+import pyqwest
+import pytest
+from pyqwest.httpx import AsyncPyqwestTransport
+
+KEY = "correct-horse"
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until it listens; stop it at the end."""
+    environ = {**os.environ, "PICOSPEC_API_KEYS": f"other,{KEY}", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environ, cwd=ROOT)
+    try:
+        _wait_for(port, process)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=15)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        try:
+            health = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+        except httpx.TransportError:
+            pass
+        else:
+            if health.status_code == 200:
+                return
+        time.sleep(0.05)
+    raise RuntimeError("the server did not come up")
+
+
+def fake_command(port: int, **settings: object) -> list[str]:
+    overrides = msgspec.json.encode(settings).decode()
+    return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    port = free_port()
+    with serving(
+        fake_command(port, sessions={"max_sessions": 64, "resume_window_s": 1.0}), port
+    ):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def client(server: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with http2_client(server) as client:
+        yield client
+
+
+def http2_client(url: str, key: str = KEY) -> httpx.AsyncClient:
+    transport = pyqwest.HTTPTransport(http_version=pyqwest.HTTPVersion.HTTP2, enable_otel=False)
+    return httpx.AsyncClient(
+        base_url=url,
+        transport=AsyncPyqwestTransport(transport),
+        headers={"authorization": f"Bearer {key}"},
+        timeout=10,
+    )
+
+
+async def sessions_open(client: httpx.AsyncClient) -> int:
+    text = (await client.get("/metrics")).text
+    line = next(row for row in text.splitlines() if row.startswith("picospec:sessions_open"))
+    return int(float(line.split()[1]))
+
+
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 3.0) -> None:
+    """Wait until an async condition holds."""
+    async with asyncio.timeout(within_s):
+        while not await condition():  # noqa: ASYNC110 - the condition is in another process
+            await asyncio.sleep(0.02)

@@ -1,0 +1,77 @@
+"""Reads what a verifier says: frames over HTTP, as an edge sees them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import httpx
+
+from speculation import wire
+from speculation.messages import Commit, Draft, Message, Open, Opened, Redraw
+
+
+class Stream:
+    """One response: messages in order."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._chunks = response.aiter_raw()
+        self._decoder = wire.Decoder()
+        self._messages: list[Message] = []
+
+    async def next(self) -> Message | None:
+        """Return the next message; None at the end."""
+        while not self._messages:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                self._decoder.close()
+                return None
+            self._messages.extend(self._decoder.feed(chunk))
+        return self._messages.pop(0)
+
+    async def rest(self) -> list[Message]:
+        """Return all messages up to the end."""
+        messages = []
+        while (message := await self.next()) is not None:
+            messages.append(message)
+        return messages
+
+    async def opened(self) -> str:
+        message = await self.next()
+        assert isinstance(message, Opened)
+        return message.session
+
+
+@asynccontextmanager
+async def opened(client: httpx.AsyncClient, request: Open) -> AsyncIterator[Stream]:
+    content = wire.encode(request)
+    async with client.stream("POST", "/v1/speculate", content=content) as response:
+        assert response.status_code == 200
+        yield Stream(response)
+
+
+@asynccontextmanager
+async def resumed(
+    client: httpx.AsyncClient, session: str, position: int
+) -> AsyncIterator[Stream]:
+    path = f"/v1/speculate/{session}?from={position}"
+    async with client.stream("GET", path) as response:
+        assert response.status_code == 200
+        yield Stream(response)
+
+
+async def push(
+    client: httpx.AsyncClient, session: str, *messages: Draft | Redraw
+) -> httpx.Response:
+    content = b"".join(map(wire.encode, messages))
+    return await client.post(f"/v1/speculate/{session}/drafts", content=content)
+
+
+def text_of(messages: Sequence[Message | None]) -> list[int]:
+    """The tokens of Commits that must follow one another."""
+    commits = [message for message in messages if isinstance(message, Commit)]
+    for before, after in pairwise(commits):
+        assert after.start == before.start + len(before.tokens)
+    return [token for commit in commits for token in commit.tokens]

@@ -1,0 +1,150 @@
+"""A target without a model: its text is a function of the prompt's first token.
+
+The first token of a prompt chooses the behaviour too: STALLS never gets past its prefill, FAILS
+breaks after three passes, and any other streams to its end, one pass each PASS_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+
+from gateway.ports import Message, Tokenizer
+from speculation.judging import judge_coupled, judge_separate
+from speculation.laws import Law
+from speculation.messages import Draft, Finish, Limits, ModelFacts, Open, Redraw, Sampling
+from speculation.noise import place
+from speculation.verifying import VerifyingSession
+from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
+
+V = 64
+STALLS, FAILS, SLOW, STREAMS = 1, 2, 3, 4
+STOP_TOKEN = 63
+HALVES = (0.5 for _ in itertools.count())
+FACTS = ModelFacts(
+    model="fake",
+    vocabulary_size=V,
+    vocabulary="f" * 32,
+    context_tokens=256,
+    stop_tokens=[STOP_TOKEN],
+    chat_template="",
+    limits=Limits(max_verify=4, max_ahead=8),
+    judges=["coupled", "separate"],
+    features=[],
+)
+
+
+def said(prompt: Sequence[int], position: int) -> int:
+    """The target's token at a position."""
+    return 10 + (prompt[0] + 7 * position) % 50
+
+
+def opening(**fields: object) -> Open:
+    """An Open that the fake target serves, but for `fields`."""
+    good: dict[str, object] = {
+        "model": "fake",
+        "vocabulary": FACTS.vocabulary,
+        "prompt": (STREAMS, 5, 6),
+        "sampling": Sampling(),
+        "seed": 7,
+        "max_tokens": 8,
+        "stop_tokens": (STOP_TOKEN,),
+        "fill": "always",
+    }
+    return Open(**{**good, **fields})  # type: ignore[arg-type]
+
+
+class FakeTokenizer:
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        return [STREAMS, *(len(message.content) % V for message in messages)]
+
+    def encode(self, text: str) -> list[int]:
+        return [STREAMS, len(text) % V]
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token + 32])
+
+
+class _Running:
+    def __init__(self, request: Open) -> None:
+        self.machine = VerifyingSession(request, FACTS.limits, vocabulary_size=V)
+        self.said: deque[Said] = deque()
+        self.news = asyncio.Event()
+
+
+class FakeTarget:
+    """verifier.target.Target."""
+
+    def __init__(self, *, slots: int = 4, pass_s: float = 0.0, starts: bool = True) -> None:
+        self._slots = slots
+        self._pass_s = pass_s
+        self._starts = starts
+        self.running: dict[str, _Running] = {}
+        self.stopped = False
+
+    @property
+    def facts(self) -> ModelFacts:
+        return FACTS
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return FakeTokenizer()
+
+    async def start(self) -> None:
+        if not self._starts:
+            await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+        if len(self.running) >= self._slots:
+            raise TargetFull(f"all {self._slots} slots are taken")
+        running = self.running[session] = _Running(request)
+        try:
+            while True:
+                await self._step(running)
+                while running.said:
+                    message = running.said.popleft()
+                    yield message
+                    if isinstance(message, Finish):
+                        return
+        finally:
+            del self.running[session]
+
+    async def push(self, session: str, message: Draft | Redraw) -> None:
+        running = self.running.get(session)
+        if running is None or running.machine.finished:
+            raise UnknownSession(session)
+        running.said.extend(running.machine.receive(message, HALVES))  # type: ignore[arg-type]
+        running.news.set()
+
+    async def _step(self, running: _Running) -> None:
+        machine, request = running.machine, running.machine.request
+        kind = request.prompt[0]
+        if kind == STALLS:
+            await asyncio.Event().wait()
+        if kind == FAILS and machine.totals.passes == 3:
+            raise TargetFailed("it broke")
+        idle = request.fill == "never" and not machine.pending
+        if idle or machine.refusal or machine.finished:
+            running.news.clear()
+            await running.news.wait()
+            return
+        await asyncio.sleep(0.1 if kind == SLOW else self._pass_s)
+        judged = machine.begin(most=4)
+        prompt = request.prompt
+
+        def row(i: int) -> Law:
+            return Law(np.array([said(prompt, judged.start + i)]), np.ones(1))
+
+        if request.judge == "coupled":
+            at = place(len(prompt), judged.start)
+            judgement = judge_coupled(row, judged.draft, request.seed, at)
+        else:
+            judgement = judge_separate(row, judged.draft, judged.q, HALVES)
+        running.said.extend(machine.resolve(judgement, u=HALVES))  # type: ignore[arg-type]

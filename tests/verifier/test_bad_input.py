@@ -1,0 +1,234 @@
+"""Each bad input gives its defined error, ends no more than its own session, leaks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from speculation import wire
+from speculation.messages import Draft, Fault, Finish, Open, Opened, Sampling
+from tests.verifier.conftest import http2_client, sessions_open, until
+from tests.verifier.down import opened, push
+from tests.verifier.fake_target import STALLS, V, opening
+from verifier.routes import DRAFTS_BYTES, OPEN_BYTES
+
+BAD_OPENS = [
+    ("version", opening(version=2), 400, "unsupported_version"),
+    ("model", opening(model="other"), 404, "model_not_found"),
+    ("vocabulary", opening(vocabulary="0" * 32), 409, "vocabulary_mismatch"),
+    ("prompt", opening(prompt=()), 400, "invalid_value"),
+    ("prompt", opening(prompt=(4, V)), 400, "invalid_value"),
+    ("stop_tokens", opening(stop_tokens=(V,)), 400, "invalid_value"),
+    ("stop_tokens", opening(stop_tokens=(1,) * 257), 400, "invalid_value"),
+    ("max_tokens", opening(max_tokens=0), 400, "invalid_value"),
+    ("max_tokens", opening(max_tokens=254), 400, "context_length_exceeded"),
+    ("max_tokens", opening(prompt=(4,) * 256), 400, "context_length_exceeded"),
+    ("sampling.temperature", opening(sampling=Sampling(-0.1)), 400, "invalid_value"),
+    ("sampling.temperature", opening(sampling=Sampling(2.1)), 400, "invalid_value"),
+    ("sampling.min_p", opening(sampling=Sampling(min_p=1.1)), 400, "invalid_value"),
+    ("sampling.top_k", opening(sampling=Sampling(top_k=-1)), 400, "invalid_value"),
+    ("sampling.top_p", opening(sampling=Sampling(top_p=0.0)), 400, "invalid_value"),
+    ("top_logprobs", opening(top_logprobs=21), 400, "invalid_value"),
+    ("top_logprobs", opening(top_logprobs=0, judge="separate"), 400, "invalid_value"),
+]
+GARBAGE = [
+    ("nothing", b""),
+    ("a frame cut short", wire.encode(opening())[:-3]),
+    ("text", b"GET / HTTP/1.1\r\n\r\n" * 4),
+    ("a length beyond the limit", b"\xff\xff\xff\x7f" + b"\0" * 64),
+    ("an endless varint", b"\xff" * 64),
+    ("an unknown type", b"\x01\x63"),
+    ("another message", wire.encode(Draft(0, 0, 0, (1,)))),
+    ("two messages", wire.encode(opening()) * 2),
+]
+
+
+def code_of(answer: httpx.Response) -> str:
+    return str(answer.json()["error"]["code"])
+
+
+async def open_with(client: httpx.AsyncClient, content: bytes) -> httpx.Response:
+    return await client.post("/v1/speculate", content=content)
+
+
+async def none_is_open(client: httpx.AsyncClient) -> bool:
+    return await sessions_open(client) == 0
+
+
+async def serves(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening()) as stream:
+        assert isinstance((await stream.rest())[-1], Finish)
+    await until(lambda: none_is_open(client))
+
+
+@pytest.mark.parametrize(("field", "request_", "status", "code"), BAD_OPENS)
+async def test_an_open_that_cannot_be_served_is_refused_by_its_field(
+    client: httpx.AsyncClient, field: str, request_: Open, status: int, code: str
+) -> None:
+    answer = await open_with(client, wire.encode(request_))
+
+    assert (answer.status_code, code_of(answer)) == (status, code)
+    assert answer.json()["error"]["param"] == field
+    assert await none_is_open(client)
+
+
+@pytest.mark.parametrize("content", [g for _, g in GARBAGE], ids=[name for name, _ in GARBAGE])
+async def test_what_is_no_open_is_malformed(client: httpx.AsyncClient, content: bytes) -> None:
+    answer = await open_with(client, content)
+
+    assert (answer.status_code, code_of(answer)) == (400, "malformed_frame")
+    assert await none_is_open(client)
+    await serves(client)
+
+
+async def test_an_open_over_the_limit_is_too_large(client: httpx.AsyncClient) -> None:
+    answer = await open_with(client, b"\0" * (OPEN_BYTES + 1))
+
+    assert (answer.status_code, code_of(answer)) == (413, "request_too_large")
+    await serves(client)
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "correct-hors", "Correct-horse"])
+@pytest.mark.parametrize("path", ["/v1/speculate", "/v1/speculate/x/drafts"])
+async def test_a_wrong_key_opens_nothing(server: str, path: str, key: str) -> None:
+    async with http2_client(server, key) as stranger:
+        answer = await stranger.post(path, content=wire.encode(opening()))
+
+    assert (answer.status_code, code_of(answer)) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("draft", "told"),
+    [
+        (Draft(0, 0, 0, (V,)), "Draft.tokens"),
+        (Draft(0, 0, 0, ()), "Draft.tokens"),
+        (Draft(0, 5, 0, (1,)), "Draft.behind"),
+        (Draft(0, 0, 0, (1,) * 9), "Draft.start"),
+        (Draft(0, 0, 0, (1,), q=(5,)), "Draft.q"),
+    ],
+)
+async def test_a_draft_no_honest_edge_sends_ends_its_session(
+    client: httpx.AsyncClient, draft: Draft, told: str
+) -> None:
+    async with opened(client, opening(fill="never")) as stream:
+        session = await stream.opened()
+        answer = await push(client, session, draft)
+        (fault,) = await stream.rest()
+
+    assert (answer.status_code, code_of(answer)) == (400, "protocol_error")
+    assert told in answer.json()["error"]["message"]
+    assert isinstance(fault, Fault)
+    assert fault.code == "protocol_error"
+    await serves(client)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        wire.encode(Draft(0, 0, 0, (1, 2)))[:-1],
+        b"\xff" * 20,
+        b"\x05\x63abcd",
+        wire.encode(opening()),
+    ],
+    ids=["truncated", "garbage", "unknown type", "an Open"],
+)
+async def test_bytes_that_are_no_draft_end_their_session(
+    client: httpx.AsyncClient, content: bytes
+) -> None:
+    async with opened(client, opening(fill="never")) as stream:
+        session = await stream.opened()
+        answer = await client.post(f"/v1/speculate/{session}/drafts", content=content)
+        (fault,) = await stream.rest()
+
+    assert (answer.status_code, code_of(answer)) == (400, "protocol_error")
+    assert isinstance(fault, Fault)
+    assert fault.code == "protocol_error"
+    await serves(client)
+
+
+async def test_drafts_over_the_limit_are_too_large_and_harm_nothing(
+    client: httpx.AsyncClient,
+) -> None:
+    async with opened(client, opening(fill="never", max_tokens=1)) as stream:
+        session = await stream.opened()
+        answer = await client.post(
+            f"/v1/speculate/{session}/drafts", content=b"\0" * (DRAFTS_BYTES + 1)
+        )
+        await push(client, session, Draft(0, 0, 0, (1,)))
+        messages = await stream.rest()
+
+    assert (answer.status_code, code_of(answer)) == (413, "request_too_large")
+    assert isinstance(messages[-1], Finish)
+
+
+async def test_an_unknown_session_is_not_found(client: httpx.AsyncClient) -> None:
+    path = "/v1/speculate/nobody"
+    content = wire.encode(Draft(0, 0, 0, (1,)))
+
+    answers = [
+        await client.post(f"{path}/drafts", content=content),
+        await client.get(path),
+        await client.delete(path),
+    ]
+
+    assert {(a.status_code, code_of(a)) for a in answers} == {(404, "unknown_session")}
+
+
+async def test_a_finished_session_takes_no_draft_but_can_be_read(
+    client: httpx.AsyncClient,
+) -> None:
+    async with opened(client, opening()) as stream:
+        session = await stream.opened()
+        await stream.rest()
+
+    late = await push(client, session, Draft(0, 0, 0, (1,)))
+    again = await client.get(f"/v1/speculate/{session}?from=8")
+
+    assert (late.status_code, code_of(late)) == (404, "unknown_session")
+    assert [type(m) for m in wire.Decoder().feed(again.content)] == [Finish]
+
+
+@pytest.mark.parametrize("position", ["-1", "x", "9", "1e3", "", "99999999999999999999"])
+async def test_a_position_that_was_not_said_is_refused(
+    client: httpx.AsyncClient, position: str
+) -> None:
+    async with opened(client, opening()) as stream:
+        session = await stream.opened()
+        await stream.rest()
+
+    answer = await client.get(f"/v1/speculate/{session}?from={position}")
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "from")
+
+
+async def test_of_a_thousand_sessions_those_over_the_limit_come_back_later(
+    client: httpx.AsyncClient,
+) -> None:
+    content = wire.encode(opening(prompt=(STALLS,)))
+    streams: list[httpx.Response] = []
+    codes: list[tuple[int, str]] = []
+
+    async def ask(count: int) -> None:
+        for _ in range(count):
+            request = client.build_request("POST", "/v1/speculate", content=content)
+            answer = await client.send(request, stream=True)
+            if answer.status_code == 200:
+                streams.append(answer)
+            else:
+                await answer.aread()
+                codes.append((answer.status_code, answer.headers["retry-after"]))
+
+    await asyncio.gather(*(ask(50) for _ in range(20)))
+    running = await sessions_open(client)
+    for answer in streams:
+        chunk = await anext(answer.aiter_raw())
+        (first,) = wire.Decoder().feed(chunk)
+        assert isinstance(first, Opened)
+        await client.delete(f"/v1/speculate/{first.session}")
+        await answer.aclose()
+
+    assert (len(streams), running) == (64, 64)
+    assert codes == [(429, "1")] * 936
+    await serves(client)

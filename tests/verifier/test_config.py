@@ -1,0 +1,90 @@
+"""Where settings come from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from verifier.__main__ import nested
+from verifier.config import load
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "verifier.toml"
+    path.write_text("port = 9001\n[llama]\nslots = 3\ncontext_tokens = 512\n")
+    return path
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOSPEC_VERIFIER__LLAMA__SLOTS", "5")
+    monkeypatch.setenv("PICOSPEC_VERIFIER__PORT", "9002")
+
+    settings = load(file, {}, {"port": 9003})
+
+    assert (settings.port, settings.llama.slots) == (9003, 5)
+    assert settings.llama.context_tokens == 512
+
+
+def test_keys_come_from_the_environment(file: Path) -> None:
+    settings = load(file, {"PICOSPEC_API_KEYS": "horse, battery,"}, {})
+
+    keys = [key.get_secret_value() for key in settings.gateway.api_keys]
+    assert keys == ["horse", "battery"]
+    assert "horse" not in repr(settings)
+
+
+def test_keys_in_a_file_are_refused(file: Path) -> None:
+    file.write_text('api_keys = ["one"]')
+
+    with pytest.raises(ValueError, match="PICOSPEC_API_KEYS"):
+        load(file, {}, {})
+
+
+@pytest.mark.parametrize(
+    "text", ["prot = 1", "[llama]\nslot = 1", "port = 0", "[sessions]\nidle_timeout_s = 0"]
+)
+def test_unknown_names_and_values_out_of_range_are_refused(file: Path, text: str) -> None:
+    file.write_text(text)
+
+    with pytest.raises(ValidationError):
+        load(file, {}, {})
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        load(tmp_path / "nowhere.toml", {}, {})
+
+
+def test_a_pass_must_hold_a_draft_of_every_size() -> None:
+    with pytest.raises(ValidationError, match="max_rows"):
+        load(None, {}, {"speculation": {"max_verify": 64}, "llama": {"max_rows": 64}})
+
+
+def test_options_name_tables_and_read_values_as_toml() -> None:
+    options = [
+        "--llama.slots",
+        "4",
+        "--vllm.max-model-len=2048",
+        "--served-name",
+        "m",
+        "--x.y",
+        "[1]",
+    ]
+
+    assert nested(options) == {
+        "llama": {"slots": 4},
+        "vllm": {"max_model_len": 2048},
+        "served_name": "m",
+        "x": {"y": [1]},
+    }
+
+
+@pytest.mark.parametrize("options", [["stray"], ["--llama.slots"], ["-p", "1"]])
+def test_other_words_are_refused(options: list[str]) -> None:
+    with pytest.raises(ValueError, match="--NAME VALUE"):
+        nested(options)

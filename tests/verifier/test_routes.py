@@ -1,0 +1,150 @@
+"""The speculation routes through the real server, over HTTP/2."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+
+from speculation.messages import Commit, Draft, Fault, Finish, Redraw, Refuse
+from tests.verifier.conftest import http2_client, sessions_open, until
+from tests.verifier.down import opened, push, resumed, text_of
+from tests.verifier.fake_target import FAILS, SLOW, STALLS, STREAMS, opening, said
+
+
+def truth(count: int, first: int = STREAMS) -> list[int]:
+    return [said((first,), position) for position in range(count)]
+
+
+async def none_open(client: httpx.AsyncClient) -> None:
+    async def none() -> bool:
+        return await sessions_open(client) == 0
+
+    await until(none)
+
+
+async def test_a_session_streams_its_text_and_its_finish(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening()) as stream:
+        await stream.opened()
+        messages = await stream.rest()
+
+    assert stream.response.headers["content-type"] == "application/vnd.picospec"
+    assert text_of(messages) == truth(8)
+    assert isinstance(messages[-1], Finish)
+    assert messages[-1].reason == "length"
+    assert await sessions_open(client) == 0
+
+
+async def test_headers_and_opened_come_before_the_prompt_is_read(
+    client: httpx.AsyncClient,
+) -> None:
+    async with opened(client, opening(prompt=(STALLS,))) as stream:
+        session = await asyncio.wait_for(stream.opened(), 1)
+
+        assert (await client.delete(f"/v1/speculate/{session}")).status_code == 204
+        (fault,) = await stream.rest()
+
+    assert fault == Fault("cancelled", "the edge cancelled the session")
+    await none_open(client)
+
+
+async def test_drafts_are_judged(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening(fill="never")) as stream:
+        session = await stream.opened()
+        answer = await push(client, session, Draft(0, 0, 0, tuple(truth(3))))
+        commit = await stream.next()
+        await client.delete(f"/v1/speculate/{session}")
+
+    assert answer.status_code == 204
+    assert isinstance(commit, Commit)
+    assert (commit.accepted, list(commit.tokens)) == (3, truth(4))
+
+
+async def test_a_replacement_is_drawn_by_the_edge(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening(judge="separate", fill="never")) as stream:
+        session = await stream.opened()
+        wrong = truth(1)[0] + 1
+        await push(client, session, Draft(0, 0, 0, (wrong,), q=(65536,)))
+        refuse = await stream.next()
+        await push(client, session, Redraw(1, 0))
+        again = await stream.next()
+        await push(client, session, Draft(2, 0, 0, (truth(1)[0],), q=(), forced=True))
+        commit = await stream.next()
+        await client.delete(f"/v1/speculate/{session}")
+
+    assert isinstance(refuse, Refuse)
+    assert isinstance(again, Refuse)
+    assert refuse.head == ((truth(1)[0], 1.0),)
+    assert isinstance(commit, Commit)
+    assert (commit.start, list(commit.tokens)) == (0, truth(1))
+
+
+async def test_a_cut_stream_is_resumed_from_any_position(client: httpx.AsyncClient) -> None:
+    request = opening(prompt=(SLOW,), max_tokens=12)
+    async with opened(client, request) as stream:
+        session = await stream.opened()
+        await stream.next()
+
+    async with resumed(client, session, 0) as whole:
+        everything = await whole.rest()
+    async with resumed(client, session, 7) as late:
+        rest = await late.rest()
+
+    assert text_of(everything) == truth(12, SLOW)
+    assert text_of(rest) == truth(12, SLOW)[7:]
+    assert isinstance(rest[-1], Finish)
+
+
+async def test_a_later_reader_takes_over(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening(prompt=(SLOW,), max_tokens=6)) as first:
+        session = await first.opened()
+        async with resumed(client, session, 0) as second:
+            cut = await first.rest()
+            messages = await second.rest()
+
+    assert not any(isinstance(message, Finish | Fault) for message in cut)
+    assert text_of(messages) == truth(6, SLOW)
+    assert isinstance(messages[-1], Finish)
+
+
+async def test_a_failing_target_is_a_fault_that_may_be_retried(
+    client: httpx.AsyncClient,
+) -> None:
+    async with opened(client, opening(prompt=(FAILS,))) as stream:
+        await stream.opened()
+        messages = await stream.rest()
+
+    assert text_of(messages) == truth(3, FAILS)
+    assert messages[-1] == Fault("target_failed", "it broke", retryable=True)
+    await none_open(client)
+
+
+async def test_a_client_gone_before_the_first_byte_leaves_no_session_behind(
+    client: httpx.AsyncClient, server: str
+) -> None:
+    async with http2_client(server) as other:
+        waiting = asyncio.create_task(_read_forever(other))
+
+        async def one() -> bool:
+            return await sessions_open(client) == 1
+
+        await until(one)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    await none_open(client)
+
+
+async def _read_forever(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening(prompt=(STALLS,))) as stream:
+        await stream.rest()
+
+
+async def test_the_plain_face_says_the_same_text(client: httpx.AsyncClient) -> None:
+    request = {"model": "fake", "prompt": [STREAMS, 5, 6], "max_tokens": 8, "logprobs": None}
+
+    answer = await client.post("/v1/completions", json=request)
+
+    text = "".join(chr(token + 32) for token in truth(8))
+    assert answer.json()["choices"][0]["text"] == text
+    assert await sessions_open(client) == 0

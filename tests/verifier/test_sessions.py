@@ -1,0 +1,235 @@
+"""How sessions end when nobody speaks, nobody listens, or the target cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.errors import Unavailable
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Draft, Fault, Finish, Redraw
+from tests.verifier.down import text_of
+from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
+from verifier.config import SessionSettings
+from verifier.host import Host
+from verifier.log import Heard
+from verifier.metrics import SessionMetrics
+from verifier.session import Session
+from verifier.sessions import Sessions
+from verifier.target import TargetFull, UnknownSession
+
+QUICK = 0.05
+
+
+def give_up() -> None:
+    raise AssertionError("the target did not start")
+
+
+@asynccontextmanager
+async def running(
+    target: FakeTarget | None = None, **settings: float
+) -> AsyncIterator[tuple[Sessions, FakeTarget, SessionMetrics]]:
+    target = target or FakeTarget()
+    metrics = SessionMetrics(CollectorRegistry())
+    host = Host(target, give_up)
+    sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
+    async with host.running(), sessions.running():
+        await asyncio.sleep(0)
+        yield sessions, target, metrics
+        await sessions.end_all()
+        await asyncio.sleep(0)
+        assert not target.running
+        assert metrics.open._value.get() == 0
+    assert target.stopped
+
+
+async def rest(session: Session, position: int = 0) -> list[Heard]:
+    messages: list[Heard] = []
+    with session.read(position) as reader:
+        async with asyncio.timeout(2):
+            while news := await reader.read():
+                messages.extend(news)
+    return messages
+
+
+async def ending(session: Session, position: int = 0) -> Fault:
+    last = (await rest(session, position))[-1]
+    assert isinstance(last, Fault)
+    return last
+
+
+async def test_a_session_without_drafts_or_words_ends_when_idle() -> None:
+    async with running(idle_timeout_s=QUICK, first_token_timeout_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening(fill="never"))
+
+        assert (await ending(session)).code == "idle_timeout"
+
+
+async def test_a_draft_postpones_the_idle_end() -> None:
+    async with running(idle_timeout_s=0.2, first_token_timeout_s=0.2) as (sessions, _, _m):
+        session = await sessions.open(opening(fill="never", max_tokens=200))
+        for i in range(4):
+            await asyncio.sleep(0.1)
+            await session.push(Draft(i, session.log.tokens, 0, (1,)))
+
+        assert session.log.ending is None
+        assert (await ending(session)).code == "idle_timeout"
+
+
+async def test_a_long_prefill_is_not_idle() -> None:
+    async with running(idle_timeout_s=QUICK, first_token_timeout_s=0.3) as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(STALLS,)))
+        await asyncio.sleep(4 * QUICK)
+
+        assert session.log.ending is None
+        assert (await ending(session)).code == "idle_timeout"
+
+
+async def test_a_session_nobody_reads_ends_after_the_resume_window() -> None:
+    async with running(resume_window_s=QUICK) as (sessions, target, _):
+        session = await sessions.open(opening(prompt=(STALLS,)))
+        await asyncio.sleep(3 * QUICK)
+
+        assert session.log.ending == Fault(
+            "cancelled", f"nobody resumed the session within {QUICK:g} s"
+        )
+        assert not target.running
+
+
+async def test_a_reader_who_comes_back_in_time_keeps_the_session() -> None:
+    async with running(resume_window_s=0.2) as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(SLOW,), max_tokens=6))
+        for _ in range(4):
+            with session.read(0):
+                await asyncio.sleep(0.1)
+
+        assert text_of(await rest(session)) == [said((SLOW,), i) for i in range(6)]
+
+
+async def test_an_ended_session_is_forgotten_after_the_resume_window() -> None:
+    async with running(resume_window_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening())
+        await rest(session)
+
+        assert sessions.find(session.name) is session
+        await asyncio.sleep(3 * QUICK)
+        with pytest.raises(UnknownSession):
+            sessions.find(session.name)
+
+
+async def test_only_so_many_ended_sessions_are_kept() -> None:
+    async with running(max_sessions=2) as (sessions, _, _m):
+        ended = []
+        for _ in range(5):
+            ended.append(await sessions.open(opening()))
+            await rest(ended[-1])
+            await asyncio.sleep(0)
+
+        with pytest.raises(UnknownSession):
+            sessions.find(ended[0].name)
+        assert sessions.find(ended[-1].name) is ended[-1]
+
+
+async def test_a_replacement_that_never_comes_ends_the_session() -> None:
+    async with running(replacement_timeout_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening(judge="separate", fill="never"))
+        await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
+
+        assert (await ending(session)).code == "replacement_timeout"
+
+
+async def test_asking_for_more_of_the_tail_does_not_postpone_the_replacement() -> None:
+    async with running(replacement_timeout_s=0.2) as (sessions, _, _m):
+        session = await sessions.open(opening(judge="separate", fill="never"))
+        await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
+        reading = asyncio.create_task(ending(session))
+        for epoch in range(1, 5):
+            await asyncio.sleep(0.06)
+            if session.log.ending is None:
+                await session.push(Redraw(epoch, 0))
+
+        assert (await reading).code == "replacement_timeout"
+
+
+async def test_a_thousand_redraws_leave_one_refusal_to_read() -> None:
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(judge="separate", fill="never"))
+        await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
+        for epoch in range(1, 1001):
+            await session.push(Redraw(epoch, 0))
+        await asyncio.sleep(QUICK)
+
+        with session.read(0) as reader:
+            assert len(await reader.read()) == 1
+
+
+async def test_a_dishonest_draft_ends_the_session() -> None:
+    async with running() as (sessions, _, metrics):
+        session = await sessions.open(opening(fill="never"))
+        with pytest.raises(RemoteProtocolError):
+            await session.push(Draft(0, 0, 0, (1000,)))
+
+        assert (await ending(session)).code == "protocol_error"
+        await asyncio.sleep(0)
+        assert metrics.faults.labels("protocol_error")._value.get() == 1
+
+
+@pytest.mark.parametrize("prompt", [(STALLS,), (SLOW,)])
+async def test_a_cancelled_session_frees_its_slot(prompt: tuple[int, ...]) -> None:
+    async with running(FakeTarget(slots=1)) as (sessions, target, _):
+        session = await sessions.open(opening(prompt=prompt))
+        sessions.cancel(session.name)
+
+        assert (await ending(session)).code == "cancelled"
+        assert not target.running
+        await rest(await sessions.open(opening()))
+
+
+async def test_a_target_without_a_slot_refuses_at_once_and_leaves_nothing() -> None:
+    async with running(FakeTarget(slots=1)) as (sessions, _, metrics):
+        await sessions.open(opening(prompt=(STALLS,)))
+        with pytest.raises(TargetFull):
+            await sessions.open(opening())
+        await asyncio.sleep(0)
+
+        assert metrics.open._value.get() == 1
+
+
+async def test_a_failing_target_is_a_fault() -> None:
+    async with running() as (sessions, _, metrics):
+        session = await sessions.open(opening(prompt=(FAILS,)))
+
+        assert await ending(session) == Fault("target_failed", "it broke", retryable=True)
+        await asyncio.sleep(0)
+        assert metrics.faults.labels("target_failed")._value.get() == 1
+
+
+async def test_shutting_down_tells_every_reader() -> None:
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(STALLS,)))
+        reading = asyncio.create_task(ending(session))
+        await asyncio.sleep(0)
+        await sessions.end_all()
+
+        assert (await reading).code == "shutting_down"
+
+
+async def test_nothing_opens_while_the_target_loads() -> None:
+    async with running(FakeTarget(starts=False)) as (sessions, _, _m):
+        with pytest.raises(Unavailable, match="loading"):
+            await sessions.open(opening())
+
+
+async def test_a_later_reader_ends_the_earlier_ones_reading() -> None:
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(SLOW,), max_tokens=3))
+        first = asyncio.create_task(rest(session))
+        await asyncio.sleep(0)
+        second = await rest(session)
+
+        assert not any(isinstance(message, Finish) for message in await first)
+        assert isinstance(second[-1], Finish)
