@@ -92,6 +92,8 @@ def _read_uint(reader: Reader) -> int:
         byte = reader.take(1)[0]
         value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
+            if byte == 0 and i > 0:
+                raise reader.fail("a varint longer than its value needs")
             return value
     raise reader.fail(f"a varint of more than {MAX_VARINT_BYTES} bytes")
 
@@ -178,7 +180,7 @@ def json(kind: type[T]) -> Codec[T]:
     def read(reader: Reader) -> T:
         try:
             return msgspec.json.decode(_read_text(reader), type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise reader.fail(f"{kind.__name__}: {error}") from None
 
     return Codec(lambda value: _write_text(msgspec.json.encode(value).decode()), read)

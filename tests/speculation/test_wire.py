@@ -1,0 +1,252 @@
+"""Messages survive the wire in any pieces; other bytes are malformed frames, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from speculation import wire
+from speculation.errors import LocalProtocolError, MalformedFrame
+from speculation.messages import (
+    Commit,
+    Draft,
+    Fault,
+    Finish,
+    Limits,
+    Message,
+    Open,
+    Opened,
+    Redraw,
+    Refuse,
+    Sampling,
+    TokenLogprob,
+    Totals,
+)
+
+UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
+TOKENS = st.lists(UINTS, max_size=12).map(tuple)
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+SECONDS = st.integers(0, 10**7).map(lambda tenths_ms: tenths_ms / 10_000)
+LAWS = st.lists(st.tuples(UINTS, FLOATS), max_size=6).map(tuple)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=FINITE,
+    min_p=FINITE,
+    top_k=st.integers(0, 2**31),
+    top_p=FINITE,
+    extras=st.dictionaries(
+        st.text(max_size=8), st.integers().map(lambda n: msgspec.Raw(str(n).encode()))
+    ),
+)
+
+
+def drafts(q: st.SearchStrategy[tuple[int, ...] | None]) -> st.SearchStrategy[Draft]:
+    return st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, q)
+
+
+MESSAGES: st.SearchStrategy[Message] = st.one_of(
+    st.builds(
+        Open,
+        st.text(),
+        st.text(),
+        TOKENS,
+        SAMPLINGS,
+        UINTS,
+        UINTS,
+        TOKENS,
+        st.sampled_from(["coupled", "separate"]),
+        st.sampled_from(["always", "auto", "never"]),
+        st.none() | UINTS,
+        UINTS,
+    ),
+    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS),
+    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans()),
+    st.builds(Redraw, UINTS, UINTS),
+    st.builds(Opened, st.text(), st.builds(Limits, UINTS, UINTS, FINITE, FINITE)),
+    st.builds(
+        Commit,
+        UINTS,
+        UINTS,
+        TOKENS,
+        UINTS,
+        SECONDS,
+        SECONDS,
+        st.none() | st.lists(st.builds(TokenLogprob, FLOATS, LAWS), max_size=4).map(tuple),
+    ),
+    st.builds(Refuse, UINTS, UINTS, LAWS, FLOATS, LAWS),
+    st.builds(
+        Finish,
+        st.sampled_from(["stop", "length"]),
+        st.builds(Totals, UINTS, UINTS, UINTS, UINTS),
+    ),
+    st.builds(Fault, st.text(), st.text(), st.booleans()),
+)
+
+
+def frame(body: bytes) -> bytes:
+    return wire.UINT.write(len(body)) + body
+
+
+def decoded(data: bytes) -> list[Message]:
+    decoder = wire.Decoder()
+    messages = list(decoder.feed(data))
+    decoder.close()
+    return messages
+
+
+@given(MESSAGES)
+def test_a_message_survives_the_wire(message: Message) -> None:
+    assert decoded(wire.encode(message)) == [message]
+
+
+@given(st.lists(MESSAGES, max_size=4), st.lists(st.integers(0, 10_000)))
+def test_any_split_of_the_bytes_gives_the_same_messages(
+    messages: list[Message], cuts: Sequence[int]
+) -> None:
+    data = b"".join(map(wire.encode, messages))
+    ends = sorted({cut % (len(data) + 1) for cut in cuts} | {len(data)})
+    decoder = wire.Decoder()
+
+    said = [
+        message
+        for start, end in zip([0, *ends], ends, strict=False)
+        for message in decoder.feed(data[start:end])
+    ]
+
+    decoder.close()
+    assert said == messages
+
+
+@given(MESSAGES, st.data())
+def test_a_truncated_stream_is_malformed(message: Message, data: st.DataObject) -> None:
+    whole = wire.encode(message)
+    cut = data.draw(st.integers(1, len(whole) - 1))
+
+    with pytest.raises(MalformedFrame):
+        decoded(whole[:cut])
+
+
+@given(MESSAGES)
+def test_surplus_bytes_in_a_frame_are_malformed(message: Message) -> None:
+    body = wire.encode(message)[len(wire.UINT.write(len(wire.encode(message)))) :]
+    rests = isinstance(message, Draft) and message.q is None
+    rests = rests or isinstance(message, Commit) and message.logprobs is None
+
+    # a body that ends in `rest` takes whole numbers for tokens; half a number it cannot take
+    surplus = b"\x80" if rests else b"\x00"
+    with pytest.raises(MalformedFrame):
+        decoded(frame(body + surplus))
+
+
+@given(st.binary(max_size=64))
+@example(b"\x01\x03")
+def test_garbage_is_messages_or_malformed_never_another_error(data: bytes) -> None:
+    try:
+        messages = decoded(data)
+    except MalformedFrame:
+        return
+
+    assert b"".join(map(wire.encode, messages)) == data
+
+
+@given(MESSAGES, st.data())
+def test_a_flipped_byte_is_another_message_or_malformed(
+    message: Message, data: st.DataObject
+) -> None:
+    changed = bytearray(wire.encode(message))
+    at = data.draw(st.integers(0, len(changed) - 1))
+    changed[at] ^= data.draw(st.integers(1, 255))
+
+    try:
+        decoded(bytes(changed))
+    except MalformedFrame as error:
+        assert str(error).endswith(f"at byte {error.offset}")
+
+
+def json_body(layout: int, *parts: bytes) -> bytes:
+    return frame(bytes([layout]) + b"".join(parts))
+
+
+NESTED = b'{"extras":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+OPEN_HEAD = (b"\x01", b"\x01m", b"\x01v", b"\x00")
+
+MALFORMED = {
+    "an unknown type": frame(b"\x05"),
+    "an empty frame": b"\x00",
+    "a type alone": frame(b"\x03"),
+    "a frame over the limit": wire.UINT.write(wire.MAX_FRAME_BYTES + 1),
+    "a length that never ends": b"\xff" * 9,
+    "a length longer than it needs": b"\x83\x00\x04\x01\x01",
+    "a number longer than it needs": frame(b"\x04\x81\x00\x01"),
+    "a number that never ends": frame(b"\x04" + b"\xff" * 12),
+    "a count beyond the frame": frame(b"\x03\x01\x01\x00\x00" + b"\xff" * 8 + b"\x7f"),
+    "a flag that is not a flag": frame(b"\x03\x01\x01\x00\x02\x00\x00"),
+    "a finish for no reason": frame(b"\x14\x02\x00\x00\x00\x00"),
+    "text that is not UTF-8": frame(b"\x15\x01\xff\x00\x00"),
+    "a probability that is infinite": frame(b"\x13\x00\x00\x00\x00\x00\x80\x7f\x00"),
+    "a probability that is no number": frame(b"\x13\x00\x00\x00\x00\x00\xc0\x7f\x00"),
+    "limits that are not JSON": json_body(16, b"\x01s", b"\x01{"),
+    "limits of another type": json_body(16, b"\x01s", b'\x12{"max_verify":"a"}'),
+    "sampling with a field of its own": json_body(1, *OPEN_HEAD, b'\x0d{"penalty":1}'),
+    "sampling nested without end": json_body(
+        1, *OPEN_HEAD, wire.UINT.write(len(NESTED)), NESTED
+    ),
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
+def test_what_encoding_cannot_have_produced_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedFrame):
+        decoded(data)
+
+
+def test_an_oversized_frame_is_refused_before_it_is_buffered() -> None:
+    decoder = wire.Decoder()
+    length = wire.UINT.write(wire.MAX_FRAME_BYTES + 1)
+
+    assert list(decoder.feed(length[:2])) == []
+    with pytest.raises(MalformedFrame, match="1048577 bytes"):
+        list(decoder.feed(length[2:]))
+
+
+def test_the_largest_frame_passes_and_one_more_byte_is_our_own_fault() -> None:
+    def fault(size: int) -> Fault:
+        return Fault("", "x" * size)
+
+    head = len(wire.encode(fault(1 << 17))) - 3 - (1 << 17)
+    largest = fault(wire.MAX_FRAME_BYTES - head)
+
+    assert decoded(wire.encode(largest)) == [largest]
+    with pytest.raises(LocalProtocolError):
+        wire.encode(fault(len(largest.text) + 1))
+
+
+@pytest.mark.parametrize("number", [-1, 2**63])
+def test_a_number_that_fits_no_varint_is_our_own_fault(number: int) -> None:
+    with pytest.raises(LocalProtocolError):
+        wire.encode(Redraw(0, number))
+
+
+def test_the_prompt_of_the_longest_context_fits_a_frame() -> None:
+    prompt = tuple(np.random.default_rng(0).integers(0, 250_000, 262_144).tolist())
+
+    assert wire.encode(Open("m", "v", prompt, Sampling(), 2**63 - 1, 1, ()))
+
+
+def test_two_common_drafts_take_ten_bytes_at_most() -> None:
+    draft = Draft(epoch=40, start=1000, behind=12, tokens=(1234, 15_000))
+
+    assert len(wire.encode(draft)) <= 10
+
+
+def test_a_commit_takes_nine_bytes_at_most_besides_its_tokens() -> None:
+    tokens = (1234, 15_000)
+    commit = Commit(40, 120, tokens, accepted=2, queue_s=0.0123, pass_s=0.209)
+
+    assert len(wire.encode(commit)) - sum(len(wire.UINT.write(t)) for t in tokens) <= 9
