@@ -82,24 +82,28 @@ def law(logits: Logits, sampling: Sampling, *, most: int | None = None) -> Law:
 def top(values: Logits, count: int) -> Tokens:
     """Return the indices of the `count` largest values, largest first. values: float32[V].
 
-    Exact: a block of 64 can hold one of the n largest only if its maximum is among the n
-    largest maxima, so no more than n blocks are looked into.
+    Of equal values the lower index comes first, on any machine: a law may not depend on how a
+    library sorts. A block of 64 can hold one of the n largest only if its maximum is not below
+    the n-th largest maximum, so only those blocks are looked into.
     """
     size = len(values)
     if count * _BLOCK * 2 >= size:
         return _largest(values, np.arange(size), count)
     whole = size - size % _BLOCK
     maxima = values[:whole].reshape(-1, _BLOCK).max(axis=1)
-    blocks = np.argpartition(maxima, -count)[-count:]
+    blocks = np.flatnonzero(maxima >= np.partition(maxima, -count)[-count])
     inside = (blocks[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
     return _largest(values, np.concatenate([inside, np.arange(whole, size)]), count)
 
 
 def _largest(values: Logits, among: Tokens, count: int) -> Tokens:
-    chosen = among
+    """Return the `count` largest of the values at `among`, which ascends."""
+    found = values[among]
     if count < len(among):
-        chosen = among[np.argpartition(values[among], -count)[-count:]]
-    return chosen[np.lexsort((chosen, -values[chosen]))]
+        least = np.partition(found, -count)[-count]
+        above, equal = among[found > least], among[found == least]
+        among = np.concatenate([above, equal[: count - len(above)]])
+    return among[np.lexsort((among, -values[among]))]
 
 
 def _min_p(tokens: Tokens, weights: Floats, min_p: float) -> _Weighted:
@@ -118,21 +122,20 @@ def _top_p(tokens: Tokens, weights: Floats, top_p: float, total: float) -> _Weig
 def _nucleus(scaled: Logits, weights: Logits, top_p: float) -> _Weighted:
     """Return the top-p support over all of V, looking only at as many tokens as it needs."""
     if top_p >= 1.0:
-        tokens = np.flatnonzero(weights)
-        return tokens, weights[tokens].astype(np.float64)
+        return np.arange(len(weights)), weights.astype(np.float64)
     total = float(weights.sum(dtype=np.float64))
     count = _BLOCK
     while True:
         tokens = top(scaled, min(count, len(scaled)))
         found = weights[tokens].astype(np.float64)
         if count >= len(scaled) or found.sum() >= top_p * total:
-            tokens, found = _top_p(tokens, found, top_p, total)
-            return tokens[found > 0.0], found[found > 0.0]
+            return _top_p(tokens, found, top_p, total)
         count *= 8
 
 
 def _normalised(tokens: Tokens, weights: Floats) -> Law:
-    return Law(tokens, weights / weights.sum())
+    p = weights / weights.sum()
+    return Law(tokens[p > 0.0], p[p > 0.0])
 
 
 # --- separate: the draft's law on the wire is made of integers, so both ends know it exactly
