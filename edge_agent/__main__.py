@@ -15,6 +15,7 @@ from edge_agent import logs
 from edge_agent.app import build
 from edge_agent.config import EdgeSettings, load
 from models.errors import ModelError
+from models.opening import open_store
 
 GRACE_S = 5
 """For streams that are still running at SIGTERM; then they are cancelled, at both ends."""
@@ -55,7 +56,7 @@ def serve(settings: EdgeSettings) -> None:
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
     try:
-        face = build(settings)
+        face = build(settings, open_store(os.environ))
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")
     uvicorn.run(

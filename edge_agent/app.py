@@ -25,6 +25,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.uplink import Uplink, connect
 from gateway.app import create_app
 from gateway.errors import ApiError
+from models.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,14 @@ class Health:
         )
 
 
-def build(settings: EdgeSettings) -> FastAPI:
+def build(settings: EdgeSettings, store: Store) -> FastAPI:
     """Return the ASGI app, its draft model loaded. Raises models.errors.ModelError, OSError.
 
     Its lifespan frees everything.
     """
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
-    model = open_model(settings)
+    model = open_model(settings, store)
     drafter = make_drafter(model, settings)
     ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
     url = str(settings.verifier_url).rstrip("/")

@@ -17,13 +17,28 @@ from edge_agent.useless import NoDrafter, UselessDrafter
 from gateway.errors import EngineFault
 from gateway.ports import Tokenizer
 from models.llama import Context, Model
+from models.store import Store
 from models.tokenizer import GgufTokenizer
 from speculation.messages import ModelFacts
 
 
-def open_model(settings: EdgeSettings) -> Model:
+def find(name: str, store: Store) -> Path:
+    """Return the draft model's file.
+
+    name: a path; or a name in the catalogue, of a pair (its draft is meant), a variant or a
+    model. Raises models.errors.UnknownModel or NotPulled.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" or path.is_file():
+        return path
+    pairs = store.catalogue.pairs
+    return store.path(pairs[name].draft if name in pairs else name)
+
+
+def open_model(settings: EdgeSettings, store: Store) -> Model:
     """Open the file, without weights if they are not used. Raises models.errors.ModelError."""
-    return Model(Path(settings.draft_model), vocabulary_only=settings.drafter != "model")
+    path = find(settings.draft_model, store)
+    return Model(path, vocabulary_only=settings.drafter != "model")
 
 
 def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
