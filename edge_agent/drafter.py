@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from edge_agent.guessing import Pick
-from models.llama import Context
-from models.segments import Segment
+from models.segments import Limits, Segment
 from speculation.drafting import Guess
+from speculation.laws import Logits
 from speculation.messages import TokenId
 
 CHUNK_TOKENS: Final = 64
@@ -58,6 +58,17 @@ class Drafter(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """What models.llama.Context does; used by one thread."""
+
+    limits: Limits
+
+    def decode(self, segments: Sequence[Segment]) -> None: ...
+    def logits(self, index: int) -> Logits: ...
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def close(self) -> None: ...
+
+
 class CannotDraft(Exception):
     """The draft model failed at this step; the job goes on without drafts."""
 
@@ -81,27 +92,27 @@ class _Step:
 
 
 class LlamaDrafter:
-    """A Drafter over llama.cpp. Owns the context, and closes it."""
+    """A Drafter over llama.cpp. Owns the cache, and closes it."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._sequences = [_Sequence(i) for i in range(context.limits.sequences)]
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._sequences = [_Sequence(i) for i in range(cache.limits.sequences)]
         self._asked: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
     def take(self, prompt: Sequence[TokenId]) -> LlamaSeat | None:
         free = [sequence for sequence in self._sequences if not sequence.taken]
-        if not free or len(prompt) >= self._context.limits.context_tokens:
+        if not free or len(prompt) >= self._cache.limits.context_tokens:
             return None
         best = min(free, key=lambda sequence: _price(sequence.tokens, list(prompt)))
         best.taken = True
-        return LlamaSeat(best, self._asked, self._context.limits.context_tokens)
+        return LlamaSeat(best, self._asked, self._cache.limits.context_tokens)
 
     def close(self) -> None:
         self._asked.put(None)
         self._thread.join()
-        self._context.close()
+        self._cache.close()
 
     # --- in the thread
 
@@ -131,18 +142,18 @@ class LlamaDrafter:
         segments = self._segments(list(waiting.values()))
         if not segments:
             return
-        self._context.decode(segments)
+        self._cache.decode(segments)
         complete = 0
         for segment in segments:
             step = waiting[segment.sequence]
             step.sequence.tokens.extend(segment.tokens)
             if segment.logits == "last":
                 del waiting[segment.sequence]
-                _settle(step, step.pick(self._context.logits(complete), step.position))
+                _settle(step, step.pick(self._cache.logits(complete), step.position))
                 complete += 1
 
     def _segments(self, steps: Sequence[_Step]) -> list[Segment]:
-        room = self._context.limits.batch_tokens
+        room = self._cache.limits.batch_tokens
         segments = []
         for place, step in enumerate(steps):
             self._rewind(step)
@@ -161,13 +172,13 @@ class LlamaDrafter:
         held = step.sequence.tokens
         common = min(_common(held, step.context), len(step.context) - 1)
         if common < len(held):
-            self._context.truncate(step.sequence.index, common)
+            self._cache.truncate(step.sequence.index, common)
             del held[common:]
 
     def _fail(self, waiting: dict[int, _Step], error: Exception) -> None:
         """Tell everyone in the pass, and forget what the cache holds of them."""
         for step in waiting.values():
-            self._context.truncate(step.sequence.index, 0)
+            self._cache.truncate(step.sequence.index, 0)
             step.sequence.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error

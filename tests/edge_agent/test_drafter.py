@@ -1,0 +1,299 @@
+"""The drafter's thread over a cache that refuses gaps, as llama.cpp does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from edge_agent import guessing
+from edge_agent.drafter import CHUNK_TOKENS, CannotDraft, LlamaDrafter, Seat
+from models.llama import Context, Model
+from models.opening import open_store
+from models.segments import Limits, Segment, check
+from speculation.drafting import Guess
+from speculation.laws import Logits
+from speculation.messages import Sampling
+
+V = 100
+
+
+def truth(context: Sequence[int]) -> int:
+    """What the fake model says after a context: it depends on every token of it."""
+    total = 0
+    for token in context:
+        total = (total * 31 + token) % 9973
+    return total % V
+
+
+class FakeCache:
+    def __init__(self, sequences: int = 2, context_tokens: int = 300) -> None:
+        self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
+        self.passes: list[list[Segment]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+        self.closed = False
+        self._held: list[list[int]] = [[] for _ in range(sequences)]
+        self._rows: list[int] = []
+
+    def decode(self, segments: Sequence[Segment]) -> None:
+        self.gate.wait(5)
+        check(segments, self.limits, lambda sequence: len(self._held[sequence]))
+        if self.broken:
+            self.broken = False
+            raise OSError("out of luck")
+        self.passes.append(list(segments))
+        for segment in segments:
+            self._held[segment.sequence].extend(segment.tokens)
+        last = [segment for segment in segments if segment.logits == "last"]
+        self._rows = [truth(self._held[segment.sequence]) for segment in last]
+
+    def logits(self, index: int) -> Logits:
+        row = np.zeros(V, np.float32)
+        row[self._rows[index]] = 50.0
+        return row
+
+    def truncate(self, sequence: int, length: int) -> None:
+        del self._held[sequence][length:]
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def rows(self) -> int:
+        return sum(len(segment.tokens) for segments in self.passes for segment in segments)
+
+
+@pytest.fixture
+def cache() -> FakeCache:
+    return FakeCache()
+
+
+@pytest.fixture
+async def drafter(cache: FakeCache) -> AsyncIterator[LlamaDrafter]:
+    drafter = LlamaDrafter(cache)
+    yield drafter
+    cache.gate.set()
+    drafter.close()
+
+
+PICK = guessing.coupled(Sampling(temperature=0.0), 0, 3)
+
+
+async def guess_after(seat: Seat | None, context: Sequence[int]) -> int:
+    assert seat is not None
+    async with asyncio.timeout(5):
+        return (await seat.step(list(context), 3, PICK)).token
+
+
+async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
+    drafter: LlamaDrafter,
+) -> None:
+    seat = drafter.take([1, 2, 3])
+    chance = np.random.default_rng(1)
+    context = [1, 2, 3]
+
+    for _ in range(60):
+        assert await guess_after(seat, context) == truth(context)
+        keep = int(chance.integers(3, len(context) + 1))
+        context = [*context[:keep], *(int(t) for t in chance.integers(0, V, 2))]
+
+
+async def test_a_step_that_continues_the_last_decodes_one_row(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    seat = drafter.take([1, 2, 3])
+    first = await guess_after(seat, [1, 2, 3])
+
+    await guess_after(seat, [1, 2, 3, first])
+
+    assert [len(segment.tokens) for (segment,) in cache.passes] == [3, 1]
+
+
+async def test_the_same_context_again_gives_the_same_guess(drafter: LlamaDrafter) -> None:
+    seat = drafter.take([1, 2, 3])
+
+    guesses = {await guess_after(seat, [1, 2, 3]) for _ in range(3)}
+
+    assert guesses == {truth([1, 2, 3])}
+
+
+async def test_when_all_seats_are_taken_there_is_none_until_one_is_left(
+    drafter: LlamaDrafter,
+) -> None:
+    first, second = drafter.take([1]), drafter.take([1])
+    assert first is not None
+    assert second is not None
+
+    assert drafter.take([1]) is None
+    first.leave()
+    first.leave()
+
+    assert drafter.take([1]) is not None
+    assert drafter.take([1]) is None
+
+
+async def test_a_prompt_that_fills_the_context_gets_no_seat(drafter: LlamaDrafter) -> None:
+    assert drafter.take([1] * 300) is None
+
+
+async def test_a_job_that_begins_like_an_earlier_one_starts_where_that_ended(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    talk = list(range(40))
+    earlier = drafter.take(talk)
+    await guess_after(earlier, talk)
+    assert earlier is not None
+    earlier.leave()
+    before = cache.rows
+
+    later = drafter.take([*talk, 1, 2])
+    assert await guess_after(later, [*talk, 1, 2]) == truth([*talk, 1, 2])
+
+    assert cache.rows - before == 2
+
+
+async def test_a_little_in_common_does_not_cost_a_long_conversation_its_place(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    talk = list(range(60))
+    earlier = drafter.take(talk)
+    await guess_after(earlier, talk)
+    assert earlier is not None
+    earlier.leave()
+
+    await guess_after(drafter.take([0, 1, 99]), [0, 1, 99])
+    before = cache.rows
+    await guess_after(drafter.take(talk), talk)
+
+    assert cache.rows - before == 1
+
+
+async def test_a_long_prompt_goes_in_chunks_beside_another_jobs_tokens(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    long, short = [i % V for i in range(CHUNK_TOKENS * 3)], [5]
+    cache.gate.clear()
+    first = asyncio.create_task(guess_after(drafter.take(long), long))
+    second = asyncio.create_task(guess_after(drafter.take(short), short))
+    await asyncio.sleep(0.05)
+    cache.gate.set()
+
+    assert await first == truth(long)
+    assert await second == truth(short)
+    assert max(len(s.tokens) for segments in cache.passes for s in segments) == CHUNK_TOKENS
+    assert any(len(segments) == 2 for segments in cache.passes)
+
+
+async def test_a_cancelled_step_ends_after_the_running_pass(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    long = [i % V for i in range(CHUNK_TOKENS * 4)]
+    seat = drafter.take(long)
+    cache.gate.clear()
+    step = asyncio.create_task(guess_after(seat, long))
+    await asyncio.sleep(0.05)
+    step.cancel()
+    await asyncio.wait([step])
+    cache.gate.set()
+
+    assert await guess_after(seat, [1, 2, 3]) == truth([1, 2, 3])
+    assert cache.rows <= CHUNK_TOKENS + 3
+
+
+async def test_a_pass_that_fails_is_told_and_the_next_step_works(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    seat = drafter.take([1, 2, 3])
+    await guess_after(seat, [1, 2, 3])
+    cache.broken = True
+
+    with pytest.raises(CannotDraft, match="out of luck"):
+        await guess_after(seat, [1, 2, 3, 4])
+
+    assert await guess_after(seat, [1, 2, 3, 4]) == truth([1, 2, 3, 4])
+
+
+async def test_a_context_past_the_cache_is_an_error_of_that_step(drafter: LlamaDrafter) -> None:
+    seat = drafter.take([1])
+
+    with pytest.raises(CannotDraft, match="NoRoom"):
+        await guess_after(seat, [1] * 301)
+
+
+async def test_closing_cancels_who_waits_and_frees_the_cache(cache: FakeCache) -> None:
+    drafter = LlamaDrafter(cache)
+    long = [i % V for i in range(250)]
+    cache.gate.clear()
+    step = asyncio.create_task(guess_after(drafter.take(long), long))
+    await asyncio.sleep(0.05)
+
+    closing = asyncio.create_task(asyncio.to_thread(drafter.close))
+    await asyncio.sleep(0.05)
+    cache.gate.set()
+    await closing
+
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert cache.closed
+
+
+# --- with a real model
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Iterator[Model]:
+    store = open_store(os.environ)
+    store.pull("smollm2", lambda what, done, total: None)
+    model = Model(store.path("smollm2-135m-q4_0"))
+    yield model
+    model.close()
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("judge", ["coupled", "separate"])
+async def test_a_real_model_drafts_its_argmax_after_any_detour(
+    smollm: Model, judge: str
+) -> None:
+    prompt = smollm.tokenize("One, two, three, four, five,", False)
+    expected = plainly(smollm, prompt, 6)
+    drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
+    sampling = Sampling(temperature=0.0)
+    pick = guessing.coupled(sampling, 1, len(prompt))
+    if judge == "separate":
+        pick = guessing.separate(sampling, lambda: 0.5)
+
+    async def draft(context: list[int], count: int) -> list[Guess]:
+        seat = drafter.take(prompt)
+        assert seat is not None
+        guesses: list[Guess] = []
+        for _ in range(count):
+            drafted = [*context, *(guess.token for guess in guesses)]
+            guesses.append(await seat.step(drafted, len(prompt), pick))
+        seat.leave()
+        return guesses
+
+    straight = await draft(prompt, 6)
+    await draft([*prompt, 100, 200, 300], 3)
+    again = await draft(prompt, 6)
+    drafter.close()
+
+    assert [guess.token for guess in straight] == expected
+    assert [guess.token for guess in again] == expected
+    assert all(0.0 < guess.confidence <= 1.0 for guess in straight)
+
+
+def plainly(model: Model, prompt: list[int], count: int) -> list[int]:
+    """Decode token by token, without a drafter."""
+    context, said, rows = Context(model, 256), list[int](), list(prompt)
+    for _ in range(count):
+        context.decode([Segment(0, context.length(0), rows, "last")])
+        rows = [int(np.argmax(context.logits(0)))]
+        said += rows
+    context.close()
+    return said
