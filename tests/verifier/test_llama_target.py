@@ -1,0 +1,231 @@
+"""The embedded target on a real model: no draft and no company changes the text."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import Metrics
+from gateway.ports import Job, Message
+from gateway.ports import Sampling as PlainSampling
+from models.opening import open_store
+from speculation.drafting import DraftingSession, Guess
+from speculation.laws import DraftLaw
+from speculation.messages import Commit, Draft, Finish, Limits, Refuse, TokenId
+from verifier.host import Host
+from verifier.llama_target import LlamaSettings, LlamaTarget
+from verifier.metrics import PassMetrics
+from verifier.plain import PlainEngine, opening
+from verifier.target import Target, TargetFull, UnknownSession
+
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
+
+TOKENS = 24
+LONG = "Here is what I know of the sea. " * 12
+PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
+TEMPERATURES = (0.0, 1.0)
+Guesser = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[Host]:
+    registry = CollectorRegistry()
+    target = LlamaTarget(
+        "smollm2",
+        open_store(os.environ).path("smollm2-135m-q8_0"),
+        LlamaSettings(slots=4, context_tokens=512, threads=1, prefill_rows=32),
+        Limits(),
+        PassMetrics(registry, Metrics(registry)),
+    )
+    host = Host(target, lambda: None)
+    async with host.running():
+        async with asyncio.timeout(60):
+            while host._state == "loading":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        yield host
+
+
+def job_of(host: Host, prompt: str, temperature: float, seed: int = 11) -> Job:
+    tokens = host.ready().tokenizer.chat([Message("user", prompt)])
+    top_p = 0.95 if temperature else 1.0
+    sampling = PlainSampling(temperature=temperature, top_p=top_p)
+    return Job("job", tuple(tokens), TOKENS, sampling, seed, top_logprobs=2)
+
+
+async def plain(host: Host, job: Job) -> list[TokenId]:
+    deltas = PlainEngine(host).generate(job)
+    async with aclosing(deltas):
+        return [token async for delta in deltas for token in delta.tokens]
+
+
+def perfect(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
+    return Draft(at, at, 0, tuple(text[at : at + 6])) if at < len(text) else None
+
+
+def useless(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
+    return Draft(at, at, 0, (7, 8, 9))
+
+
+def patchy(text: Sequence[TokenId], at: int, chance: np.random.Generator) -> Draft | None:
+    guesses = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
+    return Draft(at, at, 0, tuple(guesses)) if guesses else None
+
+
+def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
+    start = max(0, at - 3)
+    return Draft(at, start, 0, tuple(text[start : start + 6])) if start < len(text) else None
+
+
+async def with_drafts(
+    host: Host, job: Job, text: Sequence[TokenId], guess: Guesser, name: str
+) -> tuple[list[TokenId], Finish]:
+    """Run a session whose edge sends a draft after each Commit."""
+    target, chance = host.ready(), np.random.default_rng(5)
+    said: list[TokenId] = []
+    session = target.serve(name, opening(job, target.facts))
+    async with aclosing(session):
+        async for message in session:
+            if isinstance(message, Finish):
+                return said, message
+            assert isinstance(message, Commit)
+            assert message.start == len(said)
+            said += message.tokens
+            draft = guess(text, len(said), chance)
+            if draft and len(said) < TOKENS and said[-1] not in target.facts.stop_tokens:
+                await target.push(name, draft)
+    raise AssertionError("the session ended without a Finish")
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("guess", [perfect, useless, patchy, late])
+async def test_drafts_do_not_change_the_text(
+    host: Host, guess: Guesser, temperature: float
+) -> None:
+    job = job_of(host, PROMPTS[0], temperature)
+    text = await plain(host, job)
+
+    said, finish = await with_drafts(host, job, text, guess, "alone")
+
+    assert said == text
+    assert len(text) > 5
+    if guess is perfect:
+        assert finish.totals.accepted >= len(text) / 2
+        assert finish.totals.passes <= len(text) / 2
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+async def test_sessions_side_by_side_do_not_change_each_other(
+    host: Host, temperature: float
+) -> None:
+    jobs = [job_of(host, prompt, temperature) for prompt in PROMPTS]
+    texts = [await plain(host, job) for job in jobs]
+
+    together = await asyncio.gather(
+        *(
+            with_drafts(host, job, text, guess, f"session {i}")
+            for i, (job, text, guess) in enumerate(
+                zip(jobs, texts, (perfect, useless, patchy, late), strict=True)
+            )
+        )
+    )
+
+    assert [said for said, _ in together] == texts
+
+
+async def test_plain_jobs_side_by_side_equal_those_alone(host: Host) -> None:
+    jobs = [job_of(host, prompt, 1.0, seed=3) for prompt in PROMPTS]
+    alone = [await plain(host, job) for job in jobs]
+
+    assert await asyncio.gather(*(plain(host, job) for job in jobs)) == alone
+
+
+async def test_one_seed_gives_one_text_and_another_seed_another(host: Host) -> None:
+    texts = [await plain(host, job_of(host, PROMPTS[1], 1.0, seed)) for seed in (1, 1, 2)]
+
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+async def test_logprobs_are_those_of_the_raw_logits(host: Host) -> None:
+    deltas = PlainEngine(host).generate(job_of(host, PROMPTS[0], 0.0))
+    async with aclosing(deltas):
+        found = [
+            (token, said)
+            async for delta in deltas
+            for token, said in zip(delta.tokens, delta.logprobs or (), strict=True)
+        ]
+
+    assert len(found) > 5
+    for token, said in found:
+        assert said.top[0] == (token, said.logprob)
+        assert said.top[1][1] <= said.logprob <= 0.0
+
+
+async def test_separate_runs_end_to_end(host: Host) -> None:
+    """An edge that draws from a poor law of its own: refused tokens are replaced."""
+    target = host.ready()
+    job = job_of(host, PROMPTS[0], 0.1)
+    text = await plain(host, job)
+    request = replace(
+        opening(job, target.facts), judge="separate", fill="never", top_logprobs=None
+    )
+    edge = DraftingSession(max_tokens=TOKENS, stop_tokens=request.stop_tokens)
+    u = iter(np.random.default_rng(3).random, None)
+    refused = 0
+    async with aclosing(target.serve("separate", request)) as session:
+        coming = asyncio.create_task(anext(session))
+        await asyncio.sleep(0)
+        await _guess(target, edge, text)
+        while not isinstance(message := await coming, Finish):
+            coming = asyncio.create_task(anext(session))
+            if isinstance(message, Commit):
+                edge.receive(message)
+            if isinstance(message, Refuse):
+                refused += 1
+                if redraw := edge.refused(message, u):
+                    await target.push("separate", redraw)
+                    continue
+            await _guess(target, edge, text)
+
+    assert refused > 0
+    assert message.totals.accepted > 0
+    assert message.totals.filled == 0
+    assert len(edge.committed) == TOKENS or edge.committed[-1] in request.stop_tokens
+
+
+async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
+    """Extend the chain from a law that is half right, and send it."""
+    while edge.may_extend and len(edge.chain) < 4:
+        at = len(edge.guessed)
+        law = DraftLaw(np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15]))
+        edge.extend(Guess(law.at(0.75 if at % 3 == 2 else 0.25), confidence=0.5, q=law))
+    if draft := edge.flush():
+        with suppress(UnknownSession):  # it may have finished by now
+            await target.push("separate", draft)
+
+
+async def test_a_closed_session_frees_its_slot_even_in_its_prefill(host: Host) -> None:
+    target = host.ready()
+    request = opening(job_of(host, LONG, 0.0), target.facts)
+    sessions = [target.serve(f"s{i}", request) for i in range(4)]
+    first = [asyncio.create_task(anext(session)) for session in sessions]
+    await asyncio.sleep(0.03)
+    with pytest.raises(TargetFull):
+        await anext(target.serve("one too many", request))
+    for task in first:
+        task.cancel()
+    await asyncio.wait(first)
+    for session in sessions:
+        await session.aclose()
+
+    text = await plain(host, job_of(host, PROMPTS[0], 0.0))
+
+    assert text == await plain(host, job_of(host, PROMPTS[0], 0.0))
