@@ -28,6 +28,7 @@ from bench.stand import EdgePlan, Stand, StandPlan
 EDGES = {
     "model": EdgePlan(),
     "far": EdgePlan(rtt_ms=100.0, jitter_ms=20.0),
+    "eager": EdgePlan(fill="never"),
     "noise": EdgePlan(drafter="noise"),
     "none": EdgePlan(drafter="none"),
     "separate": EdgePlan(judge="separate"),

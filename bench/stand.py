@@ -1,4 +1,4 @@
-"""A test stand on this machine: one verifier, and edges that reach it over emulated links.
+"""A test stand on this machine: one verifier, and edges, the far ones over emulated links.
 
 Every process is real: the services as they are shipped, on loopback, each with its own cores.
 """
@@ -60,6 +60,9 @@ class Stand:
         self.verifier_url = f"http://{HOST}:{free_port()}"
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
+        self.pids: dict[str, int] = {}
+        """Process groups: "verifier", and each edge by its name."""
+
         self.lines: list[str] = []
         """What the services printed."""
 
@@ -87,7 +90,8 @@ class Stand:
         for name, edge in self.plan.edges.items():
             services.append(await self._edge(name, edge))
         for service in services:
-            await self._open.enter_async_context(Child(service, self._hear, relays))
+            child = Child(service, self._hear, relays)
+            self.pids[service.name] = (await self._open.enter_async_context(child)).pid
         async with httpx.AsyncClient(trust_env=False) as client:
             await until_healthy(
                 services,
@@ -112,16 +116,10 @@ class Stand:
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
-        link = Link(
-            (HOST, int(_port(self.verifier_url))),
-            rtt_ms=edge.rtt_ms,
-            jitter_ms=edge.jitter_ms,
-            rate_mbit=edge.rate_mbit,
-        )
-        self.links[name] = await self._open.enter_async_context(link)
+        way = await self._way(name, edge)
         command = (
             sys.executable, "-m", "edge_agent", "--host", HOST, "--port", _port(url),
-            "--verifier-url", f"http://{HOST}:{link.port}",
+            "--verifier-url", way,
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip
         settings = {
@@ -131,6 +129,19 @@ class Stand:
             **self.plan.environment,
         }
         return Service(name, command, url, self.plan.edge_cores, settings)
+
+    async def _way(self, name: str, edge: EdgePlan) -> str:
+        """Return where this edge finds the verifier: through a link, if it is to be far."""
+        if not (edge.rtt_ms or edge.jitter_ms or edge.rate_mbit):
+            return self.verifier_url
+        link = Link(
+            (HOST, int(_port(self.verifier_url))),
+            rtt_ms=edge.rtt_ms,
+            jitter_ms=edge.jitter_ms,
+            rate_mbit=edge.rate_mbit,
+        )
+        self.links[name] = await self._open.enter_async_context(link)
+        return f"http://{HOST}:{link.port}"
 
 
 def free_port() -> int:

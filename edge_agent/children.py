@@ -110,6 +110,11 @@ class Child:
         await self._process.wait()
         await asyncio.wait([self._relay])
 
+    @property
+    def pid(self) -> int:
+        """The service's process, and the group that it leads."""
+        return self._process.pid
+
     async def died(self) -> None:
         """Wait for the service to end; raise ServiceDied."""
         status = await self._process.wait()

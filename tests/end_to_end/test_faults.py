@@ -1,0 +1,84 @@
+"""What a client sees when the verifier is away, or goes away: an error, and soon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from time import monotonic
+
+import httpx
+import pytest
+
+from bench.identity import EDGES
+from bench.stand import Stand, StandPlan
+
+pytestmark = pytest.mark.models
+
+BODY = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "Count to one thousand."}],
+    "stream": True,
+    "temperature": 0,
+    "max_tokens": 2000,
+}
+
+
+@pytest.fixture
+def plan() -> StandPlan:
+    return StandPlan("smollm2", "smollm2", {"model": EDGES["model"]})
+
+
+async def test_a_killed_verifier_ends_the_stream_with_an_error_within_2_s(
+    plan: StandPlan,
+) -> None:
+    async with Stand(plan) as stand, httpx.AsyncClient(trust_env=False, timeout=20) as client:
+        body = BODY | {"model": await _model(client, stand)}
+        url = f"{stand.edge_urls['model']}/v1/chat/completions"
+        async with client.stream("POST", url, json=body) as response:
+            events = response.aiter_lines()
+            async for line in events:
+                if '"content"' in line:
+                    break
+            os.killpg(stand.pids["verifier"], signal.SIGKILL)
+            killed = monotonic()
+            rest = [line async for line in events if line]
+
+        assert monotonic() - killed < 2.0
+        error = json.loads(rest[-1].removeprefix("data: "))["error"]
+        assert error["code"] == "verifier_unavailable"
+
+        refused = await client.post(url, json=body)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"]
+
+
+async def test_a_client_that_goes_away_frees_the_target_within_a_pass(plan: StandPlan) -> None:
+    async with Stand(plan) as stand, httpx.AsyncClient(trust_env=False, timeout=20) as client:
+        body = BODY | {"model": await _model(client, stand)}
+        url = f"{stand.edge_urls['model']}/v1/chat/completions"
+        async with client.stream("POST", url, json=body) as response:
+            async for line in response.aiter_lines():
+                if '"content"' in line:
+                    break
+            assert await _open_sessions(client, stand) == 1
+
+        async with asyncio.timeout(2):
+            while await _open_sessions(client, stand):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
+
+
+async def _model(client: httpx.AsyncClient, stand: Stand) -> str:
+    listed = await client.get(f"{stand.verifier_url}/v1/models")
+    return str(listed.json()["data"][0]["id"])
+
+
+async def _open_sessions(client: httpx.AsyncClient, stand: Stand) -> int:
+    text = (await client.get(f"{stand.verifier_url}/metrics")).text
+    values = [
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("picospec:sessions_open")
+    ]
+    return int(sum(values))
