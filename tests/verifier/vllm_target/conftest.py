@@ -1,0 +1,61 @@
+"""One real engine for all tests marked `vllm`: SmolLM2-135M in float32 on this CPU.
+
+float32, because bf16 is not bit-identical across batch shapes: argmaxes flip between tokens
+whose logits lie one bf16 step apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import Metrics
+from models.dequantize import dequantise
+from models.opening import open_store
+from speculation.messages import Limits
+from verifier.metrics import PassMetrics
+from verifier.vllm_target.settings import VllmSettings
+from verifier.vllm_target.target import VllmTarget
+
+OPTIONS = {
+    "dtype": "float32",
+    "max_model_len": 256,
+    "max_num_seqs": 16,
+    "kv_cache_memory_bytes": 256 << 20,
+}
+LIMITS = Limits(max_verify=8, max_ahead=64)
+
+
+def make(directory: Path, **options: Any) -> VllmTarget:
+    registry = CollectorRegistry()
+    metrics = PassMetrics(registry, Metrics(registry))
+    settings = VllmSettings.of(str(directory), OPTIONS | options)
+    return VllmTarget("smollm2", settings, LIMITS, metrics)
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as safetensors: PICOSPEC_TEST_SAFETENSORS, or converted now from the store."""
+    pytest.importorskip("vllm")
+    given = os.environ.get("PICOSPEC_TEST_SAFETENSORS")
+    if given:
+        return Path(given)
+    store = open_store(os.environ)
+    (source,) = store.pull("smollm2-135m", lambda what, done, total: None)
+    target = tmp_path_factory.mktemp("safetensors")
+    dequantise(source, target)
+    return target
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def target(directory: Path) -> AsyncIterator[VllmTarget]:
+    served = make(directory)
+    await served.start()
+    yield served
+    await served.stop()

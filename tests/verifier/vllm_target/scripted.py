@@ -1,0 +1,110 @@
+"""An edge whose drafts follow a script: the real drafting machine, told what to guess."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from random import Random
+
+from speculation.drafting import DraftingSession, Guess
+from speculation.messages import Commit, Finish, ModelFacts, Open, Sampling, TokenLogprob
+from verifier.target import UnknownSession
+from verifier.vllm_target.target import VllmTarget
+
+PROMPTS = (
+    "The capital of France is a city that",
+    "def fibonacci(n):\n",
+    "In the beginning there was a computer which",
+    "Dear Sir or Madam, I am writing to",
+    "Question: what is 12 times 7? Answer:",
+    "Once upon a time, there was",
+)
+GREEDY = Sampling(temperature=0.0)
+DRAWN = Sampling(temperature=1.0, top_p=0.95)
+
+
+@dataclass(frozen=True)
+class Script:
+    """How good the drafts are, and how late."""
+
+    wrong: float = 0.0
+    late_s: float = 0.0
+    window: int = 24
+    seed: int = 5
+
+
+@dataclass
+class Answer:
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: object) -> Open:
+    facts: ModelFacts = target.facts
+    settings: dict[str, object] = {"seed": 1234, "max_tokens": 64, "stop_tokens": ()}
+    return Open(
+        facts.model,
+        facts.vocabulary,
+        tuple(target.tokenizer.encode(prompt)),
+        sampling,
+        **(settings | fields),  # type: ignore[arg-type]
+    )
+
+
+async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
+    """Run a session without drafts."""
+    answer = Answer()
+    async with aclosing(target.serve(session, request)) as said:
+        async for message in said:
+            hear(answer, message)
+    return answer
+
+
+def hear(answer: Answer, message: object) -> None:
+    if isinstance(message, Commit):
+        assert message.start == len(answer.tokens)
+        answer.tokens.extend(message.tokens)
+        answer.logprobs.extend(message.logprobs or ())
+    if isinstance(message, Finish):
+        answer.finish = message
+
+
+async def drafted(
+    target: VllmTarget, session: str, request: Open, oracle: list[int], script: Script
+) -> Answer:
+    """Run a session whose edge drafts what the oracle says, as well as the script wants."""
+    edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
+    guess = guesser(oracle, script, target.facts.vocabulary_size)
+    answer = Answer()
+    async with aclosing(target.serve(session, request)) as said, asyncio.TaskGroup() as tasks:
+        async for message in said:
+            hear(answer, message)
+            if isinstance(message, Commit):
+                edge.receive(message)
+                while edge.may_extend and len(edge.chain) < script.window:
+                    edge.extend(Guess(guess(len(edge.guessed)), confidence=1.0))
+                draft = edge.flush()
+                if draft is not None:
+                    tasks.create_task(_push(target, session, draft, script.late_s))
+    return answer
+
+
+async def _push(target: VllmTarget, session: str, draft: object, late_s: float) -> None:
+    await asyncio.sleep(late_s)
+    try:
+        await target.push(session, draft)  # type: ignore[arg-type]
+    except UnknownSession:
+        pass  # it came too late
+
+
+def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
+    random = Random(script.seed)
+
+    def guess(position: int) -> int:
+        token = oracle[position] if position < len(oracle) else 0
+        return (token + 1) % size if random.random() < script.wrong else token
+
+    return guess

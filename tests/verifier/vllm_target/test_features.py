@@ -1,0 +1,164 @@
+"""Every feature says the same with drafts as without, and what cannot be served is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import msgspec
+import pytest
+
+from speculation.messages import Sampling
+from tests.verifier.vllm_target.scripted import (
+    DRAWN,
+    GREEDY,
+    PROMPTS,
+    Script,
+    drafted,
+    opening,
+    plain,
+)
+from verifier.target import Refused
+from verifier.vllm_target.target import VllmTarget
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+FEATURES = {
+    "presence_penalty": 1.5,
+    "frequency_penalty": 1.2,
+    "repetition_penalty": 1.3,
+    "logit_bias": {"28": 5.0, "30": -100.0},
+    "ignore_eos": True,
+    "min_tokens": 30,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "person", "schema": SCHEMA},
+    },
+}
+
+
+def with_extras(sampling: Sampling, **extras: object) -> Sampling:
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extras.items()}
+    return msgspec.structs.replace(sampling, extras=raw)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("name", FEATURES)
+async def test_a_feature_says_the_same_with_drafts(
+    target: VllmTarget, sampling: Sampling, name: str
+) -> None:
+    stop = tuple(target.facts.stop_tokens)
+    shaped = with_extras(sampling, **{name: FEATURES[name]})
+    request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
+    expected = await plain(target, f"plain {name}", request)
+
+    answer = await drafted(target, name, request, expected.tokens, Script(wrong=0.3))
+
+    assert answer.tokens == expected.tokens
+    assert answer.finish is not None
+    assert answer.finish.totals.judged > 0
+
+
+async def test_structured_output_is_json_of_the_schema(target: VllmTarget) -> None:
+    shaped = with_extras(DRAWN, response_format=FEATURES["response_format"])
+    stop = tuple(target.facts.stop_tokens)
+    request = opening(target, "A person as JSON: ", shaped, max_tokens=200, stop_tokens=stop)
+
+    answer = await plain(target, "json", request)
+
+    text = b"".join(target.tokenizer.piece(token) for token in answer.tokens).decode()
+    assert set(json.loads(text)) == {"name", "age"}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.8, min_p=0.1),
+        Sampling(temperature=1.3, top_k=20),
+        Sampling(temperature=1.0, top_k=50, top_p=0.9, min_p=0.02),
+        Sampling(temperature=1.0),
+    ],
+    ids=["min_p", "top_k", "all", "whole"],
+)
+async def test_a_shape_says_the_same_with_drafts(
+    target: VllmTarget, sampling: Sampling
+) -> None:
+    request = opening(target, PROMPTS[2], sampling, max_tokens=40)
+    expected = await plain(target, "plain shape", request)
+
+    answer = await drafted(target, "shape", request, expected.tokens, Script(wrong=0.2))
+
+    assert answer.tokens == expected.tokens
+
+
+async def test_logprobs_are_the_same_with_drafts(target: VllmTarget) -> None:
+    request = opening(target, PROMPTS[0], DRAWN, max_tokens=30, top_logprobs=3)
+    expected = await plain(target, "plain logprobs", request)
+
+    answer = await drafted(target, "logprobs", request, expected.tokens, Script(wrong=0.3))
+
+    assert answer.tokens == expected.tokens
+    assert len(answer.logprobs) == len(expected.logprobs) == 30
+    for ours, theirs in zip(answer.logprobs, expected.logprobs, strict=True):
+        assert math.isclose(ours.logprob, theirs.logprob, abs_tol=1e-4)
+        assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]
+        assert len(ours.top) == 3
+
+
+async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(
+    target: VllmTarget,
+) -> None:
+    request = opening(target, PROMPTS[1], GREEDY, max_tokens=40)
+    everything = (await plain(target, "no stop", request)).tokens
+    stop = next(t for i, t in enumerate(everything) if i > 9 and t not in everything[:i])
+    stopped = opening(target, PROMPTS[1], GREEDY, max_tokens=40, stop_tokens=(stop,))
+
+    answer = await drafted(target, "stop", stopped, everything, Script())
+
+    assert answer.tokens == everything[: everything.index(stop) + 1]
+    assert answer.finish is not None
+    assert answer.finish.reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("extras", "field"),
+    [
+        ({"presence_penalty": "much"}, "presence_penalty"),
+        ({"frequency_penalty": 3.0}, "frequency_penalty"),
+        ({"logit_bias": {"999999": 1.0}}, "logit_bias"),
+        ({"logit_bias": {"5": 1e9}}, "logit_bias"),
+        ({"min_tokens": 1000}, "min_tokens"),
+        ({"response_format": {"type": "poem"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_by_its_name(
+    target: VllmTarget, extras: dict[str, object], field: str
+) -> None:
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, **extras))
+
+    with pytest.raises(Refused, match=field):
+        await plain(target, "refused", request)
+
+    assert (await target.figures())["sessions"] == 0
+
+
+async def test_a_schema_that_is_no_schema_is_refused_and_harms_nobody(
+    target: VllmTarget,
+) -> None:
+    broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=broken))
+
+    with pytest.raises(Refused):
+        await plain(target, "broken schema", request)
+
+    assert (await plain(target, "after", opening(target, PROMPTS[0], GREEDY))).finish

@@ -1,0 +1,105 @@
+"""No draft changes the text: with the real engine, coupled, greedy and drawn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+
+import pytest
+from tests.verifier.vllm_target.scripted import DRAWN, GREEDY, PROMPTS, Answer, Script, drafted, opening, plain
+
+from speculation.messages import Fill, Sampling
+from verifier.vllm_target.target import VllmTarget
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+SCRIPTS = {
+    "good": Script(),
+    "15 % wrong": Script(wrong=0.15),
+    "all wrong": Script(wrong=1.0),
+    "late": Script(wrong=0.1, late_s=0.12),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+async def test_drafts_do_not_change_the_text(
+    target: VllmTarget, sampling: Sampling, name: str
+) -> None:
+    request = opening(target, PROMPTS[0], sampling)
+    expected = (await plain(target, f"plain {name}", request)).tokens
+
+    answer = await drafted(target, f"drafted {name}", request, expected, SCRIPTS[name])
+
+    assert answer.tokens == expected
+    assert answer.finish is not None
+    assert answer.finish.reason == "length"
+    assert answer.finish.totals.judged > 0
+
+
+async def test_many_sessions_at_once_each_say_what_they_say_alone(target: VllmTarget) -> None:
+    fills: list[Fill] = ["always", "auto", "never", "auto"]
+    requests = [
+        opening(
+            target,
+            PROMPTS[i % len(PROMPTS)],
+            DRAWN if i % 2 else GREEDY,
+            seed=i,
+            max_tokens=40,
+            fill=fills[i % 4],
+        )
+        for i in range(8)
+    ]
+    oracles = [
+        await plain(target, f"alone {i}", replace(request, fill="always"))
+        for i, request in enumerate(requests)
+    ]
+
+    answers = await asyncio.gather(
+        *(
+            drafted(target, f"many {i}", request, oracles[i].tokens, script)
+            for i, (request, script) in enumerate(
+                zip(requests, list(SCRIPTS.values()) * 2, strict=True)
+            )
+        )
+    )
+
+    assert [a.tokens for a in answers] == [o.tokens for o in oracles]
+    assert (await target.figures())["sessions"] == 0
+
+
+@pytest.mark.parametrize(("wrong", "most"), [(0.0, 20), (0.15, 35)])
+async def test_good_drafts_save_engine_steps(
+    target: VllmTarget, wrong: float, most: int
+) -> None:
+    request = opening(target, PROMPTS[1], GREEDY, max_tokens=128)
+    expected, plain_steps = await counted(target, plain(target, f"steps {wrong}", request))
+
+    waiting = replace(request, fill="never")  # counts passes, not this machine's speed
+    running = drafted(target, f"few {wrong}", waiting, expected.tokens, Script(wrong=wrong))
+    answer, steps = await counted(target, running)
+
+    assert answer.tokens == expected.tokens
+    assert plain_steps == 128
+    assert steps <= most
+
+
+async def test_useless_drafts_cost_no_steps(target: VllmTarget) -> None:
+    request = opening(target, PROMPTS[1], GREEDY)
+    expected = await plain(target, "useless plain", request)
+
+    running = drafted(target, "useless", request, expected.tokens, Script(wrong=1.0))
+    answer, steps = await counted(target, running)
+
+    assert answer.tokens == expected.tokens
+    assert steps <= 64
+
+
+async def counted(target: VllmTarget, running: Awaitable[Answer]) -> tuple[Answer, int]:
+    before = (await target.figures())["steps"]
+    answer = await running
+    return answer, (await target.figures())["steps"] - before
