@@ -5,7 +5,8 @@ A Model is a GGUF file; a Context is the KV cache of some sequences over it, and
 * Rows of several sequences go through one llama_decode; a pass is one such call.
 * A row's logits and cache depend, to the last bit, on the tokens before it alone, not on the
   rows that share its pass, given: Q8_0 or Q4_0 weights, flash attention, one cache stream a
-  sequence (not unified), one thread, and at most EXACT_ROWS rows of a sequence in one pass.
+  sequence (not unified), and either one thread and at most EXACT_ROWS rows of a sequence in
+  one pass, or a Q8_0 cache. tests/models/test_llama.py holds this.
 * Nothing here locks: one thread at a time per Context. llama_decode releases the GIL.
 """
 
@@ -21,30 +22,21 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import (
-    Aborted,
-    BadSegment,
-    CannotOpen,
-    CannotQuantise,
-    DecodeFailed,
-    NoRoom,
-)
+from models.errors import Aborted, BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
 from models.segments import Limits, Segment, check
 from models.vocabulary import Vocabulary
 
 Quantisation = Literal["Q4_0", "Q8_0"]
 Logits = NDArray[np.float32]
 
-_FILE_TYPES: Final = {
-    "Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
-}
+_FILE_TYPES: Final = {"Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0}
+_CACHE_TYPES: Final = {"F16": lib.GGML_TYPE_F16, "Q8_0": lib.GGML_TYPE_Q8_0}
+_FAILURES: Final = {-1: BadSegment, 1: NoRoom, 2: Aborted}
 EXACT_ROWS: Final = 63
 """From 64 rows on, llama.cpp's attention works in tiles, which round differently."""
 
 _PIECE_BYTES: Final = 64
 """First guess at a piece's length; 240 tokens of Qwen are longer than 32 bytes."""
-
 
 _SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
 """Drops llama.cpp's log: what goes wrong comes back as a return code."""
@@ -77,15 +69,11 @@ class Model:
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text, without BOS. special: read markers as special tokens."""
         data = text.encode()
-        room = len(data) + 8
-        while True:
-            tokens = (ctypes.c_int32 * room)()
-            count = lib.llama_tokenize(
-                self._vocabulary, data, len(data), tokens, room, False, special
-            )
-            if count >= 0:
-                return list(tokens[:count])
-            room = -count
+        room = 4 * len(data) + 8  # the worst: a missing space becomes three bytes, a token each
+        tokens = (ctypes.c_int32 * room)()
+        call = lib.llama_tokenize
+        count = call(self._vocabulary, data, len(data), tokens, room, False, special)
+        return list(tokens[:count])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -146,7 +134,8 @@ class Context:
     """The KV cache of `sequences` sequences of `context_tokens` tokens each, over one model.
 
     batch_tokens: the most rows of one pass. unified: all sequences share the room of one, and
-    are no longer exact. Raises CannotOpen if memory does not suffice.
+    are no longer exact. cache: Q8_0 is smaller, coarser, and exact with any threads and rows.
+    Raises CannotOpen if memory does not suffice.
     """
 
     def __init__(
@@ -158,6 +147,7 @@ class Context:
         batch_tokens: int = 256,
         flash_attention: bool = True,
         unified: bool = False,
+        cache: Literal["F16", "Q8_0"] = "F16",
     ) -> None:
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens if unified else context_tokens * sequences
@@ -166,17 +156,16 @@ class Context:
         settings.n_threads = settings.n_threads_batch = threads
         settings.flash_attn_type = int(flash_attention)
         settings.kv_unified = unified
+        settings.type_k = settings.type_v = _CACHE_TYPES[cache]
         settings.no_perf = True
         handle = lib.llama_init_from_model(model.handle, settings) if model.handle else None
         memory = lib.llama_get_memory(handle) if handle else None
         if handle is None or memory is None:
-            raise CannotOpen(
-                f"no context of {sequences} x {context_tokens} tokens for {model.path}"
-            )
+            raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
         self.model = model
         self.limits = Limits(sequences, context_tokens, batch_tokens, model.vocabulary_size)
         self._handle: int | None = handle
-        self._memory = memory
+        self._memory: int | None = memory
         self._rows: list[int] = []
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         shape = (batch_tokens,)
@@ -186,11 +175,13 @@ class Context:
         np.ctypeslib.as_array(self._batch.n_seq_id, shape)[:] = 1
 
     def close(self) -> None:
-        """Free the cache. Harmless when repeated."""
+        """Free the cache; every later decode is refused. Harmless when repeated."""
         if self._handle is not None:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
-            self._handle = None
+            self._handle = self._memory = None
+            self.limits = Limits(0, 0, 0, 0)
+            self._rows = []
 
     def length(self, sequence: int) -> int:
         """Return how many tokens of a sequence are decoded."""
@@ -212,12 +203,10 @@ class Context:
         """
         check(segments, self.limits, self.length)
         self._fill(segments)
-        code = lib.llama_decode(self._handle, self._batch)
-        if code == 0:
-            self._rows = np.flatnonzero(self._wanted[: self._batch.n_tokens]).tolist()
-            return
         self._rows = []
-        raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
+        if code := lib.llama_decode(self._handle, self._batch):
+            raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
+        self._rows = np.flatnonzero(self._wanted[: self._batch.n_tokens]).tolist()
 
     def logits(self, index: int) -> Logits:
         """Return float32[V] of the index-th row whose logits were asked for, in batch order.
@@ -236,8 +225,7 @@ class Context:
             self._tokens[row:end] = segment.tokens
             self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
             self._wanted[row:end] = segment.logits == "all"
-            if segment.logits == "last" and end > row:
-                self._wanted[end - 1] = 1
+            self._wanted[end - 1] = segment.logits != "none"
             for index in range(row, end):
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
@@ -249,12 +237,9 @@ def quantise(source: Path, target: Path, kind: Quantisation) -> None:
     settings = lib.llama_model_quantize_default_params()
     settings.ftype = _FILE_TYPES[kind]
     settings.allow_requantize = True
-    paths = str(source).encode(), str(target).encode()
-    if lib.llama_model_quantize(*paths, ctypes.byref(settings)) != 0:
+    files = str(source).encode(), str(target).encode()
+    if lib.llama_model_quantize(*files, ctypes.byref(settings)):
         raise CannotQuantise(f"llama.cpp could not write {source} as {kind}")
-
-
-_FAILURES: Final = {-1: BadSegment, 1: NoRoom, 2: Aborted}
 
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:

@@ -119,6 +119,41 @@ def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
     context.close()
 
 
+def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model) -> None:
+    text = model.tokenize(TEXT, False)
+    context = Context(model, 768, sequences=2, threads=2, cache="Q8_0")
+    prefill(context, 0, text[:280], EXACT_ROWS)
+    prefill(context, 1, text[:280], 256)
+
+    assert np.array_equal(say(context, 0, text[280:284]), say(context, 1, text[280:284], 4))
+    context.close()
+
+
+def test_two_threads_on_the_fine_cache_are_not_exact(model: Model) -> None:
+    """The negative control of the test above."""
+    text = model.tokenize(TEXT, False)
+    context = Context(model, 768, threads=2)
+    prefill(context, 0, text[:280])
+    alone = say(context, 0, text[280:284])
+    context.truncate(0, 280)
+
+    assert not np.array_equal(say(context, 0, text[280:284], 4), alone)
+    context.close()
+
+
+def test_a_closed_context_refuses_and_does_not_crash(model: Model) -> None:
+    context = Context(model, 256)
+    context.decode([Segment(0, 0, [1])])
+    context.close()
+    context.close()
+
+    assert context.length(0) == 0
+    with pytest.raises(BadSegment):
+        context.decode([Segment(0, 0, [1])])
+    with pytest.raises(BadSegment):
+        context.logits(0)
+
+
 def test_a_refused_segment_changes_nothing(model: Model, context: Context) -> None:
     text = model.tokenize(TEXT, False)
     prefill(context, 0, text[:50])
