@@ -72,7 +72,7 @@ class Session:
         except asyncio.CancelledError:
             self.end(self._cause or Fault("cancelled", "the session was cancelled"))
         except RemoteProtocolError as error:
-            self._end(Fault("protocol_error", str(error)))
+            self.end(Fault("protocol_error", str(error)))
         except (TargetFull, Refused) as error:
             self.turned_away = error
             self.end(Fault("target_failed", str(error), retryable=True))

@@ -31,11 +31,18 @@ def free_port() -> int:
 
 @contextmanager
 def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until it listens; stop it at the end."""
+    """Run a server and wait until it is healthy; stop it at the end."""
+    with running(command) as process:
+        _wait_for(port, process)
+        yield process
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server; stop it at the end."""
     environ = {**os.environ, "PICOSPEC_API_KEYS": f"other,{KEY}", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environ, cwd=ROOT)
     try:
-        _wait_for(port, process)
         yield process
     finally:
         process.terminate()

@@ -82,12 +82,12 @@ class Scheduler:
         while True:
             self._news.clear()
             due, wait_s = self._due(self._clock())
-            unread = next((slot for slot in self.slots if slot.unread), None)
             if due:
                 await self._pass(due)
-            if unread and not unread.closed:
+            unread = next((slot for slot in self.slots if slot.unread), None)
+            if unread:
                 await self._prefill(unread)
-            if not due and not unread:
+            elif not due:
                 await self._sleep(wait_s)
 
     def _due(self, now: float) -> tuple[list[Slot], float]:

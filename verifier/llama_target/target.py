@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import structlog
 
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
@@ -50,6 +51,7 @@ class LlamaTarget:
         self._running: asyncio.Task[None] | None = None
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
+        self._log = structlog.get_logger("verifier")
 
     @property
     def facts(self) -> ModelFacts:
@@ -64,9 +66,9 @@ class LlamaTarget:
     async def start(self) -> None:
         """Load the model in the thread, and let the scheduler run."""
         loop = asyncio.get_running_loop()
-        self._engine = await loop.run_in_executor(self._thread, self._load)
+        engine = await loop.run_in_executor(self._thread, self._load)
         self._scheduler = Scheduler(
-            self._engine,
+            engine,
             self._thread,
             self._metrics,
             max_rows=self._settings.max_rows,
@@ -74,11 +76,10 @@ class LlamaTarget:
             clock=self._clock,
         )
         self._running = loop.create_task(self._scheduler.run())
+        self._running.add_done_callback(self._over)
 
     async def stop(self) -> None:
         """End all sessions, wait for the pass that is running, free the memory."""
-        for slot in self._slots.values():
-            slot.fail(TargetFailed("the target is stopping"))
         if self._running:
             self._running.cancel()
             await asyncio.wait([self._running])
@@ -106,6 +107,14 @@ class LlamaTarget:
         slot.receive(message, self._clock())
         _started(self._scheduler).wake()
 
+    def _over(self, running: asyncio.Task[None]) -> None:
+        """The scheduler takes no more turns: it was cancelled, or it has a bug."""
+        self._scheduler = None
+        for slot in self._slots.values():
+            slot.fail(TargetFailed("the target has stopped"))
+        if not running.cancelled() and (bug := running.exception()):
+            self._log.error("the scheduler failed", exc_info=bug)
+
     def _admit(self, session: str, request: Open) -> Slot:
         scheduler = _started(self._scheduler)
         if not self._free:
@@ -125,10 +134,11 @@ class LlamaTarget:
     def _release(self, session: str, slot: Slot) -> None:
         del self._slots[session]
         self._free.append(slot.sequence)
-        _started(self._scheduler).remove(slot)
+        if self._scheduler:
+            self._scheduler.remove(slot)
 
     def _load(self) -> Engine:
-        engine = Engine(self._path, self._settings)
+        engine = self._engine = Engine(self._path, self._settings)
         model = engine.model
         self._tokenizer = GgufTokenizer(model)
         self._facts = ModelFacts(
@@ -162,5 +172,5 @@ T = TypeVar("T")
 
 def _started(value: T | None) -> T:
     if value is None:
-        raise TargetFailed("the target has not started")
+        raise TargetFailed("the target does not run")
     return value
