@@ -1,0 +1,154 @@
+"""The systems compared, as the decisions in which they differ.
+
+cloud              the target alone, streaming
+sync               vanilla speculation: draft gamma, send, wait (Leviathan et al. 2023)
+paper              PicoSpec as published (arXiv:2603.19133): one round in flight while the next
+                   is drafted; no token of the target's own when all of a round stands
+picospec           this product, `auto`
+picospec-nofill    the same, fill `never`
+colocated          sync beside the target: no link, but drafting takes the target's time
+
+Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from speculation import budget, pacing
+from speculation.budget import PassTimes
+from speculation.drafting import DraftingSession
+from speculation.messages import Fill, Limits
+from speculation.pacing import Arrivals, DraftPacing, Waiting
+from speculation.verifying import VerifyingSession
+
+
+@dataclass(slots=True)
+class Desk:
+    """What the edge knows when it decides."""
+
+    session: DraftingSession
+    limits: Limits
+    rtt_s: float
+    draft_s: float
+    pass_s: float = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.session.chain) - self.session.unsent
+
+
+@dataclass(slots=True)
+class Seat:
+    """What the verifier knows of a session when it decides."""
+
+    session: VerifyingSession
+    arrivals: Arrivals
+    times: PassTimes
+    committed_s: float
+    """When its last Commit was sent."""
+
+
+class Arm:
+    """Decisions of the target alone; the others override what they do differently."""
+
+    name: str = "cloud"
+    fill: Fill = "always"
+    bonus: ClassVar[bool] = True
+    """Whether a pass whose drafts all stand also says the token after them."""
+
+    beside: ClassVar[bool] = False
+    """Whether the draft model runs on the target's host."""
+
+    gamma: int = 0
+
+    def may_draft(self, desk: Desk) -> bool:
+        return False
+
+    def should_flush(self, desk: Desk, drafting: bool) -> bool:
+        """drafting: another guess is about to be made."""
+        return not drafting
+
+    def hold_s(self, seat: Seat, now_s: float) -> float:
+        """Return how long to hold the session's pass; inf waits for a draft."""
+        return 0.0 if self.fill == "always" or seat.session.pending else float("inf")
+
+    def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
+        """Return how many drafts of each session the pass judges."""
+        return [seat.session.pending for seat in seats]
+
+
+@dataclass(frozen=True)
+class Sync(Arm):
+    gamma: int
+    name: str = "sync"
+    fill: Fill = "never"
+
+    def may_draft(self, desk: Desk) -> bool:
+        return not desk.in_flight and desk.session.unsent < self.gamma
+
+
+@dataclass(frozen=True)
+class Paper(Arm):
+    gamma: int
+    name: str = "paper"
+    fill: Fill = "never"
+    bonus: ClassVar[bool] = False
+
+    def may_draft(self, desk: Desk) -> bool:
+        return desk.session.unsent < self.gamma
+
+    def should_flush(self, desk: Desk, drafting: bool) -> bool:
+        return not drafting and not desk.in_flight
+
+
+@dataclass(frozen=True)
+class Colocated(Sync):
+    name: str = "colocated"
+    beside: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class PicoSpec(Arm):
+    name: str = "picospec"
+    fill: Fill = "auto"
+    pacing: DraftPacing = field(default_factory=DraftPacing)
+
+    def may_draft(self, desk: Desk) -> bool:
+        room = pacing.window(
+            desk.limits, rtt_s=desk.rtt_s, pass_s=desk.pass_s, draft_s=desk.draft_s
+        )
+        return pacing.may_draft(
+            self.pacing,
+            survival=desk.session.survival,
+            unverified=len(desk.session.chain),
+            room=room,
+        )
+
+    def should_flush(self, desk: Desk, drafting: bool) -> bool:
+        return pacing.should_flush(
+            self.pacing, unsent=desk.session.unsent, drafting=drafting, separate=False
+        )
+
+    def hold_s(self, seat: Seat, now_s: float) -> float:
+        return pacing.hold(
+            Waiting(
+                self.fill,
+                seat.session.pending,
+                seat.session.broken,
+                now_s - seat.committed_s,
+                seat.arrivals.first_s,
+                seat.arrivals.interval_s,
+                seat.times.of(1),
+            )
+        )
+
+    def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
+        return budget.share(
+            [seat.session.pending for seat in seats],
+            [seat.session.acceptance for seat in seats],
+            times,
+            most=most,
+        )

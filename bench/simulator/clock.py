@@ -1,0 +1,87 @@
+"""Virtual time: events in their order, durations as curves, messages on a link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+
+import numpy as np
+
+from bench.path import Path
+from speculation.messages import Down, Message, Up
+from speculation.wire import encode
+
+Action = Callable[[], None]
+
+
+class Clock:
+    """Runs actions in the order of their time; those of one instant in the order asked for."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._events: list[tuple[float, int, Action]] = []
+        self._number = count()
+
+    def at(self, when_s: float, action: Action) -> None:
+        heappush(self._events, (when_s, next(self._number), action))
+
+    def after(self, delay_s: float, action: Action) -> None:
+        self.at(self.now_s + delay_s, action)
+
+    def run(self) -> None:
+        """Run until nothing is left to happen."""
+        while self._events:
+            self.now_s, _, action = heappop(self._events)
+            action()
+
+
+class Curve:
+    """Seconds as a function of rows: straight between the points given, and beyond the last.
+
+    One point makes it constant.
+    """
+
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        self._rows = sorted(seconds)
+        self._seconds = [seconds[rows] for rows in self._rows]
+        self._known: dict[int, float] = {}
+
+    def plus(self, seconds: float) -> Curve:
+        """Return this curve, raised."""
+        pairs = zip(self._rows, self._seconds, strict=True)
+        return Curve({rows: least + seconds for rows, least in pairs})
+
+    def of(self, rows: int) -> float:
+        if rows not in self._known:
+            self._known[rows] = self._read(rows)
+        return self._known[rows]
+
+    def _read(self, rows: int) -> float:
+        beyond = rows - self._rows[-1]
+        if beyond > 0 and len(self._rows) > 1:
+            slope = (self._seconds[-1] - self._seconds[-2]) / (self._rows[-1] - self._rows[-2])
+            return self._seconds[-1] + beyond * slope
+        return float(np.interp(rows, self._rows, self._seconds))
+
+
+class Line:
+    """One direction of one connection: messages arrive in order, when the path lets them."""
+
+    def __init__(
+        self, clock: Clock, path: Path, deliver: Callable[[Up], None] | Callable[[Down], None]
+    ) -> None:
+        self._clock = clock
+        self._path = path
+        self._deliver: Callable[..., None] = deliver
+        self._last_s = 0.0
+
+    @property
+    def bytes(self) -> int:
+        return self._path.bytes
+
+    def send(self, message: Message) -> None:
+        arrival_s = self._path.arrival(self._clock.now_s, len(encode(message)))
+        self._last_s = max(self._last_s, arrival_s)
+        self._clock.at(self._last_s, partial(self._deliver, message))

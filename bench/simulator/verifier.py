@@ -1,0 +1,135 @@
+"""The target's host: sessions share its passes; one pass runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from bench.simulator.arms import Arm, Seat
+from bench.simulator.clock import Clock, Curve, Line
+from bench.simulator.source import VOCABULARY, Source
+from speculation.budget import PassTimes
+from speculation.judging import Judgement, judge_coupled
+from speculation.messages import Draft, Limits, Open, Up
+from speculation.pacing import Arrivals
+from speculation.verifying import Pass, VerifyingSession
+
+NOISELESS: Final = 0  # the source's laws have one token each: no noise is ever drawn
+
+TICK_S: Final = 1e-6
+"""Shorter holds are none: what is left of one when its time has come is a rounding error."""
+
+
+@dataclass(slots=True, eq=False)
+class Served(Seat):
+    """A session, its answer, and the way down to its edge."""
+
+    source: Source
+    downlink: Line
+    prefilled: bool = False
+
+
+class Verifier:
+    def __init__(
+        self, clock: Clock, arm: Arm, limits: Limits, pass_s: Curve, prefill_s: float, rows: int
+    ) -> None:
+        """pass_s: over rows. prefill_s: a prompt token. rows: most that a pass may have."""
+        self.busy_s = 0.0
+        self._clock = clock
+        self._arm = arm
+        self._limits = limits
+        self._pass_s = pass_s
+        self._prefill_s = prefill_s
+        self._rows = rows
+        self._times = PassTimes()
+        self._served: list[Served] = []
+        self._running = False
+        self._due_s = inf
+
+    def receive(self, up: Up, served: Served) -> None:
+        """Take in a message of the session that `served` names."""
+        if isinstance(up, Open):
+            self._served.append(served)
+        elif isinstance(up, Draft):
+            pending = served.session.pending
+            served.session.receive(up)
+            if (came := served.session.pending - pending) > 0:
+                served.arrivals.came(self._clock.now_s, came)
+        self._consider()
+
+    def admit(self, request: Open, source: Source, downlink: Line) -> Served:
+        """Return the session that `request` will open when it arrives."""
+        session = VerifyingSession(request, self._limits, vocabulary_size=VOCABULARY)
+        return Served(session, Arrivals(), self._times, 0.0, source, downlink)
+
+    def _consider(self) -> None:
+        """Start a pass with every session that need not wait, or wake up when the first may."""
+        if self._running:
+            return
+        now_s = self._clock.now_s
+        holds = [self._hold_s(served) for served in self._served]
+        ready = [s for s, hold_s in zip(self._served, holds, strict=True) if hold_s < TICK_S]
+        if ready:
+            self._start(ready[: self._rows])
+        elif (wait_s := min(holds, default=inf)) < inf:
+            self._due_s = now_s + wait_s
+            self._clock.at(self._due_s, self._wake)
+
+    def _hold_s(self, served: Served) -> float:
+        if not served.prefilled:
+            return 0.0
+        return self._arm.hold_s(served, self._clock.now_s)
+
+    def _wake(self) -> None:
+        if self._clock.now_s == self._due_s:
+            self._consider()
+
+    def _start(self, seats: Sequence[Served]) -> None:
+        self._running, self._due_s = True, inf
+        counts = self._arm.share(seats, self._times, self._rows)
+        passes = [
+            (seat, seat.session.begin(count if seat.prefilled else 0))
+            for seat, count in zip(seats, counts, strict=True)
+        ]
+        pass_s = self._duration_s(passes)
+        self.busy_s += pass_s
+        began_s = self._clock.now_s
+        self._clock.after(pass_s, lambda: self._end(passes, began_s, pass_s))
+
+    def _duration_s(self, passes: Sequence[tuple[Served, Pass]]) -> float:
+        new = [served for served, _ in passes if not served.prefilled]
+        rows = sum(1 + len(what.draft) for served, what in passes if served.prefilled)
+        pass_s = self._pass_s.of(rows) if rows else 0.0
+        if not new:
+            self._times.saw(rows, pass_s)
+        return pass_s + sum(self._prefill_s * len(served.source.prompt) for served in new)
+
+    def _end(
+        self, passes: Sequence[tuple[Served, Pass]], began_s: float, pass_s: float
+    ) -> None:
+        self._running = False
+        now_s = self._clock.now_s
+        for served, what in passes:
+            queue_s = began_s - served.committed_s if served.prefilled else 0.0
+            down = served.session.resolve(
+                self._judge(served.source, what), queue_s=queue_s, pass_s=pass_s
+            )
+            served.committed_s, served.prefilled = now_s, True
+            if served.session.broken:
+                served.arrivals.broke(now_s)
+            for message in down:
+                served.downlink.send(message)
+            if served.session.finished:
+                self._served.remove(served)
+        self._consider()
+
+    def _judge(self, source: Source, what: Pass) -> Judgement:
+        judgement = judge_coupled(
+            lambda i: source.law(what.start + i), what.draft, NOISELESS, what.start
+        )
+        more = what.start + len(judgement.tokens) < len(source.tokens)
+        if not self._arm.bonus and judgement.accepted == len(what.draft) > 0 and more:
+            return Judgement(judgement.tokens[:-1], judgement.accepted)
+        return judgement

@@ -1,0 +1,162 @@
+"""A whole run: clients with devices and links, verifiers, one arm; and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, pairwise
+from random import Random
+
+from bench.path import Conditions, Path
+from bench.simulator.arms import Arm, Desk
+from bench.simulator.clock import Clock, Curve, Line
+from bench.simulator.edge import Edge, Log
+from bench.simulator.source import Source
+from bench.simulator.verifier import Verifier
+from speculation.drafting import DraftingSession
+from speculation.messages import Limits, Open, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """How fast both ends are."""
+
+    pass_s: Curve
+    """A target pass, over rows: those of all its sessions together."""
+
+    draft_s: Curve
+    """A draft step, over the tokens it must read: 1, or more after the target went ahead."""
+
+    prefill_s: float = 0.0
+    """The target's time for a token of the prompt."""
+
+    draft_prefill_s: float = 0.0
+
+
+CPU_BOX = Hosts(
+    Curve({1: 0.209, 2: 0.242, 3: 0.193, 5: 0.190, 9: 0.252, 17: 0.354}),
+    Curve({1: 0.0196, 2: 0.048, 4: 0.073, 8: 0.120, 16: 0.182}),
+    prefill_s=0.010,
+    draft_prefill_s=0.010,
+)
+"""Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on another."""
+
+
+def gpu(target_s: float, draft_s: float) -> Hosts:
+    """Return hosts whose passes cost the same at any size, as on a GPU far from full."""
+    return Hosts(Curve({1: target_s}), Curve({1: draft_s}))
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    hosts: Hosts
+    conditions: Conditions
+    limits: Limits = field(default_factory=Limits)
+    verifiers: int = 1
+    rows: int = 256
+    """The most rows of one pass."""
+
+    seed: int = 0
+    """Of the link's jitter and losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, as it came."""
+
+    log: Log
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(count for _, count in self.log.arrivals)
+
+    @property
+    def ttft_s(self) -> float:
+        return self.log.arrivals[0][0]
+
+    @property
+    def seconds(self) -> float:
+        """From asking to the last token."""
+        return self.log.arrivals[-1][0]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Once the first tokens are there: cloud's rate is then 1/T at any distance."""
+        later = self.tokens - self.log.arrivals[0][1]
+        return later / (self.seconds - self.ttft_s) if later else 0.0
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Between two arrivals of tokens."""
+        times = [second for second, _ in self.log.arrivals]
+        return [later - sooner for sooner, later in pairwise(times)]
+
+
+def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
+    """Return every answer. Each client asks for its sources one after another.
+
+    Clients are dealt to the verifiers in turn. All begin at 0.
+    """
+    run = _Run(world, arm)
+    for sources, verifier in zip(clients, cycle(run.verifiers), strict=False):
+        run.ask(list(sources), verifier)
+    run.clock.run()
+    return run.answers
+
+
+class _Run:
+    def __init__(self, world: World, arm: Arm) -> None:
+        self.clock = Clock()
+        self.answers: list[Answer] = []
+        self._world = world
+        self._arm = arm
+        self._hosts = _beside(world.hosts, arm) if arm.beside else world.hosts
+        self._conditions = Conditions() if arm.beside else world.conditions
+        self._chance = Random(world.seed)
+        self.verifiers = [self._verifier() for _ in range(world.verifiers)]
+
+    def _verifier(self) -> Verifier:
+        hosts = self._hosts
+        return Verifier(
+            self.clock, self._arm, self._world.limits, hosts.pass_s, hosts.prefill_s,
+            self._world.rows,
+        )  # fmt: skip
+
+    def ask(self, sources: list[Source], verifier: Verifier) -> None:
+        """Ask for the first of the sources; ask again when it is answered."""
+        if not sources:
+            return
+        source, *rest = sources
+        up, down = (Path(self._conditions, self._chance) for _ in range(2))
+
+        def done() -> None:
+            self.answers.append(Answer(edge.log, up.bytes, down.bytes))
+            self.ask(rest, verifier)
+
+        request = _open(source, self._arm)
+        desk = Desk(
+            DraftingSession(max_tokens=request.max_tokens, stop_tokens=()),
+            self._world.limits,
+            self._conditions.rtt_s,
+            self._hosts.draft_s.of(1),
+        )
+        edge = Edge(self.clock, source, self._arm, desk, self._hosts.draft_s, done)
+        served = verifier.admit(request, source, Line(self.clock, down, edge.receive))
+        edge.uplink = Line(self.clock, up, lambda message: verifier.receive(message, served))
+        edge.uplink.send(request)
+        edge.start(self._hosts.draft_prefill_s * len(source.prompt))
+
+
+def _open(source: Source, arm: Arm) -> Open:
+    return Open(
+        model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
+        max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
+    )  # fmt: skip
+
+
+def _beside(hosts: Hosts, arm: Arm) -> Hosts:
+    """Return hosts whose passes include the draft model's gamma steps, for all sessions."""
+    drafting_s = arm.gamma * hosts.draft_s.of(1)
+    return Hosts(hosts.pass_s.plus(drafting_s), Curve({1: 0.0}), hosts.prefill_s)

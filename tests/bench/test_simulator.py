@@ -1,0 +1,189 @@
+"""The simulator drives the product's machines; where the papers' assumptions hold, it agrees
+with their formulas."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import closed_forms
+from bench.path import Conditions
+from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.clock import Clock, Curve
+from bench.simulator.source import Source, synthetic
+from bench.simulator.world import Answer, Hosts, World, gpu, simulate
+
+DRAFT_S, PASS_S = 0.01, 0.1
+GPU = gpu(PASS_S, DRAFT_S)
+
+
+def run(
+    arm: Arm, source: Source, *, rtt_ms: float = 0.0, hosts: Hosts = GPU, **link: float
+) -> Answer:
+    (answer,) = simulate(World(hosts, Conditions(rtt_ms=rtt_ms, **link)), arm, [[source]])
+    return answer
+
+
+def test_events_of_one_instant_happen_in_the_order_asked_for() -> None:
+    clock, seen = Clock(), []
+    for name in "abc":
+        clock.after(1.0, lambda name=name: seen.append(name))
+
+    clock.run()
+
+    assert (seen, clock.now_s) == (["a", "b", "c"], 1.0)
+
+
+def test_a_curve_is_straight_between_its_points_and_beyond_the_last() -> None:
+    curve = Curve({1: 0.2, 3: 0.4, 5: 0.5})
+
+    assert [curve.of(rows) for rows in (1, 2, 5, 7)] == pytest.approx([0.2, 0.3, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 10, 300])
+def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
+    answer = run(Arm(), synthetic(0.8, 50), rtt_ms=rtt_ms)
+
+    assert answer.tokens_per_s == pytest.approx(1 / PASS_S)
+    assert answer.ttft_s == pytest.approx(rtt_ms / 1000)
+
+
+@given(
+    acceptance=st.floats(0, 1),
+    rtt_ms=st.floats(0, 300),
+    jitter=st.floats(0, 1),
+    seed=st.integers(0, 9),
+    arm=st.sampled_from(
+        [Arm(), Sync(3), Paper(3), Colocated(3), PicoSpec(), PicoSpec(fill="never")]
+    ),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_arm_says_all_of_the_targets_answer(
+    acceptance: float, rtt_ms: float, jitter: float, seed: int, arm: Arm
+) -> None:
+    source = synthetic(acceptance, 40, seed)
+
+    answer = run(arm, source, rtt_ms=rtt_ms, jitter_ms=jitter * rtt_ms)
+
+    assert answer.tokens == 40
+    assert answer.log.totals.accepted <= answer.log.totals.judged <= answer.log.drafted
+    assert all(gap_s >= 0 for gap_s in answer.gaps_s)
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 50, 200])
+@pytest.mark.parametrize("gamma", [1, 4, 8])
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 0.9, 1.0])
+def test_a_synchronous_round_takes_drafting_a_round_trip_and_a_pass(
+    alpha: float, gamma: int, rtt_ms: float
+) -> None:
+    answer = run(Sync(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
+
+    whole = set(map(rounded, answer.gaps_s[2:-20]))
+    tokens = [count for _, count in answer.log.arrivals[2:-20]]
+    assert whole == {rounded(gamma * DRAFT_S + rtt_ms / 1000 + PASS_S)}
+    assert mean(tokens) == pytest.approx(closed_forms.round_tokens(alpha, gamma), rel=0.1)
+    assert answer.tokens_per_s == pytest.approx(
+        closed_forms.sync_rate(
+            alpha, gamma, draft_s=DRAFT_S, rtt_s=rtt_ms / 1000, pass_s=PASS_S
+        ),
+        rel=0.1,
+    )
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 50, 200])
+@pytest.mark.parametrize(
+    ("alpha", "gamma"), [(0.6, 2), (0.6, 8), (0.9, 4), (0.9, 8), (1.0, 4), (1.0, 16)]
+)
+def test_a_published_round_hides_its_drafting_when_the_last_one_stood(
+    alpha: float, gamma: int, rtt_ms: float
+) -> None:
+    answer = run(Paper(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
+
+    away_s, drafting_s = rtt_ms / 1000 + PASS_S, gamma * DRAFT_S
+    hit, miss = rounded(max(away_s, drafting_s)), rounded(away_s + drafting_s)
+    assert set(map(rounded, answer.gaps_s[2:-20])) == ({hit} if alpha == 1 else {hit, miss})
+    assert answer.tokens_per_s == pytest.approx(
+        closed_forms.paper_rate(
+            alpha, gamma, draft_s=DRAFT_S, rtt_s=rtt_ms / 1000, pass_s=PASS_S
+        ),
+        rel=0.1,
+    )
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.7, 3), (0.9, 6)])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_sync_loses_to_the_cloud_beyond_the_critical_round_trip(
+    alpha: float, gamma: int, side: int
+) -> None:
+    bound_s = closed_forms.critical_rtt_s(alpha, gamma, draft_s=DRAFT_S, pass_s=PASS_S)
+    rtt_ms = 1000 * bound_s * (1 + 0.12 * side)
+
+    answer = run(Sync(gamma), synthetic(alpha, 800, seed=5), rtt_ms=rtt_ms)
+
+    assert (answer.tokens_per_s < 1 / PASS_S) == (side > 0)
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 300])
+def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
+    answer = run(Colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
+
+    assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
+
+
+@pytest.mark.parametrize("rtt_ms", [100, 200, 300])
+def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(rtt_ms: float) -> None:
+    answer = run(PicoSpec(), synthetic(0.0, 300), rtt_ms=rtt_ms)
+
+    assert answer.tokens_per_s >= 0.98 / PASS_S
+
+
+def test_a_perfect_draft_fills_every_pass() -> None:
+    answer = run(PicoSpec(), synthetic(1.0, 1000), rtt_ms=50, hosts=gpu(0.1, 0.005))
+
+    assert answer.tokens_per_s == pytest.approx(17 / 0.1, rel=0.05)  # max_verify, and its own
+
+
+def test_a_thin_line_costs_what_its_bytes_take() -> None:
+    source = synthetic(1.0, 100)
+
+    thin = run(Arm(), source, rtt_ms=10, rate_mbit=0.0064)  # 800 bytes a second
+
+    assert thin.seconds >= thin.bytes_down / 800
+
+
+def test_sessions_share_the_passes_of_a_verifier() -> None:
+    world = World(GPU, Conditions())
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
+
+    answers = simulate(world, Arm(), clients)
+
+    assert len(answers) == 4
+    assert all(a.tokens_per_s == pytest.approx(1 / PASS_S, rel=0.05) for a in answers)
+
+
+def test_rows_of_a_pass_cost_all_its_sessions() -> None:
+    hosts = gpu(PASS_S, DRAFT_S)
+    dear = type(hosts)(Curve({1: 0.1, 2: 0.2}), hosts.draft_s)
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
+
+    answers = simulate(World(dear, Conditions()), Arm(), clients)
+
+    assert all(a.tokens_per_s == pytest.approx(1 / 0.4, rel=0.1) for a in answers)
+
+
+def test_two_verifiers_serve_as_if_each_were_alone() -> None:
+    hosts = type(GPU)(Curve({1: 0.1, 2: 0.2}), GPU.draft_s)
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(2)]
+
+    answers = simulate(World(hosts, Conditions(), verifiers=2), Arm(), clients)
+
+    assert all(a.tokens_per_s == pytest.approx(1 / 0.1) for a in answers)
+
+
+def rounded(seconds: float) -> float:
+    return round(seconds, 9)
+
+
+def mean(values: list[int]) -> float:
+    return sum(values) / len(values)
