@@ -3,7 +3,7 @@
     python -m bench.identity --tokens 64 --edges model,far,noise --temperatures 0,1
 
 Each prompt goes to the verifier's plain engine and to every edge, through the openai SDK, with
-one seed. A difference is a defect: it is printed, counted, and makes the exit status 1.
+one seed. A difference is a defect: it is counted, and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -82,23 +83,18 @@ async def ask(url: str, arm: str, prompt: Prompt, temperature: float, tokens: in
 
 async def compare(
     stand: Stand, prompts: list[Prompt], temperatures: list[float], tokens: int
-) -> list[Answer]:
+) -> AsyncGenerator[Answer]:
     """Ask the plain engine and every edge, one after another, prompt by prompt."""
-    answers = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("asking", total=len(prompts) * len(temperatures))
         for temperature in temperatures:
             for prompt in prompts:
                 plain = await ask(stand.verifier_url, "plain", prompt, temperature, tokens)
-                answers.append(plain)
+                yield plain
                 for arm, url in stand.edge_urls.items():
                     answer = await ask(url, arm, prompt, temperature, tokens)
-                    same = answer.text == plain.text
-                    answers.append(Answer(**(asdict(answer) | {"identical": same})))
-                    if not same:
-                        progress.console.print(f"{arm} {prompt.id} T={temperature}: differs")
+                    yield replace(answer, identical=answer.text == plain.text)
                 progress.advance(task)
-    return answers
 
 
 def tally(answers: list[Answer]) -> list[str]:
@@ -120,7 +116,7 @@ def main(
     tokens: Annotated[int, typer.Option()] = 64,
     edges: Annotated[str, typer.Option(help=f"Of {', '.join(EDGES)}.")] = "model,far,noise",
     temperatures: Annotated[str, typer.Option()] = "0,1",
-    out: Annotated[Path | None, typer.Option("--json")] = None,
+    out: Annotated[Path | None, typer.Option("--jsonl", help="Appended to.")] = None,
 ) -> None:
     """Compare the text from edges with the plain engine's."""
     chosen = read(prompts, Selection(per_family=per_family))

@@ -27,7 +27,7 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
     plan = StandPlan(pair, pair, {name: EDGES[name] for name in edges})
 
     async with Stand(plan) as stand:
-        answers = await compare(stand, prompts, [0.0, 1.0], tokens)
+        answers = [a async for a in compare(stand, prompts, [0.0, 1.0], tokens)]
 
     assert [answer for answer in answers if answer.identical is False] == []
     accepted = sum(a.speculation.get("num_accepted_draft_tokens", 0) for a in answers)
@@ -39,7 +39,7 @@ async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
     plan = StandPlan("smollm2", "smollm2", {"separate": EDGES["separate"]})
 
     async with Stand(plan) as stand:
-        answers = await compare(stand, prompts, [1.0], 24)
+        answers = [a async for a in compare(stand, prompts, [1.0], 24)]
 
     separate = [answer for answer in answers if answer.arm == "separate"]
     assert all(answer.tokens == 24 or answer.text for answer in separate)
