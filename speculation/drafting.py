@@ -72,7 +72,8 @@ class DraftingSession:
         """Whether any token can follow the chain: it has not ended the answer."""
         if len(self.committed) + len(self.chain) >= self._max_tokens:
             return False
-        return not self.chain or self.chain[-1].token not in self._stop_tokens
+        last = [*self.committed[-1:], *(guess.token for guess in self.chain[-1:])]
+        return not last or last[-1] not in self._stop_tokens
 
     def extend(self, guess: Guess) -> None:
         """Add a guess drawn in the context `guessed`."""
@@ -103,10 +104,7 @@ class DraftingSession:
     def receive(self, commit: Commit) -> Progress:
         """Take in committed tokens. What is known already is checked and passed over."""
         known = len(self.committed) - commit.start
-        if known < 0:
-            raise RemoteProtocolError(f"Commit starts at {commit.start}, {-known} tokens ahead")
-        if list(commit.tokens[:known]) != self.committed[commit.start :][: len(commit.tokens)]:
-            raise RemoteProtocolError(f"Commit at {commit.start} changes committed tokens")
+        self._check(commit, known)
         tokens = commit.tokens[known:]
         agreed = sum(1 for _ in _agreement(self.chain, tokens))
         broken = agreed < min(len(tokens), len(self.chain))
@@ -118,26 +116,46 @@ class DraftingSession:
             self._sent = max(0, self._sent - agreed)
         return Progress(tokens, broken)
 
+    def _check(self, commit: Commit, known: int) -> None:
+        """Raise RemoteProtocolError unless an honest verifier could say this."""
+        count, logprobs = len(commit.tokens), commit.logprobs
+        if known < 0:
+            raise RemoteProtocolError(f"Commit.start: {commit.start} is {-known} tokens ahead")
+        if commit.start + count > self._max_tokens:
+            raise RemoteProtocolError(f"Commit.tokens: more than {self._max_tokens} in all")
+        if list(commit.tokens[:known]) != self.committed[commit.start :][:count]:
+            raise RemoteProtocolError(f"Commit.tokens: position {commit.start} has changed")
+        if commit.accepted > count:
+            raise RemoteProtocolError(f"Commit.accepted: {commit.accepted} of {count} tokens")
+        if logprobs is not None and len(logprobs) != count:
+            raise RemoteProtocolError("Commit.logprobs: one for each token")
+
     def refused(self, refuse: Refuse, u: Iterator[float]) -> Redraw | None:
         """Replace the refused token: the chain becomes the replacement, to be flushed.
 
         u: uniforms in [0, 1), independent of the verifier's. Return a Redraw when more samples
-        of the tail are needed. A Refuse seen before makes the replacement be sent again.
+        of the tail are needed. A Refuse seen before makes its answer be sent again: samples
+        that were refused once may not be tried a second time.
         """
         if refuse.position < len(self.committed):
             return None
         if refuse.position > len(self.committed) or not self.chain:
-            raise RemoteProtocolError(f"Refuse at {refuse.position}, where nothing was drafted")
+            raise RemoteProtocolError(f"Refuse.position: no draft is at {refuse.position}")
         refused = self.chain[0]
         if refused.forced:
             self._sent = 0
             return None
+        if refuse.epoch < self.epoch and self._tail_owed:
+            return Redraw(self.epoch, refuse.position)
+        if refuse.epoch != self.epoch:
+            raise RemoteProtocolError(f"Refuse.epoch: {refuse.epoch}, not {self.epoch}")
         if refused.q is None:
-            raise RemoteProtocolError("Refuse in a session judged `coupled`")
+            raise RemoteProtocolError("Refuse: only in judge `separate`")
         try:
             token = replace(refuse, refused.q, u, tail_owed=self._tail_owed)
         except TailExhausted:
             self._tail_owed = True
+            self.epoch += 1
             return Redraw(self.epoch, refuse.position)
         self._break()
         self.chain.append(Guess(token, confidence=1.0, forced=True))

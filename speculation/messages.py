@@ -103,7 +103,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """`separate`: send the Refuse at this position again, with fresh samples of the tail."""
+    """`separate`: send the Refuse at this position again, with fresh samples of the tail.
+
+    It begins an epoch, which the answer bears: so a repeated one is told from a fresh one.
+    """
 
     epoch: int
     position: int

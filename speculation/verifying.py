@@ -17,8 +17,8 @@ from itertools import islice
 from typing import Final
 
 from speculation.errors import LocalProtocolError, RemoteProtocolError
+from speculation.honesty import check_form, check_place
 from speculation.judging import TAIL_SAMPLES, Judgement, Refusal
-from speculation.laws import Q_SCALE
 from speculation.messages import (
     Commit,
     Down,
@@ -85,6 +85,15 @@ class VerifyingSession:
             count += 1
         return count
 
+    @property
+    def affordable(self) -> int:
+        """Draft tokens to count with when rows are shared out, before `begin` takes them.
+
+        In `separate` max_verify, whatever is pending: the drafts after one depend on it, so
+        were they to decide whether it is judged, the output would not have the law p.
+        """
+        return self.pending if self.request.judge == "coupled" else self._limits.max_verify
+
     # --- up
 
     def receive(self, message: Draft | Redraw, u: Iterator[float] = NO_CHANCE) -> list[Down]:
@@ -95,59 +104,29 @@ class VerifyingSession:
         """
         if isinstance(message, Redraw):
             return self._redraw(message, u)
-        self._check(message)
+        check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
+        max_ahead = self._limits.max_ahead
+        check_place(message, self.committed, self.refusal, max_ahead=max_ahead)
         if self.finished or message.epoch < self.epoch or message.epoch <= self._void:
             return []
+        self._check_agreement(message)
         if message.epoch > self.epoch:
             self.epoch = message.epoch
             self._agreed = message.start - message.behind
             self._drafts.clear()
-        down = self._force(message.tokens[0]) if message.forced and self.refusal else []
-        weights = (0,) * len(message.tokens) if message.q is None else message.q
-        items = zip(message.tokens, (0,) * message.forced + weights, strict=True)
-        placed = enumerate(items, message.start)
+        awaited = message.forced and message.start == len(self.committed)
+        down = self._force(message.tokens[0]) if awaited else []
+        guesses = message.tokens[message.forced :]
+        weights = (0,) * len(guesses) if message.q is None else message.q
+        placed = enumerate(zip(guesses, weights, strict=True), message.start + message.forced)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
-        self._agree(message.start - message.behind)
+        self._agree(message.start - message.behind + message.forced)
         return down
 
-    def _check(self, draft: Draft) -> None:
-        """Raise RemoteProtocolError unless this draft could come from an honest edge."""
-        separate = self.request.judge == "separate"
-        if not draft.tokens:
-            raise RemoteProtocolError("Draft.tokens: empty")
-        if max(draft.tokens) >= self._vocabulary_size:
-            raise RemoteProtocolError(f"Draft.tokens: {max(draft.tokens)} is not a token")
-        if not 0 <= draft.start - draft.behind <= len(self.committed):
-            raise RemoteProtocolError(f"Draft.behind: {draft.behind} cannot be")
-        ahead = draft.start + len(draft.tokens) - len(self.committed)
-        if ahead > self._limits.max_ahead:
-            raise RemoteProtocolError(
-                f"Draft.start: {ahead} ahead, over {self._limits.max_ahead}"
-            )
-        if separate != (draft.q is not None):
-            raise RemoteProtocolError(f"Draft.q: wrong for judge {self.request.judge}")
-        if len(draft.q or ()) != (len(draft.tokens) - draft.forced if separate else 0):
-            raise RemoteProtocolError("Draft.q: one weight for each drafted token")
-        if draft.q and not all(0 < weight <= Q_SCALE for weight in draft.q):
-            raise RemoteProtocolError(f"Draft.q: a weight outside 1..{Q_SCALE}")
-        if draft.forced:
-            self._check_forced(draft)
-        if draft.epoch == self.epoch and draft.epoch > self._void:
-            self._check_agreement(draft)
-
-    def _check_forced(self, draft: Draft) -> None:
-        token, position = draft.tokens[0], draft.start
-        if self.request.judge == "coupled":
-            raise RemoteProtocolError("Draft.forced: only in judge `separate`")
-        if position < len(self.committed):
-            if self.committed[position] != token:
-                raise RemoteProtocolError(f"Draft.forced: position {position} is committed")
-        elif self.refusal is None or position > len(self.committed):
-            raise RemoteProtocolError(f"Draft.forced: no replacement awaited at {position}")
-        elif not self.refusal.allows(token):
-            raise RemoteProtocolError(f"Draft.forced: token {token} cannot replace the refused")
-
     def _check_agreement(self, draft: Draft) -> None:
+        """Raise RemoteProtocolError when an epoch says two tokens at one position."""
+        if draft.epoch != self.epoch:
+            return
         for position, token in enumerate(draft.tokens, draft.start):
             if self._drafts.get(position, (token,))[0] != token:
                 raise RemoteProtocolError(f"Draft.tokens: position {position} has changed")
@@ -160,19 +139,25 @@ class VerifyingSession:
                 return
             if guess is not None:
                 stands = guess[0] == self.committed[self._agreed]
-                self.acceptance += ACCEPTANCE_WEIGHT * (stands - self.acceptance)
+                self._learn(stands)
                 if not stands:
                     self._break()
                     return
             self._agreed += 1
+
+    def _learn(self, stands: bool) -> None:
+        self.acceptance += ACCEPTANCE_WEIGHT * (stands - self.acceptance)
 
     def _force(self, token: TokenId) -> list[Down]:
         self.refusal = None
         return self._commit((token,), accepted=0)
 
     def _redraw(self, message: Redraw, u: Iterator[float]) -> list[Down]:
-        if self.refusal is None or message.position != len(self.committed):
+        is_old = message.epoch <= self._void or message.position != len(self.committed)
+        if self.refusal is None or is_old:
             return []
+        self.epoch = max(self.epoch, message.epoch)
+        self._break()
         return [self._refuse(self.refusal, u)]
 
     # --- passes
@@ -213,6 +198,7 @@ class VerifyingSession:
         )
         if judgement.refusal and not self.finished:
             self.refusal = judgement.refusal
+            self._learn(False)
             self._break()
             down.append(self._refuse(judgement.refusal, u))
         return down

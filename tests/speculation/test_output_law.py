@@ -1,0 +1,120 @@
+"""`separate` draws from p: 200,000 tokens through both session machines, and a wrong control.
+
+The law of a token depends on the one before it, drafts come from a q that is wrong on purpose,
+a pass takes any number of them, and the head is so small that the tail decides often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from speculation import laws, verifying
+from speculation.drafting import DraftingSession, Guess
+from speculation.judging import Refusal, judge_separate
+from speculation.laws import Law, quantise
+from speculation.messages import Commit, Down, Limits, Open, Refuse, Sampling
+from speculation.verifying import VerifyingSession
+
+SIZE = 14
+TOKENS = 200_000
+SESSION_TOKENS = 1000
+
+
+def table(number: int, evenness: float) -> list[Law]:
+    """The law after each token."""
+    rows = np.random.default_rng(number).dirichlet([evenness] * SIZE, SIZE)
+    return [Law(np.arange(SIZE), row) for row in rows]
+
+
+TARGET = table(1, 2.0)
+DRAFTER = [quantise(law) for law in table(2, 1.0)]
+
+
+def session(chance: Random) -> list[int]:
+    """Run both machines over SESSION_TOKENS tokens; up to three drafts a pass."""
+    request = Open("", "", (0,), Sampling(), 0, SESSION_TOKENS, (), judge="separate")
+    verifier = VerifyingSession(request, Limits(), vocabulary_size=SIZE)
+    edge = DraftingSession(max_tokens=SESSION_TOKENS, stop_tokens=())
+    u = iter(chance.random, 2.0)
+    while not verifier.finished:
+        draft(edge, chance)
+        if sent := edge.flush():
+            hear(edge, verifier, verifier.receive(sent, u), u)
+        judged = verifier.begin(3)
+        before = [verifier.committed[-1] if verifier.committed else 0, *judged.draft]
+        judgement = judge_separate(
+            lambda i, before=before: TARGET[before[i]], judged.draft, judged.q, u
+        )
+        hear(edge, verifier, verifier.resolve(judgement, u=u), u)
+    return edge.committed
+
+
+def draft(edge: DraftingSession, chance: Random) -> None:
+    last = edge.guessed[-1] if edge.chain or edge.committed else 0
+    for _ in range(chance.randrange(4)):
+        if edge.may_extend:
+            q = DRAFTER[last]
+            last = q.at(chance.random())
+            edge.extend(Guess(last, 0.5, q))
+
+
+def hear(
+    edge: DraftingSession, verifier: VerifyingSession, said: Sequence[Down], u: Iterator[float]
+) -> None:
+    """Tell the edge, and the verifier what the edge answers, until nothing is left to say."""
+    for message in said:
+        match message:
+            case Commit():
+                edge.receive(message)
+            case Refuse():
+                answer = edge.refused(message, u) or edge.flush()
+                assert answer
+                hear(edge, verifier, verifier.receive(answer, u), u)
+
+
+def pvalue(texts: Sequence[list[int]]) -> float:
+    """Test the counts of each token after each other token against the target's laws."""
+    counts = np.zeros((SIZE, SIZE))
+    for text in texts:
+        np.add.at(counts, ([0, *text[:-1]], text), 1)
+    expected = counts.sum(1, keepdims=True) * np.array([law.p for law in TARGET])
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    return float(stats.chi2.sf(statistic, SIZE * (SIZE - 1)))
+
+
+@pytest.fixture
+def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laws, "HEAD_TOKENS", 3)
+    monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
+
+
+@pytest.mark.usefixtures("head_of_three")
+def test_what_two_machines_say_has_the_targets_law() -> None:
+    texts = [session(Random(i)) for i in range(TOKENS // SESSION_TOKENS)]
+
+    found = pvalue(texts)
+
+    assert found > 1e-3, found
+
+
+def test_what_they_say_does_not_when_p_is_cut_to_its_top_ten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Refusal.message
+
+    def top_ten(self: Refusal, epoch: int, position: int, u: Sequence[float]) -> Refuse:
+        refuse = whole(self, epoch, position, ())
+        return replace(refuse, head=refuse.head[:10], tail_mass=0.0)
+
+    monkeypatch.setattr(Refusal, "message", top_ten)
+    texts = [session(Random(i)) for i in range(30)]
+
+    found = pvalue(texts)
+
+    assert found < 1e-9, found
