@@ -32,7 +32,7 @@ _ENVIRONMENT: Final = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no drafts from outside
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-STOP_TIMEOUT_S: Final = 5.0
+STOP_TIMEOUT_S: Final = 4.0  # then they are killed
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def gumbel(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tenso
 
 
 def coarse(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tensor:
-    """Return the noise in float32[n, m]: right to 1e-6 where it is large, four times as fast."""
+    """Return the noise in float32[n, m]: right to 1e-6 where it is large, and fast."""
     words = hashes(seeds, places, tokens)
     u = words.to(torch.float32)
     u += (words < 0) * 2.0**32
@@ -40,7 +40,7 @@ def coarse(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tenso
 
 
 def hashes(seeds: Sequence[int], places: Sequence[int], tokens: Tensor) -> Tensor:
-    """Return murmur3 over (seed low, seed high, place, token): int32[n, m], read as unsigned."""
+    """Return murmur3 over (seed low, seed high, place, token): uint32[n, m], kept as int32."""
     prefixes = [_prefix(seed, at) for seed, at in zip(seeds, places, strict=True)]
     state = torch.tensor(prefixes, dtype=torch.int32, device=tokens.device)
     key = tokens.to(torch.int32) * _signed(_C1)

@@ -51,6 +51,8 @@ _CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
 
 
 class PicoScheduler(Scheduler):
+    running: list[Request]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine: EngineCore | None = None
@@ -265,7 +267,7 @@ class PicoScheduler(Scheduler):
     # --- sleep while every session is held
 
     def has_requests(self) -> bool:
-        """Tell the core whether to step; while all sessions are held, it sleeps on its queue."""
+        """Tell the core whether to step; it sleeps while all sessions are held."""
         if not super().has_requests():
             return False
         now, pass_s = time.monotonic(), self._times.of(1)

@@ -41,7 +41,7 @@ class Support:
 def say(
     logits: Tensor, shapes: Sequence[Shape], seeds: list[int], places: list[int]
 ) -> list[int]:
-    """Return each row's token under the shared noise. logits: float32[n, V], after penalties."""
+    """Return each row's token under the noise. logits: float32[n, V], after penalties."""
     said = [0] * len(shapes)
     for rows, found in _supports(logits, shapes):
         best = _best(found, [seeds[i] for i in rows], [places[i] for i in rows])

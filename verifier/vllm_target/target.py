@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every ins
     from verifier.vllm_target.engine import Engine, Size
     from verifier.vllm_target.seats import Spoken
 
+
 class VllmTarget:
     def __init__(
         self, name: str, settings: VllmSettings, limits: Limits, metrics: PassMetrics

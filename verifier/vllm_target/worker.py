@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -24,6 +25,14 @@ from verifier.vllm_target.orders import Order
 from verifier.vllm_target.watch import die_with_parent
 
 PLACEHOLDER = -1
+
+
+def _never_compile(module: str, name: str) -> None:
+    """Use a function as it was written: compiling it at the first request that wants
+    log-probabilities stops every session of a CPU host for up to a minute."""
+    holder = import_module(module)
+    compiled = getattr(holder, name, None)
+    setattr(holder, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
 
 
 @dataclass(slots=True)
@@ -64,6 +73,8 @@ class Seam:
             rejection_sampler.apply_sampling_constraints
         )
         rejection_sampler.rejection_sample = self._judging(rejection_sampler.rejection_sample)
+        if runner.device.type == "cpu":
+            _never_compile("vllm.v1.sample.sampler", "batched_count_greater_than")
 
     def _taking_orders(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

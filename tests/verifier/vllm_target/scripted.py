@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from random import Random
 
 from speculation.drafting import DraftingSession, Guess
-from speculation.messages import Commit, Finish, ModelFacts, Open, Sampling, TokenLogprob
+from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Sampling, TokenLogprob
 from verifier.target import UnknownSession
 from verifier.vllm_target.target import VllmTarget
 
@@ -92,12 +92,10 @@ async def drafted(
     return answer
 
 
-async def _push(target: VllmTarget, session: str, draft: object, late_s: float) -> None:
+async def _push(target: VllmTarget, session: str, draft: Draft, late_s: float) -> None:
     await asyncio.sleep(late_s)
-    try:
-        await target.push(session, draft)  # type: ignore[arg-type]
-    except UnknownSession:
-        pass  # it came too late
+    with suppress(UnknownSession):  # it came too late
+        await target.push(session, draft)
 
 
 def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:

@@ -7,9 +7,18 @@ from collections.abc import Awaitable
 from dataclasses import replace
 
 import pytest
-from tests.verifier.vllm_target.scripted import DRAWN, GREEDY, PROMPTS, Answer, Script, drafted, opening, plain
 
 from speculation.messages import Fill, Sampling
+from tests.verifier.vllm_target.scripted import (
+    DRAWN,
+    GREEDY,
+    PROMPTS,
+    Answer,
+    Script,
+    drafted,
+    opening,
+    plain,
+)
 from verifier.vllm_target.target import VllmTarget
 
 pytestmark = [

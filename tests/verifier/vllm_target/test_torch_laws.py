@@ -31,12 +31,14 @@ def sampling(shape: Shape) -> Sampling:
     return Sampling(shape.temperature, shape.min_p, shape.top_k, shape.top_p)
 
 
-def row(seed: int, size: int = 2000, spread: float = 3.0) -> np.ndarray:
+def row(seed: int, size: int = 2000, spread: float = 3.0) -> laws.Logits:
     return np.random.default_rng(seed).normal(0, spread, size).astype(np.float32)
 
 
 @given(SEEDS, PLACES, st.lists(st.integers(0, 2**20), min_size=1, max_size=50))
-def test_the_noise_has_the_same_bits_in_torch_and_numpy(seed, at, tokens):
+def test_the_noise_has_the_same_bits_in_torch_and_numpy(
+    seed: int, at: int, tokens: list[int]
+) -> None:
     words = torch_noise.hashes([seed], [at], torch.tensor([tokens]))
 
     expected = noise._hash(seed, at, np.array(tokens, np.uint32))
@@ -44,7 +46,7 @@ def test_the_noise_has_the_same_bits_in_torch_and_numpy(seed, at, tokens):
 
 
 @given(SEEDS, PLACES)
-def test_the_noise_is_equal_to_the_last_digits_of_float64(seed, at):
+def test_the_noise_is_equal_to_the_last_digits_of_float64(seed: int, at: int) -> None:
     tokens = np.arange(500)
 
     drawn = torch_noise.gumbel([seed], [at], torch.from_numpy(tokens)[None])
@@ -54,7 +56,9 @@ def test_the_noise_is_equal_to_the_last_digits_of_float64(seed, at):
 
 @given(st.integers(0, 10**6), SHAPES, SEEDS, PLACES)
 @settings(max_examples=200, deadline=None)
-def test_a_row_says_the_token_that_the_core_says(number, shape, seed, at):
+def test_a_row_says_the_token_that_the_core_says(
+    number: int, shape: Shape, seed: int, at: int
+) -> None:
     logits = row(number)
 
     (said,) = support.say(torch.from_numpy(logits)[None], [shape], [seed], [at])
@@ -64,7 +68,7 @@ def test_a_row_says_the_token_that_the_core_says(number, shape, seed, at):
 
 @given(st.integers(0, 10**6), SHAPES)
 @settings(max_examples=100, deadline=None)
-def test_a_row_has_the_law_that_the_core_gives_it(number, shape):
+def test_a_row_has_the_law_that_the_core_gives_it(number: int, shape: Shape) -> None:
     logits = row(number)
 
     found = support.law(torch.from_numpy(logits), shape)
@@ -77,7 +81,7 @@ def test_a_row_has_the_law_that_the_core_gives_it(number, shape):
 
 @given(st.lists(SHAPES, min_size=2, max_size=6), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
-def test_a_row_says_the_same_in_any_batch(shapes, number):
+def test_a_row_says_the_same_in_any_batch(shapes: list[Shape], number: int) -> None:
     rows = torch.stack([torch.from_numpy(row(number + i)) for i in range(len(shapes))])
     seeds, places = list(range(len(shapes))), list(range(7, 7 + len(shapes)))
 
@@ -92,7 +96,7 @@ def test_a_row_says_the_same_in_any_batch(shapes, number):
 
 @given(st.integers(0, 10**6), SHAPES)
 @settings(max_examples=50, deadline=None)
-def test_equal_logits_are_ordered_by_token(number, shape):
+def test_equal_logits_are_ordered_by_token(number: int, shape: Shape) -> None:
     coarse = torch.from_numpy(row(number)).to(torch.bfloat16).to(torch.float32)
 
     found = support.law(coarse, shape)
@@ -103,7 +107,7 @@ def test_equal_logits_are_ordered_by_token(number, shape):
         assert all(twin in kept for twin in twins if twin < token)
 
 
-def test_a_bias_is_added_before_all_else():
+def test_a_bias_is_added_before_all_else() -> None:
     logits = torch.zeros(1, 100)
     shape = Shape(temperature=0.0, bias=((42, 5.0), (7, -100.0)))
 
@@ -113,7 +117,7 @@ def test_a_bias_is_added_before_all_else():
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.95, 0.999])
 @pytest.mark.parametrize("top_k", [0, 1, 40, 500])
-def test_the_support_is_the_one_vllm_masks_to(top_p, top_k):
+def test_the_support_is_the_one_vllm_masks_to(top_p: float, top_k: int) -> None:
     ops = pytest.importorskip("vllm.v1.sample.ops.topk_topp_sampler")
     rows = torch.stack([torch.from_numpy(row(i, 5000, spread=1 + i % 4)) for i in range(40)])
     k = torch.full((40,), top_k or 5000, dtype=torch.int32)
@@ -129,7 +133,7 @@ def test_the_support_is_the_one_vllm_masks_to(top_p, top_k):
 
 @given(SEEDS, PLACES)
 @settings(deadline=None)
-def test_the_coarse_noise_is_near_wherever_it_could_win(seed, at):
+def test_the_coarse_noise_is_near_wherever_it_could_win(seed: int, at: int) -> None:
     tokens = torch.arange(20000)[None]
 
     near = torch_noise.coarse([seed], [at], tokens).to(torch.float64)

@@ -1,0 +1,217 @@
+"""Clients that leave, lie or ask too much: the engine lives, and nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Commit, Draft, Open, Redraw, Refuse
+from tests.verifier.vllm_target.scripted import (
+    DRAWN,
+    GREEDY,
+    PROMPTS,
+    Script,
+    drafted,
+    opening,
+    plain,
+)
+from verifier.target import TargetFull, UnknownSession
+from verifier.vllm_target.target import VllmTarget
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+
+
+async def gone(target: VllmTarget, within_s: float = 5.0) -> None:
+    """Wait until the engine has no session left."""
+    async with asyncio.timeout(within_s):
+        while (await target.figures())["sessions"]:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+
+
+async def leave_after(
+    target: VllmTarget, session: str, request: Open, enough: Callable[[object], bool]
+) -> None:
+    async with aclosing(target.serve(session, request)) as said:
+        async for message in said:
+            if enough(message):
+                return
+
+
+async def test_a_client_that_leaves_while_its_session_is_held_frees_it(
+    target: VllmTarget,
+) -> None:
+    request = opening(target, PROMPTS[0], GREEDY, fill="never")
+
+    await leave_after(target, "held", request, lambda message: True)
+
+    await gone(target)
+    with pytest.raises(UnknownSession):
+        await target.push("held", Draft(1, 1, 0, (5,)))
+
+
+async def test_a_client_that_leaves_while_its_drafts_are_verified_frees_it(
+    target: VllmTarget,
+) -> None:
+    request = opening(target, PROMPTS[0], GREEDY, max_tokens=200)
+    oracle = (await plain(target, "verified plain", request)).tokens
+    running = asyncio.create_task(
+        drafted(target, "verified", request, oracle, Script(wrong=0.2))
+    )
+    await asyncio.sleep(0.5)
+
+    running.cancel()
+    await asyncio.wait([running])
+
+    await gone(target)
+
+
+async def test_a_client_that_leaves_while_its_prompt_is_read_frees_it(
+    target: VllmTarget,
+) -> None:
+    request = replace(opening(target, PROMPTS[0], GREEDY), prompt=tuple(range(100, 300)))
+    request = replace(request, prompt=request.prompt[:190])
+    running = asyncio.create_task(plain(target, "prefilling", request))
+    await asyncio.sleep(0.01)
+
+    running.cancel()
+    await asyncio.wait([running])
+
+    await gone(target)
+
+
+async def test_a_client_that_leaves_while_its_replacement_is_awaited_frees_it(
+    target: VllmTarget,
+) -> None:
+    request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
+
+    async with aclosing(target.serve("awaited", request)) as said:
+        async for message in said:
+            if isinstance(message, Commit):
+                await target.push("awaited", Draft(1, 1, 0, (7,), q=(65536,)))
+            if isinstance(message, Refuse):
+                break
+
+    await gone(target)
+
+
+async def test_an_answer_may_fill_the_whole_context(target: VllmTarget) -> None:
+    request = opening(target, PROMPTS[0], GREEDY)
+    room = target.facts.context_tokens - len(request.prompt)
+    request = replace(request, max_tokens=room)
+    expected = (await plain(target, "whole plain", request)).tokens
+
+    answer = await drafted(target, "whole", request, expected, Script(wrong=0.1))
+
+    assert len(expected) == room
+    assert answer.tokens == expected
+
+
+async def test_a_session_too_many_is_turned_away(target: VllmTarget) -> None:
+    request = opening(target, PROMPTS[0], GREEDY, fill="never")
+    holding = [asyncio.create_task(plain(target, f"holding {i}", request)) for i in range(16)]
+    await asyncio.sleep(0.1)
+
+    with pytest.raises(TargetFull):
+        await plain(target, "too many", request)
+
+    for task in holding:
+        task.cancel()
+    await asyncio.wait(holding)
+    await gone(target)
+
+
+LIES = {
+    "a token that is none": Draft(1, 0, 0, (10**9,)),
+    "no tokens": Draft(1, 0, 0, ()),
+    "far ahead": Draft(1, 5000, 0, (5,)),
+    "a chain from nowhere": Draft(1, 3, 90, (5,)),
+    "a forced token nobody awaits": Draft(1, 0, 0, (5,), q=(), forced=True),
+    "q in a coupled session": Draft(1, 0, 0, (5,), q=(99,)),
+    "more than is kept": Draft(1, 0, 0, tuple(range(100))),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+async def test_a_lie_ends_its_own_session(target: VllmTarget, lie: Draft) -> None:
+    request = opening(target, PROMPTS[0], GREEDY, fill="never")
+
+    async def tell() -> None:
+        async with aclosing(target.serve("liar", request)) as said:
+            async for _ in said:
+                await target.push("liar", lie)
+
+    with pytest.raises(RemoteProtocolError):
+        await tell()
+    await gone(target)
+
+
+@pytest.mark.parametrize("token", [49152, 2**40])
+async def test_a_forced_token_that_cannot_be_is_refused(target: VllmTarget, token: int) -> None:
+    request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
+
+    async def forge() -> None:
+        async with aclosing(target.serve("forger", request)) as said:
+            async for message in said:
+                if isinstance(message, Commit):
+                    await target.push("forger", Draft(1, 1, 0, (7,), q=(65536,)))
+                if isinstance(message, Refuse):
+                    await target.push("forger", Draft(2, 1, 0, (token,), q=(), forced=True))
+
+    with pytest.raises(RemoteProtocolError):
+        await forge()
+    await gone(target)
+
+
+async def test_a_flood_of_lies_harms_nobody_else(target: VllmTarget) -> None:
+    requests = [opening(target, prompt, DRAWN, max_tokens=40) for prompt in PROMPTS[:3]]
+    oracles = [await plain(target, f"calm {i}", r) for i, r in enumerate(requests)]
+    flood = asyncio.create_task(lie_for(target, 8.0))
+
+    answers = [
+        await asyncio.gather(
+            *(
+                drafted(target, f"amid {turn} {i}", r, oracles[i].tokens, Script(wrong=0.2))
+                for i, r in enumerate(requests)
+            )
+        )
+        for turn in range(2)
+    ]
+
+    lies = await flood
+    assert lies > 500
+    for turn in answers:
+        assert [answer.tokens for answer in turn] == [oracle.tokens for oracle in oracles]
+    await gone(target)
+
+
+async def lie_for(target: VllmTarget, seconds: float) -> int:
+    """Push about 200 random messages a second to sessions of its own; return how many."""
+    random, count = Random(1), 0
+    ends = asyncio.get_running_loop().time() + seconds
+    request = opening(target, PROMPTS[0], GREEDY, max_tokens=20)
+    while asyncio.get_running_loop().time() < ends:
+        session = f"lying {count}"
+        serving = asyncio.create_task(plain(target, session, request))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            message: Draft | Redraw = random.choice([*LIES.values(), Redraw(1, 3)])
+            if random.random() < 0.5:
+                tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
+                message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)
+            with suppress(RemoteProtocolError, UnknownSession):
+                await target.push(session, message)
+            count += 1
+            await asyncio.sleep(0.005)
+        serving.cancel()
+        await asyncio.wait([serving])
+    return count

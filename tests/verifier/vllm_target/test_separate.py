@@ -1,0 +1,173 @@
+"""Judged `separate`, the real engine's tokens have the target's law; a cut law is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from speculation import laws
+from speculation.drafting import DraftingSession, Guess
+from speculation.laws import DraftLaw, Law, quantise
+from speculation.messages import Commit, Draft, Open, Refuse, Sampling
+from tests.verifier.vllm_target.scripted import opening
+from verifier.vllm_target.target import VllmTarget
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+PROMPT = "Once upon a time, there was"
+SHAPE = Sampling(temperature=1.0, top_p=0.8)
+DRAWS = 2000
+AT_ONCE = 16
+
+
+@pytest.fixture(scope="session")
+def exact(directory: Path, target: VllmTarget) -> tuple[int, Law]:
+    """The first token, which this shape leaves no choice, and the law of the second."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    prompt = target.tokenizer.encode(PROMPT)
+
+    def law_after(tokens: list[int]) -> Law:
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0, -1].numpy()
+        return laws.law(logits, SHAPE)
+
+    first = law_after(prompt)
+    assert first.tokens.size == 1
+    return int(first.tokens[0]), law_after([*prompt, int(first.tokens[0])])
+
+
+def skewed(p: Law) -> DraftLaw:
+    """A draft's law: wrong on purpose, over part of p's support and one token outside it."""
+    outside = next(t for t in range(1000, 2000) if p.of(t) == 0.0)
+    tokens = np.append(p.tokens[::2], outside)
+    weights = np.append(np.sqrt(p.p[::2]), np.sqrt(p.p).mean())
+    return quantise(Law(tokens, weights / weights.sum()))
+
+
+async def second_token(
+    target: VllmTarget, session: str, request: Open, q: DraftLaw, random: Random, most: int
+) -> tuple[int, bool]:
+    """Return what the session says at position 1, and whether its draft was refused.
+
+    most: of a Refuse, the edge reads only this many tokens.
+    """
+    edge = DraftingSession(max_tokens=2, stop_tokens=())
+    u = uniforms(random)
+    refused = False
+    async with aclosing(target.serve(session, request)) as said:
+        async for message in said:
+            match message:
+                case Commit():
+                    edge.receive(message)
+                    if not edge.chain and edge.may_extend:
+                        edge.extend(Guess(q.at(next(u)), 1.0, q))
+                case Refuse():
+                    refused = True
+                    if most < len(message.head):
+                        message = replace(message, head=message.head[:most], tail_mass=0.0)
+                    assert edge.refused(message, u) is None
+            draft = edge.flush()
+            if isinstance(draft, Draft):
+                await target.push(session, draft)
+    return edge.committed[1], refused
+
+
+def uniforms(random: Random) -> Iterator[float]:
+    while True:
+        yield random.random()
+
+
+async def draw(
+    target: VllmTarget, exact: tuple[int, Law], name: str, most: int
+) -> tuple[float, float, float]:
+    """Return the chi-square test's p-value, the share refused, and what it should be."""
+    _, p = exact
+    q = skewed(p)
+    fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 2}
+    request = opening(target, PROMPT, SHAPE, **fields)
+    random = Random(name)
+    counts: Counter[int] = Counter()
+    refused = 0
+    for batch in range(0, DRAWS, AT_ONCE):
+        running = (
+            second_token(target, f"{name} {batch + i}", request, q, random, most)
+            for i in range(AT_ONCE)
+        )
+        for token, was_refused in await asyncio.gather(*running):
+            counts[token] += 1
+            refused += was_refused
+    drawn = sum(counts.values())
+    assert set(counts) <= set(p.tokens.tolist())
+    order = np.argsort(-p.p)
+    frequent = [i for i in order if p.p[i] * drawn >= 5]
+    observed = [counts[int(p.tokens[i])] for i in frequent]
+    expected = [p.p[i] * drawn for i in frequent]
+    observed.append(drawn - sum(observed))
+    expected.append(drawn - sum(expected))
+    kept = [i for i, e in enumerate(expected) if e > 0.5]
+    table = [observed[i] for i in kept], [expected[i] for i in kept]
+    scaled = np.array(table[1]) * sum(table[0]) / sum(table[1])
+    overlap = sum(min(p.of(int(t)), q.of(int(t)) / laws.Q_SCALE) for t in q.tokens)
+    return stats.chisquare(table[0], scaled).pvalue, refused / drawn, 1.0 - overlap
+
+
+async def test_the_tokens_have_the_targets_law(
+    target: VllmTarget, exact: tuple[int, Law]
+) -> None:
+    pvalue, refused, expected = await draw(target, exact, "exact", most=10**6)
+
+    assert pvalue > 0.001
+    assert refused == pytest.approx(expected, abs=4 * (0.25 / DRAWS) ** 0.5)
+    assert (await target.figures())["sessions"] == 0
+
+
+async def test_a_law_cut_to_its_head_is_noticed(
+    target: VllmTarget, exact: tuple[int, Law]
+) -> None:
+    pvalue, _, _ = await draw(target, exact, "cut", most=10)
+
+    assert pvalue < 1e-6
+
+
+async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> None:
+    fields: dict[str, Any] = {"judge": "separate", "max_tokens": 24}
+    request = opening(target, PROMPT, Sampling(temperature=1.0, top_p=0.95), **fields)
+    random = Random(3)
+    u = uniforms(random)
+    edge = DraftingSession(max_tokens=24, stop_tokens=())
+    q = quantise(Law(np.arange(260, 360), np.full(100, 0.01)))
+    refusals = 0
+
+    async with aclosing(target.serve("long", request)) as said:
+        async for message in said:
+            if isinstance(message, Commit):
+                edge.receive(message)
+            if isinstance(message, Refuse):
+                refusals += 1
+                again = edge.refused(message, u)
+                if again is not None:
+                    await target.push("long", again)
+                    continue
+            while edge.may_extend and len(edge.chain) < 3:
+                edge.extend(Guess(q.at(next(u)), 1.0, q))
+            if (draft := edge.flush()) is not None:
+                await target.push("long", draft)
+
+    assert len(edge.committed) == 24
+    assert refusals > 5
