@@ -36,8 +36,8 @@ def window(limits: Limits, *, rtt_s: float, pass_s: float, draft_s: float) -> in
     While one pass judges max_verify tokens, the edge must make those of the next one: what it
     can draft in a pass and a round trip comes on top. Less leaves the next pass empty.
     """
-    ahead = ceil((pass_s + rtt_s) / draft_s) if draft_s > 0.0 else limits.max_ahead
-    return min(limits.max_ahead, limits.max_verify + ahead)
+    ahead = (pass_s + rtt_s) / draft_s if draft_s > 0.0 else inf
+    return ceil(min(limits.max_ahead, limits.max_verify + ahead))
 
 
 def may_draft(pacing: DraftPacing, *, survival: float, unverified: int, room: int) -> bool:

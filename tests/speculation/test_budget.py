@@ -1,0 +1,96 @@
+"""Rows go where they earn most tokens a second, and never over what there is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.budget import PassTimes, share
+
+
+def times(*seconds: float) -> PassTimes:
+    """T(1), T(2), ..."""
+    learned = PassTimes()
+    for rows, taken in enumerate(seconds, 1):
+        learned.saw(rows, taken)
+    return learned
+
+
+def test_all_drafts_are_judged_while_nothing_is_known() -> None:
+    assert share([3, 5], [0.8, 0.1], PassTimes(), most=16) == [3, 5]
+
+
+def test_all_drafts_are_judged_where_rows_are_free() -> None:
+    assert share([4], [0.5], times(1, 1, 1, 1, 1), most=16) == [4]
+
+
+def test_no_draft_is_judged_where_rows_cost_more_than_they_earn() -> None:
+    assert share([4], [0.5], times(1, 2, 3, 4, 5), most=16) == [0]
+
+
+def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
+    costs = times(1.0, 1.1, 1.4, 1.7, 2.0, 2.3, 2.6)
+
+    assert share([2, 3], [0.9, 0.01], costs, most=16) == [2, 0]
+
+
+def test_the_likeliest_drafts_get_the_rows_there_are() -> None:
+    assert share([3, 3], [0.9, 0.5], PassTimes(), most=5) == [3, 0]
+    assert share([3, 3], [0.9, 0.9], PassTimes(), most=2) == [0, 0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.floats(0, 1)), max_size=6),
+    st.lists(st.floats(0.01, 5), max_size=20),
+    st.integers(0, 40),
+)
+def test_no_more_rows_than_there_are_and_no_more_drafts_than_pending(
+    sessions: list[tuple[int, float]], seconds: list[float], most: int
+) -> None:
+    counts = share(
+        [pending for pending, _ in sessions],
+        [acceptance for _, acceptance in sessions],
+        times(*seconds),
+        most=most,
+    )
+
+    assert all(0 <= n <= pending for n, (pending, _) in zip(counts, sessions, strict=True))
+    assert sum(counts) <= max(0, most - len(sessions))
+
+
+def test_the_time_of_a_pass_is_learned_and_never_falls_with_rows() -> None:
+    learned = times(1.0, 9.0, 2.0)
+
+    expected = [learned.of(rows) for rows in (1, 2, 3, 4)]
+
+    assert expected == pytest.approx([1.0, 2.0, 2.0, 2.0], rel=0.01)
+    assert PassTimes().of(3) == 0.0
+
+
+def test_one_pass_moves_what_is_expected_by_a_quarter() -> None:
+    learned = times(1.0)
+
+    learned.saw(1, 2.0)
+
+    assert learned.of(1) == pytest.approx(1.25)
+
+
+def test_a_size_that_was_slow_once_is_tried_again() -> None:
+    learned, truth = times(1.0, 1.1, 50.0), (1.0, 1.1, 1.2)
+    judged = []
+
+    for _ in range(5000):
+        (count,) = share([2], [0.9], learned, most=16)
+        learned.saw(1 + count, truth[count])
+        judged.append(count)
+
+    assert judged[0] == 1
+    assert judged[-100:].count(2) > 90
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=20), st.integers(1, 30))
+def test_a_larger_pass_is_never_expected_sooner(seconds: list[float], rows: int) -> None:
+    learned = times(*seconds)
+
+    assert learned.of(rows) <= learned.of(rows + 1)

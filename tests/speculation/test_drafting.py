@@ -1,0 +1,264 @@
+"""The edge's half: its chain grows, travels, is confirmed or broken; a lie is named."""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import numpy as np
+import pytest
+
+from speculation.drafting import DraftingSession, Guess
+from speculation.errors import LocalProtocolError, RemoteProtocolError
+from speculation.laws import Q_SCALE, DraftLaw
+from speculation.messages import Commit, Draft, Redraw, Refuse, TokenLogprob
+
+STOP = 99
+Q = DraftLaw(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))
+REFUSE = Refuse(0, 0, ((1, 0.25), (3, 0.75)), 0.0)
+TAILED = Refuse(0, 0, ((1, 0.0),), 1.0, ((2, 0.1),))
+
+
+def edge(*guesses: int, q: DraftLaw | None = None, max_tokens: int = 10) -> DraftingSession:
+    session = DraftingSession(max_tokens=max_tokens, stop_tokens=(STOP,))
+    for token in guesses:
+        session.extend(Guess(token, 0.5, q))
+    return session
+
+
+# --- the chain
+
+
+def test_the_chain_is_the_context_and_its_survival_a_product() -> None:
+    session = edge(4, 5)
+    session.receive(Commit(0, 0, (4,)))
+
+    assert session.guessed == [4, 5]
+    assert session.survival == 0.5
+    assert edge().survival == 1.0
+
+
+def test_nothing_follows_a_stop_token_drafted_or_committed() -> None:
+    drafted, committed = edge(4, STOP), edge()
+    committed.receive(Commit(0, 0, (4, STOP)))
+
+    for session in (drafted, committed):
+        assert not session.may_extend
+        with pytest.raises(LocalProtocolError):
+            session.extend(Guess(5, 0.5))
+
+
+def test_nothing_follows_max_tokens() -> None:
+    session = edge(4, 5, max_tokens=3)
+    assert session.may_extend
+
+    session.receive(Commit(0, 0, (4, 5, 6)))
+
+    assert not session.may_extend
+
+
+# --- flushing
+
+
+def test_each_guess_is_sent_once() -> None:
+    session = edge(4, 5)
+    assert session.flush() == Draft(0, 0, 0, (4, 5))
+    assert session.flush() is None
+
+    session.extend(Guess(6, 0.5))
+
+    assert session.unsent == 1
+    assert session.flush() == Draft(0, 2, 2, (6,))
+
+
+def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
+    session = edge(4, 5)
+    session.flush()
+    session.receive(Commit(0, 0, (4,)))
+    session.extend(Guess(6, 0.5))
+
+    assert session.flush() == Draft(0, 2, 1, (6,))
+
+
+def test_guesses_confirmed_before_they_were_sent_are_not_sent() -> None:
+    session = edge(4, 5, 6)
+    session.receive(Commit(0, 0, (4, 5)))
+
+    assert session.flush() == Draft(0, 2, 0, (6,))
+
+
+def test_after_a_cut_the_whole_chain_is_sent_again() -> None:
+    session = edge(4, 5)
+    session.flush()
+
+    session.resend()
+
+    assert session.flush() == Draft(0, 0, 0, (4, 5))
+
+
+def test_in_separate_the_weight_of_each_guess_goes_with_it() -> None:
+    assert edge(1, 2, q=Q).flush() == Draft(0, 0, 0, (1, 2), (Q_SCALE // 2,) * 2)
+
+
+# --- receiving
+
+
+def test_a_commit_that_agrees_shortens_the_chain() -> None:
+    session = edge(4, 5, 6)
+    session.flush()
+
+    progress = session.receive(Commit(0, 0, (4, 5)))
+
+    assert (progress.tokens, progress.broken) == ((4, 5), False)
+    assert (session.guessed, session.epoch) == ([4, 5, 6], 0)
+
+
+def test_a_commit_that_differs_breaks_the_chain() -> None:
+    session = edge(4, 5, 6)
+    session.flush()
+
+    progress = session.receive(Commit(0, 0, (4, 9)))
+
+    assert (progress.tokens, progress.broken) == ((4, 9), True)
+    assert (session.guessed, session.epoch) == ([4, 9], 1)
+    session.extend(Guess(7, 0.5))
+    assert session.flush() == Draft(1, 2, 0, (7,))
+
+
+def test_a_commit_beyond_the_chain_does_not_break_it() -> None:
+    session = edge(4)
+
+    assert not session.receive(Commit(0, 0, (4, 5, 6))).broken
+    assert session.epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("commit", "tokens"),
+    [
+        (Commit(0, 0, (4, 5)), ()),
+        (Commit(0, 1, (5, 6)), (6,)),
+        (Commit(0, 0, (4,)), ()),
+        (Commit(0, 2, ()), ()),
+    ],
+)
+def test_what_is_known_already_is_passed_over(commit: Commit, tokens: tuple[int, ...]) -> None:
+    session = edge()
+    session.receive(Commit(0, 0, (4, 5)))
+
+    assert session.receive(commit).tokens == tokens
+
+
+# --- what no honest verifier says
+
+LIES: dict[str, tuple[Commit | Refuse, str]] = {
+    "a gap": (Commit(0, 2, (7,)), "Commit.start"),
+    "another past": (Commit(0, 0, (5, 6)), "Commit.tokens"),
+    "more than asked for": (Commit(0, 1, (1,) * 10), "Commit.tokens"),
+    "more accepted than said": (Commit(0, 1, (1,), accepted=2), "Commit.accepted"),
+    "logprobs of other tokens": (
+        Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
+    ),
+    "no logprobs of tokens": (Commit(0, 1, (1, 2), logprobs=()), "Commit.logprobs"),
+    "a refusal ahead": (Refuse(0, 2, ((3, 1.0),), 0.0), "Refuse.position"),
+    "a refusal of another epoch": (Refuse(1, 1, ((3, 1.0),), 0.0), "Refuse.epoch"),
+    "a refusal that forbids all": (Refuse(0, 1, ((1, 0.5), (2, 0.5)), 0.0), "Refuse"),
+    "a refusal of nothing": (Refuse(0, 1, (), 0.0), "Refuse"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lie", "field"), LIES.values(), ids=LIES)
+def test_a_lying_verifier_is_named_and_changes_nothing(
+    lie: Commit | Refuse, field: str
+) -> None:
+    session = edge()
+    session.receive(Commit(0, 0, (4,)))
+    session.extend(Guess(1, 0.5, Q))
+    session.flush()
+    before = repr(vars(session))
+
+    with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
+        tell(session, lie)
+
+    assert repr(vars(session)) == before
+
+
+def tell(session: DraftingSession, message: Commit | Refuse) -> None:
+    if isinstance(message, Commit):
+        session.receive(message)
+    else:
+        session.refused(message, repeat(0.5))
+
+
+def test_a_refusal_needs_a_draft_and_the_judge_separate() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^Refuse.position: "):
+        edge().refused(REFUSE, repeat(0.5))
+    with pytest.raises(RemoteProtocolError, match="only in judge `separate`"):
+        edge(1).refused(REFUSE, repeat(0.5))
+
+
+# --- separate: replacing
+
+
+def test_a_refused_guess_is_replaced_in_an_epoch_of_its_own() -> None:
+    session = edge(1, 2, q=Q)
+    session.flush()
+
+    assert session.refused(REFUSE, repeat(0.5)) is None
+
+    assert session.guessed == [3]
+    assert session.survival == 1.0
+    assert session.flush() == Draft(1, 0, 0, (3,), (), forced=True)
+
+
+def test_guesses_after_a_replacement_go_with_it_or_after_it() -> None:
+    together, apart = edge(1, q=Q), edge(1, q=Q)
+    for session in (together, apart):
+        session.flush()
+        session.refused(REFUSE, repeat(0.5))
+    apart.flush()
+    for session in (together, apart):
+        session.extend(Guess(2, 0.5, Q))
+
+    assert together.flush() == Draft(1, 0, 0, (3, 2), (Q_SCALE // 2,), forced=True)
+    assert apart.flush() == Draft(1, 1, 1, (2,), (Q_SCALE // 2,))
+
+
+def test_a_refuse_seen_again_makes_the_same_replacement_be_sent_again() -> None:
+    session = edge(1, q=Q)
+    session.flush()
+    session.refused(REFUSE, repeat(0.5))
+    first = session.flush()
+
+    assert session.refused(REFUSE, repeat(0.0)) is None
+
+    assert session.flush() == first
+
+
+def test_a_refuse_of_a_committed_position_is_old() -> None:
+    session = edge()
+    session.receive(Commit(0, 0, (4,)))
+
+    assert session.refused(REFUSE, repeat(0.5)) is None
+
+
+def test_a_tail_that_runs_out_asks_for_more_until_an_answer_of_its_epoch_comes() -> None:
+    session = edge(2, q=Q)
+    session.flush()
+
+    redraw = session.refused(TAILED, repeat(0.9))
+
+    assert redraw == Redraw(1, 0)
+    assert session.refused(TAILED, repeat(0.0)) == redraw  # the same Refuse, heard again
+    fresh = Refuse(1, 0, TAILED.head, 1.0, ((3, 0.9),))
+    assert session.refused(fresh, repeat(0.9)) is None
+    assert session.flush() == Draft(2, 0, 0, (3,), (), forced=True)
+
+
+def test_a_replacement_is_confirmed_like_any_guess() -> None:
+    session = edge(1, q=Q)
+    session.flush()
+    session.refused(REFUSE, repeat(0.5))
+    session.flush()
+
+    progress = session.receive(Commit(1, 0, (3,)))
+
+    assert (progress.tokens, progress.broken, session.chain) == ((3,), False, [])
