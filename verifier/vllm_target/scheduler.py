@@ -143,7 +143,7 @@ class PicoScheduler(Scheduler):
             else:
                 ready.append((request, seat))
         counts = share(
-            [seat.machine.pending for _, seat in ready],
+            [seat.machine.affordable for _, seat in ready],
             [seat.machine.acceptance for _, seat in ready],
             self._times,
             most=self.scheduler_config.max_num_batched_tokens,
