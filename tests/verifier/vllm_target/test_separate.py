@@ -67,7 +67,7 @@ async def second_token(
 
     most: of a Refuse, the edge reads only this many tokens.
     """
-    edge = DraftingSession(max_tokens=2, stop_tokens=())
+    edge = DraftingSession(max_tokens=3, stop_tokens=())
     u = uniforms(random)
     refused = False
     async with aclosing(target.serve(session, request)) as said:
@@ -75,13 +75,15 @@ async def second_token(
             match message:
                 case Commit():
                     edge.receive(message)
-                    if not edge.chain and edge.may_extend:
+                    if len(edge.committed) == 1:
                         edge.extend(Guess(q.at(next(u)), 1.0, q))
                 case Refuse():
                     refused = True
                     if most < len(message.head):
                         message = replace(message, head=message.head[:most], tail_mass=0.0)
                     assert edge.refused(message, u) is None
+            if len(edge.committed) > 1:
+                break
             draft = edge.flush()
             if isinstance(draft, Draft):
                 await target.push(session, draft)
@@ -99,7 +101,7 @@ async def draw(
     """Return the chi-square test's p-value, the share refused, and what it should be."""
     _, p = exact
     q = skewed(p)
-    fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 2}
+    fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 3}
     request = opening(target, PROMPT, SHAPE, **fields)
     random = Random(name)
     counts: Counter[int] = Counter()

@@ -1,0 +1,59 @@
+"""Messages on their way into the engine: sent at once, in order, and never too many."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from speculation.errors import RemoteProtocolError
+from verifier.vllm_target.live import MAX_IN_FLIGHT, Live
+
+
+class SlowEngine:
+    """Takes messages in when told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.step = asyncio.Event()
+
+    async def push(self, number: int, complaint: str | None = None) -> str | None:
+        self.sent.append(number)
+        await self.step.wait()
+        return complaint
+
+
+async def test_sending_does_not_wait_for_the_engine() -> None:
+    engine, live = SlowEngine(), Live()
+
+    for number in range(5):
+        await live.send(engine.push(number))
+
+    assert engine.sent == [0, 1, 2, 3, 4]
+    live.cancel()
+
+
+async def test_too_many_messages_within_a_step_wait_for_it() -> None:
+    engine, live = SlowEngine(), Live()
+    for number in range(MAX_IN_FLIGHT):
+        await live.send(engine.push(number))
+
+    one_more = asyncio.create_task(live.send(engine.push(MAX_IN_FLIGHT)))
+    await asyncio.sleep(0.01)
+    assert len(engine.sent) == MAX_IN_FLIGHT
+
+    engine.step.set()
+    await one_more
+    assert len(engine.sent) == MAX_IN_FLIGHT + 1
+
+
+async def test_a_complaint_is_raised_later() -> None:
+    engine, live = SlowEngine(), Live()
+    await live.send(engine.push(0, "Draft.tokens: empty"))
+    live.check()
+
+    engine.step.set()
+    await asyncio.sleep(0.01)
+
+    with pytest.raises(RemoteProtocolError, match="empty"):
+        live.check()

@@ -1,0 +1,112 @@
+"""From an Open to vLLM's parameters, and from a settings table to vLLM's options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from models.errors import CannotOpen
+from speculation.messages import Limits, ModelFacts, Open, Sampling
+from verifier.target import Refused, TargetFailed
+from verifier.vllm_target import compat
+from verifier.vllm_target.admission import FIELD, Admission
+from verifier.vllm_target.parameters import FEATURES, ask
+from verifier.vllm_target.settings import VllmSettings
+
+FACTS = ModelFacts("m", 100, "v", 256, [2], "", Limits(), ["coupled"], list(FEATURES))
+
+
+def opening(**extras: object) -> Open:
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extras.items()}
+    sampling = Sampling(0.7, 0.1, 40, 0.9, raw)
+    return Open("m", "v", (1, 2, 3), sampling, 5, 64, (2,), top_logprobs=3)
+
+
+def admitted(asked: dict[str, Any]) -> Admission:
+    return Admission.unpack(asked["extra_args"][FIELD])
+
+
+def test_the_law_is_left_to_our_judge() -> None:
+    asked = ask("s", opening(), FACTS).sampling
+
+    assert asked["temperature"] == 1.0
+    assert not {"top_p", "top_k", "min_p", "seed", "logit_bias"} & asked.keys()
+    shape = admitted(asked).shape
+    assert (shape.temperature, shape.min_p, shape.top_k, shape.top_p) == (0.7, 0.1, 40, 0.9)
+
+
+def test_only_the_sessions_stop_tokens_stop() -> None:
+    asked = ask("s", opening(), FACTS).sampling
+
+    assert asked["ignore_eos"]
+    assert asked["stop_token_ids"] == [2]
+
+
+def test_ignore_eos_takes_the_stop_tokens_from_both_ends() -> None:
+    asked = ask("s", opening(ignore_eos=True), FACTS).sampling
+
+    assert asked["stop_token_ids"] == []
+    assert admitted(asked).request.stop_tokens == ()
+
+
+def test_penalties_and_bias_are_passed_on() -> None:
+    asked = ask("s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS).sampling
+
+    assert asked["presence_penalty"] == 1.0
+    assert admitted(asked).shape.bias == ((7, -3.0),)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "structured"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"json_object": True}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}},
+            {"json": {"a": 1}},
+        ),
+    ],
+)
+def test_response_formats_become_structured_outputs(wanted: object, structured: object) -> None:
+    assert ask("s", opening(response_format=wanted), FACTS).structured == structured
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"logit_bias": {"100": 1.0}},
+        {"logit_bias": {"5": 101.0}},
+        {"logit_bias": [1]},
+        {"presence_penalty": -2.5},
+        {"repetition_penalty": 0},
+        {"min_tokens": 65},
+        {"min_tokens": 1.5},
+        {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+    ],
+)
+def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:
+    with pytest.raises(Refused, match=next(iter(extras))):
+        ask("s", opening(**extras), FACTS)
+
+
+def test_options_may_be_spelt_as_on_vllms_command_line() -> None:
+    settings = VllmSettings.of(
+        "dir", {"tensor-parallel-size": 2, "--dtype": "auto", "vocabulary": "x.gguf"}
+    )
+
+    assert settings.options == {"tensor_parallel_size": 2, "dtype": "auto"}
+    assert settings.vocabulary == Path("x.gguf")
+
+
+def test_a_model_without_a_vocabulary_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotOpen, match=r"vocabulary\.gguf"):
+        _ = VllmSettings.of(str(tmp_path), {}).vocabulary_file
+
+
+@pytest.mark.parametrize("name", sorted(compat.OURS))
+def test_an_option_that_sessions_depend_on_cannot_be_chosen(name: str) -> None:
+    with pytest.raises(TargetFailed, match=name):
+        compat.check({name: 1})

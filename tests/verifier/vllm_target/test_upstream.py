@@ -1,0 +1,40 @@
+"""Notices when vLLM mends what the worker works around; then the note there can go."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+def test_vllm_still_expands_settings_into_uninitialised_memory_on_cpus() -> None:
+    torch = pytest.importorskip("torch")
+    platforms = pytest.importorskip("vllm.platforms")
+    if not platforms.current_platform.is_cpu():
+        pytest.skip("only the CPU build is affected")
+    platforms.current_platform.import_kernels()
+    platforms.current_platform.register_triton_kernel_overrides()
+    sampler = pytest.importorskip("vllm.v1.sample.rejection_sampler")
+    given = torch.tensor([0.5, 1.3])
+    junk = torch.full((5,), 123456.0)
+    del junk
+
+    expanded = sampler.expand_batch_to_tokens(given, torch.tensor([2, 5]), 5)
+
+    assert expanded.tolist() != pytest.approx([0.5, 0.5, 1.3, 1.3, 1.3])
+
+
+def test_the_installed_vllm_has_all_that_is_needed() -> None:
+    pytest.importorskip("vllm")
+    from verifier.vllm_target import compat
+
+    compat.check({"dtype": "float32", "tensor_parallel_size": 1})
+
+
+def test_an_option_that_vllm_does_not_know_is_named() -> None:
+    pytest.importorskip("vllm")
+    from verifier.target import TargetFailed
+    from verifier.vllm_target import compat
+
+    with pytest.raises(TargetFailed, match="colour"):
+        compat.check({"colour": "red"})
