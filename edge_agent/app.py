@@ -61,8 +61,8 @@ def build(settings: EdgeSettings, store: Store) -> FastAPI:
     drafter = make_drafter(model, settings)
     ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
     url = str(settings.verifier_url).rstrip("/")
-    client = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
-    uplink = Uplink(client, metrics)
+    connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
+    uplink = Uplink(connection, metrics)
     engine = EdgeEngine(
         uplink,
         drafter,

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+
 from speculation.drafting import Guess
 from speculation.laws import GREEDY_BELOW, Q_SCALE, Logits, law, quantise
 from speculation.messages import Sampling
@@ -29,8 +31,6 @@ COUPLED_TOKENS: Final = 64
 SEPARATE_TOKENS: Final = 32
 """Support of q in `separate`. Measured: 32 accept .852 where 8 accept .847."""
 
-_PLAIN: Final = Sampling()
-
 
 def coupled(sampling: Sampling, seed: int, prompt_tokens: int) -> Pick:
     """Return the Pick of a session judged `coupled`."""
@@ -39,7 +39,7 @@ def coupled(sampling: Sampling, seed: int, prompt_tokens: int) -> Pick:
         drafted = law(logits, sampling, most=COUPLED_TOKENS)
         token = drafted.coupled(seed, place(prompt_tokens, position))
         if sampling.temperature < GREEDY_BELOW:
-            return Guess(token, law(logits, _PLAIN, most=COUPLED_TOKENS).of(token))
+            return Guess(token, _softmax(logits, token))
         return Guess(token, drafted.of(token))
 
     return pick
@@ -52,7 +52,12 @@ def separate(sampling: Sampling, uniform: Callable[[], float]) -> Pick:
         q = quantise(law(logits, sampling, most=SEPARATE_TOKENS))
         token = q.at(uniform())
         if sampling.temperature < GREEDY_BELOW:
-            return Guess(token, law(logits, _PLAIN, most=SEPARATE_TOKENS).of(token), q)
+            return Guess(token, _softmax(logits, token), q)
         return Guess(token, q.of(token) / Q_SCALE, q)
 
     return pick
+
+
+def _softmax(logits: Logits, token: int) -> float:
+    """Return the probability of the likeliest token at temperature 1."""
+    return float(1.0 / np.exp(logits - logits[token]).sum())

@@ -17,7 +17,7 @@ import structlog
 from edge_agent import refusals
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.patience import attempts
-from edge_agent.posts import Posts
+from edge_agent.posts import Post, Posts
 from edge_agent.round_trip import RoundTrip
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation import wire
@@ -37,6 +37,7 @@ class Link:
     def __init__(
         self,
         client: httpx.AsyncClient,
+        post: Post,
         request: Open,
         *,
         rtt: RoundTrip,
@@ -47,7 +48,7 @@ class Link:
         self._request = request
         self._metrics = metrics
         self._clock = clock
-        self._posts = Posts(client, rtt=rtt, metrics=metrics, clock=clock)
+        self._posts = Posts(post, rtt=rtt, metrics=metrics, clock=clock)
         self._path = ""
         self._window_s = 0.0
         self._opened = asyncio.Event()

@@ -7,7 +7,7 @@ it has already, so a request that failed is simply sent again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import httpx
@@ -24,19 +24,23 @@ UNDER_WAY: Final = 8
 """A post every 25 ms over a round trip of 200 ms. More would only wait in the network."""
 
 
+Post = Callable[[str, bytes], Awaitable[httpx.Response]]
+"""Post(path, body): raises httpx.TransportError. Called for every few draft tokens."""
+
+
 class Posts:
     """The messages of one session. Bounded: only those of the newest epoch wait, and the
     session keeps these within its window."""
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        post: Post,
         *,
         rtt: RoundTrip,
         metrics: EdgeMetrics,
         clock: Callable[[], float],
     ) -> None:
-        self._client = client
+        self._send = post
         self._rtt = rtt
         self._metrics = metrics
         self._clock = clock
@@ -80,13 +84,13 @@ class Posts:
                         if epoch == self._epoch:
                             await self._post(path, body)
         except httpx.TransportError as error:
-            raise refusals.unreachable(self._client.base_url, error) from error
+            raise Unavailable(f"the drafts reach no verifier: {error}") from error
         finally:
             room.release()
 
     async def _post(self, path: str, body: bytes) -> None:
         begun = self._clock()
-        response = await self._client.post(path, content=body)
+        response = await self._send(path, body)
         self._metrics.posts.inc()
         self._metrics.link_bytes.labels("up").inc(len(body))
         match response.status_code:

@@ -6,18 +6,28 @@ is closed early, and goes on when a server recycles its connections.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import httpx
 import msgspec
-from pyqwest import HTTPTransport, HTTPVersion
+from pyqwest import (
+    Client,
+    HTTPTransport,
+    HTTPVersion,
+    ReadError,
+    RemoteProtocolError,
+    WriteError,
+)
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from edge_agent import refusals
 from edge_agent.link import Link
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.posts import Post
 from edge_agent.round_trip import RoundTrip
 from gateway.errors import ApiError, EngineFault, Unavailable
 from speculation.messages import PROTOCOL_VERSION, ModelFacts, Open
@@ -29,8 +39,17 @@ _SAMPLES: Final = 3
 """Round trips measured at first: the fastest is free of what connecting costs."""
 
 
-def connect(url: str, *, key: str | None, ca_certificate: bytes | None) -> httpx.AsyncClient:
-    """Return a client for the verifier; nothing is sent yet.
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One transport, used in two ways. Both raise httpx.TransportError."""
+
+    client: httpx.AsyncClient
+    post: Post
+    """For drafts: past httpx, a third of the processor time (154 against 498 us, measured)."""
+
+
+def connect(url: str, *, key: str | None, ca_certificate: bytes | None) -> Connection:
+    """Return a way to the verifier; nothing is sent yet.
 
     http:// is HTTP/2 with prior knowledge; https:// takes HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or the system's authorities.
@@ -46,25 +65,45 @@ def connect(url: str, *, key: str | None, ca_certificate: bytes | None) -> httpx
     headers = {"content-type": CONTENT_TYPE}
     if key:
         headers["authorization"] = f"Bearer {key}"
-    return httpx.AsyncClient(
+    client = httpx.AsyncClient(
         base_url=url,
         transport=AsyncPyqwestTransport(transport),
         headers=headers,
         timeout=ASK_TIMEOUT_S,
     )
+    return Connection(client, _direct(transport, url, headers))
+
+
+def _direct(transport: HTTPTransport, url: str, headers: Mapping[str, str]) -> Post:
+    client = Client(transport)
+
+    async def post(path: str, body: bytes) -> httpx.Response:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                answer = await client.post(url + path, headers, body)
+        except ConnectionError as error:
+            raise httpx.ConnectError(str(error)) from error
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("no answer") from error
+        except (ReadError, WriteError, RemoteProtocolError) as error:
+            raise httpx.NetworkError(str(error)) from error
+        return httpx.Response(answer.status, content=answer.content)
+
+    return post
 
 
 class Uplink:
-    """Owns the client."""
+    """Owns the connection."""
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        connection: Connection,
         metrics: EdgeMetrics,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
+        self._client = connection.client
+        self._post = connection.post
         self._metrics = metrics
         self._clock = clock
         self._rtt = RoundTrip(metrics.rtt_s)
@@ -105,6 +144,7 @@ class Uplink:
         """Return a link that opens this session when its events are asked for."""
         return Link(
             self._client,
+            self._post,
             request,
             rtt=self._rtt,
             metrics=self._metrics,
