@@ -1,0 +1,71 @@
+"""docs/protocol.md says what the code does: every example, every layout, every test vector."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speculation import laws, messages, noise, wire
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)
+SECTIONS = re.findall(r"^### (\d+) (\w+)", PAGE, re.MULTILINE)
+VECTORS = re.findall(r"^\| (\d+) \| (-?\d+) \| (\d+) \| ([0-9a-f]{8}) \| (\S+) \|$", PAGE, re.M)
+
+
+@pytest.mark.parametrize(("dump", "said"), BLOCKS, ids=[said[:12] for _, said in BLOCKS])
+def test_an_example_is_the_frame_of_its_message(dump: str, said: str) -> None:
+    message = eval(said, vars(messages))
+
+    assert wire.encode(message) == bytes.fromhex(dump)
+    assert list(wire.Decoder().feed(bytes.fromhex(dump))) == [message]
+
+
+def test_every_layout_has_a_section_and_an_example() -> None:
+    types = [bytes.fromhex(dump)[1] for dump, _ in BLOCKS]
+
+    assert types == [int(number) for number, _ in SECTIONS] == list(wire.LAYOUTS)
+    assert [said.split("(")[0] for _, said in BLOCKS] == [name for _, name in SECTIONS]
+
+
+@pytest.mark.parametrize(("seed", "place", "token", "hashed", "gumbel"), VECTORS)
+def test_a_vector_is_the_noise(
+    seed: str, place: str, token: str, hashed: str, gumbel: str
+) -> None:
+    tokens = np.array([int(token)])
+
+    assert int(noise._hash(int(seed), int(place), tokens.astype(np.uint32))[0]) == int(
+        hashed, 16
+    )
+    assert noise.gumbel(int(seed), int(place), tokens) == pytest.approx([float(gumbel)])
+
+
+def test_there_are_vectors() -> None:
+    assert len(VECTORS) == 8
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        f"1 to {wire.MAX_FRAME_BYTES}",
+        f"1 to {wire.MAX_VARINT_BYTES} bytes",
+        f"in 1/{laws.Q_SCALE}, 1 to {laws.Q_SCALE}",
+        f"at most {laws.HEAD_TOKENS} tokens",
+        f"{laws.HEAD_COVERS:.1%}".replace("%", " %"),
+        f"version {messages.PROTOCOL_VERSION}",
+    ],
+)
+def test_the_numbers_are_the_codes(fact: str) -> None:
+    assert fact in PAGE
+
+
+def test_every_field_of_a_message_is_described() -> None:
+    for kind in (messages.Open, messages.Draft, messages.Redraw, messages.Refuse):
+        for field in kind.__dataclass_fields__:
+            assert re.search(rf"\b{field}\b", PAGE), field
+    for kind in (messages.Sampling, messages.ModelFacts):
+        for field in kind.__struct_fields__:
+            assert re.search(rf"\b{field}\b", PAGE), field
