@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
+from gateway.errors import Overloaded
 from gateway.metrics import Metrics
 from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
@@ -41,7 +42,7 @@ async def host() -> AsyncIterator[Host]:
     target = LlamaTarget(
         "smollm2",
         open_store(os.environ).path("smollm2-135m-q8_0"),
-        LlamaSettings(slots=4, context_tokens=512, threads=1, prefill_rows=32),
+        LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
         PassMetrics(registry, Metrics(registry)),
     )
@@ -212,20 +213,33 @@ async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId])
             await target.push("separate", draft)
 
 
-async def test_a_closed_session_frees_its_slot_even_in_its_prefill(host: Host) -> None:
+async def test_sessions_beyond_the_slots_wait_their_turn(host: Host) -> None:
+    """Five for four slots, and one that is too many."""
+    jobs = [job_of(host, PROMPTS[0], 0.0)] * 5
+    together = [asyncio.create_task(plain(host, job)) for job in jobs]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await plain(host, jobs[0])
+
+    texts = await asyncio.gather(*together)
+
+    assert texts == [texts[0]] * 5
+
+
+async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
+    host: Host,
+) -> None:
     target = host.ready()
     request = opening(job_of(host, LONG, 0.0), target.facts)
-    sessions = [target.serve(f"s{i}", request) for i in range(4)]
+    sessions = [target.serve(f"s{i}", request) for i in range(5)]
     first = [asyncio.create_task(anext(session)) for session in sessions]
     await asyncio.sleep(0.03)
     with pytest.raises(TargetFull):
         await anext(target.serve("one too many", request))
-    for task in first:
+    for task in reversed(first):
         task.cancel()
     await asyncio.wait(first)
-    for session in sessions:
-        await session.aclose()
 
-    text = await plain(host, job_of(host, PROMPTS[0], 0.0))
-
-    assert text == await plain(host, job_of(host, PROMPTS[0], 0.0))
+    assert target._slots == {}  # type: ignore[attr-defined]
+    assert sorted(target._free) == [0, 1, 2, 3]  # type: ignore[attr-defined]
+    assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []

@@ -56,9 +56,8 @@ class NotingEngine:
         return [call for call in self.calls if isinstance(call, list)]
 
 
-def slot_of(sequence: int, **fields: object) -> Slot:
+def slot_of(**fields: object) -> Slot:
     return Slot(
-        sequence,
         opening(**fields),
         Limits(max_verify=16, max_ahead=32),
         vocabulary_size=V,
@@ -100,8 +99,8 @@ async def text_of(slot: Slot) -> list[int]:
 async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
-        slot = slot_of(2, prompt=(1,) * 11, max_tokens=1)
-        scheduler.add(slot)
+        slot = slot_of(prompt=(1,) * 11, max_tokens=1)
+        scheduler.add(slot, 2)
         assert await text_of(slot) == [SAYS]
 
     assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)]]
@@ -110,10 +109,10 @@ async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
 async def test_others_stream_on_while_a_prompt_is_read() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
-        first, second = slot_of(0, max_tokens=200), slot_of(1, prompt=(1,) * 41, max_tokens=1)
-        scheduler.add(first)
+        first, second = slot_of(max_tokens=200), slot_of(prompt=(1,) * 41, max_tokens=1)
+        scheduler.add(first, 0)
         await first.next()
-        scheduler.add(second)
+        scheduler.add(second, 1)
         await text_of(second)
         scheduler.remove(first)
 
@@ -126,9 +125,9 @@ async def test_others_stream_on_while_a_prompt_is_read() -> None:
 async def test_sessions_that_start_together_share_a_pass() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
-        slots = [slot_of(i, prompt=(1,), max_tokens=6) for i in range(3)]
-        for slot in slots:
-            scheduler.add(slot)
+        slots = [slot_of(prompt=(1,), max_tokens=6) for _ in range(3)]
+        for i, slot in enumerate(slots):
+            scheduler.add(slot, i)
         await asyncio.gather(*map(text_of, slots))
 
     assert engine.passes == [[(0, 0), (1, 0), (2, 0)]] * 6
@@ -137,9 +136,9 @@ async def test_sessions_that_start_together_share_a_pass() -> None:
 async def test_drafts_that_came_during_the_prefill_go_into_the_first_pass() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
-        slot = slot_of(0, prompt=(1,) * 9, max_tokens=9)
+        slot = slot_of(prompt=(1,) * 9, max_tokens=9)
         slot.receive(Draft(0, 0, 0, (SAYS,) * 5), time.monotonic())
-        scheduler.add(slot)
+        scheduler.add(slot, 0)
         await text_of(slot)
 
     assert engine.passes[0] == [(0, 5)]
@@ -148,10 +147,10 @@ async def test_drafts_that_came_during_the_prefill_go_into_the_first_pass() -> N
 async def test_a_pass_has_no_more_rows_than_allowed() -> None:
     engine = NotingEngine()
     async with scheduling(engine, max_rows=10) as scheduler:
-        slots = [slot_of(i, prompt=(1,), max_tokens=30, fill="never") for i in range(3)]
-        for slot in slots:
+        slots = [slot_of(prompt=(1,), max_tokens=30, fill="never") for _ in range(3)]
+        for i, slot in enumerate(slots):
             slot.receive(Draft(0, 0, 0, (SAYS,) * 12), time.monotonic())
-            scheduler.add(slot)
+            scheduler.add(slot, i)
         for slot in slots:
             await slot.next()
             scheduler.remove(slot)
@@ -163,8 +162,8 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
 async def test_without_fill_in_nothing_is_said_before_a_draft_comes() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
-        slot = slot_of(0, prompt=(1,), fill="never")
-        scheduler.add(slot)
+        slot = slot_of(prompt=(1,), fill="never")
+        scheduler.add(slot, 0)
         await asyncio.sleep(0.02)
         assert engine.passes == []
 
@@ -179,12 +178,12 @@ async def test_without_fill_in_nothing_is_said_before_a_draft_comes() -> None:
 async def test_a_held_session_starts_when_its_time_comes_and_holds_up_nobody() -> None:
     engine = NotingEngine(pass_s=0.04)
     async with scheduling(engine) as scheduler:
-        held = slot_of(0, prompt=(1,), max_tokens=40, fill="auto")
-        other = slot_of(1, prompt=(1,), max_tokens=40)
+        held = slot_of(prompt=(1,), max_tokens=40, fill="auto")
+        other = slot_of(prompt=(1,), max_tokens=40)
         held._arrivals.first_s, held._arrivals.interval_s = 0.018, 0.004
         held.receive(Draft(0, 0, 0, (9,)), time.monotonic())
-        scheduler.add(held)
-        scheduler.add(other)
+        scheduler.add(held, 0)
+        scheduler.add(other, 1)
         for _ in range(4):
             await other.next()
         scheduler.remove(held)
@@ -198,15 +197,15 @@ async def test_a_pass_that_fails_ends_its_sessions_and_no_other(sessions: int) -
     engine = NotingEngine()
     engine.fails_at = 2
     async with scheduling(engine) as scheduler:
-        slots = [slot_of(i, prompt=(1,)) for i in range(sessions)]
-        for slot in slots:
-            scheduler.add(slot)
+        slots = [slot_of(prompt=(1,)) for _ in range(sessions)]
+        for i, slot in enumerate(slots):
+            scheduler.add(slot, i)
         for slot in slots:
             with pytest.raises(TargetFailed, match="it broke"):
                 await text_of(slot)
             scheduler.remove(slot)
-        later = slot_of(0, prompt=(1,), max_tokens=2)
-        scheduler.add(later)
+        later = slot_of(prompt=(1,), max_tokens=2)
+        scheduler.add(later, 0)
 
         assert await text_of(later) == [SAYS, SAYS]
 
@@ -214,12 +213,12 @@ async def test_a_pass_that_fails_ends_its_sessions_and_no_other(sessions: int) -
 async def test_what_a_pass_says_to_a_session_that_left_is_dropped() -> None:
     engine = NotingEngine(pass_s=0.05)
     async with scheduling(engine) as scheduler:
-        gone = slot_of(0, prompt=(1,))
-        scheduler.add(gone)
+        gone = slot_of(prompt=(1,))
+        scheduler.add(gone, 0)
         await asyncio.sleep(0.02)
         scheduler.remove(gone)
-        successor = slot_of(0, prompt=(1,) * 3, max_tokens=2)
-        scheduler.add(successor)
+        successor = slot_of(prompt=(1,) * 3, max_tokens=2)
+        scheduler.add(successor, 0)
 
         assert await text_of(successor) == [SAYS, SAYS]
         assert gone.machine.committed == []

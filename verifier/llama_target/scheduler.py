@@ -62,8 +62,9 @@ class Scheduler:
         self._news = asyncio.Event()
         self._log = structlog.get_logger("verifier")
 
-    def add(self, slot: Slot) -> None:
-        """Let a session take part."""
+    def add(self, slot: Slot, sequence: int) -> None:
+        """Let a session take part, with its place in the KV."""
+        slot.sequence = sequence
         self.slots.append(slot)
         self.wake()
 
@@ -112,7 +113,7 @@ class Scheduler:
     async def _pass(self, due: Sequence[Slot]) -> None:
         began = self._clock()
         counts = share(
-            [slot.machine.pending for slot in due],
+            [slot.machine.affordable for slot in due],
             [slot.machine.acceptance for slot in due],
             self._times,
             most=self._max_rows,

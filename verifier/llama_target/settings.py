@@ -13,6 +13,9 @@ class LlamaSettings(BaseModel):
     slots: Annotated[int, Field(ge=1, le=256)] = 8
     """Sessions at once. Memory for the KV of all of them is taken at the start."""
 
+    waiting: Annotated[int, Field(ge=0, le=4096)] = 64
+    """Sessions that may wait for a slot; one more is refused."""
+
     context_tokens: Annotated[int, Field(ge=16)] = 4096
     """Of a session, prompt and answer together; never more than the model was trained for."""
 

@@ -21,7 +21,6 @@ from verifier.target import Said, TargetFailed
 class Slot:
     def __init__(
         self,
-        sequence: int,
         request: Open,
         limits: Limits,
         *,
@@ -29,7 +28,9 @@ class Slot:
         u: Iterator[float],
         now: float,
     ) -> None:
-        self.sequence = sequence
+        self.sequence: int
+        """Its place in the KV, once the scheduler has it."""
+
         self.request = request
         self.machine = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
         self.prefilled = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,7 @@ class LlamaTarget:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
         self._free = list(range(settings.slots))
         self._slots: dict[str, Slot] = {}
+        self._waiting: deque[Slot] = deque()
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
@@ -88,7 +90,7 @@ class LlamaTarget:
         self._thread.shutdown()
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
-        """Run one session to its Finish; closing the generator frees its slot at once."""
+        """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
         slot = self._admit(session, request)
         try:
             while True:
@@ -117,25 +119,33 @@ class LlamaTarget:
 
     def _admit(self, session: str, request: Open) -> Slot:
         scheduler = _started(self._scheduler)
-        if not self._free:
+        if not self._free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
-        slot = Slot(
-            self._free.pop(),
+        slot = self._slots[session] = Slot(
             request,
             self._limits,
             vocabulary_size=self.facts.vocabulary_size,
             u=_uniforms(secrets.randbits(128)),
             now=self._clock(),
         )
-        self._slots[session] = slot
-        scheduler.add(slot)
+        if self._free:
+            scheduler.add(slot, self._free.pop())
+        else:
+            self._waiting.append(slot)
         return slot
 
     def _release(self, session: str, slot: Slot) -> None:
+        """Forget a session; the one that has waited longest takes its place."""
         del self._slots[session]
-        self._free.append(slot.sequence)
+        if slot in self._waiting:
+            self._waiting.remove(slot)
+            return
         if self._scheduler:
             self._scheduler.remove(slot)
+        if self._scheduler and self._waiting:
+            self._scheduler.add(self._waiting.popleft(), slot.sequence)
+        else:
+            self._free.append(slot.sequence)
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
