@@ -100,6 +100,17 @@ async def test_a_session_nobody_reads_ends_after_the_resume_window() -> None:
         assert not target.running
 
 
+async def test_a_session_whose_reader_left_ends_after_the_resume_window() -> None:
+    async with running(resume_window_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(STALLS,)))
+        with session.read(0):
+            await asyncio.sleep(3 * QUICK)
+        assert session.log.ending is None
+
+        await asyncio.sleep(3 * QUICK)
+        assert session.log.ending is not None
+
+
 async def test_a_reader_who_comes_back_in_time_keeps_the_session() -> None:
     async with running(resume_window_s=0.2) as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(SLOW,), max_tokens=6))
@@ -147,11 +158,12 @@ async def test_asking_for_more_of_the_tail_does_not_postpone_the_replacement() -
         session = await sessions.open(opening(judge="separate", fill="never"))
         await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
         reading = asyncio.create_task(ending(session))
-        for epoch in range(1, 5):
+        for epoch in range(1, 7):
             await asyncio.sleep(0.06)
             if session.log.ending is None:
                 await session.push(Redraw(epoch, 0))
 
+        assert reading.done()
         assert (await reading).code == "replacement_timeout"
 
 
