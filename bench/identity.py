@@ -128,15 +128,18 @@ def main(
         edge_cores=frozenset({1}),
     )
 
-    async def run() -> list[Answer]:
-        async with Stand(plan) as stand:
-            return await compare(
-                stand, chosen, [float(t) for t in temperatures.split(",")], tokens
-            )
+    answers: list[Answer] = []
 
-    answers = asyncio.run(run())
-    if out:
-        out.write_text(json.dumps([asdict(answer) for answer in answers], indent=1))
+    async def run() -> None:
+        asked = [float(t) for t in temperatures.split(",")]
+        async with Stand(plan) as stand:
+            async for answer in compare(stand, chosen, asked, tokens):
+                answers.append(answer)
+                if out:
+                    with out.open("a") as lines:
+                        lines.write(json.dumps(asdict(answer)) + "\n")
+
+    asyncio.run(run())
     Console().print("\n".join(tally(answers)))
     sys.exit(any(answer.identical is False for answer in answers))
 
