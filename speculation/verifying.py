@@ -39,6 +39,9 @@ NO_CHANCE: Final[Iterator[float]] = iter(())
 
 ACCEPTANCE_AT_FIRST: Final = 0.8  # of a well-matched pair, over code, maths and chat
 ACCEPTANCE_WEIGHT: Final = 1 / 16
+"""Of the latest draft in the running mean; the first few weigh more, as in a plain mean."""
+
+_PRIOR_DRAFTS: Final = 4  # what ACCEPTANCE_AT_FIRST counts for
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class VerifyingSession:
         """Running estimate that a draft equals the text where the ones before it do; learned
         from every draft that arrives, judged or overtaken."""
 
+        self._compared = 0
         self._limits = limits
         self._vocabulary_size = vocabulary_size
         self._void = -1  # epochs up to this one are known to be wrong
@@ -146,7 +150,9 @@ class VerifyingSession:
             self._agreed += 1
 
     def _learn(self, stands: bool) -> None:
-        self.acceptance += ACCEPTANCE_WEIGHT * (stands - self.acceptance)
+        self._compared += 1
+        weight = max(ACCEPTANCE_WEIGHT, 1 / (self._compared + _PRIOR_DRAFTS))
+        self.acceptance += weight * (stands - self.acceptance)
 
     def _force(self, token: TokenId) -> list[Down]:
         self.refusal = None

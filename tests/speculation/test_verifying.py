@@ -274,8 +274,8 @@ def test_totals_tell_what_the_drafts_were_worth() -> None:
 
 def learned(*stands: bool) -> float:
     acceptance = ACCEPTANCE_AT_FIRST
-    for stood in stands:
-        acceptance += (stood - acceptance) / 16
+    for count, stood in enumerate(stands, 1):
+        acceptance += (stood - acceptance) * max(1 / 16, 1 / (count + 4))
     return acceptance
 
 
