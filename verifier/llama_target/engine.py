@@ -25,12 +25,14 @@ class Engine:
     def __init__(self, path: Path, settings: LlamaSettings) -> None:
         self.model = Model(path)
         self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
+        threads = settings.threads or len(os.sched_getaffinity(0))
         self._context = Context(
             self.model,
             self.context_tokens,
             sequences=settings.slots,
-            threads=settings.threads or len(os.sched_getaffinity(0)),
+            threads=threads,
             batch_tokens=settings.max_rows,
+            cache="F16" if threads == 1 else "Q8_0",  # else passes differ in the last bit
         )
 
     def close(self) -> None:

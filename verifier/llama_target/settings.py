@@ -20,14 +20,17 @@ class LlamaSettings(BaseModel):
     """Of a session, prompt and answer together; never more than the model was trained for."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Of llama.cpp. None: one for each CPU this process may use."""
+    """Of llama.cpp. None: one for each CPU this process may use. With more than one the KV is
+    kept in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among threads, and its
+    last bits depend on the rows beside it."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
     """Rows of one pass, all sessions together."""
 
-    prefill_rows: Annotated[int, Field(ge=1)] = 64
+    prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
     """Prompt tokens decoded between two passes. Small: others stream on while a prompt is read.
-    Always counted from the prompt's start, so that a prompt's KV depends on nothing else."""
+    From 64 rows of a sequence on, llama.cpp's attention rounds differently: the KV of a prompt
+    would then depend on how it was cut."""
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:
