@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import (
@@ -22,6 +22,9 @@ from pydantic_settings import (
 from gateway.settings import GatewaySettings
 from speculation.messages import Limits
 from verifier.llama_target.settings import LlamaSettings
+
+EXACT_DRAFTS: Final = 62
+"""With the token before them 63 rows: from 64 on llama.cpp's attention rounds differently."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
@@ -103,6 +106,8 @@ class VerifierSettings(BaseSettings):
     def _pass_holds_a_draft(self) -> Self:
         if self.target == "llama" and self.llama.max_rows <= self.speculation.max_verify:
             raise ValueError("llama.max_rows must exceed speculation.max_verify")
+        if self.target == "llama" and self.speculation.max_verify > EXACT_DRAFTS:
+            raise ValueError(f"speculation.max_verify: llama.cpp is exact up to {EXACT_DRAFTS}")
         return self
 
     @property
