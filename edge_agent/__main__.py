@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 import uvicorn
@@ -52,6 +54,7 @@ def main(
 
 def serve(settings: EdgeSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
@@ -67,6 +70,10 @@ def serve(settings: EdgeSettings) -> None:
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,15 @@ class Process:
 
 def start() -> Process:
     """Serve the fake by granian, whose only worker is the process itself."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-c", _SERVE, str(port)]
     running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     _wait_for(port)
     return Process(f"http://127.0.0.1:{port}", running)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on, most likely."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
