@@ -105,6 +105,9 @@ def _structured(request: Open) -> dict[str, Any] | None:
     match wanted:
         case _Format("text", None):
             return None
+        case _ if request.judge != "coupled":
+            # a grammar drops drafts by their value, so what is left would not have the law p
+            raise Refused("sampling.extras.response_format", "only in judge `coupled`")
         case _Format("json_object", None):
             return {"json_object": True}
         case _Format("json_schema", _Schema(schema=schema)):

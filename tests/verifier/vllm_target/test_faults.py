@@ -116,6 +116,34 @@ async def test_an_answer_may_fill_the_whole_context(target: VllmTarget) -> None:
     assert answer.tokens == expected
 
 
+async def test_sessions_without_room_for_their_kv_are_preempted_and_say_the_same(
+    target: VllmTarget,
+) -> None:
+    requests = [opening(target, prompt, DRAWN, max_tokens=150) for prompt in PROMPTS[:4]]
+    oracles = await asyncio.gather(
+        *(plain(target, f"roomy {i}", request) for i, request in enumerate(requests))
+    )
+    before = (await target.figures())["preemptions"]
+
+    answers = await asyncio.gather(
+        *(
+            drafted(
+                target,
+                f"crowded {i}",
+                requests[i % 4],
+                oracles[i % 4].tokens,
+                Script(wrong=0.1, seed=i),
+            )
+            for i in range(14)
+        )
+    )
+
+    assert (await target.figures())["preemptions"] > before
+    for i, answer in enumerate(answers):
+        assert answer.tokens == oracles[i % 4].tokens
+    await gone(target)
+
+
 async def test_a_session_too_many_is_turned_away(target: VllmTarget) -> None:
     request = opening(target, PROMPTS[0], GREEDY, fill="never")
     holding = [asyncio.create_task(plain(target, f"holding {i}", request)) for i in range(16)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def test_penalties_and_bias_are_passed_on() -> None:
 )
 def test_response_formats_become_structured_outputs(wanted: object, structured: object) -> None:
     assert ask("s", opening(response_format=wanted), FACTS).structured == structured
+
+
+def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
+    request = replace(opening(response_format={"type": "json_object"}), judge="separate")
+
+    with pytest.raises(Refused, match="response_format"):
+        ask("s", request, FACTS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""The service's calls into vLLM's core process, by the core's own way of being called.
+
+Importing this gives the core its methods; `picospec_attach` must be the first call.
+"""
+
+from __future__ import annotations
+
+from vllm.v1.engine.core import EngineCore
+
+
+def _attach(core: EngineCore) -> bool:
+    """Let the scheduler wake the core and speak between steps; False if this vLLM cannot."""
+    core.scheduler.engine = core
+    return hasattr(core, "input_queue") and hasattr(core, "output_queue")
+
+
+EngineCore.picospec_attach = _attach
+EngineCore.picospec_push = lambda core, session, data: core.scheduler.push(session, data)
+EngineCore.picospec_recall = lambda core, session, first: core.scheduler.recall(session, first)
+EngineCore.picospec_figures = lambda core: core.scheduler.figures()

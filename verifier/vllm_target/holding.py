@@ -1,0 +1,47 @@
+"""How a request sits out a step of vLLM's scheduler without losing its KV cache or its slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+_CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
+_QUEUES: Final = ("waiting", "kv_holding_waiting", "skipped_waiting")
+
+
+@contextmanager
+def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
+    """Take requests out of `running`, and their slots out of the limits; put them back."""
+    if not held:
+        yield
+        return
+    order, out = scheduler.running, {id(request) for request in held}
+    scheduler.running = [request for request in order if id(request) not in out]
+    caps = {name: getattr(scheduler, name) for name in _CAPS if hasattr(scheduler, name)}
+    for name, value in caps.items():
+        setattr(scheduler, name, value - len(held))
+    try:
+        yield
+    finally:
+        for name, value in caps.items():
+            setattr(scheduler, name, value)
+        left = {id(request) for request in scheduler.running} | out
+        known = {id(request) for request in order}
+        scheduler.running = [
+            *(request for request in order if id(request) in left),
+            *(request for request in scheduler.running if id(request) not in known),
+        ]
+
+
+def must_step(scheduler: Scheduler) -> bool:
+    """Tell whether there is work that no request's hold may delay."""
+    return bool(
+        scheduler.finished_req_ids
+        or scheduler.connector is not None
+        or not scheduler.running
+        or any(len(getattr(scheduler, name, ())) for name in _QUEUES)
+    )

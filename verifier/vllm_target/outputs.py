@@ -1,0 +1,57 @@
+"""What sessions say, on vLLM's outputs: the side field, and outputs of our own making."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from speculation.messages import TokenLogprob
+from verifier.vllm_target.admission import FIELD
+from verifier.vllm_target.seats import Seat
+
+
+def attach(output: EngineCoreOutput, seat: Seat) -> None:
+    """Let an output carry what its session said lately: [number, frames, complaint].
+
+    vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
+    frames, so vLLM need not carry them too.
+    """
+    first, frames = seat.recent
+    carried: dict[str, Any] = output.kv_transfer_params or {}
+    output.kv_transfer_params = {**carried, FIELD: [first, frames, seat.complaint]}
+    output.new_logprobs = None
+
+
+def make(request: Request, seat: Seat) -> EngineCoreOutput:
+    """Return an output without tokens, for what is said where vLLM has no output."""
+    output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
+    attach(output, seat)
+    return output
+
+
+def add(
+    outputs: dict[int, EngineCoreOutputs], request: Request, output: EngineCoreOutput
+) -> None:
+    """Put an output among those for the request's client."""
+    outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+
+
+def logprobs(
+    output: ModelRunnerOutput, request: Request, index: int, *, skip: int, count: int
+) -> list[TokenLogprob] | None:
+    """Return the log-probabilities of `count` tokens said, without the first `skip`.
+
+    index: the request's row in the step. None if the request wants none.
+    """
+    wanted = request.sampling_params and request.sampling_params.num_logprobs
+    if wanted is None or output.logprobs is None:
+        return None
+    lists = output.logprobs.slice_request(index, count)
+    rows = zip(lists.logprob_token_ids.tolist(), lists.logprobs.tolist(), strict=True)
+    return [
+        TokenLogprob(values[0], tuple(zip(tokens[1:], values[1:], strict=True)))
+        for tokens, values in list(rows)[skip:]
+    ]
