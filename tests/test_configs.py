@@ -10,6 +10,7 @@ import pytest
 import edge_agent.config
 import verifier.config
 from edge_agent.up import as_environment, read_settings
+from verifier.vllm_target.compat import OURS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -33,10 +34,7 @@ def test_verifier_toml_holds_the_verifiers_defaults() -> None:
 
 
 def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = read_settings(CONFIGS / "local.toml")
-    for service in ("edge", "verifier"):
-        for name, value in as_environment(service.upper(), tables[service]).items():
-            monkeypatch.setenv(name, value)
+    put(read_settings(CONFIGS / "local.toml"), monkeypatch)
 
     edge = edge_agent.config.load(None, {}, {})
     cloud = verifier.config.load(None, {}, {})
@@ -45,10 +43,29 @@ def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (edge.slots, cloud.llama.slots) == (4, 4)
 
 
+def test_local_vllm_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(read_settings(CONFIGS / "local-vllm.toml"), monkeypatch)
+
+    edge = edge_agent.config.load(None, {}, {})
+    cloud = verifier.config.load(None, {}, {})
+
+    assert edge.draft_model == "qwen2.5-coder"
+    assert (cloud.target, cloud.served_name) == ("vllm", "qwen2.5-coder-1.5b")
+    assert cloud.vllm["max_num_seqs"] == edge.slots
+    assert not OURS & cloud.vllm.keys()
+
+
+def put(tables: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that `picospec up` sets for these tables."""
+    for service in ("edge", "verifier"):
+        for name, value in as_environment(service.upper(), tables[service]).items():
+            monkeypatch.setenv(name, value)
+
+
 def test_no_other_file_is_shipped_untested() -> None:
     shipped = {path.name for path in CONFIGS.iterdir()}
 
-    assert shipped == {"edge.toml", "verifier.toml", "local.toml"}
+    assert shipped == {"edge.toml", "verifier.toml", "local.toml", "local-vllm.toml"}
 
 
 def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:
