@@ -10,6 +10,7 @@ session with useless drafts costs the others nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 _WEIGHT: Final = 0.25  # of the latest pass in a running mean
@@ -21,6 +22,7 @@ class PassTimes:
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
+        self._known: dict[int, float] = {}  # what `of` has answered since the last pass
 
     def saw(self, rows: int, seconds: float) -> None:
         """Take in one pass.
@@ -28,6 +30,7 @@ class PassTimes:
         What is known of other sizes fades towards "cheap": so a size is tried again at times,
         and one slow pass does not rule it out for ever.
         """
+        self._known.clear()
         for other in self._seen.keys() - {rows}:
             self._seen[other] *= 1.0 - _FORGOTTEN
         old = self._seen.get(rows, seconds)
@@ -39,8 +42,29 @@ class PassTimes:
         T cannot fall with more rows, so the cheapest pass seen at `rows` or more bounds it; one
         larger than any pass seen is assumed as cheap as the largest, and so gets tried.
         """
-        larger = [seconds for seen, seconds in self._seen.items() if seen >= rows]
-        return min(larger) if larger else self._seen.get(max(self._seen, default=0), 0.0)
+        if rows not in self._known:
+            larger = [seconds for seen, seconds in self._seen.items() if seen >= rows]
+            largest_s = self._seen.get(max(self._seen, default=0), 0.0)
+            self._known[rows] = min(larger, default=largest_s)
+        return self._known[rows]
+
+
+def expected_tokens(acceptance: float, drafts: int) -> float:
+    """Return what a pass over so many drafts commits: 1 + a + ... + a^K."""
+    return sum(acceptance**k for k in range(drafts + 1))
+
+
+def best_rate(acceptance: float, times: PassTimes, most: int) -> float:
+    """Return the tokens per second of a session whose passes never lack drafts; inf if T is 0.
+
+    most: drafts that a pass may judge.
+    """
+    tokens, best = 0.0, 0.0
+    for drafts in range(most + 1):
+        tokens += acceptance**drafts
+        seconds = times.of(drafts + 1)
+        best = max(best, tokens / seconds if seconds > 0.0 else inf)
+    return best
 
 
 def share(

@@ -3,15 +3,18 @@
 None of them can change a token; they only spend time. All times are in seconds.
 
 The edge drafts on while the chain is likely to stand and the window has room. The verifier
-starts a pass at once unless the chain has just broken and better drafts are about to arrive:
-then a short hold trades a fill-in (one token) for a verified run (several).
+starts a pass at once unless drafts are about to arrive that are worth the wait: then a short
+hold trades a fill-in (one token) for a verified run (several).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
+from typing import Final
 
+from speculation.budget import PassTimes, best_rate, expected_tokens
 from speculation.messages import Fill, Limits
 
 
@@ -56,25 +59,24 @@ def should_flush(pacing: DraftPacing, *, unsent: int, drafting: bool, separate: 
 
 # --- the verifier's decision
 
-HOLD_DRAFTS = 3
-"""A held pass starts when this many drafts have come."""
+HOLD_DRAFTS: Final = 4
+"""No pass is held once this many drafts are pending: more would come too late to earn much."""
 
-HOLD_PASSES = 0.5
-"""Hold only when the first draft is due within this part of a pass. Measured: waiting longer,
-at round trips of 100 ms and more, costs 8 to 10 % against an immediate fill-in."""
+LATE_INTERVALS: Final = 2.0
+"""A draft this many intervals overdue is not coming: the edge has paused."""
 
-_WEIGHT = 0.25  # of the latest observation in a running mean
+_WEIGHT: Final = 0.25  # of the latest observation in a running mean
 
 
 @dataclass(slots=True)
 class Arrivals:
-    """What the verifier has seen of a session's drafts: how soon they follow a broken chain."""
+    """What the verifier has seen of a session's drafts, and so when the next one is due."""
 
     first_s: float = 0.0
     """From a Commit that broke the chain to the first draft of the next one: RTT + a draft."""
 
     interval_s: float = 0.0
-    """Between two draft tokens."""
+    """Between two draft tokens while the edge drafts; its pauses hardly count."""
 
     _broke_at: float | None = None
     _last_at: float | None = None
@@ -89,8 +91,19 @@ class Arrivals:
             self.first_s = _mean(self.first_s, now - self._broke_at)
             self._broke_at = None
         elif self._last_at is not None:
-            self.interval_s = _mean(self.interval_s, (now - self._last_at) / tokens)
+            latest_s = min((now - self._last_at) / tokens, 2 * self.interval_s or inf)
+            self.interval_s = _mean(self.interval_s, latest_s)
         self._last_at = now
+
+    def due_s(self, now: float) -> float:
+        """Return how soon the next draft should come, inf where none is expected."""
+        if self._broke_at is not None:
+            due_s = self._broke_at + (self.first_s or inf) - now
+        elif self._last_at is not None:
+            due_s = self._last_at + (self.interval_s or inf) - now
+        else:
+            return inf
+        return due_s if due_s > -LATE_INTERVALS * self.interval_s else inf
 
 
 def _mean(old: float, latest: float) -> float:
@@ -103,25 +116,61 @@ class Waiting:
 
     fill: Fill
     pending: int
-    broken: bool
-    since_s: float
-    """Time since its last Commit was sent."""
+    acceptance: float
+    due_s: float
+    """See Arrivals.due_s."""
 
-    first_s: float
     interval_s: float
-    pass_s: float
+    times: PassTimes
+    most: int
+    """Drafts that a pass may judge: max_verify."""
 
 
 def hold(session: Waiting) -> float:
     """Return how long to hold the pass: 0 starts it now, inf waits for a draft.
 
-    Asked again whenever a draft arrives.
+    Asked again whenever a draft arrives; until the next one is late, at most.
     """
     if session.fill == "never":
         return 0.0 if session.pending else inf
-    if session.fill == "always" or not session.broken or session.pending >= HOLD_DRAFTS:
+    if session.fill == "always" or session.due_s == inf or not _worth_waiting(session):
         return 0.0
-    if not 0.0 < session.first_s <= HOLD_PASSES * session.pass_s:
-        return 0.0
-    due_s = session.first_s + (HOLD_DRAFTS + 1) * session.interval_s
-    return max(0.0, due_s - session.since_s)
+    return max(0.0, session.due_s + LATE_INTERVALS * session.interval_s)
+
+
+def _worth_waiting(session: Waiting) -> bool:
+    """Whether some number of drafts to come earns more than the time until they are there.
+
+    An optimal stopping rule: starting with k drafts instead of the n pending commits
+    a^(n+1) + ... + a^k tokens more and takes the wait and T(k+1) - T(n+1) longer; meanwhile
+    full passes would have committed their rate. A chain then takes at most 1.5 %
+    longer than by the exact solution for independent drafts at T = 209 ms and a draft of 20 ms,
+    2.6 % at 72 and 24 ms, with a = .6 to .98 and RTT 10 to 200 ms.
+    """
+    rate = best_rate(session.acceptance, session.times, session.most)
+    wait_s = max(0.0, session.due_s)
+    for k in range(session.pending + 1, HOLD_DRAFTS + 1):
+        if _gain(session, k) > rate * (wait_s + _longer_s(session, k)):
+            return True
+        wait_s += session.interval_s
+    return False
+
+
+def _gain(session: Waiting, drafts: int) -> float:
+    now = expected_tokens(session.acceptance, session.pending)
+    return expected_tokens(session.acceptance, drafts) - now
+
+
+def _longer_s(session: Waiting, drafts: int) -> float:
+    return session.times.of(drafts + 1) - session.times.of(session.pending + 1)
+
+
+def starters(holds_s: Sequence[float]) -> list[int]:
+    """Return which sessions the next pass takes, none if it should not start yet.
+
+    It starts when one of them need wait no longer. Then it takes all, but those that must have
+    a draft: who stays behind waits for a whole pass, and that is longer than any hold is worth.
+    """
+    if not any(hold_s <= 0.0 for hold_s in holds_s):
+        return []
+    return [i for i, hold_s in enumerate(holds_s) if hold_s < inf]

@@ -47,6 +47,9 @@ class Seat:
     session: VerifyingSession
     arrivals: Arrivals
     times: PassTimes
+    most: int
+    """Drafts that a pass may judge."""
+
     committed_s: float
     """When its last Commit was sent."""
 
@@ -137,11 +140,11 @@ class PicoSpec(Arm):
             Waiting(
                 self.fill,
                 seat.session.pending,
-                seat.session.broken,
-                now_s - seat.committed_s,
-                seat.arrivals.first_s,
+                seat.session.acceptance,
+                seat.arrivals.due_s(now_s),
                 seat.arrivals.interval_s,
-                seat.times.of(1),
+                seat.times,
+                seat.most,
             )
         )
 

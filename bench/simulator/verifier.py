@@ -13,7 +13,7 @@ from bench.simulator.source import VOCABULARY, Source
 from speculation.budget import PassTimes
 from speculation.judging import Judgement, judge_coupled
 from speculation.messages import Draft, Limits, Open, Up
-from speculation.pacing import Arrivals
+from speculation.pacing import Arrivals, starters
 from speculation.verifying import Pass, VerifyingSession
 
 NOISELESS: Final = 0  # the source's laws have one token each: no noise is ever drawn
@@ -62,25 +62,26 @@ class Verifier:
     def admit(self, request: Open, source: Source, downlink: Line) -> Served:
         """Return the session that `request` will open when it arrives."""
         session = VerifyingSession(request, self._limits, vocabulary_size=VOCABULARY)
-        return Served(session, Arrivals(), self._times, 0.0, source, downlink)
+        most = self._limits.max_verify
+        return Served(session, Arrivals(), self._times, most, 0.0, source, downlink)
 
     def _consider(self) -> None:
         """Start a pass with every session that need not wait, or wake up when the first may."""
         if self._running:
             return
         now_s = self._clock.now_s
-        holds = [self._hold_s(served) for served in self._served]
-        ready = [s for s, hold_s in zip(self._served, holds, strict=True) if hold_s < TICK_S]
-        if ready:
-            self._start(ready[: self._rows])
-        elif (wait_s := min(holds, default=inf)) < inf:
+        holds_s = [self._hold_s(served) for served in self._served]
+        if due := starters(holds_s):
+            self._start([self._served[i] for i in due[: self._rows]])
+        elif (wait_s := min(holds_s, default=inf)) < inf:
             self._due_s = now_s + wait_s
             self._clock.at(self._due_s, self._wake)
 
     def _hold_s(self, served: Served) -> float:
         if not served.prefilled:
             return 0.0
-        return self._arm.hold_s(served, self._clock.now_s)
+        hold_s = self._arm.hold_s(served, self._clock.now_s)
+        return hold_s if hold_s > TICK_S else 0.0
 
     def _wake(self) -> None:
         if self._clock.now_s == self._due_s:

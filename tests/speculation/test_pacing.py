@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.budget import PassTimes
 from speculation.messages import Limits
 from speculation.pacing import (
     HOLD_DRAFTS,
@@ -17,6 +19,7 @@ from speculation.pacing import (
     hold,
     may_draft,
     should_flush,
+    starters,
     window,
 )
 
@@ -84,25 +87,34 @@ def test_guesses_are_sent_in_pairs_or_at_the_end_and_in_separate_at_once(
 # --- holding a pass
 
 
+def times(first_s: float = 0.2, row_s: float = 0.002) -> PassTimes:
+    """T(1) to T(17): one row more costs row_s."""
+    learned = PassTimes()
+    for rows in range(1, 18):
+        learned.saw(rows, first_s + row_s * rows)
+    return learned
+
+
 def waiting(**changes: object) -> Waiting:
     fields = {
-        "fill": "auto", "pending": 0, "broken": True, "since_s": 0.01, "first_s": 0.03,
-        "interval_s": 0.02, "pass_s": 0.2,
+        "fill": "auto", "pending": 0, "acceptance": 0.8, "due_s": 0.03, "interval_s": 0.02,
+        "times": times(), "most": 16,
     }  # fmt: skip
     return Waiting(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 HOLDS = {
-    "drafts are about to arrive": (waiting(), 0.03 + 4 * 0.02 - 0.01),
-    "one has come": (waiting(pending=1), 0.03 + 4 * 0.02 - 0.01),
+    "drafts are about to arrive": (waiting(), 0.07),
+    "one has come, more will": (waiting(pending=1, due_s=0.01), 0.05),
     "enough have come": (waiting(pending=HOLD_DRAFTS), 0.0),
-    "the chain stands": (waiting(broken=False), 0.0),
+    "none is expected": (waiting(due_s=inf), 0.0),
     "always": (waiting(fill="always"), 0.0),
     "never, and none pending": (waiting(fill="never"), inf),
     "never, one pending": (waiting(fill="never", pending=1), 0.0),
-    "they are far": (waiting(first_s=0.11), 0.0),
-    "nothing is known": (waiting(first_s=0.0), 0.0),
-    "they are overdue": (waiting(since_s=1.0), 0.0),
+    "they are far": (waiting(due_s=0.5), 0.0),
+    "they are useless": (waiting(acceptance=0.01), 0.0),
+    "rows cost as much as passes": (waiting(times=times(0.0, 0.2)), 0.0),
+    "the draft is late": (waiting(due_s=-0.04), 0.0),
 }
 
 
@@ -113,31 +125,39 @@ def test_a_pass_is_held_only_for_drafts_worth_waiting_for(
     assert hold(session) == pytest.approx(expected)
 
 
-@given(SECONDS, SECONDS, SECONDS, SECONDS, st.integers(0, 5), SECONDS)
-def test_a_held_pass_starts_in_the_end_and_never_later_for_more_drafts(
-    since_s: float,
-    first_s: float,
-    interval_s: float,
-    pass_s: float,
-    pending: int,
-    later_s: float,
+@given(st.floats(-1, 10), SECONDS, st.integers(0, 5), st.floats(0, 1), st.floats(0.01, 1))
+def test_a_held_pass_starts_in_the_end_and_not_later_for_what_comes_later(
+    due_s: float, interval_s: float, pending: int, acceptance: float, pass_s: float
 ) -> None:
-    def asked(pending: int, since_s: float) -> float:
-        return hold(
-            waiting(
-                pending=pending,
-                since_s=since_s,
-                first_s=first_s,
-                interval_s=interval_s,
-                pass_s=pass_s,
-            )
-        )
+    session = waiting(
+        due_s=due_s,
+        interval_s=interval_s,
+        pending=pending,
+        acceptance=acceptance,
+        times=times(pass_s),
+    )
 
-    now_s = asked(pending, since_s)
-    assert 0.0 <= now_s < inf
-    assert asked(pending + 1, since_s) <= now_s
-    assert asked(pending, since_s + later_s) <= now_s
-    assert asked(pending, since_s + now_s) == pytest.approx(0.0, abs=1e-9)
+    held_s = hold(session)
+
+    assert 0.0 <= held_s < inf
+    assert hold(replace(session, due_s=due_s + 20 * pass_s)) == 0.0
+    assert hold(replace(session, due_s=due_s - held_s)) <= held_s
+
+
+@pytest.mark.parametrize(
+    ("holds_s", "taken"),
+    [
+        ([], []),
+        ([0.1, inf], []),
+        ([0.0, 0.1], [0, 1]),
+        ([0.0, inf, 0.0], [0, 2]),
+        ([inf], []),
+    ],
+)
+def test_a_pass_that_starts_takes_all_but_those_that_need_a_draft(
+    holds_s: list[float], taken: list[int]
+) -> None:
+    assert starters(holds_s) == taken
 
 
 def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
@@ -152,10 +172,30 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
     assert seen.interval_s == pytest.approx(0.1)
 
 
-def test_arrivals_move_slowly() -> None:
+def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen = Arrivals()
     for broke, came in ((0.0, 0.4), (10.0, 10.8)):
         seen.broke(broke)
         seen.came(came, 1)
+    seen.came(10.9, 1)
+    seen.came(60.0, 1)
 
     assert seen.first_s == pytest.approx(0.5)
+    assert seen.interval_s == pytest.approx(0.125)
+
+
+def test_the_next_draft_is_due_when_the_last_ones_say_so() -> None:
+    seen = Arrivals()
+    assert seen.due_s(0.0) == inf
+
+    seen.broke(0.0)
+    assert seen.due_s(0.1) == inf
+    seen.came(0.4, 1)
+    assert seen.due_s(0.5) == inf
+    seen.came(0.6, 2)
+
+    assert seen.due_s(0.65) == pytest.approx(0.05)
+    assert seen.due_s(0.75) == pytest.approx(-0.05)
+    assert seen.due_s(0.9) == inf  # so late that none is coming
+    seen.broke(1.0)
+    assert seen.due_s(1.1) == pytest.approx(0.3)

@@ -2,7 +2,7 @@
 
 One turn = one pass, if any session should start, and one piece of one prompt, if any is unread:
 so a long prompt never stops the others for longer than a piece takes. A held session delays
-nobody: the others start without it.
+nobody: when another starts, it goes along with what it has.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import structlog
 
 from speculation.budget import PassTimes, share
 from speculation.messages import TokenId
+from speculation.pacing import starters
 from verifier.llama_target.judging import Outcome, Part
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
@@ -25,8 +26,6 @@ from verifier.target import TargetFailed
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Seconds, monotonic."""
-
-_PASS_WEIGHT = 0.25  # of the latest pass in the running mean
 
 
 class Passes(Protocol):
@@ -58,7 +57,6 @@ class Scheduler:
         self._prefill_rows = prefill_rows
         self._clock = clock
         self._times = PassTimes()
-        self._pass_s = 0.0
         self._news = asyncio.Event()
         self._log = structlog.get_logger("verifier")
 
@@ -93,15 +91,11 @@ class Scheduler:
 
     def _due(self, now: float) -> tuple[list[Slot], float]:
         """Return the sessions whose pass should start now, and when to ask again."""
-        due, wait_s = [], inf
-        for slot in self.slots:
-            hold_s = slot.hold_s(now, self._pass_s)
-            if hold_s <= 0.0:
-                due.append(slot)
-            elif hold_s < inf:
-                slot.held_since = now if slot.held_since is None else slot.held_since
-            wait_s = min(wait_s, hold_s)
-        return due, wait_s
+        holds_s = [slot.hold_s(now, self._times) for slot in self.slots]
+        for slot, hold_s in zip(self.slots, holds_s, strict=True):
+            if 0.0 < hold_s < inf and slot.held_since is None:
+                slot.held_since = now
+        return [self.slots[i] for i in starters(holds_s)], min(holds_s, default=inf)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -154,6 +148,4 @@ class Scheduler:
 
     def _account(self, rows: int, seconds: float) -> None:
         self._times.saw(rows, seconds)
-        last_s = self._pass_s or seconds
-        self._pass_s = last_s + _PASS_WEIGHT * (seconds - last_s)
         self._metrics.passed(rows, seconds)

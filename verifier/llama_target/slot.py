@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
 
+from speculation.budget import PassTimes
 from speculation.messages import Down, Draft, Limits, Open, Redraw
 from speculation.pacing import Arrivals, Waiting, hold
 from speculation.verifying import VerifyingSession
@@ -40,6 +41,7 @@ class Slot:
         """Nobody listens: what a pass still says to it is dropped."""
 
         self.held_since: float | None = None
+        self._most = limits.max_verify
         self._arrivals = Arrivals()
         self._u = u
         self._said: deque[Said] = deque()
@@ -60,7 +62,7 @@ class Slot:
         machine = self.machine
         return not (self.unread or self._failure or machine.finished or machine.refusal)
 
-    def hold_s(self, now: float, pass_s: float) -> float:
+    def hold_s(self, now: float, times: PassTimes) -> float:
         """Return how long its next pass should wait; inf: for a draft. See pacing.hold."""
         if not self.may_pass:
             return inf
@@ -68,11 +70,11 @@ class Slot:
             Waiting(
                 fill=self.request.fill,
                 pending=self.machine.pending,
-                broken=self.machine.broken,
-                since_s=now - self._said_at,
-                first_s=self._arrivals.first_s,
+                acceptance=self.machine.acceptance,
+                due_s=self._arrivals.due_s(now),
                 interval_s=self._arrivals.interval_s,
-                pass_s=pass_s,
+                times=times,
+                most=self._most,
             )
         )
 

@@ -35,6 +35,7 @@ from vllm.v1.request import Request, RequestStatus
 from speculation.budget import PassTimes, share
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
+from speculation.pacing import starters
 from verifier.vllm_target import core as _core  # noqa: F401 - gives the core its methods
 from verifier.vllm_target import outputs
 from verifier.vllm_target.admission import FIELD, Admission
@@ -124,16 +125,15 @@ class PicoScheduler(Scheduler):
 
     def _offer_drafts(self, now: float) -> list[Request]:
         """Give each session its drafts for this step; return those that are held."""
-        pass_s = self._times.of(1)
-        ready, held = [], []
-        for request in self.running:
-            seat = self._seats.of(request.request_id)
-            if seat is None or request.num_computed_tokens < request.num_tokens - 1:
-                continue
-            if seat.hold_s(now, pass_s) > 0.0:
-                held.append(request)
-            else:
-                ready.append((request, seat))
+        seated = [
+            (request, seat)
+            for request in self.running
+            if (seat := self._seats.of(request.request_id)) is not None
+            and request.num_computed_tokens >= request.num_tokens - 1
+        ]
+        going = set(starters([seat.hold_s(now, self._times) for _, seat in seated]))
+        ready = [pair for i, pair in enumerate(seated) if i in going]
+        held = [request for i, (request, _) in enumerate(seated) if i not in going]
         counts = share(
             [seat.machine.affordable for _, seat in ready],
             [seat.machine.acceptance for _, seat in ready],
@@ -246,13 +246,13 @@ class PicoScheduler(Scheduler):
         """Tell the core whether to step; it sleeps while all sessions are held."""
         if not super().has_requests():
             return False
-        now, pass_s = time.monotonic(), self._times.of(1)
+        now = time.monotonic()
         deadline = float("inf")
         if self.engine is None or must_step(self):
             return True
         for request in self.running:
             seat = self._seats.of(request.request_id)
-            wait_s = 0.0 if seat is None else seat.hold_s(now, pass_s)
+            wait_s = 0.0 if seat is None else seat.hold_s(now, self._times)
             if wait_s <= 0.0 or request.num_computed_tokens < request.num_tokens - 1:
                 return True
             deadline = min(deadline, now + wait_s)

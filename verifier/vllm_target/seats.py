@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from speculation import wire
+from speculation.budget import PassTimes
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
 from speculation.messages import Down, Draft, Redraw, TokenId, TokenLogprob
@@ -90,18 +91,18 @@ class Seat:
         """Return the committed token that vLLM, with `said` tokens, does not know yet."""
         return self.machine.committed[said] if said < len(self.machine.committed) else None
 
-    def hold_s(self, now: float, pass_s: float) -> float:
+    def hold_s(self, now: float, times: PassTimes) -> float:
         """Return how long the session should wait for drafts; 0: its pass may start."""
         if self.machine.refusal is not None:
             return float("inf")
         waiting = Waiting(
             self.machine.request.fill,
             self.machine.pending,
-            self.machine.broken,
-            now - self._since,
-            self._arrivals.first_s,
+            self.machine.acceptance,
+            self._arrivals.due_s(now),
             self._arrivals.interval_s,
-            pass_s,
+            times,
+            self.admission.limits.max_verify,
         )
         return hold(waiting)
 
