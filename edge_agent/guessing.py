@@ -1,10 +1,8 @@
 """From the draft model's logits to a Guess: how each judge wants its drafts drawn.
 
-coupled    The token that the shared noise picks from the draft's law: mostly the target's own.
+coupled    The token that the shared noise picks from the draft's law, sharpened: mostly the
+           target's own. Any function of law and noise is as exact; this one is right oftenest.
 separate   A draw from the draft's law in whole weights, at a uniform of the edge's own.
-
-The confidence of a guess is its probability under the draft's law. At temperature 0 that law is
-one token, so the softmax at temperature 1 stands in for it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from speculation.drafting import Guess
 from speculation.laws import GREEDY_BELOW, Q_SCALE, Logits, law, quantise
 from speculation.messages import Sampling
-from speculation.noise import place
+from speculation.noise import Floats, gumbel, place
 
 Pick = Callable[[Logits, int], Guess]
 """Pick(logits, position): the guess for an output position. logits: float32[V], the draft's.
@@ -28,6 +26,11 @@ Called in the drafter's thread; keeps nothing of the logits.
 COUPLED_TOKENS: Final = 64
 """Candidates of a coupled draft. Measured on the Qwen pair: 32 lose nothing against all."""
 
+SHARPNESS: Final = 1.2
+"""A small model is less sure than a large one: the draft's law to this power agrees with the
+target's draw more often than the law itself. Measured on the Qwen pair at temperature 1, 2271
+positions: .853 against .845; chat .703 against .688. Optimal rejection sampling: .860."""
+
 SEPARATE_TOKENS: Final = 32
 """Support of q in `separate`. Measured: 32 accept .852 where 8 accept .847."""
 
@@ -37,10 +40,13 @@ def coupled(sampling: Sampling, seed: int, prompt_tokens: int) -> Pick:
 
     def pick(logits: Logits, position: int) -> Guess:
         drafted = law(logits, sampling, most=COUPLED_TOKENS)
-        token = drafted.coupled(seed, place(prompt_tokens, position))
         if sampling.temperature < GREEDY_BELOW:
+            token = int(drafted.tokens[0])
             return Guess(token, _softmax(logits, token))
-        return Guess(token, drafted.of(token))
+        noise = gumbel(seed, place(prompt_tokens, position), drafted.tokens)
+        scores = SHARPNESS * np.log(drafted.p) + noise
+        token = int(drafted.tokens[np.argmax(scores)])
+        return Guess(token, _trust(scores * sampling.temperature, _softmax(logits, token)))
 
     return pick
 
@@ -59,5 +65,17 @@ def separate(sampling: Sampling, uniform: Callable[[], float]) -> Pick:
 
 
 def _softmax(logits: Logits, token: int) -> float:
-    """Return the probability of the likeliest token at temperature 1."""
-    return float(1.0 / np.exp(logits - logits[token]).sum())
+    """Return the probability of one token at temperature 1."""
+    shifted = logits - logits.max()
+    return float(np.exp(shifted[token]) / np.exp(shifted).sum())
+
+
+def _trust(scores: Floats, q: float) -> float:
+    """Return the chance that the target picks the same: the lead over the next best decides.
+
+    scores: float64[n], in logits, noise included. q: the token's probability at temperature 1.
+    A logistic fit on the Qwen pair at temperature 1: log loss .242, where q itself has .331.
+    """
+    best = np.sort(scores)[-2:]
+    lead = best[1] - best[0] if len(best) > 1 else np.log(q / max(1.0 - q, 1e-9))
+    return float(1.0 / (1.0 + np.exp(0.14 - 0.8 * lead - 0.35 * np.log(max(q, 1e-30)))))

@@ -13,13 +13,31 @@ from speculation.noise import place
 LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
 
 
-def test_a_coupled_guess_is_the_one_a_target_with_these_logits_would_say() -> None:
+def agreement(seed: int) -> float:
+    """Share of positions at which a target with these logits and seed 7 says the same."""
     sampling = Sampling(temperature=0.8, top_p=0.9)
-    pick = guessing.coupled(sampling, seed=7, prompt_tokens=3)
+    pick = guessing.coupled(sampling, seed=seed, prompt_tokens=3)
+    target = law(LOGITS, sampling)
 
-    for position in range(50):
-        target = law(LOGITS, sampling).coupled(7, place(3, position))
-        assert pick(LOGITS, position).token == target
+    positions = range(200)
+    same = [pick(LOGITS, at).token == target.coupled(7, place(3, at)) for at in positions]
+    return sum(same) / len(positions)
+
+
+def test_a_coupled_guess_is_mostly_what_a_target_with_these_logits_says() -> None:
+    assert agreement(seed=7) > 0.85
+
+
+def test_a_coupled_guess_with_another_seed_is_mostly_not() -> None:
+    assert agreement(seed=8) < 0.65
+
+
+def test_the_larger_its_lead_the_surer_a_guess() -> None:
+    pick = guessing.coupled(Sampling(), seed=7, prompt_tokens=3)
+    flat, peaked = np.zeros(500, np.float32), np.zeros(500, np.float32)
+    peaked[11] = 30.0
+
+    assert pick(flat, 0).confidence < 0.5 < pick(peaked, 0).confidence < 1.0
 
 
 def test_a_greedy_guess_is_the_likeliest_and_as_sure_as_the_draft_model() -> None:
