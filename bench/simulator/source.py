@@ -7,24 +7,22 @@ chain is broken whatever it goes on with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Final
 
 import numpy as np
 
-from bench.traces import Trace
+from bench.traces import Ids, Logits, Trace
+from edge_agent.guessing import coupled
 from speculation.drafting import Guess
-from speculation.laws import GREEDY_BELOW, Law
-from speculation.messages import TokenId
-from speculation.noise import gumbel, place
+from speculation.laws import Law
+from speculation.messages import Sampling, TokenId
 
 WRONG: Final = 100_000
 """A token that is in no answer; three bytes on the wire, as most of a large vocabulary."""
 
 VOCABULARY: Final = 1 << 18
-DRAFT_TOKENS: Final = 64
-"""Candidates of a draft: as many as the edge looks at."""
 
 
 class Source:
@@ -68,43 +66,25 @@ def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int 
     return Source((0,) * prompt_tokens, answer, guesses, [acceptance] * tokens)
 
 
-Estimate = Callable[[Law, int, int, float], float]
-"""Estimate(q, seed, at, temperature): how likely the coupled choice of q is the target's."""
+def traced(trace: Trace) -> Source:
+    """Return the answer of a trace, with the guesses the edge makes of its draft's logits."""
+    pick = coupled(Sampling(temperature=trace.temperature), trace.seed, len(trace.prompt))
+    guesses = [
+        pick(_dense(tokens, logits), position)
+        for position, (tokens, logits) in enumerate(
+            zip(trace.draft_tokens, trace.draft_logits, strict=True)
+        )
+    ]
+    return Source(
+        trace.prompt.tolist(),
+        trace.tokens.tolist(),
+        [guess.token for guess in guesses],
+        [guess.confidence for guess in guesses],
+    )
 
 
-def traced(trace: Trace, estimate: Estimate | None = None) -> Source:
-    """Return the answer of a trace, with the guesses the edge makes from its draft laws."""
-    estimate = estimate or probability
-    guesses, confidences = [], []
-    for position, (tokens, logits) in enumerate(
-        zip(trace.draft_tokens, trace.draft_logits, strict=True)
-    ):
-        at = place(len(trace.prompt), position)
-        q = draft_law(tokens, logits, trace.temperature)
-        greedy = trace.temperature < GREEDY_BELOW
-        guesses.append(int(tokens[0]) if greedy else q.coupled(trace.seed, at))
-        confidences.append(estimate(q, trace.seed, at, trace.temperature))
-    return Source(trace.prompt.tolist(), trace.tokens.tolist(), guesses, confidences)
-
-
-def draft_law(tokens: np.ndarray, logits: np.ndarray, temperature: float) -> Law:
-    """Return q at `temperature`; below GREEDY_BELOW at 1, for its confidences."""
-    scale = 1.0 if temperature < GREEDY_BELOW else temperature
-    weights = np.exp((logits[:DRAFT_TOKENS] - logits[0]).astype(np.float64) / scale)
-    return Law(tokens[:DRAFT_TOKENS].astype(np.int64), weights / weights.sum())
-
-
-def probability(q: Law, seed: int, at: int, temperature: float) -> float:
-    """Estimate by q itself."""
-    if temperature < GREEDY_BELOW:
-        return float(q.p[0])
-    return q.of(q.coupled(seed, at))
-
-
-def race(q: Law, seed: int, at: int, temperature: float) -> float:
-    """Return the gap between the best and the second of log q + gumbel; at 0 of log q."""
-    scores = np.log(q.p)
-    if temperature >= GREEDY_BELOW:
-        scores = scores + gumbel(seed, at, q.tokens)
-    second, best = np.partition(scores, -2)[-2:]
-    return float(best - second)
+def _dense(tokens: Ids, logits: Logits) -> Logits:
+    """Return logits over the vocabulary as far as it is needed; those not kept are -inf."""
+    dense = np.full(int(tokens.max()) + 1, -np.inf, np.float32)
+    dense[tokens] = logits
+    return dense

@@ -1,0 +1,129 @@
+"""Cells of a comparison: an arm, family, temperature and link each, at the arm's best gamma."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import exp, log
+from statistics import fmean, median, quantiles
+from typing import Final
+
+from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.source import Source
+from bench.simulator.world import Answer, World, simulate
+
+GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+ROUNDS: Final = {"sync": Sync, "paper": Paper, "colocated": Colocated}
+PLAIN: Final[Mapping[str, Arm]] = {
+    "cloud": Arm(),
+    "picospec": PicoSpec(),
+    "picospec-nofill": PicoSpec(name="picospec-nofill", fill="never"),
+}
+ARMS: Final = (*PLAIN, *ROUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The prompts of one family at one temperature."""
+
+    family: str
+    temperature: float
+    sources: Sequence[Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell. Rates are geometric means over prompts; counts are sums."""
+
+    arm: str
+    family: str
+    rtt_ms: float
+    rate_mbit: float | None
+    temperature: float
+    gamma: int | None
+    prompts: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    speedup_vs_cloud: float
+    ttft_ms_p50: float
+    gap_ms_p50: float
+    gap_ms_p99: float
+    drafted: int
+    accepted: int
+    target_passes: int
+    bytes_up: int
+    bytes_down: int
+    edge_cpu_s: float
+
+
+def candidates(name: str) -> list[Arm]:
+    """Return the arms that a name stands for: "sync" is tried at each gamma, "sync:4" at 4.
+
+    Raises ValueError for a name that is not in ARMS.
+    """
+    kind, _, gamma = name.partition(":")
+    if name in PLAIN:
+        return [PLAIN[name]]
+    if kind not in ROUNDS or (gamma and not (gamma.isdecimal() and int(gamma))):
+        raise ValueError(f"no arm {name!r}: choose from {', '.join(ARMS)}, or give sync:4")
+    return [ROUNDS[kind](int(g)) for g in ([gamma] if gamma else GAMMAS)]
+
+
+def rows(
+    world: World, groups: Sequence[Group], rtts_ms: Sequence[float], names: Sequence[str]
+) -> Iterator[Row]:
+    """Yield one row for each arm, group and round trip; `cloud` is run for all of them."""
+    for group in groups:
+        for rtt_ms in rtts_ms:
+            there = replace(world, conditions=replace(world.conditions, rtt_ms=rtt_ms))
+            cloud = _rate(_answers(there, Arm(), group))
+            for name in names:
+                yield _best(there, group, name, cloud)
+
+
+def _best(world: World, group: Group, name: str, cloud_rate: float) -> Row:
+    runs = [(arm, _answers(world, arm, group)) for arm in candidates(name)]
+    arm, answers = max(runs, key=lambda run: _rate(run[1]))
+    gaps_ms = sorted(1000 * gap_s for answer in answers for gap_s in answer.gaps_s)
+    return Row(
+        arm=name, family=group.family, temperature=group.temperature, gamma=arm.gamma or None,
+        rtt_ms=world.conditions.rtt_ms, rate_mbit=world.conditions.rate_mbit,
+        prompts=len(answers), tokens=sum(answer.tokens for answer in answers),
+        seconds=sum(answer.seconds for answer in answers), tokens_per_s=_rate(answers),
+        speedup_vs_cloud=_rate(answers) / cloud_rate,
+        ttft_ms_p50=1000 * median(answer.ttft_s for answer in answers),
+        gap_ms_p50=median(gaps_ms), gap_ms_p99=quantiles(gaps_ms, n=100)[-1],
+        drafted=sum(answer.log.drafted for answer in answers),
+        accepted=sum(answer.log.totals.accepted for answer in answers),
+        target_passes=sum(answer.log.totals.passes for answer in answers),
+        bytes_up=sum(answer.bytes_up for answer in answers),
+        bytes_down=sum(answer.bytes_down for answer in answers),
+        edge_cpu_s=sum(answer.log.drafting_s for answer in answers),
+    )  # fmt: skip
+
+
+def _answers(world: World, arm: Arm, group: Group) -> list[Answer]:
+    """Each prompt has the world to itself."""
+    return [simulate(world, arm, [[source]])[0] for source in group.sources]
+
+
+def _rate(answers: Sequence[Answer]) -> float:
+    return geometric_mean([answer.tokens_per_s for answer in answers])
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the mean that treats twice as fast and half as fast alike."""
+    return exp(fmean(map(log, values)))
+
+
+def speedups(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, float]]:
+    """Return {(arm, family): {rtt_ms: speed-up}}, the mean over families as family "all"."""
+    cells = [(row.arm, row.family, row.rtt_ms, row.speedup_vs_cloud) for row in rows]
+    cells += [(arm, "all", rtt_ms, value) for arm, _, rtt_ms, value in cells]
+    table: dict[tuple[str, str], dict[float, float]] = {}
+    for (arm, family, rtt_ms), group in groupby(sorted(cells), key=lambda cell: cell[:3]):
+        values = [value for *_, value in group]
+        table.setdefault((arm, family), {})[rtt_ms] = geometric_mean(values)
+    return table

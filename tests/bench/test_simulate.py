@@ -1,0 +1,153 @@
+"""Traces become answers, answers become cells, cells become a table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bench.path import Conditions
+from bench.simulate import hosts_of, load, main
+from bench.simulator.arms import Arm, Paper
+from bench.simulator.source import synthetic, traced
+from bench.simulator.table import GAMMAS, Group, candidates, rows, speedups
+from bench.simulator.world import World, gpu
+from bench.traces import Trace
+from speculation.laws import Law
+from speculation.noise import place
+
+V = 16
+GPU = World(gpu(0.1, 0.01), Conditions())
+
+
+def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
+    """A target that says what the shared noise picks, and a draft of the same law."""
+    chance = np.random.default_rng(3)
+    logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
+    tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
+    weights = np.exp(logits.astype(np.float64))
+    said = [
+        Law(row.astype(np.int64), p / p.sum()).coupled(7, place(3, i))
+        if temperature
+        else row[0]
+        for i, (row, p) in enumerate(zip(tokens, weights, strict=True))
+    ]
+    answer = np.array(said, np.int32)
+    return Trace(
+        family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
+        logits, tokens, logits, np.ones(n, np.float32), 0.02, np.ones(5, np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_with_the_targets_law_is_nearly_always_right(temperature: float) -> None:
+    source = traced(trace(temperature))
+
+    right = sum(source.right(i) for i in range(len(source.tokens)))
+
+    assert right >= (0.8 if temperature else 1.0) * len(source.tokens)
+
+
+def test_a_draft_of_another_law_is_wrong_where_the_trace_says_so() -> None:
+    same = trace(0.0)
+    other = replace(same, draft_tokens=np.roll(same.draft_tokens, 1, axis=1))
+
+    source = traced(other)
+
+    assert not any(source.right(i) for i in range(len(source.tokens)))
+
+
+def test_after_a_wrong_token_every_guess_is_wrong() -> None:
+    source = synthetic(1.0, 10)
+
+    assert source.guess([0, 1]).token == 2
+    assert source.guess([0, 9]).token not in source.tokens
+
+
+def test_rounds_are_tried_at_every_gamma_unless_one_is_named() -> None:
+    assert [arm.gamma for arm in candidates("sync")] == list(GAMMAS)
+    assert candidates("paper:4") == [Paper(4)]
+    assert [type(arm) for arm in candidates("cloud")] == [Arm]
+
+
+@pytest.mark.parametrize("name", ["", "bus", "sync:x", "sync:0", "cloud:4"])
+def test_an_arm_that_does_not_exist_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match="no arm"):
+        candidates(name)
+
+
+def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
+    group = Group("code", 0.0, [synthetic(1.0, 60)])
+
+    cloud, sync = rows(GPU, [group], [20.0], ["cloud", "sync"])
+
+    assert cloud.speedup_vs_cloud == pytest.approx(1.0)
+    assert cloud.tokens_per_s == pytest.approx(10.0)
+    assert sync.gamma in GAMMAS
+    assert sync.speedup_vs_cloud >= max(
+        row.speedup_vs_cloud
+        for gamma in GAMMAS
+        for row in rows(GPU, [group], [20.0], [f"sync:{gamma}"])
+    )
+
+
+def test_the_mean_over_families_is_geometric() -> None:
+    groups = [Group(f, 0.0, [synthetic(a, 60)]) for f, a in (("code", 1.0), ("chat", 0.5))]
+
+    table = speedups(list(rows(GPU, groups, [20.0], ["sync:4"])))
+
+    code, chat = table["sync:4", "code"][20.0], table["sync:4", "chat"][20.0]
+    assert table["sync:4", "all"][20.0] == pytest.approx((code * chat) ** 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "72", "72/", "a/b", "gpu"])
+def test_hosts_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the text is not ours for a bad float
+        hosts_of(text)
+
+
+def test_traces_are_grouped_by_temperature_and_family(tmp_path: Path) -> None:
+    for family in ("maths", "code"):
+        for temperature in (1.0, 0.0):
+            trace(temperature, family, n=4).save(tmp_path)
+
+    groups = load(tmp_path, ["maths"])
+
+    assert [(g.family, g.temperature) for g in groups] == [("maths", 0.0), ("maths", 1.0)]
+
+
+def test_the_command_prints_a_table_and_writes_rows(tmp_path: Path) -> None:
+    trace().save(tmp_path)
+    out = tmp_path / "out.json"
+    arguments = ["--traces", str(tmp_path), "--rtt", "10,100", "--arms", "cloud,picospec"]
+
+    result = CliRunner().invoke(app(), [*arguments, "--json", str(out)])
+
+    assert result.exit_code == 0, result.output
+    assert "picospec" in result.output
+    found = json.loads(out.read_text())["rows"]
+    assert [(row["arm"], row["rtt_ms"]) for row in found] == [
+        ("cloud", 10), ("picospec", 10), ("cloud", 100), ("picospec", 100),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--arms", "bus"], ["--rtt", "near"], ["--hosts", "fast"], ["--families", "law"]]
+)
+def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, wrong: list[str]) -> None:
+    trace().save(tmp_path)
+
+    result = CliRunner().invoke(app(), ["--traces", str(tmp_path), *wrong])
+
+    assert result.exit_code == 2
+
+
+def app() -> typer.Typer:
+    made = typer.Typer()
+    made.command()(main)
+    return made
