@@ -1,9 +1,9 @@
 """What both ends of the link must agree on: messages, noise, laws, judging, sessions, pacing.
 
-Read it in this order: messages (what is said), wire (how it is written), noise (the chance both
-ends share), laws (distributions over tokens), judging (what becomes of a draft), honesty (what
-no edge sends), drafting and verifying (the two halves of a session), pacing (when to draft,
-when to verify), budget (how much to verify).
+Read it in this order: messages (what is said), codec and wire (how it is written), noise (the
+chance both ends share), laws (distributions over tokens), judging (what becomes of a draft),
+honesty (what no edge sends), drafting and verifying (the two halves of a session), budget (how
+much to verify), pacing (when to draft, when to verify).
 
 Nothing here does I/O, reads a clock or draws a random number: all of these are arguments.
 """

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from speculation import wire
+from speculation.codec import UINT
 from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.messages import (
     Commit,
@@ -91,7 +92,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
 
 
 def frame(body: bytes) -> bytes:
-    return wire.UINT.write(len(body)) + body
+    return UINT.write(len(body)) + body
 
 
 def decoded(data: bytes) -> list[Message]:
@@ -175,7 +176,7 @@ MALFORMED = {
     "an unknown type": frame(b"\x05"),
     "an empty frame": b"\x00",
     "a type alone": frame(b"\x03"),
-    "a frame over the limit": wire.UINT.write(wire.MAX_FRAME_BYTES + 1),
+    "a frame over the limit": UINT.write(wire.MAX_FRAME_BYTES + 1),
     "a length that never ends": b"\xff" * 9,
     "a length longer than it needs": b"\x83\x00\x04\x01\x01",
     "a number longer than it needs": frame(b"\x04\x81\x00\x01"),
@@ -189,9 +190,7 @@ MALFORMED = {
     "limits that are not JSON": json_body(16, b"\x01s", b"\x01{"),
     "limits of another type": json_body(16, b"\x01s", b'\x12{"max_verify":"a"}'),
     "sampling with a field of its own": json_body(1, *OPEN_HEAD, b'\x0d{"penalty":1}'),
-    "sampling nested without end": json_body(
-        1, *OPEN_HEAD, wire.UINT.write(len(NESTED)), NESTED
-    ),
+    "sampling nested without end": json_body(1, *OPEN_HEAD, UINT.write(len(NESTED)), NESTED),
 }
 
 
@@ -203,7 +202,7 @@ def test_what_encoding_cannot_have_produced_is_malformed(data: bytes) -> None:
 
 def test_an_oversized_frame_is_refused_before_it_is_buffered() -> None:
     decoder = wire.Decoder()
-    length = wire.UINT.write(wire.MAX_FRAME_BYTES + 1)
+    length = UINT.write(wire.MAX_FRAME_BYTES + 1)
 
     assert list(decoder.feed(length[:2])) == []
     with pytest.raises(MalformedFrame, match="1048577 bytes"):
@@ -244,4 +243,4 @@ def test_a_commit_takes_nine_bytes_at_most_besides_its_tokens() -> None:
     tokens = (1234, 15_000)
     commit = Commit(40, 120, tokens, accepted=2, queue_s=0.0123, pass_s=0.209)
 
-    assert len(wire.encode(commit)) - sum(len(wire.UINT.write(t)) for t in tokens) <= 9
+    assert len(wire.encode(commit)) - sum(len(UINT.write(t)) for t in tokens) <= 9
