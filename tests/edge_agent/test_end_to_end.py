@@ -155,7 +155,7 @@ def test_a_verifier_killed_while_speaking_is_an_error_within_two_seconds(
 
     error = json.loads(events[-1].removeprefix("data: "))["error"]
     assert error["type"] == "server_error"
-    assert took_s < 2.0
+    assert took_s < 2.0, events
     health = httpx.get(f"{edge_url}/health")
     assert health.status_code == 503
     assert "no verifier answers" in health.json()["error"]["message"]
