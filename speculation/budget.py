@@ -82,11 +82,12 @@ def share(
          for k in range(1, n + 1)),
         reverse=True,
     )[: max(0, most - len(pending))]  # fmt: skip
-    tokens, best, best_rate = float(len(pending)), 0, 0.0
+    tokens, best, fastest = float(len(pending)), 0, 0.0
     for rows in range(len(gains) + 1):
         seconds = times.of(len(pending) + rows)
         tokens += gains[rows - 1][0] if rows else 0.0
-        if seconds <= 0.0 or tokens / seconds >= best_rate:
-            best, best_rate = rows, tokens / seconds if seconds > 0.0 else 0.0
+        rate = tokens / seconds if seconds > 0.0 else inf
+        if rate >= fastest:
+            best, fastest = rows, rate
     taken = [i for _, i in gains[:best]]
     return [taken.count(i) for i in range(len(pending))]
