@@ -26,7 +26,7 @@ def main(
     rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "10,50,100,200",
     arms: Annotated[str, typer.Option(help="E.g. cloud,sync,paper:4.")] = ",".join(ARMS),
     families: Annotated[str, typer.Option(help="All, if not given.")] = "",
-    hosts: Annotated[str, typer.Option(help="cpu, or target/draft in ms: 72/24.")] = "cpu",
+    hosts: Annotated[str, typer.Option(help="cpu, or 72/24: ms a pass, ms a draft.")] = "cpu",
     jitter_ms: Annotated[float, typer.Option()] = 0.0,
     rate_mbit: Annotated[float | None, typer.Option()] = None,
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
@@ -51,13 +51,16 @@ def main(
 
 
 def hosts_of(text: str) -> Hosts:
-    """Return CPU_BOX for "cpu", flat hosts for "72/24". Raises ValueError for anything else."""
+    """Return CPU_BOX for "cpu", flat hosts for "72/24" or, with a draft beside, "72/24/8".
+
+    Raises ValueError for anything else.
+    """
     if text == "cpu":
         return CPU_BOX
-    target_ms, slash, draft_ms = text.partition("/")
-    if not slash:
-        raise ValueError(f"no hosts {text!r}: give cpu or target/draft in ms, as 72/24")
-    return gpu(float(target_ms) / 1000, float(draft_ms) / 1000)
+    times_ms = text.split("/")
+    if len(times_ms) not in (2, 3):
+        raise ValueError(f"no hosts {text!r}: give cpu, or target/draft in ms, as 72/24")
+    return gpu(*(float(ms) / 1000 for ms in times_ms))
 
 
 def load(folder: Path, families: Sequence[str]) -> list[Group]:

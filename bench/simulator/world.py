@@ -31,6 +31,8 @@ class Hosts:
     """The target's time for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
+    beside_s: float | None = None
+    """A draft on the target's host; None: as fast as on the device."""
 
 
 CPU_BOX = Hosts(
@@ -42,9 +44,9 @@ CPU_BOX = Hosts(
 """Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on another."""
 
 
-def gpu(target_s: float, draft_s: float) -> Hosts:
+def gpu(target_s: float, draft_s: float, beside_s: float | None = None) -> Hosts:
     """Return hosts whose passes cost the same at any size, as on a GPU far from full."""
-    return Hosts(Curve({1: target_s}), Curve({1: draft_s}))
+    return Hosts(Curve({1: target_s}), Curve({1: draft_s}), beside_s=beside_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,5 +160,6 @@ def _open(source: Source, arm: Arm) -> Open:
 
 def _beside(hosts: Hosts, arm: Arm) -> Hosts:
     """Return hosts whose passes include the draft model's gamma steps, for all sessions."""
-    drafting_s = arm.gamma * hosts.draft_s.of(1)
+    draft_s = hosts.draft_s.of(1) if hosts.beside_s is None else hosts.beside_s
+    drafting_s = arm.gamma * draft_s
     return Hosts(hosts.pass_s.plus(drafting_s), Curve({1: 0.0}), hosts.prefill_s)

@@ -131,6 +131,14 @@ def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
     assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
 
 
+def test_a_draft_model_beside_the_target_may_be_faster_than_on_the_device() -> None:
+    hosts = gpu(PASS_S, DRAFT_S, beside_s=0.002)
+
+    answer = run(Colocated(4), synthetic(1.0, 1000), hosts=hosts)
+
+    assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.002), rel=0.01)
+
+
 @pytest.mark.parametrize("rtt_ms", [0, 10, 50, 100, 200, 300])
 def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(rtt_ms: float) -> None:
     answer = run(PicoSpec(), synthetic(0.0, 300), rtt_ms=rtt_ms)
