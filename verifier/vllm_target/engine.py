@@ -55,7 +55,7 @@ class Engine:
 
     @staticmethod
     async def start(model: str, options: Mapping[str, Any], max_verify: int) -> Engine:
-        """Load the model; takes seconds to minutes, and blocks a thread meanwhile."""
+        """Load the model, which takes seconds to minutes; the event loop stays free."""
         for name, value in {**_ENVIRONMENT, **_preloads()}.items():
             os.environ.setdefault(name, value)
         arguments = {"enforce_eager": current_platform.is_cpu(), **options}
@@ -72,9 +72,10 @@ class Engine:
             **arguments,
         )
         try:
-            engine = Engine(AsyncLLM.from_engine_args(configured))
+            llm = await asyncio.to_thread(AsyncLLM.from_engine_args, configured)
         except Exception as error:  # vLLM raises what it likes; nothing was started
             raise TargetFailed(f"vLLM cannot start: {error}") from error
+        engine = Engine(llm)
         await engine._install()
         return engine
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,9 +22,8 @@ START_S = 240
 GONE_S = 10
 
 
-@pytest.fixture
-def service(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    port = free_port()
+@contextmanager
+def running(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     options = "dtype=float32 max-model-len=256 max-num-seqs=4 kv-cache-memory-bytes=134217728"
     command = [sys.executable, "-m", "verifier", "--target", "vllm", "--model", str(directory)]
     command += ["--port", str(port), "--vllm.self-test", "false"]
@@ -31,11 +32,27 @@ def service(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         command += [f"--vllm.{name}", value]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
-        wait_until_ready(process, port)
         yield process
     finally:
         process.kill()
         process.wait(timeout=10)
+
+
+def engine_of(process: subprocess.Popen[bytes]) -> list[Any]:
+    """Return the service's descendants, once vLLM's core is among them."""
+    psutil = pytest.importorskip("psutil")
+    for _ in range(START_S):
+        family = psutil.Process(process.pid).children(recursive=True)
+        if any("EngineCore" in child.name() for child in family):
+            return list(family)
+        time.sleep(1)
+    pytest.fail("vLLM's core did not start")
+
+
+def assert_gone(family: list[Any]) -> None:
+    psutil = pytest.importorskip("psutil")
+    _, alive = psutil.wait_procs(family, timeout=GONE_S)
+    assert alive == []
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
@@ -51,14 +68,21 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_the_service(
-    service: subprocess.Popen[bytes], number: signal.Signals
-) -> None:
-    psutil = pytest.importorskip("psutil")
-    family = psutil.Process(service.pid).children(recursive=True)
-    assert any("EngineCore" in child.name() for child in family)
+def test_no_process_outlives_the_service(directory: Path, number: signal.Signals) -> None:
+    port = free_port()
+    with running(directory, port) as service:
+        wait_until_ready(service, port)
+        family = engine_of(service)
 
-    service.send_signal(number)
+        service.send_signal(number)
 
-    _, alive = psutil.wait_procs(family, timeout=GONE_S)
-    assert alive == []
+        assert_gone(family)
+
+
+def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: Path) -> None:
+    with running(directory, free_port()) as service:
+        family = engine_of(service)
+
+        service.send_signal(signal.SIGKILL)
+
+        assert_gone(family)
