@@ -1,6 +1,7 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test
 # make check   formatting, lint, types, import rules
+# make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 EDGE_PORT ?= 8000
@@ -13,7 +14,7 @@ STEP := scripts/step.sh
 
 # Steps build on one another: the virtual environment, then the models, then the work.
 .NOTPARALLEL:
-.PHONY: setup run test check models clean run-vllm test-vllm test-vllm-matrix
+.PHONY: setup run test check models clean bench-smoke run-vllm test-vllm test-vllm-matrix
 
 setup: .venv/.ready-run
 
@@ -38,6 +39,17 @@ check: .venv/.ready-dev
 	@$(STEP) "format" $(BIN)/ruff format --check .
 	@$(STEP) "types" $(BIN)/mypy
 	@$(STEP) "imports" $(BIN)/lint-imports
+
+BENCH_OUT ?= build/bench-smoke
+BENCH_ARMS := cloud,picospec,picospec-separate,picospec-nofill,sync,paper,colocated,edge-only
+
+bench-smoke: setup
+	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@mkdir -p $(BENCH_OUT)
+	@$(STEP) "bench" $(BIN)/picospec bench run --json $(BENCH_OUT)/out.json \
+		--target-model smollm2 --draft-model smollm2 --arms $(BENCH_ARMS) --rtt 10,50 \
+		--families code,chat --per-family 1 --tokens 16 $(ARGS)
+	@$(STEP) "report" $(BIN)/picospec bench report --no-plots $(BENCH_OUT)/out.json
 
 VLLM := .venv-vllm/bin
 VLLM_VERSIONS ?= 0.30.0 0.31.0

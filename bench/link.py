@@ -162,6 +162,10 @@ class Link:
         await self._tasks.__aexit__(kind, error, trace)
         await asyncio.sleep(0)  # the sockets close in the loop's next turn
 
+    def change(self, conditions: Conditions) -> None:
+        """Be like this from now on; what is on its way arrives as it would have."""
+        self.conditions = self.up.conditions = self.down.conditions = conditions
+
     def cut(self) -> None:
         """Reset every connection at once; later ones are carried as before."""
         for connection in list(self._connections):

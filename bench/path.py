@@ -58,7 +58,7 @@ class Path:
     """The line and the distance in one direction, shared by all connections."""
 
     def __init__(self, conditions: Conditions, chance: Random) -> None:
-        self._conditions = conditions
+        self.conditions = conditions
         self._chance = chance
         self._line_free_s = 0.0
         self.bytes = 0
@@ -71,7 +71,7 @@ class Path:
         return self._leave_line(now_s, size_bytes) + self._travel_s()
 
     def _leave_line(self, now_s: float, size_bytes: int) -> float:
-        rate_mbit = self._conditions.rate_mbit
+        rate_mbit = self.conditions.rate_mbit
         if rate_mbit is None:
             return now_s
         start_s = max(now_s, self._line_free_s)
@@ -79,7 +79,7 @@ class Path:
         return self._line_free_s
 
     def _travel_s(self) -> float:
-        conditions = self._conditions
+        conditions = self.conditions
         travel_s = conditions.rtt_s / 2
         if conditions.jitter_ms:
             travel_s += (self._chance.random() - 0.5) * conditions.jitter_ms / 1000

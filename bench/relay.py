@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import cast
 
@@ -174,7 +175,8 @@ class End(asyncio.Protocol):
 
     def write_eof(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
+            with suppress(OSError):  # reset by the peer, which the loop has not noticed yet
+                self._transport.write_eof()
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._paused:

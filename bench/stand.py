@@ -34,6 +34,14 @@ class EdgePlan:
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     rate_mbit: float | None = None
+    linked: bool = False
+    """Through a link even when it is not far: one whose conditions can be changed."""
+
+    beside: bool = False
+    """On the verifier's cores."""
+
+    rounds: str = ""
+    """A rule of bench.rounds, such as "sync:4", in place of the product's pacing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +125,9 @@ class Stand:
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
         way = await self._way(name, edge)
+        module = ("bench.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
-            sys.executable, "-m", "edge_agent", "--host", HOST, "--port", _port(url),
+            sys.executable, "-m", *module, "--host", HOST, "--port", _port(url),
             "--verifier-url", way,
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip
@@ -128,11 +137,12 @@ class Stand:
             "PICOSPEC_EDGE__FILL": edge.fill,
             **self.plan.environment,
         }
-        return Service(name, command, url, self.plan.edge_cores, settings)
+        cores = self.plan.verifier_cores if edge.beside else self.plan.edge_cores
+        return Service(name, command, url, cores, settings)
 
     async def _way(self, name: str, edge: EdgePlan) -> str:
         """Return where this edge finds the verifier: through a link, if it is to be far."""
-        if not (edge.rtt_ms or edge.jitter_ms or edge.rate_mbit):
+        if not (edge.linked or edge.rtt_ms or edge.jitter_ms or edge.rate_mbit):
             return self.verifier_url
         link = Link(
             (HOST, int(_port(self.verifier_url))),

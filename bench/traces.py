@@ -60,5 +60,5 @@ class Trace:
             return cls(**{f.name: _plain(data[f.name]) for f in fields(cls)})
 
 
-def _plain(value: NDArray[np.generic]) -> Any:
+def _plain(value: NDArray[np.generic]) -> Any:  # noqa: ANN401 - the fields have different types
     return value if value.ndim else value.item()

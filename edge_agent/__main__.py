@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from edge_agent import logs
 from edge_agent.app import build
 from edge_agent.config import EdgeSettings, load
+from edge_agent.engine import MakePace
+from edge_agent.pace import Pace
 from models.errors import ModelError
 from models.opening import open_store
 
@@ -52,14 +54,14 @@ def main(
     serve(settings)
 
 
-def serve(settings: EdgeSettings) -> None:
+def serve(settings: EdgeSettings, make_pace: MakePace = Pace) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
     try:
-        face = build(settings, open_store(os.environ))
+        face = build(settings, open_store(os.environ), make_pace)
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")
     uvicorn.run(

@@ -20,8 +20,9 @@ from starlette.routing import Route
 
 from edge_agent.config import EdgeSettings
 from edge_agent.draft_model import TargetTokenizer, make_drafter, open_model
-from edge_agent.engine import EdgeEngine, Policy
+from edge_agent.engine import EdgeEngine, MakePace, Policy
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.pace import Pace
 from edge_agent.uplink import Uplink, connect
 from gateway.app import create_app
 from gateway.errors import ApiError
@@ -50,7 +51,7 @@ class Health:
         )
 
 
-def build(settings: EdgeSettings, store: Store) -> FastAPI:
+def build(settings: EdgeSettings, store: Store, make_pace: MakePace = Pace) -> FastAPI:
     """Return the ASGI app, its draft model loaded. Raises models.errors.ModelError, OSError.
 
     Its lifespan frees everything.
@@ -69,6 +70,7 @@ def build(settings: EdgeSettings, store: Store) -> FastAPI:
         Policy(settings.judge, settings.fill, settings.draft_pacing),
         metrics,
         vocabulary=model.vocabulary.fingerprint,
+        make_pace=make_pace,
     )
 
     @asynccontextmanager

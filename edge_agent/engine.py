@@ -25,11 +25,12 @@ from edge_agent.tally import Tally
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, TokenLogprob
 from speculation.drafting import DraftingSession
-from speculation.messages import Commit, Fill, Judge, ModelFacts, Open, Sampling
+from speculation.messages import Commit, Fill, Judge, Limits, ModelFacts, Open, Sampling
 from speculation.pacing import DraftPacing
 
 Chance = Callable[[], np.random.Generator]
 Emit = Callable[[Delta], Awaitable[None]]
+MakePace = Callable[[DraftPacing, Limits, Callable[[], float]], Pace]
 
 
 class Uplink(Protocol):
@@ -68,6 +69,7 @@ class EdgeEngine:
         metrics: EdgeMetrics,
         *,
         vocabulary: str,
+        make_pace: MakePace = Pace,
         chance: Chance = np.random.default_rng,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,6 +78,7 @@ class EdgeEngine:
         self._policy = policy
         self._metrics = metrics
         self._vocabulary = vocabulary
+        self._make_pace = make_pace
         self._chance = chance
         self._clock = clock
 
@@ -129,7 +132,7 @@ class EdgeEngine:
             DraftingSession(max_tokens=job.max_tokens, stop_tokens=facts.stop_tokens),
             self._uplink.open(request),
             None if seat is None else Guesser(seat, pick, job.prompt),
-            Pace(self._policy.pacing, facts.limits, lambda: self._uplink.rtt_s),
+            self._make_pace(self._policy.pacing, facts.limits, lambda: self._uplink.rtt_s),
             self._metrics,
             uniforms=_uniforms(chance),
             separate=request.judge == "separate",

@@ -7,7 +7,7 @@ from typing import Final
 
 from speculation.drafting import DraftingSession
 from speculation.messages import Limits
-from speculation.pacing import DraftPacing, may_draft, window
+from speculation.pacing import DraftPacing, may_draft, should_flush, window
 
 _WEIGHT: Final = 0.25
 """Of the latest observation in a running mean."""
@@ -39,6 +39,11 @@ class Pace:
             survival=session.survival,
             unverified=len(session.chain),
             room=self.window,
+        )
+
+    def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
+        return should_flush(
+            self.pacing, unsent=session.unsent, drafting=drafting, separate=separate
         )
 
     def passed(self, pass_s: float) -> None:

@@ -26,7 +26,6 @@ from gateway.errors import EngineFault
 from speculation.drafting import DraftingSession
 from speculation.errors import RemoteProtocolError
 from speculation.messages import Commit, Down, Draft, Finish, Opened, Redraw, Refuse, TokenId
-from speculation.pacing import should_flush
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit cut to the tokens that were not known before."""
@@ -147,6 +146,7 @@ class Pipeline:
         try:
             while True:
                 while not self._may_draft(guesser):
+                    self._flush(drafting=False)
                     self._progress.clear()
                     await self._progress.wait()
                 await self._step(guesser)
@@ -179,11 +179,8 @@ class Pipeline:
         return len(self._session.committed) + len(self._session.chain)
 
     def _flush(self, *, drafting: bool) -> None:
-        if should_flush(
-            self._pace.pacing,
-            unsent=self._session.unsent,
-            drafting=drafting,
-            separate=self._separate,
+        if self._pace.should_flush(
+            self._session, drafting=drafting, separate=self._separate
         ) and (draft := self._session.flush()):
             self._link.send(draft)
 

@@ -1,0 +1,79 @@
+"""What a figure was measured on: host, commit, and a process group's processor time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+BUSY_LOAD = 0.5
+"""One-minute load before the run from which on a host counts as busy."""
+
+
+class Host(msgspec.Struct, frozen=True):
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    load_before: float
+    """One-minute load average, before anything was started."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether others used the machine, so that its figures mean little."""
+        return self.load_before > BUSY_LOAD
+
+
+def this_host() -> Host:
+    """Describe the machine as it is now."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Host(
+        _processor(),
+        os.cpu_count() or 1,
+        round(pages / 2**30, 1),
+        platform.platform(),
+        platform.python_version(),
+        round(os.getloadavg()[0], 2),
+    )
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit(folder: Path) -> str:
+    """Return the commit checked out in `folder`, with + when files differ; else "unknown"."""
+    try:
+        name = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return name + "+" * bool(_git(folder, "status", "--porcelain", "-uno"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def processor_s(group: int) -> float:
+    """Return the processor seconds of a process group's living members; 0 off Linux."""
+    return sum(_times(group)) / os.sysconf("SC_CLK_TCK")
+
+
+def _times(group: int) -> Iterator[int]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on
+            if int(fields[2]) == group:
+                yield int(fields[11]) + int(fields[12])

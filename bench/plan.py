@@ -1,0 +1,101 @@
+"""Asks every arm the same questions, interleaved, and keeps what came of it.
+
+Repeat by repeat, link by link, prompt by prompt; at each prompt the arms come one after
+another, beginning with another one each time. `cloud` says one token a pass at any distance: it
+is asked over the first link in every repeat, and over the last in the first repeat, as a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.arena import Arena, Costs
+from bench.arms import Arm
+from bench.client import Question, Reply
+from bench.path import Conditions
+from bench.prompts import Prompt
+from bench.results import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    arms: Sequence[Arm]
+    prompts: Sequence[Prompt]
+    links: Sequence[Conditions]
+    temperatures: Sequence[float] = (0.0,)
+    tokens: int = 64
+    repeats: int = 1
+    seed: int = 7
+    """Of the first repeat; each later one has the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question to one arm."""
+
+    arm: Arm
+    prompt: Prompt
+    link: Conditions
+    temperature: float
+    repeat: int
+    question: Question
+
+
+def turns(plan: Plan) -> Iterator[Turn]:
+    """Yield the questions in the order in which they are asked."""
+    for repeat in range(plan.repeats):
+        for at, link in enumerate(plan.links):
+            arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
+            asked = [(t, prompt) for t in plan.temperatures for prompt in plan.prompts]
+            for turn, (temperature, prompt) in enumerate(asked):
+                question = Question(prompt.prompt, temperature, plan.seed + repeat, plan.tokens)
+                first = (turn + repeat) % len(arms)
+                for arm in (*arms[first:], *arms[:first]):
+                    yield Turn(arm, prompt, link, temperature, repeat, question)
+
+
+def _asked(arm: Arm, repeat: int, link: int, plan: Plan) -> bool:
+    if arm.place == "alone":  # it has no link
+        return link == 0
+    return arm.name != "cloud" or link == 0 or (repeat == 0 and link == len(plan.links) - 1)
+
+
+async def ask(arena: Arena, turn: Turn) -> Answer:
+    """Ask one question. Raises bench.client.AnswerError, or httpx.TransportError."""
+    reply, costs = await arena.seats[turn.arm.name].ask(turn.question)
+    return answer(turn, reply, costs)
+
+
+def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
+    """Put together what is kept of one reply."""
+    ttft_s = reply.arrivals_s[0] if reply.arrivals_s else reply.seconds
+    return Answer(
+        turn.arm.name,
+        turn.prompt.family,
+        turn.prompt.id,
+        turn.repeat,
+        turn.link.rtt_ms,
+        turn.link.rate_mbit,
+        turn.temperature,
+        reply.text,
+        reply.tokens,
+        round(reply.seconds, 5),
+        round(ttft_s * 1000, 2),
+        [round(gap * 1000, 2) for gap in reply.gaps_s],
+        reply.drafted,
+        reply.accepted,
+        reply.target_passes,
+        guessed=int(costs.guessed),
+        bytes_up=int(costs.bytes_up),
+        bytes_down=int(costs.bytes_down),
+        link_bytes_up=int(costs.link_bytes_up),
+        link_bytes_down=int(costs.link_bytes_down),
+        edge_cpu_s=round(costs.edge_cpu_s, 3),
+    )
+
+
+def repository() -> Path:
+    """Return where this code was checked out."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,117 @@
+"""A report's plots, as PNG files. The only file that imports matplotlib (extra `bench`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.comparing import Comparison, Link
+from bench.results import Answer, Results
+
+SIZE_IN = (9.0, 4.5)
+DPI = 130
+
+Measure = Callable[[Sequence[Answer]], float]
+
+
+def draw(results: Results, folder: Path, stem: str) -> list[Path]:
+    """Write the plots of the first temperature; return their files."""
+    compared = Comparison(results, results.answers[0].temperature)
+    drawn = {
+        "speedup": _speedup(compared),
+        "bytes": _per_token(compared, "bytes per token", _bytes),
+        "passes": _per_token(compared, "target passes per token", _passes),
+        "gaps": _gaps(compared),
+    }
+    files = []
+    for name, figure in drawn.items():
+        files.append(folder / f"{stem}-{name}.png")
+        figure.savefig(files[-1], dpi=DPI)
+        pyplot.close(figure)
+    return files
+
+
+def _speedup(compared: Comparison) -> Figure:
+    families = compared.families
+    figure, axes = pyplot.subplots(
+        1, len(families), figsize=SIZE_IN, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, family in zip(axes[0], families, strict=True):
+        for arm in _faster(compared):
+            _line(axis, compared, arm, family)
+        axis.set(title=family, xlabel="RTT, ms")
+        axis.axhline(1.0, color="grey", linewidth=0.8)
+    axes[0][0].set_ylabel("speed-up over cloud")
+    axes[0][-1].legend(fontsize="small")
+    return figure
+
+
+def _line(axis: Axes, compared: Comparison, arm: str, family: str) -> None:
+    found = [(link[0], compared.speedup(arm, link, [family])) for link in _ideal(compared)]
+    points = [(rtt_ms, value) for rtt_ms, value in found if value is not None]
+    if not points:
+        return
+    values = np.array([value.value for _, value in points])
+    low = values - [value.low or value.value for _, value in points]
+    high = [value.high or value.value for _, value in points] - values
+    rtts_ms = [rtt_ms for rtt_ms, _ in points]
+    axis.errorbar(rtts_ms, values, [low, high], label=arm, marker="o", capsize=3)
+
+
+def _ideal(compared: Comparison) -> list[Link]:
+    """Return the links that have the first one's rate."""
+    return [link for link in compared.links if link[1] == compared.links[0][1]]
+
+
+def _faster(compared: Comparison) -> list[str]:
+    return [arm for arm in compared.arms if arm != "cloud"]
+
+
+def _per_token(compared: Comparison, title: str, of: Measure) -> Figure:
+    """Bars: an arm a group, a link a colour."""
+    figure, axis = pyplot.subplots(figsize=SIZE_IN, layout="constrained")
+    links = _ideal(compared)
+    for place, link in enumerate(links):
+        heights = [of(compared.of(arm, link)) for arm in compared.arms]
+        across = np.arange(len(heights)) + place / (len(links) + 1)
+        axis.bar(across, heights, 1 / (len(links) + 1), label=f"{link[0]:g} ms")
+    axis.set_xticks(np.arange(len(compared.arms)), compared.arms, rotation=20)
+    axis.set_ylabel(title)
+    axis.legend(title="RTT")
+    return figure
+
+
+def _bytes(answers: Sequence[Answer]) -> float:
+    """Both directions, as TCP carried them."""
+    return _over_tokens(sum(a.link_bytes_up + a.link_bytes_down for a in answers), answers)
+
+
+def _passes(answers: Sequence[Answer]) -> float:
+    return _over_tokens(sum(a.target_passes for a in answers), answers)
+
+
+def _over_tokens(total: float, answers: Sequence[Answer]) -> float:
+    return total / sum(a.tokens for a in answers) if answers else 0.0
+
+
+def _gaps(compared: Comparison) -> Figure:
+    """The share of gaps that are longer than so many milliseconds, over the last link."""
+    figure, axis = pyplot.subplots(figsize=SIZE_IN, layout="constrained")
+    for arm in compared.arms:
+        answers = compared.of(arm, compared.links[-1]) or compared.of(arm, compared.links[0])
+        gaps_ms = np.sort([gap for a in answers for gap in a.gaps_ms])
+        if len(gaps_ms):
+            axis.step(gaps_ms, 1.0 - np.arange(1, len(gaps_ms) + 1) / len(gaps_ms), label=arm)
+    axis.set(xlabel="gap between two arrivals of text, ms", ylabel="share of longer gaps")
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.legend(fontsize="small")
+    return figure

@@ -1,0 +1,120 @@
+"""`picospec bench report`: Markdown with what was measured, on what, and plots beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench.comparing import Comparison, Link
+from bench.results import Answer, Results
+from bench.statistics import Mean
+
+BUSY = (
+    "> **Other work ran on this machine when the run began** (load {load}): times are "
+    "distorted, and compare at best with one another."
+)
+
+
+def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
+    """Return the whole report. plots: files, linked by their names."""
+    parts = ["# Bench report", *_conditions(results)]
+    for temperature in dict.fromkeys(a.temperature for a in results.answers):
+        parts += _temperature(Comparison(results, temperature), temperature)
+    parts += [f"![{path.stem}]({path.name})" for path in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(results: Results) -> list[str]:
+    host = results.host
+    facts = {
+        "host": f"{host.processor}, {host.cores} cores, {host.memory_gib:g} GiB, {host.system}",
+        "commit": f"{results.commit}{' (files differed)' if results.commit[-1] == '+' else ''}",
+        **results.models,
+        **{f"link {name}": value for name, value in results.link.items()},
+        **results.settings,
+    }
+    lines = _table(("what", "value"), ((name, _plain(value)) for name, value in facts.items()))
+    return ([BUSY.format(load=host.load_before)] if host.busy else []) + [lines]
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _temperature(compared: Comparison, temperature: float) -> list[str]:
+    parts = [f"## Temperature {temperature:g}"]
+    for family in compared.families:
+        parts += [f"### Speed-up over cloud: {family}", _speedups(compared, [family])]
+    if len(compared.families) > 1:
+        title = "### Speed-up over cloud: geometric mean of the families"
+        parts += [title, _speedups(compared, compared.families)]
+    if "picospec" in compared.arms:
+        parts += ["### picospec against each rival at its best round length", _rivals(compared)]
+    for link in compared.links:
+        parts += [f"### Costs at {_named(link)}", _costs(compared, link)]
+    return parts
+
+
+def _speedups(compared: Comparison, families: Sequence[str]) -> str:
+    lines = [
+        (arm, *(_shown(compared.speedup(arm, link, families)) for link in compared.links))
+        for arm in compared.arms
+    ]
+    return _table(("arm", *map(_named, compared.links)), lines)
+
+
+def _rivals(compared: Comparison) -> str:
+    lines = []
+    for link in compared.links:
+        for rival in compared.rivals(link):
+            faster = compared.against("picospec", rival, link)
+            lines.append((_named(link), rival, _shown(faster)))
+    return _table(("link", "rival", "times as fast"), lines)
+
+
+def _costs(compared: Comparison, link: Link) -> str:
+    head = (
+        "arm", "tokens/s", "TTFT p50 ms", "gap p50 ms", "gap p99 ms", "passes/token",
+        "accepted of judged", "guessed/token", "bytes up/token", "bytes down/token",
+        "edge CPU ms/token", "same text as cloud",
+    )  # fmt: skip
+    found = ((arm, compared.of(arm, link)) for arm in compared.arms)
+    return _table(head, ((arm, *_cost(a, compared)) for arm, a in found if a))
+
+
+def _cost(answers: Sequence[Answer], compared: Comparison) -> list[str]:
+    tokens = sum(a.tokens for a in answers)
+    judged = sum(a.drafted for a in answers)
+    gaps_ms = [gap for a in answers for gap in a.gaps_ms] or [0.0]
+    same = [
+        a.text == compared.cloud[a.asked].text for a in answers if a.asked in compared.cloud
+    ]
+    return [
+        f"{tokens / sum(a.seconds for a in answers):.2f}",
+        f"{np.median([a.ttft_ms for a in answers]):.0f}",
+        f"{np.percentile(gaps_ms, 50):.0f}",
+        f"{np.percentile(gaps_ms, 99):.0f}",
+        f"{sum(a.target_passes for a in answers) / tokens:.2f}",
+        f"{sum(a.accepted for a in answers) / judged:.0%}" if judged else "",
+        f"{sum(a.guessed for a in answers) / tokens:.2f}",
+        f"{sum(a.bytes_up for a in answers) / tokens:.1f}",
+        f"{sum(a.bytes_down for a in answers) / tokens:.1f}",
+        f"{sum(a.edge_cpu_s for a in answers) / tokens * 1000:.0f}",
+        f"{sum(same)}/{len(same)}",
+    ]
+
+
+def _named(link: Link) -> str:
+    rtt_ms, rate_mbit = link
+    return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
+
+
+def _shown(value: Mean | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))

@@ -1,0 +1,49 @@
+"""Made-up answers, for tests of what is computed from them."""
+
+from __future__ import annotations
+
+from bench.host import Host
+from bench.results import Answer, Results, rows
+
+
+def answer(
+    arm: str,
+    seconds: float,
+    *,
+    prompt: str = "p",
+    family: str = "code",
+    text: str = "same",
+    rtt_ms: float = 10.0,
+    repeat: int = 0,
+) -> Answer:
+    """Ten tokens in `seconds`, in five passes."""
+    return Answer(
+        arm,
+        family,
+        prompt,
+        repeat,
+        rtt_ms,
+        None,
+        0.0,
+        text,
+        tokens=10,
+        seconds=seconds,
+        ttft_ms=50.0,
+        gaps_ms=[10.0, 20.0, 30.0],
+        drafted=8,
+        accepted=5,
+        target_passes=5,
+        guessed=9,
+        bytes_up=60,
+        bytes_down=40,
+        link_bytes_up=600,
+        link_bytes_down=400,
+        edge_cpu_s=0.1,
+    )
+
+
+def results(*answers: Answer, load: float = 0.0) -> Results:
+    host = Host("a processor", 2, 8.0, "Linux", "3.11", load)
+    models = {"target": "big", "draft": "small"}
+    link: dict[str, float | None] = {"jitter_ms": 0.0}
+    return Results(host, "abc123", models, link, {"tokens": 10}, rows(answers), list(answers))

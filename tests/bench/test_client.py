@@ -1,0 +1,76 @@
+"""The client notes when each piece of text comes, and what speculation did for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from bench.client import AnswerError, Client, Question
+
+QUESTION = Question("Say hello.", 0.0, seed=7, tokens=5)
+
+
+def piece(text: str | None, finish: str | None = None) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+USAGE = {
+    "choices": [],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+    "metrics": {
+        "speculative_decoding": {
+            "num_draft_tokens": 6, "num_accepted_draft_tokens": 2, "num_target_passes": 2
+        }
+    },
+}  # fmt: skip
+
+
+def client(*events: object, status: int = 200) -> Client:
+    """A client of a service that says these events; each reading of its clock is a second."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for event in events:
+            yield f"data: {json.dumps(event)}\n\n".encode()
+        yield b"data: [DONE]\n\n"
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        asked = json.loads(request.content)
+        assert (asked["model"], asked["seed"], asked["max_tokens"]) == ("m", 7, 5)
+        return httpx.Response(status, content=stream())
+
+    seconds: Iterator[float] = iter(range(100))
+    transport = httpx.MockTransport(serve)
+    http = httpx.AsyncClient(base_url="http://service", transport=transport)
+    return Client(http, lambda: next(seconds))
+
+
+async def test_pieces_are_timed_from_the_moment_of_asking() -> None:
+    reply = await client(piece(""), piece("Hel"), piece("lo"), piece(None, "stop"), USAGE).ask(
+        QUESTION
+    )
+
+    assert (reply.text, reply.tokens) == ("Hello", 4)
+    assert reply.arrivals_s == (2.0, 3.0)
+    assert reply.gaps_s == [1.0]
+    assert reply.seconds == 4.0
+    assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
+
+
+async def test_an_error_within_the_stream_is_raised() -> None:
+    with pytest.raises(AnswerError, match="verifier_unavailable"):
+        await client(piece("Hel"), {"error": {"code": "verifier_unavailable"}}).ask(QUESTION)
+
+
+async def test_an_answer_cut_short_is_an_error() -> None:
+    with pytest.raises(AnswerError, match="before it was complete"):
+        await client(piece("Hel")).ask(QUESTION)
+
+
+async def test_a_refusal_is_an_error_with_its_status() -> None:
+    with pytest.raises(AnswerError, match="503"):
+        await client(status=503).ask(QUESTION)

@@ -1,0 +1,77 @@
+"""Every arm gets the same questions, none of them always first."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from bench.arms import parse
+from bench.path import Conditions
+from bench.plan import Plan, turns
+from bench.prompts import Prompt
+
+PROMPTS = [Prompt(f"p{i}", "code", f"Say {i}.") for i in range(3)]
+LINKS = [Conditions(10), Conditions(50), Conditions(100)]
+
+
+def plan(arms: str, repeats: int = 2) -> Plan:
+    return Plan(parse(arms), PROMPTS, LINKS, (0.0, 1.0), tokens=8, repeats=repeats)
+
+
+def test_far_arms_get_every_question_once_over_every_link() -> None:
+    asked = list(turns(plan("cloud,picospec,sync:4")))
+
+    for name in ("picospec", "sync:4"):
+        mine = [
+            (
+                turn.repeat,
+                turn.link.rtt_ms,
+                turn.prompt.id,
+                turn.temperature,
+                turn.question.seed,
+            )
+            for turn in asked
+            if turn.arm.name == name
+        ]
+        assert len(mine) == len(set(mine)) == 2 * 3 * 3 * 2
+
+
+def test_the_seed_changes_with_the_repeat_and_nothing_else() -> None:
+    seeds = {(turn.repeat, turn.question.seed) for turn in turns(plan("cloud,picospec"))}
+
+    assert seeds == {(0, 7), (1, 8)}
+
+
+def test_each_arm_is_first_about_as_often() -> None:
+    first: Counter[str] = Counter()
+    last = None
+    for turn in turns(plan("cloud,picospec,sync:4", repeats=3)):
+        asked = (turn.repeat, turn.link, turn.temperature, turn.prompt.id)
+        if turn.link.rtt_ms == 10 and asked != last:
+            first[turn.arm.name] += 1
+        last = asked
+
+    assert set(first.values()) == {6}
+
+
+def test_cloud_is_measured_in_every_repeat_and_checked_at_the_last_link() -> None:
+    links = {
+        (turn.repeat, turn.link.rtt_ms)
+        for turn in turns(plan("cloud,picospec"))
+        if turn.arm.name == "cloud"
+    }
+
+    assert links == {(0, 10), (0, 100), (1, 10)}
+
+
+def test_a_round_arm_without_a_length_has_the_papers() -> None:
+    assert [arm.name for arm in parse("cloud,sync,colocated:2")] == [
+        "cloud", "sync:4", "colocated:2"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["picospec", "cloud,cloud", "cloud,other", "cloud,sync:99"])
+def test_arms_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"arm|cloud|sync"):
+        parse(text)

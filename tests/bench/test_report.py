@@ -1,0 +1,95 @@
+"""A report says what was measured, on what, and how sure it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.comparing import Comparison
+from bench.plots import draw
+from bench.report import markdown
+from bench.statistics import mean
+from tests.bench.answers import answer, results
+
+
+def test_the_mean_is_geometric_over_repeats_prompts_and_families() -> None:
+    found = mean({"code": {"a": [8.0, 2.0], "b": [16.0]}, "chat": {"c": [2.0], "d": [2.0]}})
+
+    assert found.value == pytest.approx(4.0)
+
+
+def test_the_interval_holds_the_true_mean_in_most_samples() -> None:
+    chance = np.random.default_rng(5)
+    held = 0
+
+    for _ in range(100):
+        ratios = {str(i): [float(x)] for i, x in enumerate(chance.lognormal(0.7, 0.3, 12))}
+        found = mean({"code": ratios})
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= np.exp(0.7) <= found.high
+
+    assert 85 <= held <= 99  # a bootstrap of 12 is a little too sure
+
+
+def test_one_prompt_gives_no_interval() -> None:
+    assert mean({"code": {"a": [2.0, 3.0]}}).low is None
+
+
+def test_the_best_round_length_is_chosen_by_link() -> None:
+    compared = Comparison(
+        results(
+            answer("cloud", 4.0),
+            answer("sync:2", 2.0, rtt_ms=10),
+            answer("sync:8", 3.0, rtt_ms=10),
+            answer("sync:2", 4.0, rtt_ms=200),
+            answer("sync:8", 3.0, rtt_ms=200),
+        ),
+        0.0,
+    )
+
+    assert compared.best("sync", (10.0, None)) == "sync:2"
+    assert compared.best("sync", (200.0, None)) == "sync:8"
+    assert compared.best("paper", (10.0, None)) is None
+
+
+def test_a_page_names_host_models_commit_and_every_arm() -> None:
+    page = markdown(
+        results(answer("cloud", 4.0), answer("picospec", 1.0), answer("sync:4", 2.0))
+    )
+
+    for said in (
+        "a processor",
+        "abc123",
+        "big",
+        "small",
+        "| picospec | 4.00 |",
+        "sync:4 | 2.00",
+    ):
+        assert said in page
+    assert "Other work" not in page
+
+
+def test_a_busy_machine_is_said_first() -> None:
+    page = markdown(results(answer("cloud", 4.0), load=3.0))
+
+    assert page.index("Other work ran on this machine") < page.index("a processor")
+
+
+@pytest.mark.filterwarnings("default")  # a font cache may be written
+def test_plots_are_drawn(tmp_path: Path) -> None:
+    found = [
+        answer(arm, seconds, family=family, rtt_ms=rtt_ms)
+        for arm, seconds in (("cloud", 4.0), ("picospec", 1.0), ("edge-only", 0.5))
+        for family in ("code", "chat")
+        for rtt_ms in (10.0, 100.0)
+    ]
+
+    files = draw(results(*found), tmp_path, "out")
+
+    assert [path.name for path in files] == [
+        "out-speedup.png", "out-bytes.png", "out-passes.png", "out-gaps.png"
+    ]  # fmt: skip
+    assert all(path.stat().st_size > 1000 for path in files)

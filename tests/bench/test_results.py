@@ -1,0 +1,99 @@
+"""Rows are made of answers; a file holds both, and reads back as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.results import load, rows
+from tests.bench.answers import answer, results
+
+FIELDS = [
+    "arm",
+    "family",
+    "rtt_ms",
+    "rate_mbit",
+    "temperature",
+    "prompts",
+    "tokens",
+    "seconds",
+    "tokens_per_s",
+    "speedup_vs_cloud",
+    "ttft_ms_p50",
+    "gap_ms_p50",
+    "gap_ms_p99",
+    "drafted",
+    "accepted",
+    "target_passes",
+    "bytes_up",
+    "bytes_down",
+    "edge_cpu_s",
+    "identical_to_cloud",
+]
+
+
+def test_the_file_has_the_documented_fields(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    found = results(answer("cloud", 4.0), answer("picospec", 1.0))
+
+    found.save(path)
+
+    written = json.loads(path.read_text())
+    assert {"host", "commit", "models", "rows"} <= written.keys()
+    assert list(written["rows"][0]) == FIELDS
+    assert load(path) == found
+
+
+def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"rows": 3}')
+
+    with pytest.raises(ValueError, match=r"other\.json"):
+        load(path)
+
+
+def test_a_speedup_is_the_geometric_mean_over_the_same_questions() -> None:
+    found = rows(
+        [
+            answer("cloud", 4.0, prompt="a"),
+            answer("cloud", 8.0, prompt="b"),
+            answer("picospec", 2.0, prompt="a"),
+            answer("picospec", 1.0, prompt="b"),
+        ]
+    )
+
+    assert [(row.arm, row.prompts, row.speedup_vs_cloud) for row in found] == [
+        ("cloud", 2, 1.0),
+        ("picospec", 2, 4.0),
+    ]
+
+
+def test_clouds_first_answer_is_the_reference_at_every_distance() -> None:
+    found = rows(
+        [
+            answer("cloud", 4.0, rtt_ms=10),
+            answer("picospec", 2.0, rtt_ms=200),
+            answer("cloud", 5.0, rtt_ms=200),
+        ]
+    )
+
+    assert [row.speedup_vs_cloud for row in found] == [1.0, 2.0, 0.8]
+
+
+def test_one_other_text_makes_a_row_differ() -> None:
+    found = rows(
+        [
+            answer("cloud", 4.0, repeat=0),
+            answer("cloud", 4.0, repeat=1),
+            answer("picospec", 2.0, repeat=0),
+            answer("picospec", 2.0, repeat=1, text="other"),
+        ]
+    )
+
+    assert [row.identical_to_cloud for row in found] == [True, False]
+
+
+def test_an_answer_waits_for_clouds() -> None:
+    assert rows([answer("picospec", 2.0)]) == []

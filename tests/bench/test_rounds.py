@@ -1,0 +1,107 @@
+"""The round policies, in the product's own pipeline: when they draft, and when they send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.rounds import PaperPace, RoundPace, Rule, SyncPace
+from speculation.drafting import DraftingSession, Guess
+from speculation.messages import Commit, Draft, Limits
+from speculation.pacing import DraftPacing
+
+
+class Edge:
+    """A session that drafts 0, 1, 2, ... for as long as its pace lets it."""
+
+    def __init__(
+        self, kind: Callable[..., RoundPace], gamma: int, max_tokens: int = 100
+    ) -> None:
+        self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=())
+        self.pace = kind(gamma, DraftPacing(), Limits(), lambda: 0.0)
+
+    def draft(self) -> Draft | None:
+        """Draft what may be drafted; return what is sent then."""
+        while self.session.may_extend and self.pace.may_draft(self.session):
+            token = len(self.session.guessed)
+            self.session.extend(Guess(token, confidence=0.5))
+        if self.pace.should_flush(self.session, drafting=False, separate=False):
+            return self.session.flush()
+        return None
+
+    def hear(self, *tokens: int) -> None:
+        self.session.receive(Commit(self.session.epoch, len(self.session.committed), tokens))
+
+
+@pytest.mark.parametrize("kind", [SyncPace, PaperPace])
+def test_a_round_is_sent_whole(kind: Callable[..., RoundPace]) -> None:
+    edge = Edge(kind, gamma=3)
+    edge.session.extend(Guess(0, confidence=0.5))
+
+    early = edge.pace.should_flush(edge.session, drafting=True, separate=False)
+    sent = edge.draft()
+
+    assert not early
+    assert sent is not None
+    assert sent.tokens == (0, 1, 2)
+
+
+def test_sync_does_not_draft_while_a_round_is_away() -> None:
+    edge = Edge(SyncPace, gamma=3)
+    edge.draft()
+
+    assert edge.draft() is None
+    assert len(edge.session.chain) == 3
+
+
+def test_paper_drafts_the_next_round_and_sends_it_when_the_last_stood() -> None:
+    edge = Edge(PaperPace, gamma=3)
+    edge.draft()
+
+    meanwhile = edge.draft()
+    edge.hear(0, 1, 2, 3)  # the round, and a token of the target's own
+    complete = not edge.pace.may_draft(edge.session)
+    after = edge.draft()
+
+    assert meanwhile is None
+    assert complete
+    assert after is not None
+    assert after.tokens == (4, 5, 6)
+
+
+def test_paper_drops_the_next_round_when_the_last_fell() -> None:
+    edge = Edge(PaperPace, gamma=3)
+    edge.draft()
+    edge.draft()
+
+    edge.hear(0, 77)
+    after = edge.draft()
+
+    assert after is not None
+    assert (after.epoch, after.start, after.tokens) == (1, 2, (2, 3, 4))
+
+
+def test_a_round_that_is_judged_in_part_is_still_away() -> None:
+    edge = Edge(SyncPace, gamma=3)
+    edge.draft()
+
+    edge.hear(0, 1)
+
+    assert edge.draft() is None
+    assert len(edge.session.chain) == 1
+
+
+def test_the_last_round_is_as_short_as_the_answer() -> None:
+    edge = Edge(SyncPace, gamma=8, max_tokens=2)
+
+    sent = edge.draft()
+
+    assert sent is not None
+    assert sent.tokens == (0, 1)
+
+
+@pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])
+def test_what_is_no_rule_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Rule.parse(text)
