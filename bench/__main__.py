@@ -38,7 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("simulate")(simulate.main)
 
 VERIFIER_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "4096"}
@@ -167,6 +166,9 @@ def record(
             Console().print(str(path))
     except (ModelError, ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
+
+
+app.command("simulate")(simulate.main)
 
 
 def _prompts(path: Path, families: str, per_family: int | None) -> list[Prompt]:

@@ -1,0 +1,79 @@
+"""The whole bench on SmolLM2: it runs, keeps all, and every coupled arm says the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench.__main__ import app
+from bench.arms import parse
+from bench.path import Conditions
+from bench.plan import Plan
+from bench.prompts import Prompt
+from bench.results import load
+from bench.run import Run
+from bench.stand import StandPlan
+
+ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"
+SMALL = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}
+
+
+@pytest.mark.models
+async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    prompts = [Prompt("a", "chat", "Name three colours.")]
+    links = [Conditions(2.0), Conditions(5.0)]
+    stand = StandPlan(
+        "smollm2",
+        "smollm2",
+        {},
+        verifier_arguments=("--llama.slots", "2", "--llama.context-tokens", "512"),
+        environment=SMALL,
+    )
+
+    await Run(Plan(parse(ARMS), prompts, links, (0.0,), tokens=6), stand, out).go(
+        Console(quiet=True)
+    )
+
+    found = load(out)
+    assert {(row.arm, row.rtt_ms) for row in found.rows} == {
+        (arm.name, rtt_ms) for arm in parse(ARMS) for rtt_ms in (2.0, 5.0)
+    }
+    assert all(row.identical_to_cloud for row in found.rows)
+    by_arm = {row.arm: row for row in found.rows if row.rtt_ms == 5.0}
+    assert by_arm["cloud"].bytes_up == 0
+    assert all(by_arm[arm.name].bytes_up > 0 for arm in parse(ARMS) if arm.edge)
+    assert all(row.target_passes > 0 for row in found.rows)
+    assert all(answer.link_bytes_down > 0 for answer in found.answers)
+
+    reported = CliRunner().invoke(app, ["report", "--no-plots", str(out)])
+    assert reported.exit_code == 0
+    assert "paper:2" in out.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arms", "picospec"], "cloud"),
+        (["--arms", "cloud,other"], "other"),
+        (["--families", "poetry"], "poetry"),
+        (["--rtt", "5", "--jitter", "9"], "jitter_ms"),
+        (["--pin", "0"], "VERIFIER:EDGE"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    result = CliRunner().invoke(app, ["run", "--json", str(tmp_path / "o.json"), *arguments])
+
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "missing.json")])
+
+    assert result.exit_code == 2
