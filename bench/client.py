@@ -33,6 +33,9 @@ class Reply:
     arrivals_s: tuple[float, ...]
     """Of the pieces that hold text: a piece is what one target pass committed."""
 
+    first_share: float
+    """Of the text's characters, those in the first piece; 0 without text."""
+
     seconds: float
     """When the answer was known to have ended."""
 
@@ -144,10 +147,12 @@ class _Heard:
         if self._seconds is None or self._last.usage is None:
             raise AnswerError("the answer ended before it was complete")
         metrics = self._last.metrics or _Metrics()
+        text = "".join(self._text)
         return Reply(
-            "".join(self._text),
+            text,
             self._last.usage.completion_tokens,
             tuple(self._arrivals_s),
+            len(self._text[0]) / len(text) if text else 0.0,
             self._seconds,
             metrics.speculative_decoding.num_draft_tokens,
             metrics.speculative_decoding.num_accepted_draft_tokens,

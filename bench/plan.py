@@ -81,6 +81,7 @@ def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
         turn.temperature,
         reply.text,
         reply.tokens,
+        round(reply.first_share, 5),
         round(reply.seconds, 5),
         round(ttft_s * 1000, 2),
         [round(gap * 1000, 2) for gap in reply.gaps_s],

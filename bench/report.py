@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.comparing import Comparison, Link
-from bench.results import Answer, Results
+from bench.results import Answer, Results, rate
 from bench.statistics import Mean
 
 BUSY = (
@@ -76,9 +76,9 @@ def _rivals(compared: Comparison) -> str:
 
 def _costs(compared: Comparison, link: Link) -> str:
     head = (
-        "arm", "tokens/s", "TTFT p50 ms", "gap p50 ms", "gap p99 ms", "passes/token",
-        "accepted of judged", "guessed/token", "bytes up/token", "bytes down/token",
-        "edge CPU ms/token", "same text as cloud",
+        "arm", "tokens/s", "s/answer", "TTFT p50 ms", "gap p50 ms", "gap p99 ms",
+        "passes/token", "accepted of judged", "guessed/token", "bytes up/token",
+        "bytes down/token", "edge CPU ms/token", "same text as cloud",
     )  # fmt: skip
     found = ((arm, compared.of(arm, link)) for arm in compared.arms)
     return _table(head, ((arm, *_cost(a, compared)) for arm, a in found if a))
@@ -92,7 +92,8 @@ def _cost(answers: Sequence[Answer], compared: Comparison) -> list[str]:
         a.text == compared.cloud[a.asked].text for a in answers if a.asked in compared.cloud
     ]
     return [
-        f"{tokens / sum(a.seconds for a in answers):.2f}",
+        f"{rate(answers):.2f}",
+        f"{sum(a.seconds for a in answers) / len(answers):.2f}",
         f"{np.median([a.ttft_ms for a in answers]):.0f}",
         f"{np.percentile(gaps_ms, 50):.0f}",
         f"{np.percentile(gaps_ms, 99):.0f}",

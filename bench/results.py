@@ -29,6 +29,9 @@ class Answer(msgspec.Struct, frozen=True):
     temperature: float
     text: str
     tokens: int
+    first_share: float
+    """Of the text, what came first and at once; 0 without text."""
+
     seconds: float
     ttft_ms: float
     gaps_ms: list[float]
@@ -43,8 +46,21 @@ class Answer(msgspec.Struct, frozen=True):
     edge_cpu_s: float
 
     @property
+    def later(self) -> tuple[float, float]:
+        """Tokens after the first piece of text, and seconds from it to the end.
+
+        So the time to read the prompt is in no rate, and neither is what could be drafted
+        meanwhile. The first piece's tokens are estimated by its share of the characters. The
+        whole answer, if it came in one piece.
+        """
+        if self.first_share in (0.0, 1.0):
+            return self.tokens, self.seconds
+        return self.tokens * (1.0 - self.first_share), self.seconds - self.ttft_ms / 1000
+
+    @property
     def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds
+        tokens, seconds = self.later
+        return tokens / seconds
 
     @property
     def asked(self) -> tuple[str, float, int]:
@@ -65,7 +81,11 @@ class Row(msgspec.Struct, frozen=True):
     prompts: int
     tokens: int
     seconds: float
+    """From asking to the end."""
+
     tokens_per_s: float
+    """Once the first text is there (Answer.later)."""
+
     speedup_vs_cloud: float
     """Geometric mean over prompts and repeats of the ratio of tokens/s."""
 
@@ -126,6 +146,12 @@ def speedup(answer: Answer, cloud: Mapping[tuple[str, float, int], Answer]) -> f
     return answer.tokens_per_s / cloud[answer.asked].tokens_per_s
 
 
+def rate(answers: Sequence[Answer]) -> float:
+    """Return the tokens per second of these answers together."""
+    tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
+    return float(sum(tokens) / sum(seconds))
+
+
 def rows(answers: Sequence[Answer]) -> list[Row]:
     """Return a row for each arm, family, link and temperature, in the order they came in.
 
@@ -153,7 +179,7 @@ def _row(group: Sequence[Answer], cloud: Mapping[tuple[str, float, int], Answer]
         prompts=len({a.prompt for a in group}),
         tokens=tokens,
         seconds=round(seconds, 4),
-        tokens_per_s=round(tokens / seconds, 4),
+        tokens_per_s=round(rate(group), 4),
         speedup_vs_cloud=round(float(np.exp(np.mean(np.log(ratios)))), 4),
         ttft_ms_p50=round(float(np.median([a.ttft_ms for a in group])), 2),
         gap_ms_p50=round(float(np.percentile(gaps_ms, 50)), 2),

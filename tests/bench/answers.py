@@ -15,6 +15,7 @@ def answer(
     text: str = "same",
     rtt_ms: float = 10.0,
     repeat: int = 0,
+    first_share: float = 0.0,
 ) -> Answer:
     """Ten tokens in `seconds`, in five passes."""
     return Answer(
@@ -27,6 +28,7 @@ def answer(
         0.0,
         text,
         tokens=10,
+        first_share=first_share,
         seconds=seconds,
         ttft_ms=50.0,
         gaps_ms=[10.0, 20.0, 30.0],

@@ -57,6 +57,7 @@ async def test_pieces_are_timed_from_the_moment_of_asking() -> None:
     assert (reply.text, reply.tokens) == ("Hello", 4)
     assert reply.arrivals_s == (2.0, 3.0)
     assert reply.gaps_s == [1.0]
+    assert reply.first_share == pytest.approx(3 / 5)
     assert reply.seconds == 4.0
     assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
 

@@ -95,5 +95,17 @@ def test_one_other_text_makes_a_row_differ() -> None:
     assert [row.identical_to_cloud for row in found] == [True, False]
 
 
+def test_a_rate_leaves_out_what_came_first_and_the_time_until_then() -> None:
+    [row] = rows([answer("cloud", 4.05, first_share=0.2)])
+
+    assert row.tokens_per_s == pytest.approx(8 / 4.0)
+
+
+def test_an_answer_in_one_piece_is_rated_as_a_whole() -> None:
+    [row] = rows([answer("cloud", 4.0, first_share=1.0)])
+
+    assert row.tokens_per_s == pytest.approx(10 / 4.0)
+
+
 def test_an_answer_waits_for_clouds() -> None:
     assert rows([answer("picospec", 2.0)]) == []
