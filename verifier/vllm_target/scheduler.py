@@ -175,6 +175,8 @@ class PicoScheduler(Scheduler):
             passed[request_id] = (request, seat)
             index = model_runner_output.req_id_to_index[request_id]
             said = model_runner_output.sampled_token_ids[index]
+            if order.silent:
+                said[:] = [] if order.forced is None else [order.forced]
             if not said:
                 request.num_computed_tokens -= order.injected + 1
             if not order.silent:

@@ -98,8 +98,11 @@ class Seam:
             if not self._step.orders:
                 return stock(logits, *args, **kwargs)
             self._step.last_rows = logits
-            unread = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
-            return unread, None
+            if any(order.injected for order in self._step.orders.values()):
+                return torch.zeros(len(logits), dtype=torch.int64, device=logits.device), None
+            # without drafts, vLLM up to 0.31 asks nobody else
+            said = self._judge(logits[:0], [0] * len(logits), 0)[:, 0]
+            return said.clamp(min=0).to(torch.int64), None
 
         return forward
 
@@ -144,7 +147,8 @@ class Seam:
             ]
             return rows[places]
 
-        judged = judge(orders, pick)
+        known = self._step.judged
+        judged = [known[ids[i]] for i in batch] if known else judge(orders, pick)
         out = torch.full((len(counts), most + 1), PLACEHOLDER, dtype=torch.int32)
         for i, order, judgement in zip(batch, orders, judged, strict=True):
             said = [*(() if order.forced is None else (order.forced,)), *judgement.tokens]
