@@ -124,8 +124,6 @@ def main(
         target_model,
         draft_model,
         {name: EDGES[name] for name in edges.split(",")},
-        verifier_cores=frozenset({0}),
-        edge_cores=frozenset({1}),
     )
 
     answers: list[Answer] = []

@@ -6,6 +6,7 @@ Every process is real: the services as they are shipped, on loopback, each with 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from bench.link import Link
 from edge_agent.children import Child, Service
+from edge_agent.cores import Pins, share
 from edge_agent.up import until_healthy
 
 HOST = "127.0.0.1"
@@ -44,6 +46,10 @@ class EdgePlan:
     """A rule of bench.rounds, such as "sync:4", in place of the product's pacing."""
 
 
+def _pins() -> Pins:
+    return share(os.sched_getaffinity(0))
+
+
 @dataclass(frozen=True, slots=True)
 class StandPlan:
     target_model: str
@@ -54,8 +60,10 @@ class StandPlan:
     verifier_python: str = sys.executable
     """vLLM lives in a virtual environment of its own."""
 
-    verifier_cores: frozenset[int] = frozenset()
-    edge_cores: frozenset[int] = frozenset()
+    verifier_cores: frozenset[int] = field(default_factory=lambda: _pins().verifier)
+    edge_cores: frozenset[int] = field(default_factory=lambda: _pins().edge)
+    """Half the machine each, unless told otherwise: neither end slows the other's passes."""
+
     healthy_within_s: float = 300.0
     environment: Mapping[str, str] = field(default_factory=dict)
 
