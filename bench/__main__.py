@@ -44,7 +44,13 @@ EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS"
 """One job at a time; each of many edges keeps little memory."""
 
 LLAMA_OPTIONS = ("--llama.slots", "2")
-VLLM_OPTIONS = ("--vllm.max_model_len", "4096", "--vllm.max_num_seqs", "2")
+VLLM_OPTIONS = (
+    "--vllm.dtype", "bfloat16",
+    "--vllm.max_model_len", "4096",
+    "--vllm.max_num_seqs", "2",
+    "--vllm.kv_cache_memory_bytes", str(1 << 29),
+)  # fmt: skip
+"""As configs/local-vllm.toml has it, for one session at a time."""
 
 Families = Annotated[str, typer.Option(help="E.g. code,maths; all, if not given.")]
 Prompts = Annotated[Path, typer.Option(help="JSON lines of id, family, prompt.")]
