@@ -169,12 +169,16 @@ class VerifyingSession:
     # --- passes
 
     def begin(self, most: int) -> Pass:
-        """Take at most `most` pending drafts into a pass; `resolve` must follow."""
+        """Take at most `most` pending drafts into a pass; `resolve` must follow.
+
+        With fill `never` one at least: the target says nothing without a draft.
+        """
         if self._running or self.finished or self.refusal:
             raise LocalProtocolError("no pass may begin now")
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a place
-        count = min(self.pending, most, self._limits.max_verify, room)
+        least = int(self.request.fill == "never")
+        count = min(self.pending, max(most, least), self._limits.max_verify, room)
         items = [self._drafts[start + i] for i in range(count)]
         self.broken = False
         self._running = Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items))

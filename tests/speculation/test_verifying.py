@@ -410,3 +410,13 @@ def test_drafts_of_an_epoch_that_a_redraw_began_are_void() -> None:
     for verifier in (early, late):
         verifier.receive(Draft(2, 0, 0, (2,), (), True))
         assert verifier.begin(16).draft == ()
+
+
+@pytest.mark.parametrize(("fill", "judged"), [("never", 1), ("auto", 0), ("always", 0)])
+def test_with_fill_never_a_pass_has_a_draft_however_dear_its_row(
+    fill: str, judged: int
+) -> None:
+    verifier = session(fill=fill)
+    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
+
+    assert len(verifier.begin(0).draft) == judged

@@ -110,7 +110,7 @@ class Scheduler:
             [slot.machine.affordable for slot in due],
             [slot.machine.acceptance for slot in due],
             self._times,
-            most=self._max_rows,
+            most=self._max_rows - len(due),  # one more each, with fill `never`
         )
         for slot in due:
             if slot.held_since is not None:

@@ -138,7 +138,7 @@ class PicoScheduler(Scheduler):
             [seat.machine.affordable for _, seat in ready],
             [seat.machine.acceptance for _, seat in ready],
             self._times,
-            most=self.scheduler_config.max_num_batched_tokens,
+            most=self.scheduler_config.max_num_batched_tokens - len(ready),  # fill `never`
         )
         for (request, seat), most in zip(ready, counts, strict=True):
             owed = seat.owed(request.num_output_tokens)
