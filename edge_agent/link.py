@@ -127,7 +127,7 @@ class Link:
 
     async def _open(self) -> httpx.Response:
         frame = wire.encode(self._request)
-        self._metrics.link_bytes.labels("up").inc(len(frame))
+        self._metrics.link_bytes.labels("open").inc(len(frame))
         try:
             try:
                 return await self._stream("POST", "/v1/speculate", frame)

@@ -40,7 +40,7 @@ class EdgeMetrics:
         )
         self.link_bytes = Counter(
             "picospec:edge_link_bytes",
-            "Frames sent up and received down, without HTTP.",
+            "Frames without HTTP: up, down, and open for the prompts.",
             ["direction"],
             registry=registry,
         )

@@ -62,6 +62,10 @@ COMMIT: Final[dict[str, Codec[Any]]] = {
     "epoch": UINT, "start": UINT, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
 }  # fmt: skip
 
+LIMITS = record(
+    Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32, resume_window_s=FLOAT32
+)
+
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
     1: record(
         Open, version=UINT, model=TEXT, vocabulary=TEXT, prompt=many(UINT),
@@ -73,7 +77,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
         Draft, epoch=UINT, start=UINT, behind=UINT, forced=BOOL, tokens=many(UINT), q=many(UINT)
     ),
     4: record(Redraw, epoch=UINT, position=UINT),
-    16: record(Opened, session=TEXT, limits=json(Limits)),
+    16: record(Opened, session=TEXT, limits=LIMITS),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(Refuse, epoch=UINT, position=UINT, head=LAW, tail_mass=FLOAT32, tail=LAW),

@@ -70,7 +70,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans()),
     st.builds(Redraw, UINTS, UINTS),
-    st.builds(Opened, st.text(), st.builds(Limits, UINTS, UINTS, FINITE, FINITE)),
+    st.builds(Opened, st.text(), st.builds(Limits, UINTS, UINTS, FLOATS, FLOATS)),
     st.builds(
         Commit,
         UINTS,
