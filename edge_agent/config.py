@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway import sources
 from gateway.settings import GatewaySettings
 from speculation.messages import Fill, Judge
 from speculation.pacing import DraftPacing
@@ -114,32 +110,10 @@ def load(
     overrides: nested, as the file is.
     """
 
-    class Loaded(EdgeSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, _from_file(settings_cls, path)
-
-    keys = [key.strip() for key in environ.get(_SECRETS["api_keys"], "").split(",")]
     verifier_key = environ.get(_SECRETS["verifier_key"], "").strip()
-    return Loaded(
+    values = {
         **overrides,
-        api_keys=tuple(SecretStr(key) for key in keys if key),
-        verifier_key=SecretStr(verifier_key) if verifier_key else None,
-    )
-
-
-def _from_file(settings_cls: type[BaseSettings], path: Path | None) -> TomlConfigSettingsSource:
-    if path is not None and not path.is_file():
-        raise FileNotFoundError(f"there is no settings file {path}")
-    source = TomlConfigSettingsSource(settings_cls, toml_file=path)
-    for field, variable in _SECRETS.items():
-        if field in source.toml_data:
-            raise ValueError(f"{path}: keep {field} out of files; set {variable}")
-    return source
+        "api_keys": sources.keys(environ.get(_SECRETS["api_keys"], "")),
+        "verifier_key": SecretStr(verifier_key) if verifier_key else None,
+    }
+    return sources.load(EdgeSettings, path, values, _SECRETS)

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway import sources
 from gateway.settings import GatewaySettings
 from speculation.messages import Limits
 from verifier.llama_target.settings import LlamaSettings
 
+_SECRETS: Final = {"api_keys": "PICOSPEC_API_KEYS"}
 EXACT_DRAFTS: Final = 62
 """With the token before them 63 rows: from 64 on llama.cpp's attention rounds differently."""
 
@@ -137,26 +134,5 @@ def load(
     overrides: nested, as the file is.
     """
 
-    class Loaded(VerifierSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, _from_file(settings_cls, path)
-
-    keys = [key.strip() for key in environ.get("PICOSPEC_API_KEYS", "").split(",")]
-    return Loaded(**overrides, api_keys=tuple(SecretStr(key) for key in keys if key))
-
-
-def _from_file(settings_cls: type[BaseSettings], path: Path | None) -> TomlConfigSettingsSource:
-    if path is not None and not path.is_file():
-        raise FileNotFoundError(f"there is no settings file {path}")
-    source = TomlConfigSettingsSource(settings_cls, toml_file=path)
-    if "api_keys" in source.toml_data:
-        raise ValueError(f"{path}: keep api_keys out of files; set PICOSPEC_API_KEYS")
-    return source
+    values = {**overrides, "api_keys": sources.keys(environ.get(_SECRETS["api_keys"], ""))}
+    return sources.load(VerifierSettings, path, values, _SECRETS)
