@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -132,7 +132,11 @@ class EdgeEngine:
             DraftingSession(max_tokens=job.max_tokens, stop_tokens=facts.stop_tokens),
             self._uplink.open(request),
             None if seat is None else Guesser(seat, pick, job.prompt),
-            self._make_pace(self._policy.pacing, facts.limits, lambda: self._uplink.rtt_s),
+            self._make_pace(
+                replace(self._policy.pacing, rests=request.fill != "never"),
+                facts.limits,
+                lambda: self._uplink.rtt_s,
+            ),
             self._metrics,
             uniforms=_uniforms(chance),
             separate=request.judge == "separate",

@@ -7,7 +7,7 @@ from typing import Final
 
 from speculation.drafting import DraftingSession
 from speculation.messages import Limits
-from speculation.pacing import DraftPacing, may_draft, should_flush, window
+from speculation.pacing import DraftPacing, may_draft, rest, should_flush, window
 
 _WEIGHT: Final = 0.25
 """Of the latest observation in a running mean."""
@@ -39,6 +39,7 @@ class Pace:
             survival=session.survival,
             unverified=len(session.chain),
             room=self.window,
+            resting=session.since_break < rest(session.misses),
         )
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:

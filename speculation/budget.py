@@ -54,16 +54,23 @@ def expected_tokens(acceptance: float, drafts: int) -> float:
     return sum(acceptance**k for k in range(drafts + 1))
 
 
-def best_rate(acceptance: float, times: PassTimes, most: int) -> float:
-    """Return the tokens per second of a session whose passes never lack drafts; inf if T is 0.
+def best_rate(
+    acceptance: float, times: PassTimes, most: int, *, restart_s: float = 0.0
+) -> float:
+    """Return the tokens per second of a session that has its drafts in time; inf if T is 0.
 
-    most: drafts that a pass may judge.
+    most: drafts that a pass may judge. restart_s: how long a broken chain takes to begin again;
+    meanwhile the target fills in.
     """
+    alone_s = times.of(1)
+    if alone_s <= 0.0:
+        return inf
     tokens, best = 0.0, 0.0
     for drafts in range(most + 1):
         tokens += acceptance**drafts
-        seconds = times.of(drafts + 1)
-        best = max(best, tokens / seconds if seconds > 0.0 else inf)
+        broken_s = (1.0 - acceptance**drafts) * restart_s
+        rate = (tokens + broken_s / alone_s) / (times.of(drafts + 1) + broken_s)
+        best = max(best, rate)
     return best
 
 

@@ -48,6 +48,10 @@ class DraftingSession:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[Guess] = []
+        self.misses = 0
+        """Chains in a row whose first guess was wrong."""
+
+        self._broke_at = 0
         self._sent = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
@@ -62,6 +66,11 @@ class DraftingSession:
     def survival(self) -> float:
         """The estimate that the whole chain stands: the product of its confidences."""
         return prod(guess.confidence for guess in self.chain)
+
+    @property
+    def since_break(self) -> int:
+        """Tokens committed since the last chain broke."""
+        return len(self.committed) - self._broke_at
 
     @property
     def unsent(self) -> int:
@@ -109,6 +118,7 @@ class DraftingSession:
         agreed = sum(1 for _ in _agreement(self.chain, tokens))
         broken = agreed < min(len(tokens), len(self.chain))
         self.committed.extend(tokens)
+        self._count_misses(agreed, broken)
         if broken:
             self._break()
         else:
@@ -129,6 +139,17 @@ class DraftingSession:
             raise RemoteProtocolError(f"Commit.accepted: {commit.accepted} of {count} tokens")
         if logprobs is not None and len(logprobs) != count:
             raise RemoteProtocolError("Commit.logprobs: one for each token")
+
+    def _count_misses(self, agreed: int, broken: bool) -> None:
+        """A replacement that is committed, as it must be, says nothing of the drafts."""
+        if agreed > self._starts_forced:
+            self.misses = 0
+        elif broken:
+            self.misses += 1
+
+    @property
+    def _starts_forced(self) -> bool:
+        return bool(self.chain) and self.chain[0].forced
 
     def refused(self, refuse: Refuse, u: Iterator[float]) -> Redraw | None:
         """Replace the refused token: the chain becomes the replacement, to be flushed.
@@ -157,6 +178,7 @@ class DraftingSession:
             self._tail_owed = True
             self.epoch += 1
             return Redraw(self.epoch, refuse.position)
+        self._count_misses(0, broken=True)
         self._break()
         self.chain.append(Guess(token, confidence=1.0, forced=True))
         return None
@@ -164,6 +186,7 @@ class DraftingSession:
     def _break(self) -> None:
         self.epoch += 1
         self.chain.clear()
+        self._broke_at = len(self.committed)
         self._sent = 0
         self._tail_owed = False
 

@@ -128,6 +128,7 @@ class PicoSpec(Arm):
             survival=desk.session.survival,
             unverified=len(desk.session.chain),
             room=room,
+            resting=desk.session.since_break < pacing.rest(desk.session.misses),
         )
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
@@ -143,6 +144,7 @@ class PicoSpec(Arm):
                 seat.session.acceptance,
                 seat.arrivals.due_s(now_s),
                 seat.arrivals.interval_s,
+                seat.arrivals.restart_s,
                 seat.times,
                 seat.most,
             )

@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.engine import EdgeEngine, Policy
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.pace import Pace
 from edge_agent.pipeline import Link
 from edge_agent.useless import NoDrafter
 from gateway.errors import EngineFault, Unavailable
@@ -19,6 +20,7 @@ from speculation.messages import (
     Commit,
     Down,
     Finish,
+    Limits,
     ModelFacts,
     Open,
     Opened,
@@ -26,6 +28,7 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
+from speculation.pacing import DraftPacing
 from tests.edge_agent.fakes import LIMITS, CountingSeat, ScriptedLink, saying
 
 FACTS = ModelFacts(
@@ -191,6 +194,16 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
     uplink = FakeUplink(saying(Finish("stop")))
     job = Job("r", (1, 2), max_tokens, Sampling(), 9)
 
-    await deltas(engine(uplink, metrics, drafter, Policy(fill="never")).generate(job))
+    paces: list[Pace] = []
+
+    def make_pace(pacing: DraftPacing, limits: Limits, rtt_s: Callable[[], float]) -> Pace:
+        paces.append(Pace(pacing, limits, rtt_s))
+        return paces[0]
+
+    edge = EdgeEngine(
+        uplink, drafter, Policy(fill="never"), metrics, vocabulary="", make_pace=make_pace
+    )
+    await deltas(edge.generate(job))
 
     assert uplink.opened[0].fill == fill
+    assert paces[0].pacing.rests is (fill != "never")  # a rest would have both ends wait

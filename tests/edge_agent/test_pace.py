@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edge_agent.pace import Pace
-from speculation.messages import Limits
-from speculation.pacing import DraftPacing
+from speculation.drafting import DraftingSession, Guess
+from speculation.messages import Commit, Limits
+from speculation.pacing import PATIENCE, DraftPacing
 
 
 def pace(rtt_s: float = 0.0) -> Pace:
@@ -42,3 +43,22 @@ def test_a_replacement_says_nothing_of_a_pass() -> None:
     measured.passed(0.0)
 
     assert measured.window == 64
+
+
+def test_after_many_misses_the_target_is_left_alone_for_a_while() -> None:
+    session = DraftingSession(max_tokens=1000, stop_tokens=())
+    measured, said = pace(), 0
+
+    def commit() -> None:
+        nonlocal said
+        session.receive(Commit(0, said, (1,)))
+        said += 1
+
+    drafted = []
+    for _ in range(PATIENCE + 4):
+        drafted.append(measured.may_draft(session))
+        if drafted[-1]:
+            session.extend(Guess(2, 1.0))
+        commit()
+
+    assert drafted == [True] * PATIENCE + [False, True, False, False]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.budget import PassTimes, share
+from speculation.budget import PassTimes, best_rate, share
 
 
 def times(*seconds: float) -> PassTimes:
@@ -94,3 +96,21 @@ def test_a_larger_pass_is_never_expected_sooner(seconds: list[float], rows: int)
     learned = times(*seconds)
 
     assert learned.of(rows) <= learned.of(rows + 1)
+
+
+def test_the_best_rate_is_that_of_the_pass_that_earns_most_a_second() -> None:
+    flat, dear = times(0.2, 0.2, 0.2), times(0.2, 0.4, 0.6)
+
+    assert best_rate(0.5, flat, 2) == pytest.approx(1.75 / 0.2, rel=0.01)
+    assert best_rate(0.5, dear, 2) == pytest.approx(1 / 0.2, rel=0.01)
+    assert best_rate(0.5, PassTimes(), 2) == inf
+
+
+def test_a_chain_that_begins_again_slowly_brings_the_rate_towards_the_target_alone() -> None:
+    flat = times(0.2, 0.2)
+
+    rates = [best_rate(0.5, flat, 1, restart_s=restart_s) for restart_s in (0.0, 0.1, 100.0)]
+
+    assert rates == sorted(rates, reverse=True)
+    assert rates[1] == pytest.approx((1.5 + 0.05 / 0.2) / 0.25, rel=0.01)
+    assert rates[2] == pytest.approx(1 / 0.2, rel=0.01)

@@ -56,6 +56,36 @@ def test_nothing_follows_max_tokens() -> None:
     assert not session.may_extend
 
 
+# --- misses
+
+
+def test_chains_that_begin_wrong_are_counted_until_a_guess_stands() -> None:
+    session = edge(4)
+
+    session.receive(Commit(0, 0, (1,)))
+    assert (session.misses, session.since_break) == (1, 0)
+    session.extend(Guess(4, 0.5))
+    session.receive(Commit(0, 1, (2, 3)))
+    assert (session.misses, session.since_break) == (2, 0)
+    session.receive(Commit(0, 3, (3,)))
+    assert (session.misses, session.since_break) == (2, 1)
+    session.extend(Guess(4, 0.5))
+    session.extend(Guess(5, 0.5))
+    session.receive(Commit(0, 4, (4, 6)))
+
+    assert (session.misses, session.since_break) == (0, 0)
+
+
+def test_a_refused_guess_is_a_miss_and_its_replacement_is_no_hit() -> None:
+    session = edge(1, q=Q)
+
+    session.refused(REFUSE, repeat(0.0))
+    session.receive(Commit(1, 0, (3,)))
+
+    assert session.committed == [3]
+    assert session.misses == 1
+
+
 # --- flushing
 
 

@@ -13,11 +13,14 @@ from speculation.budget import PassTimes
 from speculation.messages import Limits
 from speculation.pacing import (
     HOLD_DRAFTS,
+    LONGEST_REST,
+    PATIENCE,
     Arrivals,
     DraftPacing,
     Waiting,
     hold,
     may_draft,
+    rest,
     should_flush,
     starters,
     window,
@@ -61,8 +64,28 @@ def test_drafting_goes_on_while_the_chain_may_stand_and_there_is_room(
     survival: float, unverified: int, expected: bool
 ) -> None:
     assert (
-        may_draft(DraftPacing(), survival=survival, unverified=unverified, room=10) is expected
+        may_draft(
+            DraftPacing(), survival=survival, unverified=unverified, room=10, resting=False
+        )
+        is expected
     )
+
+
+@pytest.mark.parametrize(
+    ("misses", "tokens"),
+    [(0, 0), (PATIENCE - 1, 0), (PATIENCE, 1), (PATIENCE + 3, 8), (10**6, LONGEST_REST)],
+)
+def test_the_rest_doubles_with_each_miss_beyond_the_patience(misses: int, tokens: int) -> None:
+    assert rest(misses) == tokens
+
+
+@pytest.mark.parametrize("rests", [True, False])
+def test_a_resting_edge_drafts_nothing_unless_it_never_rests(rests: bool) -> None:
+    pacing = DraftPacing(rests=rests)
+
+    drafts = may_draft(pacing, survival=1.0, unverified=0, room=10, resting=True)
+
+    assert drafts is not rests
 
 
 @pytest.mark.parametrize(
@@ -98,7 +121,7 @@ def times(first_s: float = 0.2, row_s: float = 0.002) -> PassTimes:
 def waiting(**changes: object) -> Waiting:
     fields = {
         "fill": "auto", "pending": 0, "acceptance": 0.8, "due_s": 0.03, "interval_s": 0.02,
-        "times": times(), "most": 16,
+        "restart_s": 0.0, "times": times(), "most": 16,
     }  # fmt: skip
     return Waiting(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -114,6 +137,8 @@ HOLDS = {
     "they are far": (waiting(due_s=0.5), 0.0),
     "they are useless": (waiting(acceptance=0.01), 0.0),
     "rows cost as much as passes": (waiting(times=times(0.0, 0.2)), 0.0),
+    "a chain takes long to begin again": (waiting(due_s=0.1, restart_s=0.3), 0.14),
+    "a chain begins again at once": (waiting(due_s=0.1), 0.0),
     "the draft is late": (waiting(due_s=-0.04), 0.0),
 }
 
@@ -166,19 +191,21 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
     seen.came(0.5, 2)
     seen.broke(1.0)
     seen.came(1.4, 1)
+    assert seen.restart_s == pytest.approx(0.4)
     seen.came(1.6, 2)
 
     assert seen.first_s == pytest.approx(0.4)
     assert seen.interval_s == pytest.approx(0.1)
+    assert seen.restart_s == pytest.approx(0.5)
 
 
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen = Arrivals()
-    for broke, came in ((0.0, 0.4), (10.0, 10.8)):
+    for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge rested
         seen.broke(broke)
         seen.came(came, 1)
-    seen.came(10.9, 1)
-    seen.came(60.0, 1)
+    seen.came(90.1, 1)
+    seen.came(160.0, 1)
 
     assert seen.first_s == pytest.approx(0.5)
     assert seen.interval_s == pytest.approx(0.125)

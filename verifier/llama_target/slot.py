@@ -73,6 +73,7 @@ class Slot:
                 acceptance=self.machine.acceptance,
                 due_s=self._arrivals.due_s(now),
                 interval_s=self._arrivals.interval_s,
+                restart_s=self._arrivals.restart_s,
                 times=times,
                 most=self._most,
             )

@@ -101,6 +101,7 @@ class Seat:
             self.machine.acceptance,
             self._arrivals.due_s(now),
             self._arrivals.interval_s,
+            self._arrivals.restart_s,
             times,
             self.admission.limits.max_verify,
         )
