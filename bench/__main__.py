@@ -25,7 +25,7 @@ from bench.recording import Recording, traces
 from bench.report import markdown
 from bench.results import load
 from bench.run import Run
-from bench.stand import StandPlan
+from bench.stand import StandPlan, options
 from edge_agent.children import ServiceError
 from edge_agent.cores import Pins, parse_pins, share
 from edge_agent.draft_model import find
@@ -42,15 +42,6 @@ app = typer.Typer(
 VERIFIER_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "4096"}
 """One job at a time; each of many edges keeps little memory."""
-
-LLAMA_OPTIONS = ("--llama.slots", "2")
-VLLM_OPTIONS = (
-    "--vllm.dtype", "bfloat16",
-    "--vllm.max_model_len", "4096",
-    "--vllm.max_num_seqs", "2",
-    "--vllm.kv_cache_memory_bytes", str(1 << 29),
-)  # fmt: skip
-"""As configs/local-vllm.toml has it, for one session at a time."""
 
 Families = Annotated[str, typer.Option(help="E.g. code,maths; all, if not given.")]
 Prompts = Annotated[Path, typer.Option(help="JSON lines of id, family, prompt.")]
@@ -97,13 +88,12 @@ def run(
         pins = _pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
-    defaults = LLAMA_OPTIONS if target == "llama" else VLLM_OPTIONS
     stand = StandPlan(
         target_model,
         draft_model,
         {},
         target=target,
-        verifier_arguments=(*defaults, *context.args),
+        verifier_arguments=(*options(target, sessions=1), *context.args),
         verifier_python=verifier_python,
         verifier_cores=pins.verifier,
         edge_cores=pins.edge,

@@ -26,6 +26,20 @@ from edge_agent.up import until_healthy
 HOST = "127.0.0.1"
 
 
+def options(target: str, sessions: int) -> tuple[str, ...]:
+    """Return what a verifier needs to be told to serve `sessions` answers at once, and one that
+    has not left yet. vLLM: otherwise as configs/local-vllm.toml has it."""
+    room = str(sessions + 1)
+    if target == "llama":
+        return "--llama.slots", room
+    return (
+        "--vllm.dtype", "bfloat16",
+        "--vllm.max_model_len", "4096",
+        "--vllm.max_num_seqs", room,
+        "--vllm.kv_cache_memory_bytes", str(1 << 29),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class EdgePlan:
     """One edge of the stand."""

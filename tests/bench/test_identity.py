@@ -1,0 +1,74 @@
+"""Every prompt is asked of everyone, as many at once as wanted, and each difference counted."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bench.identity import batched, compare, tally
+from bench.prompts import Prompt
+from bench.quoting import Answer
+from bench.ties import Parting
+
+PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
+PARTED = Parting(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)
+
+
+def answer(arm: str, prompt: Prompt, heat: float, text: str) -> Answer:
+    counted = {"num_target_passes": 2, "num_draft_tokens": 6, "num_accepted_draft_tokens": 5}
+    return Answer(arm, prompt.id, prompt.family, heat, text, 9, 4, 1.0, counted)
+
+
+class Services:
+    """Answers with the prompt; the edge called `wrong` says something else to prompt 3."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.most = 0
+
+    async def ask(self, url: str, arm: str, prompt: Prompt, heat: float) -> Answer:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        lies = arm == "wrong" and prompt.id == "3"
+        return answer(arm, prompt, heat, "another" if lies else prompt.prompt)
+
+
+async def heard(services: Services, sessions: int) -> list[Answer]:
+    batches = batched([0.0, 1.0], PROMPTS, sessions)
+    edges = {"right": "http://right", "wrong": "http://wrong"}
+    compared = compare("http://plain", edges, batches, services.ask, lambda *_: PARTED)
+    return [each async for each in compared]
+
+
+async def test_everyone_is_asked_everything_so_many_at_once() -> None:
+    services = Services()
+
+    answers = await heard(services, sessions=2)
+
+    asked = {(a.arm, a.prompt, a.temperature) for a in answers}
+    assert len(answers) == len(asked) == 3 * 5 * 2
+    assert services.most == 2
+
+
+async def test_the_edges_are_compared_with_the_plain_engine() -> None:
+    answers = await heard(Services(), sessions=5)
+
+    assert {a.identical for a in answers if a.arm == "plain"} == {None}
+    different = [(a.arm, a.prompt) for a in answers if a.identical is False]
+    assert different == [("wrong", "3")] * 2
+    assert {a.parting for a in answers if a.identical} == {None}
+
+
+async def test_the_tally_counts_each_arm_and_tells_each_difference() -> None:
+    answers = await heard(Services(), sessions=5)
+
+    lines = tally([a for a in answers if a.temperature == 0])
+
+    assert lines == [
+        "plain T=0: 5/5 identical; 10 passes judged 30 drafts, 25 accepted",
+        "right T=0: 5/5 identical; 10 passes judged 30 drafts, 25 accepted",
+        "wrong T=0: 4/5 identical; 10 passes judged 30 drafts, 25 accepted",
+        "wrong T=0 3: ' a' became ' b' at 3; plain's gap 0.1250 = 1.00 steps of 0.125,"
+        " edge's gap 0.0000 = 0.00 steps of 0.125",
+    ]
