@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from edge_agent.guessing import Pick
+from models.prefixes import common, price
 from models.segments import Limits, Segment
 from speculation.drafting import Guess
 from speculation.laws import Logits
@@ -105,7 +106,7 @@ class LlamaDrafter:
         free = [sequence for sequence in self._sequences if not sequence.taken]
         if not free or len(prompt) >= self._cache.limits.context_tokens:
             return None
-        best = min(free, key=lambda sequence: _price(sequence.tokens, list(prompt)))
+        best = min(free, key=lambda sequence: price(sequence.tokens, list(prompt)))
         best.taken = True
         return LlamaSeat(best, self._asked, self._cache.limits.context_tokens)
 
@@ -170,10 +171,10 @@ class LlamaDrafter:
     def _rewind(self, step: _Step) -> None:
         """Cut the sequence to what it has in common with the context, less its last token."""
         held = step.sequence.tokens
-        common = min(_common(held, step.context), len(step.context) - 1)
-        if common < len(held):
-            self._cache.truncate(step.sequence.index, common)
-            del held[common:]
+        kept = min(common(held, step.context), len(step.context) - 1)
+        if kept < len(held):
+            self._cache.truncate(step.sequence.index, kept)
+            del held[kept:]
 
     def _fail(self, waiting: dict[int, _Step], error: Exception) -> None:
         """Tell everyone in the pass, and forget what the cache holds of them."""
@@ -205,19 +206,6 @@ class LlamaSeat:
         if not self._left:
             self._left = True
             self._sequence.taken = False
-
-
-def _price(held: list[TokenId], prompt: list[TokenId]) -> int:
-    """Return how many tokens must be decoded anew, and how many are lost, in this sequence."""
-    return len(prompt) + len(held) - 2 * _common(held, prompt)
-
-
-def _common(held: Sequence[TokenId], context: Sequence[TokenId]) -> int:
-    """Return the length of the common beginning."""
-    most = min(len(held), len(context))
-    if held[:most] == context[:most]:
-        return most
-    return next(i for i, (a, b) in enumerate(zip(held, context, strict=False)) if a != b)
 
 
 def _settle(step: _Step, result: Guess | Exception | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +36,8 @@ TEMPERATURES = (0.0, 1.0)
 Guesser = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host() -> AsyncIterator[Host]:
+@asynccontextmanager
+async def serving() -> AsyncIterator[Host]:
     registry = CollectorRegistry()
     target = LlamaTarget(
         "smollm2",
@@ -51,6 +51,12 @@ async def host() -> AsyncIterator[Host]:
         async with asyncio.timeout(60):
             while host._state == "loading":  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+        yield host
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[Host]:
+    async with serving() as host:
         yield host
 
 
@@ -213,6 +219,30 @@ async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId])
             await target.push("separate", draft)
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+async def test_the_next_turn_reads_only_what_is_new_and_says_the_same(
+    host: Host, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever drafts fell in the first turn."""
+    engine = host.ready()._engine  # type: ignore[attr-defined]
+    read: list[int] = []
+    prefill = engine.prefill
+    monkeypatch.setattr(
+        engine, "prefill", lambda *given: (read.append(len(given[2])), prefill(*given))
+    )
+    first = job_of(host, LONG, temperature)
+    said, _ = await with_drafts(host, first, await plain(host, first), patchy, "turn 1")
+    more = host.ready().tokenizer.encode(" And then?")
+    second = replace(first, prompt=(*first.prompt, *said, *more))
+
+    read.clear()
+    text = await plain(host, second)
+
+    assert sum(read) == len(more)  # the last token said, and all but the last of these
+    async with serving() as fresh:
+        assert text == await plain(fresh, second)
+
+
 async def test_sessions_beyond_the_slots_wait_their_turn(host: Host) -> None:
     """Five for four slots, and one that is too many."""
     jobs = [job_of(host, PROMPTS[0], 0.0)] * 5
@@ -241,5 +271,5 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     await asyncio.wait(first)
 
     assert target._slots == {}  # type: ignore[attr-defined]
-    assert sorted(target._free) == [0, 1, 2, 3]  # type: ignore[attr-defined]
+    assert target._places.free == 4  # type: ignore[attr-defined]
     assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []

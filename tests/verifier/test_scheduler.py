@@ -66,6 +66,11 @@ def slot_of(**fields: object) -> Slot:
     )
 
 
+def place(scheduler: Scheduler, slot: Slot, sequence: int) -> None:
+    slot.sequence = sequence
+    scheduler.add(slot)
+
+
 @asynccontextmanager
 async def scheduling(
     engine: NotingEngine, max_rows: int = 64, prefill_rows: int = 4
@@ -100,7 +105,7 @@ async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
         slot = slot_of(prompt=(1,) * 11, max_tokens=1)
-        scheduler.add(slot, 2)
+        place(scheduler, slot, 2)
         assert await text_of(slot) == [SAYS]
 
     assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)]]
@@ -110,9 +115,9 @@ async def test_others_stream_on_while_a_prompt_is_read() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
         first, second = slot_of(max_tokens=200), slot_of(prompt=(1,) * 41, max_tokens=1)
-        scheduler.add(first, 0)
+        place(scheduler, first, 0)
         await first.next()
-        scheduler.add(second, 1)
+        place(scheduler, second, 1)
         await text_of(second)
         scheduler.remove(first)
 
@@ -127,7 +132,7 @@ async def test_sessions_that_start_together_share_a_pass() -> None:
     async with scheduling(engine) as scheduler:
         slots = [slot_of(prompt=(1,), max_tokens=6) for _ in range(3)]
         for i, slot in enumerate(slots):
-            scheduler.add(slot, i)
+            place(scheduler, slot, i)
         await asyncio.gather(*map(text_of, slots))
 
     assert engine.passes == [[(0, 0), (1, 0), (2, 0)]] * 6
@@ -138,7 +143,7 @@ async def test_drafts_that_came_during_the_prefill_go_into_the_first_pass() -> N
     async with scheduling(engine) as scheduler:
         slot = slot_of(prompt=(1,) * 9, max_tokens=9)
         slot.receive(Draft(0, 0, 0, (SAYS,) * 5), time.monotonic())
-        scheduler.add(slot, 0)
+        place(scheduler, slot, 0)
         await text_of(slot)
 
     assert engine.passes[0] == [(0, 5)]
@@ -150,7 +155,7 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
         slots = [slot_of(prompt=(1,), max_tokens=30, fill="never") for _ in range(3)]
         for i, slot in enumerate(slots):
             slot.receive(Draft(0, 0, 0, (SAYS,) * 12), time.monotonic())
-            scheduler.add(slot, i)
+            place(scheduler, slot, i)
         for slot in slots:
             await slot.next()
             scheduler.remove(slot)
@@ -163,7 +168,7 @@ async def test_without_fill_in_nothing_is_said_before_a_draft_comes() -> None:
     engine = NotingEngine()
     async with scheduling(engine) as scheduler:
         slot = slot_of(prompt=(1,), fill="never")
-        scheduler.add(slot, 0)
+        place(scheduler, slot, 0)
         await asyncio.sleep(0.02)
         assert engine.passes == []
 
@@ -182,8 +187,8 @@ async def test_a_held_session_goes_along_when_another_starts() -> None:
         other = slot_of(prompt=(1,), max_tokens=40)
         held._arrivals.first_s, held._arrivals.interval_s = 0.018, 0.004
         held.receive(Draft(0, 0, 0, (9,)), time.monotonic())
-        scheduler.add(held, 0)
-        scheduler.add(other, 1)
+        place(scheduler, held, 0)
+        place(scheduler, other, 1)
         for _ in range(4):
             await other.next()
         scheduler.remove(held)
@@ -199,13 +204,13 @@ async def test_a_pass_that_fails_ends_its_sessions_and_no_other(sessions: int) -
     async with scheduling(engine) as scheduler:
         slots = [slot_of(prompt=(1,)) for _ in range(sessions)]
         for i, slot in enumerate(slots):
-            scheduler.add(slot, i)
+            place(scheduler, slot, i)
         for slot in slots:
             with pytest.raises(TargetFailed, match="it broke"):
                 await text_of(slot)
             scheduler.remove(slot)
         later = slot_of(prompt=(1,), max_tokens=2)
-        scheduler.add(later, 0)
+        place(scheduler, later, 0)
 
         assert await text_of(later) == [SAYS, SAYS]
 
@@ -214,11 +219,11 @@ async def test_what_a_pass_says_to_a_session_that_left_is_dropped() -> None:
     engine = NotingEngine(pass_s=0.05)
     async with scheduling(engine) as scheduler:
         gone = slot_of(prompt=(1,))
-        scheduler.add(gone, 0)
+        place(scheduler, gone, 0)
         await asyncio.sleep(0.02)
         scheduler.remove(gone)
         successor = slot_of(prompt=(1,) * 3, max_tokens=2)
-        scheduler.add(successor, 0)
+        place(scheduler, successor, 0)
 
         assert await text_of(successor) == [SAYS, SAYS]
         assert gone.machine.committed == []

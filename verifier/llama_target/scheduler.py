@@ -60,9 +60,8 @@ class Scheduler:
         self._news = asyncio.Event()
         self._log = structlog.get_logger("verifier")
 
-    def add(self, slot: Slot, sequence: int) -> None:
-        """Let a session take part, with its place in the KV."""
-        slot.sequence = sequence
+    def add(self, slot: Slot) -> None:
+        """Let a session take part: it has its place in the KV."""
         self.slots.append(slot)
         self.wake()
 

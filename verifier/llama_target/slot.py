@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from math import inf
 
 from speculation.budget import PassTimes
-from speculation.messages import Down, Draft, Limits, Open, Redraw
+from speculation.messages import Down, Draft, Limits, Open, Redraw, TokenId
 from speculation.pacing import Arrivals, Waiting, hold
 from speculation.verifying import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
@@ -30,7 +30,7 @@ class Slot:
         now: float,
     ) -> None:
         self.sequence: int
-        """Its place in the KV, once the scheduler has it."""
+        """Its place in the KV; set before the scheduler has it."""
 
         self.request = request
         self.machine = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
@@ -50,6 +50,15 @@ class Slot:
         self._news = asyncio.Event()
 
     # --- what is left to do
+
+    @property
+    def held(self) -> tuple[TokenId, ...]:
+        """What its sequence holds for sure: all but the last token, which opens a pass."""
+        if self._failure:
+            return ()
+        if not self.machine.committed:
+            return self.request.prompt[: self.prefilled]
+        return (*self.request.prompt, *self.machine.committed[:-1])
 
     @property
     def unread(self) -> int:

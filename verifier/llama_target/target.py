@@ -18,6 +18,7 @@ from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
 from speculation.messages import Draft, Finish, Limits, ModelFacts, Open, Redraw
 from verifier.llama_target.engine import Engine
+from verifier.llama_target.places import Places
 from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
@@ -45,7 +46,7 @@ class LlamaTarget:
         self._metrics = metrics
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
-        self._free = list(range(settings.slots))
+        self._places = Places(settings.slots)
         self._slots: dict[str, Slot] = {}
         self._waiting: deque[Slot] = deque()
         self._engine: Engine | None = None
@@ -119,7 +120,7 @@ class LlamaTarget:
 
     def _admit(self, session: str, request: Open) -> Slot:
         scheduler = _started(self._scheduler)
-        if not self._free and len(self._waiting) >= self._settings.waiting:
+        if not self._places.free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
         slot = self._slots[session] = Slot(
             request,
@@ -128,8 +129,8 @@ class LlamaTarget:
             u=_uniforms(secrets.randbits(128)),
             now=self._clock(),
         )
-        if self._free:
-            scheduler.add(slot, self._free.pop())
+        if self._places.free:
+            self._place(slot, scheduler)
         else:
             self._waiting.append(slot)
         return slot
@@ -140,12 +141,15 @@ class LlamaTarget:
         if slot in self._waiting:
             self._waiting.remove(slot)
             return
+        self._places.give_back(slot.sequence, slot.held)
         if self._scheduler:
             self._scheduler.remove(slot)
         if self._scheduler and self._waiting:
-            self._scheduler.add(self._waiting.popleft(), slot.sequence)
-        else:
-            self._free.append(slot.sequence)
+            self._place(self._waiting.popleft(), self._scheduler)
+
+    def _place(self, slot: Slot, scheduler: Scheduler) -> None:
+        slot.sequence, slot.prefilled = self._places.take(slot.request.prompt)
+        scheduler.add(slot)
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)

@@ -1,0 +1,25 @@
+"""Common beginnings, against the definition."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.prefixes import common, price
+
+TOKENS = st.lists(st.integers(0, 1), max_size=6)
+
+
+@given(TOKENS, TOKENS)
+def test_the_common_beginning_is_the_longest_that_both_have(a: list[int], b: list[int]) -> None:
+    length = common(a, b)
+
+    assert a[:length] == b[:length]
+    assert a[: length + 1] != b[: length + 1] or length == min(len(a), len(b))
+    assert common(tuple(a), b) == length
+
+
+def test_the_price_counts_what_is_read_anew_and_what_is_lost() -> None:
+    assert price([], [1, 2]) == 2
+    assert price([1, 2, 3], [1, 2, 4, 5]) == 3
+    assert price([1, 2], [1, 2]) == 0
