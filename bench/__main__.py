@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from bench import simulate
+from bench import measure, simulate
 from bench.arms import NAMES, parse
 from bench.client import AnswerError
 from bench.path import Conditions
@@ -165,6 +165,7 @@ def record(
 
 
 app.command("simulate")(simulate.main)
+app.command("speeds", context_settings=VERIFIER_OPTIONS)(measure.main)
 
 
 def _prompts(path: Path, families: str, per_family: int | None) -> list[Prompt]:

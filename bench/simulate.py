@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import speeds
 from bench.path import Conditions
+from bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from bench.simulator.source import traced
 from bench.simulator.table import ARMS, Group, Row, candidates, rows, speedups
-from bench.simulator.world import CPU_BOX, Hosts, World, gpu
+from bench.simulator.world import World
 from bench.traces import Trace
 
 
@@ -26,7 +28,9 @@ def main(
     rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "10,50,100,200",
     arms: Annotated[str, typer.Option(help="E.g. cloud,sync,paper:4.")] = ",".join(ARMS),
     families: Annotated[str, typer.Option(help="All, if not given.")] = "",
-    hosts: Annotated[str, typer.Option(help="cpu, or 72/24: ms a pass, ms a draft.")] = "cpu",
+    hosts: Annotated[
+        str, typer.Option(help="cpu; 72/24: ms a pass, ms a draft; or a file of `speeds`.")
+    ] = "cpu",
     jitter_ms: Annotated[float, typer.Option()] = 0.0,
     rate_mbit: Annotated[float | None, typer.Option()] = None,
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
@@ -37,7 +41,7 @@ def main(
         world = World(hosts_of(hosts), Conditions(max(rtts_ms), jitter_ms, rate_mbit))
         for name in names:
             candidates(name)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     groups = load(traces, families.split(",") if families else [])
     if not groups:
@@ -51,12 +55,15 @@ def main(
 
 
 def hosts_of(text: str) -> Hosts:
-    """Return CPU_BOX for "cpu", flat hosts for "72/24" or, with a draft beside, "72/24/8".
+    """Return CPU_BOX for "cpu", flat hosts for "72/24" or, with a draft beside, "72/24/8", and
+    what `speeds` measured for the name of its file.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, OSError for a file that cannot be read.
     """
     if text == "cpu":
         return CPU_BOX
+    if text.endswith(".json"):
+        return speeds.load(Path(text)).hosts
     times_ms = text.split("/")
     if len(times_ms) not in (2, 3):
         raise ValueError(f"no hosts {text!r}: give cpu, or target/draft in ms, as 72/24")

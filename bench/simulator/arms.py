@@ -128,7 +128,8 @@ class PicoSpec(Arm):
             survival=desk.session.survival,
             unverified=len(desk.session.chain),
             room=room,
-            resting=desk.session.since_break < pacing.rest(desk.session.misses),
+            resting=self.fill != "never"  # such a session would wait for ever
+            and desk.session.since_break < pacing.rest(desk.session.misses),
         )
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:

@@ -8,7 +8,8 @@ from math import inf
 from typing import Final
 
 from bench.simulator.arms import Arm, Seat
-from bench.simulator.clock import Clock, Curve, Line
+from bench.simulator.clock import Clock, Line
+from bench.simulator.hosts import Hosts
 from bench.simulator.source import VOCABULARY, Source
 from speculation.budget import PassTimes
 from speculation.judging import Judgement, judge_coupled
@@ -32,20 +33,18 @@ class Served(Seat):
 
 
 class Verifier:
-    def __init__(
-        self, clock: Clock, arm: Arm, limits: Limits, pass_s: Curve, prefill_s: float, rows: int
-    ) -> None:
-        """pass_s: over rows. prefill_s: a prompt token. rows: most that a pass may have."""
+    def __init__(self, clock: Clock, arm: Arm, limits: Limits, hosts: Hosts, rows: int) -> None:
+        """rows: most that a pass may have."""
         self.busy_s = 0.0
         self._clock = clock
         self._arm = arm
         self._limits = limits
-        self._pass_s = pass_s
-        self._prefill_s = prefill_s
+        self._hosts = hosts
         self._rows = rows
         self._times = PassTimes()
         self._served: list[Served] = []
         self._running = False
+        self._disturbed_s = 0.0
         self._due_s = inf
 
     def receive(self, up: Up, served: Served) -> None:
@@ -53,6 +52,7 @@ class Verifier:
         if isinstance(up, Open):
             self._served.append(served)
         elif isinstance(up, Draft):
+            self._disturbed_s += self._hosts.message_s * self._running
             pending = served.session.pending
             served.session.receive(up)
             if (came := served.session.pending - pending) > 0:
@@ -94,24 +94,32 @@ class Verifier:
             (seat, seat.session.begin(count if seat.prefilled else 0))
             for seat, count in zip(seats, counts, strict=True)
         ]
-        pass_s = self._duration_s(passes)
-        self.busy_s += pass_s
         began_s = self._clock.now_s
-        self._clock.after(pass_s, lambda: self._end(passes, began_s, pass_s))
+        self._disturbed_s = self._duration_s(passes)
+        self._extend(passes, began_s)
+
+    def _extend(self, passes: Sequence[tuple[Served, Pass]], began_s: float) -> None:
+        """Let the pass run on for what came to disturb it; then end it."""
+        left_s, self._disturbed_s = self._disturbed_s, 0.0
+        self.busy_s += left_s
+        if left_s > 0.0:
+            self._clock.after(left_s, lambda: self._extend(passes, began_s))
+        else:
+            self._end(passes, began_s)
 
     def _duration_s(self, passes: Sequence[tuple[Served, Pass]]) -> float:
         new = [served for served, _ in passes if not served.prefilled]
-        rows = sum(1 + len(what.draft) for served, what in passes if served.prefilled)
-        pass_s = self._pass_s.of(rows) if rows else 0.0
-        if not new:
-            self._times.saw(rows, pass_s)
-        return pass_s + sum(self._prefill_s * len(served.source.prompt) for served in new)
+        rows = _rows(passes)
+        pass_s = self._hosts.pass_s.of(rows) if rows else 0.0
+        prompts_s = (len(seat.source.prompt) * self._hosts.prefill_s for seat in new)
+        return pass_s + sum(prompts_s) + self._hosts.first_s * len(new)
 
-    def _end(
-        self, passes: Sequence[tuple[Served, Pass]], began_s: float, pass_s: float
-    ) -> None:
+    def _end(self, passes: Sequence[tuple[Served, Pass]], began_s: float) -> None:
         self._running = False
         now_s = self._clock.now_s
+        pass_s = now_s - began_s
+        if all(served.prefilled for served, _ in passes):
+            self._times.saw(_rows(passes), pass_s)
         for served, what in passes:
             queue_s = began_s - served.committed_s if served.prefilled else 0.0
             down = served.session.resolve(
@@ -134,3 +142,7 @@ class Verifier:
         if not self._arm.bonus and judgement.accepted == len(what.draft) > 0 and more:
             return Judgement(judgement.tokens[:-1], judgement.accepted)
         return judgement
+
+
+def _rows(passes: Sequence[tuple[Served, Pass]]) -> int:
+    return sum(1 + len(what.draft) for served, what in passes if served.prefilled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, pairwise
 from random import Random
 
@@ -11,42 +11,11 @@ from bench.path import Conditions, Path
 from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Clock, Curve, Line
 from bench.simulator.edge import Edge, Log
+from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
 from bench.simulator.verifier import Verifier
 from speculation.drafting import DraftingSession
 from speculation.messages import Limits, Open, Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class Hosts:
-    """How fast both ends are."""
-
-    pass_s: Curve
-    """A target pass, over rows: those of all its sessions together."""
-
-    draft_s: Curve
-    """A draft step, over the tokens it must read: 1, or more after the target went ahead."""
-
-    prefill_s: float = 0.0
-    """The target's time for a token of the prompt."""
-
-    draft_prefill_s: float = 0.0
-    beside_s: float | None = None
-    """A draft on the target's host; None: as fast as on the device."""
-
-
-CPU_BOX = Hosts(
-    Curve({1: 0.209, 2: 0.242, 3: 0.193, 5: 0.190, 9: 0.252, 17: 0.354}),
-    Curve({1: 0.0196, 2: 0.048, 4: 0.073, 8: 0.120, 16: 0.182}),
-    prefill_s=0.010,
-    draft_prefill_s=0.010,
-)
-"""Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on another."""
-
-
-def gpu(target_s: float, draft_s: float, beside_s: float | None = None) -> Hosts:
-    """Return hosts whose passes cost the same at any size, as on a GPU far from full."""
-    return Hosts(Curve({1: target_s}), Curve({1: draft_s}), beside_s=beside_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +84,15 @@ class _Run:
         self._world = world
         self._arm = arm
         self._hosts = _beside(world.hosts, arm) if arm.beside else world.hosts
-        self._conditions = Conditions() if arm.beside else world.conditions
+        self._conditions = _behind(
+            self._hosts, Conditions() if arm.beside else world.conditions
+        )
         self._chance = Random(world.seed)
         self.verifiers = [self._verifier() for _ in range(world.verifiers)]
 
     def _verifier(self) -> Verifier:
-        hosts = self._hosts
-        return Verifier(
-            self.clock, self._arm, self._world.limits, hosts.pass_s, hosts.prefill_s,
-            self._world.rows,
-        )  # fmt: skip
+        world = self._world
+        return Verifier(self.clock, self._arm, world.limits, self._hosts, world.rows)
 
     def ask(self, sources: list[Source], verifier: Verifier) -> None:
         """Ask for the first of the sources; ask again when it is answered."""
@@ -162,4 +130,9 @@ def _beside(hosts: Hosts, arm: Arm) -> Hosts:
     """Return hosts whose passes include the draft model's gamma steps, for all sessions."""
     draft_s = hosts.draft_s.of(1) if hosts.beside_s is None else hosts.beside_s
     drafting_s = arm.gamma * draft_s
-    return Hosts(hosts.pass_s.plus(drafting_s), Curve({1: 0.0}), hosts.prefill_s)
+    return replace(hosts, pass_s=hosts.pass_s.plus(drafting_s), draft_s=Curve({1: 0.0}))
+
+
+def _behind(hosts: Hosts, conditions: Conditions) -> Conditions:
+    """Return the link with the software at its ends."""
+    return replace(conditions, rtt_ms=conditions.rtt_ms + 1000 * hosts.stack_s)

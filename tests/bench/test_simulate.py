@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from bench.path import Conditions
 from bench.simulate import hosts_of, load, main
 from bench.simulator.arms import Arm, Paper
+from bench.simulator.hosts import gpu
 from bench.simulator.source import synthetic, traced
 from bench.simulator.table import GAMMAS, Group, candidates, rows, speedups
-from bench.simulator.world import World, gpu
+from bench.simulator.world import World
 from bench.traces import Trace
 from speculation.laws import Law
 from speculation.noise import place

@@ -3,6 +3,8 @@ with their formulas."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,9 @@ from bench import closed_forms
 from bench.path import Conditions
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.clock import Clock, Curve
+from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source, synthetic
-from bench.simulator.world import Answer, Hosts, World, gpu, simulate
+from bench.simulator.world import Answer, World, simulate
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)
@@ -150,6 +153,32 @@ def test_a_perfect_draft_fills_every_pass() -> None:
     answer = run(PicoSpec(), synthetic(1.0, 1000), rtt_ms=50, hosts=gpu(0.1, 0.005))
 
     assert answer.tokens_per_s == pytest.approx(17 / 0.1, rel=0.05)  # max_verify, and its own
+
+
+def test_software_makes_a_round_trip_longer() -> None:
+    plain = run(Sync(4), synthetic(1.0, 200), rtt_ms=20)
+
+    slower = run(Sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
+
+    assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
+
+
+def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
+    source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
+
+    assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
+    assert run(PicoSpec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
+    assert run(Sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
+        run(Sync(2), source).tokens_per_s
+    )
+
+
+def test_the_first_pass_takes_what_it_is_said_to() -> None:
+    hosts = replace(GPU, first_s=0.5, prefill_s=0.01)
+
+    answer = run(Arm(), synthetic(0.0, 20, prompt_tokens=30), hosts=hosts)
+
+    assert answer.ttft_s == pytest.approx(0.8)
 
 
 def test_a_thin_line_costs_what_its_bytes_take() -> None:

@@ -1,0 +1,188 @@
+"""`picospec bench speeds`: measure how fast both ends are, for `simulate --hosts FILE`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Final
+
+import typer
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+
+from bench import drafting
+from bench.host import Host, commit, this_host
+from bench.plan import repository
+from bench.prompts import SHIPPED, Prompt, Selection, read
+from bench.speeds import Speeds
+from bench.stand import Stand, StandPlan, options
+from bench.timing import DRAFTS, Question, TimingError, Verifier, curve, line, period_s
+from edge_agent.children import ServiceError
+from edge_agent.draft_model import find
+from edge_agent.drafter import LlamaDrafter
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.uplink import Uplink, connect
+from gateway.errors import ApiError
+from gateway.ports import Message
+from models.errors import ModelError
+from models.llama import Context, Model
+from models.opening import open_store
+from models.tokenizer import GgufTokenizer
+from speculation.messages import Commit, TokenId
+
+TIMED: Final = 2
+"""Prompts whose passes are timed; the first tokens of all are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    stand: StandPlan
+    prompts: Sequence[Prompt]
+    tokens: int
+    """Of an answer."""
+
+    console: Console
+
+    async def run(self) -> Speeds:
+        """Raises ServiceError, ModelError, TimingError, or gateway.errors.ApiError."""
+        store = open_store(os.environ)
+        host = this_host()
+        async with Stand(self.stand) as stand, _uplink(stand.verifier_url) as uplink:
+            with closing(Model(find(self.stand.draft_model, store))) as model:
+                facts = await uplink.facts()
+                tokenizer = GgufTokenizer(model, facts.chat_template or None)
+                prompts = [
+                    tuple(tokenizer.chat([Message("user", prompt.prompt)]))
+                    for prompt in self.prompts
+                ]
+                return await self._measure(Verifier(uplink, facts), prompts, model, host)
+
+    async def _measure(
+        self,
+        verifier: Verifier,
+        prompts: Sequence[tuple[TokenId, ...]],
+        model: Model,
+        host: Host,
+    ) -> Speeds:
+        say = self.console.print
+        firsts_s = [await verifier.first_s(prompt) for prompt in prompts]
+        say(f"first tokens: {[round(s, 3) for s in firsts_s]} s")
+        alone = [(p, await verifier.answer(p, self.tokens)) for p in prompts[:TIMED]]
+        questions = [Question(p, _tokens(commits)) for p, commits in alone]
+        base_s = period_s([c for _, commits in alone for c in commits[2:]])
+        say(f"a row: {base_s:.4f} s")
+        pass_s = {1: base_s, **await self._curve(verifier, questions)}
+        stack_s = await _stack_s(verifier, questions)
+        disturbed_s, posts = await verifier.disturbed(prompts[0], 12)
+        message_s = max(0.0, disturbed_s - base_s) / posts
+        say(f"software: {stack_s:.4f} s a round trip, {message_s:.5f} s a message")
+        draft_s = await _draft_s(verifier, model, questions[0])
+        say(f"drafts: { {n: round(s, 4) for n, s in draft_s.items()} } s")
+        at_once_s, prefill_s = line([len(p) for p in prompts], firsts_s)
+        first_s = max(0.0, at_once_s - stack_s)
+        return Speeds(
+            host, commit(repository()), self._models(), pass_s, draft_s,
+            first_s, prefill_s, stack_s, message_s,
+        )  # fmt: skip
+
+    async def _curve(
+        self, verifier: Verifier, questions: Sequence[Question]
+    ) -> dict[int, float]:
+        """Return periods over rows, as many drafts as the verifier would judge."""
+        found: list[Commit] = []
+        for drafts in DRAFTS:
+            for question in questions:
+                found += await verifier.rows(question, drafts, ahead=True)
+            self.console.print({rows: round(s, 4) for rows, s in curve(found).items()})
+        return curve(found)
+
+    def _models(self) -> dict[str, str]:
+        stand = self.stand
+        return {
+            "target": stand.target_model,
+            "draft": stand.draft_model,
+            "engine": stand.target,
+            "engine_arguments": " ".join(stand.verifier_arguments),
+        }
+
+
+@asynccontextmanager
+async def _uplink(url: str) -> AsyncGenerator[Uplink]:
+    connection = connect(url, key=None, ca_certificate=None)
+    uplink = Uplink(connection, EdgeMetrics(CollectorRegistry()))
+    try:
+        yield uplink
+    finally:
+        await uplink.close()
+
+
+async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
+    """Return what a round trip takes at no distance, beyond what lies between two passes."""
+    waits_s: dict[bool, float] = {}
+    for ahead in (True, False):
+        commits = [c for q in questions for c in await verifier.rows(q, 4, ahead=ahead)]
+        if not commits:
+            raise TimingError("the answers were too short to be timed")
+        waits_s[ahead] = median(commit.queue_s for commit in commits)
+    return max(0.0, waits_s[False] - waits_s[True])
+
+
+async def _draft_s(verifier: Verifier, model: Model, question: Question) -> dict[int, float]:
+    """Return the draft model's steps while the target works, as in a run."""
+    drafter = LlamaDrafter(Context(model, model_room(question)))
+    seat = drafter.take(question.prompt)
+    if seat is None:
+        raise TimingError("the draft model has no room for the prompt")
+    other = asyncio.create_task(verifier.answer(question.prompt, len(question.answer)))
+    try:
+        return await drafting.steps(seat, question.prompt, question.answer)
+    finally:
+        other.cancel()
+        await asyncio.wait([other])
+        await asyncio.to_thread(drafter.close)
+
+
+def model_room(question: Question) -> int:
+    """Return the context that drafts for this question need."""
+    return len(question.prompt) + len(question.answer) + 64
+
+
+def _tokens(commits: Sequence[Commit]) -> tuple[TokenId, ...]:
+    return tuple(token for commit in commits for token in commit.tokens)
+
+
+def main(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option("--json", help="Where the speeds go.")],
+    target: Annotated[str, typer.Option(help="llama or vllm.")] = "llama",
+    target_model: Annotated[str, typer.Option(help="Pair, or path.")] = "qwen2.5-coder",
+    draft_model: Annotated[str, typer.Option(help="Pair, or path.")] = "qwen2.5-coder",
+    verifier_python: Annotated[str, typer.Option(help="Has vLLM.")] = sys.executable,
+    families: Annotated[str, typer.Option()] = "code,maths,chat",
+    tokens: Annotated[int, typer.Option(help="Of an answer that is timed.")] = 96,
+) -> None:
+    """Measure both ends as `run` starts them, half the machine each; some two minutes."""
+    prompts = read(SHIPPED, Selection(tuple(families.split(",")), per_family=2))
+    stand = StandPlan(
+        target_model,
+        draft_model,
+        {},
+        target=target,
+        verifier_arguments=(*options(target, sessions=1), *context.args),
+        verifier_python=verifier_python,
+    )
+    os.sched_setaffinity(0, stand.edge_cores)  # as in `run`
+    console = Console()
+    try:
+        speeds = asyncio.run(Measurement(stand, prompts, tokens, console).run())
+    except* (ServiceError, ModelError, TimingError, ApiError) as errors:
+        console.print(*errors.exceptions, style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    speeds.save(out)
+    console.print(str(out))

@@ -1,0 +1,46 @@
+"""How fast both ends are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.simulator.clock import Curve
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    pass_s: Curve
+    """A target pass, over rows: those of all its sessions together."""
+
+    draft_s: Curve
+    """A draft step, over the tokens it must read: 1, or more after the target went ahead."""
+
+    prefill_s: float = 0.0
+    """The target's time for a token of the prompt."""
+
+    draft_prefill_s: float = 0.0
+    beside_s: float | None = None
+    """A draft on the target's host; None: as fast as on the device."""
+
+    first_s: float = 0.0
+    """A session's first pass, besides its prompt's tokens."""
+
+    stack_s: float = 0.0
+    """What software adds to every round trip."""
+
+    message_s: float = 0.0
+    """What a message taken in adds to the pass that runs, where both share a core."""
+
+
+CPU_BOX = Hosts(
+    Curve({1: 0.209, 2: 0.242, 3: 0.193, 5: 0.190, 9: 0.252, 17: 0.354}),
+    Curve({1: 0.0196, 2: 0.048, 4: 0.073, 8: 0.120, 16: 0.182}),
+    prefill_s=0.010,
+    draft_prefill_s=0.010,
+)
+"""Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on another."""
+
+
+def gpu(target_s: float, draft_s: float, beside_s: float | None = None) -> Hosts:
+    """Return hosts whose passes cost the same at any size, as on a GPU far from full."""
+    return Hosts(Curve({1: target_s}), Curve({1: draft_s}), beside_s=beside_s)

@@ -1,0 +1,139 @@
+"""What is measured of two ends reaches the simulator as it was."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench import drafting
+from bench.host import Host
+from bench.simulate import hosts_of
+from bench.speeds import Speeds, load
+from bench.timing import Drafted, Question, TimingError, _run, curve, line, period_s
+from edge_agent.guessing import Pick
+from speculation.drafting import Guess
+from speculation.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
+
+ANSWER = tuple(range(100, 140))
+
+
+def speeds() -> Speeds:
+    host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
+    return Speeds(host, "abc", {}, {1: 0.2, 5: 0.3}, {1: 0.02, 8: 0.1}, 0.4, 0.01, 0.003, 0.001)
+
+
+def commit(start: int, tokens: int, *, accepted: int, pass_s: float = 0.2) -> Commit:
+    return Commit(0, start, ANSWER[start : start + tokens], accepted, 0.01, pass_s)
+
+
+def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:
+    path = tmp_path / "speeds.json"
+    speeds().save(path)
+
+    hosts = hosts_of(str(path))
+
+    assert load(path) == speeds()
+    assert (hosts.pass_s.of(3), hosts.draft_s.of(1)) == pytest.approx((0.25, 0.02))
+    assert (hosts.first_s, hosts.prefill_s) == (0.4, 0.01)
+    assert (hosts.stack_s, hosts.message_s) == (0.003, 0.001)
+
+
+def test_a_file_of_something_else_is_no_speeds(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+
+    with pytest.raises(ValueError, match=r"other\.json"):
+        load(path)
+
+
+def test_a_pass_has_as_many_rows_as_its_commit_has_tokens() -> None:
+    found = curve(
+        [
+            commit(1, 5, accepted=4, pass_s=0.2),
+            commit(6, 5, accepted=4, pass_s=0.4),
+            commit(11, 3, accepted=2, pass_s=0.1),
+            commit(14, 2, accepted=2),  # cut at the answer's end: it had a row more
+        ]
+    )
+
+    assert found == pytest.approx({3: 0.11, 5: 0.31})
+
+
+def test_no_passes_cannot_be_timed() -> None:
+    with pytest.raises(TimingError):
+        period_s([])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [((0.3, 0.4), (0.2, 0.01)), ((0.4, 0.3), (0.35, 0.0))]
+)
+def test_first_passes_lie_on_a_line_that_does_not_fall(
+    seconds: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    assert line([10, 20], seconds) == pytest.approx(expected)
+
+
+class FakeLink:
+    """A target that judges all that is there, four drafts at most."""
+
+    def __init__(self) -> None:
+        self.drafts: list[Draft] = []
+        self.cancelled = False
+
+    async def post(self) -> None: ...
+
+    def send(self, message: Draft) -> None:
+        self.drafts.append(message)
+
+    async def events(self) -> AsyncGenerator[Down]:
+        yield Opened("s", Limits())
+        said = 0
+        while said < len(ANSWER):
+            reach = max((draft.start + len(draft.tokens) for draft in self.drafts), default=0)
+            count = min(4, reach - said, len(ANSWER) - said - 1) if said else 0
+            yield commit(said, count + 1, accepted=count)
+            said += count + 1
+        yield Finish("length")
+
+    async def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+async def test_every_pass_of_a_timed_session_judges_what_was_asked_for(ahead: bool) -> None:
+    link = FakeLink()
+
+    commits = await _run(link, Drafted(Question((1,), ANSWER), 4, ahead))
+
+    assert [len(commit.tokens) for commit in commits[1:7]] == [5] * 6
+    assert link.cancelled
+    furthest = [draft.start + len(draft.tokens) for draft in link.drafts]
+    assert furthest[:2] == [5, 10]
+
+
+class FakeSeat:
+    """Remembers how many tokens each step had to read."""
+
+    context_tokens = 512
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+        self._held = 0
+
+    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+        self.read.append(max(1, len(context) - self._held))
+        self._held = len(context)
+        return Guess(0, 1.0)
+
+    def leave(self) -> None: ...
+
+
+async def test_the_steps_that_are_timed_read_what_they_are_filed_under() -> None:
+    seat = FakeSeat()
+
+    found = await drafting.steps(seat, (1, 2, 3), ANSWER)
+
+    assert tuple(found) == drafting.READ
+    assert seat.read[2::2] == [n for n in drafting.READ for _ in range(drafting.REPEATS)]
