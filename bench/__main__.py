@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from bench import measure, simulate
+from bench import agree, measure, simulate
+from bench.answered import Replies
 from bench.arms import NAMES, parse
 from bench.client import AnswerError
 from bench.path import Conditions
@@ -143,28 +144,31 @@ def record(
     tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 64,
     temperatures: Temperatures = "0",
     seed: Annotated[int, typer.Option()] = 7,
+    answers: Annotated[
+        Path | None, typer.Option(help="A file of `run`: the draft model reads its answers.")
+    ] = None,
 ) -> None:
-    """Record what both models say, for `simulate`."""
+    """Record what both models say, for `simulate` and `agree`."""
     store = open_store(os.environ)
     pairs = store.catalogue.pairs
     try:
         target = pairs[target_model].target if target_model in pairs else target_model
-        recording = Recording(
-            find(target, store),
-            find(draft_model, store),
-            _prompts(prompts, families, per_family),
-            _numbers(temperatures),
-            tokens,
-            seed,
-        )
-        total = len(recording.prompts) * len(recording.temperatures)
-        for path in track(traces(recording, out), "recording", total=total):
+        files = find(target, store), find(draft_model, store)
+        chosen = _prompts(prompts, families, per_family)
+        if answers:
+            replies = Replies(load(answers), {each.id: each for each in chosen}, *files)
+            made, total = replies.traces(out), len(replies.wanted)
+        else:
+            recording = Recording(*files, chosen, _numbers(temperatures), tokens, seed)
+            made, total = traces(recording, out), len(chosen) * len(recording.temperatures)
+        for path in track(made, "recording", total=total):
             Console().print(str(path))
     except (ModelError, ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
 
 
 app.command("simulate")(simulate.main)
+app.command("agree")(agree.main)
 app.command("speeds", context_settings=VERIFIER_OPTIONS)(measure.main)
 
 

@@ -36,8 +36,8 @@ class Question:
 def record(target: Context, draft: Context, question: Question) -> Trace:
     """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
     answer, p = _write(target, question)
-    q, draft_s = _read(draft, question.prompt, answer)
-    kept_p, kept_q = [_keep(row) for row in p], [_keep(row) for row in q]
+    q, draft_s = read_draft(draft, question.prompt, answer)
+    kept_p, kept_q = [shortened(row) for row in p], [shortened(row) for row in q]
     return Trace(
         question.family,
         question.prompt_id,
@@ -72,9 +72,10 @@ def _write(target: Context, question: Question) -> tuple[list[int], list[Logits]
     return answer, p
 
 
-def _read(
+def read_draft(
     draft: Context, prompt: Sequence[int], answer: Sequence[int]
 ) -> tuple[list[Logits], float]:
+    """Return the draft's logits at each position of the answer, and the median step (s)."""
     _prefill(draft, prompt[:-1])
     q: list[Logits] = []
     seconds: list[float] = []
@@ -106,7 +107,8 @@ def _passes(target: Context, rows: int, repeats: int) -> Iterator[float]:
         target.truncate(0, length)
 
 
-def _keep(logits: Logits) -> tuple[np.ndarray, Logits]:
+def shortened(logits: Logits) -> tuple[np.ndarray, Logits]:
+    """Return the KEPT likeliest tokens, and their log-probabilities at temperature 1."""
     tokens = top(logits, KEPT)
     shifted = logits - logits.max()
     total = np.log(np.exp(shifted, dtype=np.float64).sum())

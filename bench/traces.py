@@ -6,7 +6,7 @@ and of the draft with their logits, so that any policy can be replayed without t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,26 @@ class Trace:
     """int32[n, N], likeliest first."""
 
     target_logits: Logits
-    """float32[n, N]: log p at temperature 1, over all V tokens."""
+    """float32[n, N]: log p at temperature 1, over all V tokens. N = 1 where only the answer is
+    known."""
 
     draft_tokens: Ids
     draft_logits: Logits
     overlap: Logits
-    """float32[n]: sum of min(p, q) over all V: what optimal rejection sampling accepts."""
+    """float32[n]: sum of min(p, q) over all V: what optimal rejection sampling accepts. NaN
+    where p is not known."""
 
     draft_s: float
     """Median time of one draft token."""
 
     pass_s: Logits
     """float32[R]: time of a target pass over rows = 1, 2, 4, 8, 16."""
+
+    def cut(self, tokens: int) -> Trace:
+        """Return the trace of the answer's first `tokens` tokens."""
+        per_token = ("tokens", "target_tokens", "target_logits", "draft_tokens", "draft_logits")
+        kept = {name: getattr(self, name)[:tokens] for name in (*per_token, "overlap")}
+        return replace(self, **kept)
 
     def save(self, folder: Path) -> Path:
         """Write to `folder` and return the file."""

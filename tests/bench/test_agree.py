@@ -1,0 +1,84 @@
+"""A prediction is compared with the run it is for: the same prompts, tokens and links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench.__main__ import app
+from bench.agree import Cell, compare, predict, summary
+from bench.results import Results
+from bench.simulator.hosts import gpu
+from bench.simulator.table import Row
+from bench.traces import Trace
+from tests.bench.answers import answer, results
+
+ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")
+
+
+def trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
+    """A draft that says what the target says."""
+    said = np.arange(tokens, dtype=np.int32)
+    logits = np.zeros((tokens, 1), np.float32)
+    return Trace(
+        "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), said, said[:, None],
+        logits, said[:, None], logits, np.ones(tokens, np.float32), 0.02,
+        np.ones(5, np.float32),
+    )  # fmt: skip
+
+
+def measured() -> Results:
+    return results(*(answer(arm, 2.0, prompt="a", rtt_ms=20.0) for arm in ARMS))
+
+
+def test_a_prediction_has_the_runs_cells_that_the_simulator_knows() -> None:
+    found = list(predict(measured(), [trace("a")], gpu(0.1, 0.01)))
+
+    assert [(row.arm, row.rtt_ms) for row in found] == [
+        ("cloud", 20.0), ("picospec", 20.0), ("sync:2", 20.0)
+    ]  # fmt: skip
+
+
+def test_a_trace_is_cut_to_the_tokens_of_the_answer() -> None:
+    found = list(predict(measured(), [trace("a")], gpu(0.1, 0.01)))
+
+    assert {row.tokens for row in found} == {10}
+
+
+@pytest.mark.parametrize("traces", [[], [trace("b")], [trace("a", 5)], [trace("a", 30, 1.0)]])
+def test_a_prompt_without_a_long_enough_trace_is_named(traces: list[Trace]) -> None:
+    with pytest.raises(ValueError, match="no trace of a has 10 tokens at T = 0"):
+        list(predict(measured(), traces, gpu(0.1, 0.01)))
+
+
+def test_cells_are_compared_where_both_have_them() -> None:
+    predicted = list(predict(measured(), [trace("a")], gpu(0.1, 0.01)))
+
+    cells = compare(predicted, measured())
+
+    assert [cell.arm for cell in cells] == ["picospec", "sync:2"]
+    by_arm: dict[str, Row] = {row.arm: row for row in predicted}
+    assert cells[0].simulated == by_arm["picospec"].speedup_vs_cloud
+    assert cells[0].measured == 1.0
+
+
+def test_ten_per_cent_on_either_side_agree() -> None:
+    cells = [Cell("picospec", "code", 10, 0, value, 1.0) for value in (0.89, 0.91, 1.09, 1.11)]
+
+    assert summary(cells) == ["picospec: 2 of 4 cells within 10%"]
+
+
+def test_the_command_reads_a_run_and_says_in_how_many_cells_it_agrees(tmp_path: Path) -> None:
+    measured().save(tmp_path / "out.json")
+    trace("a").save(tmp_path)
+    prediction = tmp_path / "sim.json"
+    arguments = ["--traces", str(tmp_path), "--hosts", "72/24", "--json", str(prediction)]
+
+    done = CliRunner().invoke(app, ["agree", str(tmp_path / "out.json"), *arguments])
+
+    assert done.exit_code == 0, done.output
+    assert "picospec: 0 of 1 cells" in done.output
+    assert prediction.is_file()
