@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from bench.results import Answer, Results, references, speedup
 from bench.statistics import Mean, grouped, mean
@@ -60,10 +60,3 @@ class Comparison:
             and (measured := self.speedup(arm, link, self.families))
         }
         return max(found, key=lambda arm: found[arm]) if found else None
-
-    def rivals(self, link: Link) -> Iterator[str]:
-        """Yield what `picospec` is compared with, each at its best."""
-        for kind in ROUNDS:
-            if best := self.best(kind, link):
-                yield best
-        yield from (arm for arm in self.arms if arm == "colocated-edge")

@@ -8,12 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from bench.comparing import Comparison, Link
+from bench.differing import differences
+from bench.glance import figures
 from bench.results import Answer, Results, rate
 from bench.statistics import Mean
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "
     "distorted, and compare at best with one another."
+)
+
+OURS = "picospec"
+DIFFERENT = (
+    "In float32 there must be none. In bfloat16 a batch of another shape may turn a near-tie: "
+    "`python -m bench.identity` asks for log-probabilities, and says how near each was."
 )
 
 
@@ -50,11 +58,46 @@ def _temperature(compared: Comparison, temperature: float) -> list[str]:
     if len(compared.families) > 1:
         title = "### Speed-up over cloud: geometric mean of the families"
         parts += [title, _speedups(compared, compared.families)]
-    if "picospec" in compared.arms:
-        parts += ["### picospec against each rival at its best round length", _rivals(compared)]
+    parts += [part for arm in compared.arms if arm == OURS for part in _glance(compared, arm)]
     for link in compared.links:
         parts += [f"### Costs at {_named(link)}", _costs(compared, link)]
-    return parts
+    return [*parts, *_differences(compared)]
+
+
+def _glance(compared: Comparison, arm: str) -> list[str]:
+    lines = [
+        (name, *(value(link) for link in compared.links))
+        for name, value in figures(compared, arm).items()
+    ]
+    return [f"### {arm} over distance", _table(("", *map(_named, compared.links)), lines)]
+
+
+def _differences(compared: Comparison) -> list[str]:
+    found = differences(compared.answers, compared.cloud)
+    if not found:
+        return []
+    head = (
+        "arm",
+        "link",
+        "prompt",
+        "repeat",
+        "at character",
+        "cloud goes on",
+        "the arm goes on",
+    )
+    lines = (
+        (
+            each.arm, _named(each.link), each.prompt, str(each.repeat), str(each.at),
+            _quoted(each.cloud), _quoted(each.said),
+        )
+        for each in found
+    )  # fmt: skip
+    return ["### Other texts than cloud's", DIFFERENT, _table(head, lines)]
+
+
+def _quoted(text: str) -> str:
+    """Return text that stays within its cell."""
+    return f"`{text!r}`".replace("|", "\\|")
 
 
 def _speedups(compared: Comparison, families: Sequence[str]) -> str:
@@ -63,15 +106,6 @@ def _speedups(compared: Comparison, families: Sequence[str]) -> str:
         for arm in compared.arms
     ]
     return _table(("arm", *map(_named, compared.links)), lines)
-
-
-def _rivals(compared: Comparison) -> str:
-    lines = []
-    for link in compared.links:
-        for rival in compared.rivals(link):
-            faster = compared.against("picospec", rival, link)
-            lines.append((_named(link), rival, _shown(faster)))
-    return _table(("link", "rival", "times as fast"), lines)
 
 
 def _costs(compared: Comparison, link: Link) -> str:

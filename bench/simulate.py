@@ -67,7 +67,8 @@ def hosts_of(text: str) -> Hosts:
     times_ms = text.split("/")
     if len(times_ms) not in (2, 3):
         raise ValueError(f"no hosts {text!r}: give cpu, or target/draft in ms, as 72/24")
-    return gpu(*(float(ms) / 1000 for ms in times_ms))
+    target_s, draft_s, *beside_s = (float(ms) / 1000 for ms in times_ms)
+    return gpu(target_s, draft_s, beside_s[0] if beside_s else None)
 
 
 def load(folder: Path, families: Sequence[str]) -> list[Group]:

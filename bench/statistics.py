@@ -44,7 +44,8 @@ def mean(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> Mean:
     value = float(np.exp(np.mean([logs.mean() for logs in families])))
     if any(len(logs) < 2 for logs in families):
         return Mean(value)
-    draws = np.mean([_resampled(logs) for logs in families], axis=0)
+    chance = np.random.default_rng(0)
+    draws = np.mean([_resampled(logs, chance) for logs in families], axis=0)
     low, high = np.exp(np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Mean(value, float(low), float(high))
 
@@ -53,9 +54,9 @@ def _logs(prompts: Mapping[str, Sequence[float]]) -> Floats:
     return np.array([np.mean(np.log(repeats)) for repeats in prompts.values()])
 
 
-def _resampled(logs: Floats) -> Floats:
+def _resampled(logs: Floats, chance: np.random.Generator) -> Floats:
     """Return the mean of each draw of as many prompts, with replacement: [DRAWS]."""
-    chosen = np.random.default_rng(len(logs)).integers(len(logs), size=(DRAWS, len(logs)))
+    chosen = chance.integers(len(logs), size=(DRAWS, len(logs)))
     return np.asarray(logs[chosen].mean(axis=1))
 
 

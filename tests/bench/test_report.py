@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from bench.comparing import Comparison
+from bench.differing import parting
+from bench.glance import figures
 from bench.plots import draw
 from bench.report import markdown
 from bench.statistics import mean
@@ -38,6 +40,14 @@ def test_one_prompt_gives_no_interval() -> None:
     assert mean({"code": {"a": [2.0, 3.0]}}).low is None
 
 
+def test_families_are_drawn_from_independently() -> None:
+    fast_first, slow_first = {"a": [4.0], "b": [1.0]}, {"c": [1.0], "d": [4.0]}
+
+    found = mean({"code": fast_first, "chat": slow_first})
+
+    assert (found.low, found.high) == pytest.approx((1.0, 4.0))
+
+
 def test_the_best_round_length_is_chosen_by_link() -> None:
     compared = Comparison(
         results(
@@ -66,7 +76,7 @@ def test_a_page_names_host_models_commit_and_every_arm() -> None:
         "big",
         "small",
         "| picospec | 4.00 |",
-        "sync:4 | 2.00",
+        "| sync:4 | 2.00 |",
     ):
         assert said in page
     assert "Other work" not in page
@@ -76,6 +86,75 @@ def test_a_busy_machine_is_said_first() -> None:
     page = markdown(results(answer("cloud", 4.0), load=3.0))
 
     assert page.index("Other work ran on this machine") < page.index("a processor")
+
+
+def test_an_arm_is_compared_with_each_rival_at_its_best_round_by_link() -> None:
+    page = markdown(
+        results(
+            answer("cloud", 4.0),
+            answer("picospec", 1.0),
+            answer("paper:2", 2.0),
+            answer("paper:4", 3.0),
+            answer("picospec", 1.0, rtt_ms=200),
+            answer("paper:2", 4.0, rtt_ms=200),
+            answer("paper:4", 3.0, rtt_ms=200),
+        )
+    )
+
+    rival = "| times as fast as `paper`, best round | 2.00 (`paper:2`) | 3.00 (`paper:4`) |"
+    assert rival in page
+    assert "times as fast as `sync`" not in page
+
+
+def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
+    compared = Comparison(results(answer("cloud", 4.0), answer("picospec", 1.0)), 0.0)
+
+    found = {name: value((10.0, None)) for name, value in figures(compared, "picospec").items()}
+
+    assert found == {
+        "times as fast as `cloud`": "4.00",
+        "gap p99, times `cloud`'s": "1.00",
+        "passes per token": "0.50",
+        "bytes up per token": "6.0",
+        "bytes down per token": "4.0",
+        "texts as `cloud`'s": "1 of 1",
+    }
+
+
+def test_an_arm_that_was_not_asked_over_a_link_has_no_figures_there() -> None:
+    compared = Comparison(results(answer("cloud", 4.0)), 0.0)
+
+    found = [value((10.0, None)) for value in figures(compared, "picospec").values()]
+
+    assert found == [""] * 6
+
+
+def test_another_text_is_shown_from_where_it_parts() -> None:
+    page = markdown(
+        results(
+            answer("cloud", 4.0, text="The sky is blue | deep."),
+            answer("picospec", 1.0, text="The sky is grey."),
+            answer("edge-only", 1.0, text="A sky."),
+        )
+    )
+
+    assert r"| picospec | 10 ms | p | 0 | 11 | `'blue \| deep.'` | `'grey.'` |" in page.replace(
+        r"\|", r"\|"
+    )
+    assert "| edge-only | 10 ms | p | 0 |" not in page
+
+
+def test_same_texts_are_not_listed() -> None:
+    page = markdown(results(answer("cloud", 4.0), answer("picospec", 1.0)))
+
+    assert "Other texts" not in page
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "at"), [("abc", "abd", 2), ("ab", "abc", 2), ("", "a", 0)]
+)
+def test_texts_part_at_the_first_character_that_differs(one: str, other: str, at: int) -> None:
+    assert parting(one, other) == at == parting(other, one)
 
 
 @pytest.mark.filterwarnings("default")  # a font cache may be written

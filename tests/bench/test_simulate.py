@@ -112,6 +112,11 @@ def test_hosts_that_cannot_be_are_refused(text: str) -> None:
         hosts_of(text)
 
 
+def test_a_draft_model_beside_the_target_has_a_time_of_its_own() -> None:
+    assert hosts_of("72/24").beside_s is None
+    assert hosts_of("72/24/8").beside_s == pytest.approx(0.008)
+
+
 def test_traces_are_grouped_by_temperature_and_family(tmp_path: Path) -> None:
     for family in ("maths", "code"):
         for temperature in (1.0, 0.0):
