@@ -168,16 +168,17 @@ class VerifyingSession:
 
     # --- passes
 
-    def begin(self, most: int) -> Pass:
+    def begin(self, most: int, *, exact: bool = False) -> Pass:
         """Take at most `most` pending drafts into a pass; `resolve` must follow.
 
-        With fill `never` one at least: the target says nothing without a draft.
+        With fill `never` one at least: the target says nothing without a draft. Not if exact:
+        then the target's rows are laid out already, as for a prompt's last token.
         """
         if self._running or self.finished or self.refusal:
             raise LocalProtocolError("no pass may begin now")
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a place
-        least = int(self.request.fill == "never")
+        least = int(self.request.fill == "never" and not exact)
         count = min(self.pending, max(most, least), self._limits.max_verify, room)
         items = [self._drafts[start + i] for i in range(count)]
         self.broken = False

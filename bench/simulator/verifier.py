@@ -91,7 +91,7 @@ class Verifier:
         self._running, self._due_s = True, inf
         counts = self._arm.share(seats, self._times, self._rows)
         passes = [
-            (seat, seat.session.begin(count if seat.prefilled else 0))
+            (seat, seat.session.begin(count if seat.prefilled else 0, exact=not seat.prefilled))
             for seat, count in zip(seats, counts, strict=True)
         ]
         began_s = self._clock.now_s

@@ -129,7 +129,7 @@ class Seat:
         )
         if self.machine.refusal is not None or (owed is not None and not injected):
             return replace(order, silent=True)
-        begun = self.machine.begin(injected - (owed is not None))
+        begun = self.machine.begin(injected - (owed is not None), exact=True)
         chance = tuple(islice(u, len(begun.draft) + 1)) if self.separate else ()
         return replace(order, draft=begun.draft, q=begun.q, u=chance)
 

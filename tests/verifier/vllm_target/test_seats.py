@@ -80,6 +80,15 @@ def test_a_rehearsal_begins_nothing() -> None:
     assert order.draft == (5, 6)
 
 
+def test_a_step_without_rows_for_drafts_judges_none_even_with_fill_never() -> None:
+    session = seat(fill="never")
+    hear(session, Draft(1, 0, 0, (5, 6, 7)))
+
+    order = session.begin(0, 0, chance())
+
+    assert order.draft == ()
+
+
 def test_an_order_names_the_place_of_its_first_row() -> None:
     session = seat()
     session.begin(0, 0, chance())
