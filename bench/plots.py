@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,10 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.comparing import Comparison, Link
+from bench.predict import Crowd
 from bench.results import Answer, Results
+from bench.simulator.table import Row, speedups
 
 SIZE_IN = (9.0, 4.5)
 DPI = 130
+DPI_SMALL = 90
 
 Measure = Callable[[Sequence[Answer]], float]
 
@@ -114,4 +117,54 @@ def _gaps(compared: Comparison) -> Figure:
     axis.set(xlabel="gap between two arrivals of text, ms", ylabel="share of longer gaps")
     axis.set_yscale("symlog", linthresh=0.01)
     axis.legend(fontsize="small")
+    return figure
+
+
+def draw_predictions(
+    cells: Mapping[tuple[str, float], Sequence[Row]], crowds: Sequence[Crowd], folder: Path
+) -> list[Path]:
+    """Write the plots of bench.predict; return their files. cells: by point and temperature."""
+    drawn = {"predicted-speedup": _predicted(cells), "predicted-capacity": _capacity(crowds)}
+    files = []
+    for name, figure in drawn.items():
+        files.append(folder / f"{name}.png")
+        figure.savefig(files[-1], dpi=DPI_SMALL)
+        pyplot.close(figure)
+    return files
+
+
+def _predicted(cells: Mapping[tuple[str, float], Sequence[Row]]) -> Figure:
+    """Temperatures down, operating points across; lines are means over families."""
+    points = list(dict.fromkeys(point for point, _ in cells))
+    heats = list(dict.fromkeys(heat for _, heat in cells))
+    figure, axes = pyplot.subplots(
+        len(heats), len(points), figsize=(11.0, 3.0 * len(heats)), sharey="row",
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for (point, heat), found in cells.items():
+        axis = axes[heats.index(heat)][points.index(point)]
+        for (arm, family), values in speedups(found).items():
+            if family == "all":
+                axis.plot(list(values), list(values.values()), label=arm, marker=".")
+        axis.axhline(1.0, color="grey", linewidth=0.8)
+        axis.set(title=f"{point}, T = {heat:g}", xlabel="RTT, ms", ylim=(0, None))
+    for line in axes:
+        line[0].set_ylabel("speed-up over cloud (simulated)")
+    axes[0][0].legend(fontsize="small")
+    return figure
+
+
+def _capacity(crowds: Sequence[Crowd]) -> Figure:
+    points = list(dict.fromkeys(crowd.point for crowd in crowds))
+    figure, axes = pyplot.subplots(
+        1, len(points), figsize=(11.0, 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, point in zip(axes[0], points, strict=True):
+        for arm in dict.fromkeys(crowd.arm for crowd in crowds):
+            own = [c for c in crowds if (c.point, c.arm) == (point, arm)]
+            rates = [c.tokens_per_s for c in own]
+            axis.plot([c.clients for c in own], rates, label=arm, marker=".")
+        axis.set(title=point, xlabel="clients of one verifier", ylim=(0, None))
+    axes[0][0].set_ylabel("tokens/s of each (simulated)")
+    axes[0][0].legend(fontsize="small")
     return figure

@@ -41,6 +41,16 @@ CPU_BOX = Hosts(
 """Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on another."""
 
 
-def gpu(target_s: float, draft_s: float, beside_s: float | None = None) -> Hosts:
-    """Return hosts whose passes cost the same at any size, as on a GPU far from full."""
-    return Hosts(Curve({1: target_s}), Curve({1: draft_s}), beside_s=beside_s)
+def gpu(
+    target_s: float,
+    draft_s: float,
+    beside_s: float | None = None,
+    twice_at: int | None = None,
+) -> Hosts:
+    """Return hosts with one device at each end.
+
+    twice_at: rows of a pass that takes twice as long as one of a single row, and so on in
+    proportion. None: all cost the same, as far from full.
+    """
+    points = {1: target_s} if twice_at is None else {1: target_s, twice_at: 2 * target_s}
+    return Hosts(Curve(points), Curve({1: draft_s}), beside_s=beside_s)

@@ -1,0 +1,65 @@
+"""Predictions say what was simulated: every point, arm and distance, and how many clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import predict
+from bench.plots import draw_predictions
+from bench.predict import ARMS, CLIENTS, POINTS, RTTS_MS, Crowd, capacity, crowds
+from bench.simulator.hosts import gpu
+from bench.simulator.source import synthetic
+from bench.simulator.table import Group
+
+POINT = next(iter(POINTS))
+
+
+def crowd(clients: int, tokens_per_s: float, arm: str = "cloud") -> Crowd:
+    return Crowd(POINT, arm, clients, tokens_per_s, None)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "clients"), [(30.0, 0.0), (15.0, 6.0), (10.0, 11.0), (5.0, 11.0)]
+)
+def test_capacity_lies_between_the_numbers_simulated(
+    tokens_per_s: float, clients: float
+) -> None:
+    found = [crowd(1, 20.0), crowd(11, 10.0), crowd(1, 99.0, arm="picospec")]
+
+    assert capacity(found, "cloud", tokens_per_s) == pytest.approx(clients)
+
+
+def test_rows_cost_in_proportion() -> None:
+    curve = gpu(0.1, 0.01, twice_at=256).pass_s
+
+    assert [curve.of(rows) for rows in (1, 256, 511)] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_clients_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "CLIENTS", (1, 32))
+
+    found = list(crowds([synthetic(0.8, 20)], POINT))
+
+    assert [(c.arm, c.clients) for c in found] == [
+        (arm, count) for count in (1, 32) for arm in ("cloud", "picospec", "colocated")
+    ]
+    rates = {(c.arm, c.clients): c.tokens_per_s for c in found}
+    assert all(rates[arm, 32] < rates[arm, 1] for arm in ("cloud", "picospec", "colocated"))
+
+
+@pytest.mark.filterwarnings("default")  # a font cache may be written
+def test_tables_and_plots_have_every_arm_and_distance(tmp_path: Path) -> None:
+    cells = {(POINT, 0.0): predict.single([Group("code", 0.0, [synthetic(0.8, 20)])], POINT)}
+    found = [crowd(count, 100.0 / count) for count in CLIENTS]
+
+    table = predict.speedup_table(cells, 0.0)
+    files = draw_predictions(cells, found, tmp_path)
+
+    assert [line.split("|")[2].strip(" `") for line in table.splitlines()[2:]] == list(ARMS)
+    assert all(f"{ms:g} ms" in table.splitlines()[0] for ms in RTTS_MS)
+    assert "| 11.1 | 10 | 0 | 0 |" in predict.capacity_table(found)
+    assert predict.crowd_table(found).endswith(f"| {100.0 / CLIENTS[-1]:.1f} |")
+    assert [file.name for file in files] == ["predicted-speedup.png", "predicted-capacity.png"]
+    assert all(file.stat().st_size > 1000 for file in files)
