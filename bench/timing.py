@@ -40,6 +40,9 @@ WARM_UP: Final = 2
 """Commits at first that are not counted: the prompt's, and one that may lack drafts."""
 
 MOST_PASSES: Final = 12
+LEAST_PASSES: Final = 3
+"""Sizes of which fewer were seen are left out: they came about by chance."""
+
 POST_EVERY_S: Final = 0.02
 
 
@@ -191,7 +194,7 @@ def curve(commits: Sequence[Commit]) -> dict[int, float]:
     for commit in commits:
         if commit.accepted == len(commit.tokens) - 1:
             found.setdefault(len(commit.tokens), []).append(commit)
-    return {rows: period_s(some) for rows, some in sorted(found.items())}
+    return {r: period_s(some) for r, some in sorted(found.items()) if len(some) >= LEAST_PASSES}
 
 
 def line(prompt_tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:

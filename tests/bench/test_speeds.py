@@ -49,16 +49,17 @@ def test_a_file_of_something_else_is_no_speeds(tmp_path: Path) -> None:
 
 
 def test_a_pass_has_as_many_rows_as_its_commit_has_tokens() -> None:
-    found = curve(
-        [
-            commit(1, 5, accepted=4, pass_s=0.2),
-            commit(6, 5, accepted=4, pass_s=0.4),
-            commit(11, 3, accepted=2, pass_s=0.1),
-            commit(14, 2, accepted=2),  # cut at the answer's end: it had a row more
-        ]
-    )
+    commits = [
+        *(commit(1, 5, accepted=4, pass_s=seconds) for seconds in (0.2, 0.3, 0.9)),
+        *[commit(6, 3, accepted=2, pass_s=0.1)] * 3,
+        *[commit(9, 2, accepted=2)] * 3,  # cut at the answer's end: these had a row more
+    ]
 
-    assert found == pytest.approx({3: 0.11, 5: 0.31})
+    assert curve(commits) == pytest.approx({3: 0.11, 5: 0.31})
+
+
+def test_a_size_seen_by_chance_is_left_out() -> None:
+    assert curve([commit(1, 5, accepted=4)] * 2) == {}
 
 
 def test_no_passes_cannot_be_timed() -> None:
