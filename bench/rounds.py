@@ -1,4 +1,5 @@
-"""An edge that speculates in rounds, as published systems do: the product but for its pacing.
+"""An edge that speculates in rounds, as published systems do: the product but for its pacing,
+and without lookup.
 
     python -m bench.rounds sync:4 --verifier-url ... --draft-model ...
 
@@ -94,7 +95,8 @@ def main(
 ) -> None:
     """Serve the OpenAI API, drafting in rounds; other settings come from the environment."""
     named = {
-        "host": host, "port": port, "verifier_url": verifier_url, "draft_model": draft_model
+        "host": host, "port": port, "verifier_url": verifier_url, "draft_model": draft_model,
+        "lookup": False,
     }  # fmt: skip
     try:
         make_pace = Rule.parse(rule).make_pace

@@ -47,6 +47,7 @@ class EdgePlan:
     drafter: str = "model"
     judge: str = "coupled"
     fill: str = "auto"
+    lookup: bool = True
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     rate_mbit: float | None = None
@@ -157,6 +158,7 @@ class Stand:
             "PICOSPEC_EDGE__DRAFTER": edge.drafter,
             "PICOSPEC_EDGE__JUDGE": edge.judge,
             "PICOSPEC_EDGE__FILL": edge.fill,
+            "PICOSPEC_EDGE__LOOKUP": str(edge.lookup),
             **self.plan.environment,
         }
         cores = self.plan.verifier_cores if edge.beside else self.plan.edge_cores

@@ -64,10 +64,11 @@ def build(settings: EdgeSettings, store: Store, make_pace: MakePace = Pace) -> F
     url = str(settings.verifier_url).rstrip("/")
     connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
     uplink = Uplink(connection, metrics)
+    lookup = settings.lookup and settings.drafter != "noise"
     engine = EdgeEngine(
         uplink,
         drafter,
-        Policy(settings.judge, settings.fill, settings.draft_pacing),
+        Policy(settings.judge, settings.fill, settings.draft_pacing, lookup),
         metrics,
         vocabulary=model.vocabulary.fingerprint,
         make_pace=make_pace,

@@ -57,7 +57,10 @@ class EdgeSettings(BaseSettings):
     """A pair of the catalogue (its draft model is used), or the path of a GGUF file."""
 
     drafter: Literal["model", "none", "noise"] = "model"
-    """`none`: the verifier fills in. `noise`: useless drafts, to measure what they cost."""
+    """`none`: only lookup drafts. `noise`: useless drafts, to measure what they cost."""
+
+    lookup: bool = True
+    """Guess what followed when the same was said before, where that pays; in `coupled` only."""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Jobs that can draft at once; more run without drafts."""

@@ -25,6 +25,7 @@ from edge_agent.tally import Tally
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, TokenLogprob
 from speculation.drafting import DraftingSession
+from speculation.lookup import Lookup
 from speculation.messages import Commit, Fill, Judge, Limits, ModelFacts, Open, Sampling
 from speculation.pacing import DraftPacing
 
@@ -55,6 +56,8 @@ class Policy:
     judge: Judge = "coupled"
     fill: Fill = "auto"
     pacing: DraftPacing = field(default_factory=DraftPacing)
+    lookup: bool = True
+    """Guess also what followed when the same was said before; only in `coupled`."""
 
 
 class EdgeEngine:
@@ -120,8 +123,10 @@ class EdgeEngine:
         finish = await running.run(committed)
         statistics = tally.finished(finish.totals)
         self._metrics.drafted.inc(running.drafted)
+        self._metrics.looked_up.inc(running.looked_up)
         self._metrics.accepted.inc(statistics.accepted_tokens)
-        self._metrics.wasted.inc(max(0, running.drafted - statistics.accepted_tokens))
+        guesses = running.drafted + running.looked_up
+        self._metrics.wasted.inc(max(0, guesses - statistics.accepted_tokens))
         await emit(Delta((), _no_logprobs(job), finish.reason, statistics))
 
     def _pipeline(self, job: Job, facts: ModelFacts, seat: Seat | None) -> Pipeline:
@@ -139,6 +144,7 @@ class EdgeEngine:
             ),
             self._metrics,
             uniforms=_uniforms(chance),
+            lookup=self._lookup(job),
             separate=request.judge == "separate",
             clock=self._clock,
         )
@@ -168,6 +174,11 @@ class EdgeEngine:
         """`never` would wait for ever where the draft model cannot reach the end."""
         reaches = seat and len(job.prompt) + job.max_tokens <= seat.context_tokens
         return self._policy.fill if reaches else "auto"
+
+    def _lookup(self, job: Job) -> Lookup | None:
+        if self._policy.lookup and self._policy.judge == "coupled":
+            return Lookup(job.prompt)
+        return None
 
     def _pick(self, job: Job, request: Open, chance: np.random.Generator) -> guessing.Pick:
         if request.judge == "separate":

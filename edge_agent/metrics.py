@@ -19,6 +19,11 @@ class EdgeMetrics:
         self.drafted = Counter(
             "picospec:edge_draft_tokens", "Tokens the draft model guessed.", registry=registry
         )
+        self.looked_up = Counter(
+            "picospec:edge_lookup_tokens",
+            "Tokens guessed from what was said before, without the draft model.",
+            registry=registry,
+        )
         self.stale = Counter(
             "picospec:edge_stale_steps",
             "Draft steps whose context was no longer true when they ended.",

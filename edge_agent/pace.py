@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from speculation.drafting import DraftingSession
+from speculation.lookup import Times
 from speculation.messages import Limits
 from speculation.pacing import DraftPacing, may_draft, rest, should_flush, window
 
@@ -25,6 +26,10 @@ class Pace:
         self._last = (-1, -1)
 
     @property
+    def times(self) -> Times:
+        return Times(self._rtt_s(), self._pass_s, self._draft_s)
+
+    @property
     def window(self) -> int:
         """Unverified tokens allowed; all there may be while a pass's time is unknown."""
         if self._pass_s == 0.0:
@@ -34,11 +39,18 @@ class Pace:
         )
 
     def may_draft(self, session: DraftingSession) -> bool:
+        return self._may_draft(session, self.window)
+
+    def may_look_up(self, session: DraftingSession) -> bool:
+        """A guess that takes no time is worth keeping, however far ahead."""
+        return self._may_draft(session, self.limits.max_ahead)
+
+    def _may_draft(self, session: DraftingSession, room: int) -> bool:
         return may_draft(
             self.pacing,
             survival=session.survival,
             unverified=len(session.chain),
-            room=self.window,
+            room=room,
             resting=session.since_break < rest(session.misses),
         )
 

@@ -3,6 +3,8 @@
 Three halves run at once: one drafts, one sends, one takes in what the verifier says. All rules
 live in the session and in speculation.pacing; this module only awaits.
 
+What was said before is guessed again without a step, where that pays (speculation.lookup).
+
 A step may end in a world that is not the one it began in: its guess is used only if the epoch
 and the position are still the same.
 """
@@ -14,6 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Protocol
 
 import structlog
@@ -25,6 +28,7 @@ from edge_agent.pace import Pace
 from gateway.errors import EngineFault
 from speculation.drafting import DraftingSession
 from speculation.errors import RemoteProtocolError
+from speculation.lookup import Lookup
 from speculation.messages import Commit, Down, Draft, Finish, Opened, Redraw, Refuse, TokenId
 
 Emit = Callable[[Commit], Awaitable[None]]
@@ -59,7 +63,7 @@ class Guesser:
 
 
 class Pipeline:
-    """One session. `guesser` None: without drafts; the verifier fills in."""
+    """One session. Without guesser and lookup nothing is drafted: the verifier fills in."""
 
     def __init__(
         self,
@@ -70,16 +74,19 @@ class Pipeline:
         metrics: EdgeMetrics,
         *,
         uniforms: Iterator[float],
+        lookup: Lookup | None = None,
         separate: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.drafted = 0
+        self.looked_up = 0
         self._session = session
         self._link = link
         self._guesser = guesser
         self._pace = pace
         self._metrics = metrics
         self._uniforms = uniforms
+        self._lookup = lookup
         self._separate = separate
         self._clock = clock
         self._progress = asyncio.Event()
@@ -92,9 +99,7 @@ class Pipeline:
         """
         try:
             async with asyncio.TaskGroup() as halves:
-                others = [halves.create_task(self._link.post())]
-                if self._guesser is not None:
-                    others.append(halves.create_task(self._draft(self._guesser)))
+                others = [halves.create_task(up) for up in (self._link.post(), self._draft())]
                 finish = await self._take_in(emit)
                 for half in others:
                     half.cancel()
@@ -142,20 +147,34 @@ class Pipeline:
 
     # --- up
 
-    async def _draft(self, guesser: Guesser) -> None:
-        try:
-            while True:
-                while not self._may_draft(guesser):
-                    self._flush(drafting=False)
-                    self._progress.clear()
-                    await self._progress.wait()
+    async def _draft(self) -> None:
+        while True:
+            self._look_up()
+            guesser = self._with_room
+            if guesser and self._session.may_extend and self._pace.may_draft(self._session):
+                self._flush(drafting=True)
                 await self._step(guesser)
-                self._flush(drafting=self._may_draft(guesser))
-        except CannotDraft as error:
-            structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
-            self._flush(drafting=False)
+            else:
+                self._flush(drafting=False)
+                self._progress.clear()
+                await self._progress.wait()
+
+    def _look_up(self) -> None:
+        if self._lookup is None:
+            return
+        times = self._pace.times if self._with_room else replace(self._pace.times, draft_s=inf)
+        self.looked_up += self._lookup.draft(
+            self._session, times, lambda: self._pace.may_look_up(self._session)
+        )
 
     async def _step(self, guesser: Guesser) -> None:
+        try:
+            await self._guess(guesser)
+        except CannotDraft as error:
+            structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
+            self._guesser = None
+
+    async def _guess(self, guesser: Guesser) -> None:
         session = self._session
         context = [*guesser.prompt, *session.guessed]
         made_for = session.epoch, len(context)
@@ -163,6 +182,8 @@ class Pipeline:
         guess = await guesser.seat.step(context, len(guesser.prompt), guesser.pick)
         took_s = self._clock() - begun
         self._metrics.step_s.observe(took_s)
+        if self._lookup is not None:
+            self._lookup.stepped(*made_for, took_s, self._pace.times.draft_s)
         if made_for != (session.epoch, len(guesser.prompt) + self._position):
             self._metrics.stale.inc()
             return
@@ -170,9 +191,13 @@ class Pipeline:
         self.drafted += 1
         session.extend(guess)
 
-    def _may_draft(self, guesser: Guesser) -> bool:
-        room = len(guesser.prompt) + self._position < guesser.seat.context_tokens
-        return room and self._session.may_extend and self._pace.may_draft(self._session)
+    @property
+    def _with_room(self) -> Guesser | None:
+        """The draft model, unless the text has grown longer than it can read."""
+        guesser = self._guesser
+        if guesser and len(guesser.prompt) + self._position < guesser.seat.context_tokens:
+            return guesser
+        return None
 
     @property
     def _position(self) -> int:

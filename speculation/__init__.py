@@ -3,7 +3,7 @@
 Read it in this order: messages (what is said), codec and wire (how it is written), noise (the
 chance both ends share), laws (distributions over tokens), judging (what becomes of a draft),
 honesty (what no edge sends), drafting and verifying (the two halves of a session), budget (how
-much to verify), pacing (when to draft, when to verify).
+much to verify), pacing (when to draft, when to verify), lookup (drafting without a model).
 
 Nothing here does I/O, reads a clock or draws a random number: all of these are arguments.
 """

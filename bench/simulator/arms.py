@@ -6,6 +6,7 @@ paper              PicoSpec as published (arXiv:2603.19133): one round in flight
                    is drafted; no token of the target's own when all of a round stands
 picospec           this product, `auto`
 picospec-nofill    the same, fill `never`
+picospec-nolookup  the same as picospec, without prompt lookup
 colocated          sync beside the target: no link, but drafting takes the target's time
 
 Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
@@ -20,6 +21,7 @@ from typing import ClassVar
 from speculation import budget, pacing
 from speculation.budget import PassTimes
 from speculation.drafting import DraftingSession
+from speculation.lookup import Times
 from speculation.messages import Fill, Limits
 from speculation.pacing import Arrivals, DraftPacing, Waiting
 from speculation.verifying import VerifyingSession
@@ -34,6 +36,10 @@ class Desk:
     rtt_s: float
     draft_s: float
     pass_s: float = 0.0
+
+    @property
+    def times(self) -> Times:
+        return Times(self.rtt_s, self.pass_s, self.draft_s)
 
     @property
     def in_flight(self) -> int:
@@ -65,9 +71,15 @@ class Arm:
     beside: ClassVar[bool] = False
     """Whether the draft model runs on the target's host."""
 
+    lookup: bool = False
+    """Whether it guesses also what followed when the same was said before."""
+
     gamma: int = 0
 
     def may_draft(self, desk: Desk) -> bool:
+        return False
+
+    def may_look_up(self, desk: Desk) -> bool:
         return False
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
@@ -118,11 +130,18 @@ class PicoSpec(Arm):
     name: str = "picospec"
     fill: Fill = "auto"
     pacing: DraftPacing = field(default_factory=DraftPacing)
+    lookup: bool = True
 
     def may_draft(self, desk: Desk) -> bool:
         room = pacing.window(
             desk.limits, rtt_s=desk.rtt_s, pass_s=desk.pass_s, draft_s=desk.draft_s
         )
+        return self._may_draft(desk, room)
+
+    def may_look_up(self, desk: Desk) -> bool:
+        return self._may_draft(desk, desk.limits.max_ahead)
+
+    def _may_draft(self, desk: Desk, room: int) -> bool:
         return pacing.may_draft(
             self.pacing,
             survival=desk.session.survival,

@@ -8,6 +8,7 @@ from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from speculation.drafting import DraftingSession, Guess
+from speculation.lookup import Lookup
 from speculation.messages import Commit, Down, Finish, TokenId, Totals
 
 
@@ -37,6 +38,7 @@ class Edge:
         self._arm = arm
         self._desk = desk
         self._draft_s = draft_s
+        self._lookup = Lookup(source.prompt) if arm.lookup else None
         self._done = done
         self._asked_s = clock.now_s
         self._cached: list[TokenId] = []
@@ -71,6 +73,7 @@ class Edge:
     def _act(self) -> None:
         if self._busy:
             return
+        self._look_up()
         if self._arm.should_flush(self._desk, self._drafting) and (
             message := self._session.flush()
         ):
@@ -78,19 +81,27 @@ class Edge:
         if self._drafting:
             self._step()
 
+    def _look_up(self) -> None:
+        if self._lookup is not None:
+            self.log.drafted += self._lookup.draft(
+                self._session, self._desk.times, lambda: self._arm.may_look_up(self._desk)
+            )
+
     @property
     def _drafting(self) -> bool:
         return self._session.may_extend and self._arm.may_draft(self._desk)
 
     def _step(self) -> None:
         """Decode what the draft model has not seen; its guess may come too late to be used."""
-        context = self._session.guessed
+        context, epoch = self._session.guessed, self._session.epoch
         step_s = self._draft_s.of(max(1, len(context) - _common(self._cached, context)))
         self._busy = True
         self._cached = context
         self.log.drafted += 1
         self.log.drafting_s += step_s
         guess = self._source.guess(context)
+        if self._lookup is not None:
+            self._lookup.stepped(epoch, len(context), step_s, self._desk.draft_s)
         self._clock.after(step_s, lambda: self._drafted(context, guess))
 
     def _drafted(self, context: list[TokenId], guess: Guess) -> None:

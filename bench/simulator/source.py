@@ -20,7 +20,8 @@ from speculation.laws import Law
 from speculation.messages import Sampling, TokenId
 
 WRONG: Final = 100_000
-"""A token that is in no answer; three bytes on the wire, as most of a large vocabulary."""
+"""Tokens from here on are in no answer; three bytes on the wire, as most of a large vocabulary.
+No two wrong guesses of an answer are the same, for then the edge could look them up."""
 
 VOCABULARY: Final = 1 << 18
 
@@ -50,7 +51,7 @@ class Source:
         position = len(context)
         token = self._guesses[position]
         if list(context) != self.tokens[:position]:
-            token = WRONG
+            token = WRONG + position
         return Guess(token, self._confidences[position])
 
     def right(self, position: int) -> bool:

@@ -19,6 +19,7 @@ PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": PicoSpec(),
     "picospec-nofill": PicoSpec(name="picospec-nofill", fill="never"),
+    "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 

@@ -181,6 +181,22 @@ def test_the_first_pass_takes_what_it_is_said_to() -> None:
     assert answer.ttft_s == pytest.approx(0.8)
 
 
+def test_a_copy_is_looked_up_where_draft_steps_limit_and_only_there() -> None:
+    text = list(range(200))
+    copy = Source(text, text, text, [0.9] * 200)
+    fast, slow = gpu(0.01, 0.01), gpu(0.1, 0.01)
+    without = PicoSpec(lookup=False)
+
+    ratios = [
+        run(PicoSpec(), copy, rtt_ms=20, hosts=hosts).tokens_per_s
+        / run(without, copy, rtt_ms=20, hosts=hosts).tokens_per_s
+        for hosts in (fast, slow)
+    ]
+
+    assert ratios[0] > 2.0
+    assert ratios[1] == 1.0
+
+
 def test_a_thin_line_costs_what_its_bytes_take() -> None:
     source = synthetic(1.0, 100)
 

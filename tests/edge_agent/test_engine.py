@@ -207,3 +207,26 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
 
     assert uplink.opened[0].fill == fill
     assert paces[0].pacing.rests is (fill != "never")  # a rest would have both ends wait
+
+
+@pytest.mark.parametrize(
+    ("policy", "looks_up"),
+    [(Policy(), True), (Policy(lookup=False), False), (Policy(judge="separate"), False)],
+)
+async def test_without_a_seat_it_looks_up_what_was_said_unless_told_not_to(
+    metrics: EdgeMetrics, policy: Policy, looks_up: bool
+) -> None:
+    async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        yield Commit(0, 0, (51, 52, 53))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        yield Finish("stop")
+
+    uplink = FakeUplink(copying)
+    job = Job("r1", (51, 52, 53, 54, 55, 56), 20, Sampling(temperature=0.5), seed=9)
+
+    await deltas(engine(uplink, metrics, NoDrafter(), policy).generate(job))
+
+    assert (uplink.link.drafted[:3] == [54, 55, 56]) is looks_up
+    assert (metrics.looked_up._value.get() > 0) is looks_up

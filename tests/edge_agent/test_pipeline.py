@@ -17,6 +17,7 @@ from edge_agent.pipeline import Guesser, Pipeline
 from gateway.errors import EngineFault, Unavailable
 from speculation.drafting import DraftingSession, Guess
 from speculation.laws import DraftLaw
+from speculation.lookup import Lookup
 from speculation.messages import (
     Commit,
     Down,
@@ -48,17 +49,20 @@ class Edge:
         pacing: DraftPacing | None = None,
         separate: bool = False,
         stop: TokenId = 777,
+        prompt: tuple[TokenId, ...] = PROMPT,
+        lookup: bool = False,
     ) -> None:
-        pick = guessing.coupled(Sampling(), 0, len(PROMPT))
+        pick = guessing.coupled(Sampling(), 0, len(prompt))
         self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=(stop,))
         self.spoken: list[TokenId] = []
         self.pipeline = Pipeline(
             self.session,
             link,
-            None if seat is None else Guesser(seat, pick, PROMPT),
+            None if seat is None else Guesser(seat, pick, prompt),
             Pace(pacing or DraftPacing(), LIMITS, lambda: 0.0),
             metrics,
             uniforms=iter(np.random.default_rng(3).random, 2.0),
+            lookup=Lookup(prompt) if lookup else None,
             separate=separate,
         )
 
@@ -275,6 +279,114 @@ async def test_a_commit_said_twice_is_emitted_once(metrics: EdgeMetrics) -> None
     await edge.run()
 
     assert edge.spoken == [9, 8, 6, 5]
+
+
+async def idle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_without_a_seat_it_drafts_what_followed_before(metrics: EdgeMetrics) -> None:
+    async def patient(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await idle()
+        yield Commit(0, 0, (9, 1, 2, 3))  # as in the prompt
+        await link.until_sent(3)
+        yield Commit(0, 4, (4, 5, 6, 9, 9), accepted=3)
+        yield Finish("stop")
+
+    link = ScriptedLink(patient)
+    edge = Edge(metrics, link, prompt=(1, 2, 3, 4, 5, 6, 7), lookup=True)
+
+    await edge.run()
+
+    first = link.sent[0]
+    assert isinstance(first, Draft)
+    assert (first.start, first.tokens[:4]) == (4, (4, 5, 6, 7))
+    assert edge.spoken == [9, 1, 2, 3, 4, 5, 6, 9, 9]
+    assert (edge.pipeline.drafted, edge.pipeline.looked_up) == (0, len(link.drafted))
+
+
+async def test_a_lookup_that_was_wrong_breaks_the_chain_like_any_guess(
+    metrics: EdgeMetrics,
+) -> None:
+    async def correcting(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        yield Commit(0, 0, (1, 2, 3))
+        await link.until_sent(4)
+        yield Commit(0, 3, (4, 88, 5, 6, 7))
+        await link.until_sent(len(link.drafted) + 1)
+        yield Finish("stop")
+
+    link = ScriptedLink(correcting)
+    edge = Edge(metrics, link, prompt=(1, 2, 3, 4, 5, 6, 7, 8), lookup=True)
+
+    await edge.run()
+
+    second = next(m for m in link.sent if m.epoch == 1)
+    assert isinstance(second, Draft)
+    assert (second.start, second.behind, second.tokens[0]) == (8, 0, 8)
+
+
+async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
+    metrics: EdgeMetrics,
+) -> None:
+    prompt = tuple(range(100, 140))
+
+    async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        yield Commit(0, 0, prompt[:20], pass_s=1e-4)
+        await link.until_sent(18)
+        yield Finish("stop")
+
+    seat = CountingSeat(wait=lambda _: asyncio.sleep(0.01))
+    edge = Edge(metrics, ScriptedLink(copying), seat, prompt=prompt, lookup=True, max_tokens=99)
+
+    await edge.run()
+
+    assert edge.pipeline.looked_up == 16
+    assert [guess.token for guess in edge.session.chain[:16]] == list(prompt[20:36])
+
+
+async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
+    metrics: EdgeMetrics,
+) -> None:
+    prompt = tuple(range(100, 140))
+
+    async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        yield Commit(0, 0, prompt[:20], pass_s=10.0)
+        await link.until_sent(18)
+        yield Finish("stop")
+
+    edge = Edge(metrics, ScriptedLink(copying), CountingSeat(), prompt=prompt, lookup=True)
+
+    await edge.run()
+
+    assert edge.pipeline.looked_up == 0
+
+
+async def test_past_the_draft_models_room_and_after_its_failure_it_looks_up_alone(
+    metrics: EdgeMetrics,
+) -> None:
+    async def fail(context: Sequence[TokenId]) -> None:
+        raise CannotDraft("no memory")
+
+    async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        yield Commit(0, 0, (1, 2, 3))
+        await link.until_sent(3)
+        yield Finish("stop")
+
+    full, failing = ScriptedLink(copying), ScriptedLink(copying)
+    prompt = (1, 2, 3, 4, 5, 6, 7)
+    seats = CountingSeat(context_tokens=7), CountingSeat(wait=fail)
+    for link, seat in zip((full, failing), seats, strict=True):
+        await Edge(metrics, link, seat, prompt=prompt, lookup=True).run()
+
+    assert full.drafted[:3] == failing.drafted[:3] == [4, 5, 6]
 
 
 class LawfulSeat(CountingSeat):

@@ -1,0 +1,206 @@
+"""The index finds what a search of the whole text finds; a guess is made where it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.drafting import DraftingSession, Guess
+from speculation.lookup import FIRST_TRUST, LENGTHS, Index, Lookup, Match, Times, worth
+from speculation.messages import Commit, TokenId
+
+COPIED = tuple(range(100, 140))
+"""No n-gram stands in it twice."""
+
+LIMITED = Times(rtt_s=0.05, pass_s=0.02, draft_s=0.01)
+"""A pass holds two draft steps: drafting is what limits."""
+
+NO_MODEL = Times(rtt_s=0.05, pass_s=0.02, draft_s=inf)
+
+tokens = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), max_size=12).map(
+    lambda runs: [token for token, times in runs for _ in range(times)]
+)
+"""Runs of one token among few: long n-grams come back."""
+
+
+def search(text: Sequence[TokenId]) -> Match | None:
+    """The longest n-gram first, its last occurrence with a token after it."""
+    for n in LENGTHS:
+        for at in range(len(text) - 1, n - 1, -1):
+            if len(text) > n and text[at - n : at] == text[len(text) - n :]:
+                return Match(text[at], n)
+    return None
+
+
+def looking_up(prompt: Sequence[TokenId], *said: TokenId) -> tuple[Lookup, DraftingSession]:
+    session = DraftingSession(max_tokens=1000, stop_tokens=(777,))
+    if said:
+        session.receive(Commit(0, 0, said))
+    return Lookup(prompt), session
+
+
+def go_on(session: DraftingSession, *tokens: TokenId) -> None:
+    session.receive(Commit(session.epoch, len(session.committed), tokens))
+
+
+@given(tokens)
+def test_a_match_is_what_a_search_of_the_text_finds(text: list[int]) -> None:
+    index = Index()
+
+    for end, token in enumerate(text, 1):
+        index.append(token)
+
+        assert index.match() == search(text[:end])
+
+
+@given(tokens, st.lists(st.tuples(st.integers(0, 60), tokens), max_size=5))
+def test_a_text_cut_back_is_as_if_the_rest_had_never_been_said(
+    text: list[int], edits: list[tuple[int, list[int]]]
+) -> None:
+    index = Index(text)
+
+    for length, more in edits:
+        index.truncate(length)
+        text = text[:length] + more
+        for token in more:
+            index.append(token)
+
+    again = Index(text)
+    assert (index.tokens, index._after, index._replaced, index._ending) == (
+        again.tokens, again._after, again._replaced, again._ending,
+    )  # fmt: skip
+
+
+def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:
+    last = Index([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3])
+    longer = Index([*range(8), 50, 5, 6, 7, 60, *range(8)])
+
+    assert last.match() == Match(9, 3)
+    assert longer.match() == Match(50, 8)
+
+
+@given(
+    prompt=tokens,
+    events=st.lists(
+        st.tuples(st.sampled_from(["guess", "right", "wrong", "fill"]), st.integers(0, 2)),
+        max_size=60,
+    ),
+)
+def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
+    prompt: list[int], events: list[tuple[str, int]]
+) -> None:
+    lookup, session = looking_up(prompt)
+
+    for kind, token in events:
+        chain = [guess.token for guess in session.chain]
+        if kind == "guess":
+            session.extend(Guess(token, 1.0))
+        elif kind == "right" and chain:
+            go_on(session, *chain[: token + 1])
+        elif kind == "wrong" and chain:
+            go_on(session, *chain[:token], 3)
+        elif kind == "fill":
+            go_on(session, *chain, token)
+        if token:  # else it falls behind
+            found = search([*prompt, *session.guessed])
+            guess = lookup.guess(session, NO_MODEL)
+
+            assert (guess and guess.token) == (found and found.token)
+            assert lookup._index.tokens == [*prompt, *session.guessed]
+
+
+def test_a_copy_is_guessed_to_its_end() -> None:
+    lookup, session = looking_up((*COPIED, 1, 2), *COPIED[:16])
+
+    drafted = lookup.draft(session, LIMITED, lambda: len(session.chain) < 30)
+
+    assert drafted == 30
+    assert [guess.token for guess in session.chain[:26]] == [*COPIED[16:], 1, 2]
+
+
+def test_nothing_is_guessed_after_a_stop_token() -> None:
+    prompt = (*COPIED[:20], 777, *COPIED[20:])
+    lookup, session = looking_up(prompt, *COPIED[:18])
+
+    lookup.draft(session, LIMITED, lambda: True)
+
+    assert [guess.token for guess in session.chain] == [118, 119, 777]
+
+
+def test_the_confidence_is_how_often_matches_of_that_length_were_right() -> None:
+    lookup, session = looking_up(COPIED, *COPIED[:3])
+    first = lookup.guess(session, NO_MODEL)
+
+    for at in range(3, 7):  # never guessed, and yet they would have been right
+        go_on(session, COPIED[at])
+
+    learned = lookup.guess(session, NO_MODEL)
+    assert first is not None
+    assert learned is not None
+    assert first.confidence == FIRST_TRUST[3][0]
+    right, seen = FIRST_TRUST[3]
+    assert learned.confidence == pytest.approx((right * seen + 4) / (seen + 4))
+
+
+def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
+    numbers = count(1000)
+    lookup, session = looking_up((*COPIED, *COPIED), *COPIED[:16])
+    assert lookup.guess(session, LIMITED)
+
+    for _ in range(3):  # sixteen tokens are the same, the next is another
+        go_on(session, next(numbers), *COPIED[:16])
+    after_three = lookup.guess(session, LIMITED)
+    for _ in range(10):
+        go_on(session, *COPIED, *COPIED[:16])
+    after_many = lookup.guess(session, LIMITED)
+
+    assert after_three is None
+    assert after_many is not None
+
+
+@pytest.mark.parametrize(
+    ("times", "pays"),
+    [
+        (LIMITED, True),
+        (Times(0.05, 0.0, 0.01), False),  # no pass seen yet
+        (Times(0.05, 0.02, 0.0), False),  # no step seen yet
+        (Times(0.05, 0.1, 0.01), False),  # the draft model fills a pass
+        (Times(0.8, 0.02, 0.01), False),  # a wrong guess would cost too much
+        (Times(0.8, 0.2, inf), True),
+    ],
+)
+def test_a_guess_pays_where_drafting_limits_and_the_way_is_not_too_far(
+    times: Times, pays: bool
+) -> None:
+    assert worth(0.99, times, read_s=0.0) is pays
+
+
+def test_a_match_likely_to_be_wrong_pays_only_where_there_is_no_draft_model() -> None:
+    assert not worth(0.7, LIMITED, read_s=0.0)
+    assert worth(0.7, NO_MODEL, read_s=0.0)
+
+
+def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:
+    slow, fast = looking_up(COPIED, *COPIED[:16])[0], looking_up(COPIED, *COPIED[:16])[0]
+    session = looking_up(COPIED, *COPIED[:16])[1]
+    for lookup, seconds in ((slow, 0.1), (fast, 0.012)):
+        lookup.stepped(0, 50, 3.0, 0.01)  # the prompt's step tells nothing
+        lookup.stepped(0, 60, seconds, 0.01)
+
+    assert slow.guess(session, LIMITED) is None
+    assert fast.guess(session, LIMITED) is not None
+
+
+def test_a_step_of_another_epoch_or_of_one_token_does_not_tell_what_reading_costs() -> None:
+    lookup, session = looking_up(COPIED, *COPIED[:16])
+
+    lookup.stepped(0, 50, 0.01, 0.01)
+    lookup.stepped(1, 60, 9.9, 0.01)
+    lookup.stepped(1, 61, 9.9, 0.01)
+
+    assert lookup.guess(session, LIMITED) is not None
