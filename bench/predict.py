@@ -41,13 +41,16 @@ ARMS: Final = ("sync", "paper", "paper:4", "picospec", "colocated")
 
 CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
 CAPACITY_RTT_MS: Final = 20.0
+ANSWERS: Final = 3
+"""Of each client: one of every family."""
+
 ROWS: Final = 1024
 """The most of a pass, as serving engines limit the tokens of a step."""
 
 SHARED: Final[Mapping[str, Sequence[Arm]]] = {
     "cloud": [Arm()],
     "picospec": [PicoSpec()],
-    "colocated": [Colocated(gamma) for gamma in (1, 2, 3, 4, 6, 8)],
+    "colocated": [Colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
 }
 """Arms whose verifier is shared, each tried at the round lengths given."""
 
@@ -86,7 +89,7 @@ def crowds(sources: Sequence[Source], point: str) -> Iterator[Crowd]:
 
 def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
     """Return the tokens per second of a client, over answers of every family."""
-    asked = [list(islice(cycle(sources), i, i + 4)) for i in range(clients)]
+    asked = [list(islice(cycle(sources), i, i + ANSWERS)) for i in range(clients)]
     answers = simulate(world, arm, asked)
     tokens = sum(answer.tokens - answer.log.arrivals[0][1] for answer in answers)
     return tokens / sum(answer.seconds - answer.ttft_s for answer in answers)

@@ -43,19 +43,22 @@ class Curve:
     One point makes it constant.
     """
 
-    def __init__(self, seconds: Mapping[int, float]) -> None:
+    def __init__(
+        self, seconds: Mapping[int, float], besides: Callable[[int], float] = lambda rows: 0.0
+    ) -> None:
+        """besides: seconds that are added, over rows."""
         self._rows = sorted(seconds)
         self._seconds = [seconds[rows] for rows in self._rows]
+        self._besides = besides
         self._known: dict[int, float] = {}
 
-    def plus(self, seconds: float) -> Curve:
-        """Return this curve, raised."""
-        pairs = zip(self._rows, self._seconds, strict=True)
-        return Curve({rows: least + seconds for rows, least in pairs})
+    def plus(self, besides: Callable[[int], float]) -> Curve:
+        """Return this curve, raised by what each number of rows costs besides."""
+        return Curve(dict(zip(self._rows, self._seconds, strict=True)), besides)
 
     def of(self, rows: int) -> float:
         if rows not in self._known:
-            self._known[rows] = self._read(rows)
+            self._known[rows] = self._read(rows) + self._besides(rows)
         return self._known[rows]
 
     def _read(self, rows: int) -> float:

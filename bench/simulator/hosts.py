@@ -19,8 +19,8 @@ class Hosts:
     """The target's time for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
-    beside_s: float | None = None
-    """A draft on the target's host; None: as fast as on the device."""
+    beside_s: Curve | None = None
+    """A draft step on the target's host, over sessions; None: for all as on the device."""
 
     first_s: float = 0.0
     """A session's first pass, besides its prompt's tokens."""
@@ -49,8 +49,14 @@ def gpu(
 ) -> Hosts:
     """Return hosts with one device at each end.
 
-    twice_at: rows of a pass that takes twice as long as one of a single row, and so on in
-    proportion. None: all cost the same, as far from full.
+    beside_s: a draft step on the target's device. twice_at: rows of a pass that takes twice as
+    long as one of a single row, and so on in proportion, for both models there. None: all
+    cost the same, as far from full.
     """
-    points = {1: target_s} if twice_at is None else {1: target_s, twice_at: 2 * target_s}
-    return Hosts(Curve(points), Curve({1: draft_s}), beside_s=beside_s)
+
+    def curve(seconds: float) -> Curve:
+        more = {} if twice_at is None else {twice_at: 2 * seconds}
+        return Curve({1: seconds, **more})
+
+    beside = None if beside_s is None else curve(beside_s)
+    return Hosts(curve(target_s), Curve({1: draft_s}), beside_s=beside)

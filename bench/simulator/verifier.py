@@ -57,13 +57,20 @@ class Verifier:
             served.session.receive(up)
             if (came := served.session.pending - pending) > 0:
                 served.arrivals.came(self._clock.now_s, came)
-        self._consider()
+        self._soon()
 
     def admit(self, request: Open, source: Source, downlink: Line) -> Served:
         """Return the session that `request` will open when it arrives."""
         session = VerifyingSession(request, self._limits, vocabulary_size=VOCABULARY)
         most = self._limits.max_verify
         return Served(session, Arrivals(), self._times, most, 0.0, source, downlink)
+
+    def _soon(self) -> None:
+        """Consider what to do; where drafts are part of the pass, when all have come."""
+        if self._arm.beside:
+            self._clock.after(TICK_S, self._consider)
+        else:
+            self._consider()
 
     def _consider(self) -> None:
         """Start a pass with every session that need not wait, or wake up when the first may."""
@@ -132,7 +139,7 @@ class Verifier:
                 served.downlink.send(message)
             if served.session.finished:
                 self._served.remove(served)
-        self._consider()
+        self._soon()
 
     def _judge(self, source: Source, what: Pass) -> Judgement:
         judgement = judge_coupled(

@@ -127,9 +127,13 @@ def _open(source: Source, arm: Arm) -> Open:
 
 
 def _beside(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return hosts whose passes include the draft model's gamma steps, for all sessions."""
-    draft_s = hosts.draft_s.of(1) if hosts.beside_s is None else hosts.beside_s
-    drafting_s = arm.gamma * draft_s
+    """Return hosts whose passes include the draft model's gamma steps, for all sessions: each
+    has gamma + 1 rows."""
+    drafts = hosts.beside_s or Curve({1: hosts.draft_s.of(1)})
+
+    def drafting_s(rows: int) -> float:
+        return arm.gamma * drafts.of(max(1, rows // (arm.gamma + 1)))
+
     return replace(hosts, pass_s=hosts.pass_s.plus(drafting_s), draft_s=Curve({1: 0.0}))
 
 

@@ -113,8 +113,11 @@ def test_hosts_that_cannot_be_are_refused(text: str) -> None:
 
 
 def test_a_draft_model_beside_the_target_has_a_time_of_its_own() -> None:
+    beside_s = hosts_of("72/24/8").beside_s
+
     assert hosts_of("72/24").beside_s is None
-    assert hosts_of("72/24/8").beside_s == pytest.approx(0.008)
+    assert beside_s is not None
+    assert beside_s.of(1) == pytest.approx(0.008)
 
 
 def test_traces_are_grouped_by_temperature_and_family(tmp_path: Path) -> None:

@@ -142,6 +142,27 @@ def test_a_draft_model_beside_the_target_may_be_faster_than_on_the_device() -> N
     assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.002), rel=0.01)
 
 
+def test_colocated_sessions_draft_and_verify_together() -> None:
+    clients = [[synthetic(1.0, 100)] for _ in range(8)]
+
+    answers = simulate(World(GPU, Conditions()), Colocated(4), clients)
+
+    assert all(
+        a.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.02) for a in answers
+    )
+
+
+def test_drafts_beside_the_target_cost_more_for_more_sessions() -> None:
+    hosts = replace(GPU, beside_s=Curve({1: 0.01, 9: 0.09}))
+    clients = [[synthetic(1.0, 500)] for _ in range(5)]
+
+    answers = simulate(World(hosts, Conditions()), Colocated(4), clients)
+
+    assert all(
+        a.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.05), rel=0.02) for a in answers
+    )
+
+
 @pytest.mark.parametrize("rtt_ms", [0, 10, 50, 100, 200, 300])
 def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(rtt_ms: float) -> None:
     answer = run(PicoSpec(), synthetic(0.0, 300), rtt_ms=rtt_ms)
