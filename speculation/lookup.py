@@ -141,7 +141,6 @@ class Lookup:
         self._matches = [self._index.match()]  # for each position, up to the next one
         self._trust = {length: Trust(*first) for length, first in FIRST_TRUST.items()}
         self._committed = 0
-        self._epoch = 0
         self._read_s: float | None = None
         self._last = (-1, 0)
 
@@ -181,14 +180,14 @@ class Lookup:
         self._last = epoch, context_tokens
 
     def _follow(self, session: DraftingSession) -> None:
-        """Bring the index to the prompt, the committed tokens and the chain."""
+        """Bring the index to the prompt, the committed tokens and the chain.
+
+        A chain that broke left the index at the committed token that was not its own.
+        """
         for position in range(self._committed, len(session.committed)):
             self._commit(position, session.committed[position])
         self._committed = len(session.committed)
         end = self._prompt_tokens + self._committed
-        if session.epoch != self._epoch:
-            self._epoch = session.epoch
-            self._cut(end)
         for guess in session.chain[len(self._index.tokens) - end :]:
             self._append(guess.token)
 

@@ -349,6 +349,25 @@ async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
     assert [guess.token for guess in edge.session.chain[:16]] == list(prompt[20:36])
 
 
+async def test_what_reading_takes_the_draft_model_is_seen_when_the_target_goes_ahead(
+    metrics: EdgeMetrics,
+) -> None:
+    async def ahead(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        yield Commit(0, 0, (*link.drafted, 60, 61, 62, 63), accepted=2)
+        await link.until_sent(3)
+        yield Finish("stop")
+
+    seat = CountingSeat(confidence=0.3, wait=lambda _: asyncio.sleep(0.001))
+    edge = Edge(metrics, ScriptedLink(ahead), seat, lookup=True)
+
+    await edge.run()
+
+    assert edge.pipeline._lookup is not None
+    assert edge.pipeline._lookup._read_s is not None
+
+
 async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
     metrics: EdgeMetrics,
 ) -> None:
