@@ -167,7 +167,7 @@ def main(
     families: Annotated[str, typer.Option()] = "code,maths,chat",
     tokens: Annotated[int, typer.Option(help="Of an answer that is timed.")] = 96,
 ) -> None:
-    """Measure both ends as `run` starts them, half the machine each; some two minutes."""
+    """Measure both ends as `run` starts them, half the machine each; 2 to 3 minutes."""
     prompts = read(SHIPPED, Selection(tuple(families.split(",")), per_family=2))
     stand = StandPlan(
         target_model,

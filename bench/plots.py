@@ -150,7 +150,8 @@ def _predicted(cells: Mapping[tuple[str, float], Sequence[Row]]) -> Figure:
         axis.set(title=f"{point}, T = {heat:g}", xlabel="RTT, ms", ylim=(0, None))
     for line in axes:
         line[0].set_ylabel("speed-up over cloud (simulated)")
-    axes[0][0].legend(fontsize="small")
+    lines, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names))
     return figure
 
 
