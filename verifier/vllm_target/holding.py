@@ -1,4 +1,5 @@
-"""How a request sits out a step of vLLM's scheduler without losing its KV cache or its slot."""
+"""How vLLM's scheduler is made to plan a step as sessions need it: who sits out, without losing
+KV cache or slot, and how wide the others' rows are."""
 
 from __future__ import annotations
 
@@ -35,6 +36,20 @@ def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
             *(request for request in order if id(request) in left),
             *(request for request in scheduler.running if id(request) not in known),
         ]
+
+
+@contextmanager
+def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
+    """Keep vLLM from widening a request of one row, whose other tokens are all cached.
+
+    It adds as many rows of no token as there may be drafts, to fit a CUDA graph. Our judge
+    would take those for the rows of the session's own drafts.
+    """
+    most, scheduler.num_spec_tokens = scheduler.num_spec_tokens, 0
+    try:
+        yield
+    finally:
+        scheduler.num_spec_tokens = most
 
 
 def must_step(scheduler: Scheduler) -> bool:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
+
 from speculation.drafting import DraftingSession, Guess
-from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Sampling, TokenLogprob
+from speculation.laws import DraftLaw, Law, quantise
+from speculation.messages import (
+    Commit,
+    Draft,
+    Finish,
+    ModelFacts,
+    Open,
+    Refuse,
+    Sampling,
+    TokenLogprob,
+)
 from verifier.target import UnknownSession
 from verifier.vllm_target.target import VllmTarget
 
@@ -106,3 +118,40 @@ def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int
         return (token + 1) % size if random.random() < script.wrong else token
 
     return guess
+
+
+def uniforms(random: Random) -> Iterator[float]:
+    while True:
+        yield random.random()
+
+
+def even() -> DraftLaw:
+    """A law of a hundred tokens, which are seldom right."""
+    return quantise(Law(np.arange(260, 360), np.full(100, 0.01)))
+
+
+async def replaced(
+    target: VllmTarget, session: str, request: Open, random: Random, late_s: float = 0.0
+) -> tuple[list[int], int]:
+    """Run a session judged `separate` whose drafts are nearly always refused.
+
+    late_s: how long the edge takes to replace one. Return the tokens and the number refused.
+    """
+    edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
+    q, u, refusals = even(), uniforms(random), 0
+    async with aclosing(target.serve(session, request)) as said:
+        async for message in said:
+            again = None
+            if isinstance(message, Commit):
+                edge.receive(message)
+            if isinstance(message, Refuse):
+                refusals += 1
+                await asyncio.sleep(late_s)
+                again = edge.refused(message, u)
+            if again is None:
+                while edge.may_extend and len(edge.chain) < 3:
+                    edge.extend(Guess(q.at(next(u)), 1.0, q))
+                again = edge.flush()
+            if again is not None:
+                await target.push(session, again)
+    return list(edge.committed), refusals

@@ -26,6 +26,9 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="session"),
 ]
+BLOCK = 128
+"""Tokens whose keys vLLM caches together, on CPUs."""
+
 SCRIPTS = {
     "good": Script(),
     "15 % wrong": Script(wrong=0.15),
@@ -79,6 +82,21 @@ async def test_many_sessions_at_once_each_say_what_they_say_alone(target: VllmTa
 
     assert [a.tokens for a in answers] == [o.tokens for o in oracles]
     assert (await target.figures())["sessions"] == 0
+
+
+@pytest.mark.parametrize("name", ["good", "all wrong"])
+async def test_a_prompt_whose_keys_are_all_cached_but_one_is_answered_as_before(
+    target: VllmTarget, name: str
+) -> None:
+    request = opening(target, PROMPTS[2] * 20, GREEDY, max_tokens=24)
+    request = replace(request, prompt=request.prompt[: BLOCK + 1])
+    expected = (await plain(target, f"first {name}", request)).tokens
+
+    again = (await plain(target, f"again {name}", request)).tokens
+    answer = await drafted(target, f"cached {name}", request, expected, SCRIPTS[name])
+
+    assert again == expected
+    assert answer.tokens == expected
 
 
 @pytest.mark.parametrize(("wrong", "most"), [(0.0, 20), (0.15, 35)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from speculation import laws
 from speculation.drafting import DraftingSession, Guess
 from speculation.laws import DraftLaw, Law, quantise
 from speculation.messages import Commit, Draft, Open, Refuse, Sampling
-from tests.verifier.vllm_target.scripted import opening
+from tests.verifier.vllm_target.scripted import opening, plain, replaced, uniforms
 from verifier.vllm_target.target import VllmTarget
 
 pytestmark = [
@@ -90,11 +89,6 @@ async def second_token(
     return edge.committed[1], refused
 
 
-def uniforms(random: Random) -> Iterator[float]:
-    while True:
-        yield random.random()
-
-
 async def draw(
     target: VllmTarget, exact: tuple[int, Law], name: str, most: int
 ) -> tuple[float, float, float]:
@@ -150,26 +144,33 @@ async def test_a_law_cut_to_its_head_is_noticed(
 async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> None:
     fields: dict[str, Any] = {"judge": "separate", "max_tokens": 24}
     request = opening(target, PROMPT, Sampling(temperature=1.0, top_p=0.95), **fields)
-    random = Random(3)
-    u = uniforms(random)
-    edge = DraftingSession(max_tokens=24, stop_tokens=())
-    q = quantise(Law(np.arange(260, 360), np.full(100, 0.01)))
-    refusals = 0
 
-    async with aclosing(target.serve("long", request)) as said:
-        async for message in said:
-            if isinstance(message, Commit):
-                edge.receive(message)
-            if isinstance(message, Refuse):
-                refusals += 1
-                again = edge.refused(message, u)
-                if again is not None:
-                    await target.push("long", again)
-                    continue
-            while edge.may_extend and len(edge.chain) < 3:
-                edge.extend(Guess(q.at(next(u)), 1.0, q))
-            if (draft := edge.flush()) is not None:
-                await target.push("long", draft)
+    tokens, refusals = await replaced(target, "long", request, Random(3))
 
-    assert len(edge.committed) == 24
+    assert len(tokens) == 24
     assert refusals > 5
+
+
+async def test_sessions_that_await_replacements_outlive_preemption(target: VllmTarget) -> None:
+    no_choice = Sampling(temperature=1.0, top_k=1)  # so that what is said can be known
+    prompt = tuple(target.tokenizer.encode(PROMPT * 16))[:110]
+    request = replace(
+        opening(target, PROMPT, no_choice, judge="separate", fill="never", max_tokens=30),
+        prompt=prompt,
+    )
+    alone = (
+        await plain(target, "unrefused", replace(request, judge="coupled", fill="auto"))
+    ).tokens
+    before = (await target.figures())["preemptions"]
+
+    answers = await asyncio.gather(
+        *(
+            replaced(target, f"pressed {i}", request, Random(i), late_s=0.01 * (i % 3))
+            for i in range(14)
+        )
+    )
+
+    assert (await target.figures())["preemptions"] > before
+    assert sum(refusals for _, refusals in answers) > 14 * 20
+    assert [tokens for tokens, _ in answers] == [alone] * 14
+    assert (await target.figures())["sessions"] == 0
