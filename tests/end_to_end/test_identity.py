@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
-from bench.identity import EDGES, compare
-from bench.prompts import Selection, read
+from bench.identity import EDGES, batched, compare
+from bench.prompts import Prompt, Selection, read
+from bench.quoting import Answer, Asking, ask
 from bench.stand import Stand, StandPlan
 
 pytestmark = pytest.mark.models
@@ -17,6 +22,23 @@ PAIRS = [
     pytest.param("smollm2", 16, ["far", "noise", "eager"], id="smollm2"),
     pytest.param("qwen2.5-coder", 12, ["far", "eager"], id="qwen2.5-coder"),
 ]
+
+LIST = ", ".join(["apples", "pears", "plums", "figs", "dates", "limes", "nuts"] * 3)
+COPY = Prompt("copy/1", "edit", f"Say this list again, word by word:\n\n{LIST}\n\n{LIST}")
+
+
+async def asked(
+    stand: Stand, prompts: Sequence[Prompt], temperatures: Sequence[float], tokens: int
+) -> list[Answer]:
+    """Ask the plain engine and every edge; what is different stays unexplained."""
+    compared = compare(
+        stand.verifier_url,
+        stand.edge_urls,
+        batched(temperatures, prompts, 1),
+        partial(ask, Asking(tokens)),
+        lambda plain, edge: None,
+    )
+    return [answer async for answer in compared]
 
 
 @pytest.mark.parametrize(("pair", "tokens", "edges"), PAIRS)
@@ -27,19 +49,32 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
     plan = StandPlan(pair, pair, {name: EDGES[name] for name in edges})
 
     async with Stand(plan) as stand:
-        answers = [a async for a in compare(stand, prompts, [0.0, 1.0], tokens)]
+        answers = await asked(stand, prompts, [0.0, 1.0], tokens)
 
     assert [answer for answer in answers if answer.identical is False] == []
     accepted = sum(a.speculation.get("num_accepted_draft_tokens", 0) for a in answers)
     assert accepted > 0  # else the drafts were not put to the test
 
 
-async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
-    prompts = read(selection=Selection(per_family=1))
-    plan = StandPlan("smollm2", "smollm2", {"separate": EDGES["separate"]})
+async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
+    plan = StandPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
 
     async with Stand(plan) as stand:
-        answers = [a async for a in compare(stand, prompts, [1.0], 24)]
+        answers = await asked(stand, [COPY], [0.0, 1.0], 48)
+
+    assert [answer for answer in answers if answer.identical is False] == []
+    alone = [a.speculation for a in answers if a.arm == "none"]  # without a draft model
+    assert sum(each["num_draft_tokens"] for each in alone) > 0
+    assert sum(each["num_accepted_draft_tokens"] for each in alone) > 0
+
+
+async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
+    prompts = read(selection=Selection(per_family=1))
+    waited_for = replace(EDGES["separate"], fill="never")  # else passes may overtake all drafts
+    plan = StandPlan("smollm2", "smollm2", {"separate": waited_for})
+
+    async with Stand(plan) as stand:
+        answers = await asked(stand, prompts, [1.0], 24)
 
     separate = [answer for answer in answers if answer.arm == "separate"]
     assert all(answer.tokens == 24 or answer.text for answer in separate)
