@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice, pairwise
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -42,7 +43,7 @@ ARMS: Final = ("sync", "paper", "paper:4", "picospec", "colocated")
 CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
 CAPACITY_RTT_MS: Final = 20.0
 ANSWERS: Final = 3
-"""Of each client: one of every family."""
+"""Of each client at least: one of every family."""
 
 ROWS: Final = 1024
 """The most of a pass, as serving engines limit the tokens of a step."""
@@ -89,7 +90,8 @@ def crowds(sources: Sequence[Source], point: str) -> Iterator[Crowd]:
 
 def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
     """Return the tokens per second of a client, over answers of every family."""
-    asked = [list(islice(cycle(sources), i, i + ANSWERS)) for i in range(clients)]
+    each = max(ANSWERS, ceil(len(sources) / clients))  # few clients ask for all, too
+    asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
     answers = simulate(world, arm, asked)
     tokens = sum(answer.tokens - answer.log.arrivals[0][1] for answer in answers)
     return tokens / sum(answer.seconds - answer.ttft_s for answer in answers)
@@ -117,9 +119,13 @@ def capacity_table(found: Sequence[Crowd]) -> str:
         own = [crowd for crowd in found if crowd.point == point]
         for share in SHARES:
             rate = share / hosts.pass_s.of(1)
-            served = (f"{capacity(own, arm, rate):.0f}" for arm in SHARED)
+            served = (_clients(capacity(own, arm, rate)) for arm in SHARED)
             lines.append(f"| {point} | {rate:.3g} | {' | '.join(served)} |")
     return "\n".join(lines)
+
+
+def _clients(count: float) -> str:
+    return f"{count:.0f}" if count < CLIENTS[-1] else f"{CLIENTS[-1]} or more"
 
 
 def alternating(groups: Sequence[Group]) -> list[Source]:

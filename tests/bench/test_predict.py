@@ -39,8 +39,9 @@ def test_rows_cost_in_proportion() -> None:
 
 def test_clients_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "CLIENTS", (1, 32))
+    monkeypatch.setattr(predict, "ANSWERS", 1)
 
-    found = list(crowds([synthetic(0.8, 20)], POINT))
+    found = list(crowds([synthetic(0.8, 12)], POINT))
 
     assert [(c.arm, c.clients) for c in found] == [
         (arm, count) for count in (1, 32) for arm in ("cloud", "picospec", "colocated")
