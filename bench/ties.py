@@ -38,8 +38,8 @@ class Spoken:
     def step(self) -> float:
         """How far apart neighbouring logits are here: the grid on which the best ones lie.
 
-        bfloat16 keeps 8 bits, so logits from 16 to 32 lie 1/8 apart. RESOLUTION if there is no
-        coarser grid, as in float32.
+        bfloat16 keeps 8 bits, so logits from 16 to 32 lie 1/8 apart; where some of the best are
+        below 16, this says 1/16. RESOLUTION if there is no grid, as in float32.
         """
         best = max(logprob for _, logprob in self.likeliest or ((b"", self.logprob),))
         gaps = {round((best - logprob) / RESOLUTION) for _, logprob in self.likeliest} - {0}
@@ -63,9 +63,10 @@ class Parting:
     step: float
 
     @property
-    def steps(self) -> float | None:
-        """The plain engine's gap, in steps between neighbouring logits."""
-        return None if self.plain_gap is None else self.plain_gap / self.step
+    def near_tie(self) -> bool:
+        """Whether one step of rounding in each of the two logits makes the difference."""
+        known = [gap for gap in (self.plain_gap, self.edge_gap) if gap is not None]
+        return bool(known) and max(known) <= 2 * self.step
 
 
 def parting(plain: Sequence[Spoken], edge: Sequence[Spoken], noise: Noise) -> Parting | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
-from bench.identity import batched, compare, tally
+from bench.identity import batched, compare, is_defect, tally
 from bench.prompts import Prompt
 from bench.quoting import Answer
 from bench.ties import Parting
@@ -58,6 +59,15 @@ async def test_the_edges_are_compared_with_the_plain_engine() -> None:
     different = [(a.arm, a.prompt) for a in answers if a.identical is False]
     assert different == [("wrong", "3")] * 2
     assert {a.parting for a in answers if a.identical} == {None}
+
+
+async def test_a_difference_is_a_defect_unless_it_was_a_near_tie() -> None:
+    (different, *_) = [a for a in await heard(Services(), sessions=5) if a.identical is False]
+
+    assert not is_defect(different)
+    assert is_defect(replace(different, parting=None))
+    assert is_defect(replace(different, parting=replace(PARTED, plain_gap=0.5, edge_gap=0.5)))
+    assert not is_defect(replace(different, identical=True))
 
 
 async def test_the_tally_counts_each_arm_and_tells_each_difference() -> None:

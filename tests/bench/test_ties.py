@@ -30,7 +30,7 @@ def test_a_parting_tells_both_gaps_in_steps_of_the_best_logits() -> None:
     found = parting(plain, edge, quiet)
 
     assert found == Parting(1, "b", "c", plain_gap=0.125, edge_gap=0.0, step=0.125)
-    assert found.steps == 1.0
+    assert found.near_tie
 
 
 def test_the_noise_of_both_tokens_counts() -> None:
@@ -48,7 +48,7 @@ def test_a_token_that_was_not_among_the_likeliest_has_no_gap() -> None:
 
     assert found is not None
     assert found.plain_gap is None
-    assert found.steps is None
+    assert not found.near_tie
 
 
 def test_an_answer_that_ends_sooner_parts_where_it_ends() -> None:
@@ -61,3 +61,13 @@ def test_an_answer_that_ends_sooner_parts_where_it_ends() -> None:
 
 def test_logits_of_float32_lie_on_no_grid() -> None:
     assert row(b"a", a=-0.123456, b=-0.987654, c=-2.345678).step == RESOLUTION
+
+
+def test_a_gap_of_more_than_a_step_in_each_logit_is_no_near_tie() -> None:
+    plain, edge = [row(b"b", b=-0.5, c=-0.875, d=-1.0)], [row(b"c", b=-0.875, c=-0.5)]
+
+    found = parting(plain, edge, quiet)
+
+    assert found is not None
+    assert found.step == 0.125
+    assert not found.near_tie
