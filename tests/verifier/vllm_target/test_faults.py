@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 
-async def gone(target: VllmTarget, within_s: float = 5.0) -> None:
+async def gone(target: VllmTarget, within_s: float = 20.0) -> None:
     """Wait until the engine has no session left."""
     async with asyncio.timeout(within_s):
         while (await target.figures())["sessions"]:  # noqa: ASYNC110 - another process
