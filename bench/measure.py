@@ -82,12 +82,12 @@ class Measurement:
         disturbed_s, posts = await verifier.disturbed(prompts[0], 12)
         message_s = max(0.0, disturbed_s - base_s) / posts
         say(f"software: {stack_s:.4f} s a round trip, {message_s:.5f} s a message")
-        draft_s = await _draft_s(verifier, model, questions[0])
-        say(f"drafts: { {n: round(s, 4) for n, s in draft_s.items()} } s")
+        draft_s, alone_s = await _draft_s(verifier, model, questions[0])
+        say("drafts:", draft_s, "while the target rests:", alone_s)
         at_once_s, prefill_s = line([len(p) for p in prompts], firsts_s)
         first_s = max(0.0, at_once_s - stack_s)
         return Speeds(
-            host, commit(repository()), self._models(), pass_s, draft_s,
+            host, commit(repository()), self._models(), pass_s, draft_s, alone_s,
             first_s, prefill_s, stack_s, message_s,
         )  # fmt: skip
 
@@ -133,18 +133,23 @@ async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
     return max(0.0, waits_s[False] - waits_s[True])
 
 
-async def _draft_s(verifier: Verifier, model: Model, question: Question) -> dict[int, float]:
-    """Return the draft model's steps while the target works, as in a run."""
+async def _draft_s(
+    verifier: Verifier, model: Model, question: Question
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Return the draft model's steps while the target works, and while it rests."""
     drafter = LlamaDrafter(Context(model, model_room(question)))
     seat = drafter.take(question.prompt)
     if seat is None:
         raise TimingError("the draft model has no room for the prompt")
-    other = asyncio.create_task(verifier.answer(question.prompt, len(question.answer)))
     try:
-        return await drafting.steps(seat, question.prompt, question.answer)
+        alone_s = await drafting.steps(seat, question.prompt, question.answer)
+        other = asyncio.create_task(verifier.answer(question.prompt, len(question.answer)))
+        try:
+            return await drafting.steps(seat, question.prompt, question.answer), alone_s
+        finally:
+            other.cancel()
+            await asyncio.wait([other])
     finally:
-        other.cancel()
-        await asyncio.wait([other])
         await asyncio.to_thread(drafter.close)
 
 

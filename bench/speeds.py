@@ -22,7 +22,10 @@ class Speeds(msgspec.Struct, frozen=True):
     """From the start of one pass to that of the next, over rows, with drafts always waiting."""
 
     draft_s: dict[int, float]
-    """A step of the draft model, over the tokens it reads."""
+    """A step of the draft model while the target works, over the tokens it reads."""
+
+    alone_s: dict[int, float]
+    """The same while the target rests: on one machine both want its memory."""
 
     first_s: float
     """From asking to the first token, for a prompt asked before, without its tokens' share."""
@@ -42,6 +45,7 @@ class Speeds(msgspec.Struct, frozen=True):
         return Hosts(
             Curve(self.pass_s),
             Curve(self.draft_s),
+            alone_s=Curve(self.alone_s),
             prefill_s=self.prefill_s,
             first_s=self.first_s,
             stack_s=self.stack_s,

@@ -71,6 +71,9 @@ class Arm:
     beside: ClassVar[bool] = False
     """Whether the draft model runs on the target's host."""
 
+    waits: ClassVar[bool] = False
+    """Whether the target rests while it drafts."""
+
     lookup: bool = False
     """Whether it guesses also what followed when the same was said before."""
 
@@ -100,6 +103,7 @@ class Sync(Arm):
     gamma: int
     name: str = "sync"
     fill: Fill = "never"
+    waits: ClassVar[bool] = True
 
     def may_draft(self, desk: Desk) -> bool:
         return not desk.in_flight and desk.session.unsent < self.gamma

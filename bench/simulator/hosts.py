@@ -15,6 +15,9 @@ class Hosts:
     draft_s: Curve
     """A draft step, over the tokens it must read: 1, or more after the target went ahead."""
 
+    alone_s: Curve | None = None
+    """A draft step while the target rests, where both share a memory; None: no other."""
+
     prefill_s: float = 0.0
     """The target's time for a token of the prompt."""
 

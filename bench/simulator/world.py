@@ -83,7 +83,7 @@ class _Run:
         self.answers: list[Answer] = []
         self._world = world
         self._arm = arm
-        self._hosts = _beside(world.hosts, arm) if arm.beside else world.hosts
+        self._hosts = _as_used(world.hosts, arm)
         self._conditions = _behind(
             self._hosts, Conditions() if arm.beside else world.conditions
         )
@@ -124,6 +124,13 @@ def _open(source: Source, arm: Arm) -> Open:
         model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
         max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
     )  # fmt: skip
+
+
+def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
+    """Return how fast both ends are for this arm."""
+    if arm.waits and hosts.alone_s is not None:
+        hosts = replace(hosts, draft_s=hosts.alone_s)
+    return _beside(hosts, arm) if arm.beside else hosts
 
 
 def _beside(hosts: Hosts, arm: Arm) -> Hosts:

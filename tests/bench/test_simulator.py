@@ -184,6 +184,16 @@ def test_software_makes_a_round_trip_longer() -> None:
     assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
 
 
+def test_who_waits_for_the_target_drafts_while_it_rests() -> None:
+    source, hosts = synthetic(1.0, 400), replace(GPU, alone_s=Curve({1: 0.005}))
+
+    for arm in (Sync(4), Colocated(4)):
+        assert run(arm, source, hosts=hosts).tokens_per_s == pytest.approx(
+            5 / (PASS_S + 4 * 0.005), rel=0.02
+        )
+    assert run(PicoSpec(), source, hosts=hosts).seconds == run(PicoSpec(), source).seconds
+
+
 def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
     source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
 

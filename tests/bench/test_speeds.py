@@ -21,7 +21,9 @@ ANSWER = tuple(range(100, 140))
 
 def speeds() -> Speeds:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
-    return Speeds(host, "abc", {}, {1: 0.2, 5: 0.3}, {1: 0.02, 8: 0.1}, 0.4, 0.01, 0.003, 0.001)
+    return Speeds(
+        host, "abc", {}, {1: 0.2, 5: 0.3}, {1: 0.02, 8: 0.1}, {1: 0.01}, 0.4, 0.01, 0.003, 0.001
+    )
 
 
 def commit(start: int, tokens: int, *, accepted: int, pass_s: float = 0.2) -> Commit:
@@ -36,6 +38,8 @@ def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:
 
     assert load(path) == speeds()
     assert (hosts.pass_s.of(3), hosts.draft_s.of(1)) == pytest.approx((0.25, 0.02))
+    assert hosts.alone_s is not None
+    assert hosts.alone_s.of(1) == 0.01
     assert (hosts.first_s, hosts.prefill_s) == (0.4, 0.01)
     assert (hosts.stack_s, hosts.message_s) == (0.003, 0.001)
 
