@@ -20,6 +20,9 @@ from tests.verifier.conftest import ROOT, free_port
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 START_S = 240
 GONE_S = 10
+IMPORTED_S = 60
+"""A process that is still importing watches its parent when that is done: seconds later, on a
+machine that is not busy."""
 
 
 @contextmanager
@@ -49,9 +52,9 @@ def engine_of(process: subprocess.Popen[bytes]) -> list[Any]:
     pytest.fail("vLLM's core did not start")
 
 
-def assert_gone(family: list[Any]) -> None:
+def assert_gone(family: list[Any], within_s: float) -> None:
     psutil = pytest.importorskip("psutil")
-    _, left = psutil.wait_procs(family, timeout=GONE_S)
+    _, left = psutil.wait_procs(family, timeout=within_s)
     zombies = psutil.STATUS_ZOMBIE  # dead, and not yet collected by this machine's init
     assert [each for each in left if each.is_running() and each.status() != zombies] == []
 
@@ -77,7 +80,7 @@ def test_no_process_outlives_the_service(directory: Path, number: signal.Signals
 
         service.send_signal(number)
 
-        assert_gone(family)
+        assert_gone(family, GONE_S)
 
 
 def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: Path) -> None:
@@ -86,4 +89,4 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
 
         service.send_signal(signal.SIGKILL)
 
-        assert_gone(family)
+        assert_gone(family, IMPORTED_S)
