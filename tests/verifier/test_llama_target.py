@@ -177,9 +177,12 @@ async def test_logprobs_are_those_of_the_raw_logits(host: Host) -> None:
 
 
 async def test_separate_runs_end_to_end(host: Host) -> None:
-    """An edge that draws from a poor law of its own: refused tokens are replaced."""
+    """An edge that draws from a poor law of its own: refused tokens are replaced.
+
+    The temperature is so low that the text is the plain one, whatever is drawn.
+    """
     target = host.ready()
-    job = job_of(host, PROMPTS[0], 0.1)
+    job = job_of(host, PROMPTS[3], 0.01)
     text = await plain(host, job)
     request = replace(
         opening(job, target.facts), judge="separate", fill="never", top_logprobs=None
@@ -204,8 +207,8 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
 
     assert refused > 0
     assert message.totals.accepted > 0
-    assert message.totals.filled == 0
-    assert len(edge.committed) == TOKENS or edge.committed[-1] in request.stop_tokens
+    assert message.totals.filled <= 1  # the last position has no room for a draft
+    assert edge.committed == text
 
 
 async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
