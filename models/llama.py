@@ -33,8 +33,8 @@ _FILE_TYPES: Final = {
     "Q4_0": (lib.LLAMA_FTYPE_MOSTLY_Q4_0, lib.GGML_TYPE_Q4_0),
     "Q8_0": (lib.LLAMA_FTYPE_MOSTLY_Q8_0, lib.GGML_TYPE_Q8_0),
 }
-"""Of a file, and of its output matrix: left to itself, llama.cpp keeps that in Q8_0, and a small
-model with a large vocabulary spends two fifths of a step on reading it."""
+"""Of a file, and of its output matrix: left to itself, llama.cpp keeps that in Q8_0, and a
+small model with a large vocabulary spends two fifths of a step on reading it."""
 
 _CACHE_TYPES: Final = {"F16": lib.GGML_TYPE_F16, "Q8_0": lib.GGML_TYPE_Q8_0}
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom, 2: Aborted}
