@@ -26,6 +26,9 @@ SETTLING_CHECKS = 24
 """Health checks after a change of the link: each is a sample of the edge's smoothed round trip
 (weight 1/8), so that 4 % of the old one is left."""
 
+MOST_READINGS = 24
+"""Of one prompt. Each gets the draft model a chunk further (edge_agent.drafter)."""
+
 ANSWER_TIMEOUT_S = 600.0
 """Without a byte of an answer."""
 
@@ -72,11 +75,23 @@ class Seat:
     """The edge's process group."""
 
     async def ask(self, question: Question) -> tuple[Reply, Costs]:
-        """Ask once for a single token, so that both ends have read the prompt; then measure."""
-        await self.client.ask(replace(question, tokens=1))
+        """Have both ends read the prompt; then measure."""
+        await self._have_read(question)
         before = await self._costs()
         reply = await self.client.ask(question)
         return reply, (await self._costs()).since(before)
+
+    async def _have_read(self, question: Question) -> None:
+        """Ask for the beginning of the answer, until the draft model has taken part.
+
+        It reads a chunk of the prompt at a time, and stops when the answer is complete.
+        """
+        short = replace(question, tokens=1 if self.edge is None else 2)
+        for _ in range(MOST_READINGS):
+            before = await self._costs()
+            await self.client.ask(short)
+            if self.edge is None or (await self._costs()).since(before).guessed:
+                return
 
     async def _costs(self) -> Costs:
         metrics = "" if self.edge is None else (await self.edge.get("/metrics")).text

@@ -127,7 +127,8 @@ class Pipeline:
         raise EngineFault("the verifier's stream ended without a Finish")
 
     async def _commit(self, commit: Commit, emit: Emit) -> None:
-        self._pace.passed(commit.pass_s)
+        if commit.start > 0:  # the first pass also read the prompt
+            self._pace.passed(commit.pass_s)
         try:
             progress = self._session.receive(commit)
         except RemoteProtocolError as error:

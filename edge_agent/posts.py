@@ -90,9 +90,9 @@ class Posts:
 
     async def _post(self, path: str, body: bytes) -> None:
         begun = self._clock()
-        response = await self._send(path, body)
         self._metrics.posts.inc()
         self._metrics.link_bytes.labels("up").inc(len(body))
+        response = await self._send(path, body)
         match response.status_code:
             case 204:
                 self._rtt.observe(self._clock() - begun)

@@ -336,7 +336,8 @@ async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
     async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
         await link.until_sent(2)
-        yield Commit(0, 0, prompt[:20], pass_s=1e-4)
+        yield Commit(0, 0, prompt[:1], pass_s=1.0)  # with the prompt: no pass's time
+        yield Commit(0, 1, prompt[1:20], pass_s=1e-4)
         await link.until_sent(18)
         yield Finish("stop")
 
@@ -376,7 +377,8 @@ async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
     async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
         await link.until_sent(2)
-        yield Commit(0, 0, prompt[:20], pass_s=10.0)
+        yield Commit(0, 0, prompt[:1], pass_s=1.0)  # with the prompt: no pass's time
+        yield Commit(0, 1, prompt[1:20], pass_s=10.0)
         await link.until_sent(18)
         yield Finish("stop")
 

@@ -15,6 +15,8 @@ def _attach(core: EngineCore) -> bool:
 
 
 EngineCore.picospec_attach = _attach
-EngineCore.picospec_push = lambda core, session, data: core.scheduler.push(session, data)
+EngineCore.picospec_push = lambda core, session, data, arrived: core.scheduler.push(
+    session, data, arrived
+)
 EngineCore.picospec_recall = lambda core, session, first: core.scheduler.recall(session, first)
 EngineCore.picospec_figures = lambda core: core.scheduler.figures()

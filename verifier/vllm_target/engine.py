@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -144,8 +145,11 @@ class Engine:
         return [Spoken(*each) for each in frames[due - first :]]
 
     async def push(self, session: str, frames: bytes) -> str | None:
-        """Send messages; return, when the engine has taken them in, what is wrong with them."""
-        answer: str | None = await self._call("push", session, frames)
+        """Send messages; return, when the engine has taken them in, what is wrong with them.
+
+        The core looks at them between two steps only: it is told when they arrived.
+        """
+        answer: str | None = await self._call("push", session, frames, time.monotonic())
         return answer
 
     async def figures(self) -> dict[str, int]:

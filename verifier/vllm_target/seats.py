@@ -70,7 +70,7 @@ class Seat:
 
     # --- up
 
-    def receive(self, frames: bytes, now: float, u: Iterator[float]) -> bool:
+    def receive(self, frames: bytes, arrived: float, u: Iterator[float]) -> bool:
         """Take in Drafts and Redraws; tell whether anything was said at once.
 
         Raises RemoteProtocolError; what came before the offending message stays.
@@ -82,7 +82,7 @@ class Seat:
             pending = self.machine.pending
             self._say(self.machine.receive(message, u))
             if self.machine.pending > pending:
-                self._arrivals.came(now, self.machine.pending - pending)
+                self._arrivals.came(arrived, self.machine.pending - pending)
         return len(self.frames) > before
 
     # --- passes

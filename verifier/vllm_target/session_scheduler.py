@@ -67,14 +67,18 @@ class SessionScheduler(Scheduler):
 
     # --- messages from the service
 
-    def push(self, session: str, frames: bytes) -> str | None:
-        """Hand messages to a session; return what is wrong with them: that ends the session."""
+    def push(self, session: str, frames: bytes, arrived: float) -> str | None:
+        """Hand messages to a session; return what is wrong with them: that ends the session.
+
+        arrived: when they reached the host, by its monotonic clock, which all its processes
+        share. A step may have passed since.
+        """
         found = self._seats.find(session)
         if found is None:
             return None
         request, seat = self.requests[found[0]], found[1]
         try:
-            spoke = seat.receive(frames, time.monotonic(), self._uniforms())
+            spoke = seat.receive(frames, arrived, self._uniforms())
         except RemoteProtocolError as error:
             seat.complaint = str(error)
         if seat.complaint or spoke:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from speculation import wire
+from speculation.budget import PassTimes
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement, Refusal
 from speculation.laws import Law
@@ -119,6 +120,21 @@ def test_a_forced_token_is_owed_until_the_next_step() -> None:
     assert (order.forced, order.draft, order.q) == (8, (3,), (50,))
     assert len(order.u) == 2
     assert order.injected == 2
+
+
+@pytest.mark.parametrize(("arrived", "holds"), [(2.08, True), (2.3, False)])
+def test_a_hold_goes_by_when_drafts_reached_the_host(arrived: float, holds: bool) -> None:
+    session, times = seat(), PassTimes()
+    times.saw(1, 0.3)
+    hear(session, Draft(1, 0, 0, (9,)))
+    session.begin(0, 1, chance())
+    passed(session, 5)
+
+    session.receive(wire.encode(Draft(2, 1, 0, (9,))), arrived, chance())
+    session.begin(1, 1, chance())
+    passed(session, 5)
+
+    assert (session.hold_s(2.0, times) > 0.0) is holds
 
 
 def test_a_step_that_cannot_tell_what_is_owed_begins_no_pass() -> None:
