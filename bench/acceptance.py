@@ -19,29 +19,27 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench.prompts import sampling
+from bench.simulator.source import dense
 from bench.traces import Trace
 from edge_agent.guessing import COUPLED_TOKENS, SHARPNESS
-from speculation.noise import gumbel
+from speculation.laws import Law, law
 
 SEEDS = 16
 
 
 def coupled(trace: Trace, position: int, sharpness: float, seeds: Sequence[int]) -> float:
     """Return the share of seeds for which draft and target say the same."""
-    same = [_draws(trace, position, sharpness, seed) for seed in seeds]
+    drawn = sampling(trace.temperature)
+    p = law(dense(trace.target_tokens[position], trace.target_logits[position]), drawn)
+    q = law(
+        dense(trace.draft_tokens[position], trace.draft_logits[position]),
+        drawn,
+        most=COUPLED_TOKENS,
+    )
+    sharp = Law(q.tokens, q.p**sharpness)
+    same = [p.coupled(seed, position) == sharp.coupled(seed, position) for seed in seeds]
     return float(np.mean(same))
-
-
-def _draws(trace: Trace, position: int, sharpness: float, seed: int) -> bool:
-    tokens = trace.target_tokens[position].astype(np.int64)
-    guesses = trace.draft_tokens[position][:COUPLED_TOKENS].astype(np.int64)
-    logits = trace.draft_logits[position][:COUPLED_TOKENS]
-    heat = trace.temperature
-    said = tokens[
-        np.argmax(trace.target_logits[position] + heat * gumbel(seed, position, tokens))
-    ]
-    guess = guesses[np.argmax(sharpness * logits + heat * gumbel(seed, position, guesses))]
-    return bool(said == guess)
 
 
 def table(traces: Sequence[Trace]) -> dict[str, NDArray[np.float64]]:

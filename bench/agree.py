@@ -66,8 +66,11 @@ def compare(simulated: Sequence[Row], measured: Results) -> list[Cell]:
 def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterator[Row]:
     """Yield what the simulator says to the run's cells. Arms it does not know are left out.
 
-    Raises ValueError that names a prompt of which there is no trace, or too short a one.
+    Raises ValueError that names a prompt of which there is no trace, or too short a one; or for
+    a run over links with a rate or losses.
     """
+    if measured.link.get("loss") or any(row.rate_mbit for row in measured.rows):
+        raise ValueError("the run's links had a rate or losses: compared are RTT and jitter")
     for temperature, family in dict.fromkeys((r.temperature, r.family) for r in measured.rows):
         group = Group(family, temperature, _sources(measured, traces, family, temperature))
         cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
@@ -86,11 +89,10 @@ def _known(arm: str) -> bool:
 def _sources(
     measured: Results, traces: Sequence[Trace], family: str, temperature: float
 ) -> list[Source]:
-    lengths = {
-        answer.prompt: answer.tokens
-        for answer in results.references(measured.answers).values()
-        if (answer.family, answer.temperature) == (family, temperature)
-    }
+    lengths: dict[str, int] = {}
+    for answer in results.references(measured.answers).values():
+        if (answer.family, answer.temperature) == (family, temperature):
+            lengths.setdefault(answer.prompt, answer.tokens)  # traced is the first repeat
     found = {trace.prompt_id: trace for trace in traces if trace.temperature == temperature}
     for prompt, tokens in lengths.items():
         if prompt not in found or len(found[prompt].tokens) < tokens - 2:

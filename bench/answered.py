@@ -60,8 +60,7 @@ class Replies:
     def _trace(
         self, answer: Answer, prompt: list[int], tokens: list[int], draft: Context
     ) -> Trace:
-        q, draft_s = read_draft(draft, prompt, tokens)
-        kept = [shortened(row) for row in q]
+        kept = [shortened(row) for row in read_draft(draft, prompt, tokens)]
         said = np.array(tokens, np.int32)
         seed = int(str(self.results.settings["seed"])) + answer.repeat
         return Trace(
@@ -76,8 +75,6 @@ class Replies:
             np.array([ids for ids, _ in kept]),
             np.array([logits for _, logits in kept]),
             np.full(len(said), np.nan, np.float32),
-            draft_s,
-            np.full(5, np.nan, np.float32),
         )
 
 

@@ -33,7 +33,7 @@ ANSWER_TIMEOUT_S = 600.0
 """Without a byte of an answer."""
 
 _BYTES = 'picospec:edge_link_bytes_total{direction="%s"}'
-_DRAFTED = "picospec:edge_draft_tokens_total"
+_GUESSED = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Costs:
 
     link_bytes_down: float = 0.0
     guessed: float = 0.0
-    """Tokens the draft model made, judged or not."""
+    """Tokens the draft model made, too late or not, judged or not."""
 
     edge_cpu_s: float = 0.0
 
@@ -103,7 +103,7 @@ class Seat:
             float(values.get(_BYTES % "down", 0)),
             self.link.bytes_up if self.link else 0.0,
             self.link.bytes_down if self.link else 0.0,
-            float(values.get(_DRAFTED, 0)),
+            sum(float(values.get(name, 0)) for name in _GUESSED),
             processor_s(self.group) if self.group else 0.0,
         )
 

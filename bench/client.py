@@ -10,6 +10,8 @@ from time import perf_counter
 import httpx
 import msgspec
 
+from bench.prompts import sampling
+
 
 class AnswerError(Exception):
     """The service answered with an error, or broke off."""
@@ -117,7 +119,7 @@ class Client:
             "model": self._model,
             "messages": [{"role": "user", "content": question.prompt}],
             "temperature": question.temperature,
-            "top_p": 0.95 if question.temperature else 1.0,
+            "top_p": sampling(question.temperature).top_p,
             "seed": question.seed,
             "max_tokens": question.tokens,
             "stream": True,

@@ -62,12 +62,10 @@ class Path:
         self._chance = chance
         self._line_free_s = 0.0
         self.bytes = 0
-        self.segments = 0
 
     def arrival(self, now_s: float, size_bytes: int) -> float:
         """Send `size_bytes` at `now_s`; the second at which they reach the far end."""
         self.bytes += size_bytes
-        self.segments += 1
         return self._leave_line(now_s, size_bytes) + self._travel_s()
 
     def _leave_line(self, now_s: float, size_bytes: int) -> float:

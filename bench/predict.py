@@ -61,7 +61,7 @@ SHARES: Final = (0.6, 0.8, 1.5)
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """One verifier and its clients, each of whom always has an answer under way."""
+    """One verifier and its clients, who all begin at once and ask for ANSWERS in a row."""
 
     point: str
     arm: str

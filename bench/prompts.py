@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from speculation.messages import Sampling
+
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
 
 
@@ -29,6 +31,11 @@ class Selection:
     """Empty: all."""
 
     per_family: int | None = None
+
+
+def sampling(temperature: float) -> Sampling:
+    """Return the settings that every arm and every trace draws with."""
+    return Sampling(temperature=temperature, top_p=0.95 if temperature else 1.0)
 
 
 def read(path: Path = SHIPPED, selection: Selection | None = None) -> list[Prompt]:

@@ -10,7 +10,7 @@ import numpy as np
 from openai import AsyncOpenAI, omit
 from openai.types.chat import ChatCompletionTokenLogprob
 
-from bench.prompts import Prompt
+from bench.prompts import Prompt, sampling
 from bench.ties import Noise, Parting, Spoken
 from models.vocabulary import Vocabulary
 from speculation.noise import gumbel, place
@@ -64,7 +64,7 @@ async def ask(asking: Asking, url: str, arm: str, prompt: Prompt, temperature: f
             model=model,
             messages=[{"role": "user", "content": prompt.prompt}],
             temperature=temperature,
-            top_p=0.95 if temperature else 1.0,
+            top_p=sampling(temperature).top_p,
             seed=SEED,
             max_tokens=asking.tokens,
             stream=True,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 
@@ -17,8 +16,6 @@ from speculation.noise import place
 
 KEPT = 256
 """Tokens kept of each law: they hold more than 99.9 % of nearly every one."""
-
-ROWS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Question:
 def record(target: Context, draft: Context, question: Question) -> Trace:
     """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
     answer, p = _write(target, question)
-    q, draft_s = read_draft(draft, question.prompt, answer)
+    q = read_draft(draft, question.prompt, answer)
     kept_p, kept_q = [shortened(row) for row in p], [shortened(row) for row in q]
     return Trace(
         question.family,
@@ -52,8 +49,6 @@ def record(target: Context, draft: Context, question: Question) -> Trace:
         np.array(
             [_overlap(a, b, question.sampling) for a, b in zip(p, q, strict=True)], np.float32
         ),
-        draft_s,
-        np.array([_pass_s(target, rows) for rows in ROWS], np.float32),
     )
 
 
@@ -72,19 +67,14 @@ def _write(target: Context, question: Question) -> tuple[list[int], list[Logits]
     return answer, p
 
 
-def read_draft(
-    draft: Context, prompt: Sequence[int], answer: Sequence[int]
-) -> tuple[list[Logits], float]:
-    """Return the draft's logits at each position of the answer, and the median step (s)."""
+def read_draft(draft: Context, prompt: Sequence[int], answer: Sequence[int]) -> list[Logits]:
+    """Return the draft's logits at each position of the answer."""
     _prefill(draft, prompt[:-1])
     q: list[Logits] = []
-    seconds: list[float] = []
     for token in (prompt[-1], *answer[:-1]):
-        began = perf_counter()
         draft.decode([Segment(0, draft.length(0), [token])])
-        seconds.append(perf_counter() - began)
         q.append(draft.logits(0).copy())
-    return q, float(np.median(seconds))
+    return q
 
 
 def _prefill(context: Context, tokens: Sequence[int]) -> None:
@@ -92,19 +82,6 @@ def _prefill(context: Context, tokens: Sequence[int]) -> None:
     for start in range(0, len(tokens), context.limits.batch_tokens):
         chunk = tokens[start : start + context.limits.batch_tokens]
         context.decode([Segment(0, start, chunk, logits="none")])
-
-
-def _pass_s(target: Context, rows: int) -> float:
-    return min(_passes(target, rows, repeats=2))
-
-
-def _passes(target: Context, rows: int, repeats: int) -> Iterator[float]:
-    length = target.length(0)
-    for _ in range(repeats):
-        began = perf_counter()
-        target.decode([Segment(0, length, [1] * rows)])
-        yield perf_counter() - began
-        target.truncate(0, length)
 
 
 def shortened(logits: Logits) -> tuple[np.ndarray, Logits]:

@@ -7,12 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.prompts import Prompt
+from bench.prompts import Prompt, sampling
 from bench.record import Question, open_pair, record
 from gateway.ports import Message
 from models.llama import Model
 from models.tokenizer import GgufTokenizer
-from speculation.messages import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,5 @@ def traces(recording: Recording, folder: Path) -> Iterator[Path]:
 def _question(
     recording: Recording, prompt: Prompt, tokens: Sequence[int], temperature: float
 ) -> Question:
-    sampling = Sampling(temperature=temperature, top_p=0.95 if temperature else 1.0)
-    return Question(
-        prompt.family, prompt.id, tokens, sampling, recording.seed, recording.tokens
-    )
+    drawn = sampling(temperature)
+    return Question(prompt.family, prompt.id, tokens, drawn, recording.seed, recording.tokens)

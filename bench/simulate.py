@@ -38,7 +38,8 @@ def main(
     """Replay traces in the simulator; rounds are taken at their best gamma, cell by cell."""
     try:
         names, rtts_ms = arms.split(","), [float(ms) for ms in rtt.split(",")]
-        world = World(hosts_of(hosts), Conditions(max(rtts_ms), jitter_ms, rate_mbit))
+        links = [Conditions(rtt_ms, jitter_ms, rate_mbit) for rtt_ms in rtts_ms]
+        world = World(hosts_of(hosts), links[0])
         for name in names:
             candidates(name)
     except (ValueError, OSError) as error:

@@ -42,12 +42,6 @@ class Trace:
     """float32[n]: sum of min(p, q) over all V: what optimal rejection sampling accepts. NaN
     where p is not known."""
 
-    draft_s: float
-    """Median time of one draft token."""
-
-    pass_s: Logits
-    """float32[R]: time of a target pass over rows = 1, 2, 4, 8, 16."""
-
     def cut(self, tokens: int) -> Trace:
         """Return the trace of the answer's first `tokens` tokens."""
         per_token = ("tokens", "target_tokens", "target_logits", "draft_tokens", "draft_logits")

@@ -9,11 +9,18 @@ session with useless drafts costs the others nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 from typing import Final
 
 _WEIGHT: Final = 0.25  # of the latest pass in a running mean
+ENOUGH: Final = 3
+"""Passes of a size, so that none of them can mislead alone."""
+
+DEARER: Final = 1.1
+"""Than a pass with more rows: by so much a size differs, and does not seem to."""
+
 _FORGOTTEN: Final = 1 / 512  # of what is known about a size, with each pass of another
 
 
@@ -22,6 +29,8 @@ class PassTimes:
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
+        self._means: dict[int, float] = {}  # the same, but that nothing of it fades
+        self._passes: Counter[int] = Counter()
         self._known: dict[int, float] = {}  # what `of` has answered since the last pass
 
     def saw(self, rows: int, seconds: float) -> None:
@@ -33,20 +42,30 @@ class PassTimes:
         self._known.clear()
         for other in self._seen.keys() - {rows}:
             self._seen[other] *= 1.0 - _FORGOTTEN
-        old = self._seen.get(rows, seconds)
-        self._seen[rows] = old + _WEIGHT * (seconds - old)
+        self._passes[rows] += 1
+        for means in (self._seen, self._means):
+            old = means.get(rows, seconds)
+            means[rows] = old + _WEIGHT * (seconds - old)
 
     def of(self, rows: int) -> float:
         """Return the expected time of a pass; 0 before the first.
 
-        T cannot fall with more rows, so the cheapest pass seen at `rows` or more bounds it; one
-        larger than any pass seen is assumed as cheap as the largest, and so gets tried.
+        T hardly ever falls with more rows, so the cheapest pass seen at `rows` or more bounds
+        it; one larger than any pass seen is assumed as cheap as the largest, and so gets tried.
+        But on some CPUs one row takes a third longer than four: what is clearly so counts.
         """
         if rows not in self._known:
             larger = [seconds for seen, seconds in self._seen.items() if seen >= rows]
             largest_s = self._seen.get(max(self._seen, default=0), 0.0)
-            self._known[rows] = min(larger, default=largest_s)
+            bound_s = min(larger, default=largest_s)
+            self._known[rows] = self._seen[rows] if self._falls_after(rows) else bound_s
         return self._known[rows]
+
+    def _falls_after(self, rows: int) -> bool:
+        if self._passes[rows] < ENOUGH:
+            return False
+        larger_s = min(mean for seen, mean in self._means.items() if seen >= rows)
+        return self._means[rows] > DEARER * larger_s
 
 
 def expected_tokens(acceptance: float, drafts: int) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -30,7 +31,7 @@ Row = Callable[[int], Law]
 TAIL_SAMPLES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refusal:
     """A draft that fell in `separate`, with the whole p that judged it."""
 
@@ -44,17 +45,22 @@ class Refusal:
 
     def message(self, epoch: int, position: int, u: Sequence[float]) -> Refuse:
         """Return p as the edge needs it. u: a uniform in [0, 1) for each sample of the tail."""
-        head = head_of(self.p)
-        tail = np.setdiff1d(np.arange(len(self.p.tokens)), head)
-        law = Law(self.p.tokens[tail], self.p.p[tail])
-        drawn = [law.at(x) for x in u] if tail.size else []
+        head, tail = self._cut
+        drawn = tail.draw(u) if tail.p.size else []
         return Refuse(
             epoch,
             position,
             tuple(zip(self.p.tokens[head].tolist(), self.p.p[head].tolist(), strict=True)),
-            float(np.float32(law.p.sum())),
-            tuple((token, law.of(token)) for token in drawn),
+            float(np.float32(tail.p.sum())),
+            tuple((token, tail.of(token)) for token in drawn),
         )
+
+    @cached_property
+    def _cut(self) -> tuple[Tokens, Law]:
+        """The head's places in p, and the rest: sorted once, however often it is asked for."""
+        head = head_of(self.p)
+        tail = np.setdiff1d(np.arange(len(self.p.tokens)), head)
+        return head, Law(self.p.tokens[tail], self.p.p[tail])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ their number grows until they hold the support.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,8 +49,14 @@ class Law:
 
     def at(self, u: float) -> int:
         """Return the token at quantile u, 0 <= u < 1."""
+        return self.draw([u])[0]
+
+    def draw(self, u: Sequence[float]) -> list[int]:
+        """Return the token at each of the quantiles."""
         sums = np.cumsum(self.p)
-        return int(self.tokens[np.searchsorted(sums, u * sums[-1], side="right")])
+        places = np.searchsorted(sums, np.asarray(u) * sums[-1], side="right")
+        tokens: list[int] = self.tokens[places].tolist()
+        return tokens
 
     def coupled(self, seed: int, at: int) -> int:
         """Return the token that the shared noise picks: argmax(log p + gumbel)."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from speculation.budget import PassTimes, best_rate, expected_tokens
 from speculation.messages import Fill, Limits
+from speculation.verifying import VerifyingSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,24 @@ class Waiting:
     times: PassTimes
     most: int
     """Drafts that a pass may judge: max_verify."""
+
+
+def hold_s(
+    session: VerifyingSession, arrivals: Arrivals, times: PassTimes, most: int, now: float
+) -> float:
+    """Return how long to hold the session's next pass, as `hold` says. most: max_verify."""
+    return hold(
+        Waiting(
+            session.request.fill,
+            session.pending,
+            session.acceptance,
+            arrivals.due_s(now),
+            arrivals.interval_s,
+            arrivals.restart_s,
+            times,
+            most,
+        )
+    )
 
 
 def hold(session: Waiting) -> float:

@@ -41,6 +41,9 @@ ACCEPTANCE_AT_FIRST: Final = 0.8  # of a well-matched pair, over code, maths and
 ACCEPTANCE_WEIGHT: Final = 1 / 16
 """Of the latest draft in the running mean; the first few weigh more, as in a plain mean."""
 
+MOST_REDRAWS: Final = 32
+"""For one refusal. Each brings TAIL_SAMPLES more; an honest edge hardly ever needs two."""
+
 _PRIOR_DRAFTS: Final = 4  # what ACCEPTANCE_AT_FIRST counts for
 
 
@@ -72,6 +75,7 @@ class VerifyingSession:
         from every draft that arrives, judged or overtaken."""
 
         self._compared = 0
+        self._redraws = 0  # answered since the last refusal
         self._limits = limits
         self._vocabulary_size = vocabulary_size
         self._void = -1  # epochs up to this one are known to be wrong
@@ -162,6 +166,9 @@ class VerifyingSession:
         is_old = message.epoch <= self._void or message.position != len(self.committed)
         if self.refusal is None or is_old:
             return []
+        if self._redraws == MOST_REDRAWS:
+            raise RemoteProtocolError(f"Redraw: more than {MOST_REDRAWS} for one refusal")
+        self._redraws += 1
         self.epoch = max(self.epoch, message.epoch)
         self._break()
         return [self._refuse(self.refusal, u)]
@@ -209,6 +216,7 @@ class VerifyingSession:
         )
         if judgement.refusal and not self.finished:
             self.refusal = judgement.refusal
+            self._redraws = 0
             self._learn(False)
             self._break()
             down.append(self._refuse(judgement.refusal, u))

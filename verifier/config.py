@@ -23,6 +23,9 @@ _SECRETS: Final = {"api_keys": "PICOSPEC_API_KEYS"}
 EXACT_DRAFTS: Final = 62
 """With the token before them 63 rows: from 64 on llama.cpp's attention rounds differently."""
 
+VLLM_DRAFTS: Final = 127
+"""Its kernels take 128 drafts of a sequence; a forced token may come before ours."""
+
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
@@ -105,6 +108,8 @@ class VerifierSettings(BaseSettings):
             raise ValueError("llama.max_rows must exceed speculation.max_verify")
         if self.target == "llama" and self.speculation.max_verify > EXACT_DRAFTS:
             raise ValueError(f"speculation.max_verify: llama.cpp is exact up to {EXACT_DRAFTS}")
+        if self.target == "vllm" and self.speculation.max_verify > VLLM_DRAFTS:
+            raise ValueError(f"speculation.max_verify: vLLM takes at most {VLLM_DRAFTS}")
         return self
 
     @property

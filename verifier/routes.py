@@ -73,6 +73,8 @@ class Routes:
                 await session.push(message)
         except UnknownSession as error:
             raise _unknown(error) from error
+        except TargetError as error:
+            raise translate(error) from error
         except RemoteProtocolError as error:
             session.cancel(Fault("protocol_error", str(error)))
             raise InvalidRequest(str(error), code="protocol_error") from error

@@ -58,6 +58,11 @@ class Target(Protocol):
         """The target's own, for the plain engine. Known once started."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """False once the engine is lost for good: only another process can serve then."""
+        ...
+
     async def start(self) -> None:
         """Load the model; may take minutes."""
         ...

@@ -23,7 +23,7 @@ from speculation.budget import PassTimes
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Fill, Limits
-from speculation.pacing import Arrivals, DraftPacing, Waiting
+from speculation.pacing import Arrivals, DraftPacing
 from speculation.verifying import VerifyingSession
 
 
@@ -161,18 +161,7 @@ class PicoSpec(Arm):
         )
 
     def hold_s(self, seat: Seat, now_s: float) -> float:
-        return pacing.hold(
-            Waiting(
-                self.fill,
-                seat.session.pending,
-                seat.session.acceptance,
-                seat.arrivals.due_s(now_s),
-                seat.arrivals.interval_s,
-                seat.arrivals.restart_s,
-                seat.times,
-                seat.most,
-            )
-        )
+        return pacing.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)
 
     def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
         return budget.share(

@@ -13,11 +13,12 @@ from typing import Final
 
 import numpy as np
 
+from bench.prompts import sampling
 from bench.traces import Ids, Logits, Trace
 from edge_agent.guessing import coupled
 from speculation.drafting import Guess
 from speculation.laws import Law
-from speculation.messages import Sampling, TokenId
+from speculation.messages import TokenId
 
 WRONG: Final = 100_000
 """Tokens from here on are in no answer; three bytes on the wire, as most of a large vocabulary.
@@ -54,10 +55,6 @@ class Source:
             token = WRONG + position
         return Guess(token, self._confidences[position])
 
-    def right(self, position: int) -> bool:
-        """Return whether the draft says the target's token here, given a right beginning."""
-        return self._guesses[position] == self.tokens[position]
-
 
 def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:
     """Return an answer where each draft is right with the same probability, independently."""
@@ -69,9 +66,9 @@ def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int 
 
 def traced(trace: Trace) -> Source:
     """Return the answer of a trace, with the guesses the edge makes of its draft's logits."""
-    pick = coupled(Sampling(temperature=trace.temperature), trace.seed, len(trace.prompt))
+    pick = coupled(sampling(trace.temperature), trace.seed, len(trace.prompt))
     guesses = [
-        pick(_dense(tokens, logits), position)
+        pick(dense(tokens, logits), position)
         for position, (tokens, logits) in enumerate(
             zip(trace.draft_tokens, trace.draft_logits, strict=True)
         )
@@ -84,8 +81,8 @@ def traced(trace: Trace) -> Source:
     )
 
 
-def _dense(tokens: Ids, logits: Logits) -> Logits:
+def dense(tokens: Ids, logits: Logits) -> Logits:
     """Return logits over the vocabulary as far as it is needed; those not kept are -inf."""
-    dense = np.full(int(tokens.max()) + 1, -np.inf, np.float32)
-    dense[tokens] = logits
-    return dense
+    row = np.full(int(tokens.max()) + 1, -np.inf, np.float32)
+    row[tokens] = logits
+    return row

@@ -35,7 +35,6 @@ class Served(Seat):
 class Verifier:
     def __init__(self, clock: Clock, arm: Arm, limits: Limits, hosts: Hosts, rows: int) -> None:
         """rows: most that a pass may have."""
-        self.busy_s = 0.0
         self._clock = clock
         self._arm = arm
         self._limits = limits
@@ -108,7 +107,6 @@ class Verifier:
     def _extend(self, passes: Sequence[tuple[Served, Pass]], began_s: float) -> None:
         """Let the pass run on for what came to disturb it; then end it."""
         left_s, self._disturbed_s = self._disturbed_s, 0.0
-        self.busy_s += left_s
         if left_s > 0.0:
             self._clock.after(left_s, lambda: self._extend(passes, began_s))
         else:

@@ -25,8 +25,7 @@ def trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
     logits = np.zeros((tokens, 1), np.float32)
     return Trace(
         "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), said, said[:, None],
-        logits, said[:, None], logits, np.ones(tokens, np.float32), 0.02,
-        np.ones(5, np.float32),
+        logits, said[:, None], logits, np.ones(tokens, np.float32),
     )  # fmt: skip
 
 

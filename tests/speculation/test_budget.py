@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.budget import PassTimes, best_rate, share
+from speculation.budget import ENOUGH, PassTimes, best_rate, share
 
 
 def times(*seconds: float) -> PassTimes:
@@ -114,3 +114,23 @@ def test_a_chain_that_begins_again_slowly_brings_the_rate_towards_the_target_alo
     assert rates == sorted(rates, reverse=True)
     assert rates[1] == pytest.approx((1.5 + 0.05 / 0.2) / 0.25, rel=0.01)
     assert rates[2] == pytest.approx(1 / 0.2, rel=0.01)
+
+
+def test_a_size_that_is_clearly_dearer_than_a_larger_one_counts_as_it_is() -> None:
+    times = PassTimes()
+    for _ in range(ENOUGH):
+        times.saw(4, 0.16)
+        times.saw(1, 0.21)
+    for _ in range(300):
+        times.saw(1, 0.21)
+
+    assert times.of(1) == pytest.approx(0.21)
+    assert times.of(2) < 0.16
+
+
+def test_one_slow_pass_does_not_count_against_a_size() -> None:
+    times = PassTimes()
+    times.saw(4, 0.16)
+    times.saw(1, 0.9)
+
+    assert times.of(1) <= 0.16

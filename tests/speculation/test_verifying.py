@@ -24,7 +24,7 @@ from speculation.messages import (
     Sampling,
     TokenLogprob,
 )
-from speculation.verifying import ACCEPTANCE_AT_FIRST, VerifyingSession
+from speculation.verifying import ACCEPTANCE_AT_FIRST, MOST_REDRAWS, VerifyingSession
 
 V = 100
 P = Law(np.array([1, 2, 3]), np.array([0.5, 0.25, 0.25]))
@@ -396,6 +396,15 @@ def test_a_redraw_where_nothing_is_awaited_is_dropped() -> None:
     assert redraw(session("separate"), 5, 0) == []
     assert redraw(session(), 5, 0) == []
     assert redraw(refusing(7), 5, 0) == []
+
+
+def test_one_refusal_is_redrawn_so_many_times_and_no_more() -> None:
+    verifier = refusing(7)
+    for epoch in range(1, MOST_REDRAWS + 1):
+        assert redraw(verifier, epoch, 1)
+
+    with pytest.raises(RemoteProtocolError, match="Redraw"):
+        redraw(verifier, MOST_REDRAWS + 1, 1)
 
 
 def test_drafts_of_an_epoch_that_a_redraw_began_are_void() -> None:

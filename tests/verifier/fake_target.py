@@ -85,6 +85,7 @@ class FakeTarget:
         self._starts = starts
         self.running: dict[str, _Running] = {}
         self.stopped = False
+        self.alive = True
 
     @property
     def facts(self) -> ModelFacts:

@@ -65,6 +65,11 @@ def test_a_pass_must_hold_a_draft_of_every_size() -> None:
         load(None, {}, {"speculation": {"max_verify": 64}, "llama": {"max_rows": 64}})
 
 
+def test_more_drafts_than_vllm_takes_are_refused() -> None:
+    with pytest.raises(ValidationError, match="max_verify"):
+        load(None, {}, {"target": "vllm", "speculation": {"max_verify": 128}})
+
+
 def test_options_name_tables_and_read_values_as_toml() -> None:
     options = [
         "--llama.slots",

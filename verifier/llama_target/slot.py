@@ -13,7 +13,7 @@ from math import inf
 
 from speculation.budget import PassTimes
 from speculation.messages import Down, Draft, Limits, Open, Redraw, TokenId
-from speculation.pacing import Arrivals, Waiting, hold
+from speculation.pacing import Arrivals, hold_s
 from speculation.verifying import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
 from verifier.target import Said, TargetFailed
@@ -75,18 +75,7 @@ class Slot:
         """Return how long its next pass should wait; inf: for a draft. See pacing.hold."""
         if not self.may_pass:
             return inf
-        return hold(
-            Waiting(
-                fill=self.request.fill,
-                pending=self.machine.pending,
-                acceptance=self.machine.acceptance,
-                due_s=self._arrivals.due_s(now),
-                interval_s=self._arrivals.interval_s,
-                restart_s=self._arrivals.restart_s,
-                times=times,
-                most=self._most,
-            )
-        )
+        return hold_s(self.machine, self._arrivals, times, self._most, now)
 
     # --- up
 

@@ -66,6 +66,10 @@ class LlamaTarget:
         """Known once started."""
         return _started(self._tokenizer)
 
+    @property
+    def alive(self) -> bool:
+        return self._scheduler is not None
+
     async def start(self) -> None:
         """Load the model in the thread, and let the scheduler run."""
         loop = asyncio.get_running_loop()

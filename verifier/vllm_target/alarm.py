@@ -17,13 +17,16 @@ class Alarm:
 
     def set(self, deadline: float, now: float) -> None:
         """Ring at `deadline`, unless it rings earlier; never, for infinity."""
-        if deadline == inf:
+        if deadline >= self._at:
             return
-        if self._timer is not None and self._timer.is_alive():
-            if self._at <= deadline:
-                return
+        if self._timer is not None:
             self._timer.cancel()
         self._at = deadline
-        self._timer = threading.Timer(max(0.0, deadline - now), self._ring)
+        self._timer = threading.Timer(max(0.0, deadline - now), self._due)
         self._timer.daemon = True
         self._timer.start()
+
+    def _due(self) -> None:
+        """In the timer's thread: first let `set` arm the next, then ring."""
+        self._at = inf
+        self._ring()

@@ -17,15 +17,16 @@ from verifier.target import TargetFailed
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.v1.core.sched.scheduler:Scheduler": (
         "add_request", "finish_requests", "has_requests", "schedule", "update_draft_token_ids",
-        "update_from_output", "_free_request",
+        "update_from_output", "_free_request", "_preempt_request",
     ),
     "vllm.v1.engine:EngineCoreOutput": ("kv_transfer_params", "new_logprobs", "finish_reason"),
     "vllm.v1.engine:EngineCoreRequestType": ("WAKEUP",),
-    "vllm.v1.engine.core:EngineCore": ("step",),
-    "vllm.v1.engine.async_llm:AsyncLLM": ("generate", "collective_rpc", "shutdown"),
+    "vllm.v1.engine.async_llm:AsyncLLM": (
+        "generate", "get_supported_tasks", "collective_rpc", "shutdown", "errored",
+    ),
     "vllm.v1.engine.core_client:AsyncMPClient": ("call_utility_async",),
+    "vllm.inputs.engine:": ("tokens_input",),
     "vllm.v1.sample.rejection_sampler:": ("rejection_sample", "apply_sampling_constraints"),
-    "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler": ("forward_native",),
 }  # fmt: skip
 _ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.v1.sample.rejection_sampler:rejection_sample": (
@@ -64,7 +65,8 @@ def _missing(options: Mapping[str, Any]) -> Iterator[str]:
         found = _find(path)
         parameters = signature(found).parameters if callable(found) else {}
         yield from (f"{path}({name})" for name in names if name not in parameters)
-    known = set(signature(_find("vllm.engine.arg_utils:AsyncEngineArgs")).parameters)
+    configured = _find("vllm.engine.arg_utils:AsyncEngineArgs")
+    known = set(signature(configured).parameters) if callable(configured) else set()
     yield from (f"the engine option {name!r}" for name in options if name not in known)
 
 

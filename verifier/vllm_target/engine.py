@@ -19,6 +19,7 @@ from typing import Any, Final
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.inputs.engine import tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -84,6 +85,7 @@ class Engine:
         try:
             await self._llm.collective_rpc("picospec_install")
             attached = await self._call("attach")
+            await self._llm.get_supported_tasks()  # asked once; `generate` needs the answer
         except Exception as error:
             await self.stop()
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
@@ -100,6 +102,11 @@ class Engine:
             configured.scheduler_config.max_num_seqs,
         )
 
+    @property
+    def alive(self) -> bool:
+        """False once one of its processes has died, or a step has failed."""
+        return not self._llm.errored
+
     async def stop(self) -> None:
         """End the engine's processes."""
         await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
@@ -109,13 +116,14 @@ class Engine:
     ) -> AsyncGenerator[tuple[int, Spoken]]:
         """Yield the numbered frames of one session, each once and in order, to the last.
 
-        Closing the generator aborts the request. Raises Refused for what vLLM will not do,
-        RemoteProtocolError for a message that no honest edge sends.
+        The request is on its way to the core before this first waits: what is pushed later
+        comes after it. Closing the generator aborts it. Raises Refused for what vLLM will not
+        do, RemoteProtocolError for a message that no honest edge sends.
         """
         due = 0
         try:
             outputs = self._llm.generate(
-                {"prompt_token_ids": list(prompt)}, _parameters(asked), request_id=session
+                tokens_input(list(prompt)), _parameters(asked), request_id=session
             )
             async with aclosing(outputs):
                 async for output in outputs:

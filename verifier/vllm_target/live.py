@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from speculation.errors import RemoteProtocolError
+from verifier.target import TargetFailed
 
 MAX_IN_FLIGHT: Final = 64
 """Messages that the engine has not taken in. It does so between two steps; an edge that sends
@@ -19,9 +20,12 @@ class Live:
     def __init__(self) -> None:
         self._sending: set[asyncio.Task[None]] = set()
         self._complaint: str | None = None
+        self._failure: Exception | None = None
 
     def check(self) -> None:
-        """Raise RemoteProtocolError if the engine refused a message."""
+        """Raise RemoteProtocolError if a message was refused, TargetFailed if vLLM broke."""
+        if self._failure is not None:
+            raise TargetFailed(f"not delivered: {self._failure}") from self._failure
         if self._complaint is not None:
             raise RemoteProtocolError(self._complaint)
 
@@ -37,10 +41,10 @@ class Live:
     async def _send(self, sending: Coroutine[Any, Any, str | None]) -> None:
         try:
             complaint = await sending
-        except Exception as error:  # the engine broke: `serve` reports it
-            complaint = f"not delivered: {error}"
-        if self._complaint is None:
-            self._complaint = complaint
+        except Exception as error:  # vLLM raises what it likes; `check` says it
+            self._failure = error
+        else:
+            self._complaint = self._complaint or complaint
 
     def cancel(self) -> None:
         """Stop waiting for answers."""

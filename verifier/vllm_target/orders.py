@@ -20,7 +20,7 @@ class Shape:
     top_k: int = 0
     top_p: float = 1.0
     bias: tuple[tuple[TokenId, float], ...] = ()
-    """Added to the logits before all else."""
+    """Added to the logits, once vLLM has applied penalties and masks, before the others."""
 
     @property
     def cuts(self) -> bool:

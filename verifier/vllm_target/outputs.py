@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
@@ -11,6 +12,9 @@ from vllm.v1.request import Request
 from speculation.messages import TokenLogprob
 from verifier.vllm_target.admission import FIELD
 from verifier.vllm_target.seats import Seat
+
+NEVER: Final = -9999.0
+"""The log-probability of a token that cannot be said, as OpenAI's API has it."""
 
 
 def attach(output: EngineCoreOutput, seat: Seat) -> None:
@@ -40,18 +44,21 @@ def add(
 
 
 def logprobs(
-    output: ModelRunnerOutput, request: Request, index: int, *, skip: int, count: int
+    output: ModelRunnerOutput, request: Request, index: int, count: int
 ) -> list[TokenLogprob] | None:
-    """Return the log-probabilities of `count` tokens said, without the first `skip`.
+    """Return the log-probabilities of `count` tokens said; None if the request wants none.
 
-    index: the request's row in the step. None if the request wants none.
+    index: the request's row in the step. vLLM gives each as many alternatives as any request of
+    the step wants.
     """
     wanted = request.sampling_params and request.sampling_params.num_logprobs
     if wanted is None or output.logprobs is None:
         return None
     lists = output.logprobs.slice_request(index, count)
-    rows = zip(lists.logprob_token_ids.tolist(), lists.logprobs.tolist(), strict=True)
+    kept = slice(0, 1 + wanted)
+    tokens = lists.logprob_token_ids[:, kept].tolist()
+    values = np.maximum(lists.logprobs[:, kept], NEVER).tolist()
     return [
-        TokenLogprob(values[0], tuple(zip(tokens[1:], values[1:], strict=True)))
-        for tokens, values in list(rows)[skip:]
+        TokenLogprob(p[0], tuple(zip(ids[1:], p[1:], strict=True)))
+        for ids, p in zip(tokens, values, strict=True)
     ]

@@ -33,6 +33,9 @@ _RANGES: Final = {
     "repetition_penalty": (0.01, 2.0),
 }
 _BIAS: Final = 100.0
+MOST_BIASES: Final = 1024
+"""Tokens in a logit_bias: each row of the session pays for them."""
+
 T = TypeVar("T")
 
 
@@ -81,6 +84,8 @@ def ask(session: str, request: Open, facts: ModelFacts) -> Asked:
 
 def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
     bias = _value(request.sampling.extras, "logit_bias", dict[int, float], {})
+    if len(bias) > MOST_BIASES:
+        raise Refused("sampling.extras.logit_bias", f"more than {MOST_BIASES} tokens")
     for token, value in bias.items():
         if not 0 <= token < facts.vocabulary_size:
             raise Refused(f"sampling.extras.logit_bias.{token}", "not a token")

@@ -47,9 +47,20 @@ class PicoScheduler(SessionScheduler):
         with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
         output.picospec_orders = self._orders(output)
+        stuck = not output.total_num_scheduled_tokens and self.waiting
+        if held and stuck and len(self.running) < self.max_num_running_reqs:
+            self._make_way(held[-1], now)
         self._started = now
         self.steps += output.total_num_scheduled_tokens > 0
         return output
+
+    def _make_way(self, held: Request, now: float) -> None:
+        """Take a held session's KV for those that wait for room: vLLM preempts only what it
+        sees running. The session waits behind them, and then reads its text again."""
+        self.running.remove(held)
+        self._preempt_request(held, now)
+        self.waiting.remove_request(held)
+        self.waiting.add_request(held)
 
     def _offer_drafts(self, now: float) -> list[Request]:
         """Give each session its drafts for this step; return those that are held."""
@@ -117,8 +128,7 @@ class PicoScheduler(SessionScheduler):
                         model_runner_output,
                         request,
                         index,
-                        skip=order.forced is not None,
-                        count=len(said),
+                        len(said),
                     ),
                     u=self._uniforms(),
                 )

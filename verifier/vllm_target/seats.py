@@ -23,7 +23,7 @@ from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
 from speculation.messages import Down, Draft, Redraw, TokenId, TokenLogprob
 from speculation.noise import place
-from speculation.pacing import Arrivals, Waiting, hold
+from speculation.pacing import Arrivals, hold_s
 from speculation.verifying import VerifyingSession
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.orders import Order
@@ -95,17 +95,8 @@ class Seat:
         """Return how long the session should wait for drafts; 0: its pass may start."""
         if self.machine.refusal is not None:
             return float("inf")
-        waiting = Waiting(
-            self.machine.request.fill,
-            self.machine.pending,
-            self.machine.acceptance,
-            self._arrivals.due_s(now),
-            self._arrivals.interval_s,
-            self._arrivals.restart_s,
-            times,
-            self.admission.limits.max_verify,
-        )
-        return hold(waiting)
+        most = self.admission.limits.max_verify
+        return hold_s(self.machine, self._arrivals, times, most, now)
 
     def rehearse(self, most: int) -> tuple[TokenId, ...]:
         """Return the drafts a pass would take now, without beginning it."""

@@ -33,7 +33,7 @@ async def self_test(target: Serves) -> None:
     for i, sampling in enumerate(_SHAPES):
         request = _request(target.facts, sampling)
         plain, _ = await _run(target, f"self-test-{i}-plain", request, [])
-        wrong = (*plain[:3], (plain[3] + 1) % target.facts.vocabulary_size)
+        wrong = (*plain[:8], (plain[8] + 1) % target.facts.vocabulary_size)
         for name, drafts in {"right": plain[:9], "wrong": wrong}.items():
             said, finish = await _run(target, f"self-test-{i}-{name}", request, drafts)
             if said != plain:

@@ -3,9 +3,10 @@
     n  rows      V  vocabulary size      C  candidates: the likeliest tokens of each row
 
 A law's support is found among C candidates, likeliest first, and C grows until the support ends
-before the candidates do. It is vLLM's support: temperature, min-p, top-k (ties of the k-th
-stay), then the shortest prefix that holds top_p of what is left. Among equal logits the lower
-token comes first, so that a row means the same in any batch.
+before the candidates do: each row's by itself, so that a wide law costs no other. It is vLLM's
+support: temperature, min-p, top-k (ties of the k-th stay), then the shortest prefix that holds
+top_p of what is left. Among equal logits the lower token comes first, so that a row means the
+same in any batch.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ class Support:
 
     logs: Tensor
     """float[n, C]: log p up to a constant of the row; -inf outside the support."""
+
+    def rows(self, some: list[int]) -> Support:
+        return Support(self.tokens[some], self.logs[some])
+
+
+_Part = tuple[Sequence[int], Support]
+"""Rows, and their supports."""
 
 
 def say(
@@ -85,9 +93,10 @@ def _supports(logits: Tensor, shapes: Sequence[Shape]) -> list[tuple[list[int], 
         _whole: [i for i in drawn if not shapes[i].cuts],
     }
     return [
-        (rows, find(_biased(logits, shapes, rows), [shapes[i] for i in rows]))
+        ([rows[i] for i in part], support)
         for find, rows in kinds.items()
         if rows
+        for part, support in find(_biased(logits, shapes, rows), [shapes[i] for i in rows])
     ]
 
 
@@ -100,16 +109,17 @@ def _biased(logits: Tensor, shapes: Sequence[Shape], rows: list[int]) -> Tensor:
     return chosen
 
 
-def _greedy(logits: Tensor, shapes: Sequence[Shape]) -> Support:
+def _greedy(logits: Tensor, shapes: Sequence[Shape]) -> list[_Part]:
     """The most likely token; the lowest of several: argmax alone promises no order."""
     best = logits.amax(dim=1, keepdim=True)
     tokens = (logits == best).to(torch.uint8).argmax(dim=1, keepdim=True)
-    return Support(tokens, torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device))
+    certain = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+    return [(range(len(shapes)), Support(tokens, certain))]
 
 
-def _whole(logits: Tensor, shapes: Sequence[Shape]) -> Support:
+def _whole(logits: Tensor, shapes: Sequence[Shape]) -> list[_Part]:
     tokens = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
-    return Support(tokens, _scaled(logits, shapes))
+    return [(range(len(shapes)), Support(tokens, _scaled(logits, shapes)))]
 
 
 def _scaled(logits: Tensor, shapes: Sequence[Shape]) -> Tensor:
@@ -119,19 +129,30 @@ def _scaled(logits: Tensor, shapes: Sequence[Shape]) -> Tensor:
     return scaled - scaled.amax(dim=1, keepdim=True)
 
 
-def _cut(logits: Tensor, shapes: Sequence[Shape]) -> Support:
+def _cut(logits: Tensor, shapes: Sequence[Shape]) -> list[_Part]:
     scaled = _scaled(logits, shapes)
-    size = scaled.shape[1]
     limits = _Limits.of(scaled, shapes)
-    count = max(FIRST_CANDIDATES, *(shape.top_k + 1 for shape in shapes))
-    while True:
-        values, tokens = _candidates(scaled, min(count, size))
-        logs = values.to(torch.float64)
-        kept = limits.keep(logs)
-        least = logs.masked_fill(~kept, 0.0).amin(dim=1)
-        if count >= size or bool((logs[:, -1] < least).all()):
-            return Support(tokens, logs.masked_fill(~kept, -torch.inf))
+    left, count = list(range(len(shapes))), FIRST_CANDIDATES
+    parts: list[_Part] = []
+    while left:
+        support, ended = _among(scaled, limits, count)
+        if some := [i for i, end in enumerate(ended) if end]:
+            parts.append(([left[i] for i in some], support.rows(some)))
+        rest = [i for i, end in enumerate(ended) if not end]
+        left, scaled, limits = [left[i] for i in rest], scaled[rest], limits.rows(rest)
         count *= GROWTH
+    return parts
+
+
+def _among(scaled: Tensor, limits: _Limits, count: int) -> tuple[Support, list[bool]]:
+    """Return the rows' supports among `count` candidates, and which end before those do."""
+    size = scaled.shape[1]
+    values, tokens = _candidates(scaled, min(count, size))
+    logs = values.to(torch.float64)
+    kept = limits.keep(logs)
+    least = logs.masked_fill(~kept, 0.0).amin(dim=1)
+    ended = (logs[:, -1] < least) & (limits.top_k[:, 0] < count) | (count >= size)
+    return Support(tokens, logs.masked_fill(~kept, -torch.inf)), ended.tolist()
 
 
 def _candidates(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -165,6 +186,10 @@ class _Limits:
             column([shape.top_p for shape in shapes], torch.float64),
             weights.sum(dim=1, keepdim=True, dtype=torch.float64),
         )
+
+    def rows(self, some: list[int]) -> _Limits:
+        columns = (self.min_p, self.top_k, self.top_p, self.total)
+        return _Limits(*(column[some] for column in columns))
 
     def keep(self, logs: Tensor) -> Tensor:
         """Tell which candidates stay. logs: float64[n, C], descending, from 0."""

@@ -62,6 +62,10 @@ class VllmTarget:
 
     # --- its life
 
+    @property
+    def alive(self) -> bool:
+        return self._engine is not None and self._engine.alive
+
     async def start(self) -> None:
         """Load the model and test that drafts change nothing. Raises TargetFailed."""
         compat.check(self._settings.options)

@@ -144,6 +144,45 @@ async def test_sessions_without_room_for_their_kv_are_preempted_and_say_the_same
     await gone(target)
 
 
+async def test_held_sessions_make_way_for_one_that_needs_their_room(
+    target: VllmTarget,
+) -> None:
+    long = opening(target, PROMPTS[1], GREEDY, max_tokens=200)
+    expected = (await plain(target, "alone", long)).tokens
+    idle = opening(target, PROMPTS[0], GREEDY, fill="never")
+    holding = [  # two blocks each, of the seventeen
+        asyncio.create_task(plain(target, f"idle {i}", replace(idle, prompt=(i + 5,) * 130)))
+        for i in range(8)
+    ]
+    async with asyncio.timeout(20.0):
+        while (await target.figures())["sessions"] < len(holding):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    before = (await target.figures())["preemptions"]
+
+    async with asyncio.timeout(60.0):
+        answer = await plain(target, "needs room", long)
+
+    assert answer.tokens == expected
+    assert (await target.figures())["preemptions"] > before
+    for task in holding:
+        task.cancel()
+    await asyncio.wait(holding)
+    await gone(target)
+
+
+async def test_drafts_sent_right_after_the_opening_are_not_lost(target: VllmTarget) -> None:
+    request = opening(target, PROMPTS[0], GREEDY, max_tokens=9, fill="never")
+    expected = (await plain(target, "early plain", replace(request, fill="auto"))).tokens
+    judged = lambda message: isinstance(message, Commit) and message.start > 0  # noqa: E731
+    asking = asyncio.create_task(leave_after(target, "early", request, judged))
+    await asyncio.sleep(0)
+
+    await target.push("early", Draft(1, 0, 0, tuple(expected[:8])))
+
+    await asyncio.wait_for(asking, 20.0)  # without drafts it would say one token, and wait
+    await gone(target)
+
+
 async def test_a_session_too_many_is_turned_away(target: VllmTarget) -> None:
     request = opening(target, PROMPTS[0], GREEDY, fill="never")
     holding = [asyncio.create_task(plain(target, f"holding {i}", request)) for i in range(16)]

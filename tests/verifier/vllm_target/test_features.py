@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 
@@ -114,6 +115,37 @@ async def test_logprobs_are_the_same_with_drafts(target: VllmTarget) -> None:
         assert len(ours.top) == 3
 
 
+async def test_a_token_the_grammar_rules_out_has_a_log_probability_too(
+    target: VllmTarget,
+) -> None:
+    shaped = with_extras(DRAWN, response_format=FEATURES["response_format"])
+    stop = tuple(target.facts.stop_tokens)
+    request = opening(
+        target, PROMPTS[0], shaped, max_tokens=30, stop_tokens=stop, top_logprobs=20
+    )
+    expected = await plain(target, "plain json logprobs", request)
+
+    answer = await drafted(target, "json logprobs", request, expected.tokens, Script(wrong=0.3))
+
+    assert answer.tokens == expected.tokens
+    assert min(value for said in answer.logprobs for _, value in said.top) == -9999.0
+
+
+async def test_each_gets_as_many_log_probabilities_as_it_wants(target: VllmTarget) -> None:
+    wanted = (0, 5, 2)
+    requests = [
+        opening(target, PROMPTS[0], GREEDY, max_tokens=20, top_logprobs=count)
+        for count in wanted
+    ]
+
+    answers = await asyncio.gather(
+        *(plain(target, f"wants {r.top_logprobs}", r) for r in requests)
+    )
+
+    for count, answer in zip(wanted, answers, strict=True):
+        assert {len(said.top) for said in answer.logprobs} == {count}
+
+
 async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(
     target: VllmTarget,
 ) -> None:
@@ -136,6 +168,7 @@ async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(
         ({"frequency_penalty": 3.0}, "frequency_penalty"),
         ({"logit_bias": {"999999": 1.0}}, "logit_bias"),
         ({"logit_bias": {"5": 1e9}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1.0 for token in range(2000)}}, "logit_bias"),
         ({"min_tokens": 1000}, "min_tokens"),
         ({"response_format": {"type": "poem"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
@@ -148,6 +181,20 @@ async def test_what_cannot_be_served_is_refused_by_its_name(
 
     with pytest.raises(Refused, match=field):
         await plain(target, "refused", request)
+
+
+async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
+    target: VllmTarget,
+) -> None:
+    nonsense = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=nonsense))
+    asking = asyncio.create_task(plain(target, "nonsense", request))
+
+    await asyncio.sleep(0)
+
+    assert asking.done()
+    with pytest.raises(Refused):
+        await asking
 
     assert (await target.figures())["sessions"] == 0
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from speculation.errors import RemoteProtocolError
+from verifier.target import TargetFailed
 from verifier.vllm_target.live import MAX_IN_FLIGHT, Live
 
 
@@ -56,4 +57,15 @@ async def test_a_complaint_is_raised_later() -> None:
     await asyncio.sleep(0.01)
 
     with pytest.raises(RemoteProtocolError, match="empty"):
+        live.check()
+
+
+async def test_an_engine_that_breaks_is_no_fault_of_the_edges() -> None:
+    async def broken() -> str | None:
+        raise OSError("the core is gone")
+
+    live = Live()
+    await live.send(broken())
+
+    with pytest.raises(TargetFailed, match="the core is gone"):
         live.check()

@@ -1,0 +1,30 @@
+"""A target's life: what the service does when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.errors import Unavailable
+from tests.verifier.fake_target import FakeTarget
+from verifier import host
+from verifier.host import Host
+
+
+async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "CHECK_S", 0.01)
+    target, over = FakeTarget(), asyncio.Event()
+    served = Host(target, give_up=over.set)
+    async with served.running():
+        await asyncio.sleep(0.03)
+        assert served.ready() is target
+        assert not over.is_set()
+
+        target.alive = False
+
+        async with asyncio.timeout(5.0):
+            await over.wait()
+        with pytest.raises(Unavailable, match="failed"):
+            served.ready()
+    assert target.stopped

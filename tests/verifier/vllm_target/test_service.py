@@ -1,0 +1,122 @@
+"""The service on vLLM as clients meet it: over HTTP, with and without an edge."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, BadRequestError, InternalServerError
+from openai.types.chat.chat_completion import Choice
+
+from bench.stand import EdgePlan, Stand, StandPlan
+from models.opening import open_store
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+OPTIONS = {
+    "dtype": "float32",
+    "max_model_len": "256",
+    "max_num_seqs": "4",
+    "kv_cache_memory_bytes": str(1 << 27),
+}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def schema(shape: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "shape", "schema": shape}}
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "drawn": {"temperature": 1.0, "top_p": 0.95},
+    "stop": {"stop": [" the", "\n\n"]},
+    "logprobs": {"logprobs": True, "top_logprobs": 3},
+    "penalties": {"presence_penalty": 1.2, "frequency_penalty": 0.5},
+    "bias": {"logit_bias": {"28": 4, "30": -100}},
+    "min_tokens": {"extra_body": {"min_tokens": 40}},
+    "json": {"response_format": schema(PERSON), "logprobs": True, "top_logprobs": 20},
+}
+
+
+def stand(directory: Path) -> Stand:
+    store = open_store(os.environ)
+    store.pull("smollm2", lambda what, done, total: None)
+    arguments = [part for name, value in OPTIONS.items() for part in (f"--vllm.{name}", value)]
+    return Stand(
+        StandPlan(
+            str(directory),
+            "smollm2",
+            {"edge": EdgePlan()},
+            target="vllm",
+            verifier_arguments=arguments,
+            verifier_python=sys.executable,
+        )
+    )
+
+
+async def ask(url: str, **features: Any) -> Choice:
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        completion = await client.chat.completions.create(
+            model=(await client.models.list()).data[0].id,
+            messages=[{"role": "user", "content": "Tell me about a person you know."}],
+            **{"temperature": 0.0, "seed": 3, "max_tokens": 48, **features},
+        )
+    return completion.choices[0]
+
+
+def likeliest(choice: Choice) -> list[tuple[str, list[str]]]:
+    said = choice.logprobs.content if choice.logprobs else None
+    return [(each.token, [top.token for top in each.top_logprobs]) for each in said or ()]
+
+
+async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
+    directory: Path,
+) -> None:
+    async with stand(directory) as served:
+        for name, features in FEATURES.items():
+            plain, edge = [
+                await ask(url, **features)
+                for url in (served.verifier_url, served.edge_urls["edge"])
+            ]
+
+            assert edge.message.content == plain.message.content, name
+            assert edge.finish_reason == plain.finish_reason, name
+            assert likeliest(edge) == likeliest(plain), name
+
+        for url in (served.verifier_url, served.edge_urls["edge"]):
+            with pytest.raises(BadRequestError, match="nonsense"):
+                await ask(url, response_format=schema({"type": "nonsense"}))
+
+
+async def test_a_service_whose_core_dies_ends_and_the_edge_says_so(directory: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    async with stand(directory) as served:
+        await ask(served.edge_urls["edge"], max_tokens=2)
+        service = psutil.Process(served.pids["verifier"])
+        (core,) = [
+            child for child in service.children(recursive=True) if "EngineCore" in child.name()
+        ]
+
+        core.send_signal(signal.SIGKILL)
+
+        async with asyncio.timeout(30.0), httpx.AsyncClient(trust_env=False) as http:
+            while service.is_running() and service.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+            with pytest.raises(httpx.TransportError):
+                await http.get(f"{served.verifier_url}/health")
+        with pytest.raises(InternalServerError) as answered:
+            await ask(served.edge_urls["edge"], max_tokens=2)
+        assert answered.value.status_code == 503
