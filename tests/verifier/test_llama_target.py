@@ -124,8 +124,7 @@ async def test_drafts_do_not_change_the_text(
     assert said == text
     assert len(text) > 5
     if guess is perfect:
-        assert finish.totals.accepted >= len(text) / 2
-        assert finish.totals.passes <= len(text) / 2
+        assert finish.totals.accepted == finish.totals.judged
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -179,10 +178,10 @@ async def test_logprobs_are_those_of_the_raw_logits(host: Host) -> None:
 async def test_separate_runs_end_to_end(host: Host) -> None:
     """An edge that draws from a poor law of its own: refused tokens are replaced.
 
-    The temperature is so low that the text is the plain one, whatever is drawn.
+    At temperature 0 the text is the plain one, whatever is drawn.
     """
     target = host.ready()
-    job = job_of(host, PROMPTS[3], 0.01)
+    job = job_of(host, PROMPTS[3], 0.0)
     text = await plain(host, job)
     request = replace(
         opening(job, target.facts), judge="separate", fill="never", top_logprobs=None
