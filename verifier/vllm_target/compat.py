@@ -25,7 +25,6 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         "generate", "get_supported_tasks", "collective_rpc", "shutdown", "errored",
     ),
     "vllm.v1.engine.core_client:AsyncMPClient": ("call_utility_async",),
-    "vllm.inputs.engine:": ("tokens_input",),
     "vllm.v1.sample.rejection_sampler:": ("rejection_sample", "apply_sampling_constraints"),
 }  # fmt: skip
 _ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -19,7 +19,6 @@ from typing import Any, Final
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
-from vllm.inputs.engine import tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -121,10 +120,9 @@ class Engine:
         do, RemoteProtocolError for a message that no honest edge sends.
         """
         due = 0
+        rendered = {"type": "token", "prompt_token_ids": list(prompt)}  # others go by a thread
         try:
-            outputs = self._llm.generate(
-                tokens_input(list(prompt)), _parameters(asked), request_id=session
-            )
+            outputs = self._llm.generate(rendered, _parameters(asked), request_id=session)
             async with aclosing(outputs):
                 async for output in outputs:
                     for spoken in await self._news(session, due, output.kv_transfer_params):
