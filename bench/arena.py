@@ -87,8 +87,8 @@ class Seat:
         It reads a chunk of the prompt at a time, and stops when the answer is complete.
         """
         short = replace(question, tokens=1 if self.edge is None else 2)
+        before = await self._costs()
         for _ in range(MOST_READINGS):
-            before = await self._costs()
             await self.client.ask(short)
             if self.edge is None or (await self._costs()).since(before).guessed:
                 return

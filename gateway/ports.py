@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -44,6 +44,10 @@ class Job:
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Request parameters beyond Sampling, by OpenAI name; only those in Facts.features."""
+
+
+UNLIKELY: Final = -9999.0
+"""A log-probability: OpenAI's stand-in for minus infinity, which JSON cannot say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
-from gateway.ports import FinishReason
+from gateway.ports import UNLIKELY, FinishReason
 from gateway.reading import Entry
 
 Json = dict[str, object]
-
-_UNLIKELY: Final = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot say
 
 
 class Shape(Protocol):
@@ -128,4 +126,4 @@ def _name(piece: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, _UNLIKELY)
+    return max(logprob, UNLIKELY)

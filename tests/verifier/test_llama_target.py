@@ -94,21 +94,30 @@ def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | No
 async def with_drafts(
     host: Host, job: Job, text: Sequence[TokenId], guess: Guesser, name: str
 ) -> tuple[list[TokenId], Finish]:
-    """Run a session whose edge sends a draft after each Commit."""
+    """Run a session whose edge sends a draft after each Commit.
+
+    Perfect drafts are judged however dear their rows are on this machine: fill is `never`, and
+    the first is there before the first pass.
+    """
     target, chance = host.ready(), np.random.default_rng(5)
     said: list[TokenId] = []
-    session = target.serve(name, opening(job, target.facts))
-    async with aclosing(session):
-        async for message in session:
-            if isinstance(message, Finish):
-                return said, message
+    request = opening(job, target.facts)
+    if guess is perfect:
+        request = replace(request, fill="never")
+    async with aclosing(target.serve(name, request)) as session:
+        coming = asyncio.create_task(anext(session))
+        await asyncio.sleep(0)
+        if guess is perfect:
+            await target.push(name, Draft(0, 0, 0, tuple(text[:6])))
+        while not isinstance(message := await coming, Finish):
             assert isinstance(message, Commit)
             assert message.start == len(said)
             said += message.tokens
+            coming = asyncio.create_task(anext(session))
             draft = guess(text, len(said), chance)
             if draft and len(said) < TOKENS and said[-1] not in target.facts.stop_tokens:
                 await target.push(name, draft)
-    raise AssertionError("the session ended without a Finish")
+    return said, message
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -124,7 +133,8 @@ async def test_drafts_do_not_change_the_text(
     assert said == text
     assert len(text) > 5
     if guess is perfect:
-        assert finish.totals.accepted == finish.totals.judged
+        assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
+        assert finish.totals.passes <= (len(text) + 1) // 2
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

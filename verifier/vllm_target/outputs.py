@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from gateway.ports import UNLIKELY
 from speculation.messages import TokenLogprob
 from verifier.vllm_target.admission import FIELD
 from verifier.vllm_target.seats import Seat
-
-NEVER: Final = -9999.0
-"""The log-probability of a token that cannot be said, as OpenAI's API has it."""
 
 
 def attach(output: EngineCoreOutput, seat: Seat) -> None:
@@ -57,7 +55,7 @@ def logprobs(
     lists = output.logprobs.slice_request(index, count)
     kept = slice(0, 1 + wanted)
     tokens = lists.logprob_token_ids[:, kept].tolist()
-    values = np.maximum(lists.logprobs[:, kept], NEVER).tolist()
+    values = np.maximum(lists.logprobs[:, kept], UNLIKELY).tolist()
     return [
         TokenLogprob(p[0], tuple(zip(ids[1:], p[1:], strict=True)))
         for ids, p in zip(tokens, values, strict=True)

@@ -31,6 +31,13 @@ OPTIONS = {
     "kv_cache_memory_bytes": 104 << 20,
 }
 LIMITS = Limits(max_verify=8, max_ahead=64)
+SMALL = (
+    "--vllm.dtype", "float32",
+    "--vllm.max-model-len", "256",
+    "--vllm.max-num-seqs", "4",
+    "--vllm.kv-cache-memory-bytes", str(1 << 27),
+)  # fmt: skip
+"""Options of a service of its own, beside that engine."""
 
 
 def make(directory: Path, **options: Any) -> VllmTarget:

@@ -35,6 +35,13 @@ PROMPTS = (
 )
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=1.0, top_p=0.95)
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+"""A JSON schema."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.verifier.conftest import ROOT, free_port
+from tests.verifier.vllm_target.conftest import SMALL
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 START_S = 240
@@ -27,12 +28,8 @@ machine that is not busy."""
 
 @contextmanager
 def running(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    options = "dtype=float32 max-model-len=256 max-num-seqs=4 kv-cache-memory-bytes=134217728"
     command = [sys.executable, "-m", "verifier", "--target", "vllm", "--model", str(directory)]
-    command += ["--port", str(port), "--vllm.self-test", "false"]
-    for option in options.split():
-        name, value = option.split("=")
-        command += [f"--vllm.{name}", value]
+    command += ["--port", str(port), "--vllm.self-test", "false", *SMALL]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         yield process

@@ -31,11 +31,16 @@ pytestmark = [
 ]
 
 
+async def seated(target: VllmTarget, count: int, within_s: float) -> None:
+    """Wait until the engine has so many sessions."""
+    async with asyncio.timeout(within_s):
+        while (await target.figures())["sessions"] != count:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+
+
 async def gone(target: VllmTarget, within_s: float = 20.0) -> None:
     """Wait until the engine has no session left."""
-    async with asyncio.timeout(within_s):
-        while (await target.figures())["sessions"]:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.02)
+    await seated(target, 0, within_s)
 
 
 async def leave_after(
@@ -155,9 +160,7 @@ async def test_held_sessions_make_way_for_one_that_needs_their_room(
         for i in range(8)
     ]
     try:
-        async with asyncio.timeout(60.0):
-            while (await target.figures())["sessions"] < len(holding):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await seated(target, len(holding), 60.0)
         before = (await target.figures())["preemptions"]
 
         async with asyncio.timeout(180.0):
@@ -175,7 +178,10 @@ async def test_held_sessions_make_way_for_one_that_needs_their_room(
 async def test_drafts_sent_right_after_the_opening_are_not_lost(target: VllmTarget) -> None:
     request = opening(target, PROMPTS[0], GREEDY, max_tokens=9, fill="never")
     expected = (await plain(target, "early plain", replace(request, fill="auto"))).tokens
-    judged = lambda message: isinstance(message, Commit) and message.start > 0  # noqa: E731
+
+    def judged(message: object) -> bool:
+        return isinstance(message, Commit) and message.start > 0
+
     asking = asyncio.create_task(leave_after(target, "early", request, judged))
     await asyncio.sleep(0)
 

@@ -13,6 +13,7 @@ from speculation.messages import Sampling
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
+    PERSON,
     PROMPTS,
     Script,
     drafted,
@@ -27,12 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="session"),
 ]
-SCHEMA = {
-    "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
 FEATURES = {
     "presence_penalty": 1.5,
     "frequency_penalty": 1.2,
@@ -42,7 +37,7 @@ FEATURES = {
     "min_tokens": 30,
     "response_format": {
         "type": "json_schema",
-        "json_schema": {"name": "person", "schema": SCHEMA},
+        "json_schema": {"name": "person", "schema": PERSON},
     },
 }
 
@@ -181,6 +176,8 @@ async def test_what_cannot_be_served_is_refused_by_its_name(
 
     with pytest.raises(Refused, match=field):
         await plain(target, "refused", request)
+
+    assert (await target.figures())["sessions"] == 0
 
 
 async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(

@@ -16,24 +16,14 @@ from openai.types.chat.chat_completion import Choice
 
 from bench.stand import EdgePlan, Stand, StandPlan
 from models.opening import open_store
+from tests.verifier.vllm_target.conftest import SMALL
+from tests.verifier.vllm_target.scripted import PERSON
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="session"),
 ]
-OPTIONS = {
-    "dtype": "float32",
-    "max_model_len": "256",
-    "max_num_seqs": "4",
-    "kv_cache_memory_bytes": str(1 << 27),
-}
-PERSON = {
-    "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
 
 
 def schema(shape: dict[str, Any]) -> dict[str, Any]:
@@ -54,14 +44,13 @@ FEATURES: dict[str, dict[str, Any]] = {
 def stand(directory: Path) -> Stand:
     store = open_store(os.environ)
     store.pull("smollm2", lambda what, done, total: None)
-    arguments = [part for name, value in OPTIONS.items() for part in (f"--vllm.{name}", value)]
     return Stand(
         StandPlan(
             str(directory),
             "smollm2",
             {"edge": EdgePlan()},
             target="vllm",
-            verifier_arguments=arguments,
+            verifier_arguments=SMALL,
             verifier_python=sys.executable,
         )
     )
