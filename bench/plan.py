@@ -1,8 +1,9 @@
 """Asks every arm the same questions, interleaved, and keeps what came of it.
 
-Repeat by repeat, link by link, prompt by prompt; at each prompt the arms come one after
-another, beginning with another one each time. `cloud` says one token a pass at any distance: it
-is asked over the first link in every repeat, and over the last in the first repeat, as a check.
+Repeat by repeat, prompt by prompt, link by link; at each link the arms come one after another,
+beginning with another one each time. So what is compared was asked within minutes: a machine
+whose speed drifts changes all of it. `cloud` says one token a pass at any distance: it is asked
+over the first link in every repeat, and over the last in the first repeat, as a check.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class Turn:
 def turns(plan: Plan) -> Iterator[Turn]:
     """Yield the questions in the order in which they are asked."""
     for repeat in range(plan.repeats):
-        for at, link in enumerate(plan.links):
-            arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
-            asked = [(t, prompt) for t in plan.temperatures for prompt in plan.prompts]
-            for turn, (temperature, prompt) in enumerate(asked):
-                question = Question(prompt.prompt, temperature, plan.seed + repeat, plan.tokens)
-                first = (turn + repeat) % len(arms)
+        asked = [(t, prompt) for t in plan.temperatures for prompt in plan.prompts]
+        for turn, (temperature, prompt) in enumerate(asked):
+            question = Question(prompt.prompt, temperature, plan.seed + repeat, plan.tokens)
+            for at, link in enumerate(plan.links):
+                arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
+                first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
                     yield Turn(arm, prompt, link, temperature, repeat, question)
 

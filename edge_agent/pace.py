@@ -31,9 +31,7 @@ class Pace:
 
     @property
     def window(self) -> int:
-        """Unverified tokens allowed; all there may be while a pass's time is unknown."""
-        if self._pass_s == 0.0:
-            return self.limits.max_ahead
+        """Unverified tokens allowed."""
         return window(
             self.limits, rtt_s=self._rtt_s(), pass_s=self._pass_s, draft_s=self._draft_s
         )

@@ -155,8 +155,7 @@ class Pipeline:
             if guesser and self._session.may_extend and self._pace.may_draft(self._session):
                 self._flush(drafting=True)
                 await self._step(guesser)
-            else:
-                self._flush(drafting=False)
+            elif not self._flush(drafting=False):  # what is away may make room for more
                 self._progress.clear()
                 await self._progress.wait()
 
@@ -204,11 +203,15 @@ class Pipeline:
     def _position(self) -> int:
         return len(self._session.committed) + len(self._session.chain)
 
-    def _flush(self, *, drafting: bool) -> None:
-        if self._pace.should_flush(
+    def _flush(self, *, drafting: bool) -> bool:
+        """Send what waits, if it is time; tell whether anything was."""
+        due = self._pace.should_flush(
             self._session, drafting=drafting, separate=self._separate
-        ) and (draft := self._session.flush()):
+        )
+        draft = self._session.flush() if due else None
+        if draft is not None:
             self._link.send(draft)
+        return draft is not None
 
 
 def _cut(commit: Commit, known: int) -> Commit:

@@ -58,8 +58,11 @@ def window(limits: Limits, *, rtt_s: float, pass_s: float, draft_s: float) -> in
     """Return how many unverified tokens keep every pass full.
 
     While one pass judges max_verify tokens, the edge must make those of the next one: what it
-    can draft in a pass and a round trip comes on top. Less leaves the next pass empty.
+    can draft in a pass and a round trip comes on top. Less leaves the next pass empty. Before
+    the first pass (pass_s 0) its length is not known: all there may be.
     """
+    if pass_s == 0.0:
+        return limits.max_ahead
     ahead = (pass_s + rtt_s) / draft_s if draft_s > 0.0 else inf
     return ceil(min(limits.max_ahead, limits.max_verify + ahead))
 
@@ -101,26 +104,30 @@ class Arrivals:
     """What the verifier has seen of a session's drafts, and so when the next one is due."""
 
     first_s: float = 0.0
-    """From a Commit that broke the chain to the first draft of the next one: RTT + a draft.
+    """From a Commit that the edge waited for to the first draft after it: RTT + a draft.
 
-    A rest of the edge hardly counts, nor does its pause between two drafts."""
+    It waits when its chain broke, or is all it dares to guess. A rest of the edge hardly
+    counts, nor does its pause between two drafts."""
 
     interval_s: float = 0.0
     """Between two draft tokens while the edge drafts."""
 
-    _broke_at: float | None = None
+    _awaited_at: float | None = None
+    _broke: bool = False
     _last_at: float | None = None
 
-    def broke(self, now: float) -> None:
-        """The chain was found wrong, and the Commit that says so was sent."""
-        self._broke_at, self._last_at = now, None
+    def committed(self, now: float, *, broke: bool) -> None:
+        """A Commit was sent. broke: it says that the chain was found wrong."""
+        if broke or (self._awaited_at is None and self._late_s(now) > 0.0):
+            self._awaited_at, self._broke = now, broke
 
     def came(self, now: float, tokens: int) -> None:
         """Draft tokens arrived."""
-        if self._broke_at is not None:
-            latest_s = min(now - self._broke_at, 2 * self.first_s or inf)
-            self.first_s = _mean(self.first_s, latest_s)
-            self._broke_at = None
+        if self._awaited_at is not None:
+            latest_s = min(now - self._awaited_at, 2 * self.first_s or inf)
+            if self._broke or not self.first_s:
+                self.first_s = _mean(self.first_s, latest_s)
+            self._awaited_at = None
         elif self._last_at is not None:
             latest_s = min((now - self._last_at) / tokens, 2 * self.interval_s or inf)
             self.interval_s = _mean(self.interval_s, latest_s)
@@ -133,13 +140,17 @@ class Arrivals:
 
     def due_s(self, now: float) -> float:
         """Return how soon the next draft should come, inf where none is expected."""
-        if self._broke_at is not None:
-            due_s = self._broke_at + (self.first_s or inf) - now
-        elif self._last_at is not None:
-            due_s = self._last_at + (self.interval_s or inf) - now
-        else:
-            return inf
-        return due_s if due_s > -LATE_INTERVALS * self.interval_s else inf
+        return inf if self._late_s(now) > 0.0 else self._next_at - now
+
+    @property
+    def _next_at(self) -> float:
+        if self._awaited_at is not None:
+            return self._awaited_at + (self.first_s or inf)
+        return inf if self._last_at is None else self._last_at + (self.interval_s or inf)
+
+    def _late_s(self, now: float) -> float:
+        """Return how much later it is than the next draft can still be expected."""
+        return now - self._next_at - LATE_INTERVALS * self.interval_s
 
 
 def _mean(old: float, latest: float) -> float:

@@ -37,7 +37,7 @@ Tokens = tuple[TokenId, ...]
 NO_CHANCE: Final[Iterator[float]] = iter(())
 """For sessions judged `coupled`, which draw nothing."""
 
-ACCEPTANCE_AT_FIRST: Final = 0.8  # of a well-matched pair, over code, maths and chat
+ACCEPTANCE_AT_FIRST: Final = 0.9  # of a well-matched pair; optimistic, for rows not judged are lost
 ACCEPTANCE_WEIGHT: Final = 1 / 16
 """Of the latest draft in the running mean; the first few weigh more, as in a plain mean."""
 

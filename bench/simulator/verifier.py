@@ -131,8 +131,7 @@ class Verifier:
                 self._judge(served.source, what), queue_s=queue_s, pass_s=pass_s
             )
             served.committed_s, served.prefilled = now_s, True
-            if served.session.broken:
-                served.arrivals.broke(now_s)
+            served.arrivals.committed(now_s, broke=served.session.broken)
             for message in down:
                 served.downlink.send(message)
             if served.session.finished:

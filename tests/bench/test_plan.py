@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 import pytest
 
@@ -41,6 +42,19 @@ def test_the_seed_changes_with_the_repeat_and_nothing_else() -> None:
     seeds = {(turn.repeat, turn.question.seed) for turn in turns(plan("cloud,picospec"))}
 
     assert seeds == {(0, 7), (1, 8)}
+
+
+def test_a_prompt_is_asked_of_every_arm_over_every_link_before_the_next() -> None:
+    asked = [
+        (turn.repeat, turn.temperature, turn.prompt.id)
+        for turn in turns(plan("cloud,picospec,sync:4"))
+    ]
+
+    assert len([kind for kind, _ in groupby(asked)]) == len(set(asked))
+
+
+def test_cloud_alone_is_asked_over_the_first_and_the_last_link() -> None:
+    assert len(list(turns(plan("cloud", repeats=1)))) == 2 * len(PROMPTS) * 2
 
 
 def test_each_arm_is_first_about_as_often() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bench.rounds import PaperPace, RoundPace, Rule, SyncPace
+from edge_agent import guessing
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.pipeline import Guesser, Pipeline
 from speculation.drafting import DraftingSession, Guess
-from speculation.messages import Commit, Draft, Limits
+from speculation.messages import Commit, Down, Draft, Finish, Limits, Sampling
 from speculation.pacing import DraftPacing
+from tests.edge_agent.fakes import CountingSeat, ScriptedLink
 
 
 class Edge:
@@ -68,6 +74,31 @@ def test_paper_drafts_the_next_round_and_sends_it_when_the_last_stood() -> None:
     assert complete
     assert after is not None
     assert after.tokens == (4, 5, 6)
+
+
+async def test_paper_drafts_in_the_products_pipeline_while_a_round_is_away() -> None:
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    seat = CountingSeat()
+
+    async def slow(link: ScriptedLink) -> AsyncGenerator[Down]:
+        await link.until_sent(3)
+        async with asyncio.timeout(2):
+            while len(session.chain) < 7:  # the round, the next one, and what confirms it
+                await asyncio.sleep(0)
+        assert session.unsent == 4
+        yield Finish("stop")
+
+    link = ScriptedLink(slow)
+    pick = guessing.coupled(Sampling(), 0, 1)
+    pace = PaperPace(3, DraftPacing(), Limits(), lambda: 0.0)
+    guesser = Guesser(seat, pick, (0,))
+    metrics = EdgeMetrics(CollectorRegistry())
+    pipeline = Pipeline(session, link, guesser, pace, metrics, uniforms=iter([]))
+
+    async def emit(commit: Commit) -> None:
+        raise AssertionError(commit)
+
+    assert await pipeline.run(emit) == Finish("stop")
 
 
 def test_paper_drops_the_next_round_when_the_last_fell() -> None:

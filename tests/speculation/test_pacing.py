@@ -33,7 +33,7 @@ SECONDS = st.floats(0.0, 10.0)
 @pytest.mark.parametrize(
     ("rtt_s", "pass_s", "draft_s", "tokens"),
     [
-        (0.0, 0.0, 0.01, 16),
+        (0.0, 0.0, 0.01, 64),
         (0.01, 0.2, 0.02, 27),
         (0.2, 0.2, 0.02, 36),
         (5.0, 0.2, 0.02, 64),
@@ -189,7 +189,7 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
     seen = Arrivals()
 
     seen.came(0.5, 2)
-    seen.broke(1.0)
+    seen.committed(1.0, broke=True)
     seen.came(1.4, 1)
     assert seen.restart_s == pytest.approx(0.4)
     seen.came(1.6, 2)
@@ -202,7 +202,7 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen = Arrivals()
     for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge rested
-        seen.broke(broke)
+        seen.committed(broke, broke=True)
         seen.came(came, 1)
     seen.came(90.1, 1)
     seen.came(160.0, 1)
@@ -211,11 +211,39 @@ def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     assert seen.interval_s == pytest.approx(0.125)
 
 
+def test_a_commit_wakes_an_edge_that_has_paused() -> None:
+    seen = Arrivals()
+    seen.committed(0.0, broke=True)
+    seen.came(0.4, 1)
+    seen.came(0.5, 1)
+    seen.committed(0.6, broke=False)  # drafts still come: it tells nothing
+    assert seen.due_s(0.6) == pytest.approx(0.0)
+    seen.committed(1.0, broke=False)  # none has come for five intervals
+    assert seen.due_s(1.1) == pytest.approx(0.3)
+    seen.committed(1.2, broke=False)  # the edge was awake already
+    assert seen.due_s(1.3) == pytest.approx(0.1)
+    seen.came(1.3, 2)
+
+    assert seen.first_s == pytest.approx(0.4)  # it may have been on its way before
+    assert seen.due_s(1.35) == pytest.approx(0.05)
+
+
+def test_who_never_woke_an_edge_learns_from_the_first_time() -> None:
+    seen = Arrivals()
+    seen.came(0.1, 1)
+    seen.came(0.2, 1)
+    seen.committed(1.0, broke=False)
+    assert seen.due_s(1.1) == inf
+    seen.came(1.3, 1)
+
+    assert seen.first_s == pytest.approx(0.3)
+
+
 def test_the_next_draft_is_due_when_the_last_ones_say_so() -> None:
     seen = Arrivals()
     assert seen.due_s(0.0) == inf
 
-    seen.broke(0.0)
+    seen.committed(0.0, broke=True)
     assert seen.due_s(0.1) == inf
     seen.came(0.4, 1)
     assert seen.due_s(0.5) == inf
@@ -224,5 +252,5 @@ def test_the_next_draft_is_due_when_the_last_ones_say_so() -> None:
     assert seen.due_s(0.65) == pytest.approx(0.05)
     assert seen.due_s(0.75) == pytest.approx(-0.05)
     assert seen.due_s(0.9) == inf  # so late that none is coming
-    seen.broke(1.0)
+    seen.committed(1.0, broke=True)
     assert seen.due_s(1.1) == pytest.approx(0.3)

@@ -106,8 +106,7 @@ class Slot:
             u=self._u,
         )
         self._say(down, now)
-        if self.machine.broken:
-            self._arrivals.broke(now)
+        self._arrivals.committed(now, broke=self.machine.broken)
 
     def fail(self, failure: TargetFailed) -> None:
         """End the session: what was said is still heard, then the failure."""

@@ -145,8 +145,7 @@ class Seat:
         )
         self._say(down, judged + self.machine.totals.judged, rows)
         self._since = now
-        if self.machine.broken:
-            self._arrivals.broke(now)
+        self._arrivals.committed(now, broke=self.machine.broken)
 
     def _say(self, messages: Iterable[Down], judged: int = 0, rows: int = 0) -> None:
         for message in messages:
