@@ -9,14 +9,15 @@ hold trades a fill-in (one token) for a verified run (several).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Final
 
 from speculation.budget import PassTimes, best_rate, expected_tokens
-from speculation.messages import Fill, Limits
-from speculation.verifying import VerifyingSession
+from speculation.messages import Down, Draft, Fill, Limits, Redraw
+from speculation.verifying import NO_CHANCE, VerifyingSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,10 @@ LATE_INTERVALS: Final = 2.0
 _WEIGHT: Final = 0.25  # of the latest observation in a running mean
 
 
+COMMITS: Final = 64
+"""Remembered, to tell which of them the edge learnt of a wrong chain from."""
+
+
 @dataclass(slots=True)
 class Arrivals:
     """What the verifier has seen of a session's drafts, and so when the next one is due."""
@@ -112,26 +117,40 @@ class Arrivals:
     interval_s: float = 0.0
     """Between two draft tokens while the edge drafts."""
 
-    _awaited_at: float | None = None
+    _commits: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=COMMITS))
+    """Where the text ended after a Commit, and when that was sent."""
+
+    _awaited: tuple[int, float] | None = None
+    """Of them, the one that the next draft answers."""
+
     _broke: bool = False
     _last_at: float | None = None
 
-    def committed(self, now: float, *, broke: bool) -> None:
-        """A Commit was sent. broke: it says that the chain was found wrong."""
-        if broke or (self._awaited_at is None and self._late_s(now) > 0.0):
-            self._awaited_at, self._broke = now, broke
+    def committed(self, session: VerifyingSession, now: float) -> None:
+        """A Commit was sent."""
+        self._commits.append((len(session.committed), now))
+        if session.broken:
+            self.broke(session.wrong_at)
+        elif self._awaited is None and self._late_s(now) > 0.0:
+            self._awaited, self._broke = self._commits[-1], False
+
+    def broke(self, position: int) -> None:
+        """The chain was found wrong at a position. The edge drops it with the Commit that says
+        so, which may have been sent a while ago."""
+        saying = (commit for commit in self._commits if commit[0] > position)
+        last = self._commits[-1] if self._commits else None
+        self._awaited, self._broke = next(saying, last), True
 
     def came(self, now: float, tokens: int) -> None:
-        """Draft tokens arrived."""
-        if self._awaited_at is not None:
-            latest_s = min(now - self._awaited_at, 2 * self.first_s or inf)
+        """Draft tokens arrived, right or wrong."""
+        if self._awaited is not None and now >= self._awaited[1]:
+            latest_s = min(now - self._awaited[1], 2 * self.first_s or inf)
             if self._broke or not self.first_s:
                 self.first_s = _mean(self.first_s, latest_s)
-            self._awaited_at = None
         elif self._last_at is not None:
             latest_s = min((now - self._last_at) / tokens, 2 * self.interval_s or inf)
             self.interval_s = _mean(self.interval_s, latest_s)
-        self._last_at = now
+        self._awaited, self._last_at = None, now
 
     @property
     def restart_s(self) -> float:
@@ -142,15 +161,39 @@ class Arrivals:
         """Return how soon the next draft should come, inf where none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
+    def behind(self, session: VerifyingSession) -> int:
+        """Return how many drafts must come before one is ahead of the text: the target went on
+        while they were on their way."""
+        begins = session.reach if self._awaited is None else self._awaited[0]
+        return max(0, len(session.committed) - begins)
+
     @property
     def _next_at(self) -> float:
-        if self._awaited_at is not None:
-            return self._awaited_at + (self.first_s or inf)
+        if self._awaited is not None:
+            return self._awaited[1] + (self.first_s or inf)
         return inf if self._last_at is None else self._last_at + (self.interval_s or inf)
 
     def _late_s(self, now: float) -> float:
         """Return how much later it is than the next draft can still be expected."""
         return now - self._next_at - LATE_INTERVALS * self.interval_s
+
+
+def receive(
+    session: VerifyingSession,
+    arrivals: Arrivals,
+    message: Draft | Redraw,
+    u: Iterator[float] = NO_CHANCE,
+    *,
+    arrived: float,
+) -> list[Down]:
+    """Have a session take in a message, and note when it came."""
+    heard, broken = session.heard, session.broken
+    down = session.receive(message, u)
+    if isinstance(message, Draft) and session.heard > heard:
+        arrivals.came(arrived, len(message.tokens))
+    if session.broken and not broken:
+        arrivals.broke(session.wrong_at)
+    return down
 
 
 def _mean(old: float, latest: float) -> float:
@@ -165,6 +208,7 @@ class Waiting:
     pending: int
     acceptance: float
     due_s: float
+    behind: int
     interval_s: float
     restart_s: float
     """See Arrivals."""
@@ -184,6 +228,7 @@ def hold_s(
             session.pending,
             session.acceptance,
             arrivals.due_s(now),
+            arrivals.behind(session),
             arrivals.interval_s,
             arrivals.restart_s,
             times,
@@ -209,14 +254,16 @@ def _worth_waiting(session: Waiting) -> bool:
 
     An optimal stopping rule: starting with k drafts instead of the n pending commits
     a^(n+1) + ... + a^k tokens more and takes the wait and T(k+1) - T(n+1) longer; meanwhile
-    the session would have gone on at its rate.
+    the session would have gone on at its rate. Drafts that the text has overtaken come first,
+    and must equal it.
     """
     rate = best_rate(
         session.acceptance, session.times, session.most, restart_s=session.restart_s
     )
-    wait_s = max(0.0, session.due_s)
+    wait_s = max(0.0, session.due_s) + session.behind * session.interval_s
+    chance = session.acceptance**session.behind
     for k in range(session.pending + 1, HOLD_DRAFTS + 1):
-        if _gain(session, k) > rate * (wait_s + _longer_s(session, k)):
+        if chance * _gain(session, k) > rate * (wait_s + _longer_s(session, k)):
             return True
         wait_s += session.interval_s
     return False

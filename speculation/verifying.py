@@ -70,6 +70,12 @@ class VerifyingSession:
         self.broken = False
         """The last chain was wrong, and no pass has begun since."""
 
+        self.wrong_at = 0
+        """Where it was wrong."""
+
+        self.heard = (0, 0)
+        """Epoch and end of the latest drafts, but for those known to be wrong when they came."""
+
         self.acceptance = ACCEPTANCE_AT_FIRST
         """Running estimate that a draft equals the text where the ones before it do; learned
         from every draft that arrives, judged or overtaken."""
@@ -92,6 +98,14 @@ class VerifyingSession:
         while start + count in self._drafts:
             count += 1
         return count
+
+    @property
+    def reach(self) -> int:
+        """The position after the last draft of the chain; none of it may be ahead of the text."""
+        end = self._agreed
+        while end in self._drafts:
+            end += 1
+        return end
 
     @property
     def affordable(self) -> int:
@@ -118,6 +132,7 @@ class VerifyingSession:
         if self.finished or message.epoch < self.epoch or message.epoch <= self._void:
             return []
         self._check_agreement(message)
+        self.heard = max(self.heard, (message.epoch, message.start + len(message.tokens)))
         if message.epoch > self.epoch:
             self.epoch = message.epoch
             self._agreed = message.start - message.behind
@@ -149,7 +164,7 @@ class VerifyingSession:
                 stands = guess[0] == self.committed[self._agreed]
                 self._learn(stands)
                 if not stands:
-                    self._break()
+                    self._break(self._agreed)
                     return
             self._agreed += 1
 
@@ -170,7 +185,7 @@ class VerifyingSession:
             raise RemoteProtocolError(f"Redraw: more than {MOST_REDRAWS} for one refusal")
         self._redraws += 1
         self.epoch = max(self.epoch, message.epoch)
-        self._break()
+        self._break(message.position)
         return [self._refuse(self.refusal, u)]
 
     # --- passes
@@ -218,7 +233,7 @@ class VerifyingSession:
             self.refusal = judgement.refusal
             self._redraws = 0
             self._learn(False)
-            self._break()
+            self._break(len(self.committed))
             down.append(self._refuse(judgement.refusal, u))
         return down
 
@@ -256,7 +271,8 @@ class VerifyingSession:
         uniforms = list(islice(u, TAIL_SAMPLES))
         return refusal.message(self.epoch, len(self.committed), uniforms)
 
-    def _break(self) -> None:
+    def _break(self, position: int) -> None:
+        self.wrong_at = position
         self._void = self.epoch
         self._drafts.clear()
         self.broken = True

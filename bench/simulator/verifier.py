@@ -14,7 +14,7 @@ from bench.simulator.source import VOCABULARY, Source
 from speculation.budget import PassTimes
 from speculation.judging import Judgement, judge_coupled
 from speculation.messages import Draft, Limits, Open, Up
-from speculation.pacing import Arrivals, starters
+from speculation.pacing import Arrivals, receive, starters
 from speculation.verifying import Pass, VerifyingSession
 
 NOISELESS: Final = 0  # the source's laws have one token each: no noise is ever drawn
@@ -52,10 +52,7 @@ class Verifier:
             self._served.append(served)
         elif isinstance(up, Draft):
             self._disturbed_s += self._hosts.message_s * self._running
-            pending = served.session.pending
-            served.session.receive(up)
-            if (came := served.session.pending - pending) > 0:
-                served.arrivals.came(self._clock.now_s, came)
+            receive(served.session, served.arrivals, up, arrived=self._clock.now_s)
         self._soon()
 
     def admit(self, request: Open, source: Source, downlink: Line) -> Served:
@@ -131,7 +128,7 @@ class Verifier:
                 self._judge(served.source, what), queue_s=queue_s, pass_s=pass_s
             )
             served.committed_s, served.prefilled = now_s, True
-            served.arrivals.committed(now_s, broke=served.session.broken)
+            served.arrivals.committed(served.session, now_s)
             for message in down:
                 served.downlink.send(message)
             if served.session.finished:

@@ -13,7 +13,7 @@ from math import inf
 
 from speculation.budget import PassTimes
 from speculation.messages import Down, Draft, Limits, Open, Redraw, TokenId
-from speculation.pacing import Arrivals, hold_s
+from speculation.pacing import Arrivals, hold_s, receive
 from speculation.verifying import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
 from verifier.target import Said, TargetFailed
@@ -81,10 +81,8 @@ class Slot:
 
     def receive(self, message: Draft | Redraw, now: float) -> None:
         """Take in a message. Raises RemoteProtocolError."""
-        pending = self.machine.pending
-        self._say(self.machine.receive(message, self._u), now)
-        if (came := self.machine.pending - pending) > 0:
-            self._arrivals.came(now, came)
+        down = receive(self.machine, self._arrivals, message, self._u, arrived=now)
+        self._say(down, now)
 
     # --- passes
 
@@ -106,7 +104,7 @@ class Slot:
             u=self._u,
         )
         self._say(down, now)
-        self._arrivals.committed(now, broke=self.machine.broken)
+        self._arrivals.committed(self.machine, now)
 
     def fail(self, failure: TargetFailed) -> None:
         """End the session: what was said is still heard, then the failure."""

@@ -23,7 +23,7 @@ from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
 from speculation.messages import Down, Draft, Redraw, TokenId, TokenLogprob
 from speculation.noise import place
-from speculation.pacing import Arrivals, hold_s
+from speculation.pacing import Arrivals, hold_s, receive
 from speculation.verifying import VerifyingSession
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.orders import Order
@@ -79,10 +79,7 @@ class Seat:
         for message in wire.Decoder().feed(frames):
             if not isinstance(message, Draft | Redraw):
                 raise RemoteProtocolError(f"{type(message).__name__}: not from an edge")
-            pending = self.machine.pending
-            self._say(self.machine.receive(message, u))
-            if self.machine.pending > pending:
-                self._arrivals.came(arrived, self.machine.pending - pending)
+            self._say(receive(self.machine, self._arrivals, message, u, arrived=arrived))
         return len(self.frames) > before
 
     # --- passes
@@ -145,7 +142,7 @@ class Seat:
         )
         self._say(down, judged + self.machine.totals.judged, rows)
         self._since = now
-        self._arrivals.committed(now, broke=self.machine.broken)
+        self._arrivals.committed(self.machine, now)
 
     def _say(self, messages: Iterable[Down], judged: int = 0, rows: int = 0) -> None:
         for message in messages:
