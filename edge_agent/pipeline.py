@@ -205,9 +205,7 @@ class Pipeline:
 
     def _flush(self, *, drafting: bool) -> bool:
         """Send what waits, if it is time; tell whether anything was."""
-        due = self._pace.should_flush(
-            self._session, drafting=drafting, separate=self._separate
-        )
+        due = self._pace.should_flush(self._session, drafting=drafting, separate=self._separate)
         draft = self._session.flush() if due else None
         if draft is not None:
             self._link.send(draft)

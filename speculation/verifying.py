@@ -37,7 +37,9 @@ Tokens = tuple[TokenId, ...]
 NO_CHANCE: Final[Iterator[float]] = iter(())
 """For sessions judged `coupled`, which draw nothing."""
 
-ACCEPTANCE_AT_FIRST: Final = 0.9  # of a well-matched pair; optimistic, for rows not judged are lost
+ACCEPTANCE_AT_FIRST: Final = 0.9
+"""Rather too high: at first a row too many costs less than one too few; .8 costs code 2 %."""
+
 ACCEPTANCE_WEIGHT: Final = 1 / 16
 """Of the latest draft in the running mean; the first few weigh more, as in a plain mean."""
 
@@ -74,7 +76,7 @@ class VerifyingSession:
         """Where it was wrong."""
 
         self.heard = (0, 0)
-        """Epoch and end of the latest drafts, but for those known to be wrong when they came."""
+        """Epoch and end of the latest drafts to come, those known to be wrong left out."""
 
         self.acceptance = ACCEPTANCE_AT_FIRST
         """Running estimate that a draft equals the text where the ones before it do; learned
@@ -92,16 +94,11 @@ class VerifyingSession:
     @property
     def pending(self) -> int:
         """Draft tokens that the next pass could judge."""
-        count, start = 0, len(self.committed)
-        if self._agreed < start:
-            return 0
-        while start + count in self._drafts:
-            count += 1
-        return count
+        return max(0, self.reach - len(self.committed))
 
     @property
     def reach(self) -> int:
-        """The position after the last draft of the chain; none of it may be ahead of the text."""
+        """The position after the chain; the text may have gone further."""
         end = self._agreed
         while end in self._drafts:
             end += 1

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from speculation import budget, pacing
+from speculation.arrivals import Arrivals
 from speculation.budget import PassTimes
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Fill, Limits
-from speculation.pacing import Arrivals, DraftPacing
+from speculation.pacing import DraftPacing
 from speculation.verifying import VerifyingSession
 
 

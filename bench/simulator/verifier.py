@@ -11,10 +11,11 @@ from bench.simulator.arms import Arm, Seat
 from bench.simulator.clock import Clock, Line
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import VOCABULARY, Source
+from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
 from speculation.judging import Judgement, judge_coupled
 from speculation.messages import Draft, Limits, Open, Up
-from speculation.pacing import Arrivals, receive, starters
+from speculation.pacing import starters
 from speculation.verifying import Pass, VerifyingSession
 
 NOISELESS: Final = 0  # the source's laws have one token each: no noise is ever drawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,7 +13,7 @@ from edge_agent import guessing
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pipeline import Guesser, Pipeline
 from speculation.drafting import DraftingSession, Guess
-from speculation.messages import Commit, Down, Draft, Finish, Limits, Sampling
+from speculation.messages import Commit, Down, Draft, Finish, Limits, Sampling, TokenId
 from speculation.pacing import DraftPacing
 from tests.edge_agent.fakes import CountingSeat, ScriptedLink
 
@@ -78,20 +78,22 @@ def test_paper_drafts_the_next_round_and_sends_it_when_the_last_stood() -> None:
 
 async def test_paper_drafts_in_the_products_pipeline_while_a_round_is_away() -> None:
     session = DraftingSession(max_tokens=100, stop_tokens=())
-    seat = CountingSeat()
+    drafted = asyncio.Event()
+
+    async def note(context: Sequence[TokenId]) -> None:
+        if len(context) == 1 + 6:  # a round, and the next one; one more confirms the first
+            drafted.set()
 
     async def slow(link: ScriptedLink) -> AsyncGenerator[Down]:
         await link.until_sent(3)
         async with asyncio.timeout(2):
-            while len(session.chain) < 7:  # the round, the next one, and what confirms it
-                await asyncio.sleep(0)
-        assert session.unsent == 4
+            await drafted.wait()
         yield Finish("stop")
 
     link = ScriptedLink(slow)
     pick = guessing.coupled(Sampling(), 0, 1)
     pace = PaperPace(3, DraftPacing(), Limits(), lambda: 0.0)
-    guesser = Guesser(seat, pick, (0,))
+    guesser = Guesser(CountingSeat(wait=note), pick, (0,))
     metrics = EdgeMetrics(CollectorRegistry())
     pipeline = Pipeline(session, link, guesser, pace, metrics, uniforms=iter([]))
 

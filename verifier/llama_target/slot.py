@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
 
+from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
 from speculation.messages import Down, Draft, Limits, Open, Redraw, TokenId
-from speculation.pacing import Arrivals, hold_s, receive
+from speculation.pacing import hold_s
 from speculation.verifying import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
 from verifier.target import Said, TargetFailed

@@ -18,12 +18,13 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from speculation import wire
+from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
 from speculation.messages import Down, Draft, Redraw, TokenId, TokenLogprob
 from speculation.noise import place
-from speculation.pacing import Arrivals, hold_s, receive
+from speculation.pacing import hold_s
 from speculation.verifying import VerifyingSession
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.orders import Order

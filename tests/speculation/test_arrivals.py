@@ -1,0 +1,165 @@
+"""What the verifier learns from the times at which drafts come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import cast
+
+import pytest
+
+from speculation.arrivals import Arrivals, receive
+from speculation.judging import Judgement
+from speculation.messages import Draft, Limits, Open, Sampling
+from speculation.verifying import VerifyingSession
+
+
+@dataclass
+class Text:
+    """What Arrivals look at of a session."""
+
+    length: int = 0
+    wrong_at: int | None = None
+    reach: int = 0
+
+    @property
+    def committed(self) -> range:
+        return range(self.length)
+
+    @property
+    def broken(self) -> bool:
+        return self.wrong_at is not None
+
+    def into(self, seen: Arrivals, now: float, wrong_at: int | None = None) -> None:
+        """Grow by a token that is sent now."""
+        self.length, self.wrong_at = self.length + 1, wrong_at
+        seen.committed(cast("VerifyingSession", self), now)
+
+    def behind(self, seen: Arrivals) -> int:
+        return seen.behind(cast("VerifyingSession", self))
+
+
+def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
+    seen, text = Arrivals(), Text()
+
+    seen.came(0.5, 2)
+    text.into(seen, 1.0, wrong_at=0)
+    seen.came(1.4, 1)
+    assert seen.restart_s == pytest.approx(0.4)
+    seen.came(1.6, 2)
+
+    assert seen.first_s == pytest.approx(0.4)
+    assert seen.interval_s == pytest.approx(0.1)
+    assert seen.restart_s == pytest.approx(0.5)
+
+
+def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
+    seen, text = Arrivals(), Text()
+    for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge rested
+        text.into(seen, broke, wrong_at=text.length)
+        seen.came(came, 1)
+    seen.came(90.1, 1)
+    seen.came(160.0, 1)
+
+    assert seen.first_s == pytest.approx(0.5)
+    assert seen.interval_s == pytest.approx(0.125)
+
+
+def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() -> None:
+    seen, text = Arrivals(first_s=0.3, interval_s=0.01), Text()
+    for now in (1.0, 1.1, 1.2):
+        text.into(seen, now)
+    seen.came(1.25, 1)
+
+    seen.broke(position=1)
+
+    assert seen.due_s(1.25) == pytest.approx(1.1 + 0.3 - 1.25)
+    assert text.behind(seen) == 1  # it begins after two tokens, and there are three
+
+
+def test_drafts_that_the_text_overtook_are_behind_it() -> None:
+    seen, text = Arrivals(first_s=0.3, interval_s=0.1), Text(reach=2)
+    seen.came(0.0, 2)
+    text.into(seen, 0.1)
+    text.into(seen, 0.15)
+    assert text.behind(seen) == 0
+    text.into(seen, 0.2)
+    assert text.behind(seen) == 1
+
+    text.into(seen, 0.25, wrong_at=3)
+    assert text.behind(seen) == 0
+    text.into(seen, 0.3)
+    assert text.behind(seen) == 1
+
+
+def test_a_commit_wakes_an_edge_that_has_paused() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
+    seen.came(0.5, 1)
+    text.into(seen, 0.6)  # drafts still come: it tells nothing
+    assert seen.due_s(0.6) == pytest.approx(0.0)
+    text.into(seen, 1.0)  # none has come for five intervals
+    assert seen.due_s(1.1) == pytest.approx(0.3)
+    text.into(seen, 1.2)  # the edge was awake already
+    assert seen.due_s(1.3) == pytest.approx(0.1)
+    seen.came(1.3, 2)
+
+    assert seen.first_s == pytest.approx(0.4)  # it may have been on its way before
+    assert seen.due_s(1.35) == pytest.approx(0.05)
+
+
+def test_who_never_woke_an_edge_learns_from_the_first_time() -> None:
+    seen, text = Arrivals(interval_s=0.1), Text()
+    seen.came(0.2, 1)
+    text.into(seen, 1.0)
+    assert seen.due_s(1.1) == inf
+    seen.came(1.3, 1)
+
+    assert seen.first_s == pytest.approx(0.3)
+
+
+def test_drafts_that_were_there_before_a_commit_do_not_answer_it() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
+    seen.came(0.5, 1)
+    text.into(seen, 1.0)
+
+    seen.came(0.7, 1)  # heard of after the pass that was running
+
+    assert seen.first_s == pytest.approx(0.4)
+    assert seen.due_s(0.75) == pytest.approx(0.7 + seen.interval_s - 0.75)
+
+
+def test_the_next_draft_is_due_when_the_last_ones_say_so() -> None:
+    seen, text = Arrivals(), Text()
+    assert seen.due_s(0.0) == inf
+
+    text.into(seen, 0.0, wrong_at=0)
+    assert seen.due_s(0.1) == inf
+    seen.came(0.4, 1)
+    assert seen.due_s(0.5) == inf
+    seen.came(0.6, 2)
+
+    assert seen.due_s(0.65) == pytest.approx(0.05)
+    assert seen.due_s(0.75) == pytest.approx(-0.05)
+    assert seen.due_s(0.9) == inf  # so late that none is coming
+    text.into(seen, 1.0, wrong_at=1)
+    assert seen.due_s(1.1) == pytest.approx(0.3)
+
+
+def test_a_message_taken_in_is_noted_with_the_time_it_came() -> None:
+    request = Open(
+        model="m", vocabulary="v", prompt=(1,), sampling=Sampling(), seed=0, max_tokens=9,
+        stop_tokens=(), fill="always",
+    )  # fmt: skip
+    session, seen = VerifyingSession(request, Limits(), vocabulary_size=50), Arrivals()
+    for at, token in enumerate((5, 6)):
+        session.begin(0)
+        session.resolve(Judgement((token,), 0))
+        seen.committed(session, float(at))
+
+    receive(session, seen, Draft(0, 0, 0, (5,)), arrived=2.0)
+    receive(session, seen, Draft(0, 0, 0, (5,)), arrived=2.5)  # twice: it says nothing
+    receive(session, seen, Draft(0, 1, 1, (7,)), arrived=3.0)  # wrong: known from the second
+    receive(session, seen, Draft(1, 2, 0, (8,)), arrived=4.0)
+
+    assert seen.interval_s == pytest.approx(1.0)
+    assert seen.first_s == pytest.approx(4.0 - 1.0)
