@@ -28,29 +28,31 @@ from speculation.laws import Law, law
 SEEDS = 16
 
 
-def coupled(trace: Trace, position: int, sharpness: float, seeds: Sequence[int]) -> float:
-    """Return the share of seeds for which draft and target say the same."""
+def laws(trace: Trace, position: int) -> tuple[Law, Law]:
+    """Return (p, q) at a position."""
     drawn = sampling(trace.temperature)
-    p = law(dense(trace.target_tokens[position], trace.target_logits[position]), drawn)
-    q = law(
-        dense(trace.draft_tokens[position], trace.draft_logits[position]),
-        drawn,
-        most=COUPLED_TOKENS,
+    target = dense(trace.target_tokens[position], trace.target_logits[position])
+    draft = dense(trace.draft_tokens[position], trace.draft_logits[position])
+    return law(target, drawn), law(draft, drawn, most=COUPLED_TOKENS)
+
+
+def agreement(p: Law, q: Law, position: int) -> float:
+    """Return the share of SEEDS seeds, others at each position, for which both say the same."""
+    seeds = range(position * SEEDS, (position + 1) * SEEDS)
+    return float(
+        np.mean([p.coupled(seed, position) == q.coupled(seed, position) for seed in seeds])
     )
-    sharp = Law(q.tokens, q.p**sharpness)
-    same = [p.coupled(seed, position) == sharp.coupled(seed, position) for seed in seeds]
-    return float(np.mean(same))
 
 
 def table(traces: Sequence[Trace]) -> dict[str, NDArray[np.float64]]:
     """Return for each family, and for all: optimal, coupled as q, coupled sharpened."""
     rows = defaultdict(list)
     for trace in traces:
-        for position in range(len(trace.tokens)):
-            seeds = range(position * SEEDS, (position + 1) * SEEDS)
-            plain = coupled(trace, position, 1.0, seeds)
-            sharp = coupled(trace, position, SHARPNESS, seeds)
-            rows[trace.family].append((trace.overlap[position], plain, sharp))
+        for position, optimal in enumerate(trace.overlap):
+            p, q = laws(trace, position)
+            sharp = Law(q.tokens, q.p**SHARPNESS)
+            shares = agreement(p, q, position), agreement(p, sharp, position)
+            rows[trace.family].append((optimal, *shares))
     rows["all"] = [row for family in list(rows.values()) for row in family]
     return {family: np.mean(found, axis=0) for family, found in rows.items()}
 

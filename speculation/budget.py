@@ -9,8 +9,8 @@ session with useless drafts costs the others nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Final
 
@@ -24,13 +24,25 @@ DEARER: Final = 1.1
 _FORGOTTEN: Final = 1 / 512  # of what is known about a size, with each pass of another
 
 
+@dataclass(slots=True)
+class _Size:
+    """Passes of one size: how many, their running mean, and the same fading towards 0."""
+
+    passes: int
+    mean_s: float
+    faded_s: float
+
+    def saw(self, seconds: float) -> None:
+        self.passes += 1
+        self.mean_s += _WEIGHT * (seconds - self.mean_s)
+        self.faded_s += _WEIGHT * (seconds - self.faded_s)
+
+
 class PassTimes:
     """T(rows) in seconds, learned online. A size not seen counts as no dearer than seen."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, float] = {}
-        self._means: dict[int, float] = {}  # the same, but that nothing of it fades
-        self._passes: Counter[int] = Counter()
+        self._sizes: dict[int, _Size] = {}
         self._known: dict[int, float] = {}  # what `of` has answered since the last pass
 
     def saw(self, rows: int, seconds: float) -> None:
@@ -40,12 +52,10 @@ class PassTimes:
         and one slow pass does not rule it out for ever.
         """
         self._known.clear()
-        for other in self._seen.keys() - {rows}:
-            self._seen[other] *= 1.0 - _FORGOTTEN
-        self._passes[rows] += 1
-        for means in (self._seen, self._means):
-            old = means.get(rows, seconds)
-            means[rows] = old + _WEIGHT * (seconds - old)
+        for other, size in self._sizes.items():
+            if other != rows:
+                size.faded_s *= 1.0 - _FORGOTTEN
+        self._sizes.setdefault(rows, _Size(0, seconds, seconds)).saw(seconds)
 
     def of(self, rows: int) -> float:
         """Return the expected time of a pass; 0 before the first.
@@ -55,17 +65,23 @@ class PassTimes:
         But on some CPUs one row takes a third longer than four: what is clearly so counts.
         """
         if rows not in self._known:
-            larger = [seconds for seen, seconds in self._seen.items() if seen >= rows]
-            largest_s = self._seen.get(max(self._seen, default=0), 0.0)
-            bound_s = min(larger, default=largest_s)
-            self._known[rows] = self._seen[rows] if self._falls_after(rows) else bound_s
+            self._known[rows] = self._expected_s(rows)
         return self._known[rows]
 
-    def _falls_after(self, rows: int) -> bool:
-        if self._passes[rows] < ENOUGH:
-            return False
-        larger_s = min(mean for seen, mean in self._means.items() if seen >= rows)
-        return self._means[rows] > DEARER * larger_s
+    def _expected_s(self, rows: int) -> float:
+        if not self._sizes:
+            return 0.0
+        larger = [size for seen, size in self._sizes.items() if seen >= rows]
+        if not larger:
+            return self._sizes[max(self._sizes)].faded_s
+        size = self._sizes.get(rows)
+        if (
+            size
+            and size.passes >= ENOUGH
+            and size.mean_s > DEARER * min(s.mean_s for s in larger)
+        ):
+            return size.faded_s
+        return min(s.faded_s for s in larger)
 
 
 def expected_tokens(acceptance: float, drafts: int) -> float:
