@@ -45,13 +45,12 @@ def step(sessions: int, drafts: int, vocabulary: int, seed: int = 0) -> Tensor:
 
 def ordered(shape: Shape, logits: Tensor) -> list[Order]:
     """Return orders whose drafts are what a CPU says: all of them stand."""
-    orders = [Order(shape, "coupled", seed=i, at=100 * i, draft=()) for i in range(len(logits))]
+    orders = [Order(shape, "coupled", seed=i, at=100 * i) for i in range(len(logits))]
     for row in range(logits.shape[1] - 1):
         here = [replace(order, draft=(), at=order.at + row) for order in orders]
-        said = judge(here, lambda wanted, row=row: logits[[i for i, _ in wanted], row])
         orders = [
             replace(order, draft=(*order.draft, *judgement.tokens))
-            for order, judgement in zip(orders, said, strict=True)
+            for order, judgement in zip(orders, judged(here, logits[:, row:]), strict=True)
         ]
     return orders
 

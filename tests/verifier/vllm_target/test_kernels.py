@@ -1,0 +1,29 @@
+"""What the timing of the judge rests on: a step whose drafts all stand."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from bench.kernels import SHAPES, differing, judged, ordered, step, timed_s
+from speculation.judging import Judgement
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_draft_of_the_step_stands(name: str) -> None:
+    logits = step(sessions=3, drafts=4, vocabulary=500)
+    orders = ordered(SHAPES[name], logits)
+
+    found = judged(orders, logits)
+
+    assert [judgement.accepted for judgement in found] == [4, 4, 4]
+    assert timed_s(orders, logits, repeats=1) > 0.0
+
+
+def test_tokens_that_differ_are_counted_one_by_one() -> None:
+    some = [Judgement((1, 2, 3), 2), Judgement((4,), 0)]
+    others = [Judgement((1, 9), 1), Judgement((4,), 0)]
+
+    assert differing(some, some) == 0
+    assert differing(some, others) == 2
