@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from statistics import median
 from time import perf_counter
 from typing import Annotated, Final
@@ -72,11 +73,10 @@ def timed_s(orders: Sequence[Order], logits: Tensor, repeats: int) -> float:
 
 def differing(some: Sequence[Judgement], others: Sequence[Judgement]) -> int:
     """Return how many tokens are not the same."""
-    pairs = zip(some, others, strict=True)
     return sum(
-        a.tokens[i : i + 1] != b.tokens[i : i + 1]
-        for a, b in pairs
-        for i in range(max(len(a.tokens), len(b.tokens)))
+        token != other
+        for a, b in zip(some, others, strict=True)
+        for token, other in zip_longest(a.tokens, b.tokens)
     )
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Limits
 from speculation.pacing import DraftPacing, may_draft, rest, should_flush, window
-
-_WEIGHT: Final = 0.25
-"""Of the latest observation in a running mean."""
+from speculation.smoothing import smoothed
 
 
 class Pace:
@@ -60,14 +57,10 @@ class Pace:
     def passed(self, pass_s: float) -> None:
         """A pass was reported. 0 says nothing: a replacement takes none."""
         if pass_s > 0.0:
-            self._pass_s = _mean(self._pass_s, pass_s)
+            self._pass_s = smoothed(self._pass_s or None, pass_s)
 
     def drafted(self, epoch: int, context_tokens: int, took_s: float) -> None:
         """A step ended. Only one that continues the last is a draft's time: others rewind."""
         if self._last == (epoch, context_tokens - 1):
-            self._draft_s = _mean(self._draft_s, took_s)
+            self._draft_s = smoothed(self._draft_s or None, took_s)
         self._last = epoch, context_tokens
-
-
-def _mean(old: float, latest: float) -> float:
-    return latest if old == 0.0 else old + _WEIGHT * (latest - old)

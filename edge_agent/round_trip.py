@@ -6,6 +6,8 @@ from typing import Final
 
 from prometheus_client import Gauge
 
+from speculation.smoothing import smoothed
+
 _WEIGHT: Final = 0.125
 """Of the latest sample, as TCP smooths its own (RFC 6298, section 2)."""
 
@@ -20,6 +22,5 @@ class RoundTrip:
         self._gauge = gauge
 
     def observe(self, seconds: float) -> None:
-        old = self.seconds or seconds
-        self.seconds = old + _WEIGHT * (seconds - old)
+        self.seconds = smoothed(self.seconds or None, seconds, _WEIGHT)
         self._gauge.set(self.seconds)

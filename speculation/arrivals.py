@@ -13,6 +13,7 @@ from math import inf
 from typing import Final
 
 from speculation.messages import Down, Draft, Redraw
+from speculation.smoothing import smoothed
 from speculation.verifying import NO_CHANCE, VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
@@ -20,8 +21,6 @@ LATE_INTERVALS: Final = 2.0
 
 COMMITS: Final = 64
 """Remembered, to tell which of them the edge learnt of a wrong chain from."""
-
-_WEIGHT: Final = 0.25  # of the latest observation in a running mean
 
 
 @dataclass(slots=True)
@@ -66,10 +65,10 @@ class Arrivals:
         if self._awaited is not None and now >= self._awaited[1]:
             latest_s = min(now - self._awaited[1], 2 * self.first_s or inf)
             if self._broke or not self.first_s:
-                self.first_s = _mean(self.first_s, latest_s)
+                self.first_s = smoothed(self.first_s or None, latest_s)
         elif self._last_at is not None:
             latest_s = min((now - self._last_at) / tokens, 2 * self.interval_s or inf)
-            self.interval_s = _mean(self.interval_s, latest_s)
+            self.interval_s = smoothed(self.interval_s or None, latest_s)
         self._awaited, self._last_at = None, now
 
     @property
@@ -114,7 +113,3 @@ def receive(
     if session.broken and not broken:
         arrivals.broke(session.wrong_at)
     return down
-
-
-def _mean(old: float, latest: float) -> float:
-    return latest if old == 0.0 else old + _WEIGHT * (latest - old)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-_WEIGHT: Final = 0.25  # of the latest pass in a running mean
+from speculation.smoothing import smoothed
+
 ENOUGH: Final = 3
 """Passes of a size, so that none of them can mislead alone."""
 
@@ -34,8 +35,8 @@ class _Size:
 
     def saw(self, seconds: float) -> None:
         self.passes += 1
-        self.mean_s += _WEIGHT * (seconds - self.mean_s)
-        self.faded_s += _WEIGHT * (seconds - self.faded_s)
+        self.mean_s = smoothed(self.mean_s, seconds)
+        self.faded_s = smoothed(self.faded_s, seconds)
 
 
 class PassTimes:

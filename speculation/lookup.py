@@ -19,6 +19,7 @@ from typing import Final
 
 from speculation.drafting import DraftingSession, Guess
 from speculation.messages import TokenId
+from speculation.smoothing import smoothed
 
 LENGTHS: Final = (16, 8, 3)
 """Of the n-grams, longest first: a match of 8 to 15 tokens counts as one of 8."""
@@ -43,7 +44,6 @@ the simulator 2 loses less than 1 % in every cell, 1 up to 3 %; 4 gains a sixth 
 READING: Final = 0.25
 """Of a draft step: what reading one more token takes the draft model, until it is measured."""
 
-_WEIGHT: Final = 0.25  # of the latest observation in a running mean
 _Gram = tuple[TokenId, ...]
 
 
@@ -175,8 +175,7 @@ class Lookup:
         more = context_tokens - last_tokens - 1
         if epoch == last_epoch and more > 0 and draft_s > 0.0:
             latest_s = max(0.0, took_s - draft_s) / more
-            old_s = latest_s if self._read_s is None else self._read_s
-            self._read_s = old_s + _WEIGHT * (latest_s - old_s)
+            self._read_s = smoothed(self._read_s, latest_s)
         self._last = epoch, context_tokens
 
     def _follow(self, session: DraftingSession) -> None:

@@ -67,8 +67,8 @@ def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
 
 def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() -> None:
     seen, text = Arrivals(first_s=0.3, interval_s=0.01), Text()
-    for now in (1.0, 1.1, 1.2):
-        text.into(seen, now)
+    for sent_at in (1.0, 1.1, 1.2):
+        text.into(seen, sent_at)
     seen.came(1.25, 1)
 
     seen.broke(position=1)
