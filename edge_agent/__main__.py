@@ -24,6 +24,10 @@ from models.opening import open_store
 GRACE_S = 5
 """For streams that are still running at SIGTERM; then they are cancelled, at both ends."""
 
+IDLE_S = 75
+"""How long an idle connection is kept: longer than clients keep it (httpx and the openai SDK 5 s,
+nginx 60 s), or a request meets a connection that is being closed."""
+
 app = typer.Typer(add_completion=False)
 
 
@@ -71,6 +75,7 @@ def serve(settings: EdgeSettings, make_pace: MakePace = Pace) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=IDLE_S,
     )
 
 

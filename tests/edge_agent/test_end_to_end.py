@@ -21,6 +21,9 @@ pytestmark = pytest.mark.models
 
 PROMPTS = ("Write a haiku about light.", "def fibonacci(n):")
 GREEDY: dict[str, object] = {"temperature": 0}
+CLIENTS_KEEP_S = 5
+"""An idle connection: httpx, and the openai SDK over it."""
+
 WARM: dict[str, object] = {"temperature": 1, "top_p": 0.95, "seed": 5}
 
 
@@ -112,6 +115,18 @@ def test_separate_runs_and_is_greedy_where_the_target_is(services: Services) -> 
 
     assert services.answer(services.separate_url, PROMPTS[0], **GREEDY) == alone
     assert services.answer(services.separate_url, PROMPTS[0], **WARM)
+
+
+def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serves(
+    services: Services,
+) -> None:
+    unhurried = httpx.HTTPTransport(limits=httpx.Limits(keepalive_expiry=60))
+    with httpx.Client(transport=unhurried, base_url=services.edge_url) as client:
+        began = client.get("/health").extensions["network_stream"].get_extra_info("socket")
+        time.sleep(CLIENTS_KEEP_S + 0.5)
+        used = client.get("/health").extensions["network_stream"].get_extra_info("socket")
+
+    assert used is began
 
 
 def test_a_client_that_goes_away_frees_its_session(services: Services) -> None:
