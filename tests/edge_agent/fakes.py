@@ -75,16 +75,38 @@ class ScriptedLink:
             await self._news.wait()
 
 
-def saying(*messages: Down) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
-    """A script that says these messages, one a turn of the loop, and waits for nothing."""
+Step = Down | Callable[[ScriptedLink], Awaitable[object]]
+"""Of a script: what is said, or what is awaited before it goes on."""
 
-    async def script(_: ScriptedLink) -> AsyncGenerator[Down]:
+
+def saying(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """A script that opens the session and takes these steps, one a turn of the loop."""
+
+    async def script(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
-        for message in messages:
+        for step in steps:
             await asyncio.sleep(0)
-            yield message
+            if isinstance(step, Down):
+                yield step
+            else:
+                await step(link)
 
     return script
+
+
+def sent(tokens: int) -> Step:
+    """Wait until that many draft tokens were sent, in all."""
+    return lambda link: link.until_sent(tokens)
+
+
+def on(event: asyncio.Event) -> Step:
+    return lambda _: event.wait()
+
+
+async def quiet(_: ScriptedLink) -> None:
+    """Let everybody do what they have to do."""
+    for _turn in range(20):
+        await asyncio.sleep(0)
 
 
 def commits(tokens: Iterable[int], *, size: int = 1) -> list[Down]:

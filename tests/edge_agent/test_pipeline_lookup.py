@@ -1,0 +1,135 @@
+"""Where what was said before is guessed again, the draft model takes no step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from edge_agent.drafter import CannotDraft
+from edge_agent.metrics import EdgeMetrics
+from speculation.messages import Commit, Down, Draft, Finish, Opened, TokenId
+from tests.edge_agent.fakes import (
+    LIMITS,
+    CountingSeat,
+    ScriptedLink,
+    quiet,
+    saying,
+    sent,
+)
+from tests.edge_agent.piped import Edge
+
+
+async def test_without_a_seat_it_drafts_what_followed_before(metrics: EdgeMetrics) -> None:
+    script = saying(
+        quiet,
+        Commit(0, 0, (9, 1, 2, 3)),  # as in the prompt
+        sent(3),
+        Commit(0, 4, (4, 5, 6, 9, 9), accepted=3),
+        Finish("stop"),
+    )
+    link = ScriptedLink(script)
+    edge = Edge(metrics, link, prompt=(1, 2, 3, 4, 5, 6, 7), lookup=True)
+
+    await edge.run()
+
+    first = link.sent[0]
+    assert isinstance(first, Draft)
+    assert (first.start, first.tokens[:4]) == (4, (4, 5, 6, 7))
+    assert edge.spoken == [9, 1, 2, 3, 4, 5, 6, 9, 9]
+    assert (edge.pipeline.drafted, edge.pipeline.looked_up) == (0, len(link.drafted))
+
+
+async def test_a_lookup_that_was_wrong_breaks_the_chain_like_any_guess(
+    metrics: EdgeMetrics,
+) -> None:
+    async def correcting(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        yield Commit(0, 0, (1, 2, 3))
+        await link.until_sent(4)
+        yield Commit(0, 3, (4, 88, 5, 6, 7))
+        await link.until_sent(len(link.drafted) + 1)
+        yield Finish("stop")
+
+    link = ScriptedLink(correcting)
+    edge = Edge(metrics, link, prompt=(1, 2, 3, 4, 5, 6, 7, 8), lookup=True)
+
+    await edge.run()
+
+    second = next(m for m in link.sent if m.epoch == 1)
+    assert isinstance(second, Draft)
+    assert (second.start, second.behind, second.tokens[0]) == (8, 0, 8)
+
+
+async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
+    metrics: EdgeMetrics,
+) -> None:
+    prompt = tuple(range(100, 140))
+
+    script = saying(
+        sent(2),
+        Commit(0, 0, prompt[:1], pass_s=1.0),  # with the prompt: no pass's time
+        Commit(0, 1, prompt[1:20], pass_s=1e-4),
+        sent(18),
+        Finish("stop"),
+    )
+    seat = CountingSeat(wait=lambda _: asyncio.sleep(0.01))
+    edge = Edge(metrics, ScriptedLink(script), seat, prompt=prompt, lookup=True, max_tokens=99)
+
+    await edge.run()
+
+    assert edge.pipeline.looked_up == 16
+    assert [guess.token for guess in edge.session.chain[:16]] == list(prompt[20:36])
+
+
+async def test_what_reading_takes_the_draft_model_is_seen_when_the_target_goes_ahead(
+    metrics: EdgeMetrics,
+) -> None:
+    async def ahead(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        yield Commit(0, 0, (*link.drafted, 60, 61, 62, 63), accepted=2)
+        await link.until_sent(3)
+        yield Finish("stop")
+
+    seat = CountingSeat(confidence=0.3, wait=lambda _: asyncio.sleep(0.001))
+    edge = Edge(metrics, ScriptedLink(ahead), seat, lookup=True)
+
+    await edge.run()
+
+    assert edge.pipeline._lookup is not None
+    assert edge.pipeline._lookup._read_s is not None
+
+
+async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
+    metrics: EdgeMetrics,
+) -> None:
+    prompt = tuple(range(100, 140))
+
+    script = saying(
+        sent(2),
+        Commit(0, 0, prompt[:1], pass_s=1.0),  # with the prompt: no pass's time
+        Commit(0, 1, prompt[1:20], pass_s=10.0),
+        sent(18),
+        Finish("stop"),
+    )
+    edge = Edge(metrics, ScriptedLink(script), CountingSeat(), prompt=prompt, lookup=True)
+
+    await edge.run()
+
+    assert edge.pipeline.looked_up == 0
+
+
+async def test_past_the_draft_models_room_and_after_its_failure_it_looks_up_alone(
+    metrics: EdgeMetrics,
+) -> None:
+    async def fail(context: Sequence[TokenId]) -> None:
+        raise CannotDraft("no memory")
+
+    script = saying(Commit(0, 0, (1, 2, 3)), sent(3), Finish("stop"))
+    full, failing = ScriptedLink(script), ScriptedLink(script)
+    prompt = (1, 2, 3, 4, 5, 6, 7)
+    seats = CountingSeat(context_tokens=7), CountingSeat(wait=fail)
+    for link, seat in zip((full, failing), seats, strict=True):
+        await Edge(metrics, link, seat, prompt=prompt, lookup=True).run()
+
+    assert full.drafted[:3] == failing.drafted[:3] == [4, 5, 6]

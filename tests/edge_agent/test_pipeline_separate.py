@@ -1,0 +1,72 @@
+"""In `separate` each guess goes by itself, and a refused one is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+
+from edge_agent.guessing import Pick
+from edge_agent.metrics import EdgeMetrics
+from speculation.drafting import Guess
+from speculation.laws import DraftLaw
+from speculation.messages import Commit, Down, Draft, Finish, Opened, Redraw, Refuse, TokenId
+from tests.edge_agent.fakes import (
+    LIMITS,
+    CountingSeat,
+    ScriptedLink,
+    saying,
+    sent,
+)
+from tests.edge_agent.piped import Edge
+
+
+class LawfulSeat(CountingSeat):
+    """Drafts token 1, sure of it; its law allows 2 as well."""
+
+    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+        await asyncio.sleep(0)
+        return Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))
+
+
+async def test_a_refused_token_is_replaced_and_the_replacement_sent_at_once(
+    metrics: EdgeMetrics,
+) -> None:
+    async def refusing(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        yield Refuse(0, 0, ((5, 1.0),), 0.0)
+        assert link.sent[-1] == Draft(1, 0, 0, (5,), (), forced=True)
+        yield Commit(1, 0, (5,))
+        yield Finish("stop")
+
+    edge = Edge(metrics, ScriptedLink(refusing), LawfulSeat(), separate=True)
+    await edge.run()
+
+    assert edge.spoken == [5]
+
+
+async def test_more_of_the_tail_is_asked_for_when_it_runs_out(metrics: EdgeMetrics) -> None:
+    asked: list[Draft | Redraw] = []
+
+    async def stingy(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(1)
+        yield Refuse(0, 0, (), 1.0, ())
+        asked.append(link.sent[-1])
+        yield Refuse(1, 0, (), 1.0, ((5, 0.5),))
+        asked.append(link.sent[-1])
+        yield Finish("stop")
+
+    await Edge(metrics, ScriptedLink(stingy), LawfulSeat(), separate=True).run()
+
+    assert asked == [Redraw(1, 0), Draft(2, 0, 0, (5,), (), forced=True)]
+
+
+async def test_in_separate_every_guess_is_sent_by_itself(metrics: EdgeMetrics) -> None:
+    script = saying(sent(6), Finish("stop"))
+    link = ScriptedLink(script)
+    await Edge(metrics, link, LawfulSeat(), separate=True).run()
+
+    assert {m.tokens for m in link.sent if isinstance(m, Draft)} == {(1,)}
