@@ -25,8 +25,8 @@ GRACE_S = 5
 """For streams that are still running at SIGTERM; then they are cancelled, at both ends."""
 
 IDLE_S = 75
-"""How long an idle connection is kept: longer than clients keep theirs (httpx and the openai SDK
-5 s, nginx 60 s), or a request meets one that is being closed."""
+"""How long an idle connection is kept: longer than clients keep theirs (httpx and the openai
+SDK 5 s, nginx 60 s), or a request meets one that is being closed."""
 
 app = typer.Typer(add_completion=False)
 
