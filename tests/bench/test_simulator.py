@@ -13,8 +13,8 @@ from bench import closed_forms
 from bench.path import Conditions
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.clock import Clock, Curve
-from bench.simulator.hosts import Hosts, gpu
-from bench.simulator.source import Source, synthetic
+from bench.simulator.hosts import CPU_BOX, Hosts, gpu
+from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import Answer, World, simulate
 
 DRAFT_S, PASS_S = 0.01, 0.1
@@ -163,11 +163,17 @@ def test_drafts_beside_the_target_cost_more_for_more_sessions() -> None:
     )
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
 @pytest.mark.parametrize("rtt_ms", [0, 10, 50, 100, 200, 300])
-def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(rtt_ms: float) -> None:
-    answer = run(PicoSpec(), synthetic(0.0, 300), rtt_ms=rtt_ms)
+@pytest.mark.parametrize("hosts", [GPU, gpu(0.072, 0.024), gpu(0.01, 0.005), CPU_BOX])
+def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
+    hosts: Hosts, rtt_ms: float, confidence: float
+) -> None:
+    useless = Source((), range(64), [WRONG] * 64, [confidence] * 64)
 
-    assert answer.tokens_per_s >= 0.98 / PASS_S
+    answer = run(PicoSpec(), useless, rtt_ms=rtt_ms, hosts=hosts)
+
+    assert answer.tokens_per_s >= 0.98 / hosts.pass_s.of(1)
 
 
 def test_a_perfect_draft_fills_every_pass() -> None:

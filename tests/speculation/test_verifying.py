@@ -275,7 +275,7 @@ def test_totals_tell_what_the_drafts_were_worth() -> None:
 def learned(*stands: bool) -> float:
     acceptance = ACCEPTANCE_AT_FIRST
     for count, stood in enumerate(stands, 1):
-        acceptance += (stood - acceptance) * max(1 / 16, 1 / (count + 4))
+        acceptance += (stood - acceptance) * max(1 / 16, 1 / (count + 1))
     return acceptance
 
 
