@@ -1,4 +1,4 @@
-"""The running mean that both ends learn times with."""
+"""The running mean that both ends learn with: times, and how often drafts stand."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
+from speculation.smoothing import smoothed
 
 Tokens = tuple[TokenId, ...]
 NO_CHANCE: Final[Iterator[float]] = iter(())
@@ -167,7 +168,7 @@ class VerifyingSession:
     def _learn(self, stands: bool) -> None:
         self._compared += 1
         weight = max(ACCEPTANCE_WEIGHT, 1 / (1 + self._compared))
-        self.acceptance += weight * (stands - self.acceptance)
+        self.acceptance = smoothed(self.acceptance, stands, weight)
 
     def _force(self, token: TokenId) -> list[Down]:
         self.refusal = None

@@ -163,13 +163,14 @@ def test_drafts_beside_the_target_cost_more_for_more_sessions() -> None:
     )
 
 
+@pytest.mark.parametrize("tokens", [64, 300])
 @pytest.mark.parametrize("confidence", [0.0, 1.0])
 @pytest.mark.parametrize("rtt_ms", [0, 10, 50, 100, 200, 300])
 @pytest.mark.parametrize("hosts", [GPU, gpu(0.072, 0.024), gpu(0.01, 0.005), CPU_BOX])
 def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
-    hosts: Hosts, rtt_ms: float, confidence: float
+    hosts: Hosts, rtt_ms: float, confidence: float, tokens: int
 ) -> None:
-    useless = Source((), range(64), [WRONG] * 64, [confidence] * 64)
+    useless = Source((), range(tokens), [WRONG] * tokens, [confidence] * tokens)
 
     answer = run(PicoSpec(), useless, rtt_ms=rtt_ms, hosts=hosts)
 

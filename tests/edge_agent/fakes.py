@@ -103,6 +103,15 @@ def on(event: asyncio.Event) -> Step:
     return lambda _: event.wait()
 
 
+def let(event: asyncio.Event) -> Step:
+    """Set the event, for whoever waits on it."""
+
+    async def step(_: ScriptedLink) -> None:
+        event.set()
+
+    return step
+
+
 async def quiet(_: ScriptedLink) -> None:
     """Let everybody do what they have to do."""
     for _turn in range(20):

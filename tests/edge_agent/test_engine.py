@@ -29,7 +29,7 @@ from speculation.messages import (
     Totals,
 )
 from speculation.pacing import DraftPacing
-from tests.edge_agent.fakes import LIMITS, CountingSeat, ScriptedLink, saying
+from tests.edge_agent.fakes import LIMITS, CountingSeat, ScriptedLink, quiet, saying
 
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], "", LIMITS, judges=["coupled"], features=["logit_bias"]
@@ -216,14 +216,7 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
 async def test_without_a_seat_it_looks_up_what_was_said_unless_told_not_to(
     metrics: EdgeMetrics, policy: Policy, looks_up: bool
 ) -> None:
-    async def copying(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
-        yield Commit(0, 0, (51, 52, 53))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        yield Finish("stop")
-
-    uplink = FakeUplink(copying)
+    uplink = FakeUplink(saying(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
     job = Job("r1", (51, 52, 53, 54, 55, 56), 20, Sampling(temperature=0.5), seed=9)
 
     await deltas(engine(uplink, metrics, NoDrafter(), policy).generate(job))

@@ -17,6 +17,7 @@ from tests.edge_agent.fakes import (
     CountingSeat,
     ScriptedLink,
     commits,
+    let,
     on,
     quiet,
     saying,
@@ -86,10 +87,7 @@ async def test_a_step_that_ends_after_its_chain_broke_is_never_sent(
             stepping.set()
             await landed.wait()  # still drafting when the correction lands
 
-    async def let_go(_: ScriptedLink) -> None:
-        landed.set()
-
-    script = saying(on(stepping), Commit(0, 0, (99,)), let_go, sent(6), Finish("stop"))
+    script = saying(on(stepping), Commit(0, 0, (99,)), let(landed), sent(6), Finish("stop"))
     link = ScriptedLink(script)
     edge = Edge(metrics, link, CountingSeat(wait=wait))
 
@@ -110,10 +108,7 @@ async def test_a_step_overtaken_by_a_fill_in_is_not_used_though_the_chain_held(
             stepping.set()
             await landed.wait()
 
-    async def let_go(_: ScriptedLink) -> None:
-        landed.set()
-
-    script = saying(on(stepping), Commit(0, 0, (88, 89)), let_go, sent(2), Finish("stop"))
+    script = saying(on(stepping), Commit(0, 0, (88, 89)), let(landed), sent(2), Finish("stop"))
     link = ScriptedLink(script)
 
     await Edge(metrics, link, CountingSeat(wait=wait)).run()
@@ -127,8 +122,7 @@ async def test_it_stops_at_the_window_and_goes_on_when_commits_make_room(
     async def patient(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
         await link.until_sent(16)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await quiet(link)
         assert len(link.drafted) == 16  # max_ahead
         yield Commit(0, 0, (3, 4), accepted=2)
         await link.until_sent(18)

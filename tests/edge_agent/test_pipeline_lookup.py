@@ -18,6 +18,21 @@ from tests.edge_agent.fakes import (
 )
 from tests.edge_agent.piped import Edge
 
+COPIED = tuple(range(100, 140))
+
+
+def copying(pass_s: float) -> ScriptedLink:
+    """A target that says COPIED again, its first half at once, in a pass that took so long."""
+    return ScriptedLink(
+        saying(
+            sent(2),
+            Commit(0, 0, COPIED[:1], pass_s=1.0),  # with the prompt: no pass's time
+            Commit(0, 1, COPIED[1:20], pass_s=pass_s),
+            sent(18),
+            Finish("stop"),
+        )
+    )
+
 
 async def test_without_a_seat_it_drafts_what_followed_before(metrics: EdgeMetrics) -> None:
     script = saying(
@@ -63,22 +78,14 @@ async def test_a_lookup_that_was_wrong_breaks_the_chain_like_any_guess(
 async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
     metrics: EdgeMetrics,
 ) -> None:
-    prompt = tuple(range(100, 140))
-
-    script = saying(
-        sent(2),
-        Commit(0, 0, prompt[:1], pass_s=1.0),  # with the prompt: no pass's time
-        Commit(0, 1, prompt[1:20], pass_s=1e-4),
-        sent(18),
-        Finish("stop"),
-    )
+    link = copying(pass_s=1e-4)
     seat = CountingSeat(wait=lambda _: asyncio.sleep(0.01))
-    edge = Edge(metrics, ScriptedLink(script), seat, prompt=prompt, lookup=True, max_tokens=99)
+    edge = Edge(metrics, link, seat, prompt=COPIED, lookup=True, max_tokens=99)
 
     await edge.run()
 
     assert edge.pipeline.looked_up == 16
-    assert [guess.token for guess in edge.session.chain[:16]] == list(prompt[20:36])
+    assert [guess.token for guess in edge.session.chain[:16]] == list(COPIED[20:36])
 
 
 async def test_what_reading_takes_the_draft_model_is_seen_when_the_target_goes_ahead(
@@ -103,16 +110,8 @@ async def test_what_reading_takes_the_draft_model_is_seen_when_the_target_goes_a
 async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
     metrics: EdgeMetrics,
 ) -> None:
-    prompt = tuple(range(100, 140))
-
-    script = saying(
-        sent(2),
-        Commit(0, 0, prompt[:1], pass_s=1.0),  # with the prompt: no pass's time
-        Commit(0, 1, prompt[1:20], pass_s=10.0),
-        sent(18),
-        Finish("stop"),
-    )
-    edge = Edge(metrics, ScriptedLink(script), CountingSeat(), prompt=prompt, lookup=True)
+    link = copying(pass_s=10.0)
+    edge = Edge(metrics, link, CountingSeat(), prompt=COPIED, lookup=True)
 
     await edge.run()
 
