@@ -19,6 +19,7 @@ from bench import agree, measure, simulate
 from bench.answered import Replies
 from bench.arms import NAMES, parse
 from bench.client import AnswerError
+from bench.joining import joined
 from bench.path import Conditions
 from bench.plan import Plan
 from bench.prompts import SHIPPED, Prompt, Selection, read
@@ -131,6 +132,18 @@ def report(
     page = results.with_suffix(".md")
     page.write_text(markdown(found, drawn))
     Console().print(*map(str, (page, *drawn)), sep="\n")
+
+
+@app.command()
+def join(
+    runs: Annotated[list[Path], typer.Argument(help="What `run` wrote, some times.")],
+    out: Annotated[Path, typer.Option("--json", help="Where the whole goes.")],
+) -> None:
+    """Put runs of the same models on one machine together: each is a repeat."""
+    try:
+        joined([load(path) for path in runs]).save(out)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command()

@@ -48,4 +48,5 @@ def results(*answers: Answer, load: float = 0.0) -> Results:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", load)
     models = {"target": "big", "draft": "small"}
     link: dict[str, float | None] = {"jitter_ms": 0.0}
-    return Results(host, "abc123", models, link, {"tokens": 10}, rows(answers), list(answers))
+    settings: dict[str, str | int | float | list[str]] = {"tokens": 10, "repeats": 1}
+    return Results(host, "abc123", models, link, settings, rows(answers), list(answers))
