@@ -144,7 +144,7 @@ class Pipeline:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         if redraw is not None:
             self._link.send(redraw)
-        self._flush(drafting=False)
+        self._flush(drafting=True)
 
     # --- up
 
@@ -206,7 +206,7 @@ class Pipeline:
     def _flush(self, *, drafting: bool) -> bool:
         """Send what waits, if it is time; tell whether anything was."""
         due = self._pace.should_flush(self._session, drafting=drafting, separate=self._separate)
-        draft = self._session.flush() if due else None
+        draft = self._session.flush(pauses=not drafting) if due else None
         if draft is not None:
             self._link.send(draft)
         return draft is not None

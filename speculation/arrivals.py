@@ -1,6 +1,6 @@
 """When a session's next draft is due, told from what the verifier said and heard; in seconds.
 
-The edge drafts at a steady pace, until its chain breaks or is all it dares to guess. Then it
+The edge drafts at a steady pace, until its chain breaks or it pauses, which it says. Then it
 waits for a Commit, and the first draft that answers it comes a round trip and a step later.
 """
 
@@ -17,7 +17,14 @@ from speculation.smoothing import smoothed
 from speculation.verifying import NO_CHANCE, VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
-"""A draft this many intervals overdue is not coming: the edge has paused."""
+"""A draft this many intervals overdue is not coming."""
+
+AT_ONCE_S: Final = 0.001
+"""Drafts that come so close together had waited, as those made before the session was open:
+they tell no pace."""
+
+MOST_GROWTH: Final = 4.0
+"""An interval longer than so many usual ones counts as that: something held the draft up."""
 
 COMMITS: Final = 64
 """Remembered, to tell which of them the edge learnt of a wrong chain from."""
@@ -34,7 +41,7 @@ class Arrivals:
     counts, nor does its pause between two drafts."""
 
     interval_s: float = 0.0
-    """Between two draft tokens while the edge drafts."""
+    """Between two draft tokens while the edge drafts; 0 if not known."""
 
     _commits: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=COMMITS))
     """Where the text ended after a Commit, and when that was sent."""
@@ -43,6 +50,7 @@ class Arrivals:
     """Of them, the one that the next draft answers."""
 
     _broke: bool = False
+    _paused: bool = False
     _last_at: float | None = None
 
     def committed(self, session: VerifyingSession, now: float) -> None:
@@ -50,7 +58,7 @@ class Arrivals:
         self._commits.append((len(session.committed), now))
         if session.broken:
             self.broke(session.wrong_at)
-        elif self._awaited is None and self._late_s(now) > 0.0:
+        elif self._awaited is None and (self._paused or self._late_s(now) > 0.0):
             self._awaited, self._broke = self._commits[-1], False
 
     def broke(self, position: int) -> None:
@@ -66,10 +74,17 @@ class Arrivals:
             latest_s = min(now - self._awaited[1], 2 * self.first_s or inf)
             if self._broke or not self.first_s:
                 self.first_s = smoothed(self.first_s or None, latest_s)
-        elif self._last_at is not None:
-            latest_s = min((now - self._last_at) / tokens, 2 * self.interval_s or inf)
+        elif self._last_at is not None and now - self._last_at > AT_ONCE_S:
+            most_s = MOST_GROWTH * self.interval_s or inf
+            latest_s = min((now - self._last_at) / tokens, most_s)
             self.interval_s = smoothed(self.interval_s or None, latest_s)
-        self._awaited, self._last_at = None, now
+        self._awaited, self._paused, self._last_at = None, False, now
+
+    def paused(self, known: int) -> None:
+        """The edge knows `known` committed tokens, and drafts no more before it knows others."""
+        saying = (commit for commit in self._commits if commit[0] > known)
+        self._awaited, self._broke = next(saying, None), False
+        self._paused, self._last_at = True, None
 
     @property
     def restart_s(self) -> float:
@@ -83,7 +98,7 @@ class Arrivals:
     def behind(self, session: VerifyingSession) -> int:
         """Return how many drafts must come before one is ahead of the text: the target went on
         while they were on their way."""
-        begins = session.reach if self._awaited is None else self._awaited[0]
+        begins = max(session.reach, self._awaited[0] if self._awaited else 0)
         return max(0, len(session.committed) - begins)
 
     @property
@@ -110,6 +125,8 @@ def receive(
     down = session.receive(message, u)
     if isinstance(message, Draft) and session.heard > heard:
         arrivals.came(arrived, len(message.tokens))
+        if message.pauses:
+            arrivals.paused(message.start - message.behind)
     if session.broken and not broken:
         arrivals.broke(session.wrong_at)
     return down

@@ -101,6 +101,11 @@ TEXT = Codec(_write_text, _read_text)
 BOOL: Codec[bool] = Codec(lambda value: bytes([value]), lambda r: one_of((False, True)).read(r))
 
 
+def constant(value: T) -> Codec[T]:
+    """A field that its frame's type tells: it takes no bytes."""
+    return Codec(lambda _: b"", lambda _: value)
+
+
 def one_of(values: tuple[T, ...]) -> Codec[T]:
     """A choice, written as its index."""
 

@@ -90,8 +90,11 @@ class DraftingSession:
             raise LocalProtocolError("nothing can follow this chain")
         self.chain.append(guess)
 
-    def flush(self) -> Draft | None:
-        """Return the guesses not yet sent, if any, as the next message to the verifier."""
+    def flush(self, *, pauses: bool = False) -> Draft | None:
+        """Return the guesses not yet sent, if any, as the next message to the verifier.
+
+        pauses: none will follow until there is a Commit.
+        """
         new = self.chain[self._sent :]
         if not new:
             return None
@@ -102,6 +105,7 @@ class DraftingSession:
             tuple(guess.token for guess in new),
             tuple(g.q.of(g.token) for g in new if g.q) if new[-1].q or new[0].forced else None,
             forced=new[0].forced,
+            pauses=pauses,
         )
         self._sent = len(self.chain)
         return draft

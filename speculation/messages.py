@@ -100,6 +100,9 @@ class Draft:
     forced: bool = False
     """`separate`: tokens[0] replaces the refused token; it is not a guess."""
 
+    pauses: bool = False
+    """No more follow until the edge knows more committed tokens: the verifier need not wait."""
+
 
 @dataclass(frozen=True, slots=True)
 class Redraw:

@@ -23,6 +23,7 @@ from speculation.codec import (
     UINT,
     Codec,
     Reader,
+    constant,
     json,
     many,
     maybe,
@@ -58,6 +59,7 @@ MAX_FRAME_BYTES: Final = 1 << 20  # the prompt of a 262144-token context, with r
 LAW = many(pair(UINT, FLOAT32))
 LOGPROB = record(TokenLogprob, logprob=FLOAT32, top=LAW)
 TOTALS = record(Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
+DRAFT: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT, "behind": UINT}
 COMMIT: Final[dict[str, Codec[Any]]] = {
     "epoch": UINT, "start": UINT, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
 }  # fmt: skip
@@ -72,11 +74,10 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
         sampling=json(Sampling), seed=UINT, max_tokens=UINT, stop_tokens=many(UINT),
         judge=one_of(get_args(Judge)), fill=one_of(get_args(Fill)), top_logprobs=maybe(UINT),
     ),
-    2: record(Draft, epoch=UINT, start=UINT, behind=UINT, tokens=rest(UINT)),
-    3: record(
-        Draft, epoch=UINT, start=UINT, behind=UINT, forced=BOOL, tokens=many(UINT), q=many(UINT)
-    ),
+    2: record(Draft, **DRAFT, tokens=rest(UINT)),
+    3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(Redraw, epoch=UINT, position=UINT),
+    5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
     16: record(Opened, session=TEXT, limits=LIMITS),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
@@ -90,8 +91,10 @@ def _layout_of(message: Message) -> int:
     match message:
         case Open():
             return 1
+        case Draft(q=None, pauses=pauses):
+            return 5 if pauses else 2
         case Draft():
-            return 2 if message.q is None else 3
+            return 3
         case Redraw():
             return 4
         case Opened():

@@ -9,7 +9,7 @@ from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from speculation.drafting import DraftingSession, Guess
 from speculation.lookup import Lookup
-from speculation.messages import Commit, Down, Finish, TokenId, Totals
+from speculation.messages import Commit, Down, Draft, Finish, Opened, TokenId, Totals
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ class Edge:
         self._done = done
         self._asked_s = clock.now_s
         self._cached: list[TokenId] = []
+        self._opened = False
+        self._waiting: list[Draft] = []
         self._busy = True
 
     @property
@@ -54,6 +56,9 @@ class Edge:
 
     def receive(self, message: Down) -> None:
         match message:
+            case Opened():
+                self._opened = True
+                self._send()
             case Commit():
                 progress = self._session.receive(message)
                 self.log.arrivals.append(
@@ -75,11 +80,17 @@ class Edge:
             return
         self._look_up()
         if self._arm.should_flush(self._desk, self._drafting) and (
-            message := self._session.flush()
+            draft := self._session.flush(pauses=not self._drafting)
         ):
-            self.uplink.send(message)
+            self._waiting.append(draft)
+            self._send()
         if self._drafting:
             self._step()
+
+    def _send(self) -> None:
+        """Send what waits, once the session is open."""
+        while self._opened and self._waiting:
+            self.uplink.send(self._waiting.pop(0))
 
     def _look_up(self) -> None:
         if self._lookup is not None:

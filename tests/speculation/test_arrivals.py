@@ -62,7 +62,51 @@ def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen.came(160.0, 1)
 
     assert seen.first_s == pytest.approx(0.5)
-    assert seen.interval_s == pytest.approx(0.125)
+    assert seen.interval_s == pytest.approx(0.1 * (1 + 3 / 4))
+
+
+def test_drafts_that_waited_for_each_other_tell_no_pace() -> None:
+    seen = Arrivals()
+    for at in (1.0, 1.0001, 1.0003):  # made before the session was open
+        seen.came(at, 2)
+    assert seen.interval_s == 0.0
+    seen.came(1.0403, 2)
+
+    assert seen.interval_s == pytest.approx(0.02)
+
+
+def test_an_edge_that_pauses_is_not_waited_for() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
+    seen.came(0.5, 1)
+    seen.paused(known=0)
+    assert seen.due_s(0.5) == inf
+
+    text.into(seen, 0.6)
+    assert seen.due_s(0.6) == pytest.approx(0.4)  # this Commit wakes it
+    seen.came(1.0, 1)
+    assert seen.interval_s == pytest.approx(0.1)  # the pause is no interval
+    assert seen.due_s(1.0) == pytest.approx(0.1)
+
+
+def test_a_commit_on_its_way_wakes_an_edge_that_pauses() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
+    for sent_at in (1.0, 1.2, 1.4):
+        text.into(seen, sent_at)
+    seen.came(1.5, 1)
+
+    seen.paused(known=1)  # of the three tokens
+
+    assert seen.due_s(1.5) == pytest.approx(1.2 + 0.4 - 1.5)
+
+
+def test_an_edge_that_wakes_goes_on_where_its_chain_ends() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text(reach=3)
+    seen.came(0.5, 3)
+    seen.paused(known=0)
+    for sent_at in (0.6, 0.8, 1.0, 1.2):
+        text.into(seen, sent_at)
+
+    assert text.behind(seen) == 1  # it knows of one token, and has guessed two after it
 
 
 def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() -> None:
@@ -163,3 +207,6 @@ def test_a_message_taken_in_is_noted_with_the_time_it_came() -> None:
 
     assert seen.interval_s == pytest.approx(1.0)
     assert seen.first_s == pytest.approx(4.0 - 1.0)
+
+    receive(session, seen, Draft(1, 3, 1, (9,), pauses=True), arrived=5.0)
+    assert seen.due_s(5.0) == inf

@@ -100,6 +100,10 @@ def test_each_guess_is_sent_once() -> None:
     assert session.flush() == Draft(0, 2, 2, (6,))
 
 
+def test_a_draft_says_that_none_will_follow() -> None:
+    assert edge(4, 5).flush(pauses=True) == Draft(0, 0, 0, (4, 5), pauses=True)
+
+
 def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
     session = edge(4, 5)
     session.flush()

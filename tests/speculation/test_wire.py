@@ -48,10 +48,6 @@ SAMPLINGS = st.builds(
 )
 
 
-def drafts(q: st.SearchStrategy[tuple[int, ...] | None]) -> st.SearchStrategy[Draft]:
-    return st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, q)
-
-
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Open,
@@ -67,8 +63,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.none() | UINTS,
         UINTS,
     ),
-    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS),
-    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans()),
+    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
+    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans(), st.booleans()),
     st.builds(Redraw, UINTS, UINTS),
     st.builds(Opened, st.text(), st.builds(Limits, UINTS, UINTS, FLOATS, FLOATS)),
     st.builds(
