@@ -9,9 +9,10 @@ session with useless drafts costs the others nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
+from statistics import median
 from typing import Final
 
 from speculation.smoothing import smoothed
@@ -22,41 +23,60 @@ ENOUGH: Final = 3
 DEARER: Final = 1.1
 """Than a pass with more rows: by so much a size differs, and does not seem to."""
 
-_FORGOTTEN: Final = 1 / 512  # of what is known about a size, with each pass of another
+LATEST: Final = 15
+"""Passes of a size that count: the median of them."""
+
+FORGOTTEN_AFTER: Final = 128
+"""Passes of any size, after which those seen less than ENOUGH times are unknown again: one slow
+pass must not rule a size out for ever."""
+
+MOST_SLOWER: Final = 2.0
+"""By what one pass may show the host to have become slower: a pause is not a slow host."""
 
 
-@dataclass(slots=True)
 class _Size:
-    """Passes of one size: how many, their running mean, and the same fading towards 0."""
+    """The latest passes of one size, in seconds of a host as fast as it was at first."""
 
-    passes: int
-    mean_s: float
-    faded_s: float
+    def __init__(self) -> None:
+        self.latest_s: deque[float] = deque(maxlen=LATEST)
+        self.usual_s = 0.0
+
+    @property
+    def sure(self) -> bool:
+        return len(self.latest_s) >= ENOUGH
 
     def saw(self, seconds: float) -> None:
-        self.passes += 1
-        self.mean_s = smoothed(self.mean_s, seconds)
-        self.faded_s = smoothed(self.faded_s, seconds)
+        self.latest_s.append(seconds)
+        self.usual_s = median(self.latest_s)
 
 
 class PassTimes:
-    """T(rows) in seconds, learned online. A size not seen counts as no dearer than seen."""
+    """T(rows) in seconds, learned online. A size not seen counts as no dearer than seen.
+
+    What shares a host slows it down for a while, whatever the rows. So T is the usual time of a
+    size times a slowness that passes of any size tell: while only one size is seen, the others
+    keep their proportion to it.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
+        self._slowness = 1.0
+        self._passes = 0
         self._known: dict[int, float] = {}  # what `of` has answered since the last pass
 
     def saw(self, rows: int, seconds: float) -> None:
-        """Take in one pass.
-
-        What is known of other sizes fades towards "cheap": so a size is tried again at times,
-        and one slow pass does not rule it out for ever.
-        """
+        """Take in one pass; seconds > 0."""
         self._known.clear()
-        for other, size in self._sizes.items():
-            if other != rows:
-                size.faded_s *= 1.0 - _FORGOTTEN
-        self._sizes.setdefault(rows, _Size(0, seconds, seconds)).saw(seconds)
+        if (size := self._sizes.get(rows)) is None:
+            size = self._sizes[rows] = _Size()
+        else:
+            latest = min(seconds / size.usual_s, MOST_SLOWER * self._slowness)
+            self._slowness = smoothed(self._slowness, latest)
+        size.saw(seconds / self._slowness)
+        self._passes += 1
+        if self._passes % FORGOTTEN_AFTER == 0:
+            sure = {rows: size for rows, size in self._sizes.items() if size.sure}
+            self._sizes = sure or self._sizes
 
     def of(self, rows: int) -> float:
         """Return the expected time of a pass; 0 before the first.
@@ -66,23 +86,19 @@ class PassTimes:
         But on some CPUs one row takes a third longer than four: what is clearly so counts.
         """
         if rows not in self._known:
-            self._known[rows] = self._expected_s(rows)
+            self._known[rows] = self._usual_s(rows) * self._slowness
         return self._known[rows]
 
-    def _expected_s(self, rows: int) -> float:
+    def _usual_s(self, rows: int) -> float:
         if not self._sizes:
             return 0.0
-        larger = [size for seen, size in self._sizes.items() if seen >= rows]
+        larger = [size.usual_s for seen, size in self._sizes.items() if seen >= rows]
         if not larger:
-            return self._sizes[max(self._sizes)].faded_s
+            return self._sizes[max(self._sizes)].usual_s
         size = self._sizes.get(rows)
-        if (
-            size
-            and size.passes >= ENOUGH
-            and size.mean_s > DEARER * min(s.mean_s for s in larger)
-        ):
-            return size.faded_s
-        return min(s.faded_s for s in larger)
+        if size and size.sure and size.usual_s > DEARER * min(larger):
+            return size.usual_s
+        return min(larger)
 
 
 def expected_tokens(acceptance: float, drafts: int) -> float:
