@@ -15,11 +15,12 @@ def joined(found: Sequence[Results]) -> Results:
     An answer is compared with cloud's of its own run, as ever. The host is the first run's.
     Raises ValueError, naming what differs, where the runs did not ask the same of the same.
     """
-    first, answers, repeats = found[0], [], 0
+    first, repeats = found[0], 0
+    answers: list[Answer] = []
     for each in found:
         _check(first, each)
         answers += [_counted_on(answer, repeats) for answer in each.answers]
-        repeats += int(each.settings["repeats"])
+        repeats = 1 + max((answer.repeat for answer in answers), default=-1)
     settings = {**first.settings, "arms": _all_arms(found), "repeats": repeats}
     commits = ", ".join(dict.fromkeys(each.commit for each in found))
     return msgspec.structs.replace(

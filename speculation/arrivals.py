@@ -81,7 +81,7 @@ class Arrivals:
         self._awaited, self._paused, self._last_at = None, False, now
 
     def paused(self, known: int) -> None:
-        """The edge knows `known` committed tokens, and drafts no more before it knows others."""
+        """The edge drafts no more before it knows of more than these committed tokens."""
         saying = (commit for commit in self._commits if commit[0] > known)
         self._awaited, self._broke = next(saying, None), False
         self._paused, self._last_at = True, None
