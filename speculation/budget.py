@@ -9,8 +9,11 @@ session with useless drafts costs the others nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from statistics import median
 from typing import Final
@@ -50,6 +53,33 @@ class _Size:
         self.usual_s = median(self.latest_s)
 
 
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """What passes usually take; one entry a size seen, by rows."""
+
+    rows: list[int]
+    seen_s: list[float]
+    """Of a pass of this size."""
+
+    least_s: list[float]
+    """Of any pass of this size or larger."""
+
+    def of(self, rows: int) -> float:
+        at = min(bisect_left(self.rows, rows), len(self.rows) - 1)
+        return (self.seen_s if self.rows[at] == rows else self.least_s)[at]
+
+
+def _curve(sizes: Mapping[int, _Size]) -> _Curve:
+    rows = sorted(sizes)
+    usual_s = [sizes[n].usual_s for n in rows]
+    least_s = list(accumulate(reversed(usual_s), min))[::-1]
+    seen_s = [
+        own_s if sizes[n].sure and own_s > DEARER * bound_s else bound_s
+        for n, own_s, bound_s in zip(rows, usual_s, least_s, strict=True)
+    ]
+    return _Curve(rows, seen_s, least_s)
+
+
 class PassTimes:
     """T(rows) in seconds, learned online. A size not seen counts as no dearer than seen.
 
@@ -62,11 +92,11 @@ class PassTimes:
         self._sizes: dict[int, _Size] = {}
         self._slowness = 1.0
         self._passes = 0
-        self._known: dict[int, float] = {}  # what `of` has answered since the last pass
+        self._curve: _Curve | None = None  # of the sizes as they are now
 
     def saw(self, rows: int, seconds: float) -> None:
         """Take in one pass; seconds > 0."""
-        self._known.clear()
+        self._curve = None
         if (size := self._sizes.get(rows)) is None:
             size = self._sizes[rows] = _Size()
         else:
@@ -85,20 +115,11 @@ class PassTimes:
         it; one larger than any pass seen is assumed as cheap as the largest, and so gets tried.
         But on some CPUs one row takes a third longer than four: what is clearly so counts.
         """
-        if rows not in self._known:
-            self._known[rows] = self._usual_s(rows) * self._slowness
-        return self._known[rows]
-
-    def _usual_s(self, rows: int) -> float:
         if not self._sizes:
             return 0.0
-        larger = [size.usual_s for seen, size in self._sizes.items() if seen >= rows]
-        if not larger:
-            return self._sizes[max(self._sizes)].usual_s
-        size = self._sizes.get(rows)
-        if size and size.sure and size.usual_s > DEARER * min(larger):
-            return size.usual_s
-        return min(larger)
+        if self._curve is None:
+            self._curve = _curve(self._sizes)
+        return self._curve.of(rows) * self._slowness
 
 
 def expected_tokens(acceptance: float, drafts: int) -> float:
