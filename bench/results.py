@@ -16,6 +16,8 @@ import numpy as np
 
 from bench.host import Host
 
+Settings = dict[str, str | int | float | list[str]]
+
 
 class Answer(msgspec.Struct, frozen=True):
     """One measured answer. Seconds and milliseconds count from the moment of asking."""
@@ -113,7 +115,7 @@ class Results(msgspec.Struct, frozen=True):
     commit: str
     models: dict[str, str]
     link: dict[str, float | None]
-    settings: dict[str, str | int | float | list[str]]
+    settings: Settings
     rows: list[Row]
     answers: list[Answer]
 

@@ -21,10 +21,8 @@ from rich.table import Table
 from bench.arena import Arena
 from bench.host import commit, this_host
 from bench.plan import Plan, ask, repository, turns
-from bench.results import Answer, Results, Row, rows
+from bench.results import Answer, Results, Row, Settings, rows
 from bench.stand import StandPlan
-
-Settings = dict[str, str | int | float | list[str]]
 
 
 @dataclass(slots=True)

@@ -37,8 +37,7 @@ class Arrivals:
     first_s: float = 0.0
     """From a Commit that the edge waited for to the first draft after it: RTT + a draft.
 
-    It waits when its chain broke, or is all it dares to guess. A rest of the edge hardly
-    counts, nor does its pause between two drafts."""
+    It waits when its chain broke, or when it paused. A rest of the edge hardly counts."""
 
     interval_s: float = 0.0
     """Between two draft tokens while the edge drafts; 0 if not known."""

@@ -105,7 +105,7 @@ class PassTimes:
         size.saw(seconds / self._slowness)
         self._passes += 1
         if self._passes % FORGOTTEN_AFTER == 0:
-            sure = {rows: size for rows, size in self._sizes.items() if size.sure}
+            sure = {n: seen for n, seen in self._sizes.items() if seen.sure}
             self._sizes = sure or self._sizes
 
     def of(self, rows: int) -> float:

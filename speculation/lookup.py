@@ -114,7 +114,7 @@ class Trust:
 
     def learn(self, stands: bool) -> None:
         self.seen += 1
-        self.right += max(LEARNING, 1 / self.seen) * (stands - self.right)
+        self.right = smoothed(self.right, stands, max(LEARNING, 1 / self.seen))
 
 
 def worth(confidence: float, times: Times, *, read_s: float) -> bool:

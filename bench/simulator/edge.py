@@ -79,8 +79,9 @@ class Edge:
         if self._busy:
             return
         self._look_up()
-        if self._arm.should_flush(self._desk, self._drafting) and (
-            draft := self._session.flush(pauses=not self._drafting)
+        drafting = self._drafting
+        if self._arm.should_flush(self._desk, drafting) and (
+            draft := self._session.flush(pauses=not drafting)
         ):
             self._waiting.append(draft)
             self._send()

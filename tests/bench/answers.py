@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.host import Host
-from bench.results import Answer, Results, rows
+from bench.results import Answer, Results, Settings, rows
 
 
 def answer(
@@ -48,5 +48,5 @@ def results(*answers: Answer, load: float = 0.0) -> Results:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", load)
     models = {"target": "big", "draft": "small"}
     link: dict[str, float | None] = {"jitter_ms": 0.0}
-    settings: dict[str, str | int | float | list[str]] = {"tokens": 10, "repeats": 1}
+    settings: Settings = {"tokens": 10, "repeats": 1}
     return Results(host, "abc123", models, link, settings, rows(answers), list(answers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bench.host import Host
 from bench.joining import joined
 from bench.results import Results
 from tests.bench.answers import answer, results
@@ -39,6 +40,7 @@ def test_every_commit_is_named_once() -> None:
         ("models", {"models": {"target": "another"}}),
         ("link", {"link": {"jitter_ms": 5.0}}),
         ("tokens", {"settings": {"tokens": 20, "repeats": 1}}),
+        ("processor", {"host": Host("another", 2, 8.0, "Linux", "3.11", 0.0)}),
     ],
 )
 def test_runs_of_something_else_are_refused(name: str, other: dict[str, object]) -> None:
