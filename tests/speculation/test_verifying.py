@@ -1,111 +1,14 @@
-"""The cloud's half: what it takes, what it drops, and what it refuses by name."""
+"""The cloud's half: what it takes, what it drops, and what it says."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from itertools import repeat
-from typing import Any
-
-import numpy as np
 import pytest
 
-from speculation.errors import LocalProtocolError, RemoteProtocolError
-from speculation.judging import Judgement, Refusal
-from speculation.laws import Q_SCALE, Law
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Limits,
-    Open,
-    Redraw,
-    Refuse,
-    Sampling,
-    TokenLogprob,
-)
-from speculation.verifying import ACCEPTANCE_AT_FIRST, MOST_REDRAWS, VerifyingSession
-
-V = 100
-P = Law(np.array([1, 2, 3]), np.array([0.5, 0.25, 0.25]))
-
-
-def session(judge: str = "coupled", **changes: object) -> VerifyingSession:
-    fields = {"max_tokens": 50, "stop_tokens": (99,), **changes}
-    request = Open("m", "v", (1,), Sampling(), 0, judge=judge, **fields)  # type: ignore[arg-type]
-    return VerifyingSession(request, Limits(max_verify=4, max_ahead=8), vocabulary_size=V)
-
-
-def say(verifier: VerifyingSession, *tokens: int, accepted: int = 0) -> list[Any]:
-    """Run a pass that says these tokens."""
-    verifier.begin(16)
-    return verifier.resolve(Judgement(tokens, accepted))
-
-
-def refusing(*committed: int) -> VerifyingSession:
-    """A `separate` session that awaits a replacement of token 1 after `committed`."""
-    verifier = session("separate")
-    for token in committed:
-        say(verifier, token)
-    verifier.receive(Draft(0, len(committed), 0, (1,), (Q_SCALE,)))
-    verifier.begin(16)
-    verifier.resolve(Judgement((), 0, Refusal(1, P)))
-    return verifier
-
-
-def state(verifier: VerifyingSession) -> dict[str, Any]:
-    return copy.deepcopy(vars(verifier))
-
-
-# --- what no honest edge sends
-
-DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
-    "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),
-    "not a token": (session(), Draft(0, 0, 0, (1, V)), "Draft.tokens"),
-    "behind the prompt": (session(), Draft(0, 0, 1, (1,)), "Draft.behind"),
-    "a gap to the text": (session(), Draft(0, 2, 1, (1,)), "Draft.behind"),
-    "too far ahead": (session(), Draft(0, 0, 0, (1,) * 9), "Draft.start"),
-    "weights in coupled": (session(), Draft(0, 0, 0, (1,), (5,)), "Draft.q"),
-    "forced in coupled": (session(), Draft(0, 0, 0, (1,), None, True), "Draft.forced"),
-    "no weights in separate": (session("separate"), Draft(0, 0, 0, (1,)), "Draft.q"),
-    "a weight too few": (session("separate"), Draft(0, 0, 0, (1, 2), (5,)), "Draft.q"),
-    "a weight too many": (session("separate"), Draft(0, 0, 0, (1,), (5, 5)), "Draft.q"),
-    "a weight of 0": (session("separate"), Draft(0, 0, 0, (1,), (0,)), "Draft.q"),
-    "a weight over 1": (session("separate"), Draft(0, 0, 0, (1,), (Q_SCALE + 1,)), "Draft.q"),
-    "forced, nothing refused": (
-        session("separate"), Draft(1, 0, 0, (2,), (), True), "Draft.forced",
-    ),
-    "forced with a weight": (refusing(), Draft(1, 0, 0, (2,), (5,), True), "Draft.q"),
-    "forced, the refused itself": (refusing(), Draft(1, 0, 0, (1,), (), True), "Draft.forced"),
-    "forced, impossible in p": (refusing(), Draft(1, 0, 0, (4,), (), True), "Draft.forced"),
-    "forced behind guesses": (refusing(7), Draft(1, 1, 1, (2,), (), True), "Draft.behind"),
-    "forced beyond the refusal": (refusing(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
-    "forced over committed text": (refusing(7), Draft(1, 0, 0, (8,), (), True), "Draft.forced"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("verifier", "draft", "field"), DISHONEST.values(), ids=DISHONEST)
-def test_a_dishonest_draft_is_refused_by_field_and_changes_nothing(
-    verifier: VerifyingSession, draft: Draft, field: str
-) -> None:
-    before = state(verifier)
-
-    with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
-        verifier.receive(draft)
-
-    after = state(verifier)
-    assert repr(after) == repr(before)
-
-
-def test_an_epoch_may_not_say_two_tokens_at_one_position() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
-
-    with pytest.raises(RemoteProtocolError, match=r"Draft.tokens: position 1 has changed"):
-        verifier.receive(Draft(0, 1, 1, (9,)))
-
-    assert verifier.pending == 3
-
+from speculation.errors import LocalProtocolError
+from speculation.judging import Judgement
+from speculation.messages import Commit, Draft, Finish, TokenLogprob
+from speculation.verifying import ACCEPTANCE_AT_FIRST
+from tests.speculation.verifiers import refusing, say, session, state
 
 # --- drafts
 
@@ -269,6 +172,16 @@ def test_totals_tell_what_the_drafts_were_worth() -> None:
     assert (totals.passes, totals.judged, totals.accepted, totals.filled) == (2, 3, 2, 1)
 
 
+@pytest.mark.parametrize(("fill", "judged"), [("never", 1), ("auto", 0), ("always", 0)])
+def test_with_fill_never_a_pass_has_a_draft_however_dear_its_row(
+    fill: str, judged: int
+) -> None:
+    verifier = session(fill=fill)
+    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
+
+    assert len(verifier.begin(0).draft) == judged
+
+
 # --- acceptance
 
 
@@ -314,118 +227,3 @@ def test_rows_are_shared_without_looking_at_separate_drafts() -> None:
         verifier.receive(Draft(0, 0, 0, (1, 2), q))
 
     assert (coupled.affordable, separate.affordable) == (2, 4)
-
-
-# --- separate: replacements
-
-
-def test_a_refusal_is_told_and_nothing_of_its_epoch_is_kept() -> None:
-    verifier = session("separate")
-    verifier.receive(Draft(0, 0, 0, (7, 1, 5), (9, 9, 9)))
-    verifier.begin(16)
-
-    commit, refuse = verifier.resolve(Judgement((7,), 1, Refusal(1, P)), u=repeat(0.5))
-
-    assert isinstance(commit, Commit)
-    assert isinstance(refuse, Refuse)
-    assert (commit.tokens, refuse.position) == ((7,), 1)
-    assert verifier.receive(Draft(0, 3, 3, (6,), (9,))) == []
-    assert verifier.pending == 0
-
-
-def test_a_replacement_is_committed_at_once_and_what_follows_it_is_drafted() -> None:
-    verifier = refusing(7)
-
-    (commit,) = verifier.receive(Draft(1, 1, 0, (2, 5, 6), (9, 9), True))
-
-    assert isinstance(commit, Commit)
-    assert (commit.start, commit.tokens, commit.accepted) == (1, (2,), 0)
-    assert verifier.begin(16).draft == (5, 6)
-
-
-def test_a_replacement_counts_once() -> None:
-    verifier = refusing(7)
-    forced = Draft(1, 1, 0, (2,), (), True)
-    verifier.receive(forced)
-
-    assert verifier.receive(forced) == []
-
-    assert verifier.committed == [7, 2]
-
-
-def test_a_repeated_replacement_does_not_answer_the_next_refusal() -> None:
-    verifier = refusing(7)
-    verifier.receive(Draft(1, 1, 0, (2, 1), (Q_SCALE,), True))
-    verifier.begin(16)
-    verifier.resolve(Judgement((), 0, Refusal(1, P)))
-
-    for epoch in (1, 2):  # late, or as no honest edge would send it
-        assert verifier.receive(Draft(epoch, 1, 0, (2,), (), True)) == []
-
-    assert verifier.committed == [7, 2]
-    assert verifier.refusal
-
-
-def test_a_replacement_may_end_the_answer() -> None:
-    verifier = session("separate", max_tokens=1)
-    verifier.receive(Draft(0, 0, 0, (1,), (Q_SCALE,)))
-    verifier.begin(16)
-    verifier.refusal = Refusal(1, P)
-
-    _, finish = verifier.receive(Draft(1, 0, 0, (2,), (), True))
-
-    assert isinstance(finish, Finish)
-    assert finish.reason == "length"
-
-
-def redraw(verifier: VerifyingSession, epoch: int, position: int) -> Sequence[Any]:
-    return verifier.receive(Redraw(epoch, position), repeat(0.5))
-
-
-def test_a_redraw_is_answered_once_with_its_own_epoch() -> None:
-    verifier = refusing(7)
-
-    (again,) = redraw(verifier, 1, 1)
-
-    assert (again.epoch, again.position) == (1, 1)
-    assert redraw(verifier, 1, 1) == []
-    assert redraw(verifier, 0, 1) == []
-
-
-def test_a_redraw_where_nothing_is_awaited_is_dropped() -> None:
-    assert redraw(session("separate"), 5, 0) == []
-    assert redraw(session(), 5, 0) == []
-    assert redraw(refusing(7), 5, 0) == []
-
-
-def test_one_refusal_is_redrawn_so_many_times_and_no_more() -> None:
-    verifier = refusing(7)
-    for epoch in range(1, MOST_REDRAWS + 1):
-        assert redraw(verifier, epoch, 1)
-
-    with pytest.raises(RemoteProtocolError, match="Redraw"):
-        redraw(verifier, MOST_REDRAWS + 1, 1)
-
-
-def test_drafts_of_an_epoch_that_a_redraw_began_are_void() -> None:
-    early, late = refusing(), refusing()
-    draft = Draft(1, 1, 1, (5,), (9,))
-
-    early.receive(draft)
-    redraw(early, 1, 0)
-    redraw(late, 1, 0)
-    late.receive(draft)
-
-    for verifier in (early, late):
-        verifier.receive(Draft(2, 0, 0, (2,), (), True))
-        assert verifier.begin(16).draft == ()
-
-
-@pytest.mark.parametrize(("fill", "judged"), [("never", 1), ("auto", 0), ("always", 0)])
-def test_with_fill_never_a_pass_has_a_draft_however_dear_its_row(
-    fill: str, judged: int
-) -> None:
-    verifier = session(fill=fill)
-    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
-
-    assert len(verifier.begin(0).draft) == judged
