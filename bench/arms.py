@@ -5,6 +5,7 @@ picospec          this product as it ships: judge `coupled`, fill `auto`
 picospec-separate the same with judge `separate`
 picospec-nofill   the same with fill `never`
 picospec-nolookup the same without prompt lookup
+picospec-nobranch the same without branches
 picospec-useless  the same with a drafter that guesses at random
 sync:G            vanilla speculation, stop and wait, G tokens a round (bench.rounds)
 paper:G           PicoSpec as published, one round of G in flight (bench.rounds)
@@ -53,6 +54,7 @@ _FIXED: Final = {
     ),
     "picospec-nofill": Arm("picospec-nofill", "far", EdgePlan(fill="never", linked=True)),
     "picospec-nolookup": Arm("picospec-nolookup", "far", EdgePlan(lookup=False, linked=True)),
+    "picospec-nobranch": Arm("picospec-nobranch", "far", EdgePlan(branches=False, linked=True)),
     "picospec-useless": Arm("picospec-useless", "far", EdgePlan(drafter="noise", linked=True)),
     "colocated-edge": Arm("colocated-edge", "near", EdgePlan()),
 }

@@ -22,7 +22,8 @@ import numpy as np
 
 from edge_agent.pipeline import Link
 from edge_agent.uplink import Uplink
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.messages import (
     Commit,
     Down,

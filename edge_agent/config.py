@@ -38,6 +38,9 @@ class PacingSettings(BaseModel):
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftPacing().flush_tokens
     """Guesses in one message."""
 
+    branch_tokens: Annotated[int, Field(ge=0, le=16)] = DraftPacing().branch_tokens
+    """Guesses of a branch, for the case that the target says another token; 0: none."""
+
 
 class EdgeSettings(BaseSettings):
     model_config = SettingsConfigDict(
@@ -93,7 +96,7 @@ class EdgeSettings(BaseSettings):
 
     @property
     def draft_pacing(self) -> DraftPacing:
-        return DraftPacing(self.pacing.min_survival, self.pacing.flush_tokens)
+        return DraftPacing(**self.pacing.model_dump())
 
     @property
     def shown_key(self) -> str | None:

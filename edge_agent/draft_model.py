@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.config import EdgeSettings
-from edge_agent.drafter import Drafter, LlamaDrafter
+from edge_agent.drafter import BRANCH_TOKENS, SEQUENCES, Drafter, LlamaDrafter
 from edge_agent.useless import NoDrafter, UselessDrafter
 from gateway.errors import EngineFault
 from gateway.ports import Tokenizer
@@ -52,12 +52,14 @@ def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
                 model.vocabulary_size, np.random.default_rng(), separate=separate
             )
         case "model":
+            context_tokens = min(settings.context_tokens, model.context_tokens)
             return LlamaDrafter(
                 Context(
                     model,
-                    min(settings.context_tokens, model.context_tokens),
-                    sequences=settings.slots,
+                    context_tokens,
+                    sequences=SEQUENCES * settings.slots,
                     threads=settings.threads,
+                    shared_tokens=settings.slots * (context_tokens + BRANCH_TOKENS),
                 )
             )
 

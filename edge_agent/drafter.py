@@ -1,12 +1,14 @@
 """The draft model, in one thread of its own.
 
-A Drafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat, which is
-one sequence, for as long as it runs. When all are taken it runs without drafts: the verifier
-fills in.
+A Drafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat for as
+long as it runs: one sequence for its chain, one for a branch of it. When all are taken it runs
+without drafts: the verifier fills in.
 
 * Only the thread touches the cache. The event loop hands it Steps and awaits their Guess.
 * A pass holds one segment of every waiting Step: a long prompt goes in chunks, and the other
   jobs' tokens go with them.
+* Chain and branch go on from whichever of the two sequences holds more of their context. They
+  share the cache, so that a copy costs nothing.
 * A sequence keeps its tokens after its job: the next job with the same beginning starts there.
   Drafts need not be bit-identical, so any prefix will do.
 """
@@ -23,9 +25,16 @@ from typing import Final, Protocol
 from edge_agent.guessing import Pick
 from models.prefixes import common, price
 from models.segments import Limits, Segment
-from speculation.drafting import Guess
+from speculation.guess import Guess
 from speculation.laws import Logits
 from speculation.messages import TokenId
+
+SEQUENCES: Final = 2
+"""Of a seat: the chain's, and a branch's."""
+
+BRANCH_TOKENS: Final = 256
+"""Of the cache, for each seat: a chain that broke, and branches, beyond its context. The cache
+is given out in steps of as many."""
 
 CHUNK_TOKENS: Final = 64
 """Prompt tokens in one pass: what a step of another job waits for, at most."""
@@ -37,10 +46,18 @@ class Seat(Protocol):
     context_tokens: int
     """The longest context that a step takes."""
 
-    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        prompt_tokens: int,
+        pick: Pick,
+        *,
+        branch: bool = False,
+    ) -> Guess:
         """Return the guess that follows `context`, which the caller must not change.
 
-        Raises CannotDraft. Cancelling it costs at most the pass that is running.
+        branch: the context leaves the chain, which goes on later. Raises CannotDraft.
+        Cancelling it costs at most the pass that is running.
         """
         ...
 
@@ -67,6 +84,7 @@ class Cache(Protocol):
     def decode(self, segments: Sequence[Segment]) -> None: ...
     def logits(self, index: int) -> Logits: ...
     def truncate(self, sequence: int, length: int) -> None: ...
+    def copy(self, source: int, target: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -80,12 +98,22 @@ class _Sequence:
     tokens: list[TokenId] = field(default_factory=list)
     """What the cache holds. Changed by the thread only."""
 
+
+@dataclass(slots=True)
+class _Place:
+    """A seat's part of the cache."""
+
+    chain: _Sequence
+    branch: _Sequence
     taken: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
     sequence: _Sequence
+    other: _Sequence
+    """Of the same place."""
+
     context: Sequence[TokenId]
     position: int
     pick: Pick
@@ -97,16 +125,17 @@ class LlamaDrafter:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._sequences = [_Sequence(i) for i in range(cache.limits.sequences)]
+        firsts = range(0, cache.limits.sequences, SEQUENCES)
+        self._places = [_Place(_Sequence(i), _Sequence(i + 1)) for i in firsts]
         self._asked: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
     def take(self, prompt: Sequence[TokenId]) -> LlamaSeat | None:
-        free = [sequence for sequence in self._sequences if not sequence.taken]
+        free = [place for place in self._places if not place.taken]
         if not free or len(prompt) >= self._cache.limits.context_tokens:
             return None
-        best = min(free, key=lambda sequence: price(sequence.tokens, list(prompt)))
+        best = min(free, key=lambda place: price(place.chain.tokens, list(prompt)))
         best.taken = True
         return LlamaSeat(best, self._asked, self._cache.limits.context_tokens)
 
@@ -169,18 +198,27 @@ class LlamaDrafter:
         return segments
 
     def _rewind(self, step: _Step) -> None:
-        """Cut the sequence to what it has in common with the context, less its last token."""
-        held = step.sequence.tokens
-        kept = min(common(held, step.context), len(step.context) - 1)
-        if kept < len(held):
-            self._cache.truncate(step.sequence.index, kept)
-            del held[kept:]
+        """Have the sequence hold what is known of the context, less its last token."""
+        sequence, other = step.sequence, step.other
+        kept, known = (common(each.tokens, step.context) for each in (sequence, other))
+        if known > kept:
+            self._cache.copy(other.index, sequence.index)
+            sequence.tokens[:] = other.tokens
+            kept = known
+        elif known < len(step.context) - step.position:
+            self._cut(other, 0)  # of another prompt: it would only take room
+        self._cut(sequence, min(kept, len(step.context) - 1))
+
+    def _cut(self, sequence: _Sequence, length: int) -> None:
+        if length < len(sequence.tokens):
+            self._cache.truncate(sequence.index, length)
+            del sequence.tokens[length:]
 
     def _fail(self, waiting: dict[int, _Step], error: Exception) -> None:
         """Tell everyone in the pass, and forget what the cache holds of them."""
         for step in waiting.values():
-            self._cache.truncate(step.sequence.index, 0)
-            step.sequence.tokens.clear()
+            self._cut(step.sequence, 0)
+            self._cut(step.other, 0)
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             _settle(step, failure)
@@ -189,23 +227,33 @@ class LlamaDrafter:
 
 class LlamaSeat:
     def __init__(
-        self, sequence: _Sequence, asked: queue.SimpleQueue[_Step | None], context_tokens: int
+        self, place: _Place, asked: queue.SimpleQueue[_Step | None], context_tokens: int
     ) -> None:
         self.context_tokens = context_tokens
-        self._sequence = sequence
+        self._place = place
         self._asked = asked
         self._left = False
 
-    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        prompt_tokens: int,
+        pick: Pick,
+        *,
+        branch: bool = False,
+    ) -> Guess:
         guess: asyncio.Future[Guess] = asyncio.get_running_loop().create_future()
         position = len(context) - prompt_tokens
-        self._asked.put(_Step(self._sequence, context, position, pick, guess))
+        own, other = self._place.chain, self._place.branch
+        if branch:
+            own, other = other, own
+        self._asked.put(_Step(own, other, context, position, pick, guess))
         return await guess
 
     def leave(self) -> None:
         if not self._left:
             self._left = True
-            self._sequence.taken = False
+            self._place.taken = False
 
 
 def _settle(step: _Step, result: Guess | Exception | None) -> None:

@@ -22,7 +22,16 @@ from edge_agent.round_trip import RoundTrip
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation import wire
 from speculation.errors import RemoteProtocolError
-from speculation.messages import Commit, Down, Draft, Fault, Finish, Open, Opened, Redraw
+from speculation.messages import (
+    Commit,
+    Down,
+    Fault,
+    Finish,
+    Open,
+    Opened,
+    Pushed,
+    Up,
+)
 
 ANSWER_TIMEOUT_S: Final = 10.0
 CANCEL_TIMEOUT_S: Final = 1.0
@@ -56,7 +65,7 @@ class Link:
         self._ended = False
         self._log = structlog.get_logger("edge_agent.link")
 
-    def send(self, message: Draft | Redraw) -> None:
+    def send(self, message: Pushed) -> None:
         """Have a message sent; never waits."""
         self._posts.send(message)
 
@@ -115,7 +124,7 @@ class Link:
             while chunk := await _next(chunks):
                 self._metrics.link_bytes.labels("down").inc(len(chunk))
                 for message in decoder.feed(chunk):
-                    if isinstance(message, Open | Draft | Redraw):
+                    if isinstance(message, Up):
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
                     yield message
         except (httpx.TransportError, TimeoutError) as cut:

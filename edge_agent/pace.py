@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Limits
-from speculation.pacing import DraftPacing, may_draft, rest, should_flush, window
+from speculation.pacing import (
+    DraftPacing,
+    branch,
+    may_draft,
+    may_grow,
+    rest,
+    should_flush,
+    window,
+)
 from speculation.smoothing import smoothed
 
 
@@ -48,6 +57,13 @@ class Pace:
             room=room,
             resting=session.since_break < rest(session.misses),
         )
+
+    def branch(self, session: DraftingSession) -> Growing | None:
+        """Return the branch to draft at while the chain needs nothing."""
+        return branch(self.pacing, session, self.times)
+
+    def may_grow(self, session: DraftingSession, growing: Growing) -> bool:
+        return may_grow(self.pacing, session, growing)
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
         return should_flush(

@@ -26,10 +26,12 @@ from edge_agent.guessing import Pick
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from gateway.errors import EngineFault
+from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.errors import RemoteProtocolError
+from speculation.guess import Guess
 from speculation.lookup import Lookup
-from speculation.messages import Commit, Down, Draft, Finish, Opened, Redraw, Refuse, TokenId
+from speculation.messages import Commit, Down, Finish, Opened, Pushed, Refuse, TokenId
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit cut to the tokens that were not known before."""
@@ -40,7 +42,7 @@ class Link(Protocol):
         """Open the session and yield what the verifier says, until Finish. Raises ApiError."""
         ...
 
-    def send(self, message: Draft | Redraw) -> None:
+    def send(self, message: Pushed) -> None:
         """Have a message sent; never waits."""
         ...
 
@@ -150,14 +152,26 @@ class Pipeline:
 
     async def _draft(self) -> None:
         while True:
-            self._look_up()
-            guesser = self._with_room
-            if guesser and self._session.may_extend and self._pace.may_draft(self._session):
-                self._flush(drafting=True)
-                await self._step(guesser)
-            elif not self._flush(drafting=False):  # what is away may make room for more
-                self._progress.clear()
-                await self._progress.wait()
+            try:
+                await self._draft_on()
+            except CannotDraft as error:
+                structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
+                self._guesser = None
+
+    async def _draft_on(self) -> None:
+        """Do the next thing: extend the chain, send, grow a branch, or wait for news."""
+        self._look_up()
+        guesser = self._with_room
+        if guesser and self._session.may_extend and self._pace.may_draft(self._session):
+            self._flush(drafting=True)
+            await self._extend(guesser)
+        elif self._flush(drafting=False):
+            return  # what is away may make room for more
+        elif guesser and (branch := self._branch(guesser)):
+            await self._grow(branch, guesser)
+        else:
+            self._progress.clear()
+            await self._progress.wait()
 
     def _look_up(self) -> None:
         if self._lookup is None:
@@ -167,21 +181,11 @@ class Pipeline:
             self._session, times, lambda: self._pace.may_look_up(self._session)
         )
 
-    async def _step(self, guesser: Guesser) -> None:
-        try:
-            await self._guess(guesser)
-        except CannotDraft as error:
-            structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
-            self._guesser = None
-
-    async def _guess(self, guesser: Guesser) -> None:
+    async def _extend(self, guesser: Guesser) -> None:
         session = self._session
         context = [*guesser.prompt, *session.guessed]
         made_for = session.epoch, len(context)
-        begun = self._clock()
-        guess = await guesser.seat.step(context, len(guesser.prompt), guesser.pick)
-        took_s = self._clock() - begun
-        self._metrics.step_s.observe(took_s)
+        guess, took_s = await self._step(guesser, context)
         if self._lookup is not None:
             self._lookup.stepped(*made_for, took_s, self._pace.times.draft_s)
         if made_for != (session.epoch, len(guesser.prompt) + self._position):
@@ -190,6 +194,38 @@ class Pipeline:
         self._pace.drafted(*made_for, took_s)
         self.drafted += 1
         session.extend(guess)
+
+    def _branch(self, guesser: Guesser) -> Growing | None:
+        """The branch to grow, if one is worth it, unless it is longer than can be read."""
+        branch = self._pace.branch(self._session)
+        if branch and len(guesser.prompt) + branch.end < guesser.seat.context_tokens:
+            return branch
+        return None
+
+    async def _grow(self, branch: Growing, guesser: Guesser) -> None:
+        session, epoch = self._session, self._session.epoch
+        context = [*guesser.prompt, *session.guessed_in(branch)]
+        guess, _ = await self._step(guesser, context, branch=True)
+        if epoch != session.epoch or branch.position < len(session.committed):
+            self._metrics.stale.inc()
+            return
+        self.drafted += 1
+        session.branches.grow(branch, guess)
+        if not self._pace.may_grow(session, branch):
+            self._link.send(session.branch_off(branch))
+            self._metrics.branches.inc()
+
+    async def _step(
+        self, guesser: Guesser, context: list[TokenId], *, branch: bool = False
+    ) -> tuple[Guess, float]:
+        """Return what follows the context, and how many seconds that took."""
+        begun = self._clock()
+        guess = await guesser.seat.step(
+            context, len(guesser.prompt), guesser.pick, branch=branch
+        )
+        took_s = self._clock() - begun
+        self._metrics.step_s.observe(took_s)
+        return guess, took_s
 
     @property
     def _with_room(self) -> Guesser | None:

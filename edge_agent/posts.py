@@ -18,7 +18,7 @@ from edge_agent.patience import attempts
 from edge_agent.round_trip import RoundTrip
 from gateway.errors import EngineFault, Unavailable
 from speculation import wire
-from speculation.messages import Draft, Redraw
+from speculation.messages import Pushed
 
 UNDER_WAY: Final = 8
 """A post every 25 ms over a round trip of 200 ms. More would only wait in the network."""
@@ -45,10 +45,10 @@ class Posts:
         self._metrics = metrics
         self._clock = clock
         self._epoch = 0
-        self._waiting: list[Draft | Redraw] = []
+        self._waiting: list[Pushed] = []
         self._sendable = asyncio.Event()
 
-    def send(self, message: Draft | Redraw) -> None:
+    def send(self, message: Pushed) -> None:
         """Have a message sent. Those of an older epoch that still wait are dropped: void."""
         if message.epoch > self._epoch:
             self._epoch = message.epoch

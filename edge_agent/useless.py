@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from edge_agent.guessing import Pick
-from speculation.drafting import Guess
+from speculation.guess import Guess
 from speculation.laws import Q_SCALE, DraftLaw
 from speculation.messages import TokenId
 
@@ -45,7 +45,14 @@ class UselessSeat:
         self.context_tokens = 1 << 30
         self._draw = draw
 
-    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        prompt_tokens: int,
+        pick: Pick,
+        *,
+        branch: bool = False,
+    ) -> Guess:
         """Return any token, sure of it. In `separate` its law is that token."""
         await asyncio.sleep(STEP_S)
         return self._draw()

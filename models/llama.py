@@ -5,7 +5,7 @@ A Model is a GGUF file; a Context is the KV cache of some sequences over it, and
 * Rows of several sequences go through one llama_decode; a pass is one such call.
 * A row's logits and cache depend, to the last bit, on the tokens before it alone, not on the
   rows that share its pass, given: Q8_0 or Q4_0 weights, flash attention, one cache stream a
-  sequence (not unified), and either one thread and at most EXACT_ROWS rows of a sequence in
+  sequence (not shared), and either one thread and at most EXACT_ROWS rows of a sequence in
   one pass, or a Q8_0 cache. tests/models/test_llama.py holds this.
 * Nothing here locks: one thread at a time per Context. llama_decode releases the GIL.
 """
@@ -139,8 +139,11 @@ class Model:
 class Context:
     """The KV cache of `sequences` sequences of `context_tokens` tokens each, over one model.
 
-    batch_tokens: the most rows of one pass. unified: all sequences share the room of one, and
-    are no longer exact. cache: Q8_0 is smaller, coarser, and exact with any threads and rows.
+    batch_tokens: the most rows of one pass. shared_tokens: the room that all sequences have
+    together, where what they have in common counts once; 0 gives each its own. Sharing, they
+    are no longer exact, and a copy takes no time. cache: Q8_0 is smaller, coarser, and exact
+    with any threads and rows.
+
     Raises CannotOpen if memory does not suffice.
     """
 
@@ -152,16 +155,16 @@ class Context:
         threads: int = 1,
         batch_tokens: int = 256,
         flash_attention: bool = True,
-        unified: bool = False,
+        shared_tokens: int = 0,
         cache: Literal["F16", "Q8_0"] = "F16",
     ) -> None:
         settings = lib.llama_context_default_params()
-        settings.n_ctx = context_tokens if unified else context_tokens * sequences
+        settings.n_ctx = shared_tokens or context_tokens * sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
         settings.flash_attn_type = int(flash_attention)
-        settings.kv_unified = unified
+        settings.kv_unified = shared_tokens > 0
         settings.type_k = settings.type_v = _CACHE_TYPES[cache]
         settings.no_perf = True
         handle = lib.llama_init_from_model(model.handle, settings) if model.handle else None

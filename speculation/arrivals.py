@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from speculation.messages import Down, Draft, Redraw
+from speculation.messages import Down, Draft, Pushed
 from speculation.smoothing import smoothed
 from speculation.verifying import NO_CHANCE, VerifyingSession
 
@@ -114,7 +114,7 @@ class Arrivals:
 def receive(
     session: VerifyingSession,
     arrivals: Arrivals,
-    message: Draft | Redraw,
+    message: Pushed,
     u: Iterator[float] = NO_CHANCE,
     *,
     arrived: float,

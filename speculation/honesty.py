@@ -1,4 +1,4 @@
-"""What a Draft must be to come from an honest edge. Each refusal names the field.
+"""What a Draft or Branch must be to come from an honest edge. Each refusal names the field.
 
 An edge knows its own guesses and a part of the committed text, never more of it than the
 verifier. So a Draft may be late, early or repeated, and still none of these can happen.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Refusal
 from speculation.laws import Q_SCALE
-from speculation.messages import Draft, Judge, TokenId
+from speculation.messages import Branch, Draft, Judge, Open, TokenId
 
 
 def check_form(draft: Draft, judge: Judge, *, vocabulary_size: int) -> None:
@@ -46,6 +46,26 @@ def check_place(
         raise RemoteProtocolError(f"Draft.behind: {draft.behind} leave a gap to the text")
     if draft.forced:
         _check_forced(draft.tokens[0], draft.start, committed, refusal)
+
+
+def check_branch(
+    branch: Branch,
+    request: Open,
+    committed: Sequence[TokenId],
+    *,
+    vocabulary_size: int,
+    max_ahead: int,
+) -> None:
+    """Raise RemoteProtocolError for a Branch that no honest edge sends."""
+    if request.judge != "coupled":
+        raise RemoteProtocolError("Branch: only in judge `coupled`")
+    if len(branch.tokens) < 2:
+        raise RemoteProtocolError(f"Branch.tokens: {len(branch.tokens)}, not two or more")
+    if max(branch.tokens) >= vocabulary_size:
+        raise RemoteProtocolError(f"Branch.tokens: {max(branch.tokens)} is not a token")
+    ahead = branch.start + len(branch.tokens) - len(committed)
+    if ahead > max_ahead:
+        raise RemoteProtocolError(f"Branch.start: {ahead} ahead, over {max_ahead}")
 
 
 def _check_forced(

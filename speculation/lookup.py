@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.messages import TokenId
 from speculation.smoothing import smoothed
 

@@ -1,6 +1,6 @@
 """The messages two sessions exchange. Values only: no bytes, no sockets, no behaviour.
 
-    up     Open, Draft, Redraw
+    up     Open, Draft, Branch, Redraw
     down   Opened, Commit, Refuse, Finish, Fault
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
@@ -105,6 +105,19 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """`coupled`: guesses for the case that the text leaves this epoch's chain at `start`.
+
+    If it does so with tokens[0], the other tokens begin the next epoch's chain. A hint, which
+    may be lost: the verifier took it if a Commit bears the next epoch before the edge does.
+    """
+
+    epoch: int
+    start: int
+    tokens: tuple[TokenId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Redraw:
     """`separate`: send the Refuse at this position again, with fresh samples of the tail.
 
@@ -193,6 +206,7 @@ class Fault:
     retryable: bool = False
 
 
-Up = Open | Draft | Redraw
+Pushed = Draft | Branch | Redraw
+Up = Open | Pushed
 Down = Opened | Commit | Refuse | Finish | Fault
 Message = Up | Down

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from typing import Final
 
 from speculation.arrivals import LATE_INTERVALS, Arrivals
+from speculation.branches import Growing
 from speculation.budget import PassTimes, best_rate, expected_tokens
+from speculation.drafting import DraftingSession
+from speculation.lookup import Times
 from speculation.messages import Fill, Limits
 from speculation.verifying import VerifyingSession
 
@@ -33,6 +37,9 @@ class DraftPacing:
 
     flush_tokens: int = 2
     """Send as soon as this many guesses wait: one a message costs bytes, many cost time."""
+
+    branch_tokens: int = 4
+    """Guesses of a branch. 0: no branches."""
 
     rests: bool = True
     """Draft less where drafts are useless. With fill `never` that would wait for ever."""
@@ -87,6 +94,34 @@ def should_flush(pacing: DraftPacing, *, unsent: int, drafting: bool, separate: 
     drafts that arrive in time for a pass would not have the law q any more.
     """
     return unsent > 0 and (separate or not drafting or unsent >= pacing.flush_tokens)
+
+
+BRANCH_SAVES: Final = 0.1
+"""Of a pass: what a branch must be expected to save. Less costs bytes and steps for little."""
+
+LEAST_BRANCH: Final = 0.05
+"""No branch less likely to be taken is worth its steps, however far the verifier."""
+
+
+def may_grow(pacing: DraftPacing, session: DraftingSession, branch: Growing) -> bool:
+    """Return whether a branch should have one more guess before it is sent."""
+    return len(branch.guesses) < pacing.branch_tokens and session.may_grow(branch)
+
+
+def branch(pacing: DraftPacing, session: DraftingSession, times: Times) -> Growing | None:
+    """Return the branch to draft at while the chain needs nothing, if one is worth it.
+
+    If it is taken, its guesses are at the verifier a round trip and their steps sooner.
+    """
+    saved_s = times.rtt_s + pacing.branch_tokens * times.draft_s
+    if not 0.0 < saved_s < inf:
+        return None
+    return session.branches.best(
+        session.chain,
+        len(session.committed),
+        least=max(LEAST_BRANCH, BRANCH_SAVES * times.pass_s / saved_s),
+        may_grow=partial(may_grow, pacing, session),
+    )
 
 
 # --- the verifier's decision

@@ -4,6 +4,7 @@
 
 Drafts arrive late, twice or out of order; each names its epoch and position. The session keeps
 those of the newest epoch, at most max_ahead beyond the committed text, and drops what is void.
+A branch is held until its epoch's chain breaks: taken, it begins the next epoch by itself.
 A pass takes the drafts that follow the committed text without a gap, once all of the chain
 before them is known to equal that text. Correctness never rests on what an epoch claims: every
 draft is judged. No state changes when a method raises.
@@ -17,9 +18,10 @@ from itertools import islice
 from typing import Final
 
 from speculation.errors import LocalProtocolError, RemoteProtocolError
-from speculation.honesty import check_form, check_place
+from speculation.honesty import check_branch, check_form, check_place
 from speculation.judging import TAIL_SAMPLES, Judgement, Refusal
 from speculation.messages import (
+    Branch,
     Commit,
     Down,
     Draft,
@@ -27,6 +29,7 @@ from speculation.messages import (
     FinishReason,
     Limits,
     Open,
+    Pushed,
     Redraw,
     TokenId,
     TokenLogprob,
@@ -89,6 +92,7 @@ class VerifyingSession:
         self._void = -1  # epochs up to this one are known to be wrong
         self._agreed = 0  # positions before this one: the chain is known to equal the text
         self._drafts: dict[int, tuple[TokenId, int]] = {}  # from _agreed on: token, weight
+        self._branches: dict[tuple[int, TokenId], Tokens] = {}  # where, with what: what follows
         self._running: Pass | None = None
 
     @property
@@ -115,7 +119,7 @@ class VerifyingSession:
 
     # --- up
 
-    def receive(self, message: Draft | Redraw, u: Iterator[float] = NO_CHANCE) -> list[Down]:
+    def receive(self, message: Pushed, u: Iterator[float] = NO_CHANCE) -> list[Down]:
         """Take in a message; return what it brings about at once (only in `separate`).
 
         u: uniforms for the samples of a tail. Raise RemoteProtocolError, naming the field, for
@@ -123,6 +127,9 @@ class VerifyingSession:
         """
         if isinstance(message, Redraw):
             return self._redraw(message, u)
+        if isinstance(message, Branch):
+            self._hold(message)
+            return []
         check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
         max_ahead = self._limits.max_ahead
         check_place(message, self.committed, self.refusal, max_ahead=max_ahead)
@@ -134,6 +141,7 @@ class VerifyingSession:
             self.epoch = message.epoch
             self._agreed = message.start - message.behind
             self._drafts.clear()
+            self._branches.clear()
         awaited = message.forced and message.start == len(self.committed)
         down = self._force(message.tokens[0]) if awaited else []
         guesses = message.tokens[message.forced :]
@@ -162,8 +170,36 @@ class VerifyingSession:
                 self._learn(stands)
                 if not stands:
                     self._break(self._agreed)
+                    self._branch()
                     return
             self._agreed += 1
+
+    def _hold(self, branch: Branch) -> None:
+        """Keep a branch of this chain; one that the text has taken already is the next."""
+        max_ahead = self._limits.max_ahead
+        check_branch(
+            branch,
+            self.request,
+            self.committed,
+            vocabulary_size=self._vocabulary_size,
+            max_ahead=max_ahead,
+        )
+        if self.finished or branch.epoch != self.epoch or len(self._branches) >= max_ahead:
+            return
+        self._branches.setdefault((branch.start, branch.tokens[0]), branch.tokens[1:])
+        if self.epoch == self._void:
+            self._branch()
+
+    def _branch(self) -> None:
+        """Begin the next epoch with the branch that the text took where it left the chain."""
+        taken = self._branches.get((self.wrong_at, self.committed[self.wrong_at]))
+        if taken is None:
+            return
+        self._branches.clear()
+        self.epoch += 1
+        self._agreed = self.wrong_at + 1
+        self._drafts = {at: (token, 0) for at, token in enumerate(taken, self._agreed)}
+        self._agree(self._agreed)
 
     def _learn(self, stands: bool) -> None:
         self._compared += 1

@@ -34,6 +34,7 @@ from speculation.codec import (
 )
 from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.messages import (
+    Branch,
     Commit,
     Draft,
     Fault,
@@ -59,7 +60,8 @@ MAX_FRAME_BYTES: Final = 1 << 20  # the prompt of a 262144-token context, with r
 LAW = many(pair(UINT, FLOAT32))
 LOGPROB = record(TokenLogprob, logprob=FLOAT32, top=LAW)
 TOTALS = record(Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
-DRAFT: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT, "behind": UINT}
+CHAIN: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT}
+DRAFT: Final[dict[str, Codec[Any]]] = {**CHAIN, "behind": UINT}
 COMMIT: Final[dict[str, Codec[Any]]] = {
     "epoch": UINT, "start": UINT, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
 }  # fmt: skip
@@ -67,6 +69,16 @@ COMMIT: Final[dict[str, Codec[Any]]] = {
 LIMITS = record(
     Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32, resume_window_s=FLOAT32
 )
+
+NEAR: Final = 32
+"""A Draft with fewer guesses behind it says by its type how many, and whether it pauses."""
+
+
+def _near(kind: int) -> Codec[Draft]:
+    pauses, behind = divmod(kind - 64, NEAR)
+    told: dict[str, Codec[Any]] = {"behind": constant(behind), "pauses": constant(bool(pauses))}
+    return record(Draft, **CHAIN, **told, tokens=rest(UINT))
+
 
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
     1: record(
@@ -78,12 +90,14 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(Redraw, epoch=UINT, position=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
+    6: record(Branch, **CHAIN, tokens=rest(UINT)),
     16: record(Opened, session=TEXT, limits=LIMITS),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(Refuse, epoch=UINT, position=UINT, head=LAW, tail_mass=FLOAT32, tail=LAW),
     20: record(Finish, reason=one_of(get_args(FinishReason)), totals=TOTALS),
     21: record(Fault, code=TEXT, text=TEXT, retryable=BOOL),
+    **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},
 }  # fmt: skip
 
 
@@ -91,12 +105,16 @@ def _layout_of(message: Message) -> int:
     match message:
         case Open():
             return 1
+        case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
+            return 64 + NEAR * pauses + behind
         case Draft(q=None, pauses=pauses):
             return 5 if pauses else 2
         case Draft():
             return 3
         case Redraw():
             return 4
+        case Branch():
+            return 6
         case Opened():
             return 16
         case Commit():

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from gateway.errors import ApiError, ClientGone, InvalidRequest, NotFound, TooLarge
 from speculation import wire
 from speculation.errors import MalformedFrame, RemoteProtocolError
-from speculation.messages import Draft, Fault, Message, Open, Redraw
+from speculation.messages import Fault, Message, Open, Pushed
 from verifier.admission import check
 from verifier.downstream import Downstream
 from verifier.host import Host
@@ -145,11 +145,11 @@ def _opening(body: bytes) -> Open:
     return messages[0]
 
 
-def _drafts(body: bytes) -> list[Draft | Redraw]:
+def _drafts(body: bytes) -> list[Pushed]:
     """Return the messages of a body, all of them or none. Raises RemoteProtocolError."""
-    drafts: list[Draft | Redraw] = []
+    drafts: list[Pushed] = []
     for message in _messages(body):
-        if not isinstance(message, Draft | Redraw):
+        if not isinstance(message, Pushed):
             raise RemoteProtocolError(f"{type(message).__name__}: not in this direction")
         drafts.append(message)
     return drafts

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from speculation.errors import RemoteProtocolError
-from speculation.messages import Commit, Draft, Fault, Open, Opened, Redraw, Refuse
+from speculation.messages import Commit, Fault, Open, Opened, Pushed, Refuse
 from verifier.log import Cursor, Heard, Log
 from verifier.patience import Patience
 from verifier.target import Refused, Said, Target, TargetError, TargetFull
@@ -52,7 +52,7 @@ class Session:
             self._cause = cause
             self._task.cancel()
 
-    async def push(self, message: Draft | Redraw) -> None:
+    async def push(self, message: Pushed) -> None:
         """Hand a message up. Raises UnknownSession; a RemoteProtocolError ends the session."""
         try:
             await self._target.push(self.name, message)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from gateway.ports import Tokenizer
-from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Redraw, Refuse
+from speculation.messages import Commit, Finish, ModelFacts, Open, Pushed, Refuse
 
 Said = Commit | Refuse | Finish
 
@@ -80,7 +80,7 @@ class Target(Protocol):
         """
         ...
 
-    async def push(self, session: str, message: Draft | Redraw) -> None:
+    async def push(self, session: str, message: Pushed) -> None:
         """Hand a message to a running session; return at once.
 
         Raises UnknownSession, or RemoteProtocolError for what no honest edge sends.

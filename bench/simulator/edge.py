@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
-from speculation.drafting import DraftingSession, Guess
+from speculation.branches import Growing
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.lookup import Lookup
-from speculation.messages import Commit, Down, Draft, Finish, Opened, TokenId, Totals
+from speculation.messages import Commit, Down, Finish, Opened, Pushed, TokenId, Totals
 
 
 @dataclass(slots=True)
@@ -41,9 +43,9 @@ class Edge:
         self._lookup = Lookup(source.prompt) if arm.lookup else None
         self._done = done
         self._asked_s = clock.now_s
-        self._cached: list[TokenId] = []
+        self._caches: list[list[TokenId]] = [[], []]
         self._opened = False
-        self._waiting: list[Draft] = []
+        self._waiting: list[Pushed] = []
         self._busy = True
 
     @property
@@ -83,13 +85,15 @@ class Edge:
         if self._arm.should_flush(self._desk, drafting) and (
             draft := self._session.flush(pauses=not drafting)
         ):
-            self._waiting.append(draft)
-            self._send()
+            self._send(draft)
         if self._drafting:
             self._step()
+        elif branch := self._arm.branch(self._desk):
+            self._grow(branch)
 
-    def _send(self) -> None:
-        """Send what waits, once the session is open."""
+    def _send(self, *messages: Pushed) -> None:
+        """Send these and what waits, once the session is open."""
+        self._waiting.extend(messages)
         while self._opened and self._waiting:
             self.uplink.send(self._waiting.pop(0))
 
@@ -106,15 +110,36 @@ class Edge:
     def _step(self) -> None:
         """Decode what the draft model has not seen; its guess may come too late to be used."""
         context, epoch = self._session.guessed, self._session.epoch
-        step_s = self._draft_s.of(max(1, len(context) - _common(self._cached, context)))
-        self._busy = True
-        self._cached = context
-        self.log.drafted += 1
-        self.log.drafting_s += step_s
+        step_s = self._step_s(context)
         guess = self._source.guess(context)
         if self._lookup is not None:
             self._lookup.stepped(epoch, len(context), step_s, self._desk.draft_s)
         self._clock.after(step_s, lambda: self._drafted(context, guess))
+
+    def _grow(self, branch: Growing) -> None:
+        """Draft a token of a branch."""
+        context, epoch = self._session.guessed_in(branch), self._session.epoch
+        step_s = self._step_s(context, branch=True)
+        guess = self._source.guess(context)
+        self._clock.after(step_s, lambda: self._grown(branch, epoch, guess))
+
+    def _grown(self, branch: Growing, epoch: int, guess: Guess) -> None:
+        self._busy = False
+        if epoch == self._session.epoch and branch.position >= len(self._session.committed):
+            self._session.branches.grow(branch, guess)
+            if not self._arm.may_grow(self._desk, branch):
+                self._send(self._session.branch_off(branch))
+        self._act()
+
+    def _step_s(self, context: list[TokenId], *, branch: bool = False) -> float:
+        """Begin a step, and return how long it takes: chain and branch have a cache each."""
+        known = max(_common(held, context) for held in self._caches)
+        step_s = self._draft_s.of(max(1, len(context) - known))
+        self._busy = True
+        self._caches[branch] = context
+        self.log.drafted += 1
+        self.log.drafting_s += step_s
+        return step_s
 
     def _drafted(self, context: list[TokenId], guess: Guess) -> None:
         self._busy = False

@@ -16,7 +16,7 @@ import numpy as np
 from bench.prompts import sampling
 from bench.traces import Ids, Logits, Trace
 from edge_agent.guessing import coupled
-from speculation.drafting import Guess
+from speculation.guess import Guess
 from speculation.laws import Law
 from speculation.messages import TokenId
 
@@ -24,11 +24,15 @@ WRONG: Final = 100_000
 """Tokens from here on are in no answer; three bytes on the wire, as most of a large vocabulary.
 No two wrong guesses of an answer are the same, for then the edge could look them up."""
 
-VOCABULARY: Final = 1 << 18
+VOCABULARY: Final = 1 << 20
+
+Others = tuple[tuple[TokenId, float], ...]
+"""What else the draft model takes the target to say, and the chances."""
 
 
 class Source:
-    """tokens, guesses: int[n] each; guesses[i] is the draft's token after tokens[:i]."""
+    """tokens, guesses: int[n] each; guesses[i] is the draft's token after tokens[:i], others[i]
+    what it would say next. confidences: float[n]."""
 
     def __init__(
         self,
@@ -36,11 +40,13 @@ class Source:
         tokens: Sequence[TokenId],
         guesses: Sequence[TokenId],
         confidences: Sequence[float],
+        others: Sequence[Others] = (),
     ) -> None:
         self.prompt = tuple(prompt)
         self.tokens = list(tokens)
         self._guesses = list(guesses)
         self._confidences = list(confidences)
+        self._others = list(others) or [()] * len(self.tokens)
         self._laws = [Law(np.array([token]), np.ones(1)) for token in self.tokens]
 
     def law(self, position: int) -> Law:
@@ -50,10 +56,10 @@ class Source:
     def guess(self, context: Sequence[TokenId]) -> Guess:
         """Return what the draft says after `context`, output tokens only."""
         position = len(context)
-        token = self._guesses[position]
+        token, others = self._guesses[position], self._others[position]
         if list(context) != self.tokens[:position]:
-            token = WRONG + position
-        return Guess(token, self._confidences[position])
+            token, others = WRONG + position, _wrong(others)
+        return Guess(token, self._confidences[position], others=others)
 
 
 def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:
@@ -78,7 +84,12 @@ def traced(trace: Trace) -> Source:
         trace.tokens.tolist(),
         [guess.token for guess in guesses],
         [guess.confidence for guess in guesses],
+        [guess.others for guess in guesses],
     )
+
+
+def _wrong(others: Others) -> Others:
+    return tuple((WRONG * n, chance) for n, (_, chance) in enumerate(others, 2))
 
 
 def dense(tokens: Ids, logits: Logits) -> Logits:

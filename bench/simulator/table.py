@@ -12,6 +12,7 @@ from typing import Final
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.source import Source
 from bench.simulator.world import Answer, World, simulate
+from speculation.pacing import DraftPacing
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 ROUNDS: Final = {"sync": Sync, "paper": Paper, "colocated": Colocated}
@@ -20,6 +21,9 @@ PLAIN: Final[Mapping[str, Arm]] = {
     "picospec": PicoSpec(),
     "picospec-nofill": PicoSpec(name="picospec-nofill", fill="never"),
     "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
+    "picospec-nobranch": PicoSpec(
+        name="picospec-nobranch", pacing=DraftPacing(branch_tokens=0)
+    ),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 

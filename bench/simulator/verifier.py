@@ -14,7 +14,7 @@ from bench.simulator.source import VOCABULARY, Source
 from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
 from speculation.judging import Judgement, judge_coupled
-from speculation.messages import Draft, Limits, Open, Opened, Up
+from speculation.messages import Limits, Open, Opened, Up
 from speculation.pacing import starters
 from speculation.verifying import Pass, VerifyingSession
 
@@ -52,7 +52,7 @@ class Verifier:
         if isinstance(up, Open):
             self._served.append(served)
             served.downlink.send(Opened("", self._limits))
-        elif isinstance(up, Draft):
+        else:
             self._disturbed_s += self._hosts.message_s * self._running
             receive(served.session, served.arrivals, up, arrived=self._clock.now_s)
         self._soon()

@@ -12,7 +12,8 @@ from bench.rounds import PaperPace, RoundPace, Rule, SyncPace
 from edge_agent import guessing
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pipeline import Guesser, Pipeline
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.messages import Commit, Down, Draft, Finish, Limits, Sampling, TokenId
 from speculation.pacing import DraftPacing
 from tests.edge_agent.fakes import CountingSeat, ScriptedLink

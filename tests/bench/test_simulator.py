@@ -16,6 +16,7 @@ from bench.simulator.clock import Clock, Curve
 from bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import Answer, World, simulate
+from speculation.pacing import DraftPacing
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)
@@ -278,3 +279,16 @@ def rounded(seconds: float) -> float:
 
 def mean(values: list[int]) -> float:
     return sum(values) / len(values)
+
+
+def test_a_branch_that_is_taken_saves_its_round_trip() -> None:
+    tokens = range(120)
+    guesses = [WRONG if i % 4 == 3 else i for i in tokens]
+    others = [((i, 0.4),) if i % 4 == 3 else () for i in tokens]
+    confidences = [0.5 if i % 4 == 3 else 0.95 for i in tokens]
+    source = Source((), tokens, guesses, confidences, others)
+    without = PicoSpec(pacing=DraftPacing(branch_tokens=0))
+
+    branching, plain = (run(arm, source, rtt_ms=100) for arm in (PicoSpec(), without))
+
+    assert branching.tokens_per_s > 1.3 * plain.tokens_per_s

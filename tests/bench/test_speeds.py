@@ -13,7 +13,7 @@ from bench.simulate import hosts_of
 from bench.speeds import Speeds, load
 from bench.timing import Drafted, Question, TimingError, _run, curve, line, period_s
 from edge_agent.guessing import Pick
-from speculation.drafting import Guess
+from speculation.guess import Guess
 from speculation.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
 
 ANSWER = tuple(range(100, 140))

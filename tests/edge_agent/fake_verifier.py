@@ -16,13 +16,12 @@ from speculation.judging import Judgement
 from speculation.messages import (
     Commit,
     Down,
-    Draft,
     Fault,
     Finish,
     Limits,
     Open,
     Opened,
-    Redraw,
+    Pushed,
 )
 from speculation.verifying import VerifyingSession
 
@@ -138,7 +137,7 @@ async def _drafts(name: str, body: bytes, send: Send) -> None:
     if session.model == "flaky" and session.posts % 2:
         return await _reply(send, 503)
     for message in wire.Decoder().feed(body):
-        assert isinstance(message, Draft | Redraw)
+        assert isinstance(message, Pushed)
         session.machine.receive(message)
     await _reply(send, 204)
 

@@ -6,8 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
 from edge_agent.guessing import Pick
-from speculation.drafting import Guess
-from speculation.messages import Commit, Down, Draft, Finish, Limits, Opened, Redraw, TokenId
+from speculation.guess import Guess
+from speculation.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Limits,
+    Opened,
+    Pushed,
+    TokenId,
+)
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
 
@@ -28,7 +37,14 @@ class CountingSeat:
         self._confidence = confidence
         self._wait = wait
 
-    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        prompt_tokens: int,
+        pick: Pick,
+        *,
+        branch: bool = False,
+    ) -> Guess:
         self.contexts.append(list(context))
         await self._wait(context)
         return Guess(len(context), self._confidence)
@@ -41,7 +57,7 @@ class ScriptedLink:
     """Says what `script` yields; remembers what was sent."""
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
-        self.sent: list[Draft | Redraw] = []
+        self.sent: list[Pushed] = []
         self.cancelled = 0
         self.posting = False
         self._script = script
@@ -50,7 +66,7 @@ class ScriptedLink:
     def events(self) -> AsyncGenerator[Down]:
         return self._script(self)
 
-    def send(self, message: Draft | Redraw) -> None:
+    def send(self, message: Pushed) -> None:
         self.sent.append(message)
         self._news.set()
 
@@ -71,6 +87,12 @@ class ScriptedLink:
     async def until_sent(self, tokens: int) -> None:
         """Wait until that many draft tokens were sent, in all."""
         while len(self.drafted) < tokens:
+            self._news.clear()
+            await self._news.wait()
+
+    async def until(self, message: Pushed) -> None:
+        """Wait until that message was sent."""
+        while message not in self.sent:
             self._news.clear()
             await self._news.wait()
 

@@ -40,6 +40,7 @@ class Edge:
         pick = guessing.coupled(Sampling(), 0, len(prompt))
         self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=(stop,))
         self.spoken: list[TokenId] = []
+        self.link = link
         self.pipeline = Pipeline(
             self.session,
             link,

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from edge_agent import guessing
-from edge_agent.drafter import CHUNK_TOKENS, CannotDraft, LlamaDrafter, Seat
+from edge_agent.drafter import CHUNK_TOKENS, SEQUENCES, CannotDraft, LlamaDrafter, Seat
 from models.llama import Context, Model
 from models.opening import open_store
 from models.segments import Limits, Segment, check
-from speculation.drafting import Guess
+from speculation.guess import Guess
 from speculation.laws import Logits
 from speculation.messages import Sampling
 
@@ -31,7 +31,7 @@ def truth(context: Sequence[int]) -> int:
 
 
 class FakeCache:
-    def __init__(self, sequences: int = 2, context_tokens: int = 300) -> None:
+    def __init__(self, sequences: int = 2 * SEQUENCES, context_tokens: int = 300) -> None:
         self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
         self.passes: list[list[Segment]] = []
         self.gate = threading.Event()
@@ -61,8 +61,16 @@ class FakeCache:
     def truncate(self, sequence: int, length: int) -> None:
         del self._held[sequence][length:]
 
+    def copy(self, source: int, target: int) -> None:
+        self._held[target] = list(self._held[source])
+
     def close(self) -> None:
         self.closed = True
+
+    @property
+    def held(self) -> int:
+        """Tokens of all sequences."""
+        return sum(map(len, self._held))
 
     @property
     def rows(self) -> int:
@@ -85,10 +93,12 @@ async def drafter(cache: FakeCache) -> AsyncIterator[LlamaDrafter]:
 PICK = guessing.coupled(Sampling(temperature=0.0), 0, 3)
 
 
-async def guess_after(seat: Seat | None, context: Sequence[int]) -> int:
+async def guess_after(
+    seat: Seat | None, context: Sequence[int], *, branch: bool = False
+) -> int:
     assert seat is not None
     async with asyncio.timeout(5):
-        return (await seat.step(list(context), 3, PICK)).token
+        return (await seat.step(list(context), 3, PICK, branch=branch)).token
 
 
 async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
@@ -99,7 +109,8 @@ async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
     context = [1, 2, 3]
 
     for _ in range(60):
-        assert await guess_after(seat, context) == truth(context)
+        branch = bool(chance.integers(2))
+        assert await guess_after(seat, context, branch=branch) == truth(context)
         keep = int(chance.integers(3, len(context) + 1))
         context = [*context[:keep], *(int(t) for t in chance.integers(0, V, 2))]
 
@@ -113,6 +124,39 @@ async def test_a_step_that_continues_the_last_decodes_one_row(
     await guess_after(seat, [1, 2, 3, first])
 
     assert [len(segment.tokens) for (segment,) in cache.passes] == [3, 1]
+
+
+async def test_a_branch_and_the_chain_that_goes_on_decode_one_row_each(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    seat = drafter.take([1, 2, 3])
+    chain = [1, 2, 3, 4, 5]
+    await guess_after(seat, chain)
+    before = cache.rows
+
+    await guess_after(seat, [1, 2, 3, 9], branch=True)
+    await guess_after(seat, [1, 2, 3, 9, 8], branch=True)
+    await guess_after(seat, [*chain, 6])
+    await guess_after(seat, [1, 2, 3, 4, 7], branch=True)
+    await guess_after(seat, [1, 2, 3, 4, 7, 6])  # taken: now it is the chain
+
+    assert cache.rows - before == 5
+
+
+async def test_an_earlier_jobs_branch_takes_no_room() -> None:
+    cache = FakeCache(SEQUENCES)
+    drafter = LlamaDrafter(cache)
+    for prompt in ([1] * 100, [2] * 100):
+        seat = drafter.take(prompt)
+        await guess_after(seat, [*prompt, 4])
+        await guess_after(seat, [*prompt, 9], branch=True)
+        assert seat is not None
+        seat.leave()
+
+    await guess_after(drafter.take([3, 3, 3]), [3, 3, 3])
+    drafter.close()
+
+    assert cache.held == 3
 
 
 async def test_the_same_context_again_gives_the_same_guess(drafter: LlamaDrafter) -> None:
@@ -262,7 +306,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
 ) -> None:
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
+    drafter = LlamaDrafter(Context(smollm, 256, sequences=SEQUENCES, shared_tokens=512))
     sampling = Sampling(temperature=0.0)
     pick = guessing.coupled(sampling, 1, len(prompt))
     if judge == "separate":
@@ -275,6 +319,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         for _ in range(count):
             drafted = [*context, *(guess.token for guess in guesses)]
             guesses.append(await seat.step(drafted, len(prompt), pick))
+            await seat.step([*drafted, 100, 200], len(prompt), pick, branch=True)
         seat.leave()
         return guesses
 

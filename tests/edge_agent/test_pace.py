@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edge_agent.pace import Pace
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.messages import Commit, Limits
 from speculation.pacing import PATIENCE, DraftPacing
 

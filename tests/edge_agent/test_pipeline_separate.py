@@ -9,9 +9,19 @@ import numpy as np
 
 from edge_agent.guessing import Pick
 from edge_agent.metrics import EdgeMetrics
-from speculation.drafting import Guess
+from speculation.guess import Guess
 from speculation.laws import DraftLaw
-from speculation.messages import Commit, Down, Draft, Finish, Opened, Redraw, Refuse, TokenId
+from speculation.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Opened,
+    Pushed,
+    Redraw,
+    Refuse,
+    TokenId,
+)
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSeat,
@@ -25,7 +35,14 @@ from tests.edge_agent.piped import Edge
 class LawfulSeat(CountingSeat):
     """Drafts token 1, sure of it; its law allows 2 as well."""
 
-    async def step(self, context: Sequence[TokenId], prompt_tokens: int, pick: Pick) -> Guess:
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        prompt_tokens: int,
+        pick: Pick,
+        *,
+        branch: bool = False,
+    ) -> Guess:
         await asyncio.sleep(0)
         return Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))
 
@@ -48,7 +65,7 @@ async def test_a_refused_token_is_replaced_and_the_replacement_sent_at_once(
 
 
 async def test_more_of_the_tail_is_asked_for_when_it_runs_out(metrics: EdgeMetrics) -> None:
-    asked: list[Draft | Redraw] = []
+    asked: list[Pushed] = []
 
     async def stingy(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)

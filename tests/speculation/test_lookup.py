@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.lookup import FIRST_TRUST, LENGTHS, Index, Lookup, Match, Times, worth
 from speculation.messages import Commit, TokenId
 

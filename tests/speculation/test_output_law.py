@@ -15,7 +15,8 @@ import pytest
 from scipy import stats
 
 from speculation import laws, verifying
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.judging import Refusal, judge_separate
 from speculation.laws import Law, quantise
 from speculation.messages import Commit, Down, Limits, Open, Refuse, Sampling

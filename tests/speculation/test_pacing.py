@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation.budget import PassTimes
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
+from speculation.lookup import Times
 from speculation.messages import Limits
 from speculation.pacing import (
     HOLD_DRAFTS,
@@ -17,8 +20,10 @@ from speculation.pacing import (
     PATIENCE,
     DraftPacing,
     Waiting,
+    branch,
     hold,
     may_draft,
+    may_grow,
     rest,
     should_flush,
     starters,
@@ -104,6 +109,53 @@ def test_guesses_are_sent_in_pairs_or_at_the_end_and_in_separate_at_once(
     sends = should_flush(DraftPacing(), unsent=unsent, drafting=drafting, separate=separate)
 
     assert sends is expected
+
+
+# --- branches
+
+RARE, LIKELY = Guess(1, 0.9, others=((2, 0.04),)), Guess(1, 0.5, others=((2, 0.3),))
+
+
+def drafted(*chain: Guess) -> DraftingSession:
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    for guess in chain:
+        session.extend(guess)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("chain", "times", "position"),
+    [
+        ([LIKELY], Times(0.1, 0.2, 0.02), 0),
+        ([RARE, LIKELY], Times(0.1, 0.2, 0.02), 1),
+        ([RARE], Times(10.0, 0.2, 0.02), None),
+        ([LIKELY], Times(0.0, 2.0, 0.005), None),  # saves too little of a pass
+        ([LIKELY], Times(0.0, 0.2, 0.02), 0),  # only the steps
+        ([LIKELY], Times(0.1, 0.2, inf), None),
+        ([LIKELY], Times(0.0, 0.0, 0.0), None),
+        ([], Times(0.1, 0.2, 0.02), None),
+    ],
+)
+def test_a_branch_is_worth_it_that_is_likely_to_save_a_part_of_a_pass(
+    chain: list[Guess], times: Times, position: int | None
+) -> None:
+    found = branch(DraftPacing(), drafted(*chain), times)
+
+    assert (found and found.position) == position
+
+
+def test_a_branch_has_its_number_of_guesses_and_no_more_are_drafted_at_0() -> None:
+    session, far = drafted(LIKELY), Times(0.1, 0.2, 0.02)
+    pacing = DraftPacing(branch_tokens=2)
+    for _ in range(2):
+        found = branch(pacing, session, far)
+        assert found is not None
+        assert may_grow(pacing, session, found)
+        session.branches.grow(found, Guess(3, 0.5))
+
+    assert not may_grow(pacing, session, found)
+    assert branch(pacing, session, far) is None
+    assert branch(DraftPacing(branch_tokens=0), session, far) is None
 
 
 # --- holding a pass

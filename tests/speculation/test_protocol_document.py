@@ -12,7 +12,7 @@ from speculation import laws, messages, noise, wire
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)
-SECTIONS = re.findall(r"^### (\d+) (\w+)", PAGE, re.MULTILINE)
+SECTIONS = re.findall(r"^### (\d+)(?: to (\d+))? (\w+)", PAGE, re.MULTILINE)
 VECTORS = re.findall(r"^\| (\d+) \| (-?\d+) \| (\d+) \| ([0-9a-f]{8}) \| (\S+) \|$", PAGE, re.M)
 
 
@@ -25,10 +25,12 @@ def test_an_example_is_the_frame_of_its_message(dump: str, said: str) -> None:
 
 
 def test_every_layout_has_a_section_and_an_example() -> None:
-    types = [bytes.fromhex(dump)[1] for dump, _ in BLOCKS]
+    sections = [range(int(first), int(last or first) + 1) for first, last, _ in SECTIONS]
 
-    assert types == [int(number) for number, _ in SECTIONS] == list(wire.LAYOUTS)
-    assert [said.split("(")[0] for _, said in BLOCKS] == [name for _, name in SECTIONS]
+    assert [kind for section in sections for kind in section] == list(wire.LAYOUTS)
+    for section, (dump, _) in zip(sections, BLOCKS, strict=True):
+        assert bytes.fromhex(dump)[1] in section
+    assert [said.split("(")[0] for _, said in BLOCKS] == [name for *_, name in SECTIONS]
 
 
 @pytest.mark.parametrize(("seed", "place", "token", "hashed", "gumbel"), VECTORS)
@@ -63,7 +65,7 @@ def test_the_numbers_are_the_codes(fact: str) -> None:
 
 
 def test_every_field_of_a_message_is_described() -> None:
-    for kind in (messages.Open, messages.Draft, messages.Redraw, messages.Refuse):
+    for kind in (messages.Open, messages.Draft, messages.Branch, messages.Refuse):
         for field in kind.__dataclass_fields__:
             assert re.search(rf"\b{field}\b", PAGE), field
     for kind in (messages.Sampling, messages.ModelFacts):

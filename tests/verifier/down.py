@@ -9,7 +9,7 @@ from itertools import pairwise
 import httpx
 
 from speculation import wire
-from speculation.messages import Commit, Draft, Message, Open, Opened, Redraw
+from speculation.messages import Commit, Message, Open, Opened, Pushed
 
 
 class Stream:
@@ -62,9 +62,7 @@ async def resumed(
         yield Stream(response)
 
 
-async def push(
-    client: httpx.AsyncClient, session: str, *messages: Draft | Redraw
-) -> httpx.Response:
+async def push(client: httpx.AsyncClient, session: str, *messages: Pushed) -> httpx.Response:
     content = b"".join(map(wire.encode, messages))
     return await client.post(f"/v1/speculate/{session}/drafts", content=content)
 

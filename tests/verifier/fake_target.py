@@ -16,7 +16,14 @@ import numpy as np
 from gateway.ports import Message, Tokenizer
 from speculation.judging import judge_coupled, judge_separate
 from speculation.laws import Law
-from speculation.messages import Draft, Finish, Limits, ModelFacts, Open, Redraw, Sampling
+from speculation.messages import (
+    Finish,
+    Limits,
+    ModelFacts,
+    Open,
+    Pushed,
+    Sampling,
+)
 from speculation.noise import place
 from speculation.verifying import VerifyingSession
 from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
@@ -117,7 +124,7 @@ class FakeTarget:
         finally:
             del self.running[session]
 
-    async def push(self, session: str, message: Draft | Redraw) -> None:
+    async def push(self, session: str, message: Pushed) -> None:
         running = self.running.get(session)
         if running is None or running.machine.finished:
             raise UnknownSession(session)

@@ -18,7 +18,8 @@ from gateway.metrics import Metrics
 from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
 from models.opening import open_store
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.laws import DraftLaw
 from speculation.messages import Commit, Draft, Finish, Limits, Refuse, TokenId
 from verifier.host import Host

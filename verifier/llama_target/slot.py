@@ -13,7 +13,7 @@ from math import inf
 
 from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
-from speculation.messages import Down, Draft, Limits, Open, Redraw, TokenId
+from speculation.messages import Down, Limits, Open, Pushed, TokenId
 from speculation.pacing import hold_s
 from speculation.verifying import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
@@ -80,7 +80,7 @@ class Slot:
 
     # --- up
 
-    def receive(self, message: Draft | Redraw, now: float) -> None:
+    def receive(self, message: Pushed, now: float) -> None:
         """Take in a message. Raises RemoteProtocolError."""
         down = receive(self.machine, self._arrivals, message, self._u, arrived=now)
         self._say(down, now)

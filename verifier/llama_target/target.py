@@ -16,7 +16,7 @@ import structlog
 
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
-from speculation.messages import Draft, Finish, Limits, ModelFacts, Open, Redraw
+from speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
 from verifier.llama_target.engine import Engine
 from verifier.llama_target.places import Places
 from verifier.llama_target.scheduler import Clock, Scheduler
@@ -106,7 +106,7 @@ class LlamaTarget:
         finally:
             self._release(session, slot)
 
-    async def push(self, session: str, message: Draft | Redraw) -> None:
+    async def push(self, session: str, message: Pushed) -> None:
         """Hand a message to a session. Raises UnknownSession or RemoteProtocolError."""
         slot = self._slots.get(session)
         if slot is None or slot.machine.finished:

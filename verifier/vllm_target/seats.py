@@ -22,7 +22,7 @@ from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
-from speculation.messages import Down, Draft, Redraw, TokenId, TokenLogprob
+from speculation.messages import Down, Pushed, TokenId, TokenLogprob
 from speculation.noise import place
 from speculation.pacing import hold_s
 from speculation.verifying import VerifyingSession
@@ -78,7 +78,7 @@ class Seat:
         """
         before = len(self.frames)
         for message in wire.Decoder().feed(frames):
-            if not isinstance(message, Draft | Redraw):
+            if not isinstance(message, Pushed):
                 raise RemoteProtocolError(f"{type(message).__name__}: not from an edge")
             self._say(receive(self.machine, self._arrivals, message, u, arrived=arrived))
         return len(self.frames) > before

@@ -10,7 +10,15 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
 
-from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Redraw, Sampling
+from speculation.messages import (
+    Commit,
+    Draft,
+    Finish,
+    ModelFacts,
+    Open,
+    Pushed,
+    Sampling,
+)
 from verifier.target import Said, TargetFailed
 
 TOKENS: Final = 12
@@ -25,7 +33,7 @@ class Serves(Protocol):
 
     def serve(self, session: str, request: Open) -> AsyncGenerator[Said]: ...
 
-    async def push(self, session: str, message: Draft | Redraw) -> None: ...
+    async def push(self, session: str, message: Pushed) -> None: ...
 
 
 async def self_test(target: Serves) -> None:

@@ -12,12 +12,11 @@ from models.tokenizer import GgufTokenizer
 from speculation import wire
 from speculation.messages import (
     Commit,
-    Draft,
     Finish,
     Limits,
     ModelFacts,
     Open,
-    Redraw,
+    Pushed,
     Refuse,
 )
 from verifier.metrics import PassMetrics
@@ -154,7 +153,7 @@ class VllmTarget:
             self._metrics.judged(spoken.judged, accepted)
         return said
 
-    async def push(self, session: str, message: Draft | Redraw) -> None:
+    async def push(self, session: str, message: Pushed) -> None:
         """Hand a message to a running session, and return before the engine has taken it in.
 
         Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a

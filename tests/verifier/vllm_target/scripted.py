@@ -10,7 +10,8 @@ from random import Random
 
 import numpy as np
 
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.laws import DraftLaw, Law, quantise
 from speculation.messages import (
     Commit,

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from speculation.errors import RemoteProtocolError
-from speculation.messages import Commit, Draft, Open, Redraw, Refuse
+from speculation.messages import Commit, Draft, Open, Pushed, Redraw, Refuse
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -283,7 +283,7 @@ async def lie_for(target: VllmTarget, seconds: float) -> int:
         serving = asyncio.create_task(plain(target, session, request))
         await asyncio.sleep(0)
         for _ in range(20):
-            message: Draft | Redraw = random.choice([*LIES.values(), Redraw(1, 3)])
+            message: Pushed = random.choice([*LIES.values(), Redraw(1, 3)])
             if random.random() < 0.5:
                 tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
                 message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)

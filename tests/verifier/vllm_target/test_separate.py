@@ -15,7 +15,8 @@ import pytest
 from scipy import stats
 
 from speculation import laws
-from speculation.drafting import DraftingSession, Guess
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
 from speculation.laws import DraftLaw, Law, quantise
 from speculation.messages import Commit, Draft, Open, Refuse, Sampling
 from tests.verifier.vllm_target.scripted import opening, plain, replaced, uniforms
