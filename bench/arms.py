@@ -5,7 +5,7 @@ picospec          this product as it ships: judge `coupled`, fill `auto`
 picospec-separate the same with judge `separate`
 picospec-nofill   the same with fill `never`
 picospec-nolookup the same without prompt lookup
-picospec-nobranch the same without branches
+picospec-branch   the same with branches
 picospec-useless  the same with a drafter that guesses at random
 sync:G            vanilla speculation, stop and wait, G tokens a round (bench.rounds)
 paper:G           PicoSpec as published, one round of G in flight (bench.rounds)
@@ -26,6 +26,9 @@ from bench.stand import EdgePlan
 
 GAMMA: Final = 4
 """Of a round arm whose name does not say: the paper's."""
+
+BRANCH_TOKENS: Final = 4
+"""Of picospec-branch."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 
@@ -54,7 +57,9 @@ _FIXED: Final = {
     ),
     "picospec-nofill": Arm("picospec-nofill", "far", EdgePlan(fill="never", linked=True)),
     "picospec-nolookup": Arm("picospec-nolookup", "far", EdgePlan(lookup=False, linked=True)),
-    "picospec-nobranch": Arm("picospec-nobranch", "far", EdgePlan(branches=False, linked=True)),
+    "picospec-branch": Arm(
+        "picospec-branch", "far", EdgePlan(branch_tokens=BRANCH_TOKENS, linked=True)
+    ),
     "picospec-useless": Arm("picospec-useless", "far", EdgePlan(drafter="noise", linked=True)),
     "colocated-edge": Arm("colocated-edge", "near", EdgePlan()),
 }

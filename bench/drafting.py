@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from statistics import median
 from time import perf_counter
 from typing import Final
@@ -35,6 +36,13 @@ async def steps(
             seconds.append(perf_counter() - began_s)
         found[count] = median(seconds[1::2])
     return found
+
+
+async def forever(seat: Seat, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
+    """Draft along the answer, over and over, until cancelled."""
+    pick = coupled(Sampling(temperature=0.0), 0, len(prompt))
+    for count in cycle(range(len(answer))):
+        await seat.step([*prompt, *answer[:count]], len(prompt), pick)
 
 
 def _contexts(

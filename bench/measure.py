@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from prometheus_client import CollectorRegistry
@@ -22,10 +22,10 @@ from bench.plan import repository
 from bench.prompts import SHIPPED, Prompt, Selection, read
 from bench.speeds import Speeds
 from bench.stand import Stand, StandPlan, options
-from bench.timing import DRAFTS, Question, TimingError, Verifier, curve, line, period_s
+from bench.timing import DRAFTS, WARM_UP, Question, TimingError, Verifier, curve, line
 from edge_agent.children import ServiceError
 from edge_agent.draft_model import find
-from edge_agent.drafter import LlamaDrafter
+from edge_agent.drafter import LlamaDrafter, Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.uplink import Uplink, connect
 from gateway.errors import ApiError
@@ -75,19 +75,22 @@ class Measurement:
         say(f"first tokens: {[round(s, 3) for s in firsts_s]} s")
         alone = [(p, await verifier.answer(p, self.tokens)) for p in prompts[:TIMED]]
         questions = [Question(p, _tokens(commits)) for p, commits in alone]
-        base_s = period_s([c for _, commits in alone for c in commits[2:]])
-        say(f"a row: {base_s:.4f} s")
-        pass_s = {1: base_s, **await self._curve(verifier, questions)}
+        pass_s = await self._curve(verifier, questions)
+        base_s = pass_s[1]
         stack_s = await _stack_s(verifier, questions)
         disturbed_s, posts = await verifier.disturbed(prompts[0], 12)
         message_s = max(0.0, disturbed_s - base_s) / posts
         say(f"software: {stack_s:.4f} s a round trip, {message_s:.5f} s a message")
-        draft_s, alone_s = await _draft_s(verifier, model, questions[0])
-        say("drafts:", draft_s, "while the target rests:", alone_s)
+        room = max(map(model_room, questions))
+        with closing(LlamaDrafter(Context(model, room))) as drafter:
+            draft_s, alone_s = await _draft_s(verifier, drafter, questions[0])
+            say("drafts:", draft_s, "while the target rests:", alone_s)
+            async with _drafting(drafter, questions[0]):
+                drafting_s = await self._curve(verifier, questions)
         at_once_s, prefill_s = line([len(p) for p in prompts], firsts_s)
         first_s = max(0.0, at_once_s - stack_s)
         return Speeds(
-            host, commit(repository()), self._models(), pass_s, draft_s, alone_s,
+            host, commit(repository()), self._models(), pass_s, drafting_s, draft_s, alone_s,
             first_s, prefill_s, stack_s, message_s,
         )  # fmt: skip
 
@@ -96,6 +99,8 @@ class Measurement:
     ) -> dict[int, float]:
         """Return periods over rows, as many drafts as the verifier would judge."""
         found: list[Commit] = []
+        for question in questions:
+            found += (await verifier.answer(question.prompt, self.tokens // 4))[WARM_UP:]
         for drafts in DRAFTS:
             for question in questions:
                 found += await verifier.rows(question, drafts, ahead=True)
@@ -134,23 +139,40 @@ async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
 
 
 async def _draft_s(
-    verifier: Verifier, model: Model, question: Question
+    verifier: Verifier, drafter: LlamaDrafter, question: Question
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Return the draft model's steps while the target works, and while it rests."""
-    drafter = LlamaDrafter(Context(model, model_room(question)))
+    seat = _seat(drafter, question)
+    alone_s = await drafting.steps(seat, question.prompt, question.answer)
+    answering = verifier.answer(question.prompt, len(question.answer))
+    async with _meanwhile(answering):
+        draft_s = await drafting.steps(seat, question.prompt, question.answer)
+    seat.leave()
+    return draft_s, alone_s
+
+
+def _seat(drafter: LlamaDrafter, question: Question) -> Seat:
     seat = drafter.take(question.prompt)
     if seat is None:
         raise TimingError("the draft model has no room for the prompt")
+    return seat
+
+
+def _drafting(drafter: LlamaDrafter, question: Question) -> AbstractAsyncContextManager[None]:
+    """Have the draft model work all the time."""
+    seat = _seat(drafter, question)
+    return _meanwhile(drafting.forever(seat, question.prompt, question.answer))
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
+    """Run `work` beside the block, and cancel it at its end."""
+    other = asyncio.create_task(work)
     try:
-        alone_s = await drafting.steps(seat, question.prompt, question.answer)
-        other = asyncio.create_task(verifier.answer(question.prompt, len(question.answer)))
-        try:
-            return await drafting.steps(seat, question.prompt, question.answer), alone_s
-        finally:
-            other.cancel()
-            await asyncio.wait([other])
+        yield
     finally:
-        await asyncio.to_thread(drafter.close)
+        other.cancel()
+        await asyncio.wait([other])
 
 
 def model_room(question: Question) -> int:

@@ -21,11 +21,14 @@ class Speeds(msgspec.Struct, frozen=True):
     pass_s: dict[int, float]
     """From the start of one pass to that of the next, over rows, with drafts always waiting."""
 
+    drafting_s: dict[int, float]
+    """The same while the draft model works: on one machine both want its memory."""
+
     draft_s: dict[int, float]
     """A step of the draft model while the target works, over the tokens it reads."""
 
     alone_s: dict[int, float]
-    """The same while the target rests: on one machine both want its memory."""
+    """The same while the target rests."""
 
     first_s: float
     """From asking to the first token, for a prompt asked before, without its tokens' share."""
@@ -45,6 +48,7 @@ class Speeds(msgspec.Struct, frozen=True):
         return Hosts(
             Curve(self.pass_s),
             Curve(self.draft_s),
+            drafting_s=Curve(self.drafting_s),
             alone_s=Curve(self.alone_s),
             prefill_s=self.prefill_s,
             first_s=self.first_s,

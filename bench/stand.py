@@ -48,7 +48,7 @@ class EdgePlan:
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
-    branches: bool = True
+    branch_tokens: int = 0
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     rate_mbit: float | None = None
@@ -160,7 +160,7 @@ class Stand:
             "PICOSPEC_EDGE__JUDGE": edge.judge,
             "PICOSPEC_EDGE__FILL": edge.fill,
             "PICOSPEC_EDGE__LOOKUP": str(edge.lookup),
-            **({} if edge.branches else {"PICOSPEC_EDGE__PACING__BRANCH_TOKENS": "0"}),
+            "PICOSPEC_EDGE__PACING__BRANCH_TOKENS": str(edge.branch_tokens),
             **self.plan.environment,
         }
         cores = self.plan.verifier_cores if edge.beside else self.plan.edge_cores

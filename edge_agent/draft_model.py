@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.config import EdgeSettings
-from edge_agent.drafter import BRANCH_TOKENS, SEQUENCES, Drafter, LlamaDrafter
+from edge_agent.drafter import BRANCH_TOKENS, Drafter, LlamaDrafter
 from edge_agent.useless import NoDrafter, UselessDrafter
 from gateway.errors import EngineFault
 from gateway.ports import Tokenizer
@@ -53,15 +53,15 @@ def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
             )
         case "model":
             context_tokens = min(settings.context_tokens, model.context_tokens)
-            return LlamaDrafter(
-                Context(
-                    model,
-                    context_tokens,
-                    sequences=SEQUENCES * settings.slots,
-                    threads=settings.threads,
-                    shared_tokens=settings.slots * (context_tokens + BRANCH_TOKENS),
-                )
+            branches = settings.pacing.branch_tokens > 0
+            cache = Context(
+                model,
+                context_tokens,
+                sequences=settings.slots * (1 + branches),
+                threads=settings.threads,
+                shared_tokens=branches * settings.slots * (context_tokens + BRANCH_TOKENS),
             )
+            return LlamaDrafter(cache, branches=branches)
 
 
 class TargetTokenizer:

@@ -1,7 +1,7 @@
 """The draft model, in one thread of its own.
 
-A Drafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat for as
-long as it runs: one sequence for its chain, one for a branch of it. When all are taken it runs
+A Drafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat, which is
+one sequence, or two if it has branches, for as long as it runs. When all are taken it runs
 without drafts: the verifier fills in.
 
 * Only the thread touches the cache. The event loop hands it Steps and awaits their Guess.
@@ -28,9 +28,6 @@ from models.segments import Limits, Segment
 from speculation.guess import Guess
 from speculation.laws import Logits
 from speculation.messages import TokenId
-
-SEQUENCES: Final = 2
-"""Of a seat: the chain's, and a branch's."""
 
 BRANCH_TOKENS: Final = 256
 """Of the cache, for each seat: a chain that broke, and branches, beyond its context. The cache
@@ -105,6 +102,8 @@ class _Place:
 
     chain: _Sequence
     branch: _Sequence
+    """The chain's, where there are no branches."""
+
     taken: bool = False
 
 
@@ -121,12 +120,17 @@ class _Step:
 
 
 class LlamaDrafter:
-    """A Drafter over llama.cpp. Owns the cache, and closes it."""
+    """A Drafter over llama.cpp. Owns the cache, and closes it.
 
-    def __init__(self, cache: Cache) -> None:
+    branches: a seat takes two of the cache's sequences, and they share their room.
+    """
+
+    def __init__(self, cache: Cache, *, branches: bool = False) -> None:
         self._cache = cache
-        firsts = range(0, cache.limits.sequences, SEQUENCES)
-        self._places = [_Place(_Sequence(i), _Sequence(i + 1)) for i in firsts]
+        sequences = [_Sequence(i) for i in range(cache.limits.sequences)]
+        each = 1 + branches
+        pairs = zip(sequences[::each], sequences[branches::each], strict=True)
+        self._places = [_Place(chain, branch) for chain, branch in pairs]
         self._asked: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
@@ -200,13 +204,15 @@ class LlamaDrafter:
     def _rewind(self, step: _Step) -> None:
         """Have the sequence hold what is known of the context, less its last token."""
         sequence, other = step.sequence, step.other
-        kept, known = (common(each.tokens, step.context) for each in (sequence, other))
-        if known > kept:
-            self._cache.copy(other.index, sequence.index)
-            sequence.tokens[:] = other.tokens
-            kept = known
-        elif known < len(step.context) - step.position:
-            self._cut(other, 0)  # of another prompt: it would only take room
+        kept = common(sequence.tokens, step.context)
+        if other is not sequence:
+            known = common(other.tokens, step.context)
+            if known > kept:
+                self._cache.copy(other.index, sequence.index)
+                sequence.tokens[:] = other.tokens
+                kept = known
+            elif known < len(step.context) - step.position:
+                self._cut(other, 0)  # of another prompt: it would only take room
         self._cut(sequence, min(kept, len(step.context) - 1))
 
     def _cut(self, sequence: _Sequence, length: int) -> None:

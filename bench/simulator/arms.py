@@ -7,7 +7,7 @@ paper              PicoSpec as published (arXiv:2603.19133): one round in flight
 picospec           this product, `auto`
 picospec-nofill    the same, fill `never`
 picospec-nolookup  the same as picospec, without prompt lookup
-picospec-nobranch  the same as picospec, without branches
+picospec-branch    the same as picospec, with branches
 colocated          sync beside the target: no link, but drafting takes the target's time
 
 Hosts, link, prompts and the head start while the target reads the prompt are the same for all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.simulator.arms import Arm, Desk
@@ -32,8 +33,17 @@ class Edge:
     uplink: Line
 
     def __init__(
-        self, clock: Clock, source: Source, arm: Arm, desk: Desk, draft_s: Curve, done: Action
+        self,
+        clock: Clock,
+        source: Source,
+        arm: Arm,
+        desk: Desk,
+        draft_s: Curve,
+        *,
+        works: Callable[[float], None],
+        done: Action,
     ) -> None:
+        """works: is told until when the draft model works. done: is called at the end."""
         self.log = Log()
         self._clock = clock
         self._source = source
@@ -41,6 +51,7 @@ class Edge:
         self._desk = desk
         self._draft_s = draft_s
         self._lookup = Lookup(source.prompt) if arm.lookup else None
+        self._works = works
         self._done = done
         self._asked_s = clock.now_s
         self._caches: list[list[TokenId]] = [[], []]
@@ -137,6 +148,7 @@ class Edge:
         step_s = self._draft_s.of(max(1, len(context) - known))
         self._busy = True
         self._caches[branch] = context
+        self._works(self._clock.now_s + step_s)
         self.log.drafted += 1
         self.log.drafting_s += step_s
         return step_s

@@ -13,10 +13,21 @@ class Hosts:
     """A target pass, over rows: those of all its sessions together."""
 
     draft_s: Curve
-    """A draft step, over the tokens it must read: 1, or more after the target went ahead."""
+    """A draft step while the target works, over the tokens it must read: 1, or more after the
+    target went ahead."""
+
+    drafting_s: Curve | None = None
+    """A target pass while the draft model works all the time, where both share a memory, over
+    rows; None: no other."""
 
     alone_s: Curve | None = None
     """A draft step while the target rests, where both share a memory; None: no other."""
+
+    def lost_s(self, rows: int, drafting_s: float) -> float:
+        """Return by how much a draft model that works so long prolongs a pass."""
+        if self.drafting_s is None:
+            return 0.0
+        return drafting_s * max(0.0, 1.0 - self.pass_s.of(rows) / self.drafting_s.of(rows))
 
     prefill_s: float = 0.0
     """The target's time for a token of the prompt."""

@@ -44,7 +44,9 @@ class Verifier:
         self._times = PassTimes()
         self._served: list[Served] = []
         self._running = False
+        self._pass_rows = 0
         self._disturbed_s = 0.0
+        self._drafting_until_s = 0.0
         self._due_s = inf
 
     def receive(self, up: Up, served: Served) -> None:
@@ -56,6 +58,16 @@ class Verifier:
             self._disturbed_s += self._hosts.message_s * self._running
             receive(served.session, served.arrivals, up, arrived=self._clock.now_s)
         self._soon()
+
+    def beside(self, until_s: float) -> None:
+        """Hear that a draft model works until then, on the same memory perhaps."""
+        self._drafting_until_s = until_s
+        if self._running:
+            self._slow()
+
+    def _slow(self) -> None:
+        drafting_s = max(0.0, self._drafting_until_s - self._clock.now_s)
+        self._disturbed_s += self._hosts.lost_s(self._pass_rows, drafting_s)
 
     def admit(self, request: Open, source: Source, downlink: Line) -> Served:
         """Return the session that `request` will open when it arrives."""
@@ -101,6 +113,8 @@ class Verifier:
         ]
         began_s = self._clock.now_s
         self._disturbed_s = self._duration_s(passes)
+        self._pass_rows = max(1, _rows(passes))
+        self._slow()
         self._extend(passes, began_s)
 
     def _extend(self, passes: Sequence[tuple[Served, Pass]], began_s: float) -> None:

@@ -112,7 +112,10 @@ class _Run:
             self._conditions.rtt_s,
             self._hosts.draft_s.of(1),
         )
-        edge = Edge(self.clock, source, self._arm, desk, self._hosts.draft_s, done)
+        edge = Edge(
+            self.clock, source, self._arm, desk, self._hosts.draft_s,
+            works=verifier.beside, done=done,
+        )  # fmt: skip
         served = verifier.admit(request, source, Line(self.clock, down, edge.receive))
         edge.uplink = Line(self.clock, up, lambda message: verifier.receive(message, served))
         edge.uplink.send(request)

@@ -59,7 +59,15 @@ def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
     jitter=st.floats(0, 1),
     seed=st.integers(0, 9),
     arm=st.sampled_from(
-        [Arm(), Sync(3), Paper(3), Colocated(3), PicoSpec(), PicoSpec(fill="never")]
+        [
+            Arm(),
+            Sync(3),
+            Paper(3),
+            Colocated(3),
+            PicoSpec(),
+            PicoSpec(fill="never"),
+            PicoSpec(pacing=DraftPacing(branch_tokens=4)),
+        ]
     ),
 )
 @settings(deadline=None, max_examples=60)
@@ -287,8 +295,8 @@ def test_a_branch_that_is_taken_saves_its_round_trip() -> None:
     others = [((i, 0.4),) if i % 4 == 3 else () for i in tokens]
     confidences = [0.5 if i % 4 == 3 else 0.95 for i in tokens]
     source = Source((), tokens, guesses, confidences, others)
-    without = PicoSpec(pacing=DraftPacing(branch_tokens=0))
+    arms = (PicoSpec(pacing=DraftPacing(branch_tokens=count)) for count in (4, 0))
 
-    branching, plain = (run(arm, source, rtt_ms=100) for arm in (PicoSpec(), without))
+    branching, plain = (run(arm, source, rtt_ms=100) for arm in arms)
 
     assert branching.tokens_per_s > 1.3 * plain.tokens_per_s

@@ -22,7 +22,17 @@ ANSWER = tuple(range(100, 140))
 def speeds() -> Speeds:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
     return Speeds(
-        host, "abc", {}, {1: 0.2, 5: 0.3}, {1: 0.02, 8: 0.1}, {1: 0.01}, 0.4, 0.01, 0.003, 0.001
+        host,
+        "abc",
+        {},
+        {1: 0.2, 5: 0.3},
+        {1: 0.4},
+        {1: 0.02, 8: 0.1},
+        {1: 0.01},
+        0.4,
+        0.01,
+        0.003,
+        0.001,
     )
 
 
@@ -38,6 +48,7 @@ def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:
 
     assert load(path) == speeds()
     assert (hosts.pass_s.of(3), hosts.draft_s.of(1)) == pytest.approx((0.25, 0.02))
+    assert hosts.lost_s(1, 0.1) == pytest.approx(0.05)
     assert hosts.alone_s is not None
     assert hosts.alone_s.of(1) == 0.01
     assert (hosts.first_s, hosts.prefill_s) == (0.4, 0.01)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent import guessing
-from edge_agent.drafter import CHUNK_TOKENS, SEQUENCES, CannotDraft, LlamaDrafter, Seat
+from edge_agent.drafter import CHUNK_TOKENS, CannotDraft, LlamaDrafter, Seat
 from models.llama import Context, Model
 from models.opening import open_store
 from models.segments import Limits, Segment, check
@@ -31,7 +31,7 @@ def truth(context: Sequence[int]) -> int:
 
 
 class FakeCache:
-    def __init__(self, sequences: int = 2 * SEQUENCES, context_tokens: int = 300) -> None:
+    def __init__(self, sequences: int = 4, context_tokens: int = 300) -> None:
         self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
         self.passes: list[list[Segment]] = []
         self.gate = threading.Event()
@@ -84,7 +84,7 @@ def cache() -> FakeCache:
 
 @pytest.fixture
 async def drafter(cache: FakeCache) -> AsyncIterator[LlamaDrafter]:
-    drafter = LlamaDrafter(cache)
+    drafter = LlamaDrafter(cache, branches=True)
     yield drafter
     cache.gate.set()
     drafter.close()
@@ -143,9 +143,21 @@ async def test_a_branch_and_the_chain_that_goes_on_decode_one_row_each(
     assert cache.rows - before == 5
 
 
-async def test_an_earlier_jobs_branch_takes_no_room() -> None:
-    cache = FakeCache(SEQUENCES)
+async def test_without_branches_a_seat_is_one_sequence() -> None:
+    cache = FakeCache(sequences=1)
     drafter = LlamaDrafter(cache)
+    seat = drafter.take([1, 2, 3])
+    for context in ([1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2]):
+        assert await guess_after(seat, context) == truth(context)
+    drafter.close()
+
+    assert cache.rows == 5 + 1 + 1
+    assert drafter.take([1]) is None
+
+
+async def test_an_earlier_jobs_branch_takes_no_room() -> None:
+    cache = FakeCache(sequences=2)
+    drafter = LlamaDrafter(cache, branches=True)
     for prompt in ([1] * 100, [2] * 100):
         seat = drafter.take(prompt)
         await guess_after(seat, [*prompt, 4])
@@ -306,7 +318,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
 ) -> None:
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=SEQUENCES, shared_tokens=512))
+    drafter = LlamaDrafter(Context(smollm, 256, sequences=2, shared_tokens=512), branches=True)
     sampling = Sampling(temperature=0.0)
     pick = guessing.coupled(sampling, 1, len(prompt))
     if judge == "separate":

@@ -44,7 +44,7 @@ async def until_branched(link: ScriptedLink) -> None:
 
 async def run(metrics: EdgeMetrics, *steps: Step, seat: CountingSeat | None = None) -> Edge:
     link = ScriptedLink(saying(*steps, quiet, Finish("stop")))
-    edge = Edge(metrics, link, seat or UnsureSeat())
+    edge = Edge(metrics, link, seat or UnsureSeat(), pacing=DraftPacing(branch_tokens=4))
     await edge.run()
     return edge
 
@@ -94,11 +94,11 @@ async def test_no_branch_is_longer_than_the_draft_model_can_read(metrics: EdgeMe
     assert seat.branching.is_set()
 
 
-async def test_branches_can_be_switched_off(metrics: EdgeMetrics) -> None:
+async def test_there_are_none_unless_they_are_asked_for(metrics: EdgeMetrics) -> None:
     link = ScriptedLink(saying(quiet, Finish("stop")))
     seat = UnsureSeat()
 
-    await Edge(metrics, link, seat, pacing=DraftPacing(branch_tokens=0)).run()
+    await Edge(metrics, link, seat).run()
 
     assert link.drafted == list(CHAIN)
     assert not seat.branching.is_set()

@@ -139,7 +139,7 @@ def drafted(*chain: Guess) -> DraftingSession:
 def test_a_branch_is_worth_it_that_is_likely_to_save_a_part_of_a_pass(
     chain: list[Guess], times: Times, position: int | None
 ) -> None:
-    found = branch(DraftPacing(), drafted(*chain), times)
+    found = branch(DraftPacing(branch_tokens=4), drafted(*chain), times)
 
     assert (found and found.position) == position
 
@@ -155,7 +155,7 @@ def test_a_branch_has_its_number_of_guesses_and_no_more_are_drafted_at_0() -> No
 
     assert not may_grow(pacing, session, found)
     assert branch(pacing, session, far) is None
-    assert branch(DraftPacing(branch_tokens=0), session, far) is None
+    assert branch(DraftPacing(), session, far) is None
 
 
 # --- holding a pass
