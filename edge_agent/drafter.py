@@ -223,8 +223,9 @@ class LlamaDrafter:
     def _fail(self, waiting: dict[int, _Step], error: Exception) -> None:
         """Tell everyone in the pass, and forget what the cache holds of them."""
         for step in waiting.values():
-            self._cut(step.sequence, 0)
-            self._cut(step.other, 0)
+            for sequence in (step.sequence, step.other):
+                self._cache.truncate(sequence.index, 0)
+                sequence.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             _settle(step, failure)

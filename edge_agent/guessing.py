@@ -7,14 +7,14 @@ separate   A draw from the draft's law in whole weights, at a uniform of the edg
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
 from speculation.guess import Guess
 from speculation.laws import GREEDY_BELOW, Q_SCALE, Logits, law, quantise, top
-from speculation.messages import Sampling
+from speculation.messages import Sampling, TokenId
 from speculation.noise import Floats, gumbel, place
 
 Pick = Callable[[Logits, int], Guess]
@@ -43,16 +43,15 @@ def coupled(sampling: Sampling, seed: int, prompt_tokens: int) -> Pick:
 
     def pick(logits: Logits, position: int) -> Guess:
         if sampling.temperature < GREEDY_BELOW:
-            (token, trust), *others = (
-                (token, _softmax(logits, token)) for token in top(logits, 1 + OTHERS).tolist()
-            )
+            likely = top(logits, 1 + OTHERS).tolist()
+            (token, trust), *others = zip(likely, _softmax(logits, likely), strict=True)
             return Guess(token, trust, others=tuple(others))
         drafted = law(logits, sampling, most=COUPLED_TOKENS)
         noise = gumbel(seed, place(prompt_tokens, position), drafted.tokens)
         scores = SHARPNESS * np.log(drafted.p) + noise
         order = np.argsort(-scores)[: 1 + OTHERS]
         token, *others = drafted.tokens[order].tolist()
-        trust = _trust(scores * sampling.temperature, _softmax(logits, token))
+        trust = _trust(scores * sampling.temperature, *_softmax(logits, [token]))
         leads = (scores[order[0]] - scores[order[1:]]) * sampling.temperature
         return Guess(token, trust, others=tuple(zip(others, _chances(leads), strict=True)))
 
@@ -66,16 +65,17 @@ def separate(sampling: Sampling, uniform: Callable[[], float]) -> Pick:
         q = quantise(law(logits, sampling, most=SEPARATE_TOKENS))
         token = q.at(uniform())
         if sampling.temperature < GREEDY_BELOW:
-            return Guess(token, _softmax(logits, token), q)
+            return Guess(token, *_softmax(logits, [token]), q)
         return Guess(token, q.of(token) / Q_SCALE, q)
 
     return pick
 
 
-def _softmax(logits: Logits, token: int) -> float:
-    """Return the probability of one token at temperature 1."""
-    shifted = logits - logits.max()
-    return float(np.exp(shifted[token]) / np.exp(shifted).sum())
+def _softmax(logits: Logits, tokens: Sequence[TokenId]) -> list[float]:
+    """Return the probabilities of these tokens at temperature 1."""
+    weights = np.exp(logits - logits.max())
+    probabilities: list[float] = (weights[tokens] / weights.sum()).tolist()
+    return probabilities
 
 
 def _trust(scores: Floats, q: float) -> float:
