@@ -26,6 +26,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from bench.arms import BRANCH_TOKENS
 from bench.prompts import SHIPPED, Prompt, Selection, read
 from bench.quoting import Answer, Asking, ask, noise_of
 from bench.stand import EdgePlan, Stand, StandPlan, options
@@ -37,6 +38,7 @@ from models.opening import open_store
 EDGES = {
     "model": EdgePlan(),
     "far": EdgePlan(rtt_ms=100.0, jitter_ms=20.0),
+    "branch": EdgePlan(branch_tokens=BRANCH_TOKENS, rtt_ms=100.0),
     "late": EdgePlan(fill="always", rtt_ms=300.0, jitter_ms=100.0),
     "eager": EdgePlan(fill="never"),
     "noise": EdgePlan(drafter="noise"),

@@ -51,7 +51,7 @@ def coupled(sampling: Sampling, seed: int, prompt_tokens: int) -> Pick:
         scores = SHARPNESS * np.log(drafted.p) + noise
         order = np.argsort(-scores)[: 1 + OTHERS]
         token, *others = drafted.tokens[order].tolist()
-        trust = _trust(scores * sampling.temperature, *_softmax(logits, [token]))
+        trust = _trust(scores * sampling.temperature, _softmax(logits, [token])[0])
         leads = (scores[order[0]] - scores[order[1:]]) * sampling.temperature
         return Guess(token, trust, others=tuple(zip(others, _chances(leads), strict=True)))
 
@@ -65,7 +65,7 @@ def separate(sampling: Sampling, uniform: Callable[[], float]) -> Pick:
         q = quantise(law(logits, sampling, most=SEPARATE_TOKENS))
         token = q.at(uniform())
         if sampling.temperature < GREEDY_BELOW:
-            return Guess(token, *_softmax(logits, [token]), q)
+            return Guess(token, _softmax(logits, [token])[0], q)
         return Guess(token, q.of(token) / Q_SCALE, q)
 
     return pick

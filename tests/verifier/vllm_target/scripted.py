@@ -10,15 +10,17 @@ from random import Random
 
 import numpy as np
 
+from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.laws import DraftLaw, Law, quantise
 from speculation.messages import (
+    Branch,
     Commit,
-    Draft,
     Finish,
     ModelFacts,
     Open,
+    Pushed,
     Refuse,
     Sampling,
     TokenLogprob,
@@ -50,6 +52,9 @@ class Script:
     """How good the drafts are, and how late."""
 
     wrong: float = 0.0
+    branches: bool = False
+    """For each wrong guess, what would follow the right one."""
+
     late_s: float = 0.0
     window: int = 24
     seed: int = 5
@@ -60,6 +65,8 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
+    branches: int = 0
+    """That the target went on with."""
 
 
 def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: object) -> Open:
@@ -103,19 +110,31 @@ async def drafted(
         async for message in said:
             hear(answer, message)
             if isinstance(message, Commit):
+                answer.branches += message.epoch > edge.epoch
                 edge.receive(message)
                 while edge.may_extend and len(edge.chain) < script.window:
                     edge.extend(Guess(guess(len(edge.guessed)), confidence=1.0))
-                draft = edge.flush()
-                if draft is not None:
-                    tasks.create_task(_push(target, session, draft, script.late_s))
+                new = [edge.flush(), *(branched(edge, oracle) if script.branches else ())]
+                for pushed in filter(None, new):
+                    tasks.create_task(_push(target, session, pushed, script.late_s))
     return answer
 
 
-async def _push(target: VllmTarget, session: str, draft: Draft, late_s: float) -> None:
+def branched(edge: DraftingSession, oracle: list[int]) -> Iterator[Branch]:
+    """Branch off wherever the chain is wrong, as far as the oracle knows two tokens more."""
+    for position, guess in enumerate(edge.chain, len(edge.committed)):
+        right = oracle[position : position + 4]
+        if len(right) > 1 and guess.token != right[0]:
+            branch = Growing(position, right[0])
+            for token in right[1:]:
+                edge.branches.grow(branch, Guess(token, confidence=1.0))
+            yield edge.branch_off(branch)
+
+
+async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
     await asyncio.sleep(late_s)
     with suppress(UnknownSession):  # it came too late
-        await target.push(session, draft)
+        await target.push(session, message)
 
 
 def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
