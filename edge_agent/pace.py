@@ -13,7 +13,7 @@ from speculation.pacing import (
     branch,
     may_draft,
     may_grow,
-    rest,
+    resting,
     should_flush,
     window,
 )
@@ -55,7 +55,7 @@ class Pace:
             survival=session.survival,
             unverified=len(session.chain),
             room=room,
-            resting=session.since_break < rest(session.misses),
+            resting=resting(session, rtt_s=self._rtt_s(), pass_s=self._pass_s),
         )
 
     def branch(self, session: DraftingSession) -> Growing | None:

@@ -40,6 +40,9 @@ class DraftingSession:
         self.misses = 0
         """Chains in a row whose first guess was wrong."""
 
+        self.unused = 0
+        """Commits in a row that agreed with the chain and took nothing from it."""
+
         self._broke_at = 0
         self._sent = 0
         self._max_tokens = max_tokens
@@ -125,6 +128,7 @@ class DraftingSession:
         tokens = left = commit.tokens[known:]
         self.committed.extend(tokens)
         epoch = self.epoch
+        self._count_unused(commit, tokens)
         while left:
             agreed = sum(1 for _ in _agreement(self.chain, left))
             broken = agreed < min(len(left), len(self.chain))
@@ -158,6 +162,12 @@ class DraftingSession:
             self.misses = 0
         elif broken:
             self.misses += 1
+
+    def _count_unused(self, commit: Commit, tokens: Sequence[TokenId]) -> None:
+        if commit.accepted > 0:
+            self.unused = 0
+        elif sum(1 for _ in _agreement(self.chain, tokens)) > self._starts_forced:
+            self.unused += 1
 
     @property
     def _starts_forced(self) -> bool:

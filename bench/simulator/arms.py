@@ -163,7 +163,7 @@ class PicoSpec(Arm):
             unverified=len(desk.session.chain),
             room=room,
             resting=self.fill != "never"  # such a session would wait for ever
-            and desk.session.since_break < pacing.rest(desk.session.misses),
+            and pacing.resting(desk.session, rtt_s=desk.rtt_s, pass_s=desk.pass_s),
         )
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:

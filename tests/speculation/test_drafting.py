@@ -78,6 +78,19 @@ def test_chains_that_begin_wrong_are_counted_until_a_guess_stands() -> None:
     assert (session.misses, session.since_break) == (0, 0)
 
 
+def test_commits_that_agree_and_take_no_guess_are_counted() -> None:
+    session = edge(4, 5, 6, 7)
+
+    session.receive(Commit(0, 0, (4,)))
+    session.receive(Commit(0, 1, (5,)))
+    assert session.unused == 2
+    session.receive(Commit(0, 2, (6, 7), accepted=1))
+    assert session.unused == 0
+    session.receive(Commit(0, 4, (8,)))  # nothing was guessed here
+
+    assert session.unused == 0
+
+
 def test_a_refused_guess_is_a_miss_and_its_replacement_is_no_hit() -> None:
     session = edge(1, q=Q)
 
@@ -85,7 +98,7 @@ def test_a_refused_guess_is_a_miss_and_its_replacement_is_no_hit() -> None:
     session.receive(Commit(1, 0, (3,)))
 
     assert session.committed == [3]
-    assert session.misses == 1
+    assert (session.misses, session.unused) == (1, 0)
 
 
 # --- branches

@@ -13,11 +13,13 @@ from speculation.budget import PassTimes
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.lookup import Times
-from speculation.messages import Limits
+from speculation.messages import Commit, Limits
 from speculation.pacing import (
     HOLD_DRAFTS,
     LONGEST_REST,
     PATIENCE,
+    TRIED,
+    UNUSED_PATIENCE,
     DraftPacing,
     Waiting,
     branch,
@@ -25,6 +27,7 @@ from speculation.pacing import (
     may_draft,
     may_grow,
     rest,
+    resting,
     should_flush,
     starters,
     window,
@@ -81,6 +84,28 @@ def test_drafting_goes_on_while_the_chain_may_stand_and_there_is_room(
 )
 def test_the_rest_doubles_with_each_miss_beyond_the_patience(misses: int, tokens: int) -> None:
     assert rest(misses) == tokens
+
+
+@pytest.mark.parametrize(
+    ("unused", "committed", "rtt_s", "rests"),
+    [
+        (UNUSED_PATIENCE, LONGEST_REST - 1, 0.0, False),
+        (UNUSED_PATIENCE + 1, LONGEST_REST - 1, 0.0, True),
+        (UNUSED_PATIENCE + 1, LONGEST_REST + TRIED - 1, 0.0, False),  # a try
+        (UNUSED_PATIENCE + 1, LONGEST_REST + TRIED, 0.0, True),
+        (UNUSED_PATIENCE + 20, LONGEST_REST - 1, 1.0, False),  # they may be on their way
+        (UNUSED_PATIENCE + 21, LONGEST_REST - 1, 1.0, True),
+    ],
+)
+def test_an_edge_whose_right_guesses_nobody_takes_rests_but_for_a_try(
+    unused: int, committed: int, rtt_s: float, rests: bool
+) -> None:
+    session = DraftingSession(max_tokens=1000, stop_tokens=())
+    session.receive(Commit(0, 0, (1,) * committed))
+    session.unused = unused
+
+    assert resting(session, rtt_s=rtt_s, pass_s=0.1) is rests
+    assert not resting(session, rtt_s=rtt_s, pass_s=0.0)  # no pass was timed
 
 
 @pytest.mark.parametrize("rests", [True, False])
