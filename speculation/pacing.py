@@ -65,9 +65,9 @@ def rest(misses: int) -> int:
 
 
 UNUSED_PATIENCE: Final = 24
-"""Commits without a guess, beyond those that a round trip may hold, before the edge rests. In the
-simulator this costs at most .5 % at 72/24, 146/43 and 10/5 ms, and saves up to a quarter of the
-drafts; 16 cost chat 2 %."""
+"""Commits without a guess, beyond those that a round trip may hold, before the edge rests. In
+the simulator this costs at most .5 % at 72/24, 146/43 and 10/5 ms, and saves up to a quarter of
+the drafts; 16 cost chat 2 %."""
 
 TRIED: Final = 8
 """Of LONGEST_REST tokens: for how many such an edge drafts all the same."""
