@@ -300,3 +300,15 @@ def test_a_branch_that_is_taken_saves_its_round_trip() -> None:
     branching, plain = (run(arm, source, rtt_ms=100) for arm in arms)
 
     assert branching.tokens_per_s > 1.3 * plain.tokens_per_s
+
+
+def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_it_works_beside() -> None:
+    shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
+    source = synthetic(1.0, 100)
+
+    alone, beside = (run(Paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    cloud = run(Arm(), source, hosts=shared)
+
+    # of four steps of DRAFT_S a pass each costs it half of itself
+    assert beside.seconds == pytest.approx(alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05)
+    assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
