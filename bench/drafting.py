@@ -27,12 +27,12 @@ async def steps(
     """
     pick = coupled(Sampling(temperature=0.0), 0, len(prompt))
     found: dict[int, float] = {}
-    await seat.step(list(prompt), len(prompt), pick)
+    await seat.step(list(prompt), pick)
     for count in READ:
         seconds = []
         for context in _contexts(prompt, answer, count):
             began_s = perf_counter()
-            await seat.step(context, len(prompt), pick)
+            await seat.step(context, pick)
             seconds.append(perf_counter() - began_s)
         found[count] = median(seconds[1::2])
     return found
@@ -42,7 +42,7 @@ async def forever(seat: Seat, prompt: Sequence[TokenId], answer: Sequence[TokenI
     """Draft along the answer, over and over, until cancelled."""
     pick = coupled(Sampling(temperature=0.0), 0, len(prompt))
     for count in cycle(range(len(answer))):
-        await seat.step([*prompt, *answer[:count]], len(prompt), pick)
+        await seat.step([*prompt, *answer[:count]], pick)
 
 
 def _contexts(

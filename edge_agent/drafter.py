@@ -44,14 +44,10 @@ class Seat(Protocol):
     """The longest context that a step takes."""
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        prompt_tokens: int,
-        pick: Pick,
-        *,
-        branch: bool = False,
+        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
     ) -> Guess:
-        """Return the guess that follows `context`, which the caller must not change.
+        """Return the guess that follows `context`, which begins with the job's prompt and which
+        the caller must not change.
 
         branch: the context leaves the chain, which goes on later. Raises CannotDraft.
         Cancelling it costs at most the pass that is running.
@@ -141,7 +137,7 @@ class LlamaDrafter:
             return None
         best = min(free, key=lambda place: price(place.chain.tokens, list(prompt)))
         best.taken = True
-        return LlamaSeat(best, self._asked, self._cache.limits.context_tokens)
+        return LlamaSeat(best, len(prompt), self._asked, self._cache.limits.context_tokens)
 
     def close(self) -> None:
         self._asked.put(None)
@@ -234,23 +230,23 @@ class LlamaDrafter:
 
 class LlamaSeat:
     def __init__(
-        self, place: _Place, asked: queue.SimpleQueue[_Step | None], context_tokens: int
+        self,
+        place: _Place,
+        prompt_tokens: int,
+        asked: queue.SimpleQueue[_Step | None],
+        context_tokens: int,
     ) -> None:
         self.context_tokens = context_tokens
         self._place = place
+        self._prompt_tokens = prompt_tokens
         self._asked = asked
         self._left = False
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        prompt_tokens: int,
-        pick: Pick,
-        *,
-        branch: bool = False,
+        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
     ) -> Guess:
         guess: asyncio.Future[Guess] = asyncio.get_running_loop().create_future()
-        position = len(context) - prompt_tokens
+        position = len(context) - self._prompt_tokens
         own, other = self._place.chain, self._place.branch
         if branch:
             own, other = other, own

@@ -206,11 +206,10 @@ class Pipeline:
         session, epoch = self._session, self._session.epoch
         context = [*guesser.prompt, *session.guessed_in(branch)]
         guess, _ = await self._step(guesser, context, branch=True)
-        if epoch != session.epoch or branch.position < len(session.committed):
+        if not session.grow(branch, guess, epoch):
             self._metrics.stale.inc()
             return
         self.drafted += 1
-        session.branches.grow(branch, guess)
         if not self._pace.may_grow(session, branch):
             self._link.send(session.branch_off(branch))
             self._metrics.branches.inc()
@@ -220,9 +219,7 @@ class Pipeline:
     ) -> tuple[Guess, float]:
         """Return what follows the context, and how many seconds that took."""
         begun = self._clock()
-        guess = await guesser.seat.step(
-            context, len(guesser.prompt), guesser.pick, branch=branch
-        )
+        guess = await guesser.seat.step(context, guesser.pick, branch=branch)
         took_s = self._clock() - begun
         self._metrics.step_s.observe(took_s)
         return guess, took_s

@@ -46,12 +46,7 @@ class UselessSeat:
         self._draw = draw
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        prompt_tokens: int,
-        pick: Pick,
-        *,
-        branch: bool = False,
+        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
     ) -> Guess:
         """Return any token, sure of it. In `separate` its law is that token."""
         await asyncio.sleep(STEP_S)

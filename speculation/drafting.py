@@ -92,6 +92,16 @@ class DraftingSession:
             raise LocalProtocolError("nothing can follow this chain")
         self.chain.append(guess)
 
+    def grow(self, branch: Growing, guess: Guess, epoch: int) -> bool:
+        """Add a guess drawn in the context `guessed_in(branch)` in that epoch.
+
+        Return whether it was added: not if the text can take the branch no more.
+        """
+        if epoch != self.epoch or branch.position < len(self.committed):
+            return False
+        self.branches.grow(branch, guess)
+        return True
+
     def flush(self, *, pauses: bool = False) -> Draft | None:
         """Return the guesses not yet sent, if any, as the next message to the verifier.
 

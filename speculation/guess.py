@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from speculation.laws import DraftLaw
 from speculation.messages import TokenId
 
+Others = tuple[tuple[TokenId, float], ...]
+"""What else the target may say at a position, and the estimates that it does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guess:
@@ -20,5 +23,5 @@ class Guess:
     forced: bool = False
     """`separate`: it replaces a refused token; the target will say it."""
 
-    others: tuple[tuple[TokenId, float], ...] = ()
-    """`coupled`: what else the target may say there, and the estimates that it does."""
+    others: Others = ()
+    """`coupled` only."""

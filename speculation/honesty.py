@@ -19,8 +19,7 @@ def check_form(draft: Draft, judge: Judge, *, vocabulary_size: int) -> None:
     guesses = len(draft.tokens) - draft.forced
     if not draft.tokens:
         raise RemoteProtocolError("Draft.tokens: empty")
-    if max(draft.tokens) >= vocabulary_size:
-        raise RemoteProtocolError(f"Draft.tokens: {max(draft.tokens)} is not a token")
+    _check_tokens(draft, vocabulary_size)
     if draft.behind > draft.start:
         raise RemoteProtocolError(f"Draft.behind: {draft.behind} are not before {draft.start}")
     if draft.forced and judge == "coupled":
@@ -39,9 +38,7 @@ def check_place(
     draft: Draft, committed: Sequence[TokenId], refusal: Refusal | None, *, max_ahead: int
 ) -> None:
     """Raise RemoteProtocolError for what cannot be said at this point of the session."""
-    ahead = draft.start + len(draft.tokens) - len(committed)
-    if ahead > max_ahead:
-        raise RemoteProtocolError(f"Draft.start: {ahead} ahead, over {max_ahead}")
+    _check_ahead(draft, committed, max_ahead)
     if draft.start - draft.behind > len(committed):
         raise RemoteProtocolError(f"Draft.behind: {draft.behind} leave a gap to the text")
     if draft.forced:
@@ -61,11 +58,21 @@ def check_branch(
         raise RemoteProtocolError("Branch: only in judge `coupled`")
     if len(branch.tokens) < 2:
         raise RemoteProtocolError(f"Branch.tokens: {len(branch.tokens)}, not two or more")
-    if max(branch.tokens) >= vocabulary_size:
-        raise RemoteProtocolError(f"Branch.tokens: {max(branch.tokens)} is not a token")
-    ahead = branch.start + len(branch.tokens) - len(committed)
+    _check_tokens(branch, vocabulary_size)
+    _check_ahead(branch, committed, max_ahead)
+
+
+def _check_tokens(message: Draft | Branch, vocabulary_size: int) -> None:
+    if (most := max(message.tokens)) >= vocabulary_size:
+        raise RemoteProtocolError(f"{type(message).__name__}.tokens: {most} is not a token")
+
+
+def _check_ahead(message: Draft | Branch, committed: Sequence[TokenId], max_ahead: int) -> None:
+    ahead = message.start + len(message.tokens) - len(committed)
     if ahead > max_ahead:
-        raise RemoteProtocolError(f"Branch.start: {ahead} ahead, over {max_ahead}")
+        raise RemoteProtocolError(
+            f"{type(message).__name__}.start: {ahead} ahead, over {max_ahead}"
+        )
 
 
 def _check_forced(

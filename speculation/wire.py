@@ -63,7 +63,7 @@ TOTALS = record(Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
 CHAIN: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT}
 DRAFT: Final[dict[str, Codec[Any]]] = {**CHAIN, "behind": UINT}
 COMMIT: Final[dict[str, Codec[Any]]] = {
-    "epoch": UINT, "start": UINT, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
+    **CHAIN, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
 }  # fmt: skip
 
 LIMITS = record(

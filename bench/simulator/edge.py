@@ -136,10 +136,9 @@ class Edge:
 
     def _grown(self, branch: Growing, epoch: int, guess: Guess) -> None:
         self._busy = False
-        if epoch == self._session.epoch and branch.position >= len(self._session.committed):
-            self._session.branches.grow(branch, guess)
-            if not self._arm.may_grow(self._desk, branch):
-                self._send(self._session.branch_off(branch))
+        grew = self._session.grow(branch, guess, epoch)
+        if grew and not self._arm.may_grow(self._desk, branch):
+            self._send(self._session.branch_off(branch))
         self._act()
 
     def _step_s(self, context: list[TokenId], *, branch: bool = False) -> float:

@@ -23,12 +23,6 @@ class Hosts:
     alone_s: Curve | None = None
     """A draft step while the target rests, where both share a memory; None: no other."""
 
-    def lost_s(self, rows: int, drafting_s: float) -> float:
-        """Return by how much a draft model that works so long prolongs a pass."""
-        if self.drafting_s is None:
-            return 0.0
-        return drafting_s * max(0.0, 1.0 - self.pass_s.of(rows) / self.drafting_s.of(rows))
-
     prefill_s: float = 0.0
     """The target's time for a token of the prompt."""
 
@@ -44,6 +38,12 @@ class Hosts:
 
     message_s: float = 0.0
     """What a message taken in adds to the pass that runs, where both share a core."""
+
+    def lost_s(self, rows: int, drafting_s: float) -> float:
+        """Return by how much a draft model that works so long prolongs a pass."""
+        if self.drafting_s is None:
+            return 0.0
+        return drafting_s * max(0.0, 1.0 - self.pass_s.of(rows) / self.drafting_s.of(rows))
 
 
 CPU_BOX = Hosts(

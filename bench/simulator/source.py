@@ -16,7 +16,7 @@ import numpy as np
 from bench.prompts import sampling
 from bench.traces import Ids, Logits, Trace
 from edge_agent.guessing import coupled
-from speculation.guess import Guess
+from speculation.guess import Guess, Others
 from speculation.laws import Law
 from speculation.messages import TokenId
 
@@ -25,9 +25,6 @@ WRONG: Final = 100_000
 No two wrong guesses of an answer are the same, for then the edge could look them up."""
 
 VOCABULARY: Final = 1 << 20
-
-Others = tuple[tuple[TokenId, float], ...]
-"""What else the draft model takes the target to say, and the chances."""
 
 
 class Source:

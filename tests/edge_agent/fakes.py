@@ -38,12 +38,7 @@ class CountingSeat:
         self._wait = wait
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        prompt_tokens: int,
-        pick: Pick,
-        *,
-        branch: bool = False,
+        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
     ) -> Guess:
         self.contexts.append(list(context))
         await self._wait(context)

@@ -98,7 +98,7 @@ async def guess_after(
 ) -> int:
     assert seat is not None
     async with asyncio.timeout(5):
-        return (await seat.step(list(context), 3, PICK, branch=branch)).token
+        return (await seat.step(list(context), PICK, branch=branch)).token
 
 
 async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
@@ -330,8 +330,8 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         guesses: list[Guess] = []
         for _ in range(count):
             drafted = [*context, *(guess.token for guess in guesses)]
-            guesses.append(await seat.step(drafted, len(prompt), pick))
-            await seat.step([*drafted, 100, 200], len(prompt), pick, branch=True)
+            guesses.append(await seat.step(drafted, pick))
+            await seat.step([*drafted, 100, 200], pick, branch=True)
         seat.leave()
         return guesses
 

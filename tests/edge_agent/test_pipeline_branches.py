@@ -25,14 +25,9 @@ class UnsureSeat(CountingSeat):
         self.branching = asyncio.Event()
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        prompt_tokens: int,
-        pick: Pick,
-        *,
-        branch: bool = False,
+        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
     ) -> Guess:
-        guess = await super().step(context, prompt_tokens, pick)
+        guess = await super().step(context, pick)
         if branch:
             self.branching.set()
         return Guess(guess.token, guess.confidence, others=((900, 0.3),))

@@ -36,12 +36,7 @@ class LawfulSeat(CountingSeat):
     """Drafts token 1, sure of it; its law allows 2 as well."""
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        prompt_tokens: int,
-        pick: Pick,
-        *,
-        branch: bool = False,
+        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
     ) -> Guess:
         await asyncio.sleep(0)
         return Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))

@@ -7,12 +7,11 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.errors import LocalProtocolError, RemoteProtocolError
 from speculation.guess import Guess
 from speculation.laws import Q_SCALE, DraftLaw
-from speculation.messages import Branch, Commit, Draft, Redraw, Refuse, TokenLogprob
+from speculation.messages import Commit, Draft, Redraw, Refuse, TokenLogprob
 
 STOP = 99
 Q = DraftLaw(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))
@@ -99,75 +98,6 @@ def test_a_refused_guess_is_a_miss_and_its_replacement_is_no_hit() -> None:
 
     assert session.committed == [3]
     assert (session.misses, session.unused) == (1, 0)
-
-
-# --- branches
-
-
-def branching(*, sent: bool) -> DraftingSession:
-    """A chain 4 5 6 and, should 5 be a 7, the branch 7 8 9."""
-    session = edge(4)
-    session.extend(Guess(5, 0.5, others=((7, 0.3), (STOP, 0.2))))
-    session.extend(Guess(6, 0.5))
-    branch = session.branches.best(session.chain, 0, least=0.1, may_grow=session.may_grow)
-    assert branch is not None
-    for token in (8, 9):
-        session.branches.grow(branch, Guess(token, 0.5))
-    assert session.guessed_in(branch) == [4, 7, 8, 9]
-    session.flush()
-    if sent:
-        assert session.branch_off(branch) == Branch(0, 1, (7, 8, 9))
-        assert not session.may_grow(branch)
-    return session
-
-
-def test_a_branch_that_the_verifier_took_is_the_chain_and_need_not_be_sent() -> None:
-    session = branching(sent=True)
-
-    assert session.receive(Commit(1, 0, (4, 7))).broken
-
-    assert (session.epoch, session.guessed, session.unsent) == (1, [4, 7, 8, 9], 0)
-    session.extend(Guess(10, 0.5))
-    assert session.flush() == Draft(1, 4, 2, (10,))
-
-
-@pytest.mark.parametrize("sent", [True, False])
-def test_a_branch_that_the_verifier_did_not_take_is_sent_as_the_chain(sent: bool) -> None:
-    session = branching(sent=sent)
-
-    session.receive(Commit(0, 0, (4, 7)))
-
-    assert session.flush() == Draft(1, 2, 0, (8, 9))
-
-
-def test_a_branch_is_held_against_the_rest_of_the_commit() -> None:
-    right, wrong = branching(sent=True), branching(sent=True)
-
-    right.receive(Commit(0, 0, (4, 7, 8)))
-    wrong.receive(Commit(0, 0, (4, 7, 1, 2)))
-
-    assert (right.epoch, right.guessed) == (1, [4, 7, 8, 9])
-    assert (wrong.epoch, wrong.guessed) == (2, [4, 7, 1, 2])
-
-
-def test_a_chain_that_breaks_elsewhere_takes_no_branch_nor_does_a_later_one() -> None:
-    session = branching(sent=True)
-
-    session.receive(Commit(0, 0, (3,)))
-    assert session.guessed == [3]
-    session.extend(Guess(5, 0.5))
-    session.receive(Commit(1, 1, (7,)))
-
-    assert session.guessed == [3, 7]
-
-
-def test_no_branch_goes_on_after_the_end_of_an_answer() -> None:
-    session = edge(4, max_tokens=2)
-    session.extend(Guess(5, 0.5, others=((7, 0.3),)))
-
-    assert not session.may_grow(Growing(1, 7))  # the last token
-    assert not session.may_grow(Growing(0, STOP))
-    assert session.may_grow(Growing(0, 7))
 
 
 # --- flushing

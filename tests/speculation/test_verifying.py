@@ -6,7 +6,7 @@ import pytest
 
 from speculation.errors import LocalProtocolError
 from speculation.judging import Judgement
-from speculation.messages import Branch, Commit, Draft, Finish, TokenLogprob
+from speculation.messages import Commit, Draft, Finish, TokenLogprob
 from speculation.verifying import ACCEPTANCE_AT_FIRST
 from tests.speculation.verifiers import refusing, say, session, state
 
@@ -111,99 +111,6 @@ def test_drafts_arriving_during_a_pass_wait_for_the_next() -> None:
     verifier.resolve(Judgement((1, 2), 1))
 
     assert verifier.begin(16).draft == (3,)
-
-
-# --- branches
-
-
-def test_a_branch_that_the_text_takes_is_the_next_chain() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
-    verifier.receive(Branch(0, 1, (5, 6, 7)))
-    verifier.receive(Branch(0, 1, (8, 9)))
-    verifier.receive(Branch(0, 2, (5, 9)))
-
-    (commit,) = say(verifier, 1, 5, accepted=1)
-
-    assert (commit.epoch, verifier.epoch) == (1, 1)
-    assert verifier.begin(16).draft == (6, 7)
-
-
-def test_a_branch_that_came_late_is_taken_and_what_the_text_has_since_is_compared() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
-    say(verifier, 1, 5, accepted=1)
-    (commit,) = say(verifier, 6)
-    assert commit.epoch == 0
-
-    verifier.receive(Branch(0, 1, (5, 6, 7)))
-
-    assert verifier.begin(16).draft == (7,)
-
-
-def test_a_branch_of_a_branch_that_was_wrong_is_awaited_anew() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
-    verifier.receive(Branch(0, 0, (5, 6, 7)))
-    say(verifier, 5)
-    verifier.receive(Branch(1, 2, (8, 9)))
-
-    (commit,) = say(verifier, 6, 8, accepted=1)
-
-    assert commit.epoch == 2
-    assert verifier.begin(16).draft == (9,)
-
-
-def test_the_edge_goes_on_from_the_branch_in_its_new_epoch() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2)))
-    verifier.receive(Branch(0, 0, (5, 6)))
-    say(verifier, 5)
-
-    verifier.receive(Draft(0, 2, 2, (3,)))  # on its way when the chain broke
-    verifier.receive(Draft(1, 1, 0, (6,)))  # honest, if needless
-    verifier.receive(Draft(1, 2, 1, (7,)))
-
-    assert verifier.begin(16).draft == (6, 7)
-
-
-@pytest.mark.parametrize(
-    "branch",
-    [Branch(0, 0, (5, 6)), Branch(0, 1, (4, 6)), Branch(1, 1, (5, 6))],
-    ids=["elsewhere", "another token", "of another chain"],
-)
-def test_a_branch_that_the_text_does_not_take_changes_nothing(branch: Branch) -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
-    verifier.receive(branch)
-
-    (commit,) = say(verifier, 1, 5, accepted=1)
-
-    assert commit.epoch == 0
-    assert verifier.begin(16).draft == ()
-
-
-def test_branches_end_with_their_chain() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2)))
-    verifier.receive(Branch(0, 1, (5, 6)))
-
-    verifier.receive(Draft(1, 0, 0, (1, 2)))
-    verifier.receive(Branch(0, 1, (5, 6)))
-    say(verifier, 1, 5, accepted=1)
-
-    assert verifier.begin(16).draft == ()
-
-
-def test_no_more_branches_are_kept_than_drafts() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 0, 0, (1, 2)))
-
-    for token in range(10, 30):
-        verifier.receive(Branch(0, 1, (token, 6)))
-    say(verifier, 1, 20, accepted=1)
-
-    assert verifier.begin(16).draft == ()  # a hint: this one was not read
 
 
 # --- passes
