@@ -19,7 +19,7 @@ import httpx
 from rich.console import Console
 
 from bench.link import Link
-from edge_agent.children import Child, Service
+from edge_agent.children import Child, Service, while_alive
 from edge_agent.cores import Pins, share
 from edge_agent.up import until_healthy
 
@@ -121,16 +121,19 @@ class Stand:
         services = [self._verifier()]
         for name, edge in self.plan.edges.items():
             services.append(await self._edge(name, edge))
-        for service in services:
-            child = Child(service, self._hear, relays)
-            self.pids[service.name] = (await self._open.enter_async_context(child)).pid
+        children = [
+            await self._open.enter_async_context(Child(service, self._hear, relays))
+            for service in services
+        ]
+        self.pids = {child.service.name: child.pid for child in children}
         async with httpx.AsyncClient(trust_env=False) as client:
-            await until_healthy(
+            healthy = until_healthy(
                 services,
                 client,
                 within_s=self.plan.healthy_within_s,
                 console=Console(quiet=True),
             )
+            await while_alive(children, healthy)
 
     def _hear(self, name: str, line: str) -> None:
         self.lines.append(f"{name}: {line}")

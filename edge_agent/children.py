@@ -1,7 +1,7 @@
 """Services as child processes: started together, watched, and ended together.
 
 * ServiceError
-  - ServiceDied      a service ended by itself; `last_lines` is what it said last
+  - ServiceDied      a service ended by itself
   - NeverHealthy     a service did not answer /health in time
 
 Rules:
@@ -16,7 +16,15 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -28,7 +36,7 @@ GRACE_S = 15.0
 """More than the ten seconds that the verifier gives its own workers."""
 
 LAST_LINES = 20
-"""Kept for the error of a service that died."""
+"""Kept for the error of a service that did not do its work."""
 
 LINE_LIMIT_BYTES = 1 << 20
 
@@ -41,9 +49,9 @@ class ServiceError(Exception):
 
 
 class ServiceDied(ServiceError):
-    """A service ended by itself."""
+    """A service ended by itself; `last_lines` is what it said last."""
 
-    def __init__(self, name: str, status: int, last_lines: Sequence[str]) -> None:
+    def __init__(self, name: str, status: int, last_lines: Iterable[str]) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
         super().__init__("\n".join([f"the {name} ended with {how}", *last_lines]))
         self.name, self.status = name, status
@@ -51,7 +59,12 @@ class ServiceDied(ServiceError):
 
 
 class NeverHealthy(ServiceError):
-    """A service did not answer /health in time."""
+    """A service did not answer /health in time; the message ends with what it said last."""
+
+    def __init__(self, name: str, within_s: float, last_lines: Iterable[str] = ()) -> None:
+        said = f"the {name} was not healthy within {within_s:g} s"
+        super().__init__("\n".join([said, *last_lines]))
+        self.name, self.within_s = name, within_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,7 @@ class Child:
         self.service = service
         self._hear = hear
         self._tasks = tasks
-        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     async def __aenter__(self) -> Self:
         output, said = os.pipe()
@@ -120,7 +133,7 @@ class Child:
         status = await self._process.wait()
         self._kill_group()
         await asyncio.wait([self._relay])
-        raise ServiceDied(self.service.name, status, self._last_lines)
+        raise ServiceDied(self.service.name, status, self.last_lines)
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError):
@@ -139,7 +152,7 @@ class Child:
         with closing(transport):
             while line := await _next_line(lines):
                 text = line.decode(errors="replace").rstrip()
-                self._last_lines.append(text)
+                self.last_lines.append(text)
                 self._hear(self.service.name, text)
 
 
@@ -167,14 +180,34 @@ async def keep_up(
                 await running.enter_async_context(Child(service, hear, relays))
                 for service in services
             ]
-            async with asyncio.TaskGroup() as watching:
-                tasks = [watching.create_task(child.died()) for child in children]
-                tasks.append(watching.create_task(meanwhile()))
-                await stopped.wait()
-                for task in tasks:
-                    task.cancel()
+            await while_alive(children, stopped.wait(), meanwhile())
     except ExceptionGroup as group:
         raise _first(group) from None
+
+
+async def while_alive(
+    children: Sequence[Child],
+    until: Awaitable[object],
+    *beside: Coroutine[None, None, None],
+) -> None:
+    """Await `until`, and run `beside` until then, as long as all `children` live.
+
+    Raises ServiceDied, or what `until` or `beside` raised; NeverHealthy with the words of the
+    child it names.
+    """
+    said = {child.service.name: child.last_lines for child in children}
+    try:
+        async with asyncio.TaskGroup() as watching:
+            watchers = [child.died() for child in children]
+            tasks = [watching.create_task(work) for work in (*watchers, *beside)]
+            await until
+            for task in tasks:
+                task.cancel()
+    except ExceptionGroup as group:
+        error = _first(group)
+        if isinstance(error, NeverHealthy):
+            error = NeverHealthy(error.name, error.within_s, said[error.name])
+        raise error from None
 
 
 def _first(error: Exception) -> Exception:

@@ -121,9 +121,7 @@ async def until_healthy(
                 async with asyncio.timeout_at(deadline):
                     await _until_healthy(service, client)
             except TimeoutError:
-                raise NeverHealthy(
-                    f"the {service.name} was not healthy within {within_s:g} s"
-                ) from None
+                raise NeverHealthy(service.name, within_s) from None
 
 
 async def _until_healthy(service: Service, client: httpx.AsyncClient) -> None:
@@ -147,7 +145,7 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 
     def hear(name: str, line: str) -> None:
         if not ready.is_set():
-            return  # a service that fails to start says so in ServiceDied
+            return  # a service that fails to start is quoted in the error
         console.print(f"[dim]{name:>8} |[/] {escape(line)}", soft_wrap=True, highlight=False)
 
     async def announce() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import children
-from edge_agent.children import Service, ServiceDied, keep_up
+from edge_agent.children import NeverHealthy, Service, ServiceDied, keep_up
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
@@ -104,6 +104,22 @@ async def test_a_service_that_dies_brings_all_down_in_its_own_words() -> None:
 
     assert (caught.value.name, caught.value.status) == ("edge", 3)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_service_that_is_never_healthy_is_quoted() -> None:
+    heard = Heard()
+
+    async def give_up() -> None:
+        await heard.until(("verifier", "serving"))
+        raise NeverHealthy("verifier", 0.1)
+
+    with pytest.raises(NeverHealthy, match=r"verifier was not healthy within 0\.1 s\nserving"):
+        await keep_up(
+            [service("edge"), service("verifier")],
+            hear=heard,
+            meanwhile=give_up,
+            stopped=asyncio.Event(),
+        )
 
 
 async def test_a_service_deaf_to_sigterm_is_killed_after_its_grace(
