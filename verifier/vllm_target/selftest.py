@@ -2,13 +2,20 @@
 
 It notices a vLLM whose insides changed in a way that no missing name gives away, before a
 client can. Drafts: right ones, one wrong one, and none; once greedy, once drawn.
+
+In bfloat16 a near-tie may fall the other way in a pass of another shape, some once in 600
+tokens. So where texts part another prompt is tried, and only if they part at all of them is it
+an error.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
+
+import structlog
 
 from speculation.messages import (
     Commit,
@@ -18,10 +25,20 @@ from speculation.messages import (
     Open,
     Pushed,
     Sampling,
+    TokenId,
 )
 from verifier.target import Said, TargetFailed
 
 TOKENS: Final = 12
+DRAFTED: Final = 9
+"""Of them; the last of these is the wrong one."""
+
+PROMPTS: Final = 4
+PROMPT_TOKENS: Final = 32
+
+WITHIN_S: Final = 120.0
+"""A session's time: one that says nothing must not keep the service loading for ever."""
+
 _SHAPES: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
 
 
@@ -38,35 +55,57 @@ class Serves(Protocol):
 
 async def self_test(target: Serves) -> None:
     """Raise TargetFailed unless drafts leave the text as it is and are used."""
-    for i, sampling in enumerate(_SHAPES):
-        request = _request(target.facts, sampling)
-        plain, _ = await _run(target, f"self-test-{i}-plain", request, [])
-        wrong = (*plain[:8], (plain[8] + 1) % target.facts.vocabulary_size)
-        for name, drafts in {"right": plain[:9], "wrong": wrong}.items():
-            said, finish = await _run(target, f"self-test-{i}-{name}", request, drafts)
-            if said != plain:
-                raise TargetFailed(f"self-test: with {name} drafts {said}, without {plain}")
-            if not finish.totals.judged:
-                raise TargetFailed(f"self-test: {name} drafts were not judged")
+    for sampling in _SHAPES:
+        complaints: list[str] = []
+        for i in range(PROMPTS):
+            complaint = await _compare(target, _request(target.facts, sampling, i))
+            if complaint is None:
+                break
+            structlog.get_logger("verifier").warning("self_test_repeated", complaint=complaint)
+            complaints.append(complaint)
+        else:
+            raise TargetFailed(f"self-test: {'; '.join(complaints)}")
 
 
-def _request(facts: ModelFacts, sampling: Sampling) -> Open:
-    prompt = tuple(range(min(32, facts.vocabulary_size)))
-    return Open(facts.model, facts.vocabulary, prompt, sampling, 7, TOKENS, ())
+def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:
+    tokens = range(i * PROMPT_TOKENS, (i + 1) * PROMPT_TOKENS)
+    prompt = tuple(token % facts.vocabulary_size for token in tokens)
+    return Open(facts.model, facts.vocabulary, prompt, sampling, 7 + i, TOKENS, ())
+
+
+async def _compare(target: Serves, request: Open) -> str | None:
+    """Return what drafts did to the text of a request that they may not do, if anything."""
+    plain, _ = await _run(target, "plain", request, ())
+    right = plain[:DRAFTED]
+    wrong = (*right[:-1], (right[-1] + 1) % target.facts.vocabulary_size)
+    for name, drafts in {"right": right, "wrong": wrong}.items():
+        said, finish = await _run(target, name, request, drafts)
+        if said != plain:
+            return f"with {name} drafts {said}, without {plain}"
+        if not finish.totals.judged:
+            return f"{name} drafts were not judged"
+    return None
 
 
 async def _run(
-    target: Serves, session: str, request: Open, drafts: Sequence[int]
-) -> tuple[list[int], Finish]:
+    target: Serves, name: str, request: Open, drafts: Sequence[TokenId]
+) -> tuple[list[TokenId], Finish]:
     """Run a session whose edge drafts, once it has heard the first token, what follows it."""
-    tokens: list[int] = []
-    async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
-            if isinstance(message, Finish):
-                return tokens, message
-            if isinstance(message, Commit):
-                if not tokens and drafts:
-                    draft = Draft(1, len(message.tokens), 0, tuple(drafts[1:]))
-                    await target.push(session, draft)
-                tokens.extend(message.tokens)
+    tokens: list[TokenId] = []
+    session = f"self-test-{request.seed}-{request.sampling.temperature:g}-{name}"
+    try:
+        async with asyncio.timeout(WITHIN_S), aclosing(target.serve(session, request)) as said:
+            async for message in said:
+                if isinstance(message, Finish):
+                    return tokens, message
+                if isinstance(message, Commit):
+                    if not tokens and drafts:
+                        after = tuple(drafts[len(message.tokens) :])
+                        draft = Draft(1, len(message.tokens), 0, after)
+                        await target.push(session, draft)
+                    tokens.extend(message.tokens)
+    except TimeoutError:
+        raise TargetFailed(
+            f"self-test: {session} said {len(tokens)} of {TOKENS} tokens in {WITHIN_S:g} s"
+        ) from None
     raise TargetFailed("self-test: the session had no Finish")

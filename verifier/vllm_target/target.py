@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import structlog
+
 from gateway.ports import Tokenizer
 from models.llama import Model
 from models.tokenizer import GgufTokenizer
@@ -77,6 +79,7 @@ class VllmTarget:
         )
         try:
             self._describe(vocabulary, self._engine.size)
+            structlog.get_logger("verifier").info("loaded", model=self._name)
             if self._settings.self_test:
                 await self_test(self)
         except BaseException:
