@@ -84,6 +84,7 @@ class EdgeEngine:
         self._make_pace = make_pace
         self._chance = chance
         self._clock = clock
+        self._unused = 0  # DraftingSession.unused, of the session that ended last
 
     async def facts(self) -> Facts:
         facts = await self._uplink.facts()
@@ -119,8 +120,12 @@ class EdgeEngine:
             tally.take_in(commit)
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=tally.so_far()))
 
-        running = self._pipeline(job, facts, seat)
+        session = DraftingSession(
+            max_tokens=job.max_tokens, stop_tokens=facts.stop_tokens, unused=self._unused
+        )
+        running = self._pipeline(job, facts, seat, session)
         finish = await running.run(committed)
+        self._unused = session.unused
         statistics = tally.finished(finish.totals)
         self._metrics.drafted.inc(running.drafted)
         self._metrics.looked_up.inc(running.looked_up)
@@ -129,12 +134,14 @@ class EdgeEngine:
         self._metrics.wasted.inc(max(0, guesses - statistics.accepted_tokens))
         await emit(Delta((), _no_logprobs(job), finish.reason, statistics))
 
-    def _pipeline(self, job: Job, facts: ModelFacts, seat: Seat | None) -> Pipeline:
+    def _pipeline(
+        self, job: Job, facts: ModelFacts, seat: Seat | None, session: DraftingSession
+    ) -> Pipeline:
         chance = self._chance()
         request = self._open(job, facts, seat)
         pick = self._pick(job, request, chance)
         return Pipeline(
-            DraftingSession(max_tokens=job.max_tokens, stop_tokens=facts.stop_tokens),
+            session,
             self._uplink.open(request),
             None if seat is None else Guesser(seat, pick, job.prompt),
             self._make_pace(

@@ -32,7 +32,11 @@ class Progress:
 
 
 class DraftingSession:
-    def __init__(self, *, max_tokens: int, stop_tokens: Sequence[TokenId]) -> None:
+    """unused: of the session before, so that what it learned need not be learned again."""
+
+    def __init__(
+        self, *, max_tokens: int, stop_tokens: Sequence[TokenId], unused: int = 0
+    ) -> None:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[Guess] = []
@@ -40,7 +44,7 @@ class DraftingSession:
         self.misses = 0
         """Chains in a row whose first guess was wrong."""
 
-        self.unused = 0
+        self.unused = unused
         """Commits in a row that agreed with the chain and took nothing from it."""
 
         self._broke_at = 0

@@ -70,7 +70,10 @@ the simulator this costs at most .5 % at 72/24, 146/43 and 10/5 ms, and saves up
 the drafts; 16 cost chat 2 %."""
 
 TRIED: Final = 8
-"""Of LONGEST_REST tokens: for how many such an edge drafts all the same."""
+"""Of LONGEST_REST tokens: for how many, and those of a round trip, it drafts all the same."""
+
+MOST_DOUBLED: Final = 2
+"""How often LONGEST_REST is doubled for it, once for each try that nobody took either."""
 
 
 def resting(session: DraftingSession, *, rtt_s: float, pass_s: float) -> bool:
@@ -82,8 +85,11 @@ def resting(session: DraftingSession, *, rtt_s: float, pass_s: float) -> bool:
     if session.since_break < rest(session.misses):
         return True
     under_way = 2 * rtt_s / pass_s if pass_s > 0.0 else inf
-    is_unused = session.unused > UNUSED_PATIENCE + under_way
-    return is_unused and len(session.committed) % LONGEST_REST >= TRIED
+    unused = session.unused - UNUSED_PATIENCE - under_way
+    if unused <= 0.0:
+        return False
+    period = LONGEST_REST * 2 ** min(unused // TRIED, MOST_DOUBLED)
+    return len(session.committed) % period >= TRIED + under_way
 
 
 def window(limits: Limits, *, rtt_s: float, pass_s: float, draft_s: float) -> int:

@@ -112,10 +112,12 @@ class VerifyingSession:
     def affordable(self) -> int:
         """Draft tokens to count with when rows are shared out, before `begin` takes them.
 
-        In `separate` max_verify, whatever is pending: the drafts after one depend on it, so
-        were they to decide whether it is judged, the output would not have the law p.
+        No more than it takes: those beyond would seem to cost nothing. In `separate` all it may
+        take, whatever is pending: the drafts after one depend on it, so were they to decide
+        whether it is judged, the output would not have the law p.
         """
-        return self.pending if self.request.judge == "coupled" else self._limits.max_verify
+        most = self._limits.max_verify
+        return min(self.pending, most) if self.request.judge == "coupled" else most
 
     # --- up
 

@@ -106,7 +106,7 @@ class Arm:
 
     def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
         """Return how many drafts of each session the pass judges."""
-        return [seat.session.pending for seat in seats]
+        return [seat.session.affordable for seat in seats]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class PicoSpec(Arm):
 
     def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
         return budget.share(
-            [seat.session.pending for seat in seats],
+            [seat.session.affordable for seat in seats],
             [seat.session.acceptance for seat in seats],
             times,
             most=most,

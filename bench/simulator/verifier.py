@@ -12,7 +12,7 @@ from bench.simulator.clock import Clock, Line
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import VOCABULARY, Source
 from speculation.arrivals import Arrivals, receive
-from speculation.budget import PassTimes
+from speculation.budget import timed
 from speculation.judging import Judgement, judge_coupled
 from speculation.messages import Limits, Open, Opened, Up
 from speculation.pacing import starters
@@ -41,7 +41,7 @@ class Verifier:
         self._limits = limits
         self._hosts = hosts
         self._rows = rows
-        self._times = PassTimes()
+        self._times = timed(hosts.pass_s.of, limits.max_verify)
         self._served: list[Served] = []
         self._running = False
         self._pass_rows = 0

@@ -94,8 +94,9 @@ class _Run:
         world = self._world
         return Verifier(self.clock, self._arm, world.limits, self._hosts, world.rows)
 
-    def ask(self, sources: list[Source], verifier: Verifier) -> None:
-        """Ask for the first of the sources; ask again when it is answered."""
+    def ask(self, sources: list[Source], verifier: Verifier, unused: int = 0) -> None:
+        """Ask for the first of the sources; ask again when it is answered. unused: of the
+        answer before, see DraftingSession."""
         if not sources:
             return
         source, *rest = sources
@@ -103,11 +104,11 @@ class _Run:
 
         def done() -> None:
             self.answers.append(Answer(edge.log, up.bytes, down.bytes))
-            self.ask(rest, verifier)
+            self.ask(rest, verifier, desk.session.unused)
 
         request = _open(source, self._arm)
         desk = Desk(
-            DraftingSession(max_tokens=request.max_tokens, stop_tokens=()),
+            DraftingSession(max_tokens=request.max_tokens, stop_tokens=(), unused=unused),
             self._world.limits,
             self._conditions.rtt_s,
             self._hosts.draft_s.of(1),

@@ -20,6 +20,8 @@ from speculation.pacing import DraftPacing
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)
+DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
+"""llama.cpp on one core: a row costs nearly a pass."""
 
 
 def run(
@@ -184,6 +186,16 @@ def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
     answer = run(PicoSpec(), useless, rtt_ms=rtt_ms, hosts=hosts)
 
     assert answer.tokens_per_s >= 0.98 / hosts.pass_s.of(1)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.7, 0.87, 0.92, 0.95, 0.98])
+@pytest.mark.parametrize("rtt_ms", [0, 50, 200])
+def test_good_drafts_cost_next_to_nothing_where_rows_are_dear(
+    rtt_ms: float, alpha: float
+) -> None:
+    answer = run(PicoSpec(), synthetic(alpha, 300), rtt_ms=rtt_ms, hosts=DEAR)
+
+    assert answer.tokens_per_s >= 0.95 / DEAR.pass_s.of(1)
 
 
 def test_a_perfect_draft_fills_every_pass() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -59,8 +60,8 @@ class FakeUplink:
 class OneSeat:
     """A Drafter with one seat."""
 
-    def __init__(self) -> None:
-        self.seat = CountingSeat(context_tokens=64)
+    def __init__(self, context_tokens: int = 64) -> None:
+        self.seat = CountingSeat(context_tokens=context_tokens)
 
     def take(self, prompt: Sequence[TokenId]) -> CountingSeat:
         return self.seat
@@ -223,3 +224,23 @@ async def test_without_a_seat_it_looks_up_what_was_said_unless_told_not_to(
 
     assert (uplink.link.drafted[:3] == [54, 55, 56]) is looks_up
     assert (metrics.looked_up._value.get() > 0) is looks_up
+
+
+async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
+    metrics: EdgeMetrics,
+) -> None:
+    right = (
+        step
+        for at in range(60)
+        for step in (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1), quiet)
+    )
+    script = saying(*right, Finish("length"))
+    drafter = OneSeat(context_tokens=200)
+    edge = engine(FakeUplink(script), metrics, drafter)
+    job = replace(JOB, max_tokens=60)
+
+    await deltas(edge.generate(job))
+    first = len(drafter.seat.contexts)
+    await deltas(edge.generate(job))
+
+    assert len(drafter.seat.contexts) - first < first / 2  # nobody took its guesses: it rests

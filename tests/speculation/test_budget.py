@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.budget import ENOUGH, LATEST, PassTimes, best_rate, share
+from speculation.budget import ENOUGH, LATEST, PassTimes, best_rate, share, timed
 
 
 def times(*seconds: float) -> PassTimes:
@@ -29,6 +29,13 @@ def test_all_drafts_are_judged_where_rows_are_free() -> None:
 
 def test_no_draft_is_judged_where_rows_cost_more_than_they_earn() -> None:
     assert share([4], [0.5], times(1, 2, 3, 4, 5), most=16) == [0]
+
+
+@pytest.mark.parametrize(("acceptance", "judged"), [(0.64, 0), (0.66, 1)])
+def test_a_gain_within_the_error_of_its_estimate_counts_as_none(
+    acceptance: float, judged: int
+) -> None:
+    assert share([1], [acceptance], times(1.0, 1.5), most=16) == [judged]
 
 
 def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
@@ -68,6 +75,33 @@ def test_the_time_of_a_pass_is_learned_and_never_falls_with_rows() -> None:
 
     assert expected == pytest.approx([1.0, 2.0, 2.0, 2.0], rel=0.01)
     assert PassTimes().of(3) == 0.0
+
+
+def test_a_size_not_seen_lies_between_those_seen() -> None:
+    learned = PassTimes()
+    learned.saw(5, 1.0)
+    assert [learned.of(rows) for rows in (1, 5, 9)] == pytest.approx([0.2, 1.0, 1.0])
+
+    learned.saw(1, 0.6)
+    learned.saw(9, 0.8)
+
+    assert [learned.of(rows) for rows in (1, 3, 5, 7)] == pytest.approx([0.6, 0.7, 0.8, 0.8])
+
+
+def test_passes_are_timed_without_drafts_with_some_and_with_all() -> None:
+    asked: list[int] = []
+
+    def pass_s(rows: int) -> float:
+        asked.append(rows)
+        return 0.1 * rows
+
+    learned = timed(pass_s, 16)
+
+    assert asked == [1, 5, 17] * ENOUGH
+    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.1, 0.3, 1.7])
+    asked.clear()
+    timed(pass_s, 1)
+    assert asked == [1, 2] * ENOUGH
 
 
 def test_a_host_that_slows_down_does_so_for_every_size() -> None:

@@ -95,6 +95,11 @@ def test_the_rest_doubles_with_each_miss_beyond_the_patience(misses: int, tokens
         (UNUSED_PATIENCE + 1, LONGEST_REST + TRIED, 0.0, True),
         (UNUSED_PATIENCE + 20, LONGEST_REST - 1, 1.0, False),  # they may be on their way
         (UNUSED_PATIENCE + 21, LONGEST_REST - 1, 1.0, True),
+        (UNUSED_PATIENCE + 21, LONGEST_REST - 5, 1.0, False),  # a try lasts as much longer
+        (UNUSED_PATIENCE + TRIED, LONGEST_REST, 0.0, True),  # the first try was in vain
+        (UNUSED_PATIENCE + TRIED, 2 * LONGEST_REST, 0.0, False),
+        (UNUSED_PATIENCE + 10**6, 2 * LONGEST_REST, 0.0, True),
+        (UNUSED_PATIENCE + 10**6, 4 * LONGEST_REST, 0.0, False),
     ],
 )
 def test_an_edge_whose_right_guesses_nobody_takes_rests_but_for_a_try(

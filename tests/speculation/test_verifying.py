@@ -227,3 +227,10 @@ def test_rows_are_shared_without_looking_at_separate_drafts() -> None:
         verifier.receive(Draft(0, 0, 0, (1, 2), q))
 
     assert (coupled.affordable, separate.affordable) == (2, 4)
+
+
+def test_drafts_beyond_what_a_pass_takes_are_not_counted_for_it() -> None:
+    verifier = session()
+    verifier.receive(Draft(0, 0, 0, (1, 2, 3, 4, 5, 6)))
+
+    assert (verifier.pending, verifier.affordable) == (6, 4)

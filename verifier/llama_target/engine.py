@@ -7,6 +7,7 @@ is cleaned up after a pass; whoever decodes next first forgets what is beyond it
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,14 @@ class Engine:
         """Free the memory."""
         self._context.close()
         self.model.close()
+
+    def time_pass(self, rows: int) -> float:
+        """Return how many seconds a pass over so many rows takes. For before any session: it
+        uses the first sequence."""
+        began = time.perf_counter()
+        self._context.truncate(0, 0)
+        self._context.decode([Segment(0, 0, (0,) * rows)])
+        return time.perf_counter() - began
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
         """Decode a piece of a prompt. start: tokens of this prompt decoded before."""

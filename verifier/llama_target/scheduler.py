@@ -46,7 +46,9 @@ class Scheduler:
         max_rows: int,
         prefill_rows: int,
         clock: Clock,
+        times: PassTimes | None = None,
     ) -> None:
+        """times: what is known of passes already."""
         self.slots: list[Slot] = []
         """In the order of their arrival: prompts are read in this order."""
 
@@ -56,7 +58,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._prefill_rows = prefill_rows
         self._clock = clock
-        self._times = PassTimes()
+        self._times = times or PassTimes()
         self._news = asyncio.Event()
         self._log = structlog.get_logger("verifier")
 

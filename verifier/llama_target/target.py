@@ -16,6 +16,7 @@ import structlog
 
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
+from speculation.budget import timed
 from speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
 from verifier.llama_target.engine import Engine
 from verifier.llama_target.places import Places
@@ -71,9 +72,11 @@ class LlamaTarget:
         return self._scheduler is not None
 
     async def start(self) -> None:
-        """Load the model in the thread, and let the scheduler run."""
+        """Load the model and time it, in the thread, and let the scheduler run."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
+        most = min(self._limits.max_verify, engine.context_tokens - 1)
+        times = await loop.run_in_executor(self._thread, timed, engine.time_pass, most)
         self._scheduler = Scheduler(
             engine,
             self._thread,
@@ -81,6 +84,7 @@ class LlamaTarget:
             max_rows=self._settings.max_rows,
             prefill_rows=self._settings.prefill_rows,
             clock=self._clock,
+            times=times,
         )
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
