@@ -83,7 +83,7 @@ async def test_drafts_that_change_every_text_are_an_error() -> None:
 
 
 async def test_drafts_that_nobody_judges_are_an_error() -> None:
-    with pytest.raises(TargetFailed, match="right drafts were not judged"):
+    with pytest.raises(TargetFailed, match="no draft was judged"):
         await self_test(Scripted(honest, judged=0))
 
 
