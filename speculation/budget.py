@@ -168,14 +168,20 @@ def best_rate(
 
 
 def share(
-    pending: Sequence[int], acceptance: Sequence[float], times: PassTimes, *, most: int
+    pending: Sequence[int],
+    acceptance: Sequence[float],
+    times: PassTimes,
+    *,
+    most: int,
+    alone: bool = True,
 ) -> list[int]:
     """Return how many drafts of each session to judge in the next pass.
 
     pending, acceptance: one entry a session. most: rows the pass may have in all; each session
     has one row without drafts. The next row always goes to the session whose next draft is
     likeliest to be reached and to stand; the number of rows is the one with the best expected
-    tokens per second, if that is LEAST_GAIN of what no drafts at all would bring.
+    tokens per second, if that is LEAST_GAIN of what no drafts at all would bring. alone: the
+    target may go on without drafts; not with fill `never`.
     """
     gains = sorted(
         ((a**k, i) for i, (n, a) in enumerate(zip(pending, acceptance, strict=True))
@@ -185,7 +191,7 @@ def share(
     tokens = accumulate((gain for gain, _ in gains), initial=float(len(pending)))
     rates = [_rate(n, times.of(len(pending) + rows)) for rows, n in enumerate(tokens)]
     best = max(range(len(rates)), key=lambda rows: (rates[rows], rows))
-    if rates[best] < LEAST_GAIN * rates[0]:
+    if alone and rates[best] < LEAST_GAIN * rates[0]:
         best = 0
     taken = [i for _, i in gains[:best]]
     return [taken.count(i) for i in range(len(pending))]

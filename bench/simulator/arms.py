@@ -186,4 +186,5 @@ class PicoSpec(Arm):
             [seat.session.acceptance for seat in seats],
             times,
             most=most,
+            alone=self.fill != "never",
         )

@@ -36,6 +36,7 @@ def test_a_gain_within_the_error_of_its_estimate_counts_as_none(
     acceptance: float, judged: int
 ) -> None:
     assert share([1], [acceptance], times(1.0, 1.5), most=16) == [judged]
+    assert share([1], [acceptance], times(1.0, 1.5), most=16, alone=False) == [1]
 
 
 def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:

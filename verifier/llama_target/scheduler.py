@@ -112,6 +112,7 @@ class Scheduler:
             [slot.machine.acceptance for slot in due],
             self._times,
             most=self._max_rows - len(due),  # one more each, with fill `never`
+            alone=all(slot.request.fill != "never" for slot in due),
         )
         for slot in due:
             if slot.held_since is not None:

@@ -78,6 +78,7 @@ class PicoScheduler(SessionScheduler):
             [seat.machine.acceptance for _, seat in ready],
             self._times,
             most=self.scheduler_config.max_num_batched_tokens - len(ready),  # fill `never`
+            alone=all(seat.machine.request.fill != "never" for _, seat in ready),
         )
         for (request, seat), most in zip(ready, counts, strict=True):
             owed = seat.owed(request.num_output_tokens)

@@ -106,14 +106,15 @@ async def test_a_prompt_whose_keys_are_all_cached_but_one_is_answered_as_before(
     assert answer.tokens == expected
 
 
-@pytest.mark.parametrize(("wrong", "most"), [(0.0, 20), (0.15, 35)])
+@pytest.mark.parametrize(("wrong", "most"), [(0.0, 32), (0.15, 48)])
 async def test_good_drafts_save_engine_steps(
     target: VllmTarget, wrong: float, most: int
 ) -> None:
     request = opening(target, PROMPTS[1], GREEDY, max_tokens=128)
     expected, plain_steps = await counted(target, plain(target, f"steps {wrong}", request))
 
-    waiting = replace(request, fill="never")  # counts passes, not this machine's speed
+    # counts passes; how many rows one takes depends on what the tests before taught of T(rows)
+    waiting = replace(request, fill="never")
     running = drafted(target, f"few {wrong}", waiting, expected.tokens, Script(wrong=wrong))
     answer, steps = await counted(target, running)
 
