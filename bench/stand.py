@@ -95,9 +95,6 @@ class Stand:
         self.pids: dict[str, int] = {}
         """Process groups: "verifier", and each edge by its name."""
 
-        self.lines: list[str] = []
-        """What the services printed."""
-
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -136,7 +133,7 @@ class Stand:
             await while_alive(children, healthy)
 
     def _hear(self, name: str, line: str) -> None:
-        self.lines.append(f"{name}: {line}")
+        """Print nothing: a service that does not start is quoted in the error."""
 
     def _verifier(self) -> Service:
         plan = self.plan

@@ -17,7 +17,7 @@ from typing import Final
 
 from speculation.arrivals import LATE_INTERVALS, Arrivals
 from speculation.branches import Growing
-from speculation.budget import PassTimes, best_rate, expected_tokens
+from speculation.budget import PassTimes, best_rate, expected_tokens, share
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Fill, Limits
@@ -247,3 +247,19 @@ def starters(holds_s: Sequence[float]) -> list[int]:
     if not any(hold_s <= 0.0 for hold_s in holds_s):
         return []
     return [i for i, hold_s in enumerate(holds_s) if hold_s < inf]
+
+
+def share_rows(
+    sessions: Sequence[VerifyingSession], times: PassTimes, *, most: int
+) -> list[int]:
+    """Return how many drafts of each session the next pass judges, as budget.share says.
+
+    most: rows the pass may have in all.
+    """
+    return share(
+        [session.affordable for session in sessions],
+        [session.acceptance for session in sessions],
+        times,
+        most=most,
+        alone=all(session.request.fill != "never" for session in sessions),
+    )

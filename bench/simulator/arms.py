@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from speculation import budget, pacing
+from speculation import pacing
 from speculation.arrivals import Arrivals
 from speculation.branches import Growing
 from speculation.budget import PassTimes
@@ -181,10 +181,4 @@ class PicoSpec(Arm):
         return pacing.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)
 
     def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
-        return budget.share(
-            [seat.session.affordable for seat in seats],
-            [seat.session.acceptance for seat in seats],
-            times,
-            most=most,
-            alone=self.fill != "never",
-        )
+        return pacing.share_rows([seat.session for seat in seats], times, most=most)

@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from speculation.budget import PassTimes, share
+from speculation.budget import PassTimes
 from speculation.messages import TokenId
-from speculation.pacing import starters
+from speculation.pacing import share_rows, starters
 from verifier.llama_target.judging import Outcome, Part
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
@@ -107,12 +107,10 @@ class Scheduler:
 
     async def _pass(self, due: Sequence[Slot]) -> None:
         began = self._clock()
-        counts = share(
-            [slot.machine.affordable for slot in due],
-            [slot.machine.acceptance for slot in due],
+        counts = share_rows(
+            [slot.machine for slot in due],
             self._times,
             most=self._max_rows - len(due),  # one more each, with fill `never`
-            alone=all(slot.request.fill != "never" for slot in due),
         )
         for slot in due:
             if slot.held_since is not None:

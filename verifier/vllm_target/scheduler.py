@@ -23,9 +23,8 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from speculation.budget import share
 from speculation.judging import Judgement
-from speculation.pacing import starters
+from speculation.pacing import share_rows, starters
 from verifier.vllm_target import outputs
 from verifier.vllm_target.holding import aside, no_wider_than_asked
 from verifier.vllm_target.orders import Order
@@ -73,12 +72,10 @@ class PicoScheduler(SessionScheduler):
         going = set(starters([seat.hold_s(now, self._times) for _, seat in seated]))
         ready = [pair for i, pair in enumerate(seated) if i in going]
         held = [request for i, (request, _) in enumerate(seated) if i not in going]
-        counts = share(
-            [seat.machine.affordable for _, seat in ready],
-            [seat.machine.acceptance for _, seat in ready],
+        counts = share_rows(
+            [seat.machine for _, seat in ready],
             self._times,
             most=self.scheduler_config.max_num_batched_tokens - len(ready),  # fill `never`
-            alone=all(seat.machine.request.fill != "never" for _, seat in ready),
         )
         for (request, seat), most in zip(ready, counts, strict=True):
             owed = seat.owed(request.num_output_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import replace
 from itertools import cycle
 
@@ -14,7 +13,6 @@ from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
     PROMPTS,
-    Answer,
     Script,
     drafted,
     opening,
@@ -104,37 +102,3 @@ async def test_a_prompt_whose_keys_are_all_cached_but_one_is_answered_as_before(
 
     assert again == expected
     assert answer.tokens == expected
-
-
-@pytest.mark.parametrize(("wrong", "most"), [(0.0, 32), (0.15, 48)])
-async def test_good_drafts_save_engine_steps(
-    target: VllmTarget, wrong: float, most: int
-) -> None:
-    request = opening(target, PROMPTS[1], GREEDY, max_tokens=128)
-    expected, plain_steps = await counted(target, plain(target, f"steps {wrong}", request))
-
-    # counts passes; how many rows one takes depends on what the tests before taught of T(rows)
-    waiting = replace(request, fill="never")
-    running = drafted(target, f"few {wrong}", waiting, expected.tokens, Script(wrong=wrong))
-    answer, steps = await counted(target, running)
-
-    assert answer.tokens == expected.tokens
-    assert plain_steps == 128
-    assert steps <= most
-
-
-async def test_useless_drafts_cost_no_steps(target: VllmTarget) -> None:
-    request = opening(target, PROMPTS[1], GREEDY)
-    expected = await plain(target, "useless plain", request)
-
-    running = drafted(target, "useless", request, expected.tokens, Script(wrong=1.0))
-    answer, steps = await counted(target, running)
-
-    assert answer.tokens == expected.tokens
-    assert steps <= 64
-
-
-async def counted(target: VllmTarget, running: Awaitable[Answer]) -> tuple[Answer, int]:
-    before = (await target.figures())["steps"]
-    answer = await running
-    return answer, (await target.figures())["steps"] - before
