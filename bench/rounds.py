@@ -52,22 +52,17 @@ class RoundPace(Pace):
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
         """Send a whole round, when none is away."""
-        return session.unsent > 0 and not drafting and not in_flight(session)
+        return session.unsent > 0 and not drafting and not session.away
 
 
 class SyncPace(RoundPace):
     def may_draft(self, session: DraftingSession) -> bool:
-        return not in_flight(session) and session.unsent < self.gamma
+        return not session.away and session.unsent < self.gamma
 
 
 class PaperPace(RoundPace):
     def may_draft(self, session: DraftingSession) -> bool:
-        return session.unsent < self.gamma + (in_flight(session) > 0)
-
-
-def in_flight(session: DraftingSession) -> int:
-    """Return how many guesses were sent and are not yet judged."""
-    return len(session.chain) - session.unsent
+        return session.unsent < self.gamma + (session.away > 0)
 
 
 @dataclass(frozen=True, slots=True)

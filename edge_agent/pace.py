@@ -67,7 +67,11 @@ class Pace:
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
         return should_flush(
-            self.pacing, unsent=session.unsent, drafting=drafting, separate=separate
+            self.pacing,
+            unsent=session.unsent,
+            away=session.away,
+            drafting=drafting,
+            separate=separate,
         )
 
     def passed(self, pass_s: float) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
-from statistics import median
+from statistics import fmean, median
 from typing import Final
 
 from speculation.smoothing import smoothed
@@ -27,14 +27,23 @@ DEARER: Final = 1.1
 """Than a pass with more rows: by so much a size differs, and does not seem to."""
 
 LATEST: Final = 15
-"""Passes of a size that count: the median of them."""
+"""Passes of a size that count: their mean, as slowness is one. With their median, on a host
+that pauses now and then both chased each other: slowness rose by a third in 700 passes, and
+sizes not seen meanwhile seemed so much dearer."""
 
 FORGOTTEN_AFTER: Final = 128
 """Passes of any size, after which those seen less than ENOUGH times are unknown again: one slow
 pass must not rule a size out for ever."""
 
 MOST_SLOWER: Final = 2.0
-"""By what one pass may show the host to have become slower: a pause is not a slow host."""
+"""Than usual: a pass that took longer counts as that, for a pause is not a slow host."""
+
+REACTS: Final = 1 / 2
+"""The weight of the latest pass in how slow the host is: with less, the size seen meanwhile
+would take in a part of it, and the others not."""
+
+FADES: Final = 1 / 128
+"""Of the slowness with each pass: a host that stays slow is so by nature."""
 
 LEAST_GAIN: Final = 1.1
 """No draft is judged for less. A run of right drafts makes acceptance seem higher than it is:
@@ -55,7 +64,8 @@ class _Size:
 
     def saw(self, seconds: float) -> None:
         self.latest_s.append(seconds)
-        self.usual_s = median(self.latest_s)
+        most_s = MOST_SLOWER * median(self.latest_s)
+        self.usual_s = fmean(min(latest_s, most_s) for latest_s in self.latest_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,7 @@ class PassTimes:
             size = self._sizes[rows] = _Size()
         else:
             latest = min(seconds / size.usual_s, MOST_SLOWER * self._slowness)
-            self._slowness = smoothed(self._slowness, latest)
+            self._slowness = smoothed(self._slowness, latest, REACTS) ** (1.0 - FADES)
         size.saw(seconds / self._slowness)
         self._passes += 1
         if self._passes % FORGOTTEN_AFTER == 0:
@@ -173,15 +183,15 @@ def share(
     times: PassTimes,
     *,
     most: int,
-    alone: bool = True,
+    whole: bool = False,
 ) -> list[int]:
     """Return how many drafts of each session to judge in the next pass.
 
     pending, acceptance: one entry a session. most: rows the pass may have in all; each session
     has one row without drafts. The next row always goes to the session whose next draft is
     likeliest to be reached and to stand; the number of rows is the one with the best expected
-    tokens per second, if that is LEAST_GAIN of what no drafts at all would bring. alone: the
-    target may go on without drafts; not with fill `never`.
+    tokens per second, if that is LEAST_GAIN of what no drafts at all would bring. whole: as
+    many as there may be, for fewest passes.
     """
     gains = sorted(
         ((a**k, i) for i, (n, a) in enumerate(zip(pending, acceptance, strict=True))
@@ -191,7 +201,9 @@ def share(
     tokens = accumulate((gain for gain, _ in gains), initial=float(len(pending)))
     rates = [_rate(n, times.of(len(pending) + rows)) for rows, n in enumerate(tokens)]
     best = max(range(len(rates)), key=lambda rows: (rates[rows], rows))
-    if alone and rates[best] < LEAST_GAIN * rates[0]:
+    if whole:
+        best = len(gains)
+    elif rates[best] < LEAST_GAIN * rates[0]:
         best = 0
     taken = [i for _, i in gains[:best]]
     return [taken.count(i) for i in range(len(pending))]

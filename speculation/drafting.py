@@ -73,6 +73,11 @@ class DraftingSession:
         return len(self.chain) - self._sent
 
     @property
+    def away(self) -> int:
+        """Guesses sent that no Commit has confirmed yet."""
+        return self._sent
+
+    @property
     def may_extend(self) -> bool:
         """Whether any token can follow the chain: it has not ended the answer."""
         last = [*self.committed[-1:], *(guess.token for guess in self.chain[-1:])]

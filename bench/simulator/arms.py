@@ -44,10 +44,6 @@ class Desk:
     def times(self) -> Times:
         return Times(self.rtt_s, self.pass_s, self.draft_s)
 
-    @property
-    def in_flight(self) -> int:
-        return len(self.session.chain) - self.session.unsent
-
 
 @dataclass(slots=True)
 class Seat:
@@ -117,7 +113,7 @@ class Sync(Arm):
     waits: ClassVar[bool] = True
 
     def may_draft(self, desk: Desk) -> bool:
-        return not desk.in_flight and desk.session.unsent < self.gamma
+        return not desk.session.away and desk.session.unsent < self.gamma
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ class Paper(Arm):
         return desk.session.unsent < self.gamma
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
-        return not drafting and not desk.in_flight
+        return not drafting and not desk.session.away
 
 
 @dataclass(frozen=True)
@@ -167,8 +163,13 @@ class PicoSpec(Arm):
         )
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
+        session = desk.session
         return pacing.should_flush(
-            self.pacing, unsent=desk.session.unsent, drafting=drafting, separate=False
+            self.pacing,
+            unsent=session.unsent,
+            away=session.away,
+            drafting=drafting,
+            separate=False,
         )
 
     def branch(self, desk: Desk) -> Growing | None:

@@ -13,7 +13,7 @@ from speculation.budget import PassTimes
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.lookup import Times
-from speculation.messages import Commit, Limits
+from speculation.messages import Commit, Draft, Limits
 from speculation.pacing import (
     HOLD_DRAFTS,
     LONGEST_REST,
@@ -28,10 +28,12 @@ from speculation.pacing import (
     may_grow,
     rest,
     resting,
+    share_rows,
     should_flush,
     starters,
     window,
 )
+from tests.speculation.verifiers import session
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
 SECONDS = st.floats(0.0, 10.0)
@@ -123,20 +125,27 @@ def test_a_resting_edge_drafts_nothing_unless_it_never_rests(rests: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("unsent", "drafting", "separate", "expected"),
+    ("unsent", "away", "drafting", "separate", "expected"),
     [
-        (0, False, False, False),
-        (0, False, True, False),
-        (1, True, False, False),
-        (1, False, False, True),
-        (2, True, False, True),
-        (1, True, True, True),
+        (0, 0, False, False, False),
+        (0, 0, False, True, False),
+        (1, 0, True, False, False),
+        (1, 0, False, False, True),
+        (2, 0, True, False, True),
+        (2, 16, True, False, True),
+        (2, 17, True, False, False),
+        (3, 24, True, False, True),
+        (2, 17, False, False, True),
+        (1, 0, True, True, True),
+        (1, 17, True, True, True),
     ],
 )
-def test_guesses_are_sent_in_pairs_or_at_the_end_and_in_separate_at_once(
-    unsent: int, drafting: bool, separate: bool, expected: bool
+def test_guesses_are_sent_in_pairs_more_where_many_are_away_and_in_separate_at_once(
+    unsent: int, away: int, drafting: bool, separate: bool, expected: bool
 ) -> None:
-    sends = should_flush(DraftPacing(), unsent=unsent, drafting=drafting, separate=separate)
+    sends = should_flush(
+        DraftPacing(), unsent=unsent, away=away, drafting=drafting, separate=separate
+    )
 
     assert sends is expected
 
@@ -266,3 +275,19 @@ def test_a_pass_that_starts_takes_all_but_those_that_need_a_draft(
     holds_s: list[float], taken: list[int]
 ) -> None:
     assert starters(holds_s) == taken
+
+
+@pytest.mark.parametrize(
+    ("fills", "judged"), [(["never"] * 2, [3, 3]), (["never", "auto"], [0, 0])]
+)
+def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
+    fills: list[str], judged: list[int]
+) -> None:
+    sessions = [session(fill=fill) for fill in fills]
+    for each in sessions:
+        each.receive(Draft(0, 0, 0, (1, 2, 3)))
+    dear = PassTimes()
+    for rows in range(1, 10):
+        dear.saw(rows, float(rows))
+
+    assert share_rows(sessions, dear, most=16) == judged
