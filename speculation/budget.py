@@ -52,7 +52,7 @@ slower in the simulator, now 2 %. Where rows are cheap nothing changes."""
 
 
 class _Size:
-    """The latest passes of one size, in seconds of a host as fast as it was at first."""
+    """The latest passes of one size, in seconds of a host as fast as usual."""
 
     def __init__(self) -> None:
         self.latest_s: deque[float] = deque(maxlen=LATEST)
