@@ -66,13 +66,7 @@ class Pace:
         return may_grow(self.pacing, session, growing)
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
-        return should_flush(
-            self.pacing,
-            unsent=session.unsent,
-            away=session.away,
-            drafting=drafting,
-            separate=separate,
-        )
+        return should_flush(self.pacing, session, drafting=drafting, separate=separate)
 
     def passed(self, pass_s: float) -> None:
         """A pass was reported. 0 says nothing: a replacement takes none."""

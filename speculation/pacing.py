@@ -125,16 +125,15 @@ less."""
 
 
 def should_flush(
-    pacing: DraftPacing, *, unsent: int, away: int, drafting: bool, separate: bool
+    pacing: DraftPacing, session: DraftingSession, *, drafting: bool, separate: bool
 ) -> bool:
-    """Return whether to send now. away: guesses sent that no Commit has confirmed yet.
-    drafting: another guess is about to be made.
+    """Return whether to send now. drafting: another guess is about to be made.
 
     In `separate` every guess is sent at once: were its sending to depend on its value, the
     drafts that arrive in time for a pass would not have the law q any more.
     """
-    enough = max(pacing.flush_tokens, MAY_WAIT * away)
-    return unsent > 0 and (separate or not drafting or unsent >= enough)
+    enough = max(pacing.flush_tokens, MAY_WAIT * session.away)
+    return session.unsent > 0 and (separate or not drafting or session.unsent >= enough)
 
 
 BRANCH_SAVES: Final = 0.1

@@ -163,14 +163,7 @@ class PicoSpec(Arm):
         )
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
-        session = desk.session
-        return pacing.should_flush(
-            self.pacing,
-            unsent=session.unsent,
-            away=session.away,
-            drafting=drafting,
-            separate=False,
-        )
+        return pacing.should_flush(self.pacing, desk.session, drafting=drafting, separate=False)
 
     def branch(self, desk: Desk) -> Growing | None:
         return pacing.branch(self.pacing, desk.session, desk.times)

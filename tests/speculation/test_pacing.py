@@ -33,7 +33,7 @@ from speculation.pacing import (
     starters,
     window,
 )
-from tests.speculation.verifiers import session
+from tests.speculation import verifiers
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
 SECONDS = st.floats(0.0, 10.0)
@@ -143,10 +143,14 @@ def test_a_resting_edge_drafts_nothing_unless_it_never_rests(rests: bool) -> Non
 def test_guesses_are_sent_in_pairs_more_where_many_are_away_and_in_separate_at_once(
     unsent: int, away: int, drafting: bool, separate: bool, expected: bool
 ) -> None:
-    sends = should_flush(
-        DraftPacing(), unsent=unsent, away=away, drafting=drafting, separate=separate
-    )
+    session = drafted(*[RARE] * away)
+    session.flush()
+    for _ in range(unsent):
+        session.extend(RARE)
 
+    sends = should_flush(DraftPacing(), session, drafting=drafting, separate=separate)
+
+    assert (session.unsent, session.away) == (unsent, away)
     assert sends is expected
 
 
@@ -283,7 +287,7 @@ def test_a_pass_that_starts_takes_all_but_those_that_need_a_draft(
 def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
     fills: list[str], judged: list[int]
 ) -> None:
-    sessions = [session(fill=fill) for fill in fills]
+    sessions = [verifiers.session(fill=fill) for fill in fills]
     for each in sessions:
         each.receive(Draft(0, 0, 0, (1, 2, 3)))
     dear = PassTimes()

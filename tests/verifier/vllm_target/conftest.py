@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ SMALL = (
 )  # fmt: skip
 """Options of a service of its own, beside that engine."""
 
+ON_ENGINE = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+"""The `pytestmark` of tests that take the fixture `target`."""
+
 
 def make(directory: Path, **options: Any) -> VllmTarget:
     registry = CollectorRegistry()
@@ -61,9 +69,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def target(directory: Path) -> AsyncIterator[VllmTarget]:
+@asynccontextmanager
+async def started(directory: Path) -> AsyncIterator[VllmTarget]:
     served = make(directory)
     await served.start()
     yield served
     await served.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def target(directory: Path) -> AsyncIterator[VllmTarget]:
+    async with started(directory) as served:
+        yield served

@@ -12,6 +12,7 @@ import pytest
 
 from speculation.errors import RemoteProtocolError
 from speculation.messages import Commit, Draft, Open, Pushed, Redraw, Refuse
+from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -24,11 +25,7 @@ from tests.verifier.vllm_target.scripted import (
 from verifier.target import TargetFull, UnknownSession
 from verifier.vllm_target.target import VllmTarget
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 
 
 async def seated(target: VllmTarget, count: int, within_s: float) -> None:

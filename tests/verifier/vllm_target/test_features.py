@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from speculation.messages import Sampling
+from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -23,11 +24,7 @@ from tests.verifier.vllm_target.scripted import (
 from verifier.target import Refused
 from verifier.vllm_target.target import VllmTarget
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 FEATURES = {
     "presence_penalty": 1.5,
     "frequency_penalty": 1.2,

@@ -9,6 +9,7 @@ from itertools import cycle
 import pytest
 
 from speculation.messages import Fill, Sampling
+from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -20,11 +21,7 @@ from tests.verifier.vllm_target.scripted import (
 )
 from verifier.vllm_target.target import VllmTarget
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 BLOCK = 128
 """Tokens whose keys vLLM caches together, on CPUs."""
 

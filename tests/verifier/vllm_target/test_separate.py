@@ -19,14 +19,11 @@ from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.laws import DraftLaw, Law, quantise
 from speculation.messages import Commit, Draft, Open, Refuse, Sampling
+from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import opening, plain, replaced, uniforms
 from verifier.vllm_target.target import VllmTarget
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 PROMPT = "Once upon a time, there was"
 SHAPE = Sampling(temperature=1.0, top_p=0.8)
 DRAWS = 2000

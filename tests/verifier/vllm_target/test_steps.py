@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.verifier.vllm_target.conftest import make
+from tests.verifier.vllm_target.conftest import ON_ENGINE, started
 from tests.verifier.vllm_target.scripted import (
     GREEDY,
     PROMPTS,
@@ -21,19 +21,13 @@ from tests.verifier.vllm_target.scripted import (
 )
 from verifier.vllm_target.target import VllmTarget
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def target(directory: Path) -> AsyncIterator[VllmTarget]:
-    served = make(directory)
-    await served.start()
-    yield served
-    await served.stop()
+    async with started(directory) as served:
+        yield served
 
 
 @pytest.mark.parametrize(("wrong", "most"), [(0.0, 20), (0.15, 35)])
