@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from speculation.errors import RemoteProtocolError
 from verifier.target import TargetFailed
@@ -29,18 +29,18 @@ class Live:
         if self._complaint is not None:
             raise RemoteProtocolError(self._complaint)
 
-    async def send(self, sending: Coroutine[Any, Any, str | None]) -> None:
-        """Start sending, in the order of the calls; wait only while too much is on its way."""
+    async def send(self, push: Callable[[], Awaitable[str | None]]) -> None:
+        """Start pushing, in the order of the calls; wait only while too much is on its way."""
         while len(self._sending) >= MAX_IN_FLIGHT:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._send(sending))
+        task = asyncio.create_task(self._send(push))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
         await asyncio.sleep(0)  # the task's first step puts the message on the socket
 
-    async def _send(self, sending: Coroutine[Any, Any, str | None]) -> None:
+    async def _send(self, push: Callable[[], Awaitable[str | None]]) -> None:
         try:
-            complaint = await sending
+            complaint = await push()
         except Exception as error:  # vLLM raises what it likes; `check` says it
             self._failure = error
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -166,7 +167,7 @@ class VllmTarget:
         if live is None:
             raise UnknownSession(f"no session {session}")
         live.check()
-        await live.send(engine.push(session, wire.encode(message)))
+        await live.send(partial(engine.push, session, wire.encode(message)))
 
     def _running(self) -> Engine:
         if self._engine is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -28,7 +29,7 @@ async def test_sending_does_not_wait_for_the_engine() -> None:
     engine, live = SlowEngine(), Live()
 
     for number in range(5):
-        await live.send(engine.push(number))
+        await live.send(partial(engine.push, number))
 
     assert engine.sent == [0, 1, 2, 3, 4]
     live.cancel()
@@ -37,9 +38,9 @@ async def test_sending_does_not_wait_for_the_engine() -> None:
 async def test_too_many_messages_within_a_step_wait_for_it() -> None:
     engine, live = SlowEngine(), Live()
     for number in range(MAX_IN_FLIGHT):
-        await live.send(engine.push(number))
+        await live.send(partial(engine.push, number))
 
-    one_more = asyncio.create_task(live.send(engine.push(MAX_IN_FLIGHT)))
+    one_more = asyncio.create_task(live.send(partial(engine.push, MAX_IN_FLIGHT)))
     await asyncio.sleep(0.01)
     assert len(engine.sent) == MAX_IN_FLIGHT
 
@@ -48,9 +49,20 @@ async def test_too_many_messages_within_a_step_wait_for_it() -> None:
     assert len(engine.sent) == MAX_IN_FLIGHT + 1
 
 
+async def test_a_session_that_ends_before_its_message_is_sent_leaves_nothing_behind() -> None:
+    engine, live = SlowEngine(), Live()
+
+    sending = asyncio.create_task(live.send(partial(engine.push, 0)))
+    await asyncio.sleep(0)
+    live.cancel()
+    await sending
+
+    assert engine.sent == []
+
+
 async def test_a_complaint_is_raised_later() -> None:
     engine, live = SlowEngine(), Live()
-    await live.send(engine.push(0, "Draft.tokens: empty"))
+    await live.send(partial(engine.push, 0, "Draft.tokens: empty"))
     live.check()
 
     engine.step.set()
@@ -65,7 +77,7 @@ async def test_an_engine_that_breaks_is_no_fault_of_the_edges() -> None:
         raise OSError("the core is gone")
 
     live = Live()
-    await live.send(broken())
+    await live.send(broken)
 
     with pytest.raises(TargetFailed, match="the core is gone"):
         live.check()
