@@ -55,8 +55,8 @@ class Arrivals:
     def committed(self, session: VerifyingSession, now: float) -> None:
         """A Commit was sent."""
         self._commits.append((len(session.committed), now))
-        if session.broken:
-            self.broke(session.wrong_at)
+        if session.chain.broken:
+            self.broke(session.chain.wrong_at)
         elif self._awaited is None and (self._paused or self._late_s(now) > 0.0):
             self._awaited, self._broke = self._commits[-1], False
 
@@ -97,7 +97,7 @@ class Arrivals:
     def behind(self, session: VerifyingSession) -> int:
         """Return how many drafts must come before one is ahead of the text: the target went on
         while they were on their way."""
-        begins = max(session.reach, self._awaited[0] if self._awaited else 0)
+        begins = max(session.chain.reach, self._awaited[0] if self._awaited else 0)
         return max(0, len(session.committed) - begins)
 
     @property
@@ -120,12 +120,12 @@ def receive(
     arrived: float,
 ) -> list[Down]:
     """Have a session take in a message, and note when it came."""
-    heard, broken = session.heard, session.broken
+    heard, broken = session.chain.heard, session.chain.broken
     down = session.receive(message, u)
-    if isinstance(message, Draft) and session.heard > heard:
+    if isinstance(message, Draft) and session.chain.heard > heard:
         arrivals.came(arrived, len(message.tokens))
         if message.pauses:
             arrivals.paused(message.start - message.behind)
-    if session.broken and not broken:
-        arrivals.broke(session.wrong_at)
+    if session.chain.broken and not broken:
+        arrivals.broke(session.chain.wrong_at)
     return down

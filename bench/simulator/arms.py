@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from speculation import pacing
+from speculation import pacing, passes
 from speculation.arrivals import Arrivals
 from speculation.branches import Growing
 from speculation.budget import PassTimes
@@ -172,7 +172,7 @@ class PicoSpec(Arm):
         return pacing.may_grow(self.pacing, desk.session, branch)
 
     def hold_s(self, seat: Seat, now_s: float) -> float:
-        return pacing.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)
+        return passes.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)
 
     def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
-        return pacing.share_rows([seat.session for seat in seats], times, most=most)
+        return passes.share_rows([seat.session for seat in seats], times, most=most)

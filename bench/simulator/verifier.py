@@ -15,7 +15,7 @@ from speculation.arrivals import Arrivals, receive
 from speculation.budget import timed
 from speculation.judging import Judgement, judge_coupled
 from speculation.messages import Limits, Open, Opened, Up
-from speculation.pacing import starters
+from speculation.passes import starters
 from speculation.verifying import Pass, VerifyingSession
 
 NOISELESS: Final = 0  # the source's laws have one token each: no noise is ever drawn

@@ -3,78 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
 
 from edge_agent import guessing
 from edge_agent.drafter import CHUNK_TOKENS, CannotDraft, LlamaDrafter, Seat
-from models.llama import Context, Model
-from models.opening import open_store
-from models.segments import Limits, Segment, check
-from speculation.guess import Guess
-from speculation.laws import Logits
 from speculation.messages import Sampling
-
-V = 100
-
-
-def truth(context: Sequence[int]) -> int:
-    """What the fake model says after a context: it depends on every token of it."""
-    total = 0
-    for token in context:
-        total = (total * 31 + token) % 9973
-    return total % V
-
-
-class FakeCache:
-    def __init__(self, sequences: int = 4, context_tokens: int = 300) -> None:
-        self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
-        self.passes: list[list[Segment]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.broken = False
-        self.closed = False
-        self._held: list[list[int]] = [[] for _ in range(sequences)]
-        self._rows: list[int] = []
-
-    def decode(self, segments: Sequence[Segment]) -> None:
-        self.gate.wait(5)
-        check(segments, self.limits, lambda sequence: len(self._held[sequence]))
-        if self.broken:
-            self.broken = False
-            raise OSError("out of luck")
-        self.passes.append(list(segments))
-        for segment in segments:
-            self._held[segment.sequence].extend(segment.tokens)
-        last = [segment for segment in segments if segment.logits == "last"]
-        self._rows = [truth(self._held[segment.sequence]) for segment in last]
-
-    def logits(self, index: int) -> Logits:
-        row = np.zeros(V, np.float32)
-        row[self._rows[index]] = 50.0
-        return row
-
-    def truncate(self, sequence: int, length: int) -> None:
-        del self._held[sequence][length:]
-
-    def copy(self, source: int, target: int) -> None:
-        self._held[target] = list(self._held[source])
-
-    def close(self) -> None:
-        self.closed = True
-
-    @property
-    def held(self) -> int:
-        """Tokens of all sequences."""
-        return sum(map(len, self._held))
-
-    @property
-    def rows(self) -> int:
-        return sum(len(segment.tokens) for segments in self.passes for segment in segments)
+from tests.edge_agent.fake_cache import FakeCache, V, truth
 
 
 @pytest.fixture
@@ -297,60 +234,3 @@ async def test_closing_cancels_who_waits_and_frees_the_cache(cache: FakeCache) -
     with pytest.raises(asyncio.CancelledError):
         await step
     assert cache.closed
-
-
-# --- with a real model
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Iterator[Model]:
-    store = open_store(os.environ)
-    store.pull("smollm2", lambda what, done, total: None)
-    model = Model(store.path("smollm2-135m-q4_0"))
-    yield model
-    model.close()
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("judge", ["coupled", "separate"])
-async def test_a_real_model_drafts_its_argmax_after_any_detour(
-    smollm: Model, judge: str
-) -> None:
-    prompt = smollm.tokenize("One, two, three, four, five,", False)
-    expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=2, shared_tokens=512), branches=True)
-    sampling = Sampling(temperature=0.0)
-    pick = guessing.coupled(sampling, 1, len(prompt))
-    if judge == "separate":
-        pick = guessing.separate(sampling, lambda: 0.5)
-
-    async def draft(context: list[int], count: int) -> list[Guess]:
-        seat = drafter.take(prompt)
-        assert seat is not None
-        guesses: list[Guess] = []
-        for _ in range(count):
-            drafted = [*context, *(guess.token for guess in guesses)]
-            guesses.append(await seat.step(drafted, pick))
-            await seat.step([*drafted, 100, 200], pick, branch=True)
-        seat.leave()
-        return guesses
-
-    straight = await draft(prompt, 6)
-    await draft([*prompt, 100, 200, 300], 3)
-    again = await draft(prompt, 6)
-    drafter.close()
-
-    assert [guess.token for guess in straight] == expected
-    assert [guess.token for guess in again] == expected
-    assert all(0.0 < guess.confidence <= 1.0 for guess in straight)
-
-
-def plainly(model: Model, prompt: list[int], count: int) -> list[int]:
-    """Decode token by token, without a drafter."""
-    context, said, rows = Context(model, 256), list[int](), list(prompt)
-    for _ in range(count):
-        context.decode([Segment(0, context.length(0), rows, "last")])
-        rows = [int(np.argmax(context.logits(0)))]
-        said += rows
-    context.close()
-    return said

@@ -168,7 +168,7 @@ class Joined:
         message = self.up[index] if again else self.up.pop(index)
         (arrived,) = wire.Decoder().feed(wire.encode(message))
         self.said += self.verifier.receive(arrived, self._u)
-        assert len(self.verifier._drafts) <= self.limits.max_ahead
+        assert len(self.verifier.chain._drafts) <= self.limits.max_ahead
 
     # --- the verifier
 

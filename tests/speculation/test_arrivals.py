@@ -27,6 +27,10 @@ class Text:
         return range(self.length)
 
     @property
+    def chain(self) -> Text:
+        return self
+
+    @property
     def broken(self) -> bool:
         return self.wrong_at is not None
 

@@ -100,7 +100,7 @@ def test_a_branch_that_the_text_takes_is_the_next_chain() -> None:
 
     (commit,) = say(verifier, 1, 5, accepted=1)
 
-    assert (commit.epoch, verifier.epoch) == (1, 1)
+    assert (commit.epoch, verifier.chain.epoch) == (1, 1)
     assert verifier.begin(16).draft == (6, 7)
 
 

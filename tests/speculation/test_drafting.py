@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from itertools import repeat
 
-import numpy as np
 import pytest
 
 from speculation.drafting import DraftingSession
 from speculation.errors import LocalProtocolError, RemoteProtocolError
 from speculation.guess import Guess
-from speculation.laws import Q_SCALE, DraftLaw
-from speculation.messages import Commit, Draft, Redraw, Refuse, TokenLogprob
-
-STOP = 99
-Q = DraftLaw(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))
-REFUSE = Refuse(0, 0, ((1, 0.25), (3, 0.75)), 0.0)
-TAILED = Refuse(0, 0, ((1, 0.0),), 1.0, ((2, 0.1),))
-
-
-def edge(*guesses: int, q: DraftLaw | None = None, max_tokens: int = 10) -> DraftingSession:
-    session = DraftingSession(max_tokens=max_tokens, stop_tokens=(STOP,))
-    for token in guesses:
-        session.extend(Guess(token, 0.5, q))
-    return session
-
+from speculation.messages import Commit, Draft, Refuse, TokenLogprob
+from tests.speculation.edges import STOP, Q, edge
 
 # --- the chain
 
@@ -90,16 +76,6 @@ def test_commits_that_agree_and_take_no_guess_are_counted() -> None:
     assert session.unused == 0
 
 
-def test_a_refused_guess_is_a_miss_and_its_replacement_is_no_hit() -> None:
-    session = edge(1, q=Q)
-
-    session.refused(REFUSE, repeat(0.0))
-    session.receive(Commit(1, 0, (3,)))
-
-    assert session.committed == [3]
-    assert (session.misses, session.unused) == (1, 0)
-
-
 # --- flushing
 
 
@@ -141,10 +117,6 @@ def test_after_a_cut_the_whole_chain_is_sent_again() -> None:
     session.resend()
 
     assert session.flush() == Draft(0, 0, 0, (4, 5))
-
-
-def test_in_separate_the_weight_of_each_guess_goes_with_it() -> None:
-    assert edge(1, 2, q=Q).flush() == Draft(0, 0, 0, (1, 2), (Q_SCALE // 2,) * 2)
 
 
 # --- receiving
@@ -234,79 +206,3 @@ def tell(session: DraftingSession, message: Commit | Refuse) -> None:
         session.receive(message)
     else:
         session.refused(message, repeat(0.5))
-
-
-def test_a_refusal_needs_a_draft_and_the_judge_separate() -> None:
-    with pytest.raises(RemoteProtocolError, match=r"^Refuse.position: "):
-        edge().refused(REFUSE, repeat(0.5))
-    with pytest.raises(RemoteProtocolError, match="only in judge `separate`"):
-        edge(1).refused(REFUSE, repeat(0.5))
-
-
-# --- separate: replacing
-
-
-def test_a_refused_guess_is_replaced_in_an_epoch_of_its_own() -> None:
-    session = edge(1, 2, q=Q)
-    session.flush()
-
-    assert session.refused(REFUSE, repeat(0.5)) is None
-
-    assert session.guessed == [3]
-    assert session.survival == 1.0
-    assert session.flush() == Draft(1, 0, 0, (3,), (), forced=True)
-
-
-def test_guesses_after_a_replacement_go_with_it_or_after_it() -> None:
-    together, apart = edge(1, q=Q), edge(1, q=Q)
-    for session in (together, apart):
-        session.flush()
-        session.refused(REFUSE, repeat(0.5))
-    apart.flush()
-    for session in (together, apart):
-        session.extend(Guess(2, 0.5, Q))
-
-    assert together.flush() == Draft(1, 0, 0, (3, 2), (Q_SCALE // 2,), forced=True)
-    assert apart.flush() == Draft(1, 1, 1, (2,), (Q_SCALE // 2,))
-
-
-def test_a_refuse_seen_again_makes_the_same_replacement_be_sent_again() -> None:
-    session = edge(1, q=Q)
-    session.flush()
-    session.refused(REFUSE, repeat(0.5))
-    first = session.flush()
-
-    assert session.refused(REFUSE, repeat(0.0)) is None
-
-    assert session.flush() == first
-
-
-def test_a_refuse_of_a_committed_position_is_old() -> None:
-    session = edge()
-    session.receive(Commit(0, 0, (4,)))
-
-    assert session.refused(REFUSE, repeat(0.5)) is None
-
-
-def test_a_tail_that_runs_out_asks_for_more_until_an_answer_of_its_epoch_comes() -> None:
-    session = edge(2, q=Q)
-    session.flush()
-
-    redraw = session.refused(TAILED, repeat(0.9))
-
-    assert redraw == Redraw(1, 0)
-    assert session.refused(TAILED, repeat(0.0)) == redraw  # the same Refuse, heard again
-    fresh = Refuse(1, 0, TAILED.head, 1.0, ((3, 0.9),))
-    assert session.refused(fresh, repeat(0.9)) is None
-    assert session.flush() == Draft(2, 0, 0, (3,), (), forced=True)
-
-
-def test_a_replacement_is_confirmed_like_any_guess() -> None:
-    session = edge(1, q=Q)
-    session.flush()
-    session.refused(REFUSE, repeat(0.5))
-    session.flush()
-
-    progress = session.receive(Commit(1, 0, (3,)))
-
-    assert (progress.tokens, progress.broken, session.chain) == ((3,), False, [])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from speculation.chain import ACCEPTANCE_AT_FIRST
 from speculation.errors import LocalProtocolError
 from speculation.judging import Judgement
 from speculation.messages import Commit, Draft, Finish, TokenLogprob
-from speculation.verifying import ACCEPTANCE_AT_FIRST
 from tests.speculation.verifiers import refusing, say, session, state
 
 # --- drafts
@@ -198,8 +198,8 @@ def test_acceptance_is_learned_from_judged_drafts() -> None:
 
     say(verifier, 1, 9, accepted=1)
 
-    assert verifier.acceptance == pytest.approx(learned(True, False))
-    assert verifier.broken
+    assert verifier.chain.acceptance == pytest.approx(learned(True, False))
+    assert verifier.chain.broken
 
 
 def test_acceptance_is_learned_from_drafts_that_the_target_overtook() -> None:
@@ -209,16 +209,16 @@ def test_acceptance_is_learned_from_drafts_that_the_target_overtook() -> None:
 
     verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
 
-    assert verifier.acceptance == pytest.approx(learned(True, True))
+    assert verifier.chain.acceptance == pytest.approx(learned(True, True))
 
 
 def test_acceptance_falls_with_a_refusal_and_ignores_its_replacement() -> None:
     verifier = refusing()
-    assert verifier.acceptance == pytest.approx(learned(False))
+    assert verifier.chain.acceptance == pytest.approx(learned(False))
 
     verifier.receive(Draft(1, 0, 0, (2,), (), True))
 
-    assert verifier.acceptance == pytest.approx(learned(False))
+    assert verifier.chain.acceptance == pytest.approx(learned(False))
 
 
 def test_rows_are_shared_without_looking_at_separate_drafts() -> None:

@@ -40,4 +40,4 @@ def refusing(*committed: int) -> VerifyingSession:
 
 
 def state(verifier: VerifyingSession) -> dict[str, Any]:
-    return copy.deepcopy(vars(verifier))
+    return copy.deepcopy({**vars(verifier), "chain": vars(verifier.chain)})

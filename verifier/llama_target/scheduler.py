@@ -17,7 +17,7 @@ import structlog
 
 from speculation.budget import PassTimes
 from speculation.messages import TokenId
-from speculation.pacing import share_rows, starters
+from speculation.passes import share_rows, starters
 from verifier.llama_target.judging import Outcome, Part
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics

@@ -14,7 +14,7 @@ from math import inf
 from speculation.arrivals import Arrivals, receive
 from speculation.budget import PassTimes
 from speculation.messages import Down, Limits, Open, Pushed, TokenId
-from speculation.pacing import hold_s
+from speculation.passes import hold_s
 from speculation.verifying import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
 from verifier.target import Said, TargetFailed
@@ -73,7 +73,7 @@ class Slot:
         return not (self.unread or self._failure or machine.finished or machine.refusal)
 
     def hold_s(self, now: float, times: PassTimes) -> float:
-        """Return how long its next pass should wait; inf: for a draft. See pacing.hold."""
+        """Return how long its next pass should wait; inf: for a draft. See passes.hold."""
         if not self.may_pass:
             return inf
         return hold_s(self.machine, self._arrivals, times, self._most, now)

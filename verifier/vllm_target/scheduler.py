@@ -24,7 +24,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from speculation.judging import Judgement
-from speculation.pacing import share_rows, starters
+from speculation.passes import share_rows, starters
 from verifier.vllm_target import outputs
 from verifier.vllm_target.holding import aside, no_wider_than_asked
 from verifier.vllm_target.orders import Order

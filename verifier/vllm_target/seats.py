@@ -24,7 +24,7 @@ from speculation.errors import RemoteProtocolError
 from speculation.judging import Judgement
 from speculation.messages import Down, Pushed, TokenId, TokenLogprob
 from speculation.noise import place
-from speculation.pacing import hold_s
+from speculation.passes import hold_s
 from speculation.verifying import VerifyingSession
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.orders import Order

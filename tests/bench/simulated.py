@@ -1,0 +1,19 @@
+"""A simulated answer, alone on a host where a draft step takes a tenth of a pass."""
+
+from __future__ import annotations
+
+from bench.path import Conditions
+from bench.simulator.arms import Arm
+from bench.simulator.hosts import Hosts, gpu
+from bench.simulator.source import Source
+from bench.simulator.world import Answer, World, simulate
+
+DRAFT_S, PASS_S = 0.01, 0.1
+GPU = gpu(PASS_S, DRAFT_S)
+
+
+def run(
+    arm: Arm, source: Source, *, rtt_ms: float = 0.0, hosts: Hosts = GPU, **link: float
+) -> Answer:
+    (answer,) = simulate(World(hosts, Conditions(rtt_ms=rtt_ms, **link)), arm, [[source]])
+    return answer

@@ -1,0 +1,100 @@
+"""What hosts, links and other sessions cost in the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.path import Conditions
+from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.clock import Curve
+from bench.simulator.hosts import gpu
+from bench.simulator.source import synthetic
+from bench.simulator.world import World, simulate
+from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
+
+
+def test_software_makes_a_round_trip_longer() -> None:
+    plain = run(Sync(4), synthetic(1.0, 200), rtt_ms=20)
+
+    slower = run(Sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
+
+    assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
+
+
+def test_who_waits_for_the_target_drafts_while_it_rests() -> None:
+    source, hosts = synthetic(1.0, 400), replace(GPU, alone_s=Curve({1: 0.005}))
+
+    for arm in (Sync(4), Colocated(4)):
+        assert run(arm, source, hosts=hosts).tokens_per_s == pytest.approx(
+            5 / (PASS_S + 4 * 0.005), rel=0.02
+        )
+    assert run(PicoSpec(), source, hosts=hosts).seconds == run(PicoSpec(), source).seconds
+
+
+def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
+    source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
+
+    assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
+    assert run(PicoSpec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
+    assert run(Sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
+        run(Sync(2), source).tokens_per_s
+    )
+
+
+def test_the_first_pass_takes_what_it_is_said_to() -> None:
+    hosts = replace(GPU, first_s=0.5, prefill_s=0.01)
+
+    answer = run(Arm(), synthetic(0.0, 20, prompt_tokens=30), hosts=hosts)
+
+    assert answer.ttft_s == pytest.approx(0.8)
+
+
+def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_it_works_beside() -> None:
+    shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
+    source = synthetic(1.0, 100)
+
+    alone, beside = (run(Paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    cloud = run(Arm(), source, hosts=shared)
+
+    # of four steps of DRAFT_S a pass each costs it half of itself
+    assert beside.seconds == pytest.approx(alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05)
+    assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
+
+
+def test_a_thin_line_costs_what_its_bytes_take() -> None:
+    source = synthetic(1.0, 100)
+
+    thin = run(Arm(), source, rtt_ms=10, rate_mbit=0.0064)  # 800 bytes a second
+
+    assert thin.seconds >= thin.bytes_down / 800
+
+
+def test_sessions_share_the_passes_of_a_verifier() -> None:
+    world = World(GPU, Conditions())
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
+
+    answers = simulate(world, Arm(), clients)
+
+    assert len(answers) == 4
+    assert all(a.tokens_per_s == pytest.approx(1 / PASS_S, rel=0.05) for a in answers)
+
+
+def test_rows_of_a_pass_cost_all_its_sessions() -> None:
+    hosts = gpu(PASS_S, DRAFT_S)
+    dear = type(hosts)(Curve({1: 0.1, 2: 0.2}), hosts.draft_s)
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
+
+    answers = simulate(World(dear, Conditions()), Arm(), clients)
+
+    assert all(a.tokens_per_s == pytest.approx(1 / 0.4, rel=0.1) for a in answers)
+
+
+def test_two_verifiers_serve_as_if_each_were_alone() -> None:
+    hosts = type(GPU)(Curve({1: 0.1, 2: 0.2}), GPU.draft_s)
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(2)]
+
+    answers = simulate(World(hosts, Conditions(), verifiers=2), Arm(), clients)
+
+    assert all(a.tokens_per_s == pytest.approx(1 / 0.1) for a in answers)

@@ -1,0 +1,68 @@
+"""A cache that refuses gaps, as llama.cpp does, and a model whose words rest on all before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.segments import Limits, Segment, check
+from speculation.laws import Logits
+
+V = 100
+
+
+def truth(context: Sequence[int]) -> int:
+    """What the fake model says after a context: it depends on every token of it."""
+    total = 0
+    for token in context:
+        total = (total * 31 + token) % 9973
+    return total % V
+
+
+class FakeCache:
+    def __init__(self, sequences: int = 4, context_tokens: int = 300) -> None:
+        self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
+        self.passes: list[list[Segment]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+        self.closed = False
+        self._held: list[list[int]] = [[] for _ in range(sequences)]
+        self._rows: list[int] = []
+
+    def decode(self, segments: Sequence[Segment]) -> None:
+        self.gate.wait(5)
+        check(segments, self.limits, lambda sequence: len(self._held[sequence]))
+        if self.broken:
+            self.broken = False
+            raise OSError("out of luck")
+        self.passes.append(list(segments))
+        for segment in segments:
+            self._held[segment.sequence].extend(segment.tokens)
+        last = [segment for segment in segments if segment.logits == "last"]
+        self._rows = [truth(self._held[segment.sequence]) for segment in last]
+
+    def logits(self, index: int) -> Logits:
+        row = np.zeros(V, np.float32)
+        row[self._rows[index]] = 50.0
+        return row
+
+    def truncate(self, sequence: int, length: int) -> None:
+        del self._held[sequence][length:]
+
+    def copy(self, source: int, target: int) -> None:
+        self._held[target] = list(self._held[source])
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def held(self) -> int:
+        """Tokens of all sequences."""
+        return sum(map(len, self._held))
+
+    @property
+    def rows(self) -> int:
+        return sum(len(segment.tokens) for segments in self.passes for segment in segments)
