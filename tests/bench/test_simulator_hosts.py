@@ -82,8 +82,7 @@ def test_sessions_share_the_passes_of_a_verifier() -> None:
 
 
 def test_rows_of_a_pass_cost_all_its_sessions() -> None:
-    hosts = gpu(PASS_S, DRAFT_S)
-    dear = type(hosts)(Curve({1: 0.1, 2: 0.2}), hosts.draft_s)
+    dear = gpu(PASS_S, DRAFT_S, twice_at=2)
     clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
 
     answers = simulate(World(dear, Conditions()), Arm(), clients)
@@ -92,9 +91,9 @@ def test_rows_of_a_pass_cost_all_its_sessions() -> None:
 
 
 def test_two_verifiers_serve_as_if_each_were_alone() -> None:
-    hosts = type(GPU)(Curve({1: 0.1, 2: 0.2}), GPU.draft_s)
+    dear = gpu(PASS_S, DRAFT_S, twice_at=2)
     clients = [[synthetic(0.8, 50, seed)] for seed in range(2)]
 
-    answers = simulate(World(hosts, Conditions(), verifiers=2), Arm(), clients)
+    answers = simulate(World(dear, Conditions(), verifiers=2), Arm(), clients)
 
     assert all(a.tokens_per_s == pytest.approx(1 / 0.1) for a in answers)

@@ -8,14 +8,8 @@ from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.messages import Branch, Commit, Draft
+from tests.speculation.edges import STOP, edge
 from tests.speculation.verifiers import say, session
-
-STOP = 99
-
-
-def edge(*, max_tokens: int = 10) -> DraftingSession:
-    return DraftingSession(max_tokens=max_tokens, stop_tokens=(STOP,))
-
 
 # --- at the edge
 
