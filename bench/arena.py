@@ -15,7 +15,7 @@ import httpx
 
 from bench.arms import Arm
 from bench.client import Client, Question, Reply
-from bench.host import processor_s
+from bench.host import processor_s, stolen_s
 from bench.link import Link
 from bench.path import Conditions
 from bench.stand import HOST, Stand, StandPlan
@@ -52,6 +52,7 @@ class Costs:
     """Tokens the draft model made, too late or not, judged or not."""
 
     edge_cpu_s: float = 0.0
+    stolen_s: float = 0.0
 
     def since(self, before: Costs) -> Costs:
         return Costs(
@@ -61,6 +62,7 @@ class Costs:
             self.link_bytes_down - before.link_bytes_down,
             self.guessed - before.guessed,
             self.edge_cpu_s - before.edge_cpu_s,
+            self.stolen_s - before.stolen_s,
         )
 
 
@@ -105,6 +107,7 @@ class Seat:
             self.link.bytes_down if self.link else 0.0,
             sum(float(values.get(name, 0)) for name in _GUESSED),
             processor_s(self.group) if self.group else 0.0,
+            stolen_s(),
         )
 
 

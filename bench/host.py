@@ -71,6 +71,14 @@ def processor_s(group: int) -> float:
     return sum(_times(group)) / os.sysconf("SC_CLK_TCK")
 
 
+def stolen_s(stat: Path = Path("/proc/stat")) -> float:
+    """Return the processor seconds, over all cores since it started, that this virtual machine
+    wanted and its host gave to others; 0 where it does not tell (proc(5): steal)."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def _times(group: int) -> Iterator[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):

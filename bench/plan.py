@@ -95,6 +95,7 @@ def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
         link_bytes_up=int(costs.link_bytes_up),
         link_bytes_down=int(costs.link_bytes_down),
         edge_cpu_s=round(costs.edge_cpu_s, 3),
+        stolen_s=round(costs.stolen_s, 3),
     )
 
 

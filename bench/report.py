@@ -112,7 +112,7 @@ def _costs(compared: Comparison, link: Link) -> str:
     head = (
         "arm", "tokens/s", "s/answer", "TTFT p50 ms", "gap p50 ms", "gap p99 ms",
         "passes/token", "accepted of judged", "guessed/token", "bytes up/token",
-        "bytes down/token", "edge CPU ms/token", "same text as cloud",
+        "bytes down/token", "edge CPU ms/token", "stolen ms/s", "same text as cloud",
     )  # fmt: skip
     found = ((arm, compared.of(arm, link)) for arm in compared.arms)
     return _table(head, ((arm, *_cost(a, compared)) for arm, a in found if a))
@@ -137,6 +137,7 @@ def _cost(answers: Sequence[Answer], compared: Comparison) -> list[str]:
         f"{sum(a.bytes_up for a in answers) / tokens:.1f}",
         f"{sum(a.bytes_down for a in answers) / tokens:.1f}",
         f"{sum(a.edge_cpu_s for a in answers) / tokens * 1000:.0f}",
+        f"{sum(a.stolen_s for a in answers) / sum(a.seconds for a in answers) * 1000:.0f}",
         f"{sum(same)}/{len(same)}",
     ]
 

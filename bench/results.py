@@ -46,6 +46,8 @@ class Answer(msgspec.Struct, frozen=True):
     link_bytes_up: int
     link_bytes_down: int
     edge_cpu_s: float
+    stolen_s: float = 0.0
+    """What other virtual machines had of the cores meanwhile, see bench.host.stolen_s."""
 
     @property
     def later(self) -> tuple[float, float]:

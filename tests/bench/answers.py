@@ -41,6 +41,7 @@ def answer(
         link_bytes_up=600,
         link_bytes_down=400,
         edge_cpu_s=0.1,
+        stolen_s=0.003,
     )
 
 
