@@ -5,7 +5,7 @@ picospec          this product as it ships: judge `coupled`, fill `auto`
 picospec-separate the same with judge `separate`
 picospec-nofill   the same with fill `never`
 picospec-nolookup the same without prompt lookup
-picospec-branch   the same with branches
+picospec-nobranch the same without branches
 picospec-useless  the same with a drafter that guesses at random
 sync:G            vanilla speculation, stop and wait, G tokens a round (bench.rounds)
 paper:G           PicoSpec as published, one round of G in flight (bench.rounds)
@@ -26,9 +26,6 @@ from bench.stand import EdgePlan
 
 GAMMA: Final = 4
 """Of a round arm whose name does not say: the paper's."""
-
-BRANCH_TOKENS: Final = 4
-"""Of picospec-branch."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 
@@ -57,8 +54,8 @@ _FIXED: Final = {
     ),
     "picospec-nofill": Arm("picospec-nofill", "far", EdgePlan(fill="never", linked=True)),
     "picospec-nolookup": Arm("picospec-nolookup", "far", EdgePlan(lookup=False, linked=True)),
-    "picospec-branch": Arm(
-        "picospec-branch", "far", EdgePlan(branch_tokens=BRANCH_TOKENS, linked=True)
+    "picospec-nobranch": Arm(
+        "picospec-nobranch", "far", EdgePlan(branch_tokens=0, linked=True)
     ),
     "picospec-useless": Arm("picospec-useless", "far", EdgePlan(drafter="noise", linked=True)),
     "colocated-edge": Arm("colocated-edge", "near", EdgePlan()),
@@ -87,5 +84,5 @@ def _arm(name: str) -> Arm:
     rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma or GAMMA}"
     Rule.parse(rounds)
     near = kind == "colocated"
-    edge = EdgePlan(fill="never", linked=not near, beside=near, rounds=rounds)
+    edge = EdgePlan(fill="never", branch_tokens=0, linked=not near, beside=near, rounds=rounds)
     return Arm(f"{kind}:{gamma or GAMMA}", "near" if near else "far", edge)

@@ -26,7 +26,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.arms import BRANCH_TOKENS
 from bench.prompts import SHIPPED, Prompt, Selection, read
 from bench.quoting import Answer, Asking, ask, noise_of
 from bench.stand import EdgePlan, Stand, StandPlan, options
@@ -38,7 +37,7 @@ from models.opening import open_store
 EDGES = {
     "model": EdgePlan(),
     "far": EdgePlan(rtt_ms=100.0, jitter_ms=20.0),
-    "branch": EdgePlan(branch_tokens=BRANCH_TOKENS, rtt_ms=100.0),
+    "branch": EdgePlan(rtt_ms=100.0),
     "late": EdgePlan(fill="always", rtt_ms=300.0, jitter_ms=100.0),
     "eager": EdgePlan(fill="never"),
     "noise": EdgePlan(drafter="noise"),
@@ -47,7 +46,8 @@ EDGES = {
     "separate": EdgePlan(judge="separate"),
 }
 """The edges that can be asked for. `late`: the target never waits for a draft; `bad`:
-it waits for useless ones, and judges them, where `noise` soon has none judged."""
+it waits for useless ones, and judges them, where `noise` soon has none judged. `branch`: so far
+that branches are sent, and nothing is late by chance."""
 
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
 """Ask(url, arm, prompt, temperature)."""

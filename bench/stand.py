@@ -22,6 +22,7 @@ from bench.link import Link
 from edge_agent.children import Child, Service, while_alive
 from edge_agent.cores import Pins, share
 from edge_agent.up import until_healthy
+from speculation.pacing import DraftPacing
 
 HOST = "127.0.0.1"
 
@@ -48,7 +49,7 @@ class EdgePlan:
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
-    branch_tokens: int = 0
+    branch_tokens: int = DraftPacing().branch_tokens
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     rate_mbit: float | None = None

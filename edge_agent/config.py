@@ -39,8 +39,8 @@ class PacingSettings(BaseModel):
     """Guesses in one message."""
 
     branch_tokens: Annotated[int, Field(ge=0, le=16)] = DraftPacing().branch_tokens
-    """Guesses of a branch, for the case that the target says another token; 0: none. Try 4
-    where a draft step is short beside a pass of the target: see docs/performance.md."""
+    """Guesses of a branch, for the case that the target says another token; 0: none.
+    They make the draft model work where it would rest: see docs/performance.md."""
 
 
 class EdgeSettings(BaseSettings):

@@ -15,6 +15,7 @@ from speculation.pacing import (
     may_grow,
     resting,
     should_flush,
+    should_send,
     window,
 )
 from speculation.smoothing import smoothed
@@ -64,6 +65,9 @@ class Pace:
 
     def may_grow(self, session: DraftingSession, growing: Growing) -> bool:
         return may_grow(self.pacing, session, growing)
+
+    def should_send(self, session: DraftingSession, growing: Growing) -> bool:
+        return should_send(session, growing, self.times)
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
         return should_flush(self.pacing, session, drafting=drafting, separate=separate)

@@ -136,6 +136,8 @@ class Pipeline:
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         self._progress.set()  # the draft model need not wait for the client
+        if progress.broken:
+            self._flush(drafting=self._drafting)  # a branch that was kept: no step need end
         if progress.tokens:
             await emit(_cut(commit, len(commit.tokens) - len(progress.tokens)))
 
@@ -162,7 +164,7 @@ class Pipeline:
         """Do the next thing: extend the chain, send, grow a branch, or wait for news."""
         self._look_up()
         guesser = self._with_room
-        if guesser and self._session.may_extend and self._pace.may_draft(self._session):
+        if guesser and self._drafting:
             self._flush(drafting=True)
             await self._extend(guesser)
         elif self._flush(drafting=False):
@@ -210,7 +212,8 @@ class Pipeline:
             self._metrics.stale.inc()
             return
         self.drafted += 1
-        if not self._pace.may_grow(session, branch):
+        grown = not self._pace.may_grow(session, branch)
+        if grown and self._pace.should_send(session, branch):
             self._link.send(session.branch_off(branch))
             self._metrics.branches.inc()
 
@@ -231,6 +234,12 @@ class Pipeline:
         if guesser and len(guesser.prompt) + self._position < guesser.seat.context_tokens:
             return guesser
         return None
+
+    @property
+    def _drafting(self) -> bool:
+        """Whether the draft model's next step is the chain's."""
+        may_draft = self._session.may_extend and self._pace.may_draft(self._session)
+        return may_draft and self._with_room is not None
 
     @property
     def _position(self) -> int:

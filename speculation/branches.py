@@ -1,8 +1,9 @@
 """Branches: what would follow if the target said another token than the chain does.
 
-The edge drafts them when its chain is long enough, and the verifier only holds them: they take
-no row. When the text leaves the chain at a branch's position, with its token, then the branch
-is the next chain at both ends, and need be neither drafted nor sent in that round trip.
+The edge drafts them when its chain is long enough. When the text leaves the chain at a branch's
+position, with its token, then the branch is the next chain and need not be drafted. If it was
+sent ahead, it is so at both ends, a round trip sooner: the verifier holds it, and it takes no
+row until then.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class Branches:
         )
         found = (self._at(position, token) for _, position, token in likely)
         return next(filter(may_grow, found), None)
+
+    def chance(self, chain: Sequence[Guess], start: int, branch: Growing) -> float:
+        """Return how likely the text is to take a branch; 0 if it no longer can."""
+        wanted = branch.position, branch.token
+        return sum(chance for chance, *place in _places(chain, start) if tuple(place) == wanted)
 
     def grow(self, branch: Growing, guess: Guess) -> None:
         """Add a guess to a branch that `best` returned."""

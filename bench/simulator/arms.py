@@ -7,7 +7,7 @@ paper              PicoSpec as published (arXiv:2603.19133): one round in flight
 picospec           this product, `auto`
 picospec-nofill    the same, fill `never`
 picospec-nolookup  the same as picospec, without prompt lookup
-picospec-branch    the same as picospec, with branches
+picospec-nobranch  the same as picospec, without branches
 colocated          sync beside the target: no link, but drafting takes the target's time
 
 Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
@@ -89,7 +89,11 @@ class Arm:
         return None
 
     def may_grow(self, desk: Desk, branch: Growing) -> bool:
-        """Return whether the branch needs another guess before it is sent."""
+        """Return whether the branch needs another guess."""
+        return False
+
+    def should_send(self, desk: Desk, branch: Growing) -> bool:
+        """Return whether a grown branch goes to the verifier before it is taken."""
         return False
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
@@ -170,6 +174,9 @@ class PicoSpec(Arm):
 
     def may_grow(self, desk: Desk, branch: Growing) -> bool:
         return pacing.may_grow(self.pacing, desk.session, branch)
+
+    def should_send(self, desk: Desk, branch: Growing) -> bool:
+        return pacing.should_send(desk.session, branch, desk.times)
 
     def hold_s(self, seat: Seat, now_s: float) -> float:
         return passes.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)

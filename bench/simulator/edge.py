@@ -79,6 +79,8 @@ class Edge:
                 )
                 if message.start:
                     self._desk.pass_s = message.pass_s
+                if progress.broken:
+                    self._flush(self._drafting)
                 self._act()
             case Finish():
                 self.log.totals = message.totals
@@ -92,15 +94,17 @@ class Edge:
         if self._busy:
             return
         self._look_up()
-        drafting = self._drafting
-        if self._arm.should_flush(self._desk, drafting) and (
-            draft := self._session.flush(pauses=not drafting)
-        ):
-            self._send(draft)
+        self._flush(self._drafting)
         if self._drafting:
             self._step()
         elif branch := self._arm.branch(self._desk):
             self._grow(branch)
+
+    def _flush(self, drafting: bool) -> None:
+        if self._arm.should_flush(self._desk, drafting) and (
+            draft := self._session.flush(pauses=not drafting)
+        ):
+            self._send(draft)
 
     def _send(self, *messages: Pushed) -> None:
         """Send these and what waits, once the session is open."""
@@ -137,7 +141,8 @@ class Edge:
     def _grown(self, branch: Growing, epoch: int, guess: Guess) -> None:
         self._busy = False
         grew = self._session.grow(branch, guess, epoch)
-        if grew and not self._arm.may_grow(self._desk, branch):
+        grown = grew and not self._arm.may_grow(self._desk, branch)
+        if grown and self._arm.should_send(self._desk, branch):
             self._send(self._session.branch_off(branch))
         self._act()
 

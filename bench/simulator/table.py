@@ -9,7 +9,6 @@ from math import exp, log
 from statistics import fmean, median, quantiles
 from typing import Final
 
-from bench.arms import BRANCH_TOKENS
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.source import Source
 from bench.simulator.world import Answer, World, simulate
@@ -22,8 +21,8 @@ PLAIN: Final[Mapping[str, Arm]] = {
     "picospec": PicoSpec(),
     "picospec-nofill": PicoSpec(name="picospec-nofill", fill="never"),
     "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
-    "picospec-branch": PicoSpec(
-        name="picospec-branch", pacing=DraftPacing(branch_tokens=BRANCH_TOKENS)
+    "picospec-nobranch": PicoSpec(
+        name="picospec-nobranch", pacing=DraftPacing(branch_tokens=0)
     ),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)

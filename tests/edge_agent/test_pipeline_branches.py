@@ -20,9 +20,15 @@ BRANCH = Branch(0, 0, (900, 4, 5, 6, 7))
 class UnsureSeat(CountingSeat):
     """Half sure; else the target may say 900. So four guesses make a chain."""
 
-    def __init__(self, *, context_tokens: int = 1000) -> None:
-        super().__init__(context_tokens=context_tokens, confidence=0.5)
+    def __init__(self, *, context_tokens: int = 1000, stuck_in: Sequence[TokenId] = ()) -> None:
+        """stuck_in: the step after this context never ends."""
+        super().__init__(context_tokens=context_tokens, confidence=0.5, wait=self._wait_in)
         self.branching = asyncio.Event()
+        self._stuck_in = [*PROMPT, *stuck_in]
+
+    async def _wait_in(self, context: Sequence[TokenId]) -> None:
+        stuck = len(self._stuck_in) > len(PROMPT) and list(context) == self._stuck_in
+        await (asyncio.Event().wait() if stuck else asyncio.sleep(0))
 
     async def step(
         self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
@@ -69,6 +75,32 @@ async def test_a_branch_that_came_too_late_is_sent_as_the_chain(metrics: EdgeMet
     assert first == Draft(1, 1, 0, (4, 5, 6, 7), pauses=True)
 
 
+KEPT = (Commit(0, 0, (3,)), Commit(0, 1, (4,), pass_s=1.0))
+"""From the second on the edge knows that a pass is long; the link here has no length at all."""
+
+
+async def test_a_branch_that_saves_no_round_trip_is_kept_until_it_is_taken(
+    metrics: EdgeMetrics,
+) -> None:
+    edge = await run(metrics, *KEPT, quiet, Commit(0, 2, (900,)))
+
+    assert not [m for m in edge.link.sent if isinstance(m, Branch)]
+    assert [m for m in edge.link.sent if m.epoch == 1] == [
+        Draft(1, 3, 0, (6, 7, 8, 9), pauses=True)
+    ]
+    assert edge.session.guessed == [3, 4, 900, 6, 7, 8, 9]
+
+
+async def test_a_branch_that_was_kept_is_sent_while_another_has_its_step(
+    metrics: EdgeMetrics,
+) -> None:
+    seat = UnsureSeat(stuck_in=(3, 4, 5, 900))
+
+    edge = await run(metrics, *KEPT, quiet, Commit(0, 2, (900,)), seat=seat)
+
+    assert edge.link.sent[-1] == Draft(1, 3, 0, (6, 7, 8, 9), pauses=True)
+
+
 async def test_the_chain_goes_before_its_branches(metrics: EdgeMetrics) -> None:
     seat = UnsureSeat()
 
@@ -89,11 +121,11 @@ async def test_no_branch_is_longer_than_the_draft_model_can_read(metrics: EdgeMe
     assert seat.branching.is_set()
 
 
-async def test_there_are_none_unless_they_are_asked_for(metrics: EdgeMetrics) -> None:
+async def test_there_are_none_with_branches_of_no_guesses(metrics: EdgeMetrics) -> None:
     link = ScriptedLink(saying(quiet, Finish("stop")))
     seat = UnsureSeat()
 
-    await Edge(metrics, link, seat).run()
+    await Edge(metrics, link, seat, pacing=DraftPacing(branch_tokens=0)).run()
 
     assert link.drafted == list(CHAIN)
     assert not seat.branching.is_set()

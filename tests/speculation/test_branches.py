@@ -48,3 +48,15 @@ def test_a_text_that_takes_no_branch_forgets_them_all() -> None:
 
     assert branches.take(11, 6) == []
     assert branches.take(11, 5) == []
+
+
+def test_a_branch_is_as_likely_as_all_before_it_and_its_token() -> None:
+    branches = Branches()
+
+    def chance(position: int, token: int) -> float:
+        return branches.chance(CHAIN, 10, Growing(position, token))
+
+    assert chance(10, 2) == 0.25
+    assert chance(11, 5) == 0.5 * 0.5
+    assert chance(11, 6) == 0.0  # nothing says so
+    assert chance(9, 2) == 0.0  # the text has passed it

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.lookup import Times
@@ -24,6 +25,7 @@ from speculation.pacing import (
     rest,
     resting,
     should_flush,
+    should_send,
     window,
 )
 
@@ -164,14 +166,14 @@ def drafted(*chain: Guess) -> DraftingSession:
         ([LIKELY], Times(0.1, 0.2, 0.02), 0),
         ([RARE, LIKELY], Times(0.1, 0.2, 0.02), 1),
         ([RARE], Times(10.0, 0.2, 0.02), None),
-        ([LIKELY], Times(0.0, 2.0, 0.005), None),  # saves too little of a pass
+        ([LIKELY], Times(0.0, 0.02, 0.02), None),  # its steps delay the chain by more
         ([LIKELY], Times(0.0, 0.2, 0.02), 0),  # only the steps
         ([LIKELY], Times(0.1, 0.2, inf), None),
         ([LIKELY], Times(0.0, 0.0, 0.0), None),
         ([], Times(0.1, 0.2, 0.02), None),
     ],
 )
-def test_a_branch_is_worth_it_that_is_likely_to_save_a_part_of_a_pass(
+def test_a_branch_is_worth_it_that_is_likely_to_save_more_than_it_costs(
     chain: list[Guess], times: Times, position: int | None
 ) -> None:
     found = branch(DraftPacing(branch_tokens=4), drafted(*chain), times)
@@ -190,4 +192,17 @@ def test_a_branch_has_its_number_of_guesses_and_no_more_are_drafted_at_0() -> No
 
     assert not may_grow(pacing, session, found)
     assert branch(pacing, session, far) is None
-    assert branch(DraftPacing(), session, far) is None
+    assert branch(DraftPacing(branch_tokens=0), session, far) is None
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "pass_s", "sent"),
+    [(0.05, 0.2, True), (0.01, 0.2, False), (0.05, 2.0, False), (0.0, 0.0, True)],
+)
+def test_a_branch_is_sent_ahead_that_is_likely_to_save_its_round_trip(
+    rtt_s: float, pass_s: float, sent: bool
+) -> None:
+    session = drafted(LIKELY)
+    times = Times(rtt_s, pass_s, 0.02)
+
+    assert should_send(session, Growing(0, 2), times) == sent
