@@ -27,7 +27,7 @@ SETTLING_CHECKS = 24
 (weight 1/8), so that 4 % of the old one is left."""
 
 MOST_READINGS = 24
-"""Of one prompt. Each gets the draft model a chunk further (edge_agent.drafter)."""
+"""Of one prompt. Each gets the draft model a chunk further (edge_agent.llama_drafter)."""
 
 ANSWER_TIMEOUT_S = 600.0
 """Without a byte of an answer."""

@@ -25,7 +25,8 @@ from bench.stand import Stand, StandPlan, options
 from bench.timing import DRAFTS, WARM_UP, Question, TimingError, Verifier, curve, line
 from edge_agent.children import ServiceError
 from edge_agent.draft_model import find
-from edge_agent.drafter import LlamaDrafter, Seat
+from edge_agent.drafter import Seat
+from edge_agent.llama_drafter import LlamaDrafter
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.uplink import Uplink, connect
 from gateway.errors import ApiError

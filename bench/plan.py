@@ -1,15 +1,17 @@
 """Asks every arm the same questions, interleaved, and keeps what came of it.
 
-Repeat by repeat, prompt by prompt, link by link; at each link the arms come one after another,
-beginning with another one each time. So what is compared was asked within minutes: a machine
-whose speed drifts changes all of it. `cloud` says one token a pass at any distance: it is asked
-over the first link in every repeat, and over the last in the first repeat, as a check.
+Repeat by repeat, prompt by prompt, a family after another, link by link; at each link the arms
+come one after another, beginning with another one each time. So what is compared was asked
+within minutes: a machine whose speed drifts changes all of it. `cloud` says one token a pass at
+any distance: it is asked over the first link in every repeat, and over the last in the first
+repeat, as a check.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from bench.arena import Arena, Costs
@@ -47,14 +49,30 @@ class Turn:
 def turns(plan: Plan) -> Iterator[Turn]:
     """Yield the questions in the order in which they are asked."""
     for repeat in range(plan.repeats):
-        asked = [(t, prompt) for t in plan.temperatures for prompt in plan.prompts]
-        for turn, (temperature, prompt) in enumerate(asked):
+        asked = [(t, each) for t in plan.temperatures for each in _in_turn(plan.prompts)]
+        for temperature, (turn, prompt) in asked:
             question = Question(prompt.prompt, temperature, plan.seed + repeat, plan.tokens)
             for at, link in enumerate(plan.links):
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
                     yield Turn(arm, prompt, link, temperature, repeat, question)
+
+
+def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
+    """Return one prompt of each family after another: a run cut short has some of all.
+
+    With each a number, to tell the arm that begins; a family has no number twice.
+    """
+    families: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        families.setdefault(prompt.family, []).append(prompt)
+    return [
+        (row + place, prompt)
+        for row, some in enumerate(zip_longest(*families.values()))
+        for place, prompt in enumerate(some)
+        if prompt
+    ]
 
 
 def _asked(arm: Arm, repeat: int, link: int, plan: Plan) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.config import EdgeSettings
-from edge_agent.drafter import BRANCH_TOKENS, Drafter, LlamaDrafter
+from edge_agent.drafter import Drafter
+from edge_agent.llama_drafter import BRANCH_TOKENS, LlamaDrafter
 from edge_agent.useless import NoDrafter, UselessDrafter
 from gateway.errors import EngineFault
 from gateway.ports import Tokenizer

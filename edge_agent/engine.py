@@ -19,8 +19,9 @@ from edge_agent import guessing, pipeline
 from edge_agent.drafter import Drafter, Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
-from edge_agent.pipeline import Guesser, Pipeline
+from edge_agent.pipeline import Pipeline
 from edge_agent.pulling import pulled
+from edge_agent.steps import Guesser
 from edge_agent.tally import Tally
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, TokenLogprob
@@ -127,10 +128,10 @@ class EdgeEngine:
         finish = await running.run(committed)
         self._unused = session.unused
         statistics = tally.finished(finish.totals)
-        self._metrics.drafted.inc(running.drafted)
-        self._metrics.looked_up.inc(running.looked_up)
+        self._metrics.drafted.inc(running.steps.drafted)
+        self._metrics.looked_up.inc(running.steps.looked_up)
         self._metrics.accepted.inc(statistics.accepted_tokens)
-        guesses = running.drafted + running.looked_up
+        guesses = running.steps.drafted + running.steps.looked_up
         self._metrics.wasted.inc(max(0, guesses - statistics.accepted_tokens))
         await emit(Delta((), _no_logprobs(job), finish.reason, statistics))
 

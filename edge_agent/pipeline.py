@@ -2,11 +2,6 @@
 
 Three halves run at once: one drafts, one sends, one takes in what the verifier says. All rules
 live in the session and in speculation.pacing; this module only awaits.
-
-What was said before is guessed again without a step, where that pays (speculation.lookup).
-
-A step may end in a world that is not the one it began in: its guess is used only if the epoch
-and the position are still the same.
 """
 
 from __future__ import annotations
@@ -15,23 +10,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from edge_agent.drafter import CannotDraft, Seat
-from edge_agent.guessing import Pick
+from edge_agent.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
+from edge_agent.steps import Guesser, Steps
 from gateway.errors import EngineFault
 from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.errors import RemoteProtocolError
-from speculation.guess import Guess
 from speculation.lookup import Lookup
-from speculation.messages import Commit, Down, Finish, Opened, Pushed, Refuse, TokenId
+from speculation.messages import Commit, Down, Finish, Opened, Pushed, Refuse
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit cut to the tokens that were not known before."""
@@ -55,15 +48,6 @@ class Link(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Guesser:
-    """What a session drafts with."""
-
-    seat: Seat
-    pick: Pick
-    prompt: tuple[TokenId, ...]
-
-
 class Pipeline:
     """One session. Without guesser and lookup nothing is drafted: the verifier fills in."""
 
@@ -80,17 +64,13 @@ class Pipeline:
         separate: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.drafted = 0
-        self.looked_up = 0
+        self.steps = Steps(session, guesser, pace, metrics, lookup=lookup, clock=clock)
         self._session = session
         self._link = link
-        self._guesser = guesser
         self._pace = pace
         self._metrics = metrics
         self._uniforms = uniforms
-        self._lookup = lookup
         self._separate = separate
-        self._clock = clock
         self._progress = asyncio.Event()
 
     async def run(self, emit: Emit) -> Finish:
@@ -137,7 +117,7 @@ class Pipeline:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         self._progress.set()  # the draft model need not wait for the client
         if progress.broken:
-            self._flush(drafting=self._drafting)  # a branch that was kept: no step need end
+            self._flush(drafting=self.steps.due)  # a branch that was kept: no step need end
         if progress.tokens:
             await emit(_cut(commit, len(commit.tokens) - len(progress.tokens)))
 
@@ -158,92 +138,26 @@ class Pipeline:
                 await self._draft_on()
             except CannotDraft as error:
                 structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
-                self._guesser = None
+                self.steps.give_up()
 
     async def _draft_on(self) -> None:
         """Do the next thing: extend the chain, send, grow a branch, or wait for news."""
-        self._look_up()
-        guesser = self._with_room
-        if guesser and self._drafting:
+        self.steps.look_up()
+        if self.steps.due:
             self._flush(drafting=True)
-            await self._extend(guesser)
+            await self.steps.extend()
         elif self._flush(drafting=False):
             return  # what is away may make room for more
-        elif guesser and (branch := self._branch(guesser)):
-            await self._grow(branch, guesser)
+        elif branch := self.steps.branch():
+            await self._grow(branch)
         else:
             self._progress.clear()
             await self._progress.wait()
 
-    def _look_up(self) -> None:
-        if self._lookup is None:
-            return
-        times = self._pace.times if self._with_room else replace(self._pace.times, draft_s=inf)
-        self.looked_up += self._lookup.draft(
-            self._session, times, lambda: self._pace.may_look_up(self._session)
-        )
-
-    async def _extend(self, guesser: Guesser) -> None:
-        session = self._session
-        context = [*guesser.prompt, *session.guessed]
-        made_for = session.epoch, len(context)
-        guess, took_s = await self._step(guesser, context)
-        if self._lookup is not None:
-            self._lookup.stepped(*made_for, took_s, self._pace.times.draft_s)
-        if made_for != (session.epoch, len(guesser.prompt) + self._position):
-            self._metrics.stale.inc()
-            return
-        self._pace.drafted(*made_for, took_s)
-        self.drafted += 1
-        session.extend(guess)
-
-    def _branch(self, guesser: Guesser) -> Growing | None:
-        """The branch to grow, if one is worth it, unless it is longer than can be read."""
-        branch = self._pace.branch(self._session)
-        if branch and len(guesser.prompt) + branch.end < guesser.seat.context_tokens:
-            return branch
-        return None
-
-    async def _grow(self, branch: Growing, guesser: Guesser) -> None:
-        session, epoch = self._session, self._session.epoch
-        context = [*guesser.prompt, *session.guessed_in(branch)]
-        guess, _ = await self._step(guesser, context, branch=True)
-        if not session.grow(branch, guess, epoch):
-            self._metrics.stale.inc()
-            return
-        self.drafted += 1
-        grown = not self._pace.may_grow(session, branch)
-        if grown and self._pace.should_send(session, branch):
-            self._link.send(session.branch_off(branch))
+    async def _grow(self, branch: Growing) -> None:
+        if await self.steps.grow(branch) and self._pace.should_send(self._session, branch):
+            self._link.send(self._session.branch_off(branch))
             self._metrics.branches.inc()
-
-    async def _step(
-        self, guesser: Guesser, context: list[TokenId], *, branch: bool = False
-    ) -> tuple[Guess, float]:
-        """Return what follows the context, and how many seconds that took."""
-        begun = self._clock()
-        guess = await guesser.seat.step(context, guesser.pick, branch=branch)
-        took_s = self._clock() - begun
-        self._metrics.step_s.observe(took_s)
-        return guess, took_s
-
-    @property
-    def _with_room(self) -> Guesser | None:
-        """The draft model, unless the text has grown longer than it can read."""
-        guesser = self._guesser
-        if guesser and len(guesser.prompt) + self._position < guesser.seat.context_tokens:
-            return guesser
-        return None
-
-    @property
-    def _drafting(self) -> bool:
-        """Whether the draft model's next step is the chain's."""
-        may_draft = self._session.may_extend and self._pace.may_draft(self._session)
-        return may_draft and self._with_room is not None
-
-    @property
-    def _position(self) -> int:
-        return len(self._session.committed) + len(self._session.chain)
 
     def _flush(self, *, drafting: bool) -> bool:
         """Send what waits, if it is time; tell whether anything was."""

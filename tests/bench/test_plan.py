@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -51,6 +52,27 @@ def test_a_prompt_is_asked_of_every_arm_over_every_link_before_the_next() -> Non
     ]
 
     assert len([kind for kind, _ in groupby(asked)]) == len(set(asked))
+
+
+def test_a_run_cut_short_has_prompts_of_every_family() -> None:
+    prompts = [Prompt(f"{family}{i}", family, "Hi.") for family in "abc" for i in range(4)]
+    short = replace(plan("cloud,picospec,sync:4,paper:4", repeats=1), prompts=prompts)
+
+    asked = [prompt for prompt, _ in groupby(turn.prompt.id for turn in turns(short))][:12]
+
+    assert asked == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]
+
+
+def test_no_family_always_begins_with_the_same_arm() -> None:
+    prompts = [Prompt(f"{family}{i}", family, "Hi.") for family in "abc" for i in range(6)]
+    three = replace(plan("cloud,picospec,sync:4,paper:4", repeats=1), prompts=prompts)
+
+    middle = [turn for turn in turns(three) if turn.link == LINKS[1] and not turn.temperature]
+    first = [next(some) for _, some in groupby(middle, key=lambda turn: turn.prompt.id)]
+
+    begins = Counter((turn.prompt.family, turn.arm.name) for turn in first)
+    assert len(begins) == 9
+    assert set(begins.values()) == {2}
 
 
 def test_cloud_alone_is_asked_over_the_first_and_the_last_link() -> None:

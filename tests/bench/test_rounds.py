@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from bench.rounds import PaperPace, RoundPace, Rule, SyncPace
 from edge_agent import guessing
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.pipeline import Guesser, Pipeline
+from edge_agent.pipeline import Pipeline
+from edge_agent.steps import Guesser
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.messages import Commit, Down, Draft, Finish, Limits, Sampling, TokenId

@@ -10,7 +10,8 @@ from edge_agent import guessing
 from edge_agent.drafter import Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
-from edge_agent.pipeline import Guesser, Pipeline
+from edge_agent.pipeline import Pipeline
+from edge_agent.steps import Guesser
 from speculation.drafting import DraftingSession
 from speculation.lookup import Lookup
 from speculation.messages import Commit, Finish, Sampling, TokenId

@@ -51,7 +51,10 @@ async def test_without_a_seat_it_drafts_what_followed_before(metrics: EdgeMetric
     assert isinstance(first, Draft)
     assert (first.start, first.tokens[:4]) == (4, (4, 5, 6, 7))
     assert edge.spoken == [9, 1, 2, 3, 4, 5, 6, 9, 9]
-    assert (edge.pipeline.drafted, edge.pipeline.looked_up) == (0, len(link.drafted))
+    assert (edge.pipeline.steps.drafted, edge.pipeline.steps.looked_up) == (
+        0,
+        len(link.drafted),
+    )
 
 
 async def test_a_lookup_that_was_wrong_breaks_the_chain_like_any_guess(
@@ -84,7 +87,7 @@ async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
 
     await edge.run()
 
-    assert edge.pipeline.looked_up == 16
+    assert edge.pipeline.steps.looked_up == 16
     assert [guess.token for guess in edge.session.chain[:16]] == list(COPIED[20:36])
 
 
@@ -103,8 +106,8 @@ async def test_what_reading_takes_the_draft_model_is_seen_when_the_target_goes_a
 
     await edge.run()
 
-    assert edge.pipeline._lookup is not None
-    assert edge.pipeline._lookup._read_s is not None
+    assert edge.pipeline.steps._lookup is not None
+    assert edge.pipeline.steps._lookup._read_s is not None
 
 
 async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
@@ -115,7 +118,7 @@ async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
 
     await edge.run()
 
-    assert edge.pipeline.looked_up == 0
+    assert edge.pipeline.steps.looked_up == 0
 
 
 async def test_past_the_draft_models_room_and_after_its_failure_it_looks_up_alone(

@@ -182,3 +182,15 @@ async def replaced(
             if again is not None:
                 await target.push(session, again)
     return list(edge.committed), refusals
+
+
+async def seated(target: VllmTarget, count: int, within_s: float) -> None:
+    """Wait until the engine has so many sessions."""
+    async with asyncio.timeout(within_s):
+        while (await target.figures())["sessions"] != count:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+
+
+async def gone(target: VllmTarget, within_s: float = 20.0) -> None:
+    """Wait until the engine has no session left."""
+    await seated(target, 0, within_s)

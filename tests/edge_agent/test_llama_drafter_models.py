@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_agent import guessing
-from edge_agent.drafter import LlamaDrafter
+from edge_agent.llama_drafter import LlamaDrafter
 from models.llama import Context, Model
 from models.opening import open_store
 from models.segments import Segment

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edge_agent import guessing
-from edge_agent.drafter import CHUNK_TOKENS, CannotDraft, LlamaDrafter, Seat
+from edge_agent.drafter import CannotDraft, Seat
+from edge_agent.llama_drafter import CHUNK_TOKENS, LlamaDrafter
 from speculation.messages import Sampling
 from tests.edge_agent.fake_cache import FakeCache, V, truth
 

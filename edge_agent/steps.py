@@ -1,0 +1,129 @@
+"""What the draft model does for one session: it extends the chain, and grows branches.
+
+What was said before is guessed again without a step, where that pays (speculation.lookup).
+
+A step may end in a world that is not the one it began in: its guess is used only if the epoch
+and the position are still the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from edge_agent.drafter import CannotDraft, Seat
+from edge_agent.guessing import Pick
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.pace import Pace
+from speculation.branches import Growing
+from speculation.drafting import DraftingSession
+from speculation.guess import Guess
+from speculation.lookup import Lookup
+from speculation.messages import TokenId
+
+
+@dataclass(frozen=True, slots=True)
+class Guesser:
+    """What a session drafts with."""
+
+    seat: Seat
+    pick: Pick
+    prompt: tuple[TokenId, ...]
+
+
+class Steps:
+    """Without guesser and lookup nothing is guessed. clock: in seconds."""
+
+    def __init__(
+        self,
+        session: DraftingSession,
+        guesser: Guesser | None,
+        pace: Pace,
+        metrics: EdgeMetrics,
+        *,
+        lookup: Lookup | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.drafted = 0
+        self.looked_up = 0
+        self._session = session
+        self._guesser = guesser
+        self._pace = pace
+        self._metrics = metrics
+        self._lookup = lookup
+        self._clock = clock
+
+    @property
+    def due(self) -> bool:
+        """Whether the chain is to be extended by a step."""
+        session = self._session
+        return session.may_extend and self._pace.may_draft(session) and self._reads(self._end)
+
+    def look_up(self) -> None:
+        """Extend the chain by what was said before, if it is time."""
+        if self._lookup is None:
+            return
+        times = self._pace.times
+        if not self._reads(self._end):
+            times = replace(times, draft_s=inf)
+        self.looked_up += self._lookup.draft(
+            self._session, times, lambda: self._pace.may_look_up(self._session)
+        )
+
+    async def extend(self) -> None:
+        """Extend the chain by a step. Raises CannotDraft."""
+        session, guessed = self._session, self._session.guessed
+        made_for = session.epoch, len(guessed)
+        guess, took_s = await self._step(guessed)
+        if self._lookup is not None:
+            self._lookup.stepped(*made_for, took_s, self._pace.times.draft_s)
+        if made_for != (session.epoch, self._end):
+            self._metrics.stale.inc()
+            return
+        self._pace.drafted(*made_for, took_s)
+        self.drafted += 1
+        session.extend(guess)
+
+    def branch(self) -> Growing | None:
+        """Return the branch to grow, if one is worth it and can be read."""
+        branch = self._pace.branch(self._session)
+        return branch if branch and self._reads(branch.end) else None
+
+    async def grow(self, branch: Growing) -> bool:
+        """Grow the branch by a step; tell whether that was its last. Raises CannotDraft."""
+        session, epoch = self._session, self._session.epoch
+        guess, _ = await self._step(session.guessed_in(branch), branch=True)
+        if not session.grow(branch, guess, epoch):
+            self._metrics.stale.inc()
+            return False
+        self.drafted += 1
+        return not self._pace.may_grow(session, branch)
+
+    def give_up(self) -> None:
+        """Make no more steps."""
+        self._guesser = None
+
+    async def _step(
+        self, guessed: Sequence[TokenId], *, branch: bool = False
+    ) -> tuple[Guess, float]:
+        """Return what follows prompt and guesses, and how many seconds that took."""
+        guesser = self._guesser
+        if guesser is None:
+            raise CannotDraft("the session has no draft model")
+        begun = self._clock()
+        context = [*guesser.prompt, *guessed]
+        guess = await guesser.seat.step(context, guesser.pick, branch=branch)
+        took_s = self._clock() - begun
+        self._metrics.step_s.observe(took_s)
+        return guess, took_s
+
+    def _reads(self, end: int) -> bool:
+        """Whether there is a draft model that can read the prompt and so many tokens."""
+        guesser = self._guesser
+        return guesser is not None and len(guesser.prompt) + end < guesser.seat.context_tokens
+
+    @property
+    def _end(self) -> int:
+        return len(self._session.committed) + len(self._session.chain)
