@@ -154,6 +154,8 @@ def branch(pacing: DraftPacing, session: DraftingSession, times: Times) -> Growi
     if it was sent before. Its cost: a Commit that comes meanwhile, as one does in every pass,
     finds the draft model busy for half a step.
     """
+    if pacing.rests and resting(session, rtt_s=times.rtt_s, pass_s=times.pass_s):
+        return None
     steps_s = pacing.branch_tokens * times.draft_s
     saved_s = times.rtt_s + steps_s
     if pacing.branch_tokens == 0 or not 0.0 < saved_s < inf:

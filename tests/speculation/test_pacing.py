@@ -195,6 +195,15 @@ def test_a_branch_has_its_number_of_guesses_and_no_more_are_drafted_at_0() -> No
     assert branch(DraftPacing(branch_tokens=0), session, far) is None
 
 
+def test_an_edge_that_rests_drafts_no_branches() -> None:
+    session, far = drafted(LIKELY), Times(0.1, 0.2, 0.02)
+    session.unused = 100
+    session.committed = [0] * (TRIED + 5)
+
+    assert branch(DraftPacing(), session, far) is None
+    assert branch(DraftPacing(rests=False), session, far) is not None
+
+
 @pytest.mark.parametrize(
     ("rtt_s", "pass_s", "sent"),
     [(0.05, 0.2, True), (0.01, 0.2, False), (0.05, 2.0, False), (0.0, 0.0, True)],
