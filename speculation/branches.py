@@ -66,8 +66,8 @@ class Branches:
 
     def chance(self, chain: Sequence[Guess], start: int, branch: Growing) -> float:
         """Return how likely the text is to take a branch; 0 if it no longer can."""
-        wanted = branch.position, branch.token
-        return sum(chance for chance, *place in _places(chain, start) if tuple(place) == wanted)
+        chances = {(at, token): chance for chance, at, token in _places(chain, start)}
+        return chances.get((branch.position, branch.token), 0.0)
 
     def grow(self, branch: Growing, guess: Guess) -> None:
         """Add a guess to a branch that `best` returned."""

@@ -143,7 +143,7 @@ simulator .05 is faster by 1 % at most, for a quarter more steps at 200 ms."""
 
 
 def may_grow(pacing: DraftPacing, session: DraftingSession, branch: Growing) -> bool:
-    """Return whether a branch should have one more guess before it is sent."""
+    """Return whether a branch should have one more guess."""
     return len(branch.guesses) < pacing.branch_tokens and session.may_grow(branch)
 
 

@@ -39,6 +39,14 @@ async def guess_after(
         return (await seat.step(list(context), PICK, branch=branch)).token
 
 
+async def have_asked(drafter: LlamaDrafter, prompt: Sequence[int]) -> None:
+    """Have an earlier job take a seat, read its prompt, and leave."""
+    seat = drafter.take(prompt)
+    await guess_after(seat, prompt)
+    assert seat is not None
+    seat.leave()
+
+
 async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
     drafter: LlamaDrafter,
 ) -> None:
@@ -140,10 +148,7 @@ async def test_a_job_that_begins_like_an_earlier_one_starts_where_that_ended(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     talk = list(range(40))
-    earlier = drafter.take(talk)
-    await guess_after(earlier, talk)
-    assert earlier is not None
-    earlier.leave()
+    await have_asked(drafter, talk)
     before = cache.rows
 
     later = drafter.take([*talk, 1, 2])
@@ -156,10 +161,7 @@ async def test_a_little_in_common_does_not_cost_a_long_conversation_its_place(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     talk = list(range(60))
-    earlier = drafter.take(talk)
-    await guess_after(earlier, talk)
-    assert earlier is not None
-    earlier.leave()
+    await have_asked(drafter, talk)
 
     await guess_after(drafter.take([0, 1, 99]), [0, 1, 99])
     before = cache.rows
