@@ -81,7 +81,7 @@ def _prefill(context: Context, tokens: Sequence[int]) -> None:
     context.truncate(0, 0)
     for start in range(0, len(tokens), context.limits.batch_tokens):
         chunk = tokens[start : start + context.limits.batch_tokens]
-        context.decode([Segment(0, start, chunk, logits="none")])
+        context.decode([Segment(0, start, chunk, logits=0)])
 
 
 def shortened(logits: Logits) -> tuple[np.ndarray, Logits]:

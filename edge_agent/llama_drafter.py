@@ -4,7 +4,7 @@ A LlamaDrafter owns that thread and a llama.cpp cache of some sequences. A job t
 which is one sequence, or two if it has branches, for as long as it runs. When all are taken it
 runs without drafts: the verifier fills in.
 
-* Only the thread touches the cache. The event loop hands it Steps and awaits their Guess.
+* Only the thread touches the cache. The event loop hands it Steps and awaits their Guesses.
 * A pass holds one segment of every waiting Step: a long prompt goes in chunks, and the other
   jobs' tokens go with them.
 * Chain and branch go on from whichever of the two sequences holds more of their context. They
@@ -15,15 +15,13 @@ runs without drafts: the verifier fills in.
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from edge_agent.drafter import CannotDraft
-from edge_agent.guessing import Pick
+from edge_agent.seats import CacheSequence, LlamaSeat, Place, Step
 from models.prefixes import common, price
 from models.segments import Limits, Segment
 from speculation.guess import Guess
@@ -50,36 +48,6 @@ class Cache(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class _Sequence:
-    index: int
-    tokens: list[TokenId] = field(default_factory=list)
-    """What the cache holds. Changed by the thread only."""
-
-
-@dataclass(slots=True)
-class _Place:
-    """A seat's part of the cache."""
-
-    chain: _Sequence
-    branch: _Sequence
-    """The chain's, where there are no branches."""
-
-    taken: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    sequence: _Sequence
-    other: _Sequence
-    """Of the same place."""
-
-    context: Sequence[TokenId]
-    position: int
-    pick: Pick
-    guess: asyncio.Future[Guess]
-
-
 class LlamaDrafter:
     """A Drafter over llama.cpp. Owns the cache, and closes it.
 
@@ -88,11 +56,11 @@ class LlamaDrafter:
 
     def __init__(self, cache: Cache, *, branches: bool = False) -> None:
         self._cache = cache
-        sequences = [_Sequence(i) for i in range(cache.limits.sequences)]
+        sequences = [CacheSequence(i) for i in range(cache.limits.sequences)]
         each = 1 + branches
         pairs = zip(sequences[::each], sequences[branches::each], strict=True)
-        self._places = [_Place(chain, branch) for chain, branch in pairs]
-        self._asked: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
+        self._places = [Place(chain, branch) for chain, branch in pairs]
+        self._asked: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
@@ -112,57 +80,69 @@ class LlamaDrafter:
     # --- in the thread
 
     def _run(self) -> None:
-        waiting: dict[int, _Step] = {}
+        waiting: dict[int, Step] = {}
         while self._admit(waiting):
             try:
                 self._pass(waiting)
             except Exception as error:  # whatever it was, it must reach those who wait
                 self._fail(waiting, error)
 
-    def _admit(self, waiting: dict[int, _Step]) -> bool:
+    def _admit(self, waiting: dict[int, Step]) -> bool:
         """Take in what was asked, waiting for it if there is nothing to do. False: the end."""
         while not waiting or not self._asked.empty():
             step = self._asked.get()
             if step is None:
                 for left in waiting.values():
-                    _settle(left, None)
+                    left.settle(None)
                 return False
             waiting[step.sequence.index] = step
         return True
 
-    def _pass(self, waiting: dict[int, _Step]) -> None:
+    def _pass(self, waiting: dict[int, Step]) -> None:
         """Decode one segment of every waiting step; answer those that are complete."""
-        for step in [step for step in waiting.values() if step.guess.cancelled()]:
+        for step in [step for step in waiting.values() if step.guesses.cancelled()]:
             del waiting[step.sequence.index]
         segments = self._segments(list(waiting.values()))
         if not segments:
             return
         self._cache.decode(segments)
-        complete = 0
+        row = 0
         for segment in segments:
             step = waiting[segment.sequence]
             step.sequence.tokens.extend(segment.tokens)
-            if segment.logits == "last":
+            if segment.logits:
                 del waiting[segment.sequence]
-                _settle(step, step.pick(self._cache.logits(complete), step.position))
-                complete += 1
+                step.settle(self._guesses(step, row, segment.logits))
+                row += segment.logits
 
-    def _segments(self, steps: Sequence[_Step]) -> list[Segment]:
+    def _guesses(self, step: Step, row: int, count: int) -> list[Guess]:
+        """Return the row's guess, and the next rows' as long as they read what was guessed."""
+        guesses: list[Guess] = []
+        for n, read in enumerate([*step.ahead[: count - 1], None]):
+            guess = step.pick(self._cache.logits(row + n), step.position + n)
+            guesses.append(guess)
+            if guess.token != read:
+                break
+        return guesses
+
+    def _segments(self, steps: Sequence[Step]) -> list[Segment]:
         room = self._cache.limits.batch_tokens
         segments = []
         for place, step in enumerate(steps):
             self._rewind(step)
             start = len(step.sequence.tokens)
-            count = min(CHUNK_TOKENS, len(step.context) - start, room - len(steps) + place + 1)
-            last = start + count == len(step.context)
-            tokens = step.context[start : start + count]
-            segments.append(
-                Segment(step.sequence.index, start, tokens, "last" if last else "none")
-            )
-            room -= count
+            most = min(CHUNK_TOKENS, room - len(steps) + place + 1)
+            tokens = list(step.context[start : start + most])
+            wanted = 0
+            if start + len(tokens) == len(step.context):
+                ahead = step.ahead[: most - len(tokens)]
+                tokens += ahead
+                wanted = 1 + len(ahead)
+            segments.append(Segment(step.sequence.index, start, tokens, wanted))
+            room -= len(tokens)
         return segments
 
-    def _rewind(self, step: _Step) -> None:
+    def _rewind(self, step: Step) -> None:
         """Have the sequence hold what is known of the context, less its last token."""
         sequence, other = step.sequence, step.other
         kept = common(sequence.tokens, step.context)
@@ -176,12 +156,12 @@ class LlamaDrafter:
                 self._cut(other, 0)  # of another prompt: it would only take room
         self._cut(sequence, min(kept, len(step.context) - 1))
 
-    def _cut(self, sequence: _Sequence, length: int) -> None:
+    def _cut(self, sequence: CacheSequence, length: int) -> None:
         if length < len(sequence.tokens):
             self._cache.truncate(sequence.index, length)
             del sequence.tokens[length:]
 
-    def _fail(self, waiting: dict[int, _Step], error: Exception) -> None:
+    def _fail(self, waiting: dict[int, Step], error: Exception) -> None:
         """Tell everyone in the pass, and forget what the cache holds of them."""
         for step in waiting.values():
             for sequence in (step.sequence, step.other):
@@ -189,55 +169,5 @@ class LlamaDrafter:
                 sequence.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
-            _settle(step, failure)
+            step.settle(failure)
         waiting.clear()
-
-
-class LlamaSeat:
-    def __init__(
-        self,
-        place: _Place,
-        prompt_tokens: int,
-        asked: queue.SimpleQueue[_Step | None],
-        context_tokens: int,
-    ) -> None:
-        self.context_tokens = context_tokens
-        self._place = place
-        self._prompt_tokens = prompt_tokens
-        self._asked = asked
-        self._left = False
-
-    async def step(
-        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
-    ) -> Guess:
-        guess: asyncio.Future[Guess] = asyncio.get_running_loop().create_future()
-        position = len(context) - self._prompt_tokens
-        own, other = self._place.chain, self._place.branch
-        if branch:
-            own, other = other, own
-        self._asked.put(_Step(own, other, context, position, pick, guess))
-        return await guess
-
-    def leave(self) -> None:
-        if not self._left:
-            self._left = True
-            self._place.taken = False
-
-
-def _settle(step: _Step, result: Guess | Exception | None) -> None:
-    """Settle a step's future, from the thread. None cancels it."""
-
-    def settle() -> None:
-        if isinstance(result, Guess):
-            step.guess.set_result(result)
-        elif result is not None:
-            step.guess.set_exception(result)
-        else:
-            step.guess.cancel()
-
-    try:
-        step.guess.get_loop().call_soon_threadsafe(
-            lambda: None if step.guess.done() else settle()
-        )
-    except RuntimeError:  # the loop has ended, and with it whoever waited
-        return

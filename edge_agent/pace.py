@@ -30,7 +30,6 @@ class Pace:
         self._rtt_s = rtt_s
         self._pass_s = 0.0
         self._draft_s = 0.0
-        self._last = (-1, -1)
 
     @property
     def times(self) -> Times:
@@ -77,8 +76,6 @@ class Pace:
         if pass_s > 0.0:
             self._pass_s = smoothed(self._pass_s or None, pass_s)
 
-    def drafted(self, epoch: int, context_tokens: int, took_s: float) -> None:
-        """A step ended. Only one that continues the last is a draft's time: others rewind."""
-        if self._last == (epoch, context_tokens - 1):
-            self._draft_s = smoothed(self._draft_s or None, took_s)
-        self._last = epoch, context_tokens
+    def drafted(self, took_s: float) -> None:
+        """The draft model made a step that read one token: this is a draft's time."""
+        self._draft_s = smoothed(self._draft_s or None, took_s)

@@ -20,7 +20,7 @@ from edge_agent.pace import Pace
 from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
-from speculation.lookup import Lookup
+from speculation.lookup import Lookup, take
 from speculation.messages import TokenId
 
 
@@ -54,6 +54,7 @@ class Steps:
         self._metrics = metrics
         self._lookup = lookup
         self._clock = clock
+        self._read = (-1, 0)  # epoch, and up to where the draft model has read chain
 
     @property
     def due(self) -> bool:
@@ -73,18 +74,21 @@ class Steps:
         )
 
     async def extend(self) -> None:
-        """Extend the chain by a step. Raises CannotDraft."""
+        """Extend the chain by a step. Raises CannotDraft.
+
+        What followed when the chain's end was said before is read in the same step, if it is
+        worth it: then there is a guess for each token that the draft model says too, and one.
+        """
         session, guessed = self._session, self._session.guessed
-        made_for = session.epoch, len(guessed)
-        guess, took_s = await self._step(guessed)
-        if self._lookup is not None:
-            self._lookup.stepped(*made_for, took_s, self._pace.times.draft_s)
-        if made_for != (session.epoch, self._end):
+        epoch, end = session.epoch, len(guessed)
+        ahead = self._lookup.ahead(session, self._pace.times) if self._lookup else []
+        guesses, took_s = await self._step(guessed, ahead)
+        self._took(epoch, end, len(ahead), took_s)
+        self._read = epoch, end + len(guesses) - 1
+        if (epoch, end) != (session.epoch, self._end):
             self._metrics.stale.inc()
             return
-        self._pace.drafted(*made_for, took_s)
-        self.drafted += 1
-        session.extend(guess)
+        self.drafted += take(session, guesses, lambda: self._pace.may_look_up(session))
 
     def branch(self) -> Growing | None:
         """Return the branch to grow, if one is worth it and can be read."""
@@ -94,7 +98,7 @@ class Steps:
     async def grow(self, branch: Growing) -> bool:
         """Grow the branch by a step; tell whether that was its last. Raises CannotDraft."""
         session, epoch = self._session, self._session.epoch
-        guess, _ = await self._step(session.guessed_in(branch), branch=True)
+        (guess,), _ = await self._step(session.guessed_in(branch), branch=True)
         if not session.grow(branch, guess, epoch):
             self._metrics.stale.inc()
             return False
@@ -106,18 +110,27 @@ class Steps:
         self._guesser = None
 
     async def _step(
-        self, guessed: Sequence[TokenId], *, branch: bool = False
-    ) -> tuple[Guess, float]:
+        self, guessed: Sequence[TokenId], ahead: Sequence[TokenId] = (), *, branch: bool = False
+    ) -> tuple[list[Guess], float]:
         """Return what follows prompt and guesses, and how many seconds that took."""
         guesser = self._guesser
         if guesser is None:
             raise CannotDraft("the session has no draft model")
         begun = self._clock()
         context = [*guesser.prompt, *guessed]
-        guess = await guesser.seat.step(context, guesser.pick, branch=branch)
+        guesses = await guesser.seat.step(context, guesser.pick, ahead=ahead, branch=branch)
         took_s = self._clock() - begun
         self._metrics.step_s.observe(took_s)
-        return guess, took_s
+        return guesses, took_s
+
+    def _took(self, epoch: int, end: int, ahead: int, took_s: float) -> None:
+        """Learn from a step after `end` tokens. Those that went back or began tell nothing."""
+        known_epoch, known = self._read
+        more = end + ahead - known - 1
+        if epoch == known_epoch and more == 0:
+            self._pace.drafted(took_s)
+        elif epoch == known_epoch and self._lookup is not None:
+            self._lookup.read(more, took_s, self._pace.times.draft_s)
 
     def _reads(self, end: int) -> bool:
         """Whether there is a draft model that can read the prompt and so many tokens."""

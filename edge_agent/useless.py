@@ -46,11 +46,16 @@ class UselessSeat:
         self._draw = draw
 
     async def step(
-        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
-    ) -> Guess:
+        self,
+        context: Sequence[TokenId],
+        pick: Pick,
+        *,
+        ahead: Sequence[TokenId] = (),
+        branch: bool = False,
+    ) -> list[Guess]:
         """Return any token, sure of it. In `separate` its law is that token."""
         await asyncio.sleep(STEP_S)
-        return self._draw()
+        return [self._draw()]
 
     def leave(self) -> None:
         pass

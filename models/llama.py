@@ -233,8 +233,8 @@ class Context:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
             self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
-            self._wanted[row:end] = segment.logits == "all"
-            self._wanted[end - 1] = segment.logits != "none"
+            wanted = end - row if segment.logits is None else segment.logits
+            self._wanted[row:end] = np.arange(end - row, 0, -1) <= wanted
             for index in range(row, end):
                 self._batch.seq_id[index][0] = segment.sequence
             row = end

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from models.errors import BadSegment, NoRoom
 
@@ -21,7 +20,8 @@ class Segment:
     """The sequence's length: what is decoded stays, and gaps are refused."""
 
     tokens: Sequence[int]
-    logits: Literal["all", "last", "none"] = "all"
+    logits: int | None = None
+    """Of how many of the last rows they are wanted; None: of all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.simulator.arms import Arm, Desk
@@ -11,7 +11,7 @@ from bench.simulator.source import Source
 from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
-from speculation.lookup import Lookup
+from speculation.lookup import Lookup, take
 from speculation.messages import Commit, Down, Finish, Opened, Pushed, TokenId, Totals
 
 
@@ -123,19 +123,18 @@ class Edge:
         return self._session.may_extend and self._arm.may_draft(self._desk)
 
     def _step(self) -> None:
-        """Decode what the draft model has not seen; its guess may come too late to be used."""
-        context, epoch = self._session.guessed, self._session.epoch
-        step_s = self._step_s(context)
-        guess = self._source.guess(context)
-        if self._lookup is not None:
-            self._lookup.stepped(epoch, len(context), step_s, self._desk.draft_s)
-        self._clock.after(step_s, lambda: self._drafted(context, guess))
+        """Decode what the draft model has not seen; what it says may come too late."""
+        context = self._session.guessed
+        ahead = self._lookup.ahead(self._session, self._desk.times) if self._lookup else []
+        guesses = self._source.guesses(context, ahead)
+        step_s = self._step_s(context, guesses, ahead)
+        self._clock.after(step_s, lambda: self._drafted(context, guesses))
 
     def _grow(self, branch: Growing) -> None:
         """Draft a token of a branch."""
         context, epoch = self._session.guessed_in(branch), self._session.epoch
-        step_s = self._step_s(context, branch=True)
         guess = self._source.guess(context)
+        step_s = self._step_s(context, [guess], branch=True)
         self._clock.after(step_s, lambda: self._grown(branch, epoch, guess))
 
     def _grown(self, branch: Growing, epoch: int, guess: Guess) -> None:
@@ -146,21 +145,31 @@ class Edge:
             self._send(self._session.branch_off(branch))
         self._act()
 
-    def _step_s(self, context: list[TokenId], *, branch: bool = False) -> float:
+    def _step_s(
+        self,
+        context: list[TokenId],
+        guesses: Sequence[Guess],
+        ahead: Sequence[TokenId] = (),
+        *,
+        branch: bool = False,
+    ) -> float:
         """Begin a step, and return how long it takes: chain and branch have a cache each."""
         known = max(_common(held, context) for held in self._caches)
-        step_s = self._draft_s.of(max(1, len(context) - known))
+        more = max(0, len(context) - known - 1) + len(ahead)
+        step_s = self._draft_s.of(1 + more)
+        if self._lookup is not None:
+            self._lookup.read(more, step_s, self._desk.draft_s)
         self._busy = True
-        self._caches[branch] = context
+        self._caches[branch] = [*context, *(guess.token for guess in guesses[:-1])]
         self._works(self._clock.now_s + step_s)
-        self.log.drafted += 1
+        self.log.drafted += len(guesses)
         self.log.drafting_s += step_s
         return step_s
 
-    def _drafted(self, context: list[TokenId], guess: Guess) -> None:
+    def _drafted(self, context: list[TokenId], guesses: Sequence[Guess]) -> None:
         self._busy = False
         if self._session.guessed == context and self._session.may_extend:
-            self._session.extend(guess)
+            take(self._session, guesses, lambda: self._arm.may_look_up(self._desk))
         self._act()
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from bench.simulator.clock import Curve
+
+DEVICE_TWICE_AT: Final = 16
+"""Tokens over which a step of the user's device is taken to last twice as long as over one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,10 @@ def gpu(
     cost the same, as far from full.
     """
 
-    def curve(seconds: float) -> Curve:
+    def curve(seconds: float, twice_at: int | None) -> Curve:
         more = {} if twice_at is None else {twice_at: 2 * seconds}
         return Curve({1: seconds, **more})
 
-    beside = None if beside_s is None else curve(beside_s)
-    return Hosts(curve(target_s), Curve({1: draft_s}), beside_s=beside)
+    beside = None if beside_s is None else curve(beside_s, twice_at)
+    device = curve(draft_s, twice_at and DEVICE_TWICE_AT)
+    return Hosts(curve(target_s, twice_at), device, beside_s=beside)

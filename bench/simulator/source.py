@@ -58,6 +58,15 @@ class Source:
             token, others = WRONG + position, _wrong(others)
         return Guess(token, self._confidences[position], others=others)
 
+    def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[Guess]:
+        """Return what a step says that reads `ahead` too: see edge_agent.drafter.Seat."""
+        guesses = [self.guess(context)]
+        for token in ahead[: len(self.tokens) - len(context) - 1]:
+            if token != guesses[-1].token:
+                break
+            guesses.append(self.guess([*context, *(guess.token for guess in guesses)]))
+        return guesses
+
 
 def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:
     """Return an answer where each draft is right with the same probability, independently."""

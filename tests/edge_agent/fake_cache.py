@@ -39,10 +39,12 @@ class FakeCache:
             self.broken = False
             raise OSError("out of luck")
         self.passes.append(list(segments))
+        self._rows = []
         for segment in segments:
-            self._held[segment.sequence].extend(segment.tokens)
-        last = [segment for segment in segments if segment.logits == "last"]
-        self._rows = [truth(self._held[segment.sequence]) for segment in last]
+            held = self._held[segment.sequence]
+            held.extend(segment.tokens)
+            wanted = len(segment.tokens) if segment.logits is None else segment.logits
+            self._rows += [truth(held[: len(held) - n]) for n in reversed(range(wanted))]
 
     def logits(self, index: int) -> Logits:
         row = np.zeros(V, np.float32)

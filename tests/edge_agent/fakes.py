@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from itertools import takewhile
+from operator import eq
 
 from edge_agent.guessing import Pick
 from speculation.guess import Guess
@@ -38,11 +40,18 @@ class CountingSeat:
         self._wait = wait
 
     async def step(
-        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
-    ) -> Guess:
-        self.contexts.append(list(context))
+        self,
+        context: Sequence[TokenId],
+        pick: Pick,
+        *,
+        ahead: Sequence[TokenId] = (),
+        branch: bool = False,
+    ) -> list[Guess]:
+        self.contexts.append([*context, *ahead])
         await self._wait(context)
-        return Guess(len(context), self._confidence)
+        said = range(len(context), len(context) + len(ahead) + 1)
+        right = sum(1 for _ in takewhile(bool, map(eq, said, ahead)))
+        return [Guess(token, self._confidence) for token in said[: right + 1]]
 
     def leave(self) -> None:
         self.left += 1

@@ -36,7 +36,8 @@ async def guess_after(
 ) -> int:
     assert seat is not None
     async with asyncio.timeout(5):
-        return (await seat.step(list(context), PICK, branch=branch)).token
+        (guess,) = await seat.step(list(context), PICK, branch=branch)
+        return guess.token
 
 
 async def have_asked(drafter: LlamaDrafter, prompt: Sequence[int]) -> None:

@@ -45,7 +45,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         guesses: list[Guess] = []
         for _ in range(count):
             drafted = [*context, *(guess.token for guess in guesses)]
-            guesses.append(await seat.step(drafted, pick))
+            guesses += await seat.step(drafted, pick)
             await seat.step([*drafted, 100, 200], pick, branch=True)
         seat.leave()
         return guesses
@@ -64,7 +64,7 @@ def plainly(model: Model, prompt: list[int], count: int) -> list[int]:
     """Decode token by token, without a drafter."""
     context, said, rows = Context(model, 256), list[int](), list(prompt)
     for _ in range(count):
-        context.decode([Segment(0, context.length(0), rows, "last")])
+        context.decode([Segment(0, context.length(0), rows, 1)])
         rows = [int(np.argmax(context.logits(0)))]
         said += rows
     context.close()

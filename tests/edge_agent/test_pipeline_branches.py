@@ -31,12 +31,17 @@ class UnsureSeat(CountingSeat):
         await (asyncio.Event().wait() if stuck else asyncio.sleep(0))
 
     async def step(
-        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
-    ) -> Guess:
-        guess = await super().step(context, pick)
+        self,
+        context: Sequence[TokenId],
+        pick: Pick,
+        *,
+        ahead: Sequence[TokenId] = (),
+        branch: bool = False,
+    ) -> list[Guess]:
+        guesses = await super().step(context, pick, ahead=ahead)
         if branch:
             self.branching.set()
-        return Guess(guess.token, guess.confidence, others=((900, 0.3),))
+        return [Guess(g.token, g.confidence, others=((900, 0.3),)) for g in guesses]
 
 
 async def until_branched(link: ScriptedLink) -> None:

@@ -36,10 +36,15 @@ class LawfulSeat(CountingSeat):
     """Drafts token 1, sure of it; its law allows 2 as well."""
 
     async def step(
-        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
-    ) -> Guess:
+        self,
+        context: Sequence[TokenId],
+        pick: Pick,
+        *,
+        ahead: Sequence[TokenId] = (),
+        branch: bool = False,
+    ) -> list[Guess]:
         await asyncio.sleep(0)
-        return Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))
+        return [Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))]
 
 
 async def test_a_refused_token_is_replaced_and_the_replacement_sent_at_once(

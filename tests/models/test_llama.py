@@ -43,7 +43,7 @@ def context(model: Model) -> Iterator[Context]:
 def prefill(context: Context, sequence: int, tokens: list[int], rows: int = EXACT_ROWS) -> None:
     context.truncate(sequence, 0)
     for start in range(0, len(tokens), rows):
-        context.decode([Segment(sequence, start, tokens[start : start + rows], "none")])
+        context.decode([Segment(sequence, start, tokens[start : start + rows], 0)])
 
 
 def say(context: Context, sequence: int, tokens: list[int], rows: int = 1) -> Rows:
@@ -82,7 +82,7 @@ def test_logits_are_bit_identical_whatever_shares_the_pass(
     for count in (1, 3, EXACT_ROWS):
         context.truncate(0, held)
         context.truncate(1, 100)
-        segment = Segment(1, 100, other[100 : 100 + count], "last")
+        segment = Segment(1, 100, other[100 : 100 + count], 1)
         context.decode([Segment(0, held, now[:2]), segment])
         shared = np.array([context.logits(i) for i in range(2)])
         assert np.array_equal(shared, alone[:2])
@@ -167,7 +167,7 @@ def test_a_refused_segment_changes_nothing(model: Model, context: Context) -> No
 
 
 def test_only_the_logits_that_were_asked_for_are_there(model: Model, context: Context) -> None:
-    context.decode([Segment(0, 0, [1, 2, 3], "none"), Segment(1, 0, [4, 5], "last")])
+    context.decode([Segment(0, 0, [1, 2, 3], 0), Segment(1, 0, [4, 5], 1)])
 
     assert context.logits(0).shape == (model.vocabulary_size,)
     with pytest.raises(BadSegment):

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
-from speculation.lookup import FIRST_TRUST, LENGTHS, Index, Lookup, Match, Times, worth
+from speculation.lookup import (
+    FIRST_TRUST,
+    LEAST_GUESSED,
+    LENGTHS,
+    Index,
+    Lookup,
+    Match,
+    Times,
+    take,
+    worth,
+    worth_reading,
+)
 from speculation.messages import Commit, TokenId
 
 COPIED = tuple(range(100, 140))
@@ -34,7 +45,7 @@ def search(text: Sequence[TokenId]) -> Match | None:
     for n in LENGTHS:
         for at in range(len(text) - 1, n - 1, -1):
             if len(text) > n and text[at - n : at] == text[len(text) - n :]:
-                return Match(text[at], n)
+                return Match(text[at], at, n)
     return None
 
 
@@ -81,8 +92,8 @@ def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() ->
     last = Index([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3])
     longer = Index([*range(8), 50, 5, 6, 7, 60, *range(8)])
 
-    assert last.match() == Match(9, 3)
-    assert longer.match() == Match(50, 8)
+    assert last.match() == Match(9, 7, 3)
+    assert longer.match() == Match(50, 8, 8)
 
 
 @given(
@@ -111,7 +122,8 @@ def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
             found = search([*prompt, *session.guessed])
             guess = lookup.guess(session, NO_MODEL)
 
-            assert (guess and guess.token) == (found and found.token)
+            guessed = found if found and found.length >= LEAST_GUESSED else None
+            assert (guess and guess.token) == (guessed and guessed.token)
             assert lookup._index.tokens == [*prompt, *session.guessed]
 
 
@@ -189,19 +201,83 @@ def test_a_match_likely_to_be_wrong_pays_only_where_there_is_no_draft_model() ->
 def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:
     slow, fast = looking_up(COPIED, *COPIED[:16])[0], looking_up(COPIED, *COPIED[:16])[0]
     session = looking_up(COPIED, *COPIED[:16])[1]
-    for lookup, seconds in ((slow, 0.1), (fast, 0.012)):
-        lookup.stepped(0, 50, 3.0, 0.01)  # the prompt's step tells nothing
-        lookup.stepped(0, 60, seconds, 0.01)
+    slow.read(9, 0.1, 0.01)
+    fast.read(9, 0.012, 0.01)
 
     assert slow.guess(session, LIMITED) is None
     assert fast.guess(session, LIMITED) is not None
 
 
-def test_a_step_of_another_epoch_or_of_one_token_does_not_tell_what_reading_costs() -> None:
+def test_a_step_that_read_one_token_or_came_before_any_draft_tells_not_what_reading_costs() -> (
+    None
+):
     lookup, session = looking_up(COPIED, *COPIED[:16])
 
-    lookup.stepped(0, 50, 0.01, 0.01)
-    lookup.stepped(1, 60, 9.9, 0.01)
-    lookup.stepped(1, 61, 9.9, 0.01)
+    lookup.read(0, 9.9, 0.01)
+    lookup.read(9, 9.9, 0.0)
 
     assert lookup.guess(session, LIMITED) is not None
+
+
+# --- read, not guessed
+
+
+@pytest.mark.parametrize(
+    ("right", "read_s", "tokens"),
+    [
+        (1.0, 0.005, 7),
+        (0.9, 0.005, 7),
+        (0.7, 0.005, 3),
+        (0.7, 0.001, 7),
+        (0.7, 0.008, 0),
+        (0.2, 0.005, 0),
+        (1.0, 0.02, 0),  # slower than drafting
+    ],
+)
+def test_more_is_read_the_likelier_it_is_said_and_the_less_reading_takes(
+    right: float, read_s: float, tokens: int
+) -> None:
+    assert worth_reading(right, Times(0.05, 0.1, 0.01), read_s=read_s) == tokens
+
+
+@pytest.mark.parametrize("draft_s", [0.0, inf])
+def test_nothing_is_read_ahead_without_a_draft_model_or_before_its_first_step(
+    draft_s: float,
+) -> None:
+    lookup, session = looking_up(COPIED, *COPIED[:16])
+
+    assert lookup.ahead(session, Times(0.05, 0.1, draft_s)) == []
+
+
+def test_what_is_read_ahead_is_what_followed_to_the_end_of_the_text() -> None:
+    lookup, session = looking_up((*COPIED, 1, 2), *COPIED[:16])
+    times = Times(0.05, 0.1, 0.01)  # the draft model fills a pass
+    assert lookup.guess(session, times) is None
+
+    assert lookup.ahead(session, times) == list(COPIED[16:23])
+    for token in COPIED[16:37]:
+        session.extend(Guess(token, 1.0))
+    assert lookup.ahead(session, times) == [*COPIED[37:], 1, 2, *COPIED[:2]]
+
+    repeating, again = looking_up((5, 5, 5, 5))
+    assert repeating.ahead(again, times) == [5]  # as many as there are
+
+
+def test_a_match_too_short_to_guess_by_is_read_where_reading_costs_next_to_nothing() -> None:
+    lookup, session = looking_up((7, 1, 2, 3, 4, 5), 7)
+
+    assert lookup.guess(session, NO_MODEL) is None
+    assert lookup.ahead(session, LIMITED) == []
+    lookup.read(3, 0.0101, 0.01)
+    assert lookup.ahead(session, LIMITED) == [1, 2, 3]
+
+
+def test_of_a_steps_guesses_the_first_is_taken_and_others_while_there_is_room() -> None:
+    session = DraftingSession(max_tokens=6, stop_tokens=(777,))
+    guesses = [Guess(token, 1.0) for token in (1, 2, 3)]
+
+    assert take(session, guesses, lambda: False) == 1
+    assert take(session, guesses, lambda: len(session.chain) < 3) == 2
+    assert take(session, guesses, lambda: True) == 3  # max_tokens
+    ended = DraftingSession(max_tokens=99, stop_tokens=(2,))
+    assert take(ended, guesses, lambda: True) == 2

@@ -52,7 +52,7 @@ class Engine:
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
         """Decode a piece of a prompt. start: tokens of this prompt decoded before."""
         self._context.truncate(sequence, start)
-        self._context.decode([Segment(sequence, start, tokens, logits="none")])
+        self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
     def run(self, parts: Sequence[Part]) -> list[Outcome]:
         """Run one pass, and judge it."""

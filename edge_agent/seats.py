@@ -1,0 +1,102 @@
+"""What jobs and the draft model's thread share: places in its cache, and the steps asked."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edge_agent.guessing import Pick
+from speculation.guess import Guess
+from speculation.messages import TokenId
+
+
+@dataclass(slots=True)
+class CacheSequence:
+    index: int
+    tokens: list[TokenId] = field(default_factory=list)
+    """What the cache holds. Changed by the thread only."""
+
+
+@dataclass(slots=True)
+class Place:
+    """A seat's part of the cache."""
+
+    chain: CacheSequence
+    branch: CacheSequence
+    """The chain's, where there are no branches."""
+
+    taken: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What a job asks for, see edge_agent.drafter.Seat."""
+
+    sequence: CacheSequence
+    other: CacheSequence
+    """Of the same place."""
+
+    context: Sequence[TokenId]
+    ahead: Sequence[TokenId]
+    position: int
+    pick: Pick
+    guesses: asyncio.Future[list[Guess]]
+
+    def settle(self, result: list[Guess] | Exception | None) -> None:
+        """Tell who waits, from the thread. None cancels it."""
+
+        def settle() -> None:
+            if self.guesses.done():
+                return
+            if isinstance(result, Exception):
+                self.guesses.set_exception(result)
+            elif result is not None:
+                self.guesses.set_result(result)
+            else:
+                self.guesses.cancel()
+
+        try:
+            self.guesses.get_loop().call_soon_threadsafe(settle)
+        except RuntimeError:  # the loop has ended, and with it whoever waited
+            return
+
+
+class LlamaSeat:
+    """A Seat of the LlamaDrafter that takes steps from `asked`."""
+
+    def __init__(
+        self,
+        place: Place,
+        prompt_tokens: int,
+        asked: queue.SimpleQueue[Step | None],
+        context_tokens: int,
+    ) -> None:
+        self.context_tokens = context_tokens
+        self._place = place
+        self._prompt_tokens = prompt_tokens
+        self._asked = asked
+        self._left = False
+
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        pick: Pick,
+        *,
+        ahead: Sequence[TokenId] = (),
+        branch: bool = False,
+    ) -> list[Guess]:
+        guesses: asyncio.Future[list[Guess]] = asyncio.get_running_loop().create_future()
+        position = len(context) - self._prompt_tokens
+        own, other = self._place.chain, self._place.branch
+        if branch:
+            own, other = other, own
+        ahead = ahead[: max(0, self.context_tokens - len(context))]
+        self._asked.put(Step(own, other, context, ahead, position, pick, guesses))
+        return await guesses
+
+    def leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self._place.taken = False
