@@ -35,7 +35,7 @@ from speculation.messages import Limits
 from speculation.pacing import DraftPacing
 
 MOST = 16
-"""The largest round: what a pass judges by default (speculation.messages.Limits)."""
+"""The largest round. In the simulator longer ones are never the best over all families."""
 
 
 class RoundPace(Pace):

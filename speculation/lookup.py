@@ -7,12 +7,18 @@ than the draft model's, above all where only few tokens matched. So it is worth 
 drafting is what limits, and where the matches of its length have been right so far: that is
 learned from every committed token, whether the match was used or not.
 
+Where it is not, the draft model may read what followed: a step over four tokens takes two or
+three times as long as one over one, and tells of each whether the model would have guessed it
+(staged speculation, Spector and Re 2023, arXiv:2308.04623). Such guesses are the draft model's
+own, so that nothing is at risk. What a chain that broke went on with is read so as well: after
+the token that was wrong, the text often says the same.
+
 Only for sessions judged `coupled`: there any guess is exact, however it was come by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -20,10 +26,8 @@ from typing import Final
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.messages import TokenId
+from speculation.ngrams import Index, resumption
 from speculation.smoothing import smoothed
-
-LENGTHS: Final = (16, 8, 3, 1)
-"""Of the n-grams, longest first: a match of 8 to 15 tokens counts as one of 8."""
 
 LEAST_GUESSED: Final = 3
 """A shorter match is only read: no guess rests on it alone."""
@@ -53,19 +57,11 @@ AHEAD: Final = (3, 7)
 """Tokens that a step may read ahead: with the last one blocks of four rows, as llama.cpp's
 kernels have them."""
 
-_Gram = tuple[TokenId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """The token that followed the last occurrence of the longest n-gram that ends the text."""
-
-    token: TokenId
-    at: int
-    """Where in the text it stands."""
-
-    length: int
-    """n, one of LENGTHS."""
+RESUMES: Final = {1: 0.45, 2: 0.8, 3: 0.9}
+"""How often the draft model says what a chain that broke went on with, where so many tokens
+before are the same. Measured on the Qwen pair: 1: .66 in maths and .34 in chat; 2: .88, .74; 3:
+.95, .86. In maths half of the eight tokens after a break have such a place, in chat a fifth.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,45 +72,6 @@ class Times:
     pass_s: float
     draft_s: float
     """A draft step; inf where no draft model is at hand."""
-
-
-class Index:
-    """A text that grows and shrinks at its end, each in constant time a token."""
-
-    def __init__(self, tokens: Iterable[TokenId] = ()) -> None:
-        self.tokens: list[TokenId] = []
-        self._after: dict[_Gram, int] = {}  # where the token stands that followed it last
-        self._replaced: list[list[int | None]] = []  # what each token overwrote there
-        self._ending: list[_Gram] = []  # the n-grams that end the text
-        for token in tokens:
-            self.append(token)
-
-    def append(self, token: TokenId) -> None:
-        at = len(self.tokens)
-        self._replaced.append([self._after.get(gram) for gram in self._ending])
-        self._after.update(dict.fromkeys(self._ending, at))
-        self.tokens.append(token)
-        self._ending = self._grams()
-
-    def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on, as if they had never been said."""
-        while len(self.tokens) > length:
-            self.tokens.pop()
-            self._ending = self._grams()
-            for gram, at in zip(self._ending, self._replaced.pop(), strict=True):
-                if at is None:
-                    del self._after[gram]
-                else:
-                    self._after[gram] = at
-
-    def match(self) -> Match | None:
-        for gram in self._ending:
-            if (at := self._after.get(gram)) is not None:
-                return Match(self.tokens[at], at, len(gram))
-        return None
-
-    def _grams(self) -> list[_Gram]:
-        return [tuple(self.tokens[-n:]) for n in LENGTHS if n <= len(self.tokens)]
 
 
 @dataclass(slots=True)
@@ -184,6 +141,10 @@ class Lookup:
         self._trust = {length: Trust(*first) for length, first in FIRST_TRUST.items()}
         self._committed = 0
         self._read_s: float | None = None
+        self._unsaid: list[TokenId] = []
+        """What the last chain that broke went on with, from its wrong token on."""
+
+        self._unsaid_at = 0
 
     def draft(
         self, session: DraftingSession, times: Times, may_draft: Callable[[], bool]
@@ -209,12 +170,14 @@ class Lookup:
     def ahead(self, session: DraftingSession, times: Times) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""
         self._follow(session)
-        match = self._matches[-1]
-        if match is None:
-            return []
-        right = self._trust[match.length].right
-        count = worth_reading(right, times, read_s=self._reading_s(times))
-        return self._index.tokens[match.at : match.at + count]
+        options: list[tuple[float, list[TokenId]]] = []
+        if match := self._matches[-1]:
+            said = self._index.tokens[match.at : match.at + max(AHEAD)]
+            options.append((self._trust[match.length].right, said))
+        if match := resumption(self._unsaid, self._index.tokens, self._unsaid_at):
+            options.append((RESUMES[match.length], self._unsaid[match.at :]))
+        right, tokens = max(options, default=(0.0, []))
+        return tokens[: worth_reading(right, times, read_s=self._reading_s(times))]
 
     def read(self, more: int, took_s: float, draft_s: float) -> None:
         """The draft model made a step that read so many tokens more than one.
@@ -248,6 +211,8 @@ class Lookup:
             self._append(token)
 
     def _cut(self, length: int) -> None:
+        if len(self._index.tokens) > length + 1:
+            self._unsaid, self._unsaid_at = self._index.tokens[length:], length
         self._index.truncate(length)
         del self._matches[length - self._prompt_tokens + 1 :]
 

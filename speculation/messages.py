@@ -55,10 +55,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True):
     """What one session may ask of the verifier."""
 
-    max_verify: int = 16
+    max_verify: int = 32
     """Draft tokens judged in one pass."""
 
-    max_ahead: int = 64
+    max_ahead: int = 128
     """Draft tokens beyond the last committed one that the verifier keeps."""
 
     idle_timeout_s: float = 60.0

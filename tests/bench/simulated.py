@@ -7,13 +7,21 @@ from bench.simulator.arms import Arm
 from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
 from bench.simulator.world import Answer, World, simulate
+from speculation.messages import Limits
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)
 
 
 def run(
-    arm: Arm, source: Source, *, rtt_ms: float = 0.0, hosts: Hosts = GPU, **link: float
+    arm: Arm,
+    source: Source,
+    *,
+    rtt_ms: float = 0.0,
+    hosts: Hosts = GPU,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    **link: float,
 ) -> Answer:
-    (answer,) = simulate(World(hosts, Conditions(rtt_ms=rtt_ms, **link)), arm, [[source]])
+    world = World(hosts, Conditions(rtt_ms=rtt_ms, **link), limits)
+    (answer,) = simulate(world, arm, [[source]])
     return answer

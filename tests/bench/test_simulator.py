@@ -16,8 +16,10 @@ from bench.simulator.clock import Clock, Curve
 from bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import World, simulate
+from speculation.messages import Limits
 from speculation.pacing import DraftPacing
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
+from verifier.config import MAX_VERIFY
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""
@@ -193,15 +195,16 @@ def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
 def test_good_drafts_cost_next_to_nothing_where_rows_are_dear(
     rtt_ms: float, alpha: float
 ) -> None:
-    answer = run(PicoSpec(), synthetic(alpha, 300), rtt_ms=rtt_ms, hosts=DEAR)
+    limits = Limits(max_verify=MAX_VERIFY["llama"])
+    answer = run(PicoSpec(), synthetic(alpha, 300), rtt_ms=rtt_ms, hosts=DEAR, limits=limits)
 
     assert answer.tokens_per_s >= 0.95 / DEAR.pass_s.of(1)
 
 
 def test_a_perfect_draft_fills_every_pass() -> None:
-    answer = run(PicoSpec(), synthetic(1.0, 1000), rtt_ms=50, hosts=gpu(0.1, 0.005))
+    answer = run(PicoSpec(), synthetic(1.0, 3000), rtt_ms=50, hosts=gpu(0.1, 0.002))
 
-    assert answer.tokens_per_s == pytest.approx(17 / 0.1, rel=0.05)  # max_verify, and its own
+    assert answer.tokens_per_s == pytest.approx(33 / 0.1, rel=0.05)  # max_verify, and its own
 
 
 def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_cheap() -> None:

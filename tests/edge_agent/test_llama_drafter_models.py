@@ -60,6 +60,23 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
     assert all(0.0 < guess.confidence <= 1.0 for guess in straight)
 
 
+async def test_a_real_model_reads_ahead_and_says_what_it_would_step_by_step(
+    smollm: Model,
+) -> None:
+    prompt = smollm.tokenize("One, two, three, four, five,", False)
+    expected = plainly(smollm, prompt, 6)
+    drafter = LlamaDrafter(Context(smollm, 256, sequences=2, shared_tokens=512), branches=True)
+    pick = guessing.coupled(Sampling(temperature=0.0), 1, len(prompt))
+    seat = drafter.take(prompt)
+    assert seat is not None
+
+    right = await seat.step(prompt, pick, ahead=expected[:3])
+    wrong = await seat.step([*prompt, *expected[:4]], pick, ahead=[expected[4], 100, 200])
+    drafter.close()
+
+    assert [guess.token for guess in (*right, *wrong)] == expected
+
+
 def plainly(model: Model, prompt: list[int], count: int) -> list[int]:
     """Decode token by token, without a drafter."""
     context, said, rows = Context(model, 256), list[int](), list(prompt)

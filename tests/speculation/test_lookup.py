@@ -1,4 +1,4 @@
-"""The index finds what a search of the whole text finds; a guess is made where it pays."""
+"""What was said before is guessed, or read, where that pays."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from speculation.guess import Guess
 from speculation.lookup import (
     FIRST_TRUST,
     LEAST_GUESSED,
-    LENGTHS,
-    Index,
     Lookup,
-    Match,
     Times,
     take,
     worth,
     worth_reading,
 )
 from speculation.messages import Commit, TokenId
+from tests.speculation.repeating import search, texts
 
 COPIED = tuple(range(100, 140))
 """No n-gram stands in it twice."""
@@ -33,20 +31,6 @@ LIMITED = Times(rtt_s=0.05, pass_s=0.02, draft_s=0.01)
 """A pass holds two draft steps: drafting is what limits."""
 
 NO_MODEL = Times(rtt_s=0.05, pass_s=0.02, draft_s=inf)
-
-tokens = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), max_size=12).map(
-    lambda runs: [token for token, times in runs for _ in range(times)]
-)
-"""Runs of one token among few: long n-grams come back."""
-
-
-def search(text: Sequence[TokenId]) -> Match | None:
-    """The longest n-gram first, its last occurrence with a token after it."""
-    for n in LENGTHS:
-        for at in range(len(text) - 1, n - 1, -1):
-            if len(text) > n and text[at - n : at] == text[len(text) - n :]:
-                return Match(text[at], at, n)
-    return None
 
 
 def looking_up(prompt: Sequence[TokenId], *said: TokenId) -> tuple[Lookup, DraftingSession]:
@@ -60,44 +44,8 @@ def go_on(session: DraftingSession, *tokens: TokenId) -> None:
     session.receive(Commit(session.epoch, len(session.committed), tokens))
 
 
-@given(tokens)
-def test_a_match_is_what_a_search_of_the_text_finds(text: list[int]) -> None:
-    index = Index()
-
-    for end, token in enumerate(text, 1):
-        index.append(token)
-
-        assert index.match() == search(text[:end])
-
-
-@given(tokens, st.lists(st.tuples(st.integers(0, 60), tokens), max_size=5))
-def test_a_text_cut_back_is_as_if_the_rest_had_never_been_said(
-    text: list[int], edits: list[tuple[int, list[int]]]
-) -> None:
-    index = Index(text)
-
-    for length, more in edits:
-        index.truncate(length)
-        text = text[:length] + more
-        for token in more:
-            index.append(token)
-
-    again = Index(text)
-    assert (index.tokens, index._after, index._replaced, index._ending) == (
-        again.tokens, again._after, again._replaced, again._ending,
-    )  # fmt: skip
-
-
-def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:
-    last = Index([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3])
-    longer = Index([*range(8), 50, 5, 6, 7, 60, *range(8)])
-
-    assert last.match() == Match(9, 7, 3)
-    assert longer.match() == Match(50, 8, 8)
-
-
 @given(
-    prompt=tokens,
+    prompt=texts,
     events=st.lists(
         st.tuples(st.sampled_from(["guess", "right", "wrong", "fill"]), st.integers(0, 2)),
         max_size=60,
@@ -281,3 +229,36 @@ def test_of_a_steps_guesses_the_first_is_taken_and_others_while_there_is_room() 
     assert take(session, guesses, lambda: True) == 3  # max_tokens
     ended = DraftingSession(max_tokens=99, stop_tokens=(2,))
     assert take(ended, guesses, lambda: True) == 2
+
+
+def test_after_a_break_what_the_chain_went_on_with_is_read() -> None:
+    lookup, session = looking_up((900, 901))
+    for token in range(10, 20):
+        session.extend(Guess(token, 1.0))
+    assert lookup.ahead(session, LIMITED) == []
+
+    go_on(session, 10, 11, 99)  # in place of 12
+    assert lookup.ahead(session, LIMITED) == []
+    session.extend(Guess(13, 1.0))
+    assert lookup.ahead(session, LIMITED) == []  # one token the same: too little
+    session.extend(Guess(14, 1.0))
+    assert lookup.ahead(session, LIMITED) == [15, 16, 17, 18, 19]  # to its end
+
+    lookup.read(3, 0.022, 0.01)
+    assert lookup.ahead(session, LIMITED) == [15, 16, 17]  # reading is dearer than it seemed
+
+
+def test_a_chain_that_broke_at_its_last_token_leaves_the_one_before_to_read() -> None:
+    lookup, session = looking_up((900, 901))
+    for token in range(10, 20):
+        session.extend(Guess(token, 1.0))
+    lookup.ahead(session, LIMITED)
+    go_on(session, 99)
+    session.extend(Guess(11, 1.0))
+    lookup.ahead(session, LIMITED)
+
+    go_on(session, 98)
+    for token in (12, 13):
+        session.extend(Guess(token, 1.0))
+
+    assert lookup.ahead(session, LIMITED) == list(range(14, 20))

@@ -1,0 +1,68 @@
+"""The index finds what a search of the whole text finds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.ngrams import Index, Match, resumption
+from tests.speculation.repeating import search, texts
+
+
+@given(texts)
+def test_a_match_is_what_a_search_of_the_text_finds(text: list[int]) -> None:
+    index = Index()
+
+    for end, token in enumerate(text, 1):
+        index.append(token)
+
+        assert index.match() == search(text[:end])
+
+
+@given(texts, st.lists(st.tuples(st.integers(0, 60), texts), max_size=5))
+def test_a_text_cut_back_is_as_if_the_rest_had_never_been_said(
+    text: list[int], edits: list[tuple[int, list[int]]]
+) -> None:
+    index = Index(text)
+
+    for length, more in edits:
+        index.truncate(length)
+        text = text[:length] + more
+        for token in more:
+            index.append(token)
+
+    again = Index(text)
+    assert (index.tokens, index._after, index._replaced, index._ending) == (
+        again.tokens, again._after, again._replaced, again._ending,
+    )  # fmt: skip
+
+
+def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:
+    last = Index([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3])
+    longer = Index([*range(8), 50, 5, 6, 7, 60, *range(8)])
+
+    assert last.match() == Match(9, 7, 3)
+    assert longer.match() == Match(50, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("unsaid", "text", "at", "place"),
+    [
+        ([5, 6, 7, 8], [1, 2, 9], 2, None),  # 9 in place of 5
+        ([5, 6, 7, 8], [1, 2, 9, 6], 2, Match(7, 2, 1)),
+        ([5, 6, 7, 8], [1, 2, 9, 6, 7], 2, Match(8, 3, 2)),
+        ([5, 6, 7, 8], [1, 2, 6], 2, Match(7, 2, 1)),  # 5 left out
+        ([5, 6, 7, 8], [1, 2, 9, 5], 2, Match(6, 1, 1)),  # 9 put in
+        ([5, 6, 7, 8], [1, 2, 9, 6, 7, 8], 2, None),  # its end
+        ([5, 1, 2, 3, 4, 8], [0, 9, 1, 2, 3, 4], 1, Match(8, 5, 3)),
+        ([5, 6, 7, 6, 8, 6, 9], [0, 4, 3, 2, 6], 1, Match(8, 4, 1)),  # the nearest of three
+        ([5, 6, 7, 6, 8, 7, 6, 9], [0, 4, 3, 7, 6], 1, Match(8, 4, 2)),
+        ([5, 6, 7, 1, 6, 8], [0, 4, 1, 6], 1, Match(8, 5, 2)),  # more agreed, not nearer
+        ([], [1, 2], 0, None),
+    ],
+)
+def test_a_chain_that_broke_goes_on_where_most_is_the_same_then_nearest(
+    unsaid: list[int], text: list[int], at: int, place: Match | None
+) -> None:
+    assert resumption(unsaid, text, at) == place
