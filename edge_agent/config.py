@@ -64,7 +64,8 @@ class EdgeSettings(BaseSettings):
     """`none`: only lookup drafts. `noise`: useless drafts, to measure what they cost."""
 
     lookup: bool = True
-    """Guess what followed when the same was said before, where that pays; in `coupled` only."""
+    """Guess what followed when the same was said before, or have the draft model read it, where
+    that pays; in `coupled` only."""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Jobs that can draft at once; more run without drafts."""

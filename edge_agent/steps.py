@@ -126,7 +126,7 @@ class Steps:
     def _took(self, epoch: int, end: int, ahead: int, took_s: float) -> None:
         """Learn from a step after `end` tokens. Those that went back or began tell nothing."""
         known_epoch, known = self._read
-        more = end + ahead - known - 1
+        more = ahead + max(0, end - known - 1)
         if epoch == known_epoch and more == 0:
             self._pace.drafted(took_s)
         elif epoch == known_epoch and self._lookup is not None:

@@ -119,6 +119,21 @@ async def test_a_drafts_time_is_that_of_steps_that_read_one_token(metrics: EdgeM
     assert desk.lookup._read_s == pytest.approx(READ_S)
 
 
+async def test_what_was_read_but_had_no_room_is_not_taken_for_read_again(
+    metrics: EdgeMetrics,
+) -> None:
+    desk = Desk(metrics)
+    while desk.steps.due:
+        await desk.extend()
+    read_s = desk.lookup._read_s
+    desk.session.receive(Commit(0, 0, tuple(desk.chain[:1])))
+
+    await desk.extend()  # reads ahead 7, of which one has room
+
+    assert len(desk.seat.contexts[-1]) == len(PROMPT) + LIMITS.max_ahead + 7
+    assert desk.lookup._read_s == pytest.approx(read_s)
+
+
 async def test_after_a_break_a_step_tells_no_times(metrics: EdgeMetrics) -> None:
     desk = Desk(metrics)
     await desk.extend(4)
