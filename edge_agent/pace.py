@@ -13,7 +13,6 @@ from speculation.pacing import (
     branch,
     may_draft,
     may_grow,
-    resting,
     should_flush,
     should_send,
     window,
@@ -38,25 +37,14 @@ class Pace:
     @property
     def window(self) -> int:
         """Unverified tokens allowed."""
-        return window(
-            self.limits, rtt_s=self._rtt_s(), pass_s=self._pass_s, draft_s=self._draft_s
-        )
+        return window(self.limits, self.times)
 
     def may_draft(self, session: DraftingSession) -> bool:
-        return self._may_draft(session, self.window)
+        return may_draft(self.pacing, session, self.times, self.window)
 
     def may_look_up(self, session: DraftingSession) -> bool:
         """A guess that takes no time is worth keeping, however far ahead."""
-        return self._may_draft(session, self.limits.max_ahead)
-
-    def _may_draft(self, session: DraftingSession, room: int) -> bool:
-        return may_draft(
-            self.pacing,
-            survival=session.survival,
-            unverified=len(session.chain),
-            room=room,
-            resting=resting(session, rtt_s=self._rtt_s(), pass_s=self._pass_s),
-        )
+        return may_draft(self.pacing, session, self.times, self.limits.max_ahead)
 
     def branch(self, session: DraftingSession) -> Growing | None:
         """Return the branch to draft at while the chain needs nothing."""

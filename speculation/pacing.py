@@ -70,15 +70,17 @@ MOST_DOUBLED: Final = 2
 """How often LONGEST_REST is doubled for it, once for each try that nobody took either."""
 
 
-def resting(session: DraftingSession, *, rtt_s: float, pass_s: float) -> bool:
+def resting(pacing: DraftPacing, session: DraftingSession, times: Times) -> bool:
     """Return whether drafting is left alone for a while.
 
     Because the guesses are wrong, or because the verifier takes none of them although they
     are right: its rows are dear, or it has others to serve.
     """
+    if not pacing.rests:
+        return False
     if session.since_break < rest(session.misses):
         return True
-    under_way = 2 * rtt_s / pass_s if pass_s > 0.0 else inf
+    under_way = 2 * times.rtt_s / times.pass_s if times.pass_s > 0.0 else inf
     unused = session.unused - UNUSED_PATIENCE - under_way
     if unused <= 0.0:
         return False
@@ -86,29 +88,24 @@ def resting(session: DraftingSession, *, rtt_s: float, pass_s: float) -> bool:
     return len(session.committed) % period >= TRIED + under_way
 
 
-def window(limits: Limits, *, rtt_s: float, pass_s: float, draft_s: float) -> int:
+def window(limits: Limits, times: Times) -> int:
     """Return how many unverified tokens keep every pass full.
 
     While one pass judges max_verify tokens, the edge must make those of the next one: what it
     can draft in a pass and a round trip comes on top. Less leaves the next pass empty. Before
     the first pass (pass_s 0) its length is not known: all there may be.
     """
-    if pass_s == 0.0:
+    if times.pass_s == 0.0:
         return limits.max_ahead
-    ahead = (pass_s + rtt_s) / draft_s if draft_s > 0.0 else inf
+    ahead = (times.pass_s + times.rtt_s) / times.draft_s if times.draft_s > 0.0 else inf
     return ceil(min(limits.max_ahead, limits.max_verify + ahead))
 
 
-def may_draft(
-    pacing: DraftPacing, *, survival: float, unverified: int, room: int, resting: bool
-) -> bool:
-    """Return whether the edge should guess one more token.
-
-    room: the window. resting: the last `rest` is not over.
-    """
-    if resting and pacing.rests:
+def may_draft(pacing: DraftPacing, session: DraftingSession, times: Times, room: int) -> bool:
+    """Return whether the edge should guess one more token. room: of the chain."""
+    if len(session.chain) >= room or session.survival < pacing.min_survival:
         return False
-    return unverified < room and survival >= pacing.min_survival
+    return not resting(pacing, session, times)
 
 
 MAY_WAIT: Final = 1 / 8
@@ -154,7 +151,7 @@ def branch(pacing: DraftPacing, session: DraftingSession, times: Times) -> Growi
     if it was sent before. Its cost: a Commit that comes meanwhile, as one does in every pass,
     finds the draft model busy for half a step.
     """
-    if pacing.rests and resting(session, rtt_s=times.rtt_s, pass_s=times.pass_s):
+    if resting(pacing, session, times):
         return None
     steps_s = pacing.branch_tokens * times.draft_s
     saved_s = times.rtt_s + steps_s

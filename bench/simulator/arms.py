@@ -148,23 +148,13 @@ class PicoSpec(Arm):
     lookup: bool = True
 
     def may_draft(self, desk: Desk) -> bool:
-        room = pacing.window(
-            desk.limits, rtt_s=desk.rtt_s, pass_s=desk.pass_s, draft_s=desk.draft_s
-        )
-        return self._may_draft(desk, room)
+        return self._may_draft(desk, pacing.window(desk.limits, desk.times))
 
     def may_look_up(self, desk: Desk) -> bool:
         return self._may_draft(desk, desk.limits.max_ahead)
 
     def _may_draft(self, desk: Desk, room: int) -> bool:
-        return pacing.may_draft(
-            self.pacing,
-            survival=desk.session.survival,
-            unverified=len(desk.session.chain),
-            room=room,
-            resting=self.fill != "never"  # such a session would wait for ever
-            and pacing.resting(desk.session, rtt_s=desk.rtt_s, pass_s=desk.pass_s),
-        )
+        return pacing.may_draft(self.pacing, desk.session, desk.times, room)
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
         return pacing.should_flush(self.pacing, desk.session, drafting=drafting, separate=False)

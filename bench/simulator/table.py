@@ -19,7 +19,9 @@ ROUNDS: Final = {"sync": Sync, "paper": Paper, "colocated": Colocated}
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": PicoSpec(),
-    "picospec-nofill": PicoSpec(name="picospec-nofill", fill="never"),
+    "picospec-nofill": PicoSpec(
+        name="picospec-nofill", fill="never", pacing=DraftPacing(rests=False)
+    ),
     "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
     "picospec-nobranch": PicoSpec(
         name="picospec-nobranch", pacing=DraftPacing(branch_tokens=0)

@@ -46,32 +46,29 @@ SECONDS = st.floats(0.0, 10.0)
 def test_the_window_is_a_pass_and_what_is_drafted_meanwhile(
     rtt_s: float, pass_s: float, draft_s: float, tokens: int
 ) -> None:
-    assert window(LIMITS, rtt_s=rtt_s, pass_s=pass_s, draft_s=draft_s) == tokens
+    assert window(LIMITS, Times(rtt_s, pass_s, draft_s)) == tokens
 
 
 @given(SECONDS, SECONDS, SECONDS, SECONDS)
 def test_the_window_grows_with_distance_and_never_over_the_limit(
     rtt_s: float, more_s: float, pass_s: float, draft_s: float
 ) -> None:
-    near = window(LIMITS, rtt_s=rtt_s, pass_s=pass_s, draft_s=draft_s)
-    far = window(LIMITS, rtt_s=rtt_s + more_s, pass_s=pass_s, draft_s=draft_s)
+    near = window(LIMITS, Times(rtt_s, pass_s, draft_s))
+    far = window(LIMITS, Times(rtt_s + more_s, pass_s, draft_s))
 
     assert LIMITS.max_verify <= near <= far <= LIMITS.max_ahead
 
 
 @pytest.mark.parametrize(
     ("survival", "unverified", "expected"),
-    [(1.0, 0, True), (0.1, 9, True), (0.099, 0, False), (1.0, 10, False), (0.5, 11, False)],
+    [(1.0, 1, True), (0.1, 9, True), (0.099, 1, False), (1.0, 10, False), (0.5, 11, False)],
 )
 def test_drafting_goes_on_while_the_chain_may_stand_and_there_is_room(
     survival: float, unverified: int, expected: bool
 ) -> None:
-    assert (
-        may_draft(
-            DraftPacing(), survival=survival, unverified=unverified, room=10, resting=False
-        )
-        is expected
-    )
+    session = drafted(Guess(1, survival), *[Guess(1, 1.0)] * (unverified - 1))
+
+    assert may_draft(DraftPacing(), session, Times(0.0, 0.0, 0.0), 10) is expected
 
 
 @pytest.mark.parametrize(
@@ -105,15 +102,16 @@ def test_an_edge_whose_right_guesses_nobody_takes_rests_but_for_a_try(
     session.receive(Commit(0, 0, (1,) * committed))
     session.unused = unused
 
-    assert resting(session, rtt_s=rtt_s, pass_s=0.1) is rests
-    assert not resting(session, rtt_s=rtt_s, pass_s=0.0)  # no pass was timed
+    assert resting(DraftPacing(), session, Times(rtt_s, 0.1, 0.01)) is rests
+    assert not resting(DraftPacing(), session, Times(rtt_s, 0.0, 0.01))  # no pass was timed
 
 
 @pytest.mark.parametrize("rests", [True, False])
 def test_a_resting_edge_drafts_nothing_unless_it_never_rests(rests: bool) -> None:
-    pacing = DraftPacing(rests=rests)
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    session.misses = PATIENCE
 
-    drafts = may_draft(pacing, survival=1.0, unverified=0, room=10, resting=True)
+    drafts = may_draft(DraftPacing(rests=rests), session, Times(0.0, 0.1, 0.01), 10)
 
     assert drafts is not rests
 
