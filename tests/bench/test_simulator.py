@@ -61,7 +61,7 @@ def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
             Paper(3),
             Colocated(3),
             PicoSpec(),
-            PicoSpec(fill="never"),
+            PicoSpec(fill="never", pacing=DraftPacing(rests=False)),
             PicoSpec(pacing=DraftPacing(branch_tokens=4)),
         ]
     ),
