@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edge_agent.guessing import Pick
@@ -50,3 +50,16 @@ class Drafter(Protocol):
 
 class CannotDraft(Exception):
     """The draft model failed at this step; the job goes on without drafts."""
+
+
+def guessed_along(guess: Callable[[int], Guess], ahead: Sequence[TokenId]) -> list[Guess]:
+    """Return the guesses of a step that also read `ahead`: see Seat.step.
+
+    guess(n): the one that follows the context and n tokens of `ahead`.
+    """
+    guesses: list[Guess] = []
+    for n, read in enumerate([*ahead, None]):
+        guesses.append(guess(n))
+        if guesses[-1].token != read:
+            break
+    return guesses

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from edge_agent.drafter import CannotDraft
+from edge_agent.drafter import CannotDraft, guessed_along
 from edge_agent.seats import CacheSequence, LlamaSeat, Place, Step
 from models.prefixes import common, price
 from models.segments import Limits, Segment
@@ -116,14 +116,11 @@ class LlamaDrafter:
                 row += segment.logits
 
     def _guesses(self, step: Step, row: int, count: int) -> list[Guess]:
-        """Return the row's guess, and the next rows' as long as they read what was guessed."""
-        guesses: list[Guess] = []
-        for n, read in enumerate([*step.ahead[: count - 1], None]):
-            guess = step.pick(self._cache.logits(row + n), step.position + n)
-            guesses.append(guess)
-            if guess.token != read:
-                break
-        return guesses
+        """Return what a step says, whose `count` rows of logits begin with `row`."""
+        return guessed_along(
+            lambda n: step.pick(self._cache.logits(row + n), step.position + n),
+            step.ahead[: count - 1],
+        )
 
     def _segments(self, steps: Sequence[Step]) -> list[Segment]:
         room = self._cache.limits.batch_tokens

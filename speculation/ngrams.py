@@ -12,7 +12,6 @@ from speculation.messages import TokenId
 LENGTHS: Final = (16, 8, 3, 1)
 """Of the n-grams, longest first: a match of 8 to 15 tokens counts as one of 8."""
 
-
 MOST_AGREED: Final = 3
 """Tokens that tell well enough where a chain that broke goes on."""
 

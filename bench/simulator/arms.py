@@ -148,12 +148,11 @@ class PicoSpec(Arm):
     lookup: bool = True
 
     def may_draft(self, desk: Desk) -> bool:
-        return self._may_draft(desk, pacing.window(desk.limits, desk.times))
+        room = pacing.window(desk.limits, desk.times)
+        return pacing.may_draft(self.pacing, desk.session, desk.times, room)
 
     def may_look_up(self, desk: Desk) -> bool:
-        return self._may_draft(desk, desk.limits.max_ahead)
-
-    def _may_draft(self, desk: Desk, room: int) -> bool:
+        room = desk.limits.max_ahead
         return pacing.may_draft(self.pacing, desk.session, desk.times, room)
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.prompts import sampling
 from bench.traces import Ids, Logits, Trace
+from edge_agent.drafter import guessed_along
 from edge_agent.guessing import coupled
 from speculation.guess import Guess, Others
 from speculation.laws import Law
@@ -60,12 +61,8 @@ class Source:
 
     def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[Guess]:
         """Return what a step says that reads `ahead` too: see edge_agent.drafter.Seat."""
-        guesses = [self.guess(context)]
-        for token in ahead[: len(self.tokens) - len(context) - 1]:
-            if token != guesses[-1].token:
-                break
-            guesses.append(self.guess([*context, *(guess.token for guess in guesses)]))
-        return guesses
+        room = len(self.tokens) - len(context) - 1
+        return guessed_along(lambda n: self.guess([*context, *ahead[:n]]), ahead[:room])
 
 
 def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:

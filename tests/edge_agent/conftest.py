@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from edge_agent.llama_drafter import LlamaDrafter
 from edge_agent.metrics import EdgeMetrics
+from tests.edge_agent.fake_cache import FakeCache
 from tests.edge_agent.processes import Process, start
 
 
@@ -19,3 +21,16 @@ def verifier() -> Iterator[Process]:
     process = start()
     yield process
     process.kill()
+
+
+@pytest.fixture
+def cache() -> FakeCache:
+    return FakeCache()
+
+
+@pytest.fixture
+async def drafter(cache: FakeCache) -> AsyncIterator[LlamaDrafter]:
+    drafter = LlamaDrafter(cache, branches=True)
+    yield drafter
+    cache.gate.set()
+    drafter.close()

@@ -1,14 +1,19 @@
-"""A cache that refuses gaps, as llama.cpp does, and a model whose words rest on all before."""
+"""A cache that refuses gaps, as llama.cpp does, a model whose words rest on all before, and
+what a drafter over them is asked."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 
+from edge_agent import guessing
+from edge_agent.drafter import Seat
 from models.segments import Limits, Segment, check
 from speculation.laws import Logits
+from speculation.messages import Sampling
 
 V = 100
 
@@ -68,3 +73,26 @@ class FakeCache:
     @property
     def rows(self) -> int:
         return sum(len(segment.tokens) for segments in self.passes for segment in segments)
+
+
+PICK = guessing.coupled(Sampling(temperature=0.0), 0, 3)
+
+
+async def guess_after(
+    seat: Seat | None, context: Sequence[int], *, branch: bool = False
+) -> int:
+    (token,) = await guesses_after(seat, context, branch=branch)
+    return token
+
+
+async def guesses_after(
+    seat: Seat | None,
+    context: Sequence[int],
+    ahead: Sequence[int] = (),
+    *,
+    branch: bool = False,
+) -> list[int]:
+    assert seat is not None
+    async with asyncio.timeout(5):
+        guesses = await seat.step(list(context), PICK, ahead=ahead, branch=branch)
+        return [guess.token for guess in guesses]

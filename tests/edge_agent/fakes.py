@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from itertools import takewhile
-from operator import eq
 
+from edge_agent.drafter import guessed_along
 from edge_agent.guessing import Pick
 from speculation.guess import Guess
 from speculation.messages import (
@@ -24,7 +23,7 @@ LIMITS = Limits(max_verify=4, max_ahead=16)
 
 
 class CountingSeat:
-    """Guesses n, n + 1, ...: the length of its context. `wait` is awaited before each guess."""
+    """Guesses n, n + 1, ...: the length of its context. `wait` is awaited in each step."""
 
     def __init__(
         self,
@@ -49,9 +48,11 @@ class CountingSeat:
     ) -> list[Guess]:
         self.contexts.append([*context, *ahead])
         await self._wait(context)
-        said = range(len(context), len(context) + len(ahead) + 1)
-        right = sum(1 for _ in takewhile(bool, map(eq, said, ahead)))
-        return [Guess(token, self._confidence) for token in said[: right + 1]]
+        return guessed_along(lambda n: self.guess(len(context) + n), ahead)
+
+    def guess(self, length: int) -> Guess:
+        """Return what follows a context of that length."""
+        return Guess(length, self._confidence)
 
     def leave(self) -> None:
         self.left += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from edge_agent.guessing import Pick
 from edge_agent.metrics import EdgeMetrics
 from speculation.guess import Guess
 from speculation.messages import Branch, Commit, Draft, Finish, TokenId
@@ -22,26 +21,18 @@ class UnsureSeat(CountingSeat):
 
     def __init__(self, *, context_tokens: int = 1000, stuck_in: Sequence[TokenId] = ()) -> None:
         """stuck_in: the step after this context never ends."""
-        super().__init__(context_tokens=context_tokens, confidence=0.5, wait=self._wait_in)
+        super().__init__(context_tokens=context_tokens, wait=self._wait_in)
         self.branching = asyncio.Event()
         self._stuck_in = [*PROMPT, *stuck_in]
 
     async def _wait_in(self, context: Sequence[TokenId]) -> None:
         stuck = len(self._stuck_in) > len(PROMPT) and list(context) == self._stuck_in
         await (asyncio.Event().wait() if stuck else asyncio.sleep(0))
-
-    async def step(
-        self,
-        context: Sequence[TokenId],
-        pick: Pick,
-        *,
-        ahead: Sequence[TokenId] = (),
-        branch: bool = False,
-    ) -> list[Guess]:
-        guesses = await super().step(context, pick, ahead=ahead)
-        if branch:
+        if 900 in context:
             self.branching.set()
-        return [Guess(g.token, g.confidence, others=((900, 0.3),)) for g in guesses]
+
+    def guess(self, length: int) -> Guess:
+        return Guess(length, 0.5, others=((900, 0.3),))
 
 
 async def until_branched(link: ScriptedLink) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from edge_agent.guessing import Pick
 from edge_agent.metrics import EdgeMetrics
 from speculation.guess import Guess
 from speculation.laws import DraftLaw
@@ -20,7 +18,6 @@ from speculation.messages import (
     Pushed,
     Redraw,
     Refuse,
-    TokenId,
 )
 from tests.edge_agent.fakes import (
     LIMITS,
@@ -35,16 +32,8 @@ from tests.edge_agent.piped import Edge
 class LawfulSeat(CountingSeat):
     """Drafts token 1, sure of it; its law allows 2 as well."""
 
-    async def step(
-        self,
-        context: Sequence[TokenId],
-        pick: Pick,
-        *,
-        ahead: Sequence[TokenId] = (),
-        branch: bool = False,
-    ) -> list[Guess]:
-        await asyncio.sleep(0)
-        return [Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))]
+    def guess(self, length: int) -> Guess:
+        return Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))
 
 
 async def test_a_refused_token_is_replaced_and_the_replacement_sent_at_once(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from edge_agent import guessing
-from edge_agent.guessing import Pick
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.steps import Guesser, Steps
 from speculation.drafting import DraftingSession
-from speculation.guess import Guess
 from speculation.lookup import Lookup
 from speculation.messages import Commit, Sampling, TokenId
 from speculation.pacing import DraftPacing
@@ -23,25 +21,7 @@ PROMPT = (*range(20, 36), 9, 9, 9, 9)
 """As long as its first token, so that CountingSeat says it again."""
 
 STEP_S, READ_S = 0.01, 0.002
-
-
-class TimedSeat(CountingSeat):
-    """A token read costs READ_S, the step besides STEP_S."""
-
-    def __init__(self, wait: Callable[[Sequence[TokenId]], Awaitable[object]]) -> None:
-        super().__init__(wait=wait)
-        self.now_s = 0.0
-
-    async def step(
-        self,
-        context: Sequence[TokenId],
-        pick: Pick,
-        *,
-        ahead: Sequence[TokenId] = (),
-        branch: bool = False,
-    ) -> list[Guess]:
-        self.now_s += STEP_S + READ_S * len(ahead)
-        return await super().step(context, pick, ahead=ahead)
+"""Of the draft model: a step, and each token that it reads besides."""
 
 
 class Desk:
@@ -55,7 +35,8 @@ class Desk:
         self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=())
         self.pace = Pace(DraftPacing(), LIMITS, lambda: 0.0)
         self.lookup = Lookup(prompt)
-        self.seat = TimedSeat(self._meanwhile)
+        self.seat = CountingSeat(wait=self._meanwhile)
+        self.now_s = 0.0
         self.news: list[Commit] = []
         """What comes while steps run, one a step."""
 
@@ -66,11 +47,12 @@ class Desk:
             self.pace,
             metrics,
             lookup=self.lookup,
-            clock=lambda: self.seat.now_s,
+            clock=lambda: self.now_s,
         )
 
     async def _meanwhile(self, context: Sequence[TokenId]) -> None:
         await asyncio.sleep(0)
+        self.now_s += STEP_S + READ_S * (len(self.seat.contexts[-1]) - len(context))
         if self.news:
             self.session.receive(self.news.pop())
 
@@ -138,7 +120,7 @@ async def test_after_a_break_a_step_tells_no_times(metrics: EdgeMetrics) -> None
     desk = Desk(metrics)
     await desk.extend(4)
     desk.session.receive(Commit(0, 0, (20, 5)))
-    desk.seat.now_s += 9.9
+    desk.now_s += 9.9
 
     await desk.extend()
 
