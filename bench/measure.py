@@ -193,9 +193,9 @@ def main(
     draft_model: Annotated[str, typer.Option(help="Pair, or path.")] = "qwen2.5-coder",
     verifier_python: Annotated[str, typer.Option(help="Has vLLM.")] = sys.executable,
     families: Annotated[str, typer.Option()] = "code,maths,chat",
-    tokens: Annotated[int, typer.Option(help="Of an answer that is timed.")] = 96,
+    tokens: Annotated[int, typer.Option(help="Of an answer that is timed.")] = 192,
 ) -> None:
-    """Measure both ends as `run` starts them, half the machine each; 2 to 3 minutes."""
+    """Measure both ends as `run` starts them, half the machine each; 3 to 6 minutes."""
     prompts = read(SHIPPED, Selection(tuple(families.split(",")), per_family=2))
     stand = StandPlan(
         target_model,

@@ -36,7 +36,7 @@ from speculation.messages import (
     TokenId,
 )
 
-DRAFTS: Final = (1, 2, 4, 8, 16)
+DRAFTS: Final = (1, 2, 4, 8, 16, 32)
 WARM_UP: Final = 2
 """Commits at first that are not counted: the prompt's, and one that may lack drafts."""
 
