@@ -170,11 +170,12 @@ class Lookup:
     def ahead(self, session: DraftingSession, times: Times) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""
         self._follow(session)
+        text = self._index.tokens
         options: list[tuple[float, list[TokenId]]] = []
         if match := self._matches[-1]:
-            said = self._index.tokens[match.at : match.at + max(AHEAD)]
+            said = text[match.at : match.at + max(AHEAD)]
             options.append((self._trust[match.length].right, said))
-        if match := resumption(self._unsaid, self._index.tokens, self._unsaid_at):
+        if match := resumption(self._unsaid, text, self._unsaid_at, most=max(RESUMES)):
             options.append((RESUMES[match.length], self._unsaid[match.at :]))
         right, tokens = max(options, default=(0.0, []))
         return tokens[: worth_reading(right, times, read_s=self._reading_s(times))]

@@ -12,9 +12,6 @@ from speculation.messages import TokenId
 LENGTHS: Final = (16, 8, 3, 1)
 """Of the n-grams, longest first: a match of 8 to 15 tokens counts as one of 8."""
 
-MOST_AGREED: Final = 3
-"""Tokens that tell well enough where a chain that broke goes on."""
-
 _Gram = tuple[TokenId, ...]
 
 
@@ -70,22 +67,24 @@ class Index:
         return [tuple(self.tokens[-n:]) for n in LENGTHS if n <= len(self.tokens)]
 
 
-def resumption(unsaid: Sequence[TokenId], text: Sequence[TokenId], at: int) -> Match | None:
+def resumption(
+    unsaid: Sequence[TokenId], text: Sequence[TokenId], at: int, *, most: int
+) -> Match | None:
     """Return where a chain that broke goes on like the text after it does, if anywhere.
 
     unsaid: that chain, from its wrong token on, which stood at `at` in the text. Of several
-    places the one with most tokens the same before it, up to MOST_AGREED, then the nearest.
+    places the one with most tokens the same before it, up to `most`, then the nearest.
     """
     found = [
         Match(unsaid[end], end, agreed)
         for end in range(1, len(unsaid))
-        if (agreed := _agreed(unsaid[:end], text))
+        if (agreed := _agreed(unsaid[:end], text, most))
     ]
     here = len(text) - at
     return max(found, key=lambda m: (m.length, -abs(m.at - here)), default=None)
 
 
-def _agreed(one: Sequence[TokenId], other: Sequence[TokenId]) -> int:
-    """Return how many tokens at both ends are the same, up to MOST_AGREED."""
-    pairs = zip(reversed(one), reversed(other), range(MOST_AGREED), strict=False)
+def _agreed(one: Sequence[TokenId], other: Sequence[TokenId], most: int) -> int:
+    """Return how many tokens at both ends are the same, up to `most`."""
+    pairs = zip(reversed(one), reversed(other), range(most), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

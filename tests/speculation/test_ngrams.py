@@ -65,4 +65,4 @@ def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() ->
 def test_a_chain_that_broke_goes_on_where_most_is_the_same_then_nearest(
     unsaid: list[int], text: list[int], at: int, place: Match | None
 ) -> None:
-    assert resumption(unsaid, text, at) == place
+    assert resumption(unsaid, text, at, most=3) == place
