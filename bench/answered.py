@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.prompts import Prompt
+from bench.prompts import Prompt, sampling
 from bench.record import read_draft, shortened
 from bench.results import Answer, Results
 from bench.traces import Trace
+from edge_agent.guessing import coupled
 from gateway.ports import Message
 from models.llama import Context, Model
 from models.tokenizer import GgufTokenizer
@@ -60,9 +61,11 @@ class Replies:
     def _trace(
         self, answer: Answer, prompt: list[int], tokens: list[int], draft: Context
     ) -> Trace:
-        kept = [shortened(row) for row in read_draft(draft, prompt, tokens)]
-        said = np.array(tokens, np.int32)
         seed = int(str(self.results.settings["seed"])) + answer.repeat
+        pick = coupled(sampling(answer.temperature), seed, len(prompt))
+        read = read_draft(draft, prompt, tokens, pick)
+        kept = [shortened(row) for row in read.logits]
+        said = np.array(tokens, np.int32)
         return Trace(
             answer.family,
             answer.prompt,
@@ -74,6 +77,8 @@ class Replies:
             np.zeros((len(said), 1), np.float32),
             np.array([ids for ids, _ in kept]),
             np.array([logits for _, logits in kept]),
+            read.astray_tokens,
+            read.astray_confidences,
             np.full(len(said), np.nan, np.float32),
         )
 

@@ -147,9 +147,9 @@ def _predicted(cells: Mapping[tuple[str, float], Sequence[Row]]) -> Figure:
             if family == "all":
                 axis.plot(list(values), list(values.values()), label=arm, marker=".")
         axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(title=f"{point}, T = {heat:g}", xlabel="RTT, ms", ylim=(0, None))
+        axis.set(title=f"{point}, T = {heat:g}", xlabel="RTT, ms")
     for line in axes:
-        line[0].set_ylabel("speed-up over cloud (simulated)")
+        line[0].set(ylabel="speed-up over cloud (simulated)", ylim=(0, None))
     lines, names = axes[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=len(names))
     return figure

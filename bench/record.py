@@ -1,21 +1,29 @@
-"""Records traces: the target writes its answer, the draft is asked at every position of it."""
+"""Records traces: the target writes its answer, the draft is asked at every position of it, and
+where it is wrong also what it would say next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
-from bench.traces import Trace
+from bench.traces import Ids, Trace
+from edge_agent.guessing import Pick, coupled
 from models.llama import Context, Logits, Model
 from models.segments import Segment
+from speculation.guess import Guess
 from speculation.laws import law, top
-from speculation.messages import Sampling
+from speculation.messages import Sampling, TokenId
 from speculation.noise import place
 
-KEPT = 256
+KEPT: Final = 256
 """Tokens kept of each law: they hold more than 99.9 % of nearly every one."""
+
+ASTRAY: Final = 16
+"""Guesses kept after a wrong one: a few more than follow it before its Commit comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,21 @@ class Question:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the draft says along an answer of n tokens: float32[V] at each, and as in Trace."""
+
+    logits: list[Logits]
+    astray_tokens: Ids
+    astray_confidences: Logits
+
+
 def record(target: Context, draft: Context, question: Question) -> Trace:
     """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
     answer, p = _write(target, question)
-    q = read_draft(draft, question.prompt, answer)
-    kept_p, kept_q = [shortened(row) for row in p], [shortened(row) for row in q]
+    pick = coupled(question.sampling, question.seed, len(question.prompt))
+    read = read_draft(draft, question.prompt, answer, pick)
+    kept_p, kept_q = [shortened(row) for row in p], [shortened(row) for row in read.logits]
     return Trace(
         question.family,
         question.prompt_id,
@@ -46,8 +64,11 @@ def record(target: Context, draft: Context, question: Question) -> Trace:
         np.array([logits for _, logits in kept_p]),
         np.array([tokens for tokens, _ in kept_q]),
         np.array([logits for _, logits in kept_q]),
+        read.astray_tokens,
+        read.astray_confidences,
         np.array(
-            [_overlap(a, b, question.sampling) for a, b in zip(p, q, strict=True)], np.float32
+            [_overlap(a, b, question.sampling) for a, b in zip(p, read.logits, strict=True)],
+            np.float32,
         ),
     )
 
@@ -67,14 +88,37 @@ def _write(target: Context, question: Question) -> tuple[list[int], list[Logits]
     return answer, p
 
 
-def read_draft(draft: Context, prompt: Sequence[int], answer: Sequence[int]) -> list[Logits]:
-    """Return the draft's logits at each position of the answer."""
+def read_draft(
+    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], pick: Pick
+) -> Reading:
+    """Ask the draft at each position of the answer. Sequence 0 is overwritten.
+
+    pick: the edge's guess of logits.
+    """
     _prefill(draft, prompt[:-1])
-    q: list[Logits] = []
-    for token in (prompt[-1], *answer[:-1]):
+    logits: list[Logits] = []
+    tokens = np.full((len(answer), ASTRAY), -1, np.int32)
+    confidences = np.zeros((len(answer), ASTRAY), np.float32)
+    for position, (token, said) in enumerate(pairwise((prompt[-1], *answer))):
         draft.decode([Segment(0, draft.length(0), [token])])
-        q.append(draft.logits(0).copy())
-    return q
+        logits.append(draft.logits(0).copy())
+        guess = pick(logits[-1], position)
+        if guess.token != said:
+            astray = _go_on(draft, guess, position, pick)
+            tokens[position] = [after.token for after in astray]
+            confidences[position] = [after.confidence for after in astray]
+    return Reading(logits, tokens, confidences)
+
+
+def _go_on(draft: Context, guess: Guess, position: int, pick: Pick) -> list[Guess]:
+    """Return what the draft says after its guess, and forget it."""
+    length = draft.length(0)
+    said = [guess]
+    for n in range(ASTRAY):
+        draft.decode([Segment(0, length + n, [said[-1].token])])
+        said.append(pick(draft.logits(0), position + 1 + n))
+    draft.truncate(0, length)
+    return said[1:]
 
 
 def _prefill(context: Context, tokens: Sequence[int]) -> None:

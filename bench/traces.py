@@ -1,20 +1,27 @@
 """What the real models say, kept: one Trace a prompt, on disk as one .npz file.
 
 A trace holds, for each position of the target's own answer, the likeliest tokens of the target
-and of the draft with their logits, so that any policy can be replayed without the models.
+and of the draft with their logits, so that any policy can be replayed without the models. Where
+the two differ it also holds what the draft would say next: that is what a chain goes on with
+until the edge learns that it broke.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
+
+PER_TOKEN: Final = (
+    "tokens", "target_tokens", "target_logits", "draft_tokens", "draft_logits",
+    "astray_tokens", "astray_confidences", "overlap",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +45,20 @@ class Trace:
 
     draft_tokens: Ids
     draft_logits: Logits
+    astray_tokens: Ids
+    """int32[n, m]: where the draft's guess is not the target's token, what the draft says after
+    its own; -1 elsewhere."""
+
+    astray_confidences: Logits
+    """float32[n, m]: of these."""
+
     overlap: Logits
     """float32[n]: sum of min(p, q) over all V: what optimal rejection sampling accepts. NaN
     where p is not known."""
 
     def cut(self, tokens: int) -> Trace:
         """Return the trace of the answer's first `tokens` tokens."""
-        per_token = ("tokens", "target_tokens", "target_logits", "draft_tokens", "draft_logits")
-        kept = {name: getattr(self, name)[:tokens] for name in (*per_token, "overlap")}
-        return replace(self, **kept)
+        return replace(self, **{name: getattr(self, name)[:tokens] for name in PER_TOKEN})
 
     def save(self, folder: Path) -> Path:
         """Write to `folder` and return the file."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
-from bench.simulator.source import Source
+from bench.simulator.source import Source, common
 from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
@@ -154,7 +154,7 @@ class Edge:
         branch: bool = False,
     ) -> float:
         """Begin a step, and return how long it takes: chain and branch have a cache each."""
-        known = max(_common(held, context) for held in self._caches)
+        known = max(common(held, context) for held in self._caches)
         more = max(0, len(context) - known - 1) + len(ahead)
         step_s = self._draft_s.of(1 + more)
         if self._lookup is not None:
@@ -171,11 +171,3 @@ class Edge:
         if self._session.guessed == context and self._session.may_extend:
             take(self._session, guesses, lambda: self._arm.may_look_up(self._desk))
         self._act()
-
-
-def _common(held: list[TokenId], context: list[TokenId]) -> int:
-    """Return the length of the common beginning."""
-    most = min(len(held), len(context))
-    if held[:most] == context[:most]:
-        return most
-    return next(i for i, (a, b) in enumerate(zip(held, context, strict=False)) if a != b)

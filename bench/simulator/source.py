@@ -1,13 +1,14 @@
 """What the models say in one answer: made up from an acceptance, or replayed from a Trace.
 
 The target's answer is fixed: judged `coupled`, it is a function of prompt and seed. So is the
-draft's guess after any right beginning. After a wrong one every guess is wrong too, for the
-chain is broken whatever it goes on with.
+draft's guess after any right beginning. After a wrong one the chain is broken whatever it goes
+on with: a trace holds what the draft says after its own guess, elsewhere guesses are made up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -30,7 +31,8 @@ VOCABULARY: Final = 1 << 20
 
 class Source:
     """tokens, guesses: int[n] each; guesses[i] is the draft's token after tokens[:i], others[i]
-    what it would say next. confidences: float[n]."""
+    what it would say next. confidences: float[n]. astray[i]: what it says after guesses[i], if
+    that is wrong."""
 
     def __init__(
         self,
@@ -39,12 +41,14 @@ class Source:
         guesses: Sequence[TokenId],
         confidences: Sequence[float],
         others: Sequence[Others] = (),
+        astray: Sequence[Sequence[Guess]] = (),
     ) -> None:
         self.prompt = tuple(prompt)
         self.tokens = list(tokens)
         self._guesses = list(guesses)
         self._confidences = list(confidences)
         self._others = list(others) or [()] * len(self.tokens)
+        self._astray = list(astray) or [()] * len(self.tokens)
         self._laws = [Law(np.array([token]), np.ones(1)) for token in self.tokens]
 
     def law(self, position: int) -> Law:
@@ -54,10 +58,20 @@ class Source:
     def guess(self, context: Sequence[TokenId]) -> Guess:
         """Return what the draft says after `context`, output tokens only."""
         position = len(context)
-        token, others = self._guesses[position], self._others[position]
-        if list(context) != self.tokens[:position]:
-            token, others = WRONG + position, _wrong(others)
-        return Guess(token, self._confidences[position], others=others)
+        at = common(context, self.tokens)
+        if at < position:
+            return self._wrong(context, at)
+        confidence, others = self._confidences[position], self._others[position]
+        return Guess(self._guesses[position], confidence, others=others)
+
+    def _wrong(self, context: Sequence[TokenId], at: int) -> Guess:
+        """Return what the draft says after a context that leaves the answer at `at`."""
+        position, since = len(context), list(context[at:])
+        others = _made_up(self._others[position])
+        said = [self._guesses[at], *(guess.token for guess in self._astray[at])]
+        if since == said[: len(since)] and len(since) < len(said):
+            return replace(self._astray[at][len(since) - 1], others=others)
+        return Guess(WRONG + position, self._confidences[position], others=others)
 
     def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[Guess]:
         """Return what a step says that reads `ahead` too: see edge_agent.drafter.Seat."""
@@ -88,10 +102,25 @@ def traced(trace: Trace) -> Source:
         [guess.token for guess in guesses],
         [guess.confidence for guess in guesses],
         [guess.others for guess in guesses],
+        list(map(_astray, trace.astray_tokens, trace.astray_confidences)),
     )
 
 
-def _wrong(others: Others) -> Others:
+def common(some: Sequence[TokenId], others: Sequence[TokenId]) -> int:
+    """Return the length of the common beginning."""
+    most = min(len(some), len(others))
+    if some[:most] == others[:most]:
+        return most
+    return next(i for i, (a, b) in enumerate(zip(some, others, strict=False)) if a != b)
+
+
+def _astray(tokens: Ids, confidences: Logits) -> list[Guess]:
+    pairs = zip(tokens.tolist(), confidences.tolist(), strict=True)
+    return [Guess(token, confidence) for token, confidence in pairs if token >= 0]
+
+
+def _made_up(others: Others) -> Others:
+    """Return as many that no answer has."""
     return tuple((WRONG * n, chance) for n, (_, chance) in enumerate(others, 2))
 
 

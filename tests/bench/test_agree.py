@@ -25,7 +25,8 @@ def trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
     logits = np.zeros((tokens, 1), np.float32)
     return Trace(
         "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), said, said[:, None],
-        logits, said[:, None], logits, np.ones(tokens, np.float32),
+        logits, said[:, None], logits, np.full((tokens, 1), -1, np.int32), logits,
+        np.ones(tokens, np.float32),
     )  # fmt: skip
 
 

@@ -45,3 +45,6 @@ def test_the_draft_model_is_asked_at_every_token_of_the_answer(tmp_path: Path) -
     assert len(found.tokens) == len(found.draft_tokens) == len(found.target_tokens)
     assert (found.target_tokens[:, 0] == found.tokens).all()
     assert (found.draft_logits[:, 0] >= found.draft_logits[:, 1]).all()
+    wrong = found.draft_tokens[:, 0] != found.tokens
+    assert wrong.any()
+    assert (wrong == (found.astray_tokens >= 0).T).all()  # what it says on is kept there only

@@ -17,7 +17,7 @@ from bench.prompts import sampling
 from bench.simulate import hosts_of, load, main
 from bench.simulator.arms import Arm, Paper
 from bench.simulator.hosts import gpu
-from bench.simulator.source import Source, dense, synthetic, traced
+from bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from bench.simulator.table import GAMMAS, Group, candidates, rows, speedups
 from bench.simulator.world import World
 from bench.traces import Trace
@@ -40,7 +40,8 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
     answer = np.array(said, np.int32)
     return Trace(
         family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
-        logits, tokens, logits, np.ones(n, np.float32),
+        logits, tokens, logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
+        np.ones(n, np.float32),
     )  # fmt: skip
 
 
@@ -64,6 +65,26 @@ def test_a_draft_of_another_law_is_wrong_where_the_trace_says_so() -> None:
     source = traced(other)
 
     assert right(source) == 0
+
+
+def test_after_its_own_wrong_guess_the_draft_says_what_the_trace_has() -> None:
+    same = trace(0.0, n=3)
+    other = replace(
+        same,
+        draft_tokens=np.roll(same.draft_tokens, 1, axis=1),
+        astray_tokens=np.array([[40, 41], [50, 51], [60, 61]], np.int32),
+        astray_confidences=np.full((3, 2), 0.5, np.float32),
+    )
+
+    source = traced(other)
+
+    wrong = source.guess([]).token
+    first, second = source.guess([wrong]), source.guess([wrong, 40])
+    assert [(each.token, each.confidence) for each in (first, second)] == [(40, 0.5), (41, 0.5)]
+    after = source.guess(source.tokens[:1]).token
+    assert source.guess([source.tokens[0], after]).token == 50
+    assert source.guess([wrong, 99]).token >= WRONG  # it never said 99
+    assert source.guess([99, 40]).token >= WRONG
 
 
 def test_after_a_wrong_token_every_guess_is_wrong() -> None:
