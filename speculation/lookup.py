@@ -53,7 +53,7 @@ the simulator 2 loses less than 1 % in every cell, 1 up to 3 %; 4 gains a sixth 
 READING: Final = 0.25
 """Of a draft step: what reading one more token takes the draft model, until it is measured."""
 
-AHEAD: Final = (3, 7)
+AHEAD: Final = (3, 7, 15)
 """Tokens that a step may read ahead: with the last one blocks of four rows, as llama.cpp's
 kernels have them."""
 

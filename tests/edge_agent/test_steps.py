@@ -110,9 +110,9 @@ async def test_what_was_read_but_had_no_room_is_not_taken_for_read_again(
     read_s = desk.lookup._read_s
     desk.session.receive(Commit(0, 0, tuple(desk.chain[:1])))
 
-    await desk.extend()  # reads ahead 7, of which one has room
+    await desk.extend()  # reads ahead 15, of which one has room
 
-    assert len(desk.seat.contexts[-1]) == len(PROMPT) + LIMITS.max_ahead + 7
+    assert len(desk.seat.contexts[-1]) == len(PROMPT) + LIMITS.max_ahead + 15
     assert desk.lookup._read_s == pytest.approx(read_s)
 
 

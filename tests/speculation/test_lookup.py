@@ -173,7 +173,7 @@ def test_a_step_that_read_one_token_or_came_before_any_draft_tells_not_what_read
 @pytest.mark.parametrize(
     ("right", "read_s", "tokens"),
     [
-        (1.0, 0.005, 7),
+        (1.0, 0.005, 15),
         (0.9, 0.005, 7),
         (0.7, 0.005, 3),
         (0.7, 0.001, 7),
@@ -202,10 +202,10 @@ def test_what_is_read_ahead_is_what_followed_to_the_end_of_the_text() -> None:
     times = Times(0.05, 0.1, 0.01)  # the draft model fills a pass
     assert lookup.guess(session, times) is None
 
-    assert lookup.ahead(session, times) == list(COPIED[16:23])
+    assert lookup.ahead(session, times) == list(COPIED[16:31])
     for token in COPIED[16:37]:
         session.extend(Guess(token, 1.0))
-    assert lookup.ahead(session, times) == [*COPIED[37:], 1, 2, *COPIED[:2]]
+    assert lookup.ahead(session, times) == [*COPIED[37:], 1, 2, *COPIED[:10]]
 
     repeating, again = looking_up((5, 5, 5, 5))
     assert repeating.ahead(again, times) == [5]  # as many as there are
