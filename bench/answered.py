@@ -64,7 +64,6 @@ class Replies:
         seed = int(str(self.results.settings["seed"])) + answer.repeat
         pick = coupled(sampling(answer.temperature), seed, len(prompt))
         read = read_draft(draft, prompt, tokens, pick)
-        kept = [shortened(row) for row in read.logits]
         said = np.array(tokens, np.int32)
         return Trace(
             answer.family,
@@ -75,8 +74,7 @@ class Replies:
             said,
             said[:, None],
             np.zeros((len(said), 1), np.float32),
-            np.array([ids for ids, _ in kept]),
-            np.array([logits for _, logits in kept]),
+            *shortened(read.logits),
             read.astray_tokens,
             read.astray_confidences,
             np.full(len(said), np.nan, np.float32),

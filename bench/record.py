@@ -52,7 +52,6 @@ def record(target: Context, draft: Context, question: Question) -> Trace:
     answer, p = _write(target, question)
     pick = coupled(question.sampling, question.seed, len(question.prompt))
     read = read_draft(draft, question.prompt, answer, pick)
-    kept_p, kept_q = [shortened(row) for row in p], [shortened(row) for row in read.logits]
     return Trace(
         question.family,
         question.prompt_id,
@@ -60,10 +59,8 @@ def record(target: Context, draft: Context, question: Question) -> Trace:
         question.seed,
         np.array(question.prompt, np.int32),
         np.array(answer, np.int32),
-        np.array([tokens for tokens, _ in kept_p]),
-        np.array([logits for _, logits in kept_p]),
-        np.array([tokens for tokens, _ in kept_q]),
-        np.array([logits for _, logits in kept_q]),
+        *shortened(p),
+        *shortened(read.logits),
         read.astray_tokens,
         read.astray_confidences,
         np.array(
@@ -128,8 +125,14 @@ def _prefill(context: Context, tokens: Sequence[int]) -> None:
         context.decode([Segment(0, start, chunk, logits=0)])
 
 
-def shortened(logits: Logits) -> tuple[np.ndarray, Logits]:
-    """Return the KEPT likeliest tokens, and their log-probabilities at temperature 1."""
+def shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
+    """Return, as a Trace has them, the KEPT likeliest tokens of each row, and their
+    log-probabilities at temperature 1. rows: float32[V] each."""
+    kept = [_shortened(row) for row in rows]
+    return np.array([tokens for tokens, _ in kept]), np.array([logits for _, logits in kept])
+
+
+def _shortened(logits: Logits) -> tuple[Ids, Logits]:
     tokens = top(logits, KEPT)
     shifted = logits - logits.max()
     total = np.log(np.exp(shifted, dtype=np.float64).sum())

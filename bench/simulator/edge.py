@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
-from bench.simulator.source import Source, common
+from bench.simulator.source import Source
+from models.prefixes import common
 from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess

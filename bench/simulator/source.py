@@ -18,6 +18,7 @@ from bench.prompts import sampling
 from bench.traces import Ids, Logits, Trace
 from edge_agent.drafter import guessed_along
 from edge_agent.guessing import coupled
+from models.prefixes import common
 from speculation.guess import Guess, Others
 from speculation.laws import Law
 from speculation.messages import TokenId
@@ -104,14 +105,6 @@ def traced(trace: Trace) -> Source:
         [guess.others for guess in guesses],
         list(map(_astray, trace.astray_tokens, trace.astray_confidences)),
     )
-
-
-def common(some: Sequence[TokenId], others: Sequence[TokenId]) -> int:
-    """Return the length of the common beginning."""
-    most = min(len(some), len(others))
-    if some[:most] == others[:most]:
-        return most
-    return next(i for i, (a, b) in enumerate(zip(some, others, strict=False)) if a != b)
 
 
 def _astray(tokens: Ids, confidences: Logits) -> list[Guess]:
