@@ -5,7 +5,6 @@ picospec          this product as it ships: judge `coupled`, fill `auto`
 picospec-separate the same with judge `separate`
 picospec-nofill   the same with fill `never`
 picospec-nolookup the same without prompt lookup
-picospec-nobranch the same without branches
 picospec-useless  the same with a drafter that guesses at random
 sync:G            vanilla speculation, stop and wait, G tokens a round (bench.rounds)
 paper:G           PicoSpec as published, one round of G in flight (bench.rounds)
@@ -54,9 +53,6 @@ _FIXED: Final = {
     ),
     "picospec-nofill": Arm("picospec-nofill", "far", EdgePlan(fill="never", linked=True)),
     "picospec-nolookup": Arm("picospec-nolookup", "far", EdgePlan(lookup=False, linked=True)),
-    "picospec-nobranch": Arm(
-        "picospec-nobranch", "far", EdgePlan(branch_tokens=0, linked=True)
-    ),
     "picospec-useless": Arm("picospec-useless", "far", EdgePlan(drafter="noise", linked=True)),
     "colocated-edge": Arm("colocated-edge", "near", EdgePlan()),
 }
@@ -84,5 +80,5 @@ def _arm(name: str) -> Arm:
     rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma or GAMMA}"
     Rule.parse(rounds)
     near = kind == "colocated"
-    edge = EdgePlan(fill="never", branch_tokens=0, linked=not near, beside=near, rounds=rounds)
+    edge = EdgePlan(fill="never", linked=not near, beside=near, rounds=rounds)
     return Arm(f"{kind}:{gamma or GAMMA}", "near" if near else "far", edge)

@@ -37,7 +37,6 @@ from models.opening import open_store
 EDGES = {
     "model": EdgePlan(),
     "far": EdgePlan(rtt_ms=100.0, jitter_ms=20.0),
-    "branch": EdgePlan(rtt_ms=100.0),
     "late": EdgePlan(fill="always", rtt_ms=300.0, jitter_ms=100.0),
     "eager": EdgePlan(fill="never"),
     "noise": EdgePlan(drafter="noise"),
@@ -46,8 +45,7 @@ EDGES = {
     "separate": EdgePlan(judge="separate"),
 }
 """The edges that can be asked for. `late`: the target never waits for a draft; `bad`:
-it waits for useless ones, and judges them, where `noise` soon has none judged. `branch`: so far
-that branches are sent, and nothing is late by chance."""
+it waits for useless ones, and judges them, where `noise` soon has none judged."""
 
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
 """Ask(url, arm, prompt, temperature)."""

@@ -47,9 +47,6 @@ class RoundPace(Pace):
         super().__init__(pacing, limits, rtt_s)
         self.gamma = gamma
 
-    def branch(self, session: DraftingSession) -> None:
-        """Rounds have none."""
-
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
         """Send a whole round, when none is away."""
         return session.unsent > 0 and not drafting and not session.away

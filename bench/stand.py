@@ -22,7 +22,6 @@ from bench.link import Link
 from edge_agent.children import Child, Service, while_alive
 from edge_agent.cores import Pins, share
 from edge_agent.up import until_healthy
-from speculation.pacing import DraftPacing
 
 HOST = "127.0.0.1"
 
@@ -49,7 +48,6 @@ class EdgePlan:
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
-    branch_tokens: int = DraftPacing().branch_tokens
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     rate_mbit: float | None = None
@@ -161,7 +159,6 @@ class Stand:
             "PICOSPEC_EDGE__JUDGE": edge.judge,
             "PICOSPEC_EDGE__FILL": edge.fill,
             "PICOSPEC_EDGE__LOOKUP": str(edge.lookup),
-            "PICOSPEC_EDGE__PACING__BRANCH_TOKENS": str(edge.branch_tokens),
             **self.plan.environment,
         }
         cores = self.plan.verifier_cores if edge.beside else self.plan.edge_cores

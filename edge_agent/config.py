@@ -38,10 +38,6 @@ class PacingSettings(BaseModel):
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftPacing().flush_tokens
     """Guesses in one message."""
 
-    branch_tokens: Annotated[int, Field(ge=0, le=16)] = DraftPacing().branch_tokens
-    """Guesses of a branch, for the case that the target says another token; 0: none.
-    They make the draft model work where it would rest: see docs/performance.md."""
-
 
 class EdgeSettings(BaseSettings):
     model_config = SettingsConfigDict(

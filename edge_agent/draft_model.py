@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_agent.config import EdgeSettings
 from edge_agent.drafter import Drafter
-from edge_agent.llama_drafter import BRANCH_TOKENS, LlamaDrafter
+from edge_agent.llama_drafter import LlamaDrafter
 from edge_agent.useless import NoDrafter, UselessDrafter
 from gateway.errors import EngineFault
 from gateway.ports import Tokenizer
@@ -54,15 +54,13 @@ def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
             )
         case "model":
             context_tokens = min(settings.context_tokens, model.context_tokens)
-            branches = settings.pacing.branch_tokens > 0
             cache = Context(
                 model,
                 context_tokens,
-                sequences=settings.slots * (1 + branches),
+                sequences=settings.slots,
                 threads=settings.threads,
-                shared_tokens=branches * settings.slots * (context_tokens + BRANCH_TOKENS),
             )
-            return LlamaDrafter(cache, branches=branches)
+            return LlamaDrafter(cache)
 
 
 class TargetTokenizer:

@@ -22,14 +22,13 @@ class Seat(Protocol):
         pick: Pick,
         *,
         ahead: Sequence[TokenId] = (),
-        branch: bool = False,
     ) -> list[Guess]:
         """Return the guess that follows `context`, which begins with the job's prompt and which
         the caller must not change.
 
         ahead: what may follow, read in the same step. For each of these tokens, in order, that
-        is the guess, one more guess is returned. branch: the context leaves the chain, which
-        goes on later. Raises CannotDraft. Cancelling it costs at most the pass that is running.
+        is the guess, one more guess is returned. Raises CannotDraft. Cancelling it costs at
+        most the pass that is running.
         """
         ...
 

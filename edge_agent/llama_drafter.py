@@ -1,14 +1,12 @@
 """The draft model, in one thread of its own.
 
 A LlamaDrafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat,
-which is one sequence, or two if it has branches, for as long as it runs. When all are taken it
+which is one sequence, for as long as it runs. When all are taken it
 runs without drafts: the verifier fills in.
 
 * Only the thread touches the cache. The event loop hands it Steps and awaits their Guesses.
 * A pass holds one segment of every waiting Step: a long prompt goes in chunks, and the other
   jobs' tokens go with them.
-* Chain and branch go on from whichever of the two sequences holds more of their context. They
-  share the cache, so that a copy costs nothing.
 * A sequence keeps its tokens after its job: the next job with the same beginning starts there.
   Drafts need not be bit-identical, so any prefix will do.
 """
@@ -21,16 +19,12 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from edge_agent.drafter import CannotDraft, guessed_along
-from edge_agent.seats import CacheSequence, LlamaSeat, Place, Step
+from edge_agent.seats import CacheSequence, LlamaSeat, Step
 from models.prefixes import common, price
 from models.segments import Limits, Segment
 from speculation.guess import Guess
 from speculation.laws import Logits
 from speculation.messages import TokenId
-
-BRANCH_TOKENS: Final = 256
-"""Of the cache, for each seat: a chain that broke, and branches, beyond its context. The cache
-is given out in steps of as many."""
 
 CHUNK_TOKENS: Final = 64
 """Prompt tokens in one pass: what a step of another job waits for, at most."""
@@ -44,22 +38,15 @@ class Cache(Protocol):
     def decode(self, segments: Sequence[Segment]) -> None: ...
     def logits(self, index: int) -> Logits: ...
     def truncate(self, sequence: int, length: int) -> None: ...
-    def copy(self, source: int, target: int) -> None: ...
     def close(self) -> None: ...
 
 
 class LlamaDrafter:
-    """A Drafter over llama.cpp. Owns the cache, and closes it.
+    """A Drafter over llama.cpp. Owns the cache, and closes it."""
 
-    branches: a seat takes two of the cache's sequences, and they share their room.
-    """
-
-    def __init__(self, cache: Cache, *, branches: bool = False) -> None:
+    def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        sequences = [CacheSequence(i) for i in range(cache.limits.sequences)]
-        each = 1 + branches
-        pairs = zip(sequences[::each], sequences[branches::each], strict=True)
-        self._places = [Place(chain, branch) for chain, branch in pairs]
+        self._places = [CacheSequence(i) for i in range(cache.limits.sequences)]
         self._asked: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
@@ -68,7 +55,7 @@ class LlamaDrafter:
         free = [place for place in self._places if not place.taken]
         if not free or len(prompt) >= self._cache.limits.context_tokens:
             return None
-        best = min(free, key=lambda place: price(place.chain.tokens, list(prompt)))
+        best = min(free, key=lambda place: price(place.tokens, list(prompt)))
         best.taken = True
         return LlamaSeat(best, len(prompt), self._asked, self._cache.limits.context_tokens)
 
@@ -141,19 +128,8 @@ class LlamaDrafter:
 
     def _rewind(self, step: Step) -> None:
         """Have the sequence hold what is known of the context, less its last token."""
-        sequence, other = step.sequence, step.other
-        kept = common(sequence.tokens, step.context)
-        if other is not sequence:
-            known = common(other.tokens, step.context)
-            if known > kept:
-                self._cache.copy(other.index, sequence.index)
-                sequence.tokens[:] = other.tokens
-                kept = known
-            elif known < len(step.context) - step.position:
-                self._cut(other, 0)  # of another prompt: it would only take room
-        self._cut(sequence, min(kept, len(step.context) - 1))
-
-    def _cut(self, sequence: CacheSequence, length: int) -> None:
+        sequence = step.sequence
+        length = min(common(sequence.tokens, step.context), len(step.context) - 1)
         if length < len(sequence.tokens):
             self._cache.truncate(sequence.index, length)
             del sequence.tokens[length:]
@@ -161,9 +137,8 @@ class LlamaDrafter:
     def _fail(self, waiting: dict[int, Step], error: Exception) -> None:
         """Tell everyone in the pass, and forget what the cache holds of them."""
         for step in waiting.values():
-            for sequence in (step.sequence, step.other):
-                self._cache.truncate(sequence.index, 0)
-                sequence.tokens.clear()
+            self._cache.truncate(step.sequence.index, 0)
+            step.sequence.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             step.settle(failure)

@@ -24,11 +24,6 @@ class EdgeMetrics:
             "Tokens guessed from what was said before, without the draft model.",
             registry=registry,
         )
-        self.branches = Counter(
-            "picospec:edge_branches",
-            "Branches sent: what would follow another token than the chain's.",
-            registry=registry,
-        )
         self.stale = Counter(
             "picospec:edge_stale_steps",
             "Draft steps whose context was no longer true when they ended.",

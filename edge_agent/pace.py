@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Limits
 from speculation.pacing import (
     DraftPacing,
-    branch,
     may_draft,
-    may_grow,
     should_flush,
-    should_send,
     window,
 )
 from speculation.smoothing import smoothed
@@ -45,16 +41,6 @@ class Pace:
     def may_look_up(self, session: DraftingSession) -> bool:
         """A guess that takes no time is worth keeping, however far ahead."""
         return may_draft(self.pacing, session, self.times, self.limits.max_ahead)
-
-    def branch(self, session: DraftingSession) -> Growing | None:
-        """Return the branch to draft at while the chain needs nothing."""
-        return branch(self.pacing, session, self.times)
-
-    def may_grow(self, session: DraftingSession, growing: Growing) -> bool:
-        return may_grow(self.pacing, session, growing)
-
-    def should_send(self, session: DraftingSession, growing: Growing) -> bool:
-        return should_send(session, growing, self.times)
 
     def should_flush(self, session: DraftingSession, *, drafting: bool, separate: bool) -> bool:
         return should_flush(self.pacing, session, drafting=drafting, separate=separate)

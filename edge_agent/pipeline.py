@@ -20,7 +20,6 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.steps import Guesser, Steps
 from gateway.errors import EngineFault
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.errors import RemoteProtocolError
 from speculation.lookup import Lookup
@@ -116,8 +115,6 @@ class Pipeline:
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         self._progress.set()  # the draft model need not wait for the client
-        if progress.broken:
-            self._flush(drafting=self.steps.due)  # a branch that was kept: no step need end
         if progress.tokens:
             await emit(_cut(commit, len(commit.tokens) - len(progress.tokens)))
 
@@ -141,23 +138,16 @@ class Pipeline:
                 self.steps.give_up()
 
     async def _draft_on(self) -> None:
-        """Do the next thing: extend the chain, send, grow a branch, or wait for news."""
+        """Do the next thing: extend the chain, send, or wait for news."""
         self.steps.look_up()
         if self.steps.due:
             self._flush(drafting=True)
             await self.steps.extend()
         elif self._flush(drafting=False):
             return  # what is away may make room for more
-        elif branch := self.steps.branch():
-            await self._grow(branch)
         else:
             self._progress.clear()
             await self._progress.wait()
-
-    async def _grow(self, branch: Growing) -> None:
-        if await self.steps.grow(branch) and self._pace.should_send(self._session, branch):
-            self._link.send(self._session.branch_off(branch))
-            self._metrics.branches.inc()
 
     def _flush(self, *, drafting: bool) -> bool:
         """Send what waits, if it is time; tell whether anything was."""

@@ -14,18 +14,11 @@ from speculation.messages import TokenId
 
 @dataclass(slots=True)
 class CacheSequence:
+    """A seat's part of the cache."""
+
     index: int
     tokens: list[TokenId] = field(default_factory=list)
     """What the cache holds. Changed by the thread only."""
-
-
-@dataclass(slots=True)
-class Place:
-    """A seat's part of the cache."""
-
-    chain: CacheSequence
-    branch: CacheSequence
-    """The chain's, where there are no branches."""
 
     taken: bool = False
 
@@ -35,9 +28,6 @@ class Step:
     """What a job asks for, see edge_agent.drafter.Seat."""
 
     sequence: CacheSequence
-    other: CacheSequence
-    """Of the same place."""
-
     context: Sequence[TokenId]
     ahead: Sequence[TokenId]
     position: int
@@ -68,7 +58,7 @@ class LlamaSeat:
 
     def __init__(
         self,
-        place: Place,
+        place: CacheSequence,
         prompt_tokens: int,
         asked: queue.SimpleQueue[Step | None],
         context_tokens: int,
@@ -85,15 +75,11 @@ class LlamaSeat:
         pick: Pick,
         *,
         ahead: Sequence[TokenId] = (),
-        branch: bool = False,
     ) -> list[Guess]:
         guesses: asyncio.Future[list[Guess]] = asyncio.get_running_loop().create_future()
         position = len(context) - self._prompt_tokens
-        own, other = self._place.chain, self._place.branch
-        if branch:
-            own, other = other, own
         ahead = ahead[: max(0, self.context_tokens - len(context))]
-        self._asked.put(Step(own, other, context, ahead, position, pick, guesses))
+        self._asked.put(Step(self._place, context, ahead, position, pick, guesses))
         return await guesses
 
     def leave(self) -> None:

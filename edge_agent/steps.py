@@ -1,4 +1,4 @@
-"""What the draft model does for one session: it extends the chain, and grows branches.
+"""What the draft model does for one session: it extends the chain.
 
 What was said before is guessed again without a step, where that pays (speculation.lookup).
 
@@ -17,7 +17,6 @@ from edge_agent.drafter import CannotDraft, Seat
 from edge_agent.guessing import Pick
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.lookup import Lookup, take
@@ -90,27 +89,12 @@ class Steps:
             return
         self.drafted += take(session, guesses, lambda: self._pace.may_look_up(session))
 
-    def branch(self) -> Growing | None:
-        """Return the branch to grow, if one is worth it and can be read."""
-        branch = self._pace.branch(self._session)
-        return branch if branch and self._reads(branch.end) else None
-
-    async def grow(self, branch: Growing) -> bool:
-        """Grow the branch by a step; tell whether that was its last. Raises CannotDraft."""
-        session, epoch = self._session, self._session.epoch
-        (guess,), _ = await self._step(session.guessed_in(branch), branch=True)
-        if not session.grow(branch, guess, epoch):
-            self._metrics.stale.inc()
-            return False
-        self.drafted += 1
-        return not self._pace.may_grow(session, branch)
-
     def give_up(self) -> None:
         """Make no more steps."""
         self._guesser = None
 
     async def _step(
-        self, guessed: Sequence[TokenId], ahead: Sequence[TokenId] = (), *, branch: bool = False
+        self, guessed: Sequence[TokenId], ahead: Sequence[TokenId] = ()
     ) -> tuple[list[Guess], float]:
         """Return what follows prompt and guesses, and how many seconds that took."""
         guesser = self._guesser
@@ -118,7 +102,7 @@ class Steps:
             raise CannotDraft("the session has no draft model")
         begun = self._clock()
         context = [*guesser.prompt, *guessed]
-        guesses = await guesser.seat.step(context, guesser.pick, ahead=ahead, branch=branch)
+        guesses = await guesser.seat.step(context, guesser.pick, ahead=ahead)
         took_s = self._clock() - begun
         self._metrics.step_s.observe(took_s)
         return guesses, took_s

@@ -51,7 +51,6 @@ class UselessSeat:
         pick: Pick,
         *,
         ahead: Sequence[TokenId] = (),
-        branch: bool = False,
     ) -> list[Guess]:
         """Return any token, sure of it. In `separate` its law is that token."""
         await asyncio.sleep(STEP_S)

@@ -139,10 +139,8 @@ class Model:
 class Context:
     """The KV cache of `sequences` sequences of `context_tokens` tokens each, over one model.
 
-    batch_tokens: the most rows of one pass. shared_tokens: the room that all sequences have
-    together, where what they have in common counts once; 0 gives each its own. Sharing, they
-    are no longer exact, and a copy takes no time. cache: Q8_0 is smaller, coarser, and exact
-    with any threads and rows.
+    batch_tokens: the most rows of one pass. cache: Q8_0 is smaller, coarser, and exact with any
+    threads and rows.
 
     Raises CannotOpen if memory does not suffice.
     """
@@ -155,16 +153,15 @@ class Context:
         threads: int = 1,
         batch_tokens: int = 256,
         flash_attention: bool = True,
-        shared_tokens: int = 0,
         cache: Literal["F16", "Q8_0"] = "F16",
     ) -> None:
         settings = lib.llama_context_default_params()
-        settings.n_ctx = shared_tokens or context_tokens * sequences
+        settings.n_ctx = context_tokens * sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
         settings.flash_attn_type = int(flash_attention)
-        settings.kv_unified = shared_tokens > 0
+        settings.kv_unified = False
         settings.type_k = settings.type_v = _CACHE_TYPES[cache]
         settings.no_perf = True
         handle = lib.llama_init_from_model(model.handle, settings) if model.handle else None
@@ -199,11 +196,6 @@ class Context:
     def truncate(self, sequence: int, length: int) -> None:
         """Forget everything from position `length` on."""
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
-
-    def copy(self, source: int, target: int) -> None:
-        """Make `target` hold what `source` holds, and nothing else."""
-        self.truncate(target, 0)
-        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def decode(self, segments: Sequence[Segment]) -> None:
         """Decode the segments' rows in one pass.

@@ -1,7 +1,7 @@
-"""What the verifier holds of the edge's guesses: the newest chain, and its branches.
+"""What the verifier holds of the edge's guesses: the newest chain.
 
 The chain is compared with the text wherever both have come to. Where it is wrong it ends, and
-its epoch with it: a branch held there begins the next one, else the edge's next Draft does.
+its epoch with it; the edge's next Draft begins another.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from speculation.errors import RemoteProtocolError
-from speculation.messages import Branch, Draft, TokenId
+from speculation.messages import Draft, TokenId
 from speculation.smoothing import smoothed
 
 Tokens = tuple[TokenId, ...]
@@ -43,7 +43,6 @@ class HeldChain:
         self._void = -1  # epochs up to this one are known to be wrong
         self._agreed = 0  # positions before this one are known to equal the text
         self._drafts: dict[int, tuple[TokenId, int]] = {}  # from _agreed on: token, weight
-        self._branches: dict[tuple[int, TokenId], Tokens] = {}  # where, with what: what follows
 
     @property
     def reach(self) -> int:
@@ -75,7 +74,6 @@ class HeldChain:
             self.epoch = draft.epoch
             self._agreed = draft.start - draft.behind
             self._drafts.clear()
-            self._branches.clear()
 
     def _check_unchanged(self, draft: Draft) -> None:
         for position, token in enumerate(draft.tokens, draft.start):
@@ -89,14 +87,6 @@ class HeldChain:
         placed = enumerate(zip(guesses, weights, strict=True), draft.start + draft.forced)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
         self._compare(text, draft.start - draft.behind + draft.forced)
-
-    def hold(self, branch: Branch, text: Sequence[TokenId], most: int) -> None:
-        """Keep one of at most `most` branches; if the text has taken it, go on with it."""
-        if branch.epoch != self.epoch or len(self._branches) >= most:
-            return
-        self._branches.setdefault((branch.start, branch.tokens[0]), branch.tokens[1:])
-        if self.is_void(self.epoch):
-            self._branch(text)
 
     # --- what the target says
 
@@ -127,20 +117,8 @@ class HeldChain:
                 self._learn(stands)
                 if not stands:
                     self.end(self._agreed)
-                    self._branch(text)
                     return
             self._agreed += 1
-
-    def _branch(self, text: Sequence[TokenId]) -> None:
-        """Begin the next epoch with the branch that the text took where it left the chain."""
-        taken = self._branches.get((self.wrong_at, text[self.wrong_at]))
-        if taken is None:
-            return
-        self._branches.clear()
-        self.epoch += 1
-        self._agreed = self.wrong_at + 1
-        self._drafts = {at: (token, 0) for at, token in enumerate(taken, self._agreed)}
-        self.follow(text)
 
     def _learn(self, stands: bool) -> None:
         self._compared += 1

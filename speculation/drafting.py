@@ -2,8 +2,8 @@
 
 The *chain* is the edge's guess of what follows the committed tokens. It grows by `extend`,
 travels by `flush`, and shrinks from the front as Commits confirm it. The first committed token
-that differs breaks it: the epoch rises, and the chain is what a branch has for that token, if
-there is one. The edge never waits for a verdict, and what it shows is only what was committed.
+that differs breaks it: the epoch rises and the chain is empty. The edge never waits for a
+verdict, and what it shows is only what was committed.
 No state changes when a method raises.
 """
 
@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from speculation.branches import Branches, Growing
 from speculation.errors import LocalProtocolError, RemoteProtocolError, TailExhausted
 from speculation.guess import Guess
 from speculation.judging import replace
-from speculation.messages import Branch, Commit, Draft, Redraw, Refuse, TokenId
+from speculation.messages import Commit, Draft, Redraw, Refuse, TokenId
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,6 @@ class DraftingSession:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[Guess] = []
-        self.branches = Branches()
         self.misses = 0
         """Chains in a row whose first guess was wrong."""
 
@@ -83,33 +81,15 @@ class DraftingSession:
         last = [*self.committed[-1:], *(guess.token for guess in self.chain[-1:])]
         return self._may_follow(last, len(self.committed) + len(self.chain))
 
-    def may_grow(self, branch: Growing) -> bool:
-        """Whether any token can follow the branch: it was not sent, nor has it ended."""
-        return not branch.sent and self._may_follow(branch.tokens, branch.end)
-
     def _may_follow(self, tokens: Sequence[TokenId], end: int) -> bool:
         ended = bool(tokens) and tokens[-1] in self._stop_tokens
         return not ended and end < self._max_tokens
-
-    def guessed_in(self, branch: Growing) -> list[TokenId]:
-        """Committed tokens, the chain up to the branch, and the branch."""
-        return [*self.guessed[: branch.position], *branch.tokens]
 
     def extend(self, guess: Guess) -> None:
         """Add a guess drawn in the context `guessed`."""
         if not self.may_extend:
             raise LocalProtocolError("nothing can follow this chain")
         self.chain.append(guess)
-
-    def grow(self, branch: Growing, guess: Guess, epoch: int) -> bool:
-        """Add a guess drawn in the context `guessed_in(branch)` in that epoch.
-
-        Return whether it was added: not if the text can take the branch no more.
-        """
-        if epoch != self.epoch or branch.position < len(self.committed):
-            return False
-        self.branches.grow(branch, guess)
-        return True
 
     def flush(self, *, pauses: bool = False) -> Draft | None:
         """Return the guesses not yet sent, if any, as the next message to the verifier.
@@ -131,34 +111,23 @@ class DraftingSession:
         self._sent = len(self.chain)
         return draft
 
-    def branch_off(self, branch: Growing) -> Branch:
-        """Return the branch as a message to the verifier. It must have guesses."""
-        branch.sent = True
-        return Branch(self.epoch, branch.position, tuple(branch.tokens))
-
-    def resend(self) -> None:
-        """Forget what was sent: the link was cut, and the verifier drops what it has twice."""
-        self._sent = 0
-
     def receive(self, commit: Commit) -> Progress:
         """Take in committed tokens. What is known already is checked and passed over."""
         known = len(self.committed) - commit.start
         self._check(commit, known)
-        tokens = left = commit.tokens[known:]
+        tokens = commit.tokens[known:]
         self.committed.extend(tokens)
         epoch = self.epoch
         self._count_unused(commit, tokens)
-        while left:
-            agreed = sum(1 for _ in _agreement(self.chain, left))
-            broken = agreed < min(len(left), len(self.chain))
+        if tokens:
+            agreed = sum(1 for _ in _agreement(self.chain, tokens))
+            broken = agreed < min(len(tokens), len(self.chain))
             self._count_misses(agreed, broken)
-            if not broken:
+            if broken:
+                self._break()
+            else:
                 del self.chain[:agreed]
                 self._sent = max(0, self._sent - agreed)
-                break
-            left = left[agreed + 1 :]
-            self._break()
-            self._branch(len(self.committed) - len(left) - 1, commit.epoch)
         return Progress(tokens, self.epoch > epoch)
 
     def _check(self, commit: Commit, known: int) -> None:
@@ -223,15 +192,6 @@ class DraftingSession:
         self._break()
         self.chain.append(Guess(token, confidence=1.0, forced=True))
         return None
-
-    def _branch(self, position: int, epoch: int) -> None:
-        """Go on with what was guessed for the token at `position`, which broke the chain.
-
-        epoch: of the Commit that says it. If the verifier has gone on to this one by itself,
-        then by the same branch: it has these guesses.
-        """
-        self.chain = self.branches.take(position, self.committed[position])
-        self._sent = len(self.chain) if epoch >= self.epoch else 0
 
     def _break(self) -> None:
         self.epoch += 1

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from speculation.laws import DraftLaw
 from speculation.messages import TokenId
 
-Others = tuple[tuple[TokenId, float], ...]
-"""What else the target may say at a position, and the estimates that it does."""
-
 
 @dataclass(frozen=True, slots=True)
 class Guess:
@@ -22,6 +19,3 @@ class Guess:
 
     forced: bool = False
     """`separate`: it replaces a refused token; the target will say it."""
-
-    others: Others = ()
-    """`coupled` only."""

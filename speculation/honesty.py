@@ -1,4 +1,4 @@
-"""What a Draft or Branch must be to come from an honest edge. Each refusal names the field.
+"""What a Draft must be to come from an honest edge. Each refusal names the field.
 
 An edge knows its own guesses and a part of the committed text, never more of it than the
 verifier. So a Draft may be late, early or repeated, and still none of these can happen.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from speculation.errors import RemoteProtocolError
 from speculation.judging import Refusal
 from speculation.laws import Q_SCALE
-from speculation.messages import Branch, Draft, Judge, Open, TokenId
+from speculation.messages import Draft, Judge, TokenId
 
 
 def check_form(draft: Draft, judge: Judge, *, vocabulary_size: int) -> None:
@@ -45,34 +45,15 @@ def check_place(
         _check_forced(draft.tokens[0], draft.start, committed, refusal)
 
 
-def check_branch(
-    branch: Branch,
-    request: Open,
-    committed: Sequence[TokenId],
-    *,
-    vocabulary_size: int,
-    max_ahead: int,
-) -> None:
-    """Raise RemoteProtocolError for a Branch that no honest edge sends."""
-    if request.judge != "coupled":
-        raise RemoteProtocolError("Branch: only in judge `coupled`")
-    if len(branch.tokens) < 2:
-        raise RemoteProtocolError(f"Branch.tokens: {len(branch.tokens)}, not two or more")
-    _check_tokens(branch, vocabulary_size)
-    _check_ahead(branch, committed, max_ahead)
-
-
-def _check_tokens(message: Draft | Branch, vocabulary_size: int) -> None:
+def _check_tokens(message: Draft, vocabulary_size: int) -> None:
     if (most := max(message.tokens)) >= vocabulary_size:
-        raise RemoteProtocolError(f"{type(message).__name__}.tokens: {most} is not a token")
+        raise RemoteProtocolError(f"Draft.tokens: {most} is not a token")
 
 
-def _check_ahead(message: Draft | Branch, committed: Sequence[TokenId], max_ahead: int) -> None:
+def _check_ahead(message: Draft, committed: Sequence[TokenId], max_ahead: int) -> None:
     ahead = message.start + len(message.tokens) - len(committed)
     if ahead > max_ahead:
-        raise RemoteProtocolError(
-            f"{type(message).__name__}.start: {ahead} ahead, over {max_ahead}"
-        )
+        raise RemoteProtocolError(f"Draft.start: {ahead} ahead, over {max_ahead}")
 
 
 def _check_forced(

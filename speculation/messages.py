@@ -1,6 +1,6 @@
 """The messages two sessions exchange. Values only: no bytes, no sockets, no behaviour.
 
-    up     Open, Draft, Branch, Redraw
+    up     Open, Draft, Redraw
     down   Opened, Commit, Refuse, Finish, Fault
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]
@@ -102,19 +102,6 @@ class Draft:
 
     pauses: bool = False
     """No more follow until the edge knows more committed tokens: the verifier need not wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """`coupled`: guesses for the case that the text leaves this epoch's chain at `start`.
-
-    If it does so with tokens[0], the other tokens begin the next epoch's chain. A hint, which
-    may be lost: the verifier took it if a Commit bears the next epoch before the edge does.
-    """
-
-    epoch: int
-    start: int
-    tokens: tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +193,7 @@ class Fault:
     retryable: bool = False
 
 
-Pushed = Draft | Branch | Redraw
+Pushed = Draft | Redraw
 Up = Open | Pushed
 Down = Opened | Commit | Refuse | Finish | Fault
 Message = Up | Down

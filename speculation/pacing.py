@@ -8,11 +8,9 @@ The edge drafts on while the chain is likely to stand and the window has room.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from math import ceil, inf
 from typing import Final
 
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
 from speculation.messages import Limits
@@ -32,10 +30,6 @@ class DraftPacing:
     flush_tokens: int = 2
     """Send as soon as this many guesses wait: one a message costs bytes, many cost time. More
     may wait where more is away, see `should_flush`."""
-
-    branch_tokens: int = 4
-    """Guesses of a branch; 0: no branches. They pay where a draft step is short beside a pass:
-    in the simulator maths and chat gain 1 to 9 % at 72/7 ms, and nothing at 72/24."""
 
     rests: bool = True
     """Draft less where drafts are useless. With fill `never` that would wait for ever."""
@@ -124,52 +118,3 @@ def should_flush(
     """
     enough = max(pacing.flush_tokens, MAY_WAIT * session.away)
     return session.unsent > 0 and (separate or not drafting or session.unsent >= enough)
-
-
-BRANCH_EARNS: Final = 3
-"""Times its cost, or a branch is not drafted. In the simulator 1 costs chat 2 % where three
-draft steps fill a pass; where ten do, 0 to 3 differ by 1 %."""
-
-SENDING_SAVES: Final = 0.05
-"""Of a pass: what having a branch at the verifier already must be expected to save. Less costs
-bytes for little: in the simulator none are sent at 10 ms, and speeds differ by 1 %."""
-
-LEAST_BRANCH: Final = 0.1
-"""No branch less likely to be taken is worth its steps, however far the verifier. In the
-simulator .05 is faster by 1 % at most, for a quarter more steps at 200 ms."""
-
-
-def may_grow(pacing: DraftPacing, session: DraftingSession, branch: Growing) -> bool:
-    """Return whether a branch should have one more guess."""
-    return len(branch.guesses) < pacing.branch_tokens and session.may_grow(branch)
-
-
-def branch(pacing: DraftPacing, session: DraftingSession, times: Times) -> Growing | None:
-    """Return the branch to draft at while the chain needs nothing, if one is worth it.
-
-    If it is taken, its guesses are at the verifier sooner by their steps, and by a round trip
-    if it was sent before. Its cost: a Commit that comes meanwhile, as one does in every pass,
-    finds the draft model busy for half a step.
-    """
-    if resting(pacing, session, times):
-        return None
-    steps_s = pacing.branch_tokens * times.draft_s
-    saved_s = times.rtt_s + steps_s
-    if pacing.branch_tokens == 0 or not 0.0 < saved_s < inf:
-        return None
-    late_s = times.draft_s / 2 * steps_s / times.pass_s if times.pass_s > 0.0 else 0.0
-    return session.branches.best(
-        session.chain,
-        len(session.committed),
-        least=max(LEAST_BRANCH, BRANCH_EARNS * late_s / saved_s),
-        may_grow=partial(may_grow, pacing, session),
-    )
-
-
-def should_send(session: DraftingSession, branch: Growing, times: Times) -> bool:
-    """Return whether the verifier should have a branch that grows no more before it is taken.
-
-    Else the edge keeps it: when it is taken it is the next chain, and is sent as such.
-    """
-    chance = session.branches.chance(session.chain, len(session.committed), branch)
-    return chance * times.rtt_s >= SENDING_SAVES * times.pass_s

@@ -18,10 +18,9 @@ from typing import Final
 
 from speculation.chain import HeldChain, Tokens
 from speculation.errors import LocalProtocolError, RemoteProtocolError
-from speculation.honesty import check_branch, check_form, check_place
+from speculation.honesty import check_form, check_place
 from speculation.judging import TAIL_SAMPLES, Judgement, Refusal
 from speculation.messages import (
-    Branch,
     Commit,
     Down,
     Finish,
@@ -93,9 +92,6 @@ class VerifyingSession:
         """
         if isinstance(message, Redraw):
             return self._redraw(message, u)
-        if isinstance(message, Branch):
-            self._hold(message)
-            return []
         check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
         max_ahead = self._limits.max_ahead
         check_place(message, self.committed, self.refusal, max_ahead=max_ahead)
@@ -107,18 +103,6 @@ class VerifyingSession:
         down = self._force(message.tokens[0]) if awaited else []
         chain.extend(message, self.committed)
         return down
-
-    def _hold(self, branch: Branch) -> None:
-        max_ahead = self._limits.max_ahead
-        check_branch(
-            branch,
-            self.request,
-            self.committed,
-            vocabulary_size=self._vocabulary_size,
-            max_ahead=max_ahead,
-        )
-        if not self.finished:
-            self.chain.hold(branch, self.committed, max_ahead)
 
     def _force(self, token: TokenId) -> list[Down]:
         self.refusal = None

@@ -34,7 +34,6 @@ from speculation.codec import (
 )
 from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.messages import (
-    Branch,
     Commit,
     Draft,
     Fault,
@@ -90,7 +89,6 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(Redraw, epoch=UINT, position=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
-    6: record(Branch, **CHAIN, tokens=rest(UINT)),
     16: record(Opened, session=TEXT, limits=LIMITS),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
@@ -113,8 +111,6 @@ def _layout_of(message: Message) -> int:
             return 3
         case Redraw():
             return 4
-        case Branch():
-            return 6
         case Opened():
             return 16
         case Commit():

@@ -7,7 +7,6 @@ paper              PicoSpec as published (arXiv:2603.19133): one round in flight
 picospec           this product, `auto`
 picospec-nofill    the same, fill `never`
 picospec-nolookup  the same as picospec, without prompt lookup
-picospec-nobranch  the same as picospec, without branches
 colocated          sync beside the target: no link, but drafting takes the target's time
 
 Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
@@ -21,7 +20,6 @@ from typing import ClassVar
 
 from speculation import pacing, passes
 from speculation.arrivals import Arrivals
-from speculation.branches import Growing
 from speculation.budget import PassTimes
 from speculation.drafting import DraftingSession
 from speculation.lookup import Times
@@ -82,18 +80,6 @@ class Arm:
         return False
 
     def may_look_up(self, desk: Desk) -> bool:
-        return False
-
-    def branch(self, desk: Desk) -> Growing | None:
-        """Return the branch to draft at while the chain needs nothing."""
-        return None
-
-    def may_grow(self, desk: Desk, branch: Growing) -> bool:
-        """Return whether the branch needs another guess."""
-        return False
-
-    def should_send(self, desk: Desk, branch: Growing) -> bool:
-        """Return whether a grown branch goes to the verifier before it is taken."""
         return False
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
@@ -157,15 +143,6 @@ class PicoSpec(Arm):
 
     def should_flush(self, desk: Desk, drafting: bool) -> bool:
         return pacing.should_flush(self.pacing, desk.session, drafting=drafting, separate=False)
-
-    def branch(self, desk: Desk) -> Growing | None:
-        return pacing.branch(self.pacing, desk.session, desk.times)
-
-    def may_grow(self, desk: Desk, branch: Growing) -> bool:
-        return pacing.may_grow(self.pacing, desk.session, branch)
-
-    def should_send(self, desk: Desk, branch: Growing) -> bool:
-        return pacing.should_send(desk.session, branch, desk.times)
 
     def hold_s(self, seat: Seat, now_s: float) -> float:
         return passes.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)

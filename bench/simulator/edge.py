@@ -9,7 +9,6 @@ from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from models.prefixes import common
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.lookup import Lookup, take
@@ -55,7 +54,7 @@ class Edge:
         self._works = works
         self._done = done
         self._asked_s = clock.now_s
-        self._caches: list[list[TokenId]] = [[], []]
+        self._cache: list[TokenId] = []
         self._opened = False
         self._waiting: list[Pushed] = []
         self._busy = True
@@ -80,8 +79,6 @@ class Edge:
                 )
                 if message.start:
                     self._desk.pass_s = message.pass_s
-                if progress.broken:
-                    self._flush(self._drafting)
                 self._act()
             case Finish():
                 self.log.totals = message.totals
@@ -98,8 +95,6 @@ class Edge:
         self._flush(self._drafting)
         if self._drafting:
             self._step()
-        elif branch := self._arm.branch(self._desk):
-            self._grow(branch)
 
     def _flush(self, drafting: bool) -> None:
         if self._arm.should_flush(self._desk, drafting) and (
@@ -131,37 +126,20 @@ class Edge:
         step_s = self._step_s(context, guesses, ahead)
         self._clock.after(step_s, lambda: self._drafted(context, guesses))
 
-    def _grow(self, branch: Growing) -> None:
-        """Draft a token of a branch."""
-        context, epoch = self._session.guessed_in(branch), self._session.epoch
-        guess = self._source.guess(context)
-        step_s = self._step_s(context, [guess], branch=True)
-        self._clock.after(step_s, lambda: self._grown(branch, epoch, guess))
-
-    def _grown(self, branch: Growing, epoch: int, guess: Guess) -> None:
-        self._busy = False
-        grew = self._session.grow(branch, guess, epoch)
-        grown = grew and not self._arm.may_grow(self._desk, branch)
-        if grown and self._arm.should_send(self._desk, branch):
-            self._send(self._session.branch_off(branch))
-        self._act()
-
     def _step_s(
         self,
         context: list[TokenId],
         guesses: Sequence[Guess],
         ahead: Sequence[TokenId] = (),
-        *,
-        branch: bool = False,
     ) -> float:
-        """Begin a step, and return how long it takes: chain and branch have a cache each."""
-        known = max(common(held, context) for held in self._caches)
+        """Begin a step, and return how long it takes."""
+        known = common(self._cache, context)
         more = max(0, len(context) - known - 1) + len(ahead)
         step_s = self._draft_s.of(1 + more)
         if self._lookup is not None:
             self._lookup.read(more, step_s, self._desk.draft_s)
         self._busy = True
-        self._caches[branch] = [*context, *(guess.token for guess in guesses[:-1])]
+        self._cache = [*context, *(guess.token for guess in guesses[:-1])]
         self._works(self._clock.now_s + step_s)
         self.log.drafted += len(guesses)
         self.log.drafting_s += step_s

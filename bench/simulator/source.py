@@ -8,7 +8,6 @@ on with: a trace holds what the draft says after its own guess, elsewhere guesse
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -19,7 +18,7 @@ from bench.traces import Ids, Logits, Trace
 from edge_agent.drafter import guessed_along
 from edge_agent.guessing import coupled
 from models.prefixes import common
-from speculation.guess import Guess, Others
+from speculation.guess import Guess
 from speculation.laws import Law
 from speculation.messages import TokenId
 
@@ -31,9 +30,8 @@ VOCABULARY: Final = 1 << 20
 
 
 class Source:
-    """tokens, guesses: int[n] each; guesses[i] is the draft's token after tokens[:i], others[i]
-    what it would say next. confidences: float[n]. astray[i]: what it says after guesses[i], if
-    that is wrong."""
+    """tokens, guesses: int[n] each; guesses[i] is the draft's token after tokens[:i].
+    confidences: float[n]. astray[i]: what it says after guesses[i], if that is wrong."""
 
     def __init__(
         self,
@@ -41,14 +39,12 @@ class Source:
         tokens: Sequence[TokenId],
         guesses: Sequence[TokenId],
         confidences: Sequence[float],
-        others: Sequence[Others] = (),
         astray: Sequence[Sequence[Guess]] = (),
     ) -> None:
         self.prompt = tuple(prompt)
         self.tokens = list(tokens)
         self._guesses = list(guesses)
         self._confidences = list(confidences)
-        self._others = list(others) or [()] * len(self.tokens)
         self._astray = list(astray) or [()] * len(self.tokens)
         self._laws = [Law(np.array([token]), np.ones(1)) for token in self.tokens]
 
@@ -62,17 +58,15 @@ class Source:
         at = common(context, self.tokens)
         if at < position:
             return self._wrong(context, at)
-        confidence, others = self._confidences[position], self._others[position]
-        return Guess(self._guesses[position], confidence, others=others)
+        return Guess(self._guesses[position], self._confidences[position])
 
     def _wrong(self, context: Sequence[TokenId], at: int) -> Guess:
         """Return what the draft says after a context that leaves the answer at `at`."""
         position, since = len(context), list(context[at:])
-        others = _made_up(self._others[position])
         said = [self._guesses[at], *(guess.token for guess in self._astray[at])]
         if since == said[: len(since)] and len(since) < len(said):
-            return replace(self._astray[at][len(since) - 1], others=others)
-        return Guess(WRONG + position, self._confidences[position], others=others)
+            return self._astray[at][len(since) - 1]
+        return Guess(WRONG + position, self._confidences[position])
 
     def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[Guess]:
         """Return what a step says that reads `ahead` too: see edge_agent.drafter.Seat."""
@@ -102,7 +96,6 @@ def traced(trace: Trace) -> Source:
         trace.tokens.tolist(),
         [guess.token for guess in guesses],
         [guess.confidence for guess in guesses],
-        [guess.others for guess in guesses],
         list(map(_astray, trace.astray_tokens, trace.astray_confidences)),
     )
 
@@ -110,11 +103,6 @@ def traced(trace: Trace) -> Source:
 def _astray(tokens: Ids, confidences: Logits) -> list[Guess]:
     pairs = zip(tokens.tolist(), confidences.tolist(), strict=True)
     return [Guess(token, confidence) for token, confidence in pairs if token >= 0]
-
-
-def _made_up(others: Others) -> Others:
-    """Return as many that no answer has."""
-    return tuple((WRONG * n, chance) for n, (_, chance) in enumerate(others, 2))
 
 
 def dense(tokens: Ids, logits: Logits) -> Logits:

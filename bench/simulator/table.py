@@ -23,9 +23,6 @@ PLAIN: Final[Mapping[str, Arm]] = {
         name="picospec-nofill", fill="never", pacing=DraftPacing(rests=False)
     ),
     "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
-    "picospec-nobranch": PicoSpec(
-        name="picospec-nobranch", pacing=DraftPacing(branch_tokens=0)
-    ),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 

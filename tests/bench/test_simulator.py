@@ -62,7 +62,6 @@ def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
             Colocated(3),
             PicoSpec(),
             PicoSpec(fill="never", pacing=DraftPacing(rests=False)),
-            PicoSpec(pacing=DraftPacing(branch_tokens=4)),
         ]
     ),
 )
@@ -222,16 +221,3 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     assert looked_up > 2.0
     assert 1.1 < read < 1.6  # up to max_verify
     assert drafted == 1.0
-
-
-def test_a_branch_that_is_taken_saves_its_round_trip() -> None:
-    tokens = range(120)
-    guesses = [WRONG if i % 4 == 3 else i for i in tokens]
-    others = [((i, 0.4),) if i % 4 == 3 else () for i in tokens]
-    confidences = [0.5 if i % 4 == 3 else 0.95 for i in tokens]
-    source = Source((), tokens, guesses, confidences, others)
-    arms = (PicoSpec(pacing=DraftPacing(branch_tokens=count)) for count in (4, 0))
-
-    branching, plain = (run(arm, source, rtt_ms=100) for arm in arms)
-
-    assert branching.tokens_per_s > 1.3 * plain.tokens_per_s

@@ -138,9 +138,7 @@ class FakeSeat:
         self.read: list[int] = []
         self._held = 0
 
-    async def step(
-        self, context: Sequence[TokenId], pick: Pick, *, branch: bool = False
-    ) -> Guess:
+    async def step(self, context: Sequence[TokenId], pick: Pick) -> Guess:
         self.read.append(max(1, len(context) - self._held))
         self._held = len(context)
         return Guess(0, 1.0)

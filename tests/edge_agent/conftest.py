@@ -30,7 +30,7 @@ def cache() -> FakeCache:
 
 @pytest.fixture
 async def drafter(cache: FakeCache) -> AsyncIterator[LlamaDrafter]:
-    drafter = LlamaDrafter(cache, branches=True)
+    drafter = LlamaDrafter(cache)
     yield drafter
     cache.gate.set()
     drafter.close()

@@ -59,9 +59,6 @@ class FakeCache:
     def truncate(self, sequence: int, length: int) -> None:
         del self._held[sequence][length:]
 
-    def copy(self, source: int, target: int) -> None:
-        self._held[target] = list(self._held[source])
-
     def close(self) -> None:
         self.closed = True
 
@@ -78,10 +75,8 @@ class FakeCache:
 PICK = guessing.coupled(Sampling(temperature=0.0), 0, 3)
 
 
-async def guess_after(
-    seat: Seat | None, context: Sequence[int], *, branch: bool = False
-) -> int:
-    (token,) = await guesses_after(seat, context, branch=branch)
+async def guess_after(seat: Seat | None, context: Sequence[int]) -> int:
+    (token,) = await guesses_after(seat, context)
     return token
 
 
@@ -89,10 +84,8 @@ async def guesses_after(
     seat: Seat | None,
     context: Sequence[int],
     ahead: Sequence[int] = (),
-    *,
-    branch: bool = False,
 ) -> list[int]:
     assert seat is not None
     async with asyncio.timeout(5):
-        guesses = await seat.step(list(context), PICK, ahead=ahead, branch=branch)
+        guesses = await seat.step(list(context), PICK, ahead=ahead)
         return [guess.token for guess in guesses]

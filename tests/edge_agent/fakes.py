@@ -44,7 +44,6 @@ class CountingSeat:
         pick: Pick,
         *,
         ahead: Sequence[TokenId] = (),
-        branch: bool = False,
     ) -> list[Guess]:
         self.contexts.append([*context, *ahead])
         await self._wait(context)

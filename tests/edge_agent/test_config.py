@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from edge_agent.config import load
-from speculation.pacing import DraftPacing
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -38,7 +37,6 @@ def test_the_command_line_is_stronger_than_the_environment_and_that_than_the_fil
     assert (settings.port, settings.slots, settings.fill) == (4, 3, "never")
     assert settings.draft_pacing.flush_tokens == 3
     assert settings.draft_pacing.min_survival == 0.4
-    assert settings.draft_pacing.branch_tokens == DraftPacing().branch_tokens
 
 
 @pytest.mark.parametrize(

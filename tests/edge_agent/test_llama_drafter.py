@@ -29,8 +29,7 @@ async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
     context = [1, 2, 3]
 
     for _ in range(60):
-        branch = bool(chance.integers(2))
-        assert await guess_after(seat, context, branch=branch) == truth(context)
+        assert await guess_after(seat, context) == truth(context)
         keep = int(chance.integers(3, len(context) + 1))
         context = [*context[:keep], *(int(t) for t in chance.integers(0, V, 2))]
 
@@ -44,51 +43,6 @@ async def test_a_step_that_continues_the_last_decodes_one_row(
     await guess_after(seat, [1, 2, 3, first])
 
     assert [len(segment.tokens) for (segment,) in cache.passes] == [3, 1]
-
-
-async def test_a_branch_and_the_chain_that_goes_on_decode_one_row_each(
-    drafter: LlamaDrafter, cache: FakeCache
-) -> None:
-    seat = drafter.take([1, 2, 3])
-    chain = [1, 2, 3, 4, 5]
-    await guess_after(seat, chain)
-    before = cache.rows
-
-    await guess_after(seat, [1, 2, 3, 9], branch=True)
-    await guess_after(seat, [1, 2, 3, 9, 8], branch=True)
-    await guess_after(seat, [*chain, 6])
-    await guess_after(seat, [1, 2, 3, 4, 7], branch=True)
-    await guess_after(seat, [1, 2, 3, 4, 7, 6])  # taken: now it is the chain
-
-    assert cache.rows - before == 5
-
-
-async def test_without_branches_a_seat_is_one_sequence() -> None:
-    cache = FakeCache(sequences=1)
-    drafter = LlamaDrafter(cache)
-    seat = drafter.take([1, 2, 3])
-    for context in ([1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2]):
-        assert await guess_after(seat, context) == truth(context)
-    drafter.close()
-
-    assert cache.rows == 5 + 1 + 1
-    assert drafter.take([1]) is None
-
-
-async def test_an_earlier_jobs_branch_takes_no_room() -> None:
-    cache = FakeCache(sequences=2)
-    drafter = LlamaDrafter(cache, branches=True)
-    for prompt in ([1] * 100, [2] * 100):
-        seat = drafter.take(prompt)
-        await guess_after(seat, [*prompt, 4])
-        await guess_after(seat, [*prompt, 9], branch=True)
-        assert seat is not None
-        seat.leave()
-
-    await guess_after(drafter.take([3, 3, 3]), [3, 3, 3])
-    drafter.close()
-
-    assert cache.held == 3
 
 
 async def test_the_same_context_again_gives_the_same_guess(drafter: LlamaDrafter) -> None:

@@ -22,9 +22,8 @@ async def test_reading_ahead_guesses_what_step_by_step_would_and_no_further(
         right = int(chance.integers(0, 4))
         wrong = [(token + 1) % V for token in said[right : right + int(chance.integers(3))]]
         ahead = [*said[:right], *wrong]
-        branch = bool(chance.integers(2))
 
-        tokens = await guesses_after(seat, context, ahead, branch=branch)
+        tokens = await guesses_after(seat, context, ahead)
 
         assert tokens == said[: right + 1]
         context = [*context, *tokens]

@@ -33,7 +33,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
 ) -> None:
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=2, shared_tokens=512), branches=True)
+    drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
     sampling = Sampling(temperature=0.0)
     pick = guessing.coupled(sampling, 1, len(prompt))
     if judge == "separate":
@@ -46,7 +46,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         for _ in range(count):
             drafted = [*context, *(guess.token for guess in guesses)]
             guesses += await seat.step(drafted, pick)
-            await seat.step([*drafted, 100, 200], pick, branch=True)
+            await seat.step([*drafted, 100, 200], pick)
         seat.leave()
         return guesses
 
@@ -65,7 +65,7 @@ async def test_a_real_model_reads_ahead_and_says_what_it_would_step_by_step(
 ) -> None:
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=2, shared_tokens=512), branches=True)
+    drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
     pick = guessing.coupled(Sampling(temperature=0.0), 1, len(prompt))
     seat = drafter.take(prompt)
     assert seat is not None

@@ -98,16 +98,6 @@ def test_a_cache_is_the_same_however_it_was_filled(model: Model, context: Contex
         assert np.array_equal(say(context, 1, text[280:282]), reference)
 
 
-def test_a_copy_says_what_its_source_says(model: Model, context: Context) -> None:
-    text = model.tokenize(TEXT, False)
-    prefill(context, 0, text[:100])
-
-    context.copy(0, 1)
-
-    assert context.length(1) == 100
-    assert np.array_equal(say(context, 1, text[100:104], 4), say(context, 0, text[100:104]))
-
-
 def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
     """The negative control: if this fails, EXACT_ROWS can go."""
     text = model.tokenize(TEXT, False)

@@ -13,7 +13,6 @@ from random import Random
 import numpy as np
 
 from speculation import wire
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.judging import Judgement, judge_coupled, judge_separate
@@ -87,8 +86,6 @@ class Joined:
         self.heard = 0
         self.finish: Finish | None = None
         self.redraws = 0
-        self.taken = 0
-        """Branches that both ends went on with."""
 
         self._judgement: Judgement | None = None
         self._u = uniforms(self.chance)
@@ -105,31 +102,8 @@ class Joined:
             self.edge.extend(Guess(q.at(self.chance.random()), 0.8, q))
             return
         at = place(len(PROMPT), len(self.edge.guessed))
-        token, truth = (
-            each.coupled(self.request.seed, at) for each in (law, self.target(context))
-        )
-        others = {truth, self.chance.randrange(self.vocabulary_size)} - {token}
-        self.edge.extend(Guess(token, 0.8, others=tuple((other, 0.1) for other in others)))
-
-    def branch(self) -> None:
-        """Guess a token more of some branch, and perhaps send it."""
-        edge, limits = self.edge, self.limits
-
-        def may_grow(branch: Growing) -> bool:
-            honest = branch.end < len(edge.committed) + limits.max_ahead
-            return honest and edge.may_grow(branch) and self.chance.random() < 0.3
-
-        branch = edge.branches.best(
-            edge.chain, len(edge.committed), least=0.0, may_grow=may_grow
-        )
-        if branch is None:
-            return
-        context = (*self.request.prompt, *edge.guessed_in(branch))
-        law = (self.target if self.chance.random() < self.right else self.drafter)(context)
-        at = place(len(PROMPT), branch.end)
-        edge.branches.grow(branch, Guess(law.coupled(self.request.seed, at), 0.8))
-        if self.chance.random() < 0.5:
-            self.up.append(edge.branch_off(branch))
+        token = law.coupled(self.request.seed, at)
+        self.edge.extend(Guess(token, 0.8))
 
     def flush(self) -> None:
         if draft := self.edge.flush():
@@ -141,9 +115,7 @@ class Joined:
         message, self.heard = self.said[self.heard], self.heard + 1
         match message:
             case Commit():
-                ahead = message.epoch > self.edge.epoch
                 self.edge.receive(message)
-                self.taken += ahead and bool(self.edge.chain)
             case Refuse():
                 if redraw := self.edge.refused(message, self._u):
                     self.redraws += 1
@@ -156,8 +128,6 @@ class Joined:
     def cut(self) -> None:
         """The stream breaks, and begins again where the edge likes."""
         self.heard = self.chance.randint(0, self.heard)
-        self.edge.resend()
-        self.flush()
 
     # --- the network
 
@@ -201,7 +171,6 @@ class Joined:
         """Everybody does their part, in order, over a good network."""
         self.guess()
         self.flush()
-        self.branch()
         while self.up:
             self.deliver(first=True)
         self.begin()
@@ -212,7 +181,7 @@ class Joined:
     def run(self, disorder: int) -> None:
         """Take random steps, then fair ones up to the Finish. Fails if none comes."""
         steps = [
-            self.guess, self.guess, self.guess, self.flush, self.branch, self.branch, self.hear,
+            self.guess, self.guess, self.guess, self.flush, self.hear,
             self.hear, self.begin, self.resolve, self.resolve, self.deliver, self.deliver,
             self.cut, lambda: self.deliver(again=True),
         ]  # fmt: skip

@@ -110,15 +110,6 @@ def test_guesses_confirmed_before_they_were_sent_are_not_sent() -> None:
     assert session.flush() == Draft(0, 2, 0, (6,))
 
 
-def test_after_a_cut_the_whole_chain_is_sent_again() -> None:
-    session = edge(4, 5)
-    session.flush()
-
-    session.resend()
-
-    assert session.flush() == Draft(0, 0, 0, (4, 5))
-
-
 # --- receiving
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from speculation.errors import RemoteProtocolError
 from speculation.laws import Q_SCALE
-from speculation.messages import Branch, Draft
+from speculation.messages import Draft
 from speculation.verifying import VerifyingSession
 from tests.speculation.verifiers import V, refusing, session, state
 
-DISHONEST: dict[str, tuple[VerifyingSession, Draft | Branch, str]] = {
+DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
     "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),
     "not a token": (session(), Draft(0, 0, 0, (1, V)), "Draft.tokens"),
     "behind the prompt": (session(), Draft(0, 0, 1, (1,)), "Draft.behind"),
@@ -32,16 +32,12 @@ DISHONEST: dict[str, tuple[VerifyingSession, Draft | Branch, str]] = {
     "forced behind guesses": (refusing(7), Draft(1, 1, 1, (2,), (), True), "Draft.behind"),
     "forced beyond the refusal": (refusing(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
     "forced over committed text": (refusing(7), Draft(1, 0, 0, (8,), (), True), "Draft.forced"),
-    "a branch in separate": (session("separate"), Branch(0, 0, (1, 2)), "Branch"),
-    "a branch of one token": (session(), Branch(0, 0, (1,)), "Branch.tokens"),
-    "a branch of no token": (session(), Branch(0, 0, (1, V)), "Branch.tokens"),
-    "a branch too far ahead": (session(), Branch(0, 7, (1, 2)), "Branch.start"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("verifier", "draft", "field"), DISHONEST.values(), ids=DISHONEST)
 def test_a_dishonest_draft_is_refused_by_field_and_changes_nothing(
-    verifier: VerifyingSession, draft: Draft | Branch, field: str
+    verifier: VerifyingSession, draft: Draft, field: str
 ) -> None:
     before = state(verifier)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.lookup import Times
@@ -19,13 +16,10 @@ from speculation.pacing import (
     TRIED,
     UNUSED_PATIENCE,
     DraftPacing,
-    branch,
     may_draft,
-    may_grow,
     rest,
     resting,
     should_flush,
-    should_send,
     window,
 )
 
@@ -146,9 +140,7 @@ def test_guesses_are_sent_in_pairs_more_where_many_are_away_and_in_separate_at_o
     assert sends is expected
 
 
-# --- branches
-
-RARE, LIKELY = Guess(1, 0.9, others=((2, 0.04),)), Guess(1, 0.5, others=((2, 0.3),))
+RARE = Guess(1, 0.9)
 
 
 def drafted(*chain: Guess) -> DraftingSession:
@@ -156,60 +148,3 @@ def drafted(*chain: Guess) -> DraftingSession:
     for guess in chain:
         session.extend(guess)
     return session
-
-
-@pytest.mark.parametrize(
-    ("chain", "times", "position"),
-    [
-        ([LIKELY], Times(0.1, 0.2, 0.02), 0),
-        ([RARE, LIKELY], Times(0.1, 0.2, 0.02), 1),
-        ([RARE], Times(10.0, 0.2, 0.02), None),
-        ([LIKELY], Times(0.0, 0.02, 0.02), None),  # its steps delay the chain by more
-        ([LIKELY], Times(0.0, 0.2, 0.02), 0),  # only the steps
-        ([LIKELY], Times(0.1, 0.2, inf), None),
-        ([LIKELY], Times(0.0, 0.0, 0.0), None),
-        ([], Times(0.1, 0.2, 0.02), None),
-    ],
-)
-def test_a_branch_is_worth_it_that_is_likely_to_save_more_than_it_costs(
-    chain: list[Guess], times: Times, position: int | None
-) -> None:
-    found = branch(DraftPacing(branch_tokens=4), drafted(*chain), times)
-
-    assert (found and found.position) == position
-
-
-def test_a_branch_has_its_number_of_guesses_and_no_more_are_drafted_at_0() -> None:
-    session, far = drafted(LIKELY), Times(0.1, 0.2, 0.02)
-    pacing = DraftPacing(branch_tokens=2)
-    for _ in range(2):
-        found = branch(pacing, session, far)
-        assert found is not None
-        assert may_grow(pacing, session, found)
-        session.branches.grow(found, Guess(3, 0.5))
-
-    assert not may_grow(pacing, session, found)
-    assert branch(pacing, session, far) is None
-    assert branch(DraftPacing(branch_tokens=0), session, far) is None
-
-
-def test_an_edge_that_rests_drafts_no_branches() -> None:
-    session, far = drafted(LIKELY), Times(0.1, 0.2, 0.02)
-    session.unused = 100
-    session.committed = [0] * (TRIED + 5)
-
-    assert branch(DraftPacing(), session, far) is None
-    assert branch(DraftPacing(rests=False), session, far) is not None
-
-
-@pytest.mark.parametrize(
-    ("rtt_s", "pass_s", "sent"),
-    [(0.05, 0.2, True), (0.01, 0.2, False), (0.05, 2.0, False), (0.0, 0.0, True)],
-)
-def test_a_branch_is_sent_ahead_that_is_likely_to_save_its_round_trip(
-    rtt_s: float, pass_s: float, sent: bool
-) -> None:
-    session = drafted(LIKELY)
-    times = Times(rtt_s, pass_s, 0.02)
-
-    assert should_send(session, Growing(0, 2), times) == sent

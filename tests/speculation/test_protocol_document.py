@@ -65,7 +65,7 @@ def test_the_numbers_are_the_codes(fact: str) -> None:
 
 
 def test_every_field_of_a_message_is_described() -> None:
-    for kind in (messages.Open, messages.Draft, messages.Branch, messages.Refuse):
+    for kind in (messages.Open, messages.Draft, messages.Refuse):
         for field in kind.__dataclass_fields__:
             assert re.search(rf"\b{field}\b", PAGE), field
     for kind in (messages.Sampling, messages.ModelFacts):

@@ -97,16 +97,6 @@ def test_drafts_that_are_always_right_save_passes() -> None:
     assert joined.finish.totals == totals
 
 
-def test_both_ends_go_on_with_branches_that_the_text_has_taken() -> None:
-    request = opening(max_tokens=800, stop_tokens=())
-    joined = Joined(request, model(3), model(4), Random(0), 0.6, Limits(4, 20))
-
-    joined.run(8000)
-
-    assert joined.taken > 10
-    assert joined.edge.committed == plain(joined.target, request)
-
-
 @given(st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
 def test_a_session_without_any_draft_is_the_target_alone(number: int) -> None:

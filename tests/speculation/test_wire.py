@@ -15,7 +15,6 @@ from speculation import wire
 from speculation.codec import UINT
 from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.messages import (
-    Branch,
     Commit,
     Draft,
     Fault,
@@ -67,7 +66,6 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans(), st.booleans()),
     st.builds(Redraw, UINTS, UINTS),
-    st.builds(Branch, UINTS, UINTS, TOKENS),
     st.builds(Opened, st.text(), st.builds(Limits, UINTS, UINTS, FLOATS, FLOATS)),
     st.builds(
         Commit,

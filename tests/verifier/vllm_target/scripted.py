@@ -10,12 +10,10 @@ from random import Random
 
 import numpy as np
 
-from speculation.branches import Growing
 from speculation.drafting import DraftingSession
 from speculation.guess import Guess
 from speculation.laws import DraftLaw, Law, quantise
 from speculation.messages import (
-    Branch,
     Commit,
     Finish,
     ModelFacts,
@@ -52,7 +50,6 @@ class Script:
     """How good the drafts are, and how late."""
 
     wrong: float = 0.0
-    branches: bool = False
     """For each wrong guess, what would follow the right one."""
 
     late_s: float = 0.0
@@ -65,7 +62,6 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
-    branches: int = 0
     """That the target went on with."""
 
 
@@ -110,28 +106,16 @@ async def drafted(
         async for message in said:
             hear(answer, message)
             if isinstance(message, Commit):
-                answer.branches += message.epoch > edge.epoch
                 edge.receive(message)
                 while edge.may_extend and len(edge.chain) < script.window:
                     edge.extend(Guess(guess(len(edge.guessed)), confidence=1.0))
-                new = [edge.flush(), *(branched(edge, oracle) if script.branches else ())]
+                new = [edge.flush()]
                 for pushed in filter(None, new):
                     tasks.create_task(_push(target, session, pushed, script.late_s))
     return answer
 
 
-def branched(edge: DraftingSession, oracle: list[int]) -> Iterator[Branch]:
-    """Branch off wherever the chain is wrong, as far as the oracle knows two tokens more."""
-    for position, guess in enumerate(edge.chain, len(edge.committed)):
-        right = oracle[position : position + 4]
-        if len(right) > 1 and guess.token != right[0]:
-            branch = Growing(position, right[0])
-            for token in right[1:]:
-                edge.branches.grow(branch, Guess(token, confidence=1.0))
-            yield edge.branch_off(branch)
-
-
-async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
+def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
     await asyncio.sleep(late_s)
     with suppress(UnknownSession):  # it came too late
         await target.push(session, message)

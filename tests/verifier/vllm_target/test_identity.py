@@ -30,7 +30,6 @@ SCRIPTS = {
     "15 % wrong": Script(wrong=0.15),
     "all wrong": Script(wrong=1.0),
     "late": Script(wrong=0.1, late_s=0.12),
-    "branches": Script(wrong=0.3, branches=True),
 }
 
 
@@ -52,7 +51,6 @@ async def test_drafts_do_not_change_the_text(
     assert answer.finish is not None
     assert answer.finish.reason == "length"
     assert answer.finish.totals.judged > 0
-    assert (answer.branches > 0) is script.branches
 
 
 async def test_many_sessions_at_once_each_say_what_they_say_alone(target: VllmTarget) -> None:
