@@ -15,22 +15,24 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from bench import agree, measure, simulate
-from bench.answered import Replies
-from bench.arms import NAMES, parse
-from bench.client import AnswerError
-from bench.joining import joined
-from bench.path import Conditions
-from bench.plan import Plan
-from bench.prompts import SHIPPED, Prompt, Selection, read
-from bench.recording import Recording, traces
-from bench.report import markdown
-from bench.results import load
-from bench.run import Run
-from bench.stand import StandPlan, options
-from edge_agent.children import ServiceError
-from edge_agent.cores import Pins, parse_pins, share
-from edge_agent.draft_model import find
+from bench.calibrate import command as measure
+from bench.link.path import Conditions
+from bench.report.join import joined
+from bench.report.markdown import markdown
+from bench.report.results import load
+from bench.run.arms import NAMES, parse
+from bench.run.client import AnswerError
+from bench.run.command import Run
+from bench.run.plan import Plan
+from bench.run.prompts import SHIPPED, Prompt, Selection, read
+from bench.run.services import StandPlan, options
+from bench.simulator import agree
+from bench.simulator import command as simulate
+from bench.traces.command import Recording, traces
+from bench.traces.from_answers import Replies
+from edge_agent.draft_model.loading import find
+from gateway.hosting.cores import Pins, parse_pins, share
+from gateway.hosting.processes import ServiceError
 from models.errors import ModelError
 from models.opening import open_store
 
@@ -125,7 +127,7 @@ def report(
     drawn = []
     if plots:
         try:
-            from bench.plots import draw
+            from bench.report.plots import draw
         except ImportError:
             sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
         drawn = draw(found, results.parent, results.stem)

@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bench.prompts import sampling
+from bench.run.prompts import sampling
 from bench.simulator.source import dense
-from bench.traces import Trace
-from edge_agent.guessing import COUPLED_TOKENS, SHARPNESS
-from speculation.laws import Law, law
+from bench.traces.files import Trace
+from speculation.sampling.distributions import Distribution, distribution
+from speculation.sampling.draft_sampler import COUPLED_TOKENS, SHARPNESS
 
 SEEDS = 16
 
 
-def laws(trace: Trace, position: int) -> tuple[Law, Law]:
+def distributions(trace: Trace, position: int) -> tuple[Distribution, Distribution]:
     """Return (p, q) at a position."""
     drawn = sampling(trace.temperature)
     target = dense(trace.target_tokens[position], trace.target_logits[position])
     draft = dense(trace.draft_tokens[position], trace.draft_logits[position])
-    return law(target, drawn), law(draft, drawn, most=COUPLED_TOKENS)
+    return distribution(target, drawn), distribution(draft, drawn, most=COUPLED_TOKENS)
 
 
-def agreement(p: Law, q: Law, position: int) -> float:
+def agreement(p: Distribution, q: Distribution, position: int) -> float:
     """Return the share of SEEDS seeds, others at each position, for which both say the same."""
     seeds = range(position * SEEDS, (position + 1) * SEEDS)
     return float(
@@ -49,8 +49,8 @@ def table(traces: Sequence[Trace]) -> dict[str, NDArray[np.float64]]:
     rows = defaultdict(list)
     for trace in traces:
         for position, optimal in enumerate(trace.overlap):
-            p, q = laws(trace, position)
-            sharp = Law(q.tokens, q.p**SHARPNESS)
+            p, q = distributions(trace, position)
+            sharp = Distribution(q.tokens, q.p**SHARPNESS)
             shares = agreement(p, q, position), agreement(p, sharp, position)
             rows[trace.family].append((optimal, *shares))
     rows["all"] = [row for family in list(rows.values()) for row in family]

@@ -13,11 +13,11 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
-from edge_agent import logs
 from edge_agent.app import build
-from edge_agent.config import EdgeSettings, load
 from edge_agent.engine import MakePace
 from edge_agent.pace import Pace
+from edge_agent.settings import EdgeSettings, load
+from gateway.hosting import logs
 from models.errors import ModelError
 from models.opening import open_store
 

@@ -18,12 +18,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from edge_agent.config import EdgeSettings
-from edge_agent.draft_model import TargetTokenizer, make_drafter, open_model
+from edge_agent.draft_model.loading import TargetTokenizer, make_drafter, open_model
 from edge_agent.engine import EdgeEngine, MakePace, Policy
+from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
-from edge_agent.uplink import Uplink, connect
+from edge_agent.settings import EdgeSettings
 from gateway.app import create_app
 from gateway.errors import ApiError
 from models.store import Store

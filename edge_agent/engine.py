@@ -15,24 +15,33 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from edge_agent import guessing, pipeline
-from edge_agent.drafter import Drafter, Seat
+from edge_agent import pipeline
+from edge_agent.as_generator import pulled
+from edge_agent.draft_model.drafter import Drafter, Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Pipeline
-from edge_agent.pulling import pulled
+from edge_agent.statistics import Tally
 from edge_agent.steps import Guesser
-from edge_agent.tally import Tally
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, TokenLogprob
-from speculation.drafting import DraftingSession
-from speculation.lookup import Lookup
-from speculation.messages import Commit, Fill, Judge, Limits, ModelFacts, Open, Sampling
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Lookup
+from speculation.protocol.messages import (
+    Commit,
+    Fill,
+    Judge,
+    Limits,
+    ModelFacts,
+    Open,
+    Sampling,
+)
+from speculation.sampling import draft_sampler as guessing
 
 Chance = Callable[[], np.random.Generator]
 Emit = Callable[[Delta], Awaitable[None]]
-MakePace = Callable[[DraftPacing, Limits, Callable[[], float]], Pace]
+MakePace = Callable[[DraftSettings, Limits, Callable[[], float]], Pace]
 
 
 class Uplink(Protocol):
@@ -56,9 +65,9 @@ class Policy:
 
     judge: Judge = "coupled"
     fill: Fill = "auto"
-    pacing: DraftPacing = field(default_factory=DraftPacing)
+    pacing: DraftSettings = field(default_factory=DraftSettings)
     lookup: bool = True
-    """Guess also what followed when the same was said before; only in `coupled`."""
+    """DraftToken also what followed when the same was said before; only in `coupled`."""
 
 
 class EdgeEngine:
@@ -188,7 +197,9 @@ class EdgeEngine:
             return Lookup(job.prompt)
         return None
 
-    def _pick(self, job: Job, request: Open, chance: np.random.Generator) -> guessing.Pick:
+    def _pick(
+        self, job: Job, request: Open, chance: np.random.Generator
+    ) -> guessing.DraftSampler:
         if request.judge == "separate":
             return guessing.separate(request.sampling, chance.random)
         return guessing.coupled(request.sampling, job.seed, len(job.prompt))

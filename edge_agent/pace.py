@@ -1,25 +1,27 @@
-"""One session's times, and the window they ask for. The rules are speculation.pacing's."""
+"""One session's times, and the window they ask for. The rules are speculation.drafting.policy's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from speculation.drafting import DraftingSession
-from speculation.lookup import Times
-from speculation.messages import Limits
-from speculation.pacing import (
-    DraftPacing,
+from speculation.drafting.policy import (
+    DraftSettings,
     may_draft,
     should_flush,
     window,
 )
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Times
+from speculation.protocol.messages import Limits
 from speculation.smoothing import smoothed
 
 
 class Pace:
     """Measures; all times in seconds. rtt_s: the link's round trip, now."""
 
-    def __init__(self, pacing: DraftPacing, limits: Limits, rtt_s: Callable[[], float]) -> None:
+    def __init__(
+        self, pacing: DraftSettings, limits: Limits, rtt_s: Callable[[], float]
+    ) -> None:
         self.pacing = pacing
         self.limits = limits
         self._rtt_s = rtt_s

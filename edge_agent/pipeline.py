@@ -1,7 +1,7 @@
 """Joins a DraftingSession to a draft model and a link to the verifier.
 
 Three halves run at once: one drafts, one sends, one takes in what the verifier says. All rules
-live in the session and in speculation.pacing; this module only awaits.
+live in the session and in speculation.drafting.policy; this module only awaits.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Protocol
 
 import structlog
 
-from edge_agent.drafter import CannotDraft
+from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.steps import Guesser, Steps
 from gateway.errors import EngineFault
-from speculation.drafting import DraftingSession
-from speculation.errors import RemoteProtocolError
-from speculation.lookup import Lookup
-from speculation.messages import Commit, Down, Finish, Opened, Pushed, Refuse
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Lookup
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Commit, Down, Finish, Opened, Pushed, Reject
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit cut to the tokens that were not known before."""
@@ -100,7 +100,7 @@ class Pipeline:
                         self._pace.limits = limits
                     case Commit():
                         await self._commit(message, emit)
-                    case Refuse():
+                    case Reject():
                         self._refused(message)
                     case Finish():
                         return message
@@ -118,9 +118,9 @@ class Pipeline:
         if progress.tokens:
             await emit(_cut(commit, len(commit.tokens) - len(progress.tokens)))
 
-    def _refused(self, refuse: Refuse) -> None:
+    def _refused(self, reject: Reject) -> None:
         try:
-            redraw = self._session.refused(refuse, self._uniforms)
+            redraw = self._session.rejected(reject, self._uniforms)
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         if redraw is not None:

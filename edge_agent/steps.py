@@ -1,6 +1,6 @@
 """What the draft model does for one session: it extends the chain.
 
-What was said before is guessed again without a step, where that pays (speculation.lookup).
+What was said before is guessed again without a step, where that pays (speculation.proposing.prompt_lookup).
 
 A step may end in a world that is not the one it began in: its guess is used only if the epoch
 and the position are still the same.
@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from edge_agent.drafter import CannotDraft, Seat
-from edge_agent.guessing import Pick
+from edge_agent.draft_model.drafter import CannotDraft, Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.lookup import Lookup, take
-from speculation.messages import TokenId
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Lookup, take
+from speculation.protocol.messages import TokenId
+from speculation.sampling.draft_sampler import DraftSampler
+from speculation.sampling.draft_token import DraftToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Guesser:
     """What a session drafts with."""
 
     seat: Seat
-    pick: Pick
+    pick: DraftSampler
     prompt: tuple[TokenId, ...]
 
 
@@ -95,7 +95,7 @@ class Steps:
 
     async def _step(
         self, guessed: Sequence[TokenId], ahead: Sequence[TokenId] = ()
-    ) -> tuple[list[Guess], float]:
+    ) -> tuple[list[DraftToken], float]:
         """Return what follows prompt and guesses, and how many seconds that took."""
         guesser = self._guesser
         if guesser is None:

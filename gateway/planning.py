@@ -56,7 +56,7 @@ def completion_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> tupl
 
 
 def check_count(request: Request, *, max_choices: int) -> None:
-    """Refuse more choices at once than one request may have."""
+    """Reject more choices at once than one request may have."""
     prompts = len(request.prompt) if isinstance(request, CompletionRequest) else 1
     if prompts * request.n > max_choices:
         raise InvalidRequest(

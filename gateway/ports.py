@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The settings that shape the target's law p, applied in this order."""
+    """The settings that shape the target's distribution p, applied in this order."""
 
     temperature: float = 1.0
     """0 means the most likely token, always."""

@@ -1,10 +1,8 @@
-"""What both ends of the link must agree on: messages, noise, laws, judging, sessions, pacing.
+"""What both ends must agree on, without I/O, clock or randomness of its own.
 
-Read it in this order: messages (what is said), codec and wire (how it is written), noise (the
-chance both ends share), laws (distributions over tokens), judging (what becomes of a draft),
-honesty (what no edge sends), drafting and verifying (the two halves of a session; branches and
-chain: what they hold), pacing (when to draft and send), lookup (drafting without a model),
-budget (how much to verify), arrivals (when drafts are due), passes (when to verify).
-
-Nothing here does I/O, reads a clock or draws a random number: all of these are arguments.
+protocol    messages, their bytes, errors
+sampling    distributions, shared noise, judging, draft tokens
+proposing   draft tokens from what was said before
+drafting    the edge's end of one answer
+verifying   the verifier's end of all its sessions
 """

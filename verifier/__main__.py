@@ -14,8 +14,8 @@ import typer
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from verifier.config import VerifierSettings, load
-from verifier.serving import serve
+from gateway.hosting.serving import serve
+from verifier.settings import VerifierSettings, load
 
 app = typer.Typer(add_completion=False)
 

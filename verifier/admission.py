@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import isfinite
 
 from gateway.errors import ApiError, InvalidRequest, NotFound
-from speculation.messages import ModelFacts, Open, Sampling, TokenId
+from speculation.protocol.messages import ModelFacts, Open, Sampling, TokenId
 
 MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20

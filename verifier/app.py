@@ -12,14 +12,14 @@ from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
 from gateway.metrics import Metrics
-from verifier.config import VerifierSettings
-from verifier.host import Host
 from verifier.metrics import PassMetrics, SessionMetrics
-from verifier.plain import PlainEngine
+from verifier.plain_engine import PlainEngine
 from verifier.routes import Routes
-from verifier.sessions import Sessions
+from verifier.sessions.registry import Sessions
+from verifier.settings import VerifierSettings
 from verifier.stopping import ended_by_sigterm
 from verifier.target import Target
+from verifier.target_host import Host
 
 
 def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> FastAPI:

@@ -20,16 +20,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.errors import ApiError, ClientGone, InvalidRequest, NotFound, TooLarge
-from speculation import wire
-from speculation.errors import MalformedFrame, RemoteProtocolError
-from speculation.messages import Fault, Message, Open, Pushed
+from speculation.protocol import wire
+from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
+from speculation.protocol.messages import Fault, Message, Open, Pushed
 from verifier.admission import check
-from verifier.downstream import Downstream
-from verifier.host import Host
-from verifier.plain import translate
-from verifier.session import Session
-from verifier.sessions import Sessions
+from verifier.plain_engine import translate
+from verifier.sessions.downstream import Downstream
+from verifier.sessions.registry import Sessions
+from verifier.sessions.session import Session
 from verifier.target import TargetError, UnknownSession
+from verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
 DRAFTS_BYTES: Final = 64 * 1024

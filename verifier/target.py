@@ -11,9 +11,9 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from gateway.ports import Tokenizer
-from speculation.messages import Commit, Finish, ModelFacts, Open, Pushed, Refuse
+from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Pushed, Reject
 
-Said = Commit | Refuse | Finish
+Said = Commit | Reject | Finish
 
 
 class TargetError(Exception):

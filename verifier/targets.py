@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from models.opening import open_store
-from verifier.config import VerifierSettings
 from verifier.llama_target import LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.naming import resolve
+from verifier.settings import VerifierSettings
 from verifier.target import Target
-from verifier.vllm_target.settings import VllmSettings
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.settings import VllmSettings
+from verifier.vllm_target.service.target import VllmTarget
 
 
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:

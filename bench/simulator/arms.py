@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from speculation import pacing, passes
-from speculation.arrivals import Arrivals
-from speculation.budget import PassTimes
-from speculation.drafting import DraftingSession
-from speculation.lookup import Times
-from speculation.messages import Fill, Limits
-from speculation.pacing import DraftPacing
-from speculation.verifying import VerifyingSession
+from speculation.drafting import policy as pacing
+from speculation.drafting.policy import DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Times
+from speculation.protocol.messages import Fill, Limits
+from speculation.verifying import pass_policy as passes
+from speculation.verifying.arrivals import Arrivals
+from speculation.verifying.row_allocation import PassLatency
+from speculation.verifying.session import VerifyingSession
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class Seat:
 
     session: VerifyingSession
     arrivals: Arrivals
-    times: PassTimes
+    times: PassLatency
     most: int
     """Drafts that a pass may judge."""
 
@@ -90,7 +91,7 @@ class Arm:
         """Return how long to hold the session's pass; inf waits for a draft."""
         return 0.0 if self.fill == "always" or seat.session.pending else float("inf")
 
-    def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
+    def share(self, seats: Sequence[Seat], times: PassLatency, most: int) -> list[int]:
         """Return how many drafts of each session the pass judges."""
         return [seat.session.affordable for seat in seats]
 
@@ -130,7 +131,7 @@ class Colocated(Sync):
 class PicoSpec(Arm):
     name: str = "picospec"
     fill: Fill = "auto"
-    pacing: DraftPacing = field(default_factory=DraftPacing)
+    pacing: DraftSettings = field(default_factory=DraftSettings)
     lookup: bool = True
 
     def may_draft(self, desk: Desk) -> bool:
@@ -147,5 +148,5 @@ class PicoSpec(Arm):
     def hold_s(self, seat: Seat, now_s: float) -> float:
         return passes.hold_s(seat.session, seat.arrivals, seat.times, seat.most, now_s)
 
-    def share(self, seats: Sequence[Seat], times: PassTimes, most: int) -> list[int]:
+    def share(self, seats: Sequence[Seat], times: PassLatency, most: int) -> list[int]:
         return passes.share_rows([seat.session for seat in seats], times, most=most)

@@ -9,9 +9,9 @@ from itertools import count
 
 import numpy as np
 
-from bench.path import Path
-from speculation.messages import Down, Message, Up
-from speculation.wire import encode
+from bench.link.path import Path
+from speculation.protocol.messages import Down, Message, Up
+from speculation.protocol.wire import encode
 
 Action = Callable[[], None]
 

@@ -9,10 +9,10 @@ from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from models.prefixes import common
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.lookup import Lookup, take
-from speculation.messages import Commit, Down, Finish, Opened, Pushed, TokenId, Totals
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Lookup, take
+from speculation.protocol.messages import Commit, Down, Finish, Opened, Pushed, TokenId, Totals
+from speculation.sampling.draft_token import DraftToken
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Edge:
     def _step_s(
         self,
         context: list[TokenId],
-        guesses: Sequence[Guess],
+        guesses: Sequence[DraftToken],
         ahead: Sequence[TokenId] = (),
     ) -> float:
         """Begin a step, and return how long it takes."""
@@ -145,7 +145,7 @@ class Edge:
         self.log.drafting_s += step_s
         return step_s
 
-    def _drafted(self, context: list[TokenId], guesses: Sequence[Guess]) -> None:
+    def _drafted(self, context: list[TokenId], guesses: Sequence[DraftToken]) -> None:
         self._busy = False
         if self._session.guessed == context and self._session.may_extend:
             take(self._session, guesses, lambda: self._arm.may_look_up(self._desk))

@@ -13,14 +13,14 @@ from typing import Final
 
 import numpy as np
 
-from bench.prompts import sampling
-from bench.traces import Ids, Logits, Trace
-from edge_agent.drafter import guessed_along
-from edge_agent.guessing import coupled
+from bench.run.prompts import sampling
+from bench.traces.files import Ids, Logits, Trace
+from edge_agent.draft_model.drafter import guessed_along
 from models.prefixes import common
-from speculation.guess import Guess
-from speculation.laws import Law
-from speculation.messages import TokenId
+from speculation.protocol.messages import TokenId
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.draft_sampler import coupled
+from speculation.sampling.draft_token import DraftToken
 
 WRONG: Final = 100_000
 """Tokens from here on are in no answer; three bytes on the wire, as most of a large vocabulary.
@@ -39,37 +39,37 @@ class Source:
         tokens: Sequence[TokenId],
         guesses: Sequence[TokenId],
         confidences: Sequence[float],
-        astray: Sequence[Sequence[Guess]] = (),
+        astray: Sequence[Sequence[DraftToken]] = (),
     ) -> None:
         self.prompt = tuple(prompt)
         self.tokens = list(tokens)
         self._guesses = list(guesses)
         self._confidences = list(confidences)
         self._astray = list(astray) or [()] * len(self.tokens)
-        self._laws = [Law(np.array([token]), np.ones(1)) for token in self.tokens]
+        self._laws = [Distribution(np.array([token]), np.ones(1)) for token in self.tokens]
 
-    def law(self, position: int) -> Law:
-        """Return the target's law as its noise left it: the one token it says."""
+    def distribution(self, position: int) -> Distribution:
+        """Return the target's distribution as its noise left it: the one token it says."""
         return self._laws[position]
 
-    def guess(self, context: Sequence[TokenId]) -> Guess:
+    def guess(self, context: Sequence[TokenId]) -> DraftToken:
         """Return what the draft says after `context`, output tokens only."""
         position = len(context)
         at = common(context, self.tokens)
         if at < position:
             return self._wrong(context, at)
-        return Guess(self._guesses[position], self._confidences[position])
+        return DraftToken(self._guesses[position], self._confidences[position])
 
-    def _wrong(self, context: Sequence[TokenId], at: int) -> Guess:
+    def _wrong(self, context: Sequence[TokenId], at: int) -> DraftToken:
         """Return what the draft says after a context that leaves the answer at `at`."""
         position, since = len(context), list(context[at:])
         said = [self._guesses[at], *(guess.token for guess in self._astray[at])]
         if since == said[: len(since)] and len(since) < len(said):
             return self._astray[at][len(since) - 1]
-        return Guess(WRONG + position, self._confidences[position])
+        return DraftToken(WRONG + position, self._confidences[position])
 
-    def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[Guess]:
-        """Return what a step says that reads `ahead` too: see edge_agent.drafter.Seat."""
+    def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
+        """Return what a step says that reads `ahead` too: see edge_agent.draft_model.drafter.Seat."""
         room = len(self.tokens) - len(context) - 1
         return guessed_along(lambda n: self.guess([*context, *ahead[:n]]), ahead[:room])
 
@@ -100,9 +100,9 @@ def traced(trace: Trace) -> Source:
     )
 
 
-def _astray(tokens: Ids, confidences: Logits) -> list[Guess]:
+def _astray(tokens: Ids, confidences: Logits) -> list[DraftToken]:
     pairs = zip(tokens.tolist(), confidences.tolist(), strict=True)
-    return [Guess(token, confidence) for token, confidence in pairs if token >= 0]
+    return [DraftToken(token, confidence) for token, confidence in pairs if token >= 0]
 
 
 def dense(tokens: Ids, logits: Logits) -> Logits:

@@ -12,7 +12,7 @@ from typing import Final
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.source import Source
 from bench.simulator.world import Answer, World, simulate
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 ROUNDS: Final = {"sync": Sync, "paper": Paper, "colocated": Colocated}
@@ -20,7 +20,7 @@ PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": PicoSpec(),
     "picospec-nofill": PicoSpec(
-        name="picospec-nofill", fill="never", pacing=DraftPacing(rests=False)
+        name="picospec-nofill", fill="never", pacing=DraftSettings(rests=False)
     ),
     "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
 }

@@ -11,14 +11,14 @@ from bench.simulator.arms import Arm, Seat
 from bench.simulator.clock import Clock, Line
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import VOCABULARY, Source
-from speculation.arrivals import Arrivals, receive
-from speculation.budget import timed
-from speculation.judging import Judgement, judge_coupled
-from speculation.messages import Limits, Open, Opened, Up
-from speculation.passes import starters
-from speculation.verifying import Pass, VerifyingSession
+from speculation.protocol.messages import Limits, Open, Opened, Up
+from speculation.sampling.judging import Judgement, judge_coupled
+from speculation.verifying.arrivals import Arrivals, receive
+from speculation.verifying.pass_policy import starters
+from speculation.verifying.row_allocation import timed
+from speculation.verifying.session import Pass, VerifyingSession
 
-NOISELESS: Final = 0  # the source's laws have one token each: no noise is ever drawn
+NOISELESS: Final = 0  # the source's distributions have one token each: no noise is ever drawn
 
 TICK_S: Final = 1e-6
 """Shorter holds are none: what is left of one when its time has come is a rounding error."""
@@ -153,7 +153,7 @@ class Verifier:
 
     def _judge(self, source: Source, what: Pass) -> Judgement:
         judgement = judge_coupled(
-            lambda i: source.law(what.start + i), what.draft, NOISELESS, what.start
+            lambda i: source.distribution(what.start + i), what.draft, NOISELESS, what.start
         )
         more = what.start + len(judgement.tokens) < len(source.tokens)
         if not self._arm.bonus and judgement.accepted == len(what.draft) > 0 and more:

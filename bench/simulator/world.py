@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, pairwise
 from random import Random
 
-from bench.path import Conditions, Path
+from bench.link.path import Conditions, Path
 from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Clock, Curve, Line
 from bench.simulator.edge import Edge, Log
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
 from bench.simulator.verifier import Verifier
-from speculation.drafting import DraftingSession
-from speculation.messages import Limits, Open, Sampling
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Limits, Open, Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.host import Host
-from bench.results import Answer, Results, Settings, rows
+from bench.report.results import Answer, Results, Settings, rows
+from bench.run.host import Host
 
 
 def answer(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bench.path import Conditions
+from bench.link.path import Conditions
 from bench.simulator.arms import Arm
 from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
 from bench.simulator.world import Answer, World, simulate
-from speculation.messages import Limits
+from speculation.protocol.messages import Limits
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
-from bench.agree import Cell, compare, predict, summary
-from bench.results import Results
+from bench.report.results import Results
+from bench.simulator.agree import Cell, compare, predict, summary
 from bench.simulator.hosts import gpu
 from bench.simulator.table import Row
-from bench.traces import Trace
+from bench.traces.files import Trace
 from tests.bench.answers import answer, results
 
 ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")

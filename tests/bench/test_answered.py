@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.answered import Replies
-from bench.prompts import Prompt
-from bench.results import Answer
-from bench.traces import Trace
-from edge_agent.draft_model import find
+from bench.report.results import Answer
+from bench.run.prompts import Prompt
+from bench.traces.files import Trace
+from bench.traces.from_answers import Replies
+from edge_agent.draft_model.loading import find
 from models.opening import open_store
 from tests.bench.answers import answer, results
 

@@ -7,8 +7,8 @@ from typing import cast
 
 import httpx
 
-from bench.arena import Seat
-from bench.client import Client, Question
+from bench.run.client import Client, Question
+from bench.run.live_arms import Seat
 
 QUESTION = Question("why?", 0.0, 7, 64)
 

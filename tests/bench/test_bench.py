@@ -9,13 +9,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.__main__ import app
-from bench.arms import parse
-from bench.path import Conditions
-from bench.plan import Plan
-from bench.prompts import Prompt
-from bench.results import load
-from bench.run import Run
-from bench.stand import StandPlan
+from bench.link.path import Conditions
+from bench.report.results import load
+from bench.run.arms import parse
+from bench.run.command import Run
+from bench.run.plan import Plan
+from bench.run.prompts import Prompt
+from bench.run.services import StandPlan
 
 ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"
 SMALL = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}

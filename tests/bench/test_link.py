@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from bench.link import Link
+from bench.link.relay_server import Link
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -243,7 +243,13 @@ async def test_leaving_the_link_leaves_no_task_behind() -> None:
 
 async def test_the_link_runs_alone_from_the_command_line() -> None:
     async with serving() as (host, port):
-        command = [sys.executable, "-m", "bench.link", "--upstream", f"{host}:{port}"]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.link.relay_server",
+            "--upstream",
+            f"{host}:{port}",
+        ]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         try:
             assert process.stdout is not None

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import predict
-from bench.plots import draw_predictions
-from bench.predict import ARMS, CLIENTS, POINTS, RTTS_MS, Crowd, capacity, crowds
+from bench.report.plots import draw_predictions
+from bench.simulator import predict
 from bench.simulator.hosts import gpu
+from bench.simulator.predict import ARMS, CLIENTS, POINTS, RTTS_MS, Crowd, capacity, crowds
 from bench.simulator.source import synthetic
 from bench.simulator.table import Group
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparing import Comparison
-from bench.differing import parting
-from bench.glance import figures
-from bench.plots import draw
 from bench.report import markdown
-from bench.statistics import mean
+from bench.report.differences import parting
+from bench.report.live_table import figures
+from bench.report.plots import draw
+from bench.report.speedups import Comparison
+from bench.report.statistics import mean
 from tests.bench.answers import answer, results
 
 

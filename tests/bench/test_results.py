@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.results import load, rows
+from bench.report.results import load, rows
 from tests.bench.answers import answer, results
 
 FIELDS = [

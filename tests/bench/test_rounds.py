@@ -8,15 +8,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bench.rounds import PaperPace, RoundPace, Rule, SyncPace
-from edge_agent import guessing
+from bench.run.rounds import PaperPace, RoundPace, Rule, SyncPace
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pipeline import Pipeline
 from edge_agent.steps import Guesser
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.messages import Commit, Down, Draft, Finish, Limits, Sampling, TokenId
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Commit, Down, Draft, Finish, Limits, Sampling, TokenId
+from speculation.sampling import draft_sampler as guessing
+from speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.fakes import CountingSeat, ScriptedLink
 
 
@@ -27,13 +27,13 @@ class Edge:
         self, kind: Callable[..., RoundPace], gamma: int, max_tokens: int = 100
     ) -> None:
         self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=())
-        self.pace = kind(gamma, DraftPacing(), Limits(), lambda: 0.0)
+        self.pace = kind(gamma, DraftSettings(), Limits(), lambda: 0.0)
 
     def draft(self) -> Draft | None:
         """Draft what may be drafted; return what is sent then."""
         while self.session.may_extend and self.pace.may_draft(self.session):
             token = len(self.session.guessed)
-            self.session.extend(Guess(token, confidence=0.5))
+            self.session.extend(DraftToken(token, confidence=0.5))
         if self.pace.should_flush(self.session, drafting=False, separate=False):
             return self.session.flush()
         return None
@@ -45,7 +45,7 @@ class Edge:
 @pytest.mark.parametrize("kind", [SyncPace, PaperPace])
 def test_a_round_is_sent_whole(kind: Callable[..., RoundPace]) -> None:
     edge = Edge(kind, gamma=3)
-    edge.session.extend(Guess(0, confidence=0.5))
+    edge.session.extend(DraftToken(0, confidence=0.5))
 
     early = edge.pace.should_flush(edge.session, drafting=True, separate=False)
     sent = edge.draft()
@@ -94,7 +94,7 @@ async def test_paper_drafts_in_the_products_pipeline_while_a_round_is_away() -> 
 
     link = ScriptedLink(slow)
     pick = guessing.coupled(Sampling(), 0, 1)
-    pace = PaperPace(3, DraftPacing(), Limits(), lambda: 0.0)
+    pace = PaperPace(3, DraftSettings(), Limits(), lambda: 0.0)
     guesser = Guesser(CountingSeat(wait=note), pick, (0,))
     metrics = EdgeMetrics(CollectorRegistry())
     pipeline = Pipeline(session, link, guesser, pace, metrics, uniforms=iter([]))

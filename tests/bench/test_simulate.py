@@ -12,29 +12,29 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bench.path import Conditions
-from bench.prompts import sampling
-from bench.simulate import hosts_of, load, main
+from bench.link.path import Conditions
+from bench.run.prompts import sampling
 from bench.simulator.arms import Arm, Paper
+from bench.simulator.command import hosts_of, load, main
 from bench.simulator.hosts import gpu
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from bench.simulator.table import GAMMAS, Group, candidates, rows, speedups
 from bench.simulator.world import World
-from bench.traces import Trace
-from speculation.laws import law
-from speculation.noise import place
+from bench.traces.files import Trace
+from speculation.sampling.distributions import distribution
+from speculation.sampling.noise import place
 
 V = 16
 GPU = World(gpu(0.1, 0.01), Conditions())
 
 
 def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
-    """A target that says what the shared noise picks, and a draft of the same law."""
+    """A target that says what the shared noise picks, and a draft of the same distribution."""
     chance = np.random.default_rng(3)
     logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
     tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
     said = [
-        law(dense(*row), sampling(temperature)).coupled(7, place(3, i))
+        distribution(dense(*row), sampling(temperature)).coupled(7, place(3, i))
         for i, row in enumerate(zip(tokens, logits, strict=True))
     ]
     answer = np.array(said, np.int32)
@@ -170,7 +170,8 @@ def test_the_command_prints_a_table_and_writes_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--arms", "bus"], ["--rtt", "near"], ["--hosts", "fast"], ["--families", "law"]]
+    "wrong",
+    [["--arms", "bus"], ["--rtt", "near"], ["--hosts", "fast"], ["--families", "distribution"]],
 )
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, wrong: list[str]) -> None:
     trace().save(tmp_path)

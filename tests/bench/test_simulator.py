@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import closed_forms
-from bench.path import Conditions
+from bench.link.path import Conditions
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.clock import Clock, Curve
 from bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import World, simulate
-from speculation.messages import Limits
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
+from speculation.protocol.messages import Limits
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
-from verifier.config import MAX_VERIFY
+from verifier.settings import MAX_VERIFY
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""
@@ -61,7 +61,7 @@ def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
             Paper(3),
             Colocated(3),
             PicoSpec(),
-            PicoSpec(fill="never", pacing=DraftPacing(rests=False)),
+            PicoSpec(fill="never", pacing=DraftSettings(rests=False)),
         ]
     ),
 )

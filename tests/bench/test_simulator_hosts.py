@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.path import Conditions
+from bench.link.path import Conditions
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.clock import Curve
 from bench.simulator.hosts import gpu

@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from bench import drafting
-from bench.host import Host
-from bench.simulate import hosts_of
-from bench.speeds import Speeds, load
-from bench.timing import Drafted, Question, TimingError, _run, curve, line, period_s
-from edge_agent.guessing import Pick
-from speculation.guess import Guess
-from speculation.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
+from bench.calibrate import draft_timing as drafting
+from bench.calibrate.pass_timing import (
+    Drafted,
+    Question,
+    TimingError,
+    _run,
+    curve,
+    line,
+    period_s,
+)
+from bench.calibrate.speeds import Speeds, load
+from bench.run.host import Host
+from bench.simulator.command import hosts_of
+from speculation.protocol.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
+from speculation.sampling.draft_sampler import DraftSampler
+from speculation.sampling.draft_token import DraftToken
 
 ANSWER = tuple(range(100, 140))
 
@@ -138,10 +146,10 @@ class FakeSeat:
         self.read: list[int] = []
         self._held = 0
 
-    async def step(self, context: Sequence[TokenId], pick: Pick) -> Guess:
+    async def step(self, context: Sequence[TokenId], pick: DraftSampler) -> DraftToken:
         self.read.append(max(1, len(context) - self._held))
         self._held = len(context)
-        return Guess(0, 1.0)
+        return DraftToken(0, 1.0)
 
     def leave(self) -> None: ...
 

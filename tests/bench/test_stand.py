@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.stand import Stand, StandPlan
-from edge_agent.children import ServiceDied
+from bench.run.services import Stand, StandPlan
+from gateway.hosting.processes import ServiceDied
 
 
 async def test_a_verifier_that_dies_at_start_is_the_error_and_not_a_long_wait() -> None:

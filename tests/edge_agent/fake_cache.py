@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent import guessing
-from edge_agent.drafter import Seat
+from edge_agent.draft_model.drafter import Seat
 from models.segments import Limits, Segment, check
-from speculation.laws import Logits
-from speculation.messages import Sampling
+from speculation.protocol.messages import Sampling
+from speculation.sampling import draft_sampler as guessing
+from speculation.sampling.distributions import Logits
 
 V = 100
 

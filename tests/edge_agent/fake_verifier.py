@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from speculation import wire
-from speculation.judging import Judgement
-from speculation.messages import (
+from speculation.protocol import wire
+from speculation.protocol.messages import (
     Commit,
     Down,
     Fault,
@@ -23,7 +22,8 @@ from speculation.messages import (
     Opened,
     Pushed,
 )
-from speculation.verifying import VerifyingSession
+from speculation.sampling.judging import Judgement
+from speculation.verifying.session import VerifyingSession
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

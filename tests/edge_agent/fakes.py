@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
-from edge_agent.drafter import guessed_along
-from edge_agent.guessing import Pick
-from speculation.guess import Guess
-from speculation.messages import (
+from edge_agent.draft_model.drafter import guessed_along
+from speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -18,6 +16,8 @@ from speculation.messages import (
     Pushed,
     TokenId,
 )
+from speculation.sampling.draft_sampler import DraftSampler
+from speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
 
@@ -41,17 +41,17 @@ class CountingSeat:
     async def step(
         self,
         context: Sequence[TokenId],
-        pick: Pick,
+        pick: DraftSampler,
         *,
         ahead: Sequence[TokenId] = (),
-    ) -> list[Guess]:
+    ) -> list[DraftToken]:
         self.contexts.append([*context, *ahead])
         await self._wait(context)
         return guessed_along(lambda n: self.guess(len(context) + n), ahead)
 
-    def guess(self, length: int) -> Guess:
+    def guess(self, length: int) -> DraftToken:
         """Return what follows a context of that length."""
-        return Guess(length, self._confidence)
+        return DraftToken(length, self._confidence)
 
     def leave(self) -> None:
         self.left += 1

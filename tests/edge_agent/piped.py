@@ -6,16 +6,16 @@ import asyncio
 
 import numpy as np
 
-from edge_agent import guessing
-from edge_agent.drafter import Seat
+from edge_agent.draft_model.drafter import Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Pipeline
 from edge_agent.steps import Guesser
-from speculation.drafting import DraftingSession
-from speculation.lookup import Lookup
-from speculation.messages import Commit, Finish, Sampling, TokenId
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Lookup
+from speculation.protocol.messages import Commit, Finish, Sampling, TokenId
+from speculation.sampling import draft_sampler as guessing
 from tests.edge_agent.fakes import LIMITS, ScriptedLink
 
 PROMPT = (50, 51, 52)
@@ -32,7 +32,7 @@ class Edge:
         seat: Seat | None = None,
         *,
         max_tokens: int = 40,
-        pacing: DraftPacing | None = None,
+        pacing: DraftSettings | None = None,
         separate: bool = False,
         stop: TokenId = 777,
         prompt: tuple[TokenId, ...] = PROMPT,
@@ -46,7 +46,7 @@ class Edge:
             self.session,
             link,
             None if seat is None else Guesser(seat, pick, prompt),
-            Pace(pacing or DraftPacing(), LIMITS, lambda: 0.0),
+            Pace(pacing or DraftSettings(), LIMITS, lambda: 0.0),
             metrics,
             uniforms=iter(np.random.default_rng(3).random, 2.0),
             lookup=Lookup(prompt) if lookup else None,

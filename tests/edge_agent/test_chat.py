@@ -9,8 +9,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from edge_agent.asking import ChatError, Turn, ask
-from edge_agent.chat import answer
+from cli.chat import answer
+from cli.chat_client import ChatError, Turn, ask
 
 TURNS = (Turn("user", "hi"),)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import children
-from edge_agent.children import NeverHealthy, Service, ServiceDied, keep_up
+from cli import processes as children
+from gateway.hosting.processes import NeverHealthy, Service, ServiceDied, keep_up
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
@@ -149,7 +149,7 @@ async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> No
     fake = (sys.executable, FAKE, str(free_port()))
     script = (
         "import subprocess, sys\n"
-        "from edge_agent.leash import leashed\n"
+        "from gateway.hosting.parent_death import leashed\n"
         f"child = subprocess.Popen(leashed({fake!r}, ()), start_new_session=True)\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"

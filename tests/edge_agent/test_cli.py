@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.cli import app
+from cli.main import app
 
 runner = CliRunner()
 

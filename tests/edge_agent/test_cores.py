@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.cores import Pins, parse_pins, share
+from gateway.hosting.cores import Pins, parse_pins, share
 
 
 @pytest.mark.parametrize(

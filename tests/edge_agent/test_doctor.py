@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from edge_agent.doctor import (
+from cli.doctor import (
     Finding,
     check_cache,
     check_engine,

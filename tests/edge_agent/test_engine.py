@@ -10,14 +10,15 @@ from types import MappingProxyType
 
 import pytest
 
+from bench.run.useless_drafter import NoDrafter
 from edge_agent.engine import EdgeEngine, Policy
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Link
-from edge_agent.useless import NoDrafter
 from gateway.errors import EngineFault, Unavailable
 from gateway.ports import Delta, Job, Sampling, Statistics
-from speculation.messages import (
+from speculation.drafting.policy import DraftSettings
+from speculation.protocol.messages import (
     Commit,
     Down,
     Finish,
@@ -29,7 +30,6 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.pacing import DraftPacing
 from tests.edge_agent.fakes import LIMITS, CountingSeat, ScriptedLink, quiet, saying
 
 FACTS = ModelFacts(
@@ -197,7 +197,7 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
 
     paces: list[Pace] = []
 
-    def make_pace(pacing: DraftPacing, limits: Limits, rtt_s: Callable[[], float]) -> Pace:
+    def make_pace(pacing: DraftSettings, limits: Limits, rtt_s: Callable[[], float]) -> Pace:
         paces.append(Pace(pacing, limits, rtt_s))
         return paces[0]
 

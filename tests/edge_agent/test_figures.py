@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_agent.figures import Reading, describe
+from cli.chat_stats import Reading, describe
 
 METRICS = """\
 # HELP picospec:generation_tokens_total Tokens said.

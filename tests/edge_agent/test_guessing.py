@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_agent import guessing
-from speculation.laws import Q_SCALE, law
-from speculation.messages import Sampling
-from speculation.noise import place
+from speculation.protocol.messages import Sampling
+from speculation.sampling import draft_sampler as guessing
+from speculation.sampling.distributions import Q_SCALE, distribution
+from speculation.sampling.noise import place
 
 LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
 
@@ -17,7 +17,7 @@ def agreement(seed: int) -> float:
     """Share of positions at which a target with these logits and seed 7 says the same."""
     sampling = Sampling(temperature=0.8, top_p=0.9)
     pick = guessing.coupled(sampling, seed=seed, prompt_tokens=3)
-    target = law(LOGITS, sampling)
+    target = distribution(LOGITS, sampling)
 
     positions = range(200)
     same = [pick(LOGITS, at).token == target.coupled(7, place(3, at)) for at in positions]

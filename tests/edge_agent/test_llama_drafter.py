@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edge_agent.drafter import CannotDraft
-from edge_agent.llama_drafter import CHUNK_TOKENS, LlamaDrafter
+from edge_agent.draft_model.drafter import CannotDraft
+from edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
 from tests.edge_agent.fake_cache import FakeCache, V, guess_after, truth
 
 

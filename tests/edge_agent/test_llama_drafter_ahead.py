@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_agent.llama_drafter import CHUNK_TOKENS, LlamaDrafter
+from edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
 from tests.edge_agent.fake_cache import FakeCache, V, guess_after, guesses_after, truth
 
 

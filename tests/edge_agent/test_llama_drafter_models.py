@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from edge_agent import guessing
-from edge_agent.llama_drafter import LlamaDrafter
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from models.llama import Context, Model
 from models.opening import open_store
 from models.segments import Segment
-from speculation.guess import Guess
-from speculation.messages import Sampling
+from speculation.protocol.messages import Sampling
+from speculation.sampling import draft_sampler as guessing
+from speculation.sampling.draft_token import DraftToken
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
     if judge == "separate":
         pick = guessing.separate(sampling, lambda: 0.5)
 
-    async def draft(context: list[int], count: int) -> list[Guess]:
+    async def draft(context: list[int], count: int) -> list[DraftToken]:
         seat = drafter.take(prompt)
         assert seat is not None
-        guesses: list[Guess] = []
+        guesses: list[DraftToken] = []
         for _ in range(count):
             drafted = [*context, *(guess.token for guess in guesses)]
             guesses += await seat.step(drafted, pick)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from edge_agent.pace import Pace
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.messages import Commit, Limits
-from speculation.pacing import PATIENCE, DraftPacing
+from speculation.drafting.policy import PATIENCE, DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Commit, Limits
+from speculation.sampling.draft_token import DraftToken
 
 
 def pace(rtt_s: float = 0.0) -> Pace:
-    return Pace(DraftPacing(), Limits(max_verify=8, max_ahead=64), lambda: rtt_s)
+    return Pace(DraftSettings(), Limits(max_verify=8, max_ahead=64), lambda: rtt_s)
 
 
 def test_before_the_first_pass_all_that_the_verifier_keeps_may_be_drafted() -> None:
@@ -47,7 +47,7 @@ def test_after_many_misses_the_target_is_left_alone_for_a_while() -> None:
     for _ in range(PATIENCE + 4):
         drafted.append(measured.may_draft(session))
         if drafted[-1]:
-            session.extend(Guess(2, 1.0))
+            session.extend(DraftToken(2, 1.0))
         commit()
 
     assert drafted == [True] * PATIENCE + [False, True, False, False]

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from edge_agent.drafter import CannotDraft
+from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, Unavailable
-from speculation.messages import Commit, Down, Draft, Finish, Opened, Refuse, TokenId
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
+from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, Reject, TokenId
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSeat,
@@ -136,7 +136,7 @@ async def test_it_stops_when_the_chain_is_unlikely_and_sends_what_it_has(
 ) -> None:
     script = saying(sent(3), quiet, Finish("stop"))
     link = ScriptedLink(script)
-    pacing = DraftPacing(min_survival=0.2, flush_tokens=2)
+    pacing = DraftSettings(min_survival=0.2, flush_tokens=2)
 
     await Edge(metrics, link, CountingSeat(confidence=0.5), pacing=pacing).run()
 
@@ -220,7 +220,7 @@ async def test_posts_that_fail_end_the_job(metrics: EdgeMetrics) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [Commit(0, 5, (1,)), Refuse(0, 3, ((5, 1.0),), 0.0)],
+    [Commit(0, 5, (1,)), Reject(0, 3, ((5, 1.0),), 0.0)],
     ids=["a gap", "a refusal of nothing"],
 )
 async def test_a_verifier_that_breaks_the_protocol_is_a_fault(

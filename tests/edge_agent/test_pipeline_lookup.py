@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from edge_agent.drafter import CannotDraft
+from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
-from speculation.messages import Commit, Down, Draft, Finish, Opened, TokenId
+from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSeat,

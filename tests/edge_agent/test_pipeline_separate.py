@@ -7,9 +7,7 @@ from collections.abc import AsyncGenerator
 import numpy as np
 
 from edge_agent.metrics import EdgeMetrics
-from speculation.guess import Guess
-from speculation.laws import DraftLaw
-from speculation.messages import (
+from speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -17,8 +15,10 @@ from speculation.messages import (
     Opened,
     Pushed,
     Redraw,
-    Refuse,
+    Reject,
 )
+from speculation.sampling.distributions import QuantisedDistribution
+from speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSeat,
@@ -30,10 +30,10 @@ from tests.edge_agent.piped import Edge
 
 
 class LawfulSeat(CountingSeat):
-    """Drafts token 1, sure of it; its law allows 2 as well."""
+    """Drafts token 1, sure of it; its distribution allows 2 as well."""
 
-    def guess(self, length: int) -> Guess:
-        return Guess(1, 1.0, DraftLaw(np.array([1, 2]), np.array([65535, 1])))
+    def guess(self, length: int) -> DraftToken:
+        return DraftToken(1, 1.0, QuantisedDistribution(np.array([1, 2]), np.array([65535, 1])))
 
 
 async def test_a_refused_token_is_replaced_and_the_replacement_sent_at_once(
@@ -42,7 +42,7 @@ async def test_a_refused_token_is_replaced_and_the_replacement_sent_at_once(
     async def refusing(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
         await link.until_sent(2)
-        yield Refuse(0, 0, ((5, 1.0),), 0.0)
+        yield Reject(0, 0, ((5, 1.0),), 0.0)
         assert link.sent[-1] == Draft(1, 0, 0, (5,), (), forced=True)
         yield Commit(1, 0, (5,))
         yield Finish("stop")
@@ -59,9 +59,9 @@ async def test_more_of_the_tail_is_asked_for_when_it_runs_out(metrics: EdgeMetri
     async def stingy(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
         await link.until_sent(1)
-        yield Refuse(0, 0, (), 1.0, ())
+        yield Reject(0, 0, (), 1.0, ())
         asked.append(link.sent[-1])
-        yield Refuse(1, 0, (), 1.0, ((5, 0.5),))
+        yield Reject(1, 0, (), 1.0, ((5, 0.5),))
         asked.append(link.sent[-1])
         yield Finish("stop")
 

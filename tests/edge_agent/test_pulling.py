@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from edge_agent.pulling import ITEMS, pulled
+from edge_agent.as_generator import ITEMS, pulled
 
 Emit = Callable[[int], Awaitable[None]]
 

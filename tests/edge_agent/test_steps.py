@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from edge_agent import guessing
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.steps import Guesser, Steps
-from speculation.drafting import DraftingSession
-from speculation.lookup import Lookup
-from speculation.messages import Commit, Sampling, TokenId
-from speculation.pacing import DraftPacing
+from speculation.drafting.policy import DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Lookup
+from speculation.protocol.messages import Commit, Sampling, TokenId
+from speculation.sampling import draft_sampler as guessing
 from tests.edge_agent.fakes import LIMITS, CountingSeat
 
 PROMPT = (*range(20, 36), 9, 9, 9, 9)
@@ -33,7 +33,7 @@ class Desk:
         prompt: tuple[TokenId, ...] = PROMPT,
     ) -> None:
         self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=())
-        self.pace = Pace(DraftPacing(), LIMITS, lambda: 0.0)
+        self.pace = Pace(DraftSettings(), LIMITS, lambda: 0.0)
         self.lookup = Lookup(prompt)
         self.seat = CountingSeat(wait=self._meanwhile)
         self.now_s = 0.0

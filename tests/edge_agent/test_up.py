@@ -13,8 +13,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from edge_agent.children import NeverHealthy, Service, ServiceError
-from edge_agent.up import Plan, check_free, invitation, read_settings, until_healthy, up
+from cli.up import Plan, check_free, invitation, read_settings, until_healthy, up
+from gateway.hosting.processes import NeverHealthy, Service, ServiceError
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 

@@ -10,9 +10,9 @@ from contextlib import aclosing
 import httpx
 import pytest
 
-from edge_agent.link import Link
+from edge_agent.link.session_link import Link
+from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.uplink import Uplink, connect
 from gateway.errors import (
     ApiError,
     EngineFault,
@@ -22,7 +22,7 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from speculation.messages import Commit, Down, Draft, Finish, Open, Opened, Sampling
+from speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Opened, Sampling
 from tests.edge_agent.fake_verifier import said_at
 from tests.edge_agent.processes import Process, start
 

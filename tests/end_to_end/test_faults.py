@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from bench.identity import EDGES
-from bench.stand import Stand, StandPlan
+from bench.run.services import Stand, StandPlan
 
 pytestmark = pytest.mark.models
 

@@ -12,9 +12,9 @@ from functools import partial
 import pytest
 
 from bench.identity import EDGES, batched, compare
-from bench.prompts import Prompt, Selection, read
-from bench.quoting import Answer, Asking, ask
-from bench.stand import Stand, StandPlan
+from bench.run.prompts import Prompt, Selection, read
+from bench.run.sdk_client import Answer, Asking, ask
+from bench.run.services import Stand, StandPlan
 
 pytestmark = pytest.mark.models
 

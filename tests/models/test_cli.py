@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from models.cli import models_app
+from cli.models import models_app
 from models.errors import CannotQuantise
 from models.quantize import quantize
 

@@ -12,40 +12,40 @@ from random import Random
 
 import numpy as np
 
-from speculation import wire
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.judging import Judgement, judge_coupled, judge_separate
-from speculation.laws import Law, quantise
-from speculation.messages import (
+from speculation.drafting.session import DraftingSession
+from speculation.protocol import wire
+from speculation.protocol.messages import (
     Commit,
     Down,
     Finish,
     Limits,
     Open,
     Pushed,
-    Refuse,
+    Reject,
     Sampling,
     TokenId,
 )
-from speculation.noise import place
-from speculation.verifying import VerifyingSession
+from speculation.sampling.distributions import Distribution, quantise
+from speculation.sampling.draft_token import DraftToken
+from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
+from speculation.sampling.noise import place
+from speculation.verifying.session import VerifyingSession
 
-Model = Callable[[tuple[TokenId, ...]], Law]
-"""Context to law."""
+Model = Callable[[tuple[TokenId, ...]], Distribution]
+"""Context to distribution."""
 
 PROMPT = (3, 1, 2)
 
 
 def model(number: int, size: int = 7) -> Model:
-    """A model whose law depends on the last two tokens."""
+    """A model whose distribution depends on the last two tokens."""
     table = np.random.default_rng(number).dirichlet([0.5] * size, (size, size))
 
-    def law(context: tuple[TokenId, ...]) -> Law:
+    def distribution(context: tuple[TokenId, ...]) -> Distribution:
         p = table[context[-2], context[-1]]
-        return Law(np.flatnonzero(p), p[p > 0.0])
+        return Distribution(np.flatnonzero(p), p[p > 0.0])
 
-    return law
+    return distribution
 
 
 def uniforms(chance: Random) -> Iterator[float]:
@@ -96,14 +96,16 @@ class Joined:
         if not self.edge.may_extend or len(self.edge.chain) >= self.limits.max_ahead:
             return
         context = (*self.request.prompt, *self.edge.guessed)
-        law = (self.target if self.chance.random() < self.right else self.drafter)(context)
+        distribution = (self.target if self.chance.random() < self.right else self.drafter)(
+            context
+        )
         if self.request.judge == "separate":
-            q = quantise(law)
-            self.edge.extend(Guess(q.at(self.chance.random()), 0.8, q))
+            q = quantise(distribution)
+            self.edge.extend(DraftToken(q.at(self.chance.random()), 0.8, q))
             return
         at = place(len(PROMPT), len(self.edge.guessed))
-        token = law.coupled(self.request.seed, at)
-        self.edge.extend(Guess(token, 0.8))
+        token = distribution.coupled(self.request.seed, at)
+        self.edge.extend(DraftToken(token, 0.8))
 
     def flush(self) -> None:
         if draft := self.edge.flush():
@@ -116,8 +118,8 @@ class Joined:
         match message:
             case Commit():
                 self.edge.receive(message)
-            case Refuse():
-                if redraw := self.edge.refused(message, self._u):
+            case Reject():
+                if redraw := self.edge.rejected(message, self._u):
                     self.redraws += 1
                     self.up.append(redraw)
                 self.flush()
@@ -144,14 +146,14 @@ class Joined:
 
     def begin(self) -> None:
         verifier = self.verifier
-        if self._judgement or verifier.finished or verifier.refusal:
+        if self._judgement or verifier.finished or verifier.rejection:
             return
         if self.request.fill == "never" and not verifier.pending:
             return
         judged = verifier.begin(self.chance.randint(0, 6))
         context = (*self.request.prompt, *verifier.committed)
 
-        def row(i: int) -> Law:
+        def row(i: int) -> Distribution:
             return self.target((*context, *judged.draft[:i]))
 
         if self.request.judge == "separate":

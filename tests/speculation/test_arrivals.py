@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
-from speculation.arrivals import Arrivals, receive
-from speculation.judging import Judgement
-from speculation.messages import Draft, Limits, Open, Sampling
-from speculation.verifying import VerifyingSession
+from speculation.protocol.messages import Draft, Limits, Open, Sampling
+from speculation.sampling.judging import Judgement
+from speculation.verifying.arrivals import Arrivals, receive
+from speculation.verifying.session import VerifyingSession
 
 
 @dataclass

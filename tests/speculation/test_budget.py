@@ -9,19 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.budget import ENOUGH, LATEST, PassTimes, best_rate, share, timed
+from speculation.verifying.row_allocation import (
+    ENOUGH,
+    LATEST,
+    PassLatency,
+    best_rate,
+    share,
+    timed,
+)
 
 
-def times(*seconds: float) -> PassTimes:
+def times(*seconds: float) -> PassLatency:
     """T(1), T(2), ..."""
-    learned = PassTimes()
+    learned = PassLatency()
     for rows, taken in enumerate(seconds, 1):
         learned.saw(rows, taken)
     return learned
 
 
 def test_all_drafts_are_judged_while_nothing_is_known() -> None:
-    assert share([3, 5], [0.8, 0.1], PassTimes(), most=16) == [3, 5]
+    assert share([3, 5], [0.8, 0.1], PassLatency(), most=16) == [3, 5]
 
 
 def test_all_drafts_are_judged_where_rows_are_free() -> None:
@@ -53,8 +60,8 @@ def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
 
 
 def test_the_likeliest_drafts_get_the_rows_there_are() -> None:
-    assert share([3, 3], [0.9, 0.5], PassTimes(), most=5) == [3, 0]
-    assert share([3, 3], [0.9, 0.9], PassTimes(), most=2) == [0, 0]
+    assert share([3, 3], [0.9, 0.5], PassLatency(), most=5) == [3, 0]
+    assert share([3, 3], [0.9, 0.9], PassLatency(), most=2) == [0, 0]
 
 
 @given(
@@ -82,11 +89,11 @@ def test_the_time_of_a_pass_is_learned_and_never_falls_with_rows() -> None:
     expected = [learned.of(rows) for rows in (1, 2, 3, 4)]
 
     assert expected == pytest.approx([1.0, 2.0, 2.0, 2.0], rel=0.01)
-    assert PassTimes().of(3) == 0.0
+    assert PassLatency().of(3) == 0.0
 
 
 def test_a_size_not_seen_lies_between_those_seen() -> None:
-    learned = PassTimes()
+    learned = PassLatency()
     learned.saw(5, 1.0)
     assert [learned.of(rows) for rows in (1, 5, 9)] == pytest.approx([0.2, 1.0, 1.0])
 
@@ -113,7 +120,7 @@ def test_passes_are_timed_without_drafts_with_some_and_with_all() -> None:
 
 
 def test_a_host_that_slows_down_does_so_for_every_size() -> None:
-    learned = PassTimes()
+    learned = PassLatency()
     for _ in range(LATEST):
         for rows, seconds in enumerate((1.0, 1.2, 1.4), 1):
             learned.saw(rows, seconds)
@@ -124,7 +131,7 @@ def test_a_host_that_slows_down_does_so_for_every_size() -> None:
 
 
 def test_a_pause_is_not_a_slow_host() -> None:
-    learned = PassTimes()
+    learned = PassLatency()
     for rows in (1, 2) * LATEST:
         learned.saw(rows, 1.0)
 
@@ -134,7 +141,7 @@ def test_a_pause_is_not_a_slow_host() -> None:
 
 
 def test_sizes_not_seen_for_long_are_known_still() -> None:
-    learned = PassTimes()
+    learned = PassLatency()
     for _ in range(ENOUGH):
         learned.saw(17, 0.4)
     for _ in range(1000):
@@ -144,7 +151,7 @@ def test_sizes_not_seen_for_long_are_known_still() -> None:
 
 
 def test_sizes_not_seen_for_long_are_known_still_on_a_host_that_pauses() -> None:
-    learned, chance = PassTimes(), Random(1)
+    learned, chance = PassLatency(), Random(1)
     for _ in range(ENOUGH):
         learned.saw(1, 0.2)
         learned.saw(17, 0.4)
@@ -180,7 +187,7 @@ def test_the_best_rate_is_that_of_the_pass_that_earns_most_a_second() -> None:
 
     assert best_rate(0.5, flat, 2) == pytest.approx(1.75 / 0.2, rel=0.01)
     assert best_rate(0.5, dear, 2) == pytest.approx(1 / 0.2, rel=0.01)
-    assert best_rate(0.5, PassTimes(), 2) == inf
+    assert best_rate(0.5, PassLatency(), 2) == inf
 
 
 def test_a_chain_that_begins_again_slowly_brings_the_rate_towards_the_target_alone() -> None:
@@ -194,7 +201,7 @@ def test_a_chain_that_begins_again_slowly_brings_the_rate_towards_the_target_alo
 
 
 def test_a_size_that_is_clearly_dearer_than_a_larger_one_counts_as_it_is() -> None:
-    times = PassTimes()
+    times = PassLatency()
     for _ in range(ENOUGH):
         times.saw(4, 0.16)
         times.saw(1, 0.21)
@@ -206,7 +213,7 @@ def test_a_size_that_is_clearly_dearer_than_a_larger_one_counts_as_it_is() -> No
 
 
 def test_one_slow_pass_does_not_count_against_a_size() -> None:
-    times = PassTimes()
+    times = PassLatency()
     times.saw(4, 0.16)
     times.saw(1, 0.9)
 

@@ -6,10 +6,10 @@ from itertools import repeat
 
 import pytest
 
-from speculation.drafting import DraftingSession
-from speculation.errors import LocalProtocolError, RemoteProtocolError
-from speculation.guess import Guess
-from speculation.messages import Commit, Draft, Refuse, TokenLogprob
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
+from speculation.sampling.draft_token import DraftToken
 from tests.speculation.edges import STOP, Q, edge
 
 # --- the chain
@@ -31,7 +31,7 @@ def test_nothing_follows_a_stop_token_drafted_or_committed() -> None:
     for session in (drafted, committed):
         assert not session.may_extend
         with pytest.raises(LocalProtocolError):
-            session.extend(Guess(5, 0.5))
+            session.extend(DraftToken(5, 0.5))
 
 
 def test_nothing_follows_max_tokens() -> None:
@@ -51,13 +51,13 @@ def test_chains_that_begin_wrong_are_counted_until_a_guess_stands() -> None:
 
     session.receive(Commit(0, 0, (1,)))
     assert (session.misses, session.since_break) == (1, 0)
-    session.extend(Guess(4, 0.5))
+    session.extend(DraftToken(4, 0.5))
     session.receive(Commit(0, 1, (2, 3)))
     assert (session.misses, session.since_break) == (2, 0)
     session.receive(Commit(0, 3, (3,)))
     assert (session.misses, session.since_break) == (2, 1)
-    session.extend(Guess(4, 0.5))
-    session.extend(Guess(5, 0.5))
+    session.extend(DraftToken(4, 0.5))
+    session.extend(DraftToken(5, 0.5))
     session.receive(Commit(0, 4, (4, 6)))
 
     assert (session.misses, session.since_break) == (0, 0)
@@ -84,7 +84,7 @@ def test_each_guess_is_sent_once() -> None:
     assert session.flush() == Draft(0, 0, 0, (4, 5))
     assert session.flush() is None
 
-    session.extend(Guess(6, 0.5))
+    session.extend(DraftToken(6, 0.5))
 
     assert session.unsent == 1
     assert session.flush() == Draft(0, 2, 2, (6,))
@@ -98,7 +98,7 @@ def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
     session = edge(4, 5)
     session.flush()
     session.receive(Commit(0, 0, (4,)))
-    session.extend(Guess(6, 0.5))
+    session.extend(DraftToken(6, 0.5))
 
     assert session.flush() == Draft(0, 2, 1, (6,))
 
@@ -131,7 +131,7 @@ def test_a_commit_that_differs_breaks_the_chain() -> None:
 
     assert (progress.tokens, progress.broken) == ((4, 9), True)
     assert (session.guessed, session.epoch) == ([4, 9], 1)
-    session.extend(Guess(7, 0.5))
+    session.extend(DraftToken(7, 0.5))
     assert session.flush() == Draft(1, 2, 0, (7,))
 
 
@@ -160,7 +160,7 @@ def test_what_is_known_already_is_passed_over(commit: Commit, tokens: tuple[int,
 
 # --- what no honest verifier says
 
-LIES: dict[str, tuple[Commit | Refuse, str]] = {
+LIES: dict[str, tuple[Commit | Reject, str]] = {
     "a gap": (Commit(0, 2, (7,)), "Commit.start"),
     "another past": (Commit(0, 0, (5, 6)), "Commit.tokens"),
     "more than asked for": (Commit(0, 1, (1,) * 10), "Commit.tokens"),
@@ -169,20 +169,20 @@ LIES: dict[str, tuple[Commit | Refuse, str]] = {
         Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
     ),
     "no logprobs of tokens": (Commit(0, 1, (1, 2), logprobs=()), "Commit.logprobs"),
-    "a refusal ahead": (Refuse(0, 2, ((3, 1.0),), 0.0), "Refuse.position"),
-    "a refusal of another epoch": (Refuse(1, 1, ((3, 1.0),), 0.0), "Refuse.epoch"),
-    "a refusal that forbids all": (Refuse(0, 1, ((1, 0.5), (2, 0.5)), 0.0), "Refuse"),
-    "a refusal of nothing": (Refuse(0, 1, (), 0.0), "Refuse"),
+    "a rejection ahead": (Reject(0, 2, ((3, 1.0),), 0.0), "Reject.position"),
+    "a rejection of another epoch": (Reject(1, 1, ((3, 1.0),), 0.0), "Reject.epoch"),
+    "a rejection that forbids all": (Reject(0, 1, ((1, 0.5), (2, 0.5)), 0.0), "Reject"),
+    "a rejection of nothing": (Reject(0, 1, (), 0.0), "Reject"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("lie", "field"), LIES.values(), ids=LIES)
 def test_a_lying_verifier_is_named_and_changes_nothing(
-    lie: Commit | Refuse, field: str
+    lie: Commit | Reject, field: str
 ) -> None:
     session = edge()
     session.receive(Commit(0, 0, (4,)))
-    session.extend(Guess(1, 0.5, Q))
+    session.extend(DraftToken(1, 0.5, Q))
     session.flush()
     before = repr(vars(session))
 
@@ -192,8 +192,8 @@ def test_a_lying_verifier_is_named_and_changes_nothing(
     assert repr(vars(session)) == before
 
 
-def tell(session: DraftingSession, message: Commit | Refuse) -> None:
+def tell(session: DraftingSession, message: Commit | Reject) -> None:
     if isinstance(message, Commit):
         session.receive(message)
     else:
-        session.refused(message, repeat(0.5))
+        session.rejected(message, repeat(0.5))

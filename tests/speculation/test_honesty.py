@@ -1,13 +1,13 @@
-"""What no honest edge sends is refused by name, and changes nothing."""
+"""What no honest edge sends is rejected by name, and changes nothing."""
 
 from __future__ import annotations
 
 import pytest
 
-from speculation.errors import RemoteProtocolError
-from speculation.laws import Q_SCALE
-from speculation.messages import Draft
-from speculation.verifying import VerifyingSession
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Draft
+from speculation.sampling.distributions import Q_SCALE
+from speculation.verifying.session import VerifyingSession
 from tests.speculation.verifiers import V, refusing, session, state
 
 DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
@@ -23,14 +23,14 @@ DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
     "a weight too many": (session("separate"), Draft(0, 0, 0, (1,), (5, 5)), "Draft.q"),
     "a weight of 0": (session("separate"), Draft(0, 0, 0, (1,), (0,)), "Draft.q"),
     "a weight over 1": (session("separate"), Draft(0, 0, 0, (1,), (Q_SCALE + 1,)), "Draft.q"),
-    "forced, nothing refused": (
+    "forced, nothing rejected": (
         session("separate"), Draft(1, 0, 0, (2,), (), True), "Draft.forced",
     ),
     "forced with a weight": (refusing(), Draft(1, 0, 0, (2,), (5,), True), "Draft.q"),
-    "forced, the refused itself": (refusing(), Draft(1, 0, 0, (1,), (), True), "Draft.forced"),
+    "forced, the rejected itself": (refusing(), Draft(1, 0, 0, (1,), (), True), "Draft.forced"),
     "forced, impossible in p": (refusing(), Draft(1, 0, 0, (4,), (), True), "Draft.forced"),
     "forced behind guesses": (refusing(7), Draft(1, 1, 1, (2,), (), True), "Draft.behind"),
-    "forced beyond the refusal": (refusing(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
+    "forced beyond the rejection": (refusing(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
     "forced over committed text": (refusing(7), Draft(1, 0, 0, (8,), (), True), "Draft.forced"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What each judge accepts, and what a Refuse says."""
+"""What each judge accepts, and what a Reject says."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation import judging, laws
-from speculation.judging import Refusal, as_sent, judge_coupled, judge_separate
-from speculation.laws import Q_SCALE, Law
-from tests.speculation.small_laws import ALMOST_1, law_of, random_law
+from speculation.sampling import distributions as distributions
+from speculation.sampling import judging
+from speculation.sampling.distributions import Q_SCALE, Distribution
+from speculation.sampling.judging import Rejection, as_sent, judge_coupled, judge_separate
+from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_law
 
 
 @pytest.fixture
 def tiny_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of two tokens, so that small vocabularies have a tail."""
-    monkeypatch.setattr(laws, "HEAD_TOKENS", 2)
-    monkeypatch.setattr(laws, "HEAD_COVERS", 0.5)
+    monkeypatch.setattr(distributions, "HEAD_TOKENS", 2)
+    monkeypatch.setattr(distributions, "HEAD_COVERS", 0.5)
 
 
 # --- coupled
@@ -41,15 +42,15 @@ def test_coupled_accepts_drafts_while_they_are_the_targets_own(
     judgement = judge_coupled(rows.__getitem__, draft, seed, at)
 
     assert judgement.tokens == tuple(own[: right + 1])
-    assert (judgement.accepted, judgement.refusal) == (right, None)
+    assert (judgement.accepted, judgement.rejection) == (right, None)
 
 
 def test_no_row_is_looked_at_after_the_first_draft_that_falls() -> None:
     seen: list[int] = []
 
-    def row(i: int) -> Law:
+    def row(i: int) -> Distribution:
         seen.append(i)
-        return law_of(1.0)
+        return distribution_of(1.0)
 
     judge_coupled(row, (0, 5, 0, 0), 1, 1)
     judge_separate(row, (0, 5, 0, 0), (Q_SCALE,) * 4, repeat(0.5))
@@ -62,25 +63,27 @@ def test_no_row_is_looked_at_after_the_first_draft_that_falls() -> None:
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, Q_SCALE), st.floats(0.01, 0.99))
 def test_a_draft_stands_when_u_is_under_p_over_q(u: float, weight: int, p: float) -> None:
-    said = judge_separate(lambda i: law_of(p, 1 - p), (0,), (weight,), chain([u], repeat(0.0)))
+    said = judge_separate(
+        lambda i: distribution_of(p, 1 - p), (0,), (weight,), chain([u], repeat(0.0))
+    )
 
     rounded = float(np.float32(p))
     assert said.accepted == (u * weight < rounded * Q_SCALE)
-    assert (said.refusal is None) == bool(said.accepted)
+    assert (said.rejection is None) == bool(said.accepted)
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, ALMOST_1])
 def test_a_draft_that_the_target_cannot_say_never_stands(u: float) -> None:
-    said = judge_separate(lambda i: law_of(1.0, 0.0), (1,), (1,), repeat(u))
+    said = judge_separate(lambda i: distribution_of(1.0, 0.0), (1,), (1,), repeat(u))
 
     assert (said.tokens, said.accepted) == ((), 0)
-    assert said.refusal is not None
-    assert said.refusal.token == 1
+    assert said.rejection is not None
+    assert said.rejection.token == 1
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, ALMOST_1])
 def test_a_draft_less_likely_than_the_targets_always_stands(u: float) -> None:
-    said = judge_separate(lambda i: law_of(0.5, 0.5), (1,), (Q_SCALE // 2,), repeat(u))
+    said = judge_separate(lambda i: distribution_of(0.5, 0.5), (1,), (Q_SCALE // 2,), repeat(u))
 
     assert said.accepted == 1
     assert len(said.tokens) == 2
@@ -88,14 +91,14 @@ def test_a_draft_less_likely_than_the_targets_always_stands(u: float) -> None:
 
 def test_without_drafts_the_target_draws_from_p() -> None:
     said = [
-        judge_separate(lambda i: law_of(0.25, 0.75), (), (), repeat(u)).tokens[0]
+        judge_separate(lambda i: distribution_of(0.25, 0.75), (), (), repeat(u)).tokens[0]
         for u in (0.0, 0.2, 0.3, ALMOST_1)
     ]
 
     assert said == [0, 0, 1, 1]
 
 
-# --- separate: the refusal
+# --- separate: the rejection
 
 
 @given(st.integers(0, 2**32), st.integers(1, 700), st.floats(0.1, 4.0))
@@ -103,30 +106,30 @@ def test_without_drafts_the_target_draws_from_p() -> None:
 def test_a_refuse_holds_the_law_that_refused(number: int, size: int, spread: float) -> None:
     p = as_sent(random_law(number, size, spread))
 
-    refuse = Refusal(0, p).message(3, 9, [0.1, 0.9, ALMOST_1])
+    reject = Rejection(0, p).message(3, 9, [0.1, 0.9, ALMOST_1])
 
-    assert (refuse.epoch, refuse.position) == (3, 9)
-    assert sum(p for _, p in refuse.head) + refuse.tail_mass == pytest.approx(1.0, abs=1e-6)
-    assert len(refuse.tail) == (3 if refuse.tail_mass else 0)
-    assert {t for t, _ in refuse.head}.isdisjoint(t for t, _ in refuse.tail)
-    for token, sent in (*refuse.head, *refuse.tail):
+    assert (reject.epoch, reject.position) == (3, 9)
+    assert sum(p for _, p in reject.head) + reject.tail_mass == pytest.approx(1.0, abs=1e-6)
+    assert len(reject.tail) == (3 if reject.tail_mass else 0)
+    assert {t for t, _ in reject.head}.isdisjoint(t for t, _ in reject.tail)
+    for token, sent in (*reject.head, *reject.tail):
         assert sent == p.of(token) == np.float32(sent)
 
 
 def test_a_replacement_is_possible_and_not_the_refused_token() -> None:
-    refusal = Refusal(0, law_of(0.5, 0.5, 0.0))
+    rejection = Rejection(0, distribution_of(0.5, 0.5, 0.0))
 
-    assert [refusal.allows(token) for token in range(4)] == [False, True, False, False]
+    assert [rejection.allows(token) for token in range(4)] == [False, True, False, False]
 
 
 @pytest.mark.usefixtures("tiny_head")
 def test_samples_of_the_tail_have_the_tails_law() -> None:
-    p = as_sent(law_of(0.4, 0.3, 0.15, 0.1, 0.05))
+    p = as_sent(distribution_of(0.4, 0.3, 0.15, 0.1, 0.05))
     uniforms = (np.arange(3000) + 0.5) / 3000
 
-    refuse = Refusal(0, p).message(0, 0, uniforms.tolist())
+    reject = Rejection(0, p).message(0, 0, uniforms.tolist())
 
-    counts = np.bincount([token for token, _ in refuse.tail], minlength=5)
+    counts = np.bincount([token for token, _ in reject.tail], minlength=5)
     np.testing.assert_allclose(counts / 3000, [0, 0, 1 / 2, 1 / 3, 1 / 6], atol=1e-3)
-    assert refuse.tail_mass == pytest.approx(0.3)
+    assert reject.tail_mass == pytest.approx(0.3)
     assert judging.TAIL_SAMPLES == 8

@@ -1,4 +1,4 @@
-"""Laws without sorting V are the laws that a full sort gives."""
+"""Laws without sorting V are the distributions that a full sort gives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation import laws
-from speculation.laws import Q_SCALE, DraftLaw, Law, head_of, law, quantise, top
-from speculation.messages import Sampling
+from speculation.protocol.messages import Sampling
+from speculation.sampling import distributions as distributions
+from speculation.sampling.distributions import (
+    Q_SCALE,
+    Distribution,
+    QuantisedDistribution,
+    distribution,
+    head_of,
+    quantise,
+    top,
+)
 
 SIZES = st.sampled_from([1, 2, 63, 64, 65, 500, 1000, 4099])
 SAMPLINGS = st.builds(
@@ -54,7 +62,7 @@ def reference(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
 @given(logits(), SAMPLINGS)
 @settings(max_examples=400, deadline=None)
 def test_a_law_is_what_a_full_sort_gives(values: np.ndarray, sampling: Sampling) -> None:
-    found = law(values, sampling)
+    found = distribution(values, sampling)
 
     expected = reference(values, sampling)
     given_p = dict(zip(found.tokens.tolist(), found.p.tolist(), strict=True))
@@ -69,7 +77,7 @@ def test_a_law_is_what_a_full_sort_gives(values: np.ndarray, sampling: Sampling)
 def test_every_token_of_a_law_is_possible_and_named_once(
     values: np.ndarray, sampling: Sampling, most: int | None
 ) -> None:
-    found = law(values, sampling, most=most)
+    found = distribution(values, sampling, most=most)
 
     assert (found.p > 0.0).all()
     assert np.isfinite(values[found.tokens]).all()
@@ -79,7 +87,7 @@ def test_every_token_of_a_law_is_possible_and_named_once(
 
 @pytest.mark.parametrize("temperature", [0.0, 9e-6])
 def test_at_temperature_zero_the_law_is_the_argmax(temperature: float) -> None:
-    found = law(np.array([1, 3, 3, 2], np.float32), Sampling(temperature=temperature))
+    found = distribution(np.array([1, 3, 3, 2], np.float32), Sampling(temperature=temperature))
 
     assert (found.tokens.tolist(), found.p.tolist()) == ([1], [1.0])
 
@@ -100,7 +108,7 @@ def test_top_of_equal_values_is_the_lowest_tokens() -> None:
 def test_a_wide_nucleus_is_found_as_well() -> None:
     flat = np.zeros(30_000, np.float32)
 
-    assert len(law(flat, Sampling(top_p=0.5)).tokens) == 15_000
+    assert len(distribution(flat, Sampling(top_p=0.5)).tokens) == 15_000
 
 
 @given(logits(), st.integers(0, 2**63 - 1), st.integers(0, 2**31))
@@ -108,22 +116,22 @@ def test_a_wide_nucleus_is_found_as_well() -> None:
 def test_the_coupled_token_is_the_argmax_over_all_tokens(
     values: np.ndarray, seed: int, at: int
 ) -> None:
-    said = law(values, Sampling()).coupled(seed, at)
+    said = distribution(values, Sampling()).coupled(seed, at)
 
-    noise = laws.gumbel(seed, at, np.arange(len(values)))
+    noise = distributions.gumbel(seed, at, np.arange(len(values)))
     assert (values + noise)[said] == pytest.approx((values + noise).max(), abs=1e-5)
 
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_quantile_is_the_first_token_whose_sum_exceeds_it(u: float) -> None:
-    p = Law(np.array([7, 3, 9]), np.array([0.25, 0.5, 0.25]))
+    p = Distribution(np.array([7, 3, 9]), np.array([0.25, 0.5, 0.25]))
 
     assert p.at(u) == (7 if u < 0.25 else 3 if u < 0.75 else 9)
 
 
 def test_a_token_outside_a_law_has_no_probability() -> None:
-    assert Law(np.array([7]), np.array([1.0])).of(8) == 0.0
-    assert DraftLaw(np.array([7]), np.array([Q_SCALE])).of(8) == 0
+    assert Distribution(np.array([7]), np.array([1.0])).of(8) == 0.0
+    assert QuantisedDistribution(np.array([7]), np.array([Q_SCALE])).of(8) == 0
 
 
 @given(logits(), SAMPLINGS)
@@ -131,7 +139,7 @@ def test_a_token_outside_a_law_has_no_probability() -> None:
 def test_weights_sum_to_the_scale_and_nothing_impossible_has_one(
     values: np.ndarray, sampling: Sampling
 ) -> None:
-    exact = law(values, sampling)
+    exact = distribution(values, sampling)
 
     rounded = quantise(exact)
 
@@ -144,17 +152,17 @@ def test_weights_sum_to_the_scale_and_nothing_impossible_has_one(
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_drafted_token_has_a_weight(u: float) -> None:
-    q = quantise(law(np.linspace(0, 20, 300).astype(np.float32), Sampling()))
+    q = quantise(distribution(np.linspace(0, 20, 300).astype(np.float32), Sampling()))
 
     assert q.of(q.at(u)) > 0
 
 
 def test_the_head_is_all_of_a_small_law_and_most_of_a_large_one() -> None:
-    small = law(np.linspace(0, 3, 512).astype(np.float32), Sampling())
-    peaked = law(np.linspace(0, 400, 5000).astype(np.float32), Sampling())
-    flat = law(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
+    small = distribution(np.linspace(0, 3, 512).astype(np.float32), Sampling())
+    peaked = distribution(np.linspace(0, 400, 5000).astype(np.float32), Sampling())
+    flat = distribution(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
 
     assert len(head_of(small)) == 512
-    assert peaked.p[head_of(peaked)].sum() >= laws.HEAD_COVERS
-    assert len(head_of(peaked)) < laws.HEAD_TOKENS
+    assert peaked.p[head_of(peaked)].sum() >= distributions.HEAD_COVERS
+    assert len(head_of(peaked)) < distributions.HEAD_TOKENS
     assert flat.tokens[head_of(flat)].tolist() == list(range(4999, 4487, -1))

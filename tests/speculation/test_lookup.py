@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.lookup import (
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import (
     FIRST_TRUST,
     LEAST_GUESSED,
     Lookup,
@@ -21,7 +20,8 @@ from speculation.lookup import (
     worth,
     worth_reading,
 )
-from speculation.messages import Commit, TokenId
+from speculation.protocol.messages import Commit, TokenId
+from speculation.sampling.draft_token import DraftToken
 from tests.speculation.repeating import search, texts
 
 COPIED = tuple(range(100, 140))
@@ -59,7 +59,7 @@ def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
     for kind, token in events:
         chain = [guess.token for guess in session.chain]
         if kind == "guess":
-            session.extend(Guess(token, 1.0))
+            session.extend(DraftToken(token, 1.0))
         elif kind == "right" and chain:
             go_on(session, *chain[: token + 1])
         elif kind == "wrong" and chain:
@@ -204,7 +204,7 @@ def test_what_is_read_ahead_is_what_followed_to_the_end_of_the_text() -> None:
 
     assert lookup.ahead(session, times) == list(COPIED[16:31])
     for token in COPIED[16:37]:
-        session.extend(Guess(token, 1.0))
+        session.extend(DraftToken(token, 1.0))
     assert lookup.ahead(session, times) == [*COPIED[37:], 1, 2, *COPIED[:10]]
 
     repeating, again = looking_up((5, 5, 5, 5))
@@ -222,7 +222,7 @@ def test_a_match_too_short_to_guess_by_is_read_where_reading_costs_next_to_nothi
 
 def test_of_a_steps_guesses_the_first_is_taken_and_others_while_there_is_room() -> None:
     session = DraftingSession(max_tokens=6, stop_tokens=(777,))
-    guesses = [Guess(token, 1.0) for token in (1, 2, 3)]
+    guesses = [DraftToken(token, 1.0) for token in (1, 2, 3)]
 
     assert take(session, guesses, lambda: False) == 1
     assert take(session, guesses, lambda: len(session.chain) < 3) == 2
@@ -234,14 +234,14 @@ def test_of_a_steps_guesses_the_first_is_taken_and_others_while_there_is_room() 
 def test_after_a_break_what_the_chain_went_on_with_is_read() -> None:
     lookup, session = looking_up((900, 901))
     for token in range(10, 20):
-        session.extend(Guess(token, 1.0))
+        session.extend(DraftToken(token, 1.0))
     assert lookup.ahead(session, LIMITED) == []
 
     go_on(session, 10, 11, 99)  # in place of 12
     assert lookup.ahead(session, LIMITED) == []
-    session.extend(Guess(13, 1.0))
+    session.extend(DraftToken(13, 1.0))
     assert lookup.ahead(session, LIMITED) == []  # one token the same: too little
-    session.extend(Guess(14, 1.0))
+    session.extend(DraftToken(14, 1.0))
     assert lookup.ahead(session, LIMITED) == [15, 16, 17, 18, 19]  # to its end
 
     lookup.read(3, 0.022, 0.01)
@@ -251,14 +251,14 @@ def test_after_a_break_what_the_chain_went_on_with_is_read() -> None:
 def test_a_chain_that_broke_at_its_last_token_leaves_the_one_before_to_read() -> None:
     lookup, session = looking_up((900, 901))
     for token in range(10, 20):
-        session.extend(Guess(token, 1.0))
+        session.extend(DraftToken(token, 1.0))
     lookup.ahead(session, LIMITED)
     go_on(session, 99)
-    session.extend(Guess(11, 1.0))
+    session.extend(DraftToken(11, 1.0))
     lookup.ahead(session, LIMITED)
 
     go_on(session, 98)
     for token in (12, 13):
-        session.extend(Guess(token, 1.0))
+        session.extend(DraftToken(token, 1.0))
 
     assert lookup.ahead(session, LIMITED) == list(range(14, 20))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.ngrams import Index, Match, resumption
+from speculation.proposing.ngrams import Index, Match, resumption
 from tests.speculation.repeating import search, texts
 
 

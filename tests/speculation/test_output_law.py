@@ -1,6 +1,6 @@
 """`separate` draws from p: 200,000 tokens through both session machines, and a wrong control.
 
-The law of a token depends on the one before it, drafts come from a q that is wrong on purpose,
+The distribution of a token depends on the one before it, drafts come from a q that is wrong on purpose,
 a pass takes any number of them, and the head is so small that the tail decides often.
 """
 
@@ -14,27 +14,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from speculation import laws, verifying
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.judging import Refusal, judge_separate
-from speculation.laws import Law, quantise
-from speculation.messages import Commit, Down, Limits, Open, Refuse, Sampling
-from speculation.verifying import VerifyingSession
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Commit, Down, Limits, Open, Reject, Sampling
+from speculation.sampling import distributions as distributions
+from speculation.sampling.distributions import Distribution, quantise
+from speculation.sampling.draft_token import DraftToken
+from speculation.sampling.judging import Rejection, judge_separate
+from speculation.verifying import session as verifying
+from speculation.verifying.session import VerifyingSession
 
 SIZE = 14
 TOKENS = 200_000
 SESSION_TOKENS = 1000
 
 
-def table(number: int, evenness: float) -> list[Law]:
-    """The law after each token."""
+def table(number: int, evenness: float) -> list[Distribution]:
+    """The distribution after each token."""
     rows = np.random.default_rng(number).dirichlet([evenness] * SIZE, SIZE)
-    return [Law(np.arange(SIZE), row) for row in rows]
+    return [Distribution(np.arange(SIZE), row) for row in rows]
 
 
 TARGET = table(1, 2.0)
-DRAFTER = [quantise(law) for law in table(2, 1.0)]
+DRAFTER = [quantise(distribution) for distribution in table(2, 1.0)]
 
 
 def session(chance: Random) -> list[int]:
@@ -62,7 +63,7 @@ def draft(edge: DraftingSession, chance: Random) -> None:
         if edge.may_extend:
             q = DRAFTER[last]
             last = q.at(chance.random())
-            edge.extend(Guess(last, 0.5, q))
+            edge.extend(DraftToken(last, 0.5, q))
 
 
 def hear(
@@ -73,25 +74,27 @@ def hear(
         match message:
             case Commit():
                 edge.receive(message)
-            case Refuse():
-                answer = edge.refused(message, u) or edge.flush()
+            case Reject():
+                answer = edge.rejected(message, u) or edge.flush()
                 assert answer
                 hear(edge, verifier, verifier.receive(answer, u), u)
 
 
 def pvalue(texts: Sequence[list[int]]) -> float:
-    """Test the counts of each token after each other token against the target's laws."""
+    """Test the counts of each token after each other token against the target's distributions."""
     counts = np.zeros((SIZE, SIZE))
     for text in texts:
         np.add.at(counts, ([0, *text[:-1]], text), 1)
-    expected = counts.sum(1, keepdims=True) * np.array([law.p for law in TARGET])
+    expected = counts.sum(1, keepdims=True) * np.array(
+        [distribution.p for distribution in TARGET]
+    )
     statistic = ((counts - expected) ** 2 / expected).sum()
     return float(stats.chi2.sf(statistic, SIZE * (SIZE - 1)))
 
 
 @pytest.fixture
 def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(laws, "HEAD_TOKENS", 3)
+    monkeypatch.setattr(distributions, "HEAD_TOKENS", 3)
     monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
 
 
@@ -107,13 +110,13 @@ def test_what_two_machines_say_has_the_targets_law() -> None:
 def test_what_they_say_does_not_when_p_is_cut_to_its_top_ten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = Refusal.message
+    whole = Rejection.message
 
-    def top_ten(self: Refusal, epoch: int, position: int, u: Sequence[float]) -> Refuse:
-        refuse = whole(self, epoch, position, ())
-        return replace(refuse, head=refuse.head[:10], tail_mass=0.0)
+    def top_ten(self: Rejection, epoch: int, position: int, u: Sequence[float]) -> Reject:
+        reject = whole(self, epoch, position, ())
+        return replace(reject, head=reject.head[:10], tail_mass=0.0)
 
-    monkeypatch.setattr(Refusal, "message", top_ten)
+    monkeypatch.setattr(Rejection, "message", top_ten)
     texts = [session(Random(i)) for i in range(30)]
 
     found = pvalue(texts)

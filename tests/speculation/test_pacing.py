@@ -6,22 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.lookup import Times
-from speculation.messages import Commit, Limits
-from speculation.pacing import (
+from speculation.drafting.policy import (
     LONGEST_REST,
     PATIENCE,
     TRIED,
     UNUSED_PATIENCE,
-    DraftPacing,
+    DraftSettings,
     may_draft,
     rest,
     resting,
     should_flush,
     window,
 )
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prompt_lookup import Times
+from speculation.protocol.messages import Commit, Limits
+from speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
 SECONDS = st.floats(0.0, 10.0)
@@ -60,9 +60,9 @@ def test_the_window_grows_with_distance_and_never_over_the_limit(
 def test_drafting_goes_on_while_the_chain_may_stand_and_there_is_room(
     survival: float, unverified: int, expected: bool
 ) -> None:
-    session = drafted(Guess(1, survival), *[Guess(1, 1.0)] * (unverified - 1))
+    session = drafted(DraftToken(1, survival), *[DraftToken(1, 1.0)] * (unverified - 1))
 
-    assert may_draft(DraftPacing(), session, Times(0.0, 0.0, 0.0), 10) is expected
+    assert may_draft(DraftSettings(), session, Times(0.0, 0.0, 0.0), 10) is expected
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_an_edge_whose_right_guesses_nobody_takes_rests_but_for_a_try(
     session.receive(Commit(0, 0, (1,) * committed))
     session.unused = unused
 
-    assert resting(DraftPacing(), session, Times(rtt_s, 0.1, 0.01)) is rests
-    assert not resting(DraftPacing(), session, Times(rtt_s, 0.0, 0.01))  # no pass was timed
+    assert resting(DraftSettings(), session, Times(rtt_s, 0.1, 0.01)) is rests
+    assert not resting(DraftSettings(), session, Times(rtt_s, 0.0, 0.01))  # no pass was timed
 
 
 @pytest.mark.parametrize("rests", [True, False])
@@ -105,7 +105,7 @@ def test_a_resting_edge_drafts_nothing_unless_it_never_rests(rests: bool) -> Non
     session = DraftingSession(max_tokens=100, stop_tokens=())
     session.misses = PATIENCE
 
-    drafts = may_draft(DraftPacing(rests=rests), session, Times(0.0, 0.1, 0.01), 10)
+    drafts = may_draft(DraftSettings(rests=rests), session, Times(0.0, 0.1, 0.01), 10)
 
     assert drafts is not rests
 
@@ -134,16 +134,16 @@ def test_guesses_are_sent_in_pairs_more_where_many_are_away_and_in_separate_at_o
     for _ in range(unsent):
         session.extend(RARE)
 
-    sends = should_flush(DraftPacing(), session, drafting=drafting, separate=separate)
+    sends = should_flush(DraftSettings(), session, drafting=drafting, separate=separate)
 
     assert (session.unsent, session.away) == (unsent, away)
     assert sends is expected
 
 
-RARE = Guess(1, 0.9)
+RARE = DraftToken(1, 0.9)
 
 
-def drafted(*chain: Guess) -> DraftingSession:
+def drafted(*chain: DraftToken) -> DraftingSession:
     session = DraftingSession(max_tokens=100, stop_tokens=())
     for guess in chain:
         session.extend(guess)

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.budget import PassTimes
-from speculation.messages import Draft
-from speculation.passes import HOLD_DRAFTS, Waiting, hold, share_rows, starters
+from speculation.protocol.messages import Draft
+from speculation.verifying.pass_policy import HOLD_DRAFTS, Waiting, hold, share_rows, starters
+from speculation.verifying.row_allocation import PassLatency
 from tests.speculation import verifiers
 
 SECONDS = st.floats(0.0, 10.0)
 
 
-def times(first_s: float = 0.2, row_s: float = 0.002) -> PassTimes:
+def times(first_s: float = 0.2, row_s: float = 0.002) -> PassLatency:
     """T(1) to T(17): one row more costs row_s."""
-    learned = PassTimes()
+    learned = PassLatency()
     for rows in range(1, 18):
         learned.saw(rows, first_s + row_s * rows)
     return learned
@@ -103,7 +103,7 @@ def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
     sessions = [verifiers.session(fill=fill) for fill in fills]
     for each in sessions:
         each.receive(Draft(0, 0, 0, (1, 2, 3)))
-    dear = PassTimes()
+    dear = PassLatency()
     for rows in range(1, 10):
         dear.saw(rows, float(rows))
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speculation import laws, messages, noise, wire
+from speculation.protocol import messages, wire
+from speculation.sampling import distributions as distributions
+from speculation.sampling import noise
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)
@@ -54,9 +56,9 @@ def test_there_are_vectors() -> None:
     [
         f"1 to {wire.MAX_FRAME_BYTES}",
         f"1 to {wire.MAX_VARINT_BYTES} bytes",
-        f"in 1/{laws.Q_SCALE}, 1 to {laws.Q_SCALE}",
-        f"at most {laws.HEAD_TOKENS} tokens",
-        f"{laws.HEAD_COVERS:.1%}".replace("%", " %"),
+        f"in 1/{distributions.Q_SCALE}, 1 to {distributions.Q_SCALE}",
+        f"at most {distributions.HEAD_TOKENS} tokens",
+        f"{distributions.HEAD_COVERS:.1%}".replace("%", " %"),
         f"version {messages.PROTOCOL_VERSION}",
     ],
 )
@@ -65,7 +67,7 @@ def test_the_numbers_are_the_codes(fact: str) -> None:
 
 
 def test_every_field_of_a_message_is_described() -> None:
-    for kind in (messages.Open, messages.Draft, messages.Refuse):
+    for kind in (messages.Open, messages.Draft, messages.Reject):
         for field in kind.__dataclass_fields__:
             assert re.search(rf"\b{field}\b", PAGE), field
     for kind in (messages.Sampling, messages.ModelFacts):

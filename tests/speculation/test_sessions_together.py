@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation import judging, laws, verifying
-from speculation.messages import Limits
+from speculation.protocol.messages import Limits
+from speculation.sampling import distributions as distributions
+from speculation.sampling import judging
+from speculation.verifying import session as verifying
 from tests.speculation.joined import Joined, model, opening, plain
 
 RATES = st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0])
@@ -60,7 +62,7 @@ def test_a_tail_that_runs_out_is_drawn_again_until_it_does_not(
     number: int, disorder: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laws, "HEAD_TOKENS", 1)
+        patch.setattr(distributions, "HEAD_TOKENS", 1)
         patch.setattr(verifying, "TAIL_SAMPLES", 1)
         request = opening(judge="separate", max_tokens=25, stop_tokens=())
         joined = Joined(request, model(number), model(number + 1), Random(number), 0.0)
@@ -72,7 +74,7 @@ def test_a_tail_that_runs_out_is_drawn_again_until_it_does_not(
 
 
 def test_redraws_do_happen_when_the_head_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(laws, "HEAD_TOKENS", 1)
+    monkeypatch.setattr(distributions, "HEAD_TOKENS", 1)
     monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
     request = opening(judge="separate", max_tokens=300, stop_tokens=())
     joined = Joined(request, model(1), model(2), Random(1), 0.0)
@@ -116,7 +118,7 @@ def test_the_samples_of_a_refuse_seen_twice_are_not_tried_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert judging.TAIL_SAMPLES == verifying.TAIL_SAMPLES
-    monkeypatch.setattr(laws, "HEAD_TOKENS", 1)
+    monkeypatch.setattr(distributions, "HEAD_TOKENS", 1)
     monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
     request = opening(judge="separate", max_tokens=300, stop_tokens=())
     joined = Joined(request, model(1), model(2), Random(1), 0.0)
@@ -124,7 +126,7 @@ def test_the_samples_of_a_refuse_seen_twice_are_not_tried_twice(
         joined.turn()
         if joined.redraws:
             break
-    refuse, redraw = joined.said[joined.heard - 1], joined.up[-1]
+    reject, redraw = joined.said[joined.heard - 1], joined.up[-1]
 
     for _ in range(50):  # with chance on its side, a second try would soon stand
-        assert joined.edge.refused(refuse, joined._u) == redraw
+        assert joined.edge.rejected(reject, joined._u) == redraw

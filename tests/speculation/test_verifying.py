@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.chain import ACCEPTANCE_AT_FIRST
-from speculation.errors import LocalProtocolError
-from speculation.judging import Judgement
-from speculation.messages import Commit, Draft, Finish, TokenLogprob
+from speculation.protocol.errors import LocalProtocolError
+from speculation.protocol.messages import Commit, Draft, Finish, TokenLogprob
+from speculation.sampling.judging import Judgement
+from speculation.verifying.chain import ACCEPTANCE_AT_FIRST
 from tests.speculation.verifiers import refusing, say, session, state
 
 # --- drafts

@@ -1,4 +1,4 @@
-"""In `separate` a refused token waits for its replacement, and nothing else is said."""
+"""In `separate` a rejected token waits for its replacement, and nothing else is said."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from speculation.errors import RemoteProtocolError
-from speculation.judging import Judgement, Refusal
-from speculation.laws import Q_SCALE
-from speculation.messages import Commit, Draft, Finish, Redraw, Refuse
-from speculation.verifying import MOST_REDRAWS, VerifyingSession
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Commit, Draft, Finish, Redraw, Reject
+from speculation.sampling.distributions import Q_SCALE
+from speculation.sampling.judging import Judgement, Rejection
+from speculation.verifying.session import MOST_REDRAWS, VerifyingSession
 from tests.speculation.verifiers import P, refusing, session
 
 
@@ -21,11 +21,11 @@ def test_a_refusal_is_told_and_nothing_of_its_epoch_is_kept() -> None:
     verifier.receive(Draft(0, 0, 0, (7, 1, 5), (9, 9, 9)))
     verifier.begin(16)
 
-    commit, refuse = verifier.resolve(Judgement((7,), 1, Refusal(1, P)), u=repeat(0.5))
+    commit, reject = verifier.resolve(Judgement((7,), 1, Rejection(1, P)), u=repeat(0.5))
 
     assert isinstance(commit, Commit)
-    assert isinstance(refuse, Refuse)
-    assert (commit.tokens, refuse.position) == ((7,), 1)
+    assert isinstance(reject, Reject)
+    assert (commit.tokens, reject.position) == ((7,), 1)
     assert verifier.receive(Draft(0, 3, 3, (6,), (9,))) == []
     assert verifier.pending == 0
 
@@ -54,20 +54,20 @@ def test_a_repeated_replacement_does_not_answer_the_next_refusal() -> None:
     verifier = refusing(7)
     verifier.receive(Draft(1, 1, 0, (2, 1), (Q_SCALE,), True))
     verifier.begin(16)
-    verifier.resolve(Judgement((), 0, Refusal(1, P)))
+    verifier.resolve(Judgement((), 0, Rejection(1, P)))
 
     for epoch in (1, 2):  # late, or as no honest edge would send it
         assert verifier.receive(Draft(epoch, 1, 0, (2,), (), True)) == []
 
     assert verifier.committed == [7, 2]
-    assert verifier.refusal
+    assert verifier.rejection
 
 
 def test_a_replacement_may_end_the_answer() -> None:
     verifier = session("separate", max_tokens=1)
     verifier.receive(Draft(0, 0, 0, (1,), (Q_SCALE,)))
     verifier.begin(16)
-    verifier.refusal = Refusal(1, P)
+    verifier.rejection = Rejection(1, P)
 
     _, finish = verifier.receive(Draft(1, 0, 0, (2,), (), True))
 

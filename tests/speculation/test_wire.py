@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from speculation import wire
-from speculation.codec import UINT
-from speculation.errors import LocalProtocolError, MalformedFrame
-from speculation.messages import (
+from speculation.protocol import wire
+from speculation.protocol.codec import UINT
+from speculation.protocol.errors import LocalProtocolError, MalformedFrame
+from speculation.protocol.messages import (
     Commit,
     Draft,
     Fault,
@@ -24,7 +24,7 @@ from speculation.messages import (
     Open,
     Opened,
     Redraw,
-    Refuse,
+    Reject,
     Sampling,
     TokenLogprob,
     Totals,
@@ -77,7 +77,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         SECONDS,
         st.none() | st.lists(st.builds(TokenLogprob, FLOATS, LAWS), max_size=4).map(tuple),
     ),
-    st.builds(Refuse, UINTS, UINTS, LAWS, FLOATS, LAWS),
+    st.builds(Reject, UINTS, UINTS, LAWS, FLOATS, LAWS),
     st.builds(
         Finish,
         st.sampled_from(["stop", "length"]),
@@ -131,7 +131,7 @@ def test_a_truncated_stream_is_malformed(message: Message, data: st.DataObject) 
 
 
 def test_surplus_bytes_in_a_frame_are_malformed() -> None:
-    for message in (Redraw(1, 2), Finish("stop"), Fault("a", "b"), Refuse(1, 2, (), 0.0)):
+    for message in (Redraw(1, 2), Finish("stop"), Fault("a", "b"), Reject(1, 2, (), 0.0)):
         body = wire.encode(message)[1:]
 
         with pytest.raises(MalformedFrame, match="1 surplus byte"):

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from speculation.judging import Judgement, Refusal
-from speculation.laws import Q_SCALE, Law
-from speculation.messages import Draft, Limits, Open, Sampling
-from speculation.verifying import VerifyingSession
+from speculation.protocol.messages import Draft, Limits, Open, Sampling
+from speculation.sampling.distributions import Q_SCALE, Distribution
+from speculation.sampling.judging import Judgement, Rejection
+from speculation.verifying.session import VerifyingSession
 
 V = 100
-P = Law(np.array([1, 2, 3]), np.array([0.5, 0.25, 0.25]))
+P = Distribution(np.array([1, 2, 3]), np.array([0.5, 0.25, 0.25]))
 
 
 def session(judge: str = "coupled", **changes: object) -> VerifyingSession:
@@ -35,7 +35,7 @@ def refusing(*committed: int) -> VerifyingSession:
         say(verifier, token)
     verifier.receive(Draft(0, len(committed), 0, (1,), (Q_SCALE,)))
     verifier.begin(16)
-    verifier.resolve(Judgement((), 0, Refusal(1, P)))
+    verifier.resolve(Judgement((), 0, Rejection(1, P)))
     return verifier
 
 

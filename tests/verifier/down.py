@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import httpx
 
-from speculation import wire
-from speculation.messages import Commit, Message, Open, Opened, Pushed
+from speculation.protocol import wire
+from speculation.protocol.messages import Commit, Message, Open, Opened, Pushed
 
 
 class Stream:

@@ -14,9 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 
 from gateway.ports import Message, Tokenizer
-from speculation.judging import judge_coupled, judge_separate
-from speculation.laws import Law
-from speculation.messages import (
+from speculation.protocol.messages import (
     Finish,
     Limits,
     ModelFacts,
@@ -24,8 +22,10 @@ from speculation.messages import (
     Pushed,
     Sampling,
 )
-from speculation.noise import place
-from speculation.verifying import VerifyingSession
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.judging import judge_coupled, judge_separate
+from speculation.sampling.noise import place
+from speculation.verifying.session import VerifyingSession
 from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
 
 V = 64
@@ -147,8 +147,8 @@ class FakeTarget:
         judged = machine.begin(most=4)
         prompt = request.prompt
 
-        def row(i: int) -> Law:
-            return Law(np.array([said(prompt, judged.start + i)]), np.ones(1))
+        def row(i: int) -> Distribution:
+            return Distribution(np.array([said(prompt, judged.start + i)]), np.ones(1))
 
         if request.judge == "coupled":
             at = place(len(prompt), judged.start)

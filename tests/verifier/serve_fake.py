@@ -9,11 +9,11 @@ from functools import partial
 import msgspec
 from fastapi import FastAPI
 
+from gateway.hosting.serving import serve
 from tests.verifier.fake_target import FakeTarget
 from verifier.app import build
-from verifier.config import VerifierSettings, load
 from verifier.metrics import PassMetrics
-from verifier.serving import serve
+from verifier.settings import VerifierSettings, load
 
 
 def make(slots: int, starts: bool, _: PassMetrics) -> FakeTarget:

@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from speculation import wire
-from speculation.messages import Draft, Fault, Finish, Open, Opened, Sampling
+from speculation.protocol import wire
+from speculation.protocol.messages import Draft, Fault, Finish, Open, Opened, Sampling
 from tests.verifier.conftest import http2_client, sessions_open, until
 from tests.verifier.down import opened, push
 from tests.verifier.fake_target import STALLS, V, opening

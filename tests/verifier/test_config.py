@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from verifier.__main__ import nested
-from verifier.config import load
+from verifier.settings import load
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.errors import Unavailable
 from tests.verifier.fake_target import FakeTarget
-from verifier import host
-from verifier.host import Host
+from verifier import target_host as host
+from verifier.target_host import Host
 
 
 async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,15 +18,15 @@ from gateway.metrics import Metrics
 from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
 from models.opening import open_store
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.laws import DraftLaw
-from speculation.messages import Commit, Draft, Finish, Limits, Refuse, TokenId
-from verifier.host import Host
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
+from speculation.sampling.distributions import QuantisedDistribution
+from speculation.sampling.draft_token import DraftToken
 from verifier.llama_target import LlamaSettings, LlamaTarget
 from verifier.metrics import PassMetrics
-from verifier.plain import PlainEngine, opening
+from verifier.plain_engine import PlainEngine, opening
 from verifier.target import Target, TargetFull, UnknownSession
+from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
@@ -187,7 +187,7 @@ async def test_logprobs_are_those_of_the_raw_logits(host: Host) -> None:
 
 
 async def test_separate_runs_end_to_end(host: Host) -> None:
-    """An edge that draws from a poor law of its own: refused tokens are replaced.
+    """An edge that draws from a poor distribution of its own: refused tokens are replaced.
 
     At temperature 0 the text is the plain one, whatever is drawn.
     """
@@ -208,7 +208,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
             coming = asyncio.create_task(anext(session))
             if isinstance(message, Commit):
                 edge.receive(message)
-            if isinstance(message, Refuse):
+            if isinstance(message, Reject):
                 refused += 1
                 if redraw := edge.refused(message, u):
                     await target.push("separate", redraw)
@@ -222,11 +222,17 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
 
 
 async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
-    """Extend the chain from a law that is half right, and send it."""
+    """Extend the chain from a distribution that is half right, and send it."""
     while edge.may_extend and len(edge.chain) < 4:
         at = len(edge.guessed)
-        law = DraftLaw(np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15]))
-        edge.extend(Guess(law.at(0.75 if at % 3 == 2 else 0.25), confidence=0.5, q=law))
+        distribution = QuantisedDistribution(
+            np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15])
+        )
+        edge.extend(
+            DraftToken(
+                distribution.at(0.75 if at % 3 == 2 else 0.25), confidence=0.5, q=distribution
+            )
+        )
     if draft := edge.flush():
         with suppress(UnknownSession):  # it may have finished by now
             await target.push("separate", draft)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.messages import Commit, Finish, Refuse, TokenLogprob
-from verifier.log import Cursor, Heard, Log
+from speculation.protocol.messages import Commit, Finish, Reject, TokenLogprob
+from verifier.sessions.message_log import Cursor, Heard, Log
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=12)
 
@@ -78,10 +78,10 @@ def test_portions_add_up_to_the_whole(sizes: list[int], reads: list[bool]) -> No
 
 def test_a_refusal_is_read_once_and_only_while_it_is_the_latest_word() -> None:
     log, early = Log(), Cursor(0)
-    log.add(Refuse(0, 0, ((1, 1.0),), 0.0))
+    log.add(Reject(0, 0, ((1, 1.0),), 0.0))
 
-    assert [type(m) for m in log.read(early)] == [Refuse]
+    assert [type(m) for m in log.read(early)] == [Reject]
     assert log.read(early) == []
-    assert [type(m) for m in log.read(Cursor(0))] == [Refuse]
+    assert [type(m) for m in log.read(Cursor(0))] == [Reject]
     log.add(Commit(1, 0, (1,)))
     assert [type(m) for m in log.read(Cursor(0))] == [Commit]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from verifier.llama_target.places import Places
+from verifier.llama_target.kv_slots import KvSlots
 
 
-def places(*held: tuple[int, ...]) -> Places:
-    """Places whose sequences 0, 1, ... hold this."""
-    made = Places(len(held))
+def places(*held: tuple[int, ...]) -> KvSlots:
+    """KvSlots whose sequences 0, 1, ... hold this."""
+    made = KvSlots(len(held))
     for place in sorted(made.take(())[0] for _ in held):
         made.give_back(place, held[place])
     return made

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from speculation.messages import Fault
+from speculation.protocol.messages import Fault
 from tests.verifier.conftest import (
     ROOT,
     fake_command,

@@ -6,7 +6,7 @@ import asyncio
 
 import httpx
 
-from speculation.messages import Commit, Draft, Fault, Finish, Redraw, Refuse
+from speculation.protocol.messages import Commit, Draft, Fault, Finish, Redraw, Reject
 from tests.verifier.conftest import http2_client, sessions_open, until
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, STREAMS, opening, said
@@ -72,8 +72,8 @@ async def test_a_replacement_is_drawn_by_the_edge(client: httpx.AsyncClient) -> 
         commit = await stream.next()
         await client.delete(f"/v1/speculate/{session}")
 
-    assert isinstance(refuse, Refuse)
-    assert isinstance(again, Refuse)
+    assert isinstance(refuse, Reject)
+    assert isinstance(again, Reject)
     assert refuse.head == ((truth(1)[0], 1.0),)
     assert isinstance(commit, Commit)
     assert (commit.start, list(commit.tokens)) == (0, truth(1))

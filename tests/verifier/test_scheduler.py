@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
-from speculation.judging import Judgement
-from speculation.messages import Commit, Draft, Finish, Limits
+from speculation.protocol.messages import Commit, Draft, Finish, Limits
+from speculation.sampling.judging import Judgement
 from tests.verifier.fake_target import opening
 from verifier.llama_target.judging import Outcome, Part
 from verifier.llama_target.scheduler import Scheduler

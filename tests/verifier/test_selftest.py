@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from speculation.messages import Commit, Draft, Finish, ModelFacts, Open, Pushed, Totals
+from speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Finish,
+    ModelFacts,
+    Open,
+    Pushed,
+    Totals,
+)
 from tests.verifier.fake_target import FACTS
 from verifier.target import Said, TargetFailed
-from verifier.vllm_target import selftest
-from verifier.vllm_target.selftest import PROMPTS, TOKENS, self_test
+from verifier.vllm_target.service import selftest
+from verifier.vllm_target.service.selftest import PROMPTS, TOKENS, self_test
 
 
 @dataclass

@@ -10,17 +10,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import Unavailable
-from speculation.errors import RemoteProtocolError
-from speculation.messages import Draft, Fault, Finish, Redraw
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Draft, Fault, Finish, Redraw
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
-from verifier.config import SessionSettings
-from verifier.host import Host
-from verifier.log import Heard
 from verifier.metrics import SessionMetrics
-from verifier.session import Session
-from verifier.sessions import Sessions
+from verifier.sessions.message_log import Heard
+from verifier.sessions.registry import Sessions
+from verifier.sessions.session import Session
+from verifier.settings import SessionSettings
 from verifier.target import TargetFull, UnknownSession
+from verifier.target_host import Host
 
 QUICK = 0.05
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from models.llama import Context, Model
 from models.segments import Segment
-from speculation.laws import Logits
-from speculation.messages import TokenId
+from speculation.protocol.messages import TokenId
+from speculation.sampling.distributions import Logits
 from verifier.llama_target.judging import Outcome, Part, judge
 from verifier.llama_target.settings import LlamaSettings
 

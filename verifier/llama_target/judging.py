@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speculation.judging import Judgement, judge_coupled, judge_separate
-from speculation.laws import Law, Logits, law, top
-from speculation.messages import Open, TokenId, TokenLogprob
-from speculation.noise import place
-from speculation.verifying import Pass
+from speculation.protocol.messages import Open, TokenId, TokenLogprob
+from speculation.sampling.distributions import Distribution, Logits, distribution, top
+from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
+from speculation.sampling.noise import place
+from speculation.verifying.session import Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Outcome:
 def judge(part: Part, logits: Callable[[int], Logits]) -> Outcome:
     """Judge a part's drafts. logits(i): float32[V] of row i, i = 0..K."""
 
-    def row(i: int) -> Law:
-        return law(logits(i), request.sampling)
+    def row(i: int) -> Distribution:
+        return distribution(logits(i), request.sampling)
 
     request, draft = part.request, part.judged.draft
     if request.judge == "coupled":

@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from speculation.budget import PassTimes
-from speculation.messages import TokenId
-from speculation.passes import share_rows, starters
+from speculation.protocol.messages import TokenId
+from speculation.verifying.pass_policy import share_rows, starters
+from speculation.verifying.row_allocation import PassLatency
 from verifier.llama_target.judging import Outcome, Part
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
@@ -46,7 +46,7 @@ class Scheduler:
         max_rows: int,
         prefill_rows: int,
         clock: Clock,
-        times: PassTimes | None = None,
+        times: PassLatency | None = None,
     ) -> None:
         """times: what is known of passes already."""
         self.slots: list[Slot] = []
@@ -58,7 +58,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._prefill_rows = prefill_rows
         self._clock = clock
-        self._times = times or PassTimes()
+        self._times = times or PassLatency()
         self._news = asyncio.Event()
         self._log = structlog.get_logger("verifier")
 

@@ -14,7 +14,7 @@ class LlamaSettings(BaseModel):
     """Sessions at once. Memory for the KV of all of them is taken at the start."""
 
     waiting: Annotated[int, Field(ge=0, le=4096)] = 64
-    """Sessions that may wait for a slot; one more is refused."""
+    """Sessions that may wait for a slot; one more is rejected."""
 
     context_tokens: Annotated[int, Field(ge=16)] = 4096
     """Of a session, prompt and answer together; never more than the model was trained for."""

@@ -1,7 +1,7 @@
 """One session in the embedded target: its machine, its place in the KV, what it has to say.
 
 What is said waits in `_said` until the session's generator takes it. It is bounded by the
-answer: every message but a Refuse commits a token, and a Refuse is sent only when asked for.
+answer: every message but a Reject commits a token, and a Reject is sent only when asked for.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
 
-from speculation.arrivals import Arrivals, receive
-from speculation.budget import PassTimes
-from speculation.messages import Down, Limits, Open, Pushed, TokenId
-from speculation.passes import hold_s
-from speculation.verifying import VerifyingSession
+from speculation.protocol.messages import Down, Limits, Open, Pushed, TokenId
+from speculation.verifying.arrivals import Arrivals, receive
+from speculation.verifying.pass_policy import hold_s
+from speculation.verifying.row_allocation import PassLatency
+from speculation.verifying.session import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
 from verifier.target import Said, TargetFailed
 
@@ -70,9 +70,9 @@ class Slot:
     def may_pass(self) -> bool:
         """Whether a pass could start now."""
         machine = self.machine
-        return not (self.unread or self._failure or machine.finished or machine.refusal)
+        return not (self.unread or self._failure or machine.finished or machine.rejection)
 
-    def hold_s(self, now: float, times: PassTimes) -> float:
+    def hold_s(self, now: float, times: PassLatency) -> float:
         """Return how long its next pass should wait; inf: for a draft. See passes.hold."""
         if not self.may_pass:
             return inf

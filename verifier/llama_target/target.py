@@ -16,10 +16,10 @@ import structlog
 
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
-from speculation.budget import timed
-from speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.verifying.row_allocation import timed
 from verifier.llama_target.engine import Engine
-from verifier.llama_target.places import Places
+from verifier.llama_target.kv_slots import KvSlots
 from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
@@ -47,7 +47,7 @@ class LlamaTarget:
         self._metrics = metrics
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
-        self._places = Places(settings.slots)
+        self._places = KvSlots(settings.slots)
         self._slots: dict[str, Slot] = {}
         self._waiting: deque[Slot] = deque()
         self._engine: Engine | None = None

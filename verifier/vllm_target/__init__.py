@@ -6,7 +6,7 @@
                         comes between steps) over seating and seats (sessions); holding, alarm
                         (who waits); outputs (what is said); core (calls)
     in vLLM's workers   worker (the seam), judging (waves of rows), support, noise
-    between them        admission (a session), orders (a step)
+    between them        admission (a session), requests (a step)
 
 Only compat, engine, core, the two schedulers, holding, outputs and worker touch vllm. Nothing
 of it is forked or patched on disk: a scheduler class, a worker extension and a null proposer

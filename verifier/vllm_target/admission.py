@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from speculation import wire
-from speculation.errors import LocalProtocolError
-from speculation.messages import Limits, Open
-from verifier.vllm_target.orders import Shape
+from speculation.protocol import wire
+from speculation.protocol.errors import LocalProtocolError
+from speculation.protocol.messages import Limits, Open
+from verifier.vllm_target.verify_request import Shape
 
 FIELD: Final = "picospec"
 """Of SamplingParams.extra_args, and of the outputs' kv_transfer_params."""

@@ -19,10 +19,10 @@ from prometheus_client import CollectorRegistry
 from gateway.metrics import Metrics
 from models.dequantize import dequantise
 from models.opening import open_store
-from speculation.messages import Limits
+from speculation.protocol.messages import Limits
 from verifier.metrics import PassMetrics
-from verifier.vllm_target.settings import VllmSettings
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.settings import VllmSettings
+from verifier.vllm_target.service.target import VllmTarget
 
 # 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {

@@ -10,21 +10,21 @@ from random import Random
 
 import numpy as np
 
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.laws import DraftLaw, Law, quantise
-from speculation.messages import (
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import (
     Commit,
     Finish,
     ModelFacts,
     Open,
     Pushed,
-    Refuse,
+    Reject,
     Sampling,
     TokenLogprob,
 )
+from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
+from speculation.sampling.draft_token import DraftToken
 from verifier.target import UnknownSession
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.target import VllmTarget
 
 PROMPTS = (
     "The capital of France is a city that",
@@ -108,14 +108,14 @@ async def drafted(
             if isinstance(message, Commit):
                 edge.receive(message)
                 while edge.may_extend and len(edge.chain) < script.window:
-                    edge.extend(Guess(guess(len(edge.guessed)), confidence=1.0))
+                    edge.extend(DraftToken(guess(len(edge.guessed)), confidence=1.0))
                 new = [edge.flush()]
                 for pushed in filter(None, new):
                     tasks.create_task(_push(target, session, pushed, script.late_s))
     return answer
 
 
-def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
+async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
     await asyncio.sleep(late_s)
     with suppress(UnknownSession):  # it came too late
         await target.push(session, message)
@@ -136,9 +136,9 @@ def uniforms(random: Random) -> Iterator[float]:
         yield random.random()
 
 
-def even() -> DraftLaw:
-    """A law of a hundred tokens, which are seldom right."""
-    return quantise(Law(np.arange(260, 360), np.full(100, 0.01)))
+def even() -> QuantisedDistribution:
+    """A distribution of a hundred tokens, which are seldom right."""
+    return quantise(Distribution(np.arange(260, 360), np.full(100, 0.01)))
 
 
 async def replaced(
@@ -155,13 +155,13 @@ async def replaced(
             again = None
             if isinstance(message, Commit):
                 edge.receive(message)
-            if isinstance(message, Refuse):
+            if isinstance(message, Reject):
                 refusals += 1
                 await asyncio.sleep(late_s)
                 again = edge.refused(message, u)
             if again is None:
                 while edge.may_extend and len(edge.chain) < 3:
-                    edge.extend(Guess(q.at(next(u)), 1.0, q))
+                    edge.extend(DraftToken(q.at(next(u)), 1.0, q))
                 again = edge.flush()
             if again is not None:
                 await target.push(session, again)

@@ -6,12 +6,12 @@ import threading
 import time
 from math import inf
 
-from verifier.vllm_target.alarm import Alarm
+from verifier.vllm_target.core.timer import Timer
 
 
 def test_it_rings_at_the_earliest_time() -> None:
     rung = threading.Event()
-    alarm, now = Alarm(rung.set), time.monotonic()
+    alarm, now = Timer(rung.set), time.monotonic()
 
     alarm.set(now + 60.0, now)
     alarm.set(inf, now)
@@ -31,7 +31,7 @@ def test_it_can_be_set_again_while_it_rings() -> None:
         else:
             twice.set()
 
-    alarm, now = Alarm(ring), time.monotonic()
+    alarm, now = Timer(ring), time.monotonic()
     alarm.set(now + 0.01, now)
 
     assert twice.wait(5.0)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from speculation.messages import Commit, Draft, Open, Refuse
+from speculation.protocol.messages import Commit, Draft, Open, Reject
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -23,7 +23,7 @@ from tests.verifier.vllm_target.scripted import (
     seated,
 )
 from verifier.target import TargetFull, UnknownSession
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 
@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_while_its_replacement_is_awaited_frees_it(
         async for message in said:
             if isinstance(message, Commit):
                 await target.push("awaited", Draft(1, 1, 0, (7,), q=(65536,)))
-            if isinstance(message, Refuse):
+            if isinstance(message, Reject):
                 break
 
     await gone(target)

@@ -9,7 +9,7 @@ import math
 import msgspec
 import pytest
 
-from speculation.messages import Sampling
+from speculation.protocol.messages import Sampling
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -22,7 +22,7 @@ from tests.verifier.vllm_target.scripted import (
     plain,
 )
 from verifier.target import Refused
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 FEATURES = {

@@ -8,7 +8,7 @@ from itertools import cycle
 
 import pytest
 
-from speculation.messages import Fill, Sampling
+from speculation.protocol.messages import Fill, Sampling
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -19,7 +19,7 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 BLOCK = 128

@@ -6,19 +6,19 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bench.kernels import SHAPES, differing, judged, ordered, step, timed_s
-from speculation.judging import Judgement
+from bench.calibrate.kernels import SHAPES, differing, judged, ordered, step, timed_s
+from speculation.sampling.judging import Judgement
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_draft_of_the_step_stands(name: str) -> None:
     logits = step(sessions=3, drafts=4, vocabulary=500)
-    orders = ordered(SHAPES[name], logits)
+    requests = ordered(SHAPES[name], logits)
 
-    found = judged(orders, logits)
+    found = judged(requests, logits)
 
     assert [judgement.accepted for judgement in found] == [4, 4, 4]
-    assert timed_s(orders, logits, repeats=1) > 0.0
+    assert timed_s(requests, logits, repeats=1) > 0.0
 
 
 def test_tokens_that_differ_are_counted_one_by_one() -> None:

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from speculation.errors import RemoteProtocolError
-from speculation.messages import Commit, Draft, Pushed, Redraw, Refuse
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Commit, Draft, Pushed, Redraw, Reject
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -22,7 +22,7 @@ from tests.verifier.vllm_target.scripted import (
     plain,
 )
 from verifier.target import UnknownSession
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 
@@ -62,7 +62,7 @@ async def test_a_forced_token_that_cannot_be_is_refused(target: VllmTarget, toke
             async for message in said:
                 if isinstance(message, Commit):
                     await target.push("forger", Draft(1, 1, 0, (7,), q=(65536,)))
-                if isinstance(message, Refuse):
+                if isinstance(message, Reject):
                     await target.push("forger", Draft(2, 1, 0, (token,), q=(), forced=True))
 
     with pytest.raises(RemoteProtocolError):

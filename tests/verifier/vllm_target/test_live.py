@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from speculation.errors import RemoteProtocolError
+from speculation.protocol.errors import RemoteProtocolError
 from verifier.target import TargetFailed
-from verifier.vllm_target.live import MAX_IN_FLIGHT, Live
+from verifier.vllm_target.service.inflight import MAX_IN_FLIGHT, Inflight
 
 
 class SlowEngine:
@@ -26,7 +26,7 @@ class SlowEngine:
 
 
 async def test_sending_does_not_wait_for_the_engine() -> None:
-    engine, live = SlowEngine(), Live()
+    engine, live = SlowEngine(), Inflight()
 
     for number in range(5):
         await live.send(partial(engine.push, number))
@@ -36,7 +36,7 @@ async def test_sending_does_not_wait_for_the_engine() -> None:
 
 
 async def test_too_many_messages_within_a_step_wait_for_it() -> None:
-    engine, live = SlowEngine(), Live()
+    engine, live = SlowEngine(), Inflight()
     for number in range(MAX_IN_FLIGHT):
         await live.send(partial(engine.push, number))
 
@@ -50,7 +50,7 @@ async def test_too_many_messages_within_a_step_wait_for_it() -> None:
 
 
 async def test_a_session_that_ends_before_its_message_is_sent_leaves_nothing_behind() -> None:
-    engine, live = SlowEngine(), Live()
+    engine, live = SlowEngine(), Inflight()
 
     sending = asyncio.create_task(live.send(partial(engine.push, 0)))
     await asyncio.sleep(0)
@@ -61,7 +61,7 @@ async def test_a_session_that_ends_before_its_message_is_sent_leaves_nothing_beh
 
 
 async def test_a_complaint_is_raised_later() -> None:
-    engine, live = SlowEngine(), Live()
+    engine, live = SlowEngine(), Inflight()
     await live.send(partial(engine.push, 0, "Draft.tokens: empty"))
     live.check()
 
@@ -76,7 +76,7 @@ async def test_an_engine_that_breaks_is_no_fault_of_the_edges() -> None:
     async def broken() -> str | None:
         raise OSError("the core is gone")
 
-    live = Live()
+    live = Inflight()
     await live.send(broken)
 
     with pytest.raises(TargetFailed, match="the core is gone"):

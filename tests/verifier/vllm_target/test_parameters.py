@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from models.errors import CannotOpen
-from speculation.messages import Limits, ModelFacts, Open, Sampling
+from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from verifier.target import Refused, TargetFailed
-from verifier.vllm_target import compat
 from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.parameters import FEATURES, ask
-from verifier.vllm_target.settings import VllmSettings
+from verifier.vllm_target.service import compat
+from verifier.vllm_target.service.parameters import FEATURES, ask
+from verifier.vllm_target.service.settings import VllmSettings
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], "", Limits(), ["coupled"], list(FEATURES))
 

@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speculation import wire
-from speculation.budget import PassTimes
-from speculation.errors import RemoteProtocolError
-from speculation.judging import Judgement, Refusal
-from speculation.laws import Law
-from speculation.messages import (
+from speculation.protocol import wire
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
@@ -23,13 +20,16 @@ from speculation.messages import (
     Message,
     Open,
     Opened,
-    Refuse,
+    Reject,
     Sampling,
 )
-from speculation.noise import place
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.judging import Judgement, Rejection
+from speculation.sampling.noise import place
+from speculation.verifying.row_allocation import PassLatency
 from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.orders import Shape
-from verifier.vllm_target.seats import RECENT_FRAMES, Seat
+from verifier.vllm_target.core.session_slot import RECENT_FRAMES, Seat
+from verifier.vllm_target.verify_request import Shape
 
 PROMPT_TOKENS = 10
 
@@ -49,7 +49,9 @@ def hear(seat: Seat, *messages: Message) -> bool:
     return seat.receive(b"".join(map(wire.encode, messages)), 1.0, chance())
 
 
-def passed(seat: Seat, *tokens: int, accepted: int = 0, refusal: Refusal | None = None) -> None:
+def passed(
+    seat: Seat, *tokens: int, accepted: int = 0, refusal: Rejection | None = None
+) -> None:
     judgement = Judgement(tokens, accepted, refusal)
     seat.resolve(judgement, started=1.0, now=2.0, rows=3, logprobs=None, u=chance())
 
@@ -58,9 +60,9 @@ def said(seat: Seat) -> list[Message]:
     return [m for spoken in seat.frames for m in wire.Decoder().feed(spoken.frame)]
 
 
-def refusal(token: int, *allowed: int) -> Refusal:
-    law = Law(np.array(allowed), np.full(len(allowed), 1.0 / len(allowed)))
-    return Refusal(token, law)
+def refusal(token: int, *allowed: int) -> Rejection:
+    distribution = Distribution(np.array(allowed), np.full(len(allowed), 1.0 / len(allowed)))
+    return Rejection(token, distribution)
 
 
 def test_an_admission_survives_its_journey() -> None:
@@ -124,7 +126,7 @@ def test_a_forced_token_is_owed_until_the_next_step() -> None:
 
 @pytest.mark.parametrize(("arrived", "holds"), [(2.08, True), (2.3, False)])
 def test_a_hold_goes_by_when_drafts_reached_the_host(arrived: float, holds: bool) -> None:
-    session, times = seat(), PassTimes()
+    session, times = seat(), PassLatency()
     times.saw(1, 0.3)
     hear(session, Draft(1, 0, 0, (9,)))
     session.begin(0, 1, chance())
@@ -202,4 +204,4 @@ def test_a_refusal_is_said_at_once_and_again_when_asked() -> None:
     session.begin(0, 0, chance())
     passed(session, refusal=refusal(7, 8, 9))
 
-    assert [type(message) for message in said(session)] == [Refuse]
+    assert [type(message) for message in said(session)] == [Reject]

@@ -1,4 +1,4 @@
-"""Judged `separate`, the real engine's tokens have the target's law; a cut law is noticed."""
+"""Judged `separate`, the real engine's tokens have the target's distribution; a cut distribution is noticed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from speculation import laws
-from speculation.drafting import DraftingSession
-from speculation.guess import Guess
-from speculation.laws import DraftLaw, Law, quantise
-from speculation.messages import Commit, Draft, Open, Refuse, Sampling
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
+from speculation.sampling import distributions as distributions
+from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
+from speculation.sampling.draft_token import DraftToken
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import opening, plain, replaced, uniforms
-from verifier.vllm_target.target import VllmTarget
+from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 PROMPT = "Once upon a time, there was"
@@ -31,38 +31,43 @@ AT_ONCE = 16
 
 
 @pytest.fixture(scope="session")
-def exact(directory: Path, target: VllmTarget) -> tuple[int, Law]:
-    """The first token, which this shape leaves no choice, and the law of the second."""
+def exact(directory: Path, target: VllmTarget) -> tuple[int, Distribution]:
+    """The first token, which this shape leaves no choice, and the distribution of the second."""
     import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     prompt = target.tokenizer.encode(PROMPT)
 
-    def law_after(tokens: list[int]) -> Law:
+    def law_after(tokens: list[int]) -> Distribution:
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0, -1].numpy()
-        return laws.law(logits, SHAPE)
+        return distributions.distribution(logits, SHAPE)
 
     first = law_after(prompt)
     assert first.tokens.size == 1
     return int(first.tokens[0]), law_after([*prompt, int(first.tokens[0])])
 
 
-def skewed(p: Law) -> DraftLaw:
-    """A draft's law: wrong on purpose, over part of p's support and one token outside it."""
+def skewed(p: Distribution) -> QuantisedDistribution:
+    """A draft's distribution: wrong on purpose, over part of p's support and one token outside it."""
     outside = next(t for t in range(1000, 2000) if p.of(t) == 0.0)
     tokens = np.append(p.tokens[::2], outside)
     weights = np.append(np.sqrt(p.p[::2]), np.sqrt(p.p).mean())
-    return quantise(Law(tokens, weights / weights.sum()))
+    return quantise(Distribution(tokens, weights / weights.sum()))
 
 
 async def second_token(
-    target: VllmTarget, session: str, request: Open, q: DraftLaw, random: Random, most: int
+    target: VllmTarget,
+    session: str,
+    request: Open,
+    q: QuantisedDistribution,
+    random: Random,
+    most: int,
 ) -> tuple[int, bool]:
     """Return what the session says at position 1, and whether its draft was refused.
 
-    most: of a Refuse, the edge reads only this many tokens.
+    most: of a Reject, the edge reads only this many tokens.
     """
     edge = DraftingSession(max_tokens=3, stop_tokens=())
     u = uniforms(random)
@@ -73,8 +78,8 @@ async def second_token(
                 case Commit():
                     edge.receive(message)
                     if len(edge.committed) == 1:
-                        edge.extend(Guess(q.at(next(u)), 1.0, q))
-                case Refuse():
+                        edge.extend(DraftToken(q.at(next(u)), 1.0, q))
+                case Reject():
                     refused = True
                     if most < len(message.head):
                         message = replace(message, head=message.head[:most], tail_mass=0.0)
@@ -88,7 +93,11 @@ async def second_token(
 
 
 async def draw(
-    target: VllmTarget, exact: tuple[int, Law], name: str, most: int, draws: int = DRAWS
+    target: VllmTarget,
+    exact: tuple[int, Distribution],
+    name: str,
+    most: int,
+    draws: int = DRAWS,
 ) -> tuple[float, float, float]:
     """Return the chi-square test's p-value, the share refused, and what it should be."""
     _, p = exact
@@ -117,12 +126,12 @@ async def draw(
     kept = [i for i, e in enumerate(expected) if e > 0.5]
     table = [observed[i] for i in kept], [expected[i] for i in kept]
     scaled = np.array(table[1]) * sum(table[0]) / sum(table[1])
-    overlap = sum(min(p.of(int(t)), q.of(int(t)) / laws.Q_SCALE) for t in q.tokens)
+    overlap = sum(min(p.of(int(t)), q.of(int(t)) / distributions.Q_SCALE) for t in q.tokens)
     return stats.chisquare(table[0], scaled).pvalue, refused / drawn, 1.0 - overlap
 
 
 async def test_the_tokens_have_the_targets_law(
-    target: VllmTarget, exact: tuple[int, Law]
+    target: VllmTarget, exact: tuple[int, Distribution]
 ) -> None:
     pvalue, refused, expected = await draw(target, exact, "exact", most=10**6)
 
@@ -132,7 +141,7 @@ async def test_the_tokens_have_the_targets_law(
 
 
 async def test_a_law_cut_to_its_head_is_noticed(
-    target: VllmTarget, exact: tuple[int, Law]
+    target: VllmTarget, exact: tuple[int, Distribution]
 ) -> None:
     pvalue, _, _ = await draw(target, exact, "cut", most=10, draws=DRAWS // 4)
 

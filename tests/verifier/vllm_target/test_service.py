@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from openai.types.chat.chat_completion import Choice
 
-from bench.stand import EdgePlan, Stand, StandPlan
+from bench.run.services import EdgePlan, Stand, StandPlan
 from models.opening import open_store
 from tests.verifier.vllm_target.conftest import SMALL
 from tests.verifier.vllm_target.scripted import PERSON

@@ -23,7 +23,7 @@ class ListeningSeat:
 
 def test_a_message_keeps_the_time_at_which_it_reached_the_host() -> None:
     pytest.importorskip("vllm")
-    from verifier.vllm_target.session_scheduler import SessionScheduler
+    from verifier.vllm_target.core.session_scheduler import SessionScheduler
 
     seat = ListeningSeat()
     scheduler = SimpleNamespace(

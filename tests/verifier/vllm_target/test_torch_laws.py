@@ -1,4 +1,4 @@
-"""Noise and laws in torch say what those in numpy say, and cut where vLLM cuts."""
+"""Noise and distributions in torch say what those in numpy say, and cut where vLLM cuts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation import laws, noise
-from speculation.messages import Sampling
+from speculation.protocol.messages import Sampling
+from speculation.sampling import distributions as distributions
+from speculation.sampling import noise
 
 torch = pytest.importorskip("torch")
 
 from verifier.vllm_target import noise as torch_noise  # noqa: E402
 from verifier.vllm_target import support  # noqa: E402
-from verifier.vllm_target.orders import Shape  # noqa: E402
+from verifier.vllm_target.verify_request import Shape  # noqa: E402
 
 SEEDS = st.integers(0, 2**63 - 1)
 PLACES = st.integers(0, 2**32 - 1)
@@ -31,7 +32,7 @@ def sampling(shape: Shape) -> Sampling:
     return Sampling(shape.temperature, shape.min_p, shape.top_k, shape.top_p)
 
 
-def row(seed: int, size: int = 2000, spread: float = 3.0) -> laws.Logits:
+def row(seed: int, size: int = 2000, spread: float = 3.0) -> distributions.Logits:
     return np.random.default_rng(seed).normal(0, spread, size).astype(np.float32)
 
 
@@ -63,7 +64,7 @@ def test_a_row_says_the_token_that_the_core_says(
 
     (said,) = support.say(torch.from_numpy(logits)[None], [shape], [seed], [at])
 
-    assert said == laws.law(logits, sampling(shape)).coupled(seed, at)
+    assert said == distributions.distribution(logits, sampling(shape)).coupled(seed, at)
 
 
 @given(st.integers(0, 10**6), SHAPES)
@@ -71,9 +72,9 @@ def test_a_row_says_the_token_that_the_core_says(
 def test_a_row_has_the_law_that_the_core_gives_it(number: int, shape: Shape) -> None:
     logits = row(number)
 
-    found = support.law(torch.from_numpy(logits), shape)
+    found = support.distribution(torch.from_numpy(logits), shape)
 
-    expected = laws.law(logits, sampling(shape))
+    expected = distributions.distribution(logits, sampling(shape))
     assert sorted(found.tokens.tolist()) == sorted(expected.tokens.tolist())
     for token in expected.tokens[:20]:
         assert found.of(int(token)) == pytest.approx(expected.of(int(token)), rel=1e-5)
@@ -99,7 +100,7 @@ def test_a_row_says_the_same_in_any_batch(shapes: list[Shape], number: int) -> N
 def test_equal_logits_are_ordered_by_token(number: int, shape: Shape) -> None:
     coarse = torch.from_numpy(row(number)).to(torch.bfloat16).to(torch.float32)
 
-    found = support.law(coarse, shape)
+    found = support.distribution(coarse, shape)
 
     kept = set(found.tokens.tolist())
     for token in found.tokens.tolist():
@@ -128,7 +129,7 @@ def test_the_support_is_the_one_vllm_masks_to(top_p: float, top_k: int) -> None:
     shape = Shape(top_k=top_k, top_p=top_p)
     for i in range(40):
         stock = set(torch.nonzero(masked[i] > -torch.inf)[:, 0].tolist())
-        assert set(support.law(rows[i], shape).tokens.tolist()) == stock
+        assert set(support.distribution(rows[i], shape).tokens.tolist()) == stock
 
 
 @given(SEEDS, PLACES)

@@ -1,0 +1,1 @@
+"""How fast both ends of a host are, for the simulator."""

@@ -1,0 +1,108 @@
+"""How long judging a step takes on a device, and whether it says there what a CPU says.
+
+    python -m bench.calibrate.kernels --device cuda --sessions 64 --drafts 8 --vocabulary 152064
+
+Needs torch, as the verifier's environment has it. Rows are random but peaked like a model's;
+every draft stands, so that every row is looked at: the dearest step there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Final
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from speculation.sampling.judging import Judgement
+from verifier.vllm_target.verify_request import Shape, VerifyRequest
+from verifier.vllm_target.worker.judging import judge
+
+SHAPES: Final = {
+    "T=0": Shape(0.0),
+    "T=1": Shape(1.0),
+    "T=1 top_p .95": Shape(1.0, top_p=0.95),
+    "T=.7 top_k 50": Shape(0.7, top_k=50),
+}
+
+PEAKS: Final = 40
+"""Tokens of a row that stand out, by up to 20 logits."""
+
+
+def step(sessions: int, drafts: int, vocabulary: int, seed: int = 0) -> Tensor:
+    """Return a step's logits: float32[sessions, drafts + 1, V], on the CPU."""
+    chance = torch.Generator().manual_seed(seed)
+    logits = torch.randn(sessions, drafts + 1, vocabulary, generator=chance)
+    at = torch.randint(vocabulary, (sessions, drafts + 1, PEAKS), generator=chance)
+    return logits.scatter_add(2, at, 20 * torch.rand(at.shape, generator=chance))
+
+
+def ordered(shape: Shape, logits: Tensor) -> list[VerifyRequest]:
+    """Return requests whose drafts are what a CPU says: all of them stand."""
+    requests = [VerifyRequest(shape, "coupled", seed=i, at=100 * i) for i in range(len(logits))]
+    for row in range(logits.shape[1] - 1):
+        here = [replace(order, draft=(), at=order.at + row) for order in requests]
+        requests = [
+            replace(order, draft=(*order.draft, *judgement.tokens))
+            for order, judgement in zip(requests, judged(here, logits[:, row:]), strict=True)
+        ]
+    return requests
+
+
+def judged(requests: Sequence[VerifyRequest], logits: Tensor) -> list[Judgement]:
+    """Judge the step where its logits are."""
+    return judge(requests, lambda wanted: logits[tuple(zip(*wanted, strict=True))])
+
+
+def timed_s(requests: Sequence[VerifyRequest], logits: Tensor, repeats: int) -> float:
+    """Return the median time of judging the step; tokens are on the CPU then."""
+    took = []
+    for _ in range(repeats + 2):  # the first two warm the device up
+        began_s = perf_counter()
+        judged(requests, logits)
+        took.append(perf_counter() - began_s)
+    return median(took[2:])
+
+
+def differing(some: Sequence[Judgement], others: Sequence[Judgement]) -> int:
+    """Return how many tokens are not the same."""
+    return sum(
+        token != other
+        for a, b in zip(some, others, strict=True)
+        for token, other in zip_longest(a.tokens, b.tokens)
+    )
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    sessions: Annotated[int, typer.Option()] = 64,
+    drafts: Annotated[int, typer.Option()] = 8,
+    vocabulary: Annotated[int, typer.Option()] = 152_064,
+    repeats: Annotated[int, typer.Option()] = 10,
+) -> None:
+    """Print for each kind of distribution: tokens that differ from the CPU's, and the time of a step."""
+    here = step(sessions, drafts, vocabulary)
+    there = here.to(device)
+    name = torch.cuda.get_device_name() if there.is_cuda else device
+    shown = Table("distribution", "tokens", "other than a CPU's", "ms a step", title=name)
+    for distribution, shape in SHAPES.items():
+        requests = ordered(shape, here)
+        expected, said = judged(requests, here), judged(requests, there)
+        shown.add_row(
+            distribution,
+            str(sum(len(judgement.tokens) for judgement in expected)),
+            str(differing(expected, said)),
+            f"{1000 * timed_s(requests, there, repeats):.1f}",
+        )
+    Console().print(shown)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,210 @@
+"""How long a verifier's passes take, asked of it over the protocol as an edge would.
+
+Rows    A session whose answer is known is sent right drafts, so that each pass judges as many
+        as wanted: the tokens of its Commit are the rows of its pass.
+Back to back    The drafts of the next pass are there when one ends. A period is then `queue_s`
+        and `pass_s` of a Commit, both measured by the verifier.
+Stop and wait   The drafts of the next pass are sent when the Commit comes: `queue_s` is the
+        time that software takes for a round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+
+from edge_agent.link.uplink import Uplink
+from edge_agent.pipeline import Link
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    ModelFacts,
+    Open,
+    Opened,
+    Sampling,
+    TokenId,
+)
+from speculation.sampling.draft_token import DraftToken
+
+DRAFTS: Final = (1, 2, 4, 8, 16, 32)
+WARM_UP: Final = 2
+"""Commits at first that are not counted: the prompt's, and one that may lack drafts."""
+
+MOST_PASSES: Final = 12
+LEAST_PASSES: Final = 3
+"""Sizes of which fewer were seen are left out: they came about by chance."""
+
+POST_EVERY_S: Final = 0.02
+
+
+class TimingError(Exception):
+    """The verifier's answers cannot be timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """prompt: its tokens. tokens: the answer's, if known."""
+
+    prompt: tuple[TokenId, ...]
+    answer: tuple[TokenId, ...]
+
+
+class Verifier:
+    """Times passes of the verifier behind an uplink, at temperature 0."""
+
+    def __init__(self, uplink: Uplink, facts: ModelFacts) -> None:
+        self._uplink = uplink
+        self._facts = facts
+
+    async def answer(self, prompt: Sequence[TokenId], tokens: int) -> list[Commit]:
+        """Return the Commits of the target alone."""
+        return await _run(self._link(prompt, tokens), Undrafted(tokens))
+
+    async def rows(self, question: Question, drafts: int, *, ahead: bool) -> list[Commit]:
+        """Return the Commits of passes over `drafts` right drafts; fewer if one was wrong.
+
+        ahead: back to back; else stop and wait.
+        """
+        tokens = len(question.answer)
+        link = self._link(question.prompt, tokens, never=True)
+        return (await _run(link, Drafted(question, drafts, ahead)))[WARM_UP:]
+
+    async def first_s(self, prompt: Sequence[TokenId]) -> float:
+        """Return the time from asking to the first token, for a prompt asked before."""
+        await self.answer(prompt, 1)
+        began_s = perf_counter()
+        await self.answer(prompt, 1)
+        return perf_counter() - began_s
+
+    async def disturbed(self, prompt: Sequence[TokenId], passes: int) -> tuple[float, float]:
+        """Return the median period while messages come that are worth nothing, and how many
+        came in a period."""
+        link = self._link(prompt, passes)
+        posts = 0
+
+        async def post() -> None:
+            nonlocal posts
+            while True:
+                link.send(Draft(0, 1, 1, (0,)))
+                posts += 1
+                await asyncio.sleep(POST_EVERY_S)
+
+        posting = asyncio.create_task(post())
+        try:
+            commits = await _run(link, Undrafted(passes))
+        finally:
+            posting.cancel()
+        return period_s(commits[WARM_UP:]), posts / len(commits)
+
+    def _link(self, prompt: Sequence[TokenId], tokens: int, *, never: bool = False) -> Link:
+        request = Open(
+            model=self._facts.model,
+            vocabulary=self._facts.vocabulary,
+            prompt=tuple(prompt),
+            sampling=Sampling(temperature=0.0),
+            seed=0,
+            max_tokens=tokens,
+            stop_tokens=(),
+        )
+        return self._uplink.open(replace(request, fill="never" if never else "always"))
+
+
+@dataclass(slots=True)
+class Undrafted:
+    """Takes in `passes` Commits."""
+
+    passes: int
+
+    def hear(self, message: Down) -> Draft | None:
+        self.passes -= isinstance(message, Commit)
+        return None
+
+    @property
+    def done(self) -> bool:
+        return self.passes <= 0
+
+
+class Drafted:
+    """Keeps a verifier in right drafts."""
+
+    def __init__(self, question: Question, drafts: int, ahead: bool) -> None:
+        self.done = False
+        self._answer = question.answer
+        self._drafts = drafts
+        self._ahead = ahead
+        self._session = DraftingSession(max_tokens=len(question.answer), stop_tokens=())
+        self._passes = MOST_PASSES + WARM_UP
+
+    def hear(self, message: Down) -> Draft | None:
+        reach = self._drafts + 1
+        if isinstance(message, Commit):
+            self.done = self._session.receive(message).broken
+            self._passes -= 1
+            reach = 2 * self._drafts + 1 if self._ahead else self._drafts
+        self.done = self.done or self._passes <= 0
+        return None if self.done else self._send(reach)
+
+    def _send(self, reach: int) -> Draft | None:
+        session = self._session
+        known = len(session.committed)
+        for token in self._answer[known + len(session.chain) : known + reach]:
+            session.extend(DraftToken(token, 1.0))
+        return session.flush()
+
+
+async def _run(link: Link, script: Undrafted | Drafted) -> list[Commit]:
+    """Run a session until its script is done, or it ends; return its Commits."""
+    commits: list[Commit] = []
+    async with asyncio.TaskGroup() as tasks:
+        posting = tasks.create_task(link.post())
+        async with aclosing(link.events()) as events:
+            async for message in events:
+                if isinstance(message, Finish):
+                    break
+                if isinstance(message, Opened | Commit) and (draft := script.hear(message)):
+                    link.send(draft)
+                if isinstance(message, Commit):
+                    commits.append(message)
+                if script.done:
+                    break
+        posting.cancel()
+    await link.cancel()
+    return commits
+
+
+def period_s(commits: Sequence[Commit]) -> float:
+    """Return the median time from the start of a pass to that of the next."""
+    if not commits:
+        raise TimingError("the answer was too short to be timed")
+    return median(commit.queue_s + commit.pass_s for commit in commits)
+
+
+def curve(commits: Sequence[Commit]) -> dict[int, float]:
+    """Return median periods over rows, of passes whose drafts all stood."""
+    found: dict[int, list[Commit]] = {}
+    for commit in commits:
+        if commit.accepted == len(commit.tokens) - 1:
+            found.setdefault(len(commit.tokens), []).append(commit)
+    return {r: period_s(some) for r, some in sorted(found.items()) if len(some) >= LEAST_PASSES}
+
+
+def line(prompt_tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """Return (at no tokens, for each token) of the straight line through first passes.
+
+    Where longer prompts are not slower, the mean and 0.
+    """
+    if len(set(prompt_tokens)) > 1:
+        slope, start = np.polyfit(prompt_tokens, seconds, 1)
+        if slope > 0.0 and start > 0.0:
+            return float(start), float(slope)
+    return float(np.mean(seconds)), 0.0

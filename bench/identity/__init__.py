@@ -1,0 +1,1 @@
+"""Shows that the edge says what the target says."""

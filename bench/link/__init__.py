@@ -1,0 +1,1 @@
+"""An emulated link between the two ends: delay, jitter, rate and loss."""

@@ -1,0 +1,1 @@
+"""Asks every arm the same questions over the same links."""

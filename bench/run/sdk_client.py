@@ -1,0 +1,115 @@
+"""Asks for one answer through the openai SDK, and keeps every token if it is asked to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+from openai import AsyncOpenAI, omit
+from openai.types.chat import ChatCompletionTokenLogprob
+
+from bench.identity.ties import Noise, OutgoingFrame, Parting
+from bench.run.prompts import Prompt, sampling
+from models.vocabulary import Vocabulary
+from speculation.sampling.noise import gumbel, place
+
+SEED: Final = 7
+PATIENCE_S: Final = 1800.0
+"""Without an answer: many at once take a slow target long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is the same in all questions."""
+
+    tokens: int
+    """The most an answer may have."""
+
+    likeliest: int | None = None
+    """Log-probabilities of as many tokens in each place; None: of none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one service said to one prompt."""
+
+    arm: str
+    prompt: str
+    family: str
+    temperature: float
+    text: str
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+    speculation: dict[str, Any]
+    said: tuple[OutgoingFrame, ...] = ()
+    """Empty unless log-probabilities were asked for."""
+
+    identical: bool | None = None
+    """To the plain engine's answer; None on the plain engine itself."""
+
+    parting: Parting | None = None
+
+
+async def ask(asking: Asking, url: str, arm: str, prompt: Prompt, temperature: float) -> Answer:
+    """Stream one answer and put it together."""
+    began = perf_counter()
+    async with AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+    ) as client:
+        model = (await client.models.list()).data[0].id
+        stream = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": prompt.prompt}],
+            temperature=temperature,
+            top_p=sampling(temperature).top_p,
+            seed=SEED,
+            max_tokens=asking.tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            logprobs=asking.likeliest is not None,
+            top_logprobs=omit if asking.likeliest is None else asking.likeliest,
+        )
+        text, usage = "", None
+        said: list[OutgoingFrame] = []
+        speculation: dict[str, Any] = {}
+        async for chunk in stream:
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                said += map(_spoken, (choice.logprobs and choice.logprobs.content) or ())
+            if chunk.usage:
+                usage = chunk.usage
+                metrics = (chunk.model_extra or {}).get("metrics") or {}
+                speculation = metrics.get("speculative_decoding") or {}
+    return Answer(
+        arm,
+        prompt.id,
+        prompt.family,
+        temperature,
+        text,
+        usage.prompt_tokens if usage else 0,
+        usage.completion_tokens if usage else 0,
+        perf_counter() - began,
+        speculation,
+        tuple(said),
+    )
+
+
+def _spoken(entry: ChatCompletionTokenLogprob) -> OutgoingFrame:
+    top = ((bytes(each.bytes or ()), each.logprob) for each in entry.top_logprobs)
+    return OutgoingFrame(bytes(entry.bytes or ()), entry.logprob, tuple(top))
+
+
+def noise_of(vocabulary: Vocabulary, answer: Answer) -> Noise:
+    """Return the noise that answer was drawn with, in the units of its log-probabilities."""
+
+    def noise(position: int, piece: bytes) -> float:
+        if answer.temperature == 0:
+            return 0.0
+        token = vocabulary.pieces.index(piece) if piece else vocabulary.eos
+        at = place(answer.prompt_tokens, position)
+        return answer.temperature * float(gumbel(SEED, at, np.array([token]))[0])
+
+    return noise

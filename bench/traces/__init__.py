@@ -1,0 +1,1 @@
+"""What real models say, kept for the simulator."""

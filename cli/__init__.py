@@ -1,0 +1,1 @@
+"""The picospec command: it starts, watches and talks to the services."""

@@ -1,0 +1,147 @@
+"""The `picospec` command. It only reads arguments; each command's work is in its own module."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cli import doctor as checks
+from cli.chat import chat as converse
+from cli.models import models_app
+from cli.up import Plan, read_settings
+from cli.up import up as run_up
+from gateway.hosting.cores import Pins, parse_pins, share
+from gateway.hosting.processes import ServiceError
+from models.opening import open_store
+
+app = typer.Typer(
+    help="A large model's own words, faster: the edge drafts, the cloud verifies.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models_app, name="models")
+
+EdgePort = Annotated[int, typer.Option(envvar="EDGE_PORT", help="Port of the edge.")]
+VerifierPort = Annotated[
+    int, typer.Option(envvar="VERIFIER_PORT", help="Port of the verifier.")
+]
+Keys = Annotated[
+    str,
+    typer.Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used."),
+]
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command()
+def up(
+    edge_port: EdgePort = 8000,
+    verifier_port: VerifierPort = 9000,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the tables [edge] and [verifier].")
+    ] = None,
+    pin: Annotated[
+        str | None,
+        typer.Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
+    ] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to become healthy in.")] = 300.0,
+) -> None:
+    """Run both ends on this machine, until Ctrl-C."""
+    console = Console()
+    try:
+        plan = Plan(
+            edge_port=edge_port,
+            verifier_port=verifier_port,
+            settings={} if config is None else read_settings(config),
+            pins=_pins(pin),
+            healthy_within_s=wait,
+            api_key=_first_key(os.environ.get("PICOSPEC_API_KEYS", "")),
+        )
+        asyncio.run(run_up(plan, plan.services(), console))
+    except ServiceError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@app.command(context_settings=PASS_ON)
+def edge(context: typer.Context) -> None:
+    """Run the edge alone; --help shows its options."""
+    _become("edge_agent", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def verifier(context: typer.Context) -> None:
+    """Run the verifier alone; --help shows its options."""
+    _become("verifier", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def bench(context: typer.Context) -> None:
+    """Measure; --help shows how."""
+    _become("bench", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def simulate(context: typer.Context) -> None:
+    """Replay recorded traces on a virtual clock; --help shows how."""
+    _become("bench", ["simulate", *context.args])
+
+
+@app.command()
+def chat(
+    url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible service.")] = None,
+    edge_port: EdgePort = 8000,
+    api_keys: Keys = "",
+) -> None:
+    """Talk to the model in this terminal. Ctrl-C ends an answer, Ctrl-D the conversation."""
+    console = Console()
+    where = url or f"http://127.0.0.1:{edge_port}"
+    converse(where, _first_key(api_keys), console, lambda: console.input("[bold cyan]> [/]"))
+
+
+@app.command()
+def doctor(
+    edge_port: EdgePort = 8000,
+    verifier_port: VerifierPort = 9000,
+    verifier_url: Annotated[str | None, typer.Option(help="A verifier elsewhere.")] = None,
+    model: Annotated[str, typer.Option(help="Model or pair to check.")] = "qwen2.5-coder",
+) -> None:
+    """Check this machine, and say what to do about what is wrong."""
+    store = open_store(os.environ)
+    findings = [
+        *checks.this_machine(),
+        checks.check_cache(store.root),
+        checks.check_models(store, model),
+        checks.check_port("edge", edge_port, "EDGE_PORT"),
+        checks.check_port("verifier", verifier_port, "VERIFIER_PORT"),
+        checks.check_verifier(verifier_url or f"http://127.0.0.1:{verifier_port}"),
+    ]
+    if not checks.report(findings, Console()):
+        raise typer.Exit(1)
+
+
+def _pins(text: str | None) -> Pins:
+    if sys.platform != "linux":
+        return Pins()
+    available = os.sched_getaffinity(0)
+    try:
+        return share(available) if text is None else parse_pins(text, available)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pin") from None
+
+
+def _first_key(keys: str) -> str | None:
+    return next((key.strip() for key in keys.split(",") if key.strip()), None)
+
+
+def _become(module: str, arguments: list[str]) -> None:
+    """Replace this process: signals and the exit status are then the service's own."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

@@ -1,0 +1,1 @@
+"""The small model that drafts, and the thread it runs in."""

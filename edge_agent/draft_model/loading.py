@@ -1,0 +1,84 @@
+"""The draft model's file, and what is made of it: a drafter, and the target's tokenizer.
+
+The tokenizer works on the draft model's vocabulary, which is the target's, with the target's
+chat template: both ends read one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+
+from bench.run.useless_drafter import NoDrafter, UselessDrafter
+from edge_agent.draft_model.drafter import Drafter
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from edge_agent.settings import EdgeSettings
+from gateway.errors import EngineFault
+from gateway.ports import Tokenizer
+from models.llama import Context, Model
+from models.store import Store
+from models.tokenizer import GgufTokenizer
+from speculation.protocol.messages import ModelFacts
+
+
+def find(name: str, store: Store) -> Path:
+    """Return the draft model's file.
+
+    name: a path; or a name in the catalogue, of a pair (its draft is meant), a variant or a
+    model. Raises models.errors.UnknownModel or NotPulled.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" or path.is_file():
+        return path
+    pairs = store.catalogue.pairs
+    return store.path(pairs[name].draft if name in pairs else name)
+
+
+def open_model(settings: EdgeSettings, store: Store) -> Model:
+    """Open the file, without weights if they are not used. Raises models.errors.ModelError."""
+    path = find(settings.draft_model, store)
+    return Model(path, vocabulary_only=settings.drafter != "model")
+
+
+def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
+    """Raises models.errors.CannotOpen when there is not enough memory."""
+    match settings.drafter:
+        case "none":
+            return NoDrafter()
+        case "noise":
+            separate = settings.judge == "separate"
+            return UselessDrafter(
+                model.vocabulary_size, np.random.default_rng(), separate=separate
+            )
+        case "model":
+            context_tokens = min(settings.context_tokens, model.context_tokens)
+            cache = Context(
+                model,
+                context_tokens,
+                sequences=settings.slots,
+                threads=settings.threads,
+            )
+            return LlamaDrafter(cache)
+
+
+class TargetTokenizer:
+    """gateway.ports.TokenizerSource: follows the verifier's chat template."""
+
+    def __init__(self, model: Model, facts: Callable[[], Awaitable[ModelFacts]]) -> None:
+        self._model = model
+        self._facts = facts
+        self._template = ""
+        self._tokenizer: Tokenizer | None = None
+
+    async def __call__(self) -> Tokenizer:
+        """Raises gateway.errors.Unavailable, or EngineFault for an unusable template."""
+        template = (await self._facts()).chat_template
+        if self._tokenizer is None or template != self._template:
+            try:
+                self._tokenizer = GgufTokenizer(self._model, template or None)
+            except ValueError as error:
+                raise EngineFault(f"the target's chat template: {error}") from error
+            self._template = template
+        return self._tokenizer

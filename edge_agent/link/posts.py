@@ -1,0 +1,107 @@
+"""Drafts on their way up: sent without waiting, a few requests at a time, each repeatable.
+
+What is sent while all requests are under way goes with the next one. The verifier drops what
+it has already, so a request that failed is simply sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import httpx
+
+from edge_agent.link import upstream_errors as refusals
+from edge_agent.link.retry import attempts
+from edge_agent.link.round_trip import RoundTrip
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import EngineFault, Unavailable
+from speculation.protocol import wire
+from speculation.protocol.messages import Pushed
+
+UNDER_WAY: Final = 8
+"""A post every 25 ms over a round trip of 200 ms. More would only wait in the network."""
+
+
+Post = Callable[[str, bytes], Awaitable[httpx.Response]]
+"""Post(path, body): raises httpx.TransportError. Called for every few draft tokens."""
+
+
+class Posts:
+    """The messages of one session. Bounded: only those of the newest epoch wait, and the
+    session keeps these within its window."""
+
+    def __init__(
+        self,
+        post: Post,
+        *,
+        rtt: RoundTrip,
+        metrics: EdgeMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._send = post
+        self._rtt = rtt
+        self._metrics = metrics
+        self._clock = clock
+        self._epoch = 0
+        self._waiting: list[Pushed] = []
+        self._sendable = asyncio.Event()
+
+    def send(self, message: Pushed) -> None:
+        """Have a message sent. Those of an older epoch that still wait are dropped: void."""
+        if message.epoch > self._epoch:
+            self._epoch = message.epoch
+            self._waiting.clear()
+        self._waiting.append(message)
+        self._sendable.set()
+
+    async def run(self, path: str, window_s: float) -> None:
+        """Send to `path` until cancelled.
+
+        window_s: how long to try again. Raises Unavailable, or EngineFault when the verifier
+        refuses a draft.
+        """
+        room = asyncio.Semaphore(UNDER_WAY)
+        async with asyncio.TaskGroup() as posts:
+            while True:
+                await room.acquire()
+                await self._sendable.wait()
+                self._sendable.clear()
+                messages, self._waiting = self._waiting, []
+                body = b"".join(map(wire.encode, messages))
+                posts.create_task(self._deliver(path, body, self._epoch, window_s, room))
+
+    async def _deliver(
+        self, path: str, body: bytes, epoch: int, window_s: float, room: asyncio.Semaphore
+    ) -> None:
+        try:
+            try:
+                await self._post(path, body)
+            except (httpx.TransportError, Unavailable):
+                async for attempt in attempts(window_s, self._clock):
+                    with attempt:
+                        if epoch == self._epoch:
+                            await self._post(path, body)
+        except httpx.TransportError as error:
+            raise Unavailable(f"the drafts reach no verifier: {error}") from error
+        finally:
+            room.release()
+
+    async def _post(self, path: str, body: bytes) -> None:
+        begun = self._clock()
+        self._metrics.posts.inc()
+        self._metrics.link_bytes.labels("up").inc(len(body))
+        response = await self._send(path, body)
+        match response.status_code:
+            case 204:
+                self._rtt.observe(self._clock() - begun)
+            case 404:
+                pass  # the session has just ended, and the stream says how
+            case 429:
+                raise Unavailable("the verifier takes no drafts now")
+            case _:
+                error = refusals.refusal(response)
+                if isinstance(error, Unavailable):
+                    raise error
+                raise EngineFault(f"the verifier refuses a draft: {error.message}")

@@ -1,0 +1,53 @@
+"""The HTTP server: granian, HTTP/2 with prior knowledge or by TLS, and HTTP/1.1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from fastapi import FastAPI
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP2Settings
+from granian.log import LogLevels
+
+from verifier import logs
+from verifier.orphan import end_with_parent
+from verifier.settings import VerifierSettings
+
+MAX_HEADERS_BYTES: Final = 64 * 1024
+MAX_STREAMS: Final = 1024
+"""Of one connection: an edge holds one long stream a session, and short ones for drafts."""
+
+
+def serve(settings: VerifierSettings, load: Callable[[], FastAPI]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
+
+    One worker, for a target exists once. load: returns the app; called in the worker.
+    """
+    server = Granian(
+        "verifier.app",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=1,
+        loop=Loops.asyncio,
+        http=HTTPModes.auto,
+        websockets=False,
+        http2_settings=HTTP2Settings(
+            max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
+        ),
+        backpressure=MAX_STREAMS * 2,
+        log_level=LogLevels.warning,
+        ssl_cert=settings.tls.certificate if settings.tls else None,
+        ssl_key=settings.tls.key if settings.tls else None,
+        workers_kill_timeout=settings.stop_timeout_s,
+    )
+    server.serve(target_loader=partial(_load, settings, load), wrap_loader=False)
+
+
+def _load(settings: VerifierSettings, load: Callable[[], FastAPI]) -> FastAPI:
+    end_with_parent(settings.stop_timeout_s)
+    logs.configure(settings.log_format)
+    return load()

@@ -1,0 +1,1 @@
+"""Draft tokens found in what was said before, without a draft model."""

@@ -1,0 +1,1 @@
+"""What crosses the link: the messages, their bytes, and what may go wrong."""

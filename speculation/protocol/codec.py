@@ -1,0 +1,174 @@
+"""How single fields are written and read: codecs, and how they combine.
+
+Every read is checked: what `write` cannot have produced raises MalformedFrame.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from speculation.protocol.errors import LocalProtocolError, MalformedFrame
+
+MAX_VARINT_BYTES: Final = 9  # 63 bits: seeds are the largest numbers sent
+
+T = TypeVar("T")
+
+
+class Reader:
+    """A cursor over the body of one frame; every read is checked."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.offset = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self.offset
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise self.fail(f"{count} bytes wanted, {self.left} left")
+        self.offset += count
+        return self._data[self.offset - count : self.offset]
+
+    def fail(self, reason: str) -> MalformedFrame:
+        return MalformedFrame(reason, offset=self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[T]):
+    """How one field is written and read."""
+
+    write: Callable[[T], bytes]
+    read: Callable[[Reader], T]
+
+
+def _write_uint(value: int) -> bytes:
+    if not 0 <= value < 1 << 7 * MAX_VARINT_BYTES:
+        raise LocalProtocolError(f"{value} does not fit a varint")
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_uint(reader: Reader) -> int:
+    value = 0
+    for i in range(MAX_VARINT_BYTES):
+        byte = reader.take(1)[0]
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            if byte == 0 and i > 0:
+                raise reader.fail("a varint longer than its value needs")
+            return value
+    raise reader.fail(f"a varint of more than {MAX_VARINT_BYTES} bytes")
+
+
+def _read_float(form: str, size: int, reader: Reader) -> float:
+    value: float = struct.unpack(form, reader.take(size))[0]
+    if not math.isfinite(value):
+        raise reader.fail("a number that is not finite")
+    return value
+
+
+def _read_text(reader: Reader) -> str:
+    try:
+        return reader.take(_read_uint(reader)).decode()
+    except UnicodeDecodeError:
+        raise reader.fail("text that is not UTF-8") from None
+
+
+def _write_text(value: str) -> bytes:
+    data = value.encode()
+    return _write_uint(len(data)) + data
+
+
+UINT = Codec(_write_uint, _read_uint)
+FLOAT32: Codec[float] = Codec(partial(struct.pack, "<f"), partial(_read_float, "<f", 4))
+TENTH_MS: Codec[float] = Codec(
+    lambda s: _write_uint(max(0, round(s * 10_000))), lambda reader: _read_uint(reader) / 10_000
+)
+TEXT = Codec(_write_text, _read_text)
+BOOL: Codec[bool] = Codec(lambda value: bytes([value]), lambda r: one_of((False, True)).read(r))
+
+
+def constant(value: T) -> Codec[T]:
+    """A field that its frame's type tells: it takes no bytes."""
+    return Codec(lambda _: b"", lambda _: value)
+
+
+def one_of(values: tuple[T, ...]) -> Codec[T]:
+    """A choice, written as its index."""
+
+    def read(reader: Reader) -> T:
+        index = _read_uint(reader)
+        if index >= len(values):
+            raise reader.fail(f"choice {index} of {len(values)}")
+        return values[index]
+
+    return Codec(lambda value: _write_uint(values.index(value)), read)
+
+
+def many(item: Codec[T]) -> Codec[tuple[T, ...]]:
+    """A count and as many items; a count too large fails at the first byte missing."""
+    return Codec(
+        lambda values: _write_uint(len(values)) + b"".join(map(item.write, values)),
+        lambda reader: tuple(item.read(reader) for _ in range(_read_uint(reader))),
+    )
+
+
+def rest(item: Codec[T]) -> Codec[tuple[T, ...]]:
+    """Items up to the end of the frame."""
+
+    def read(reader: Reader) -> tuple[T, ...]:
+        items = []
+        while reader.left:
+            items.append(item.read(reader))
+        return tuple(items)
+
+    return Codec(lambda values: b"".join(map(item.write, values)), read)
+
+
+def maybe(item: Codec[T]) -> Codec[T | None]:
+    """A byte that says whether the item follows."""
+    return Codec(
+        lambda value: b"\0" if value is None else b"\1" + item.write(value),
+        lambda reader: item.read(reader) if BOOL.read(reader) else None,
+    )
+
+
+def pair(first: Codec[Any], second: Codec[Any]) -> Codec[tuple[Any, Any]]:
+    """Two fields, one after the other."""
+    return Codec(
+        lambda value: first.write(value[0]) + second.write(value[1]),
+        lambda reader: (first.read(reader), second.read(reader)),
+    )
+
+
+def json(kind: type[T]) -> Codec[T]:
+    """A msgspec Struct as JSON text: for what is sent once and grows with the targets."""
+
+    def read(reader: Reader) -> T:
+        try:
+            return msgspec.json.decode(_read_text(reader), type=kind)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise reader.fail(f"{kind.__name__}: {error}") from None
+
+    return Codec(lambda value: _write_text(msgspec.json.encode(value).decode()), read)
+
+
+def record(kind: type[T], **fields: Codec[Any]) -> Codec[T]:
+    """The fields of a message, one after another; fields not named keep their default."""
+    return Codec(
+        lambda value: b"".join(c.write(getattr(value, name)) for name, c in fields.items()),
+        lambda reader: kind(**{name: codec.read(reader) for name, codec in fields.items()}),
+    )

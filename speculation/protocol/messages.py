@@ -1,0 +1,199 @@
+"""The messages two sessions exchange. Values only: no bytes, no sockets, no behaviour.
+
+    up     Open, Draft, Redraw
+    down   Opened, Commit, Reject, Finish, Fault
+
+A *position* counts output tokens from 0: the first token after the prompt has position 0.
+An *epoch* numbers the edge's guesses: it rises when the edge learns that its chain was wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+PROTOCOL_VERSION = 2
+
+Judge = Literal["coupled", "separate"]
+Fill = Literal["always", "auto", "never"]
+FinishReason = Literal["stop", "length"]
+TokenId = int
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The settings that shape a distribution, applied in this order. Temperature 0 is the argmax."""
+
+    temperature: float = 1.0
+    min_p: float = 0.0
+    top_k: int = 0
+    """0 keeps all."""
+
+    top_p: float = 1.0
+    extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
+    """Settings only some targets serve (ModelFacts.features), by their OpenAI names."""
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What the edge must know of the target before it renders a prompt. Sent as JSON."""
+
+    model: str
+    vocabulary_size: int
+    vocabulary: str
+    """Fingerprint: hash over the token list and special tokens."""
+
+    context_tokens: int
+    stop_tokens: list[TokenId]
+    chat_template: str
+    limits: Limits
+    judges: list[Judge]
+    features: list[str]
+    protocol: int = PROTOCOL_VERSION
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one session may ask of the verifier."""
+
+    max_verify: int = 32
+    """Draft tokens judged in one pass."""
+
+    max_ahead: int = 128
+    """Draft tokens beyond the last committed one that the verifier keeps."""
+
+    idle_timeout_s: float = 60.0
+    resume_window_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Begin a session."""
+
+    model: str
+    vocabulary: str
+    prompt: tuple[TokenId, ...]
+    sampling: Sampling
+    seed: int
+    """0 <= seed < 2**63."""
+
+    max_tokens: int
+    stop_tokens: tuple[TokenId, ...]
+    judge: Judge = "coupled"
+    fill: Fill = "auto"
+    top_logprobs: int | None = None
+    version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Guesses for the positions from `start` on, continuing this epoch's chain."""
+
+    epoch: int
+    start: int
+    behind: int
+    """Guesses between the committed tokens the edge knew and `start`: sent before this one."""
+
+    tokens: tuple[TokenId, ...]
+    q: tuple[int, ...] | None = None
+    """`separate`: weight of each token in the distribution it was drawn from, in 1/65536."""
+
+    forced: bool = False
+    """`separate`: tokens[0] replaces the rejected token; it is not a guess."""
+
+    pauses: bool = False
+    """No more follow until the edge knows more committed tokens: the verifier need not wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redraw:
+    """`separate`: send the Reject at this position again, with fresh samples of the tail.
+
+    It begins an epoch, which the answer bears: so a repeated one is told from a fresh one.
+    """
+
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    session: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms under softmax(logits), before any sampling setting."""
+
+    logprob: float
+    top: tuple[tuple[TokenId, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """These tokens are the target's: they may be shown to the user."""
+
+    epoch: int
+    start: int
+    tokens: tuple[TokenId, ...]
+    accepted: int = 0
+    """How many of `tokens` were drafted; the rest the target said itself."""
+
+    queue_s: float = 0.0
+    """From the end of the session's last pass to the start of this one; sent in 0.1 ms."""
+
+    pass_s: float = 0.0
+    """Duration of the pass; sent in 0.1 ms."""
+
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """`separate`: the draft at `position` fell; the edge draws its replacement from this p.
+
+    Every probability is a float32, and so is the p that rejected: both ends judge one distribution.
+    """
+
+    epoch: int
+    position: int
+    head: tuple[tuple[TokenId, float], ...]
+    """The most likely tokens and their p."""
+
+    tail_mass: float
+    """Sum of p over all tokens not in the head."""
+
+    tail: tuple[tuple[TokenId, float], ...] = ()
+    """Tokens drawn from the tail's distribution, in the order drawn, and their p."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a session cost, and what its drafts were worth."""
+
+    passes: int = 0
+    judged: int = 0
+    accepted: int = 0
+    filled: int = 0
+    """Passes without a draft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    reason: FinishReason
+    totals: Totals = field(default_factory=Totals)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The session ended, or never began. `code` is stable, `text` is for people."""
+
+    code: str
+    text: str
+    retryable: bool = False
+
+
+Pushed = Draft | Redraw
+Up = Open | Pushed
+Down = Opened | Commit | Reject | Finish | Fault
+Message = Up | Down

@@ -1,0 +1,178 @@
+"""Messages as bytes: length-prefixed frames of varints, described by one table.
+
+    frame   = length type body       length: varint, bytes of type and body together
+    varint  = LEB128, unsigned, at most 9 bytes
+    body    = the message's fields in the order of LAYOUTS, each as its codec writes it
+
+A frame holds at most MAX_FRAME_BYTES; a longer one is rejected before it is buffered. Decoding
+refuses what encoding cannot have produced: unknown types, short or surplus bytes.
+`docs/protocol.md` gives each layout with an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, get_args
+
+from speculation.protocol.codec import (
+    BOOL,
+    FLOAT32,
+    MAX_VARINT_BYTES,
+    TENTH_MS,
+    TEXT,
+    UINT,
+    Codec,
+    Reader,
+    constant,
+    json,
+    many,
+    maybe,
+    one_of,
+    pair,
+    record,
+    rest,
+)
+from speculation.protocol.errors import LocalProtocolError, MalformedFrame
+from speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Fault,
+    Fill,
+    Finish,
+    FinishReason,
+    Judge,
+    Limits,
+    Message,
+    Open,
+    Opened,
+    Redraw,
+    Reject,
+    Sampling,
+    TokenLogprob,
+    Totals,
+)
+
+__all__ = ["LAYOUTS", "MAX_FRAME_BYTES", "MAX_VARINT_BYTES", "Decoder", "encode"]
+
+MAX_FRAME_BYTES: Final = 1 << 20  # the prompt of a 262144-token context, with room to spare
+
+LAW = many(pair(UINT, FLOAT32))
+LOGPROB = record(TokenLogprob, logprob=FLOAT32, top=LAW)
+TOTALS = record(Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
+CHAIN: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT}
+DRAFT: Final[dict[str, Codec[Any]]] = {**CHAIN, "behind": UINT}
+COMMIT: Final[dict[str, Codec[Any]]] = {
+    **CHAIN, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
+}  # fmt: skip
+
+LIMITS = record(
+    Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32, resume_window_s=FLOAT32
+)
+
+NEAR: Final = 32
+"""A Draft with fewer guesses behind it says by its type how many, and whether it pauses."""
+
+
+def _near(kind: int) -> Codec[Draft]:
+    pauses, behind = divmod(kind - 64, NEAR)
+    told: dict[str, Codec[Any]] = {"behind": constant(behind), "pauses": constant(bool(pauses))}
+    return record(Draft, **CHAIN, **told, tokens=rest(UINT))
+
+
+LAYOUTS: Final[dict[int, Codec[Any]]] = {
+    1: record(
+        Open, version=UINT, model=TEXT, vocabulary=TEXT, prompt=many(UINT),
+        sampling=json(Sampling), seed=UINT, max_tokens=UINT, stop_tokens=many(UINT),
+        judge=one_of(get_args(Judge)), fill=one_of(get_args(Fill)), top_logprobs=maybe(UINT),
+    ),
+    2: record(Draft, **DRAFT, tokens=rest(UINT)),
+    3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
+    4: record(Redraw, epoch=UINT, position=UINT),
+    5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
+    16: record(Opened, session=TEXT, limits=LIMITS),
+    17: record(Commit, **COMMIT, tokens=rest(UINT)),
+    18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
+    19: record(Reject, epoch=UINT, position=UINT, head=LAW, tail_mass=FLOAT32, tail=LAW),
+    20: record(Finish, reason=one_of(get_args(FinishReason)), totals=TOTALS),
+    21: record(Fault, code=TEXT, text=TEXT, retryable=BOOL),
+    **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},
+}  # fmt: skip
+
+
+def _layout_of(message: Message) -> int:
+    match message:
+        case Open():
+            return 1
+        case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
+            return 64 + NEAR * pauses + behind
+        case Draft(q=None, pauses=pauses):
+            return 5 if pauses else 2
+        case Draft():
+            return 3
+        case Redraw():
+            return 4
+        case Opened():
+            return 16
+        case Commit():
+            return 17 if message.logprobs is None else 18
+        case Reject():
+            return 19
+        case Finish():
+            return 20
+        case Fault():
+            return 21
+
+
+def encode(message: Message) -> bytes:
+    """Return one frame. Raise LocalProtocolError for a message too large to send."""
+    layout = _layout_of(message)
+    body = UINT.write(layout) + LAYOUTS[layout].write(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise LocalProtocolError(f"a frame of {len(body)} bytes, over {MAX_FRAME_BYTES}")
+    return UINT.write(len(body)) + body
+
+
+class Decoder:
+    """Cuts a byte stream into messages; holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Yield each message that `data` completes; raise MalformedFrame for anything else."""
+        self._buffer += data
+        while (frame := self._cut()) is not None:
+            yield _decode(frame)
+
+    def close(self) -> None:
+        """Declare the stream ended. Raise MalformedFrame when it ends inside a frame."""
+        if self._buffer:
+            raise MalformedFrame("the stream ends inside a frame", offset=len(self._buffer))
+
+    def _cut(self) -> bytes | None:
+        head = Reader(bytes(self._buffer[:MAX_VARINT_BYTES]))
+        try:
+            length = UINT.read(head)
+        except MalformedFrame:
+            if len(self._buffer) >= MAX_VARINT_BYTES:
+                raise
+            return None
+        if not 1 <= length <= MAX_FRAME_BYTES:
+            raise head.fail(f"a frame of {length} bytes, not 1 to {MAX_FRAME_BYTES}")
+        end = head.offset + length
+        if len(self._buffer) < end:
+            return None
+        frame = bytes(self._buffer[head.offset : end])
+        del self._buffer[:end]
+        return frame
+
+
+def _decode(frame: bytes) -> Message:
+    reader = Reader(frame)
+    layout = LAYOUTS.get(kind := UINT.read(reader))
+    if layout is None:
+        raise reader.fail(f"no message has type {kind}")
+    message: Message = layout.read(reader)
+    if reader.left:
+        raise reader.fail(f"{reader.left} surplus bytes after a {type(message).__name__}")
+    return message

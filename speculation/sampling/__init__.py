@@ -1,0 +1,1 @@
+"""Distributions, the noise both ends share, and how a draft token is judged."""

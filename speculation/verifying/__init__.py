@@ -1,0 +1,1 @@
+"""The verifier's end of all its sessions, without I/O."""

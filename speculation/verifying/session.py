@@ -1,0 +1,201 @@
+"""The cloud's half of a session, without I/O.
+
+    receive(Draft)  ->  begin() -> Pass  ->  (the target runs)  ->  resolve(Judgement)
+
+Drafts arrive late, twice or out of order; each names its epoch and position. The session keeps
+those of the newest epoch, at most max_ahead beyond the committed text, and drops what is void.
+A pass takes the drafts that follow the committed text without a gap, once all of the chain
+before them is known to equal that text. Correctness never rests on what an epoch claims: every
+draft is judged. No state changes when a method raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
+
+from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from speculation.protocol.messages import (
+    Commit,
+    Down,
+    Finish,
+    FinishReason,
+    Limits,
+    Open,
+    Pushed,
+    Redraw,
+    TokenId,
+    TokenLogprob,
+    Totals,
+)
+from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
+from speculation.verifying.chain import HeldChain, Tokens
+from speculation.verifying.validation import check_form, check_place
+
+NO_CHANCE: Final[Iterator[float]] = iter(())
+"""For sessions judged `coupled`, which draw nothing."""
+
+MOST_REDRAWS: Final = 32
+"""For one rejection. Each brings TAIL_SAMPLES more; an honest edge hardly ever needs two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one target pass judges: K draft tokens from `start` on; K = 0 is a fill-in."""
+
+    start: int
+    draft: tuple[TokenId, ...]
+    q: tuple[int, ...]
+    """`separate`: K weights in 1/Q_SCALE; else all 0."""
+
+
+class VerifyingSession:
+    def __init__(self, request: Open, limits: Limits, *, vocabulary_size: int) -> None:
+        self.request = request
+        self.chain = HeldChain()
+        self.committed: list[TokenId] = []
+        self.totals = Totals()
+        self.finished: FinishReason | None = None
+        self.rejection: Rejection | None = None
+        """Set while a replacement is awaited: no pass may begin, the target must not say it."""
+
+        self._redraws = 0  # answered since the last rejection
+        self._limits = limits
+        self._vocabulary_size = vocabulary_size
+        self._running: Pass | None = None
+
+    @property
+    def pending(self) -> int:
+        """Draft tokens that the next pass could judge."""
+        return max(0, self.chain.reach - len(self.committed))
+
+    @property
+    def affordable(self) -> int:
+        """Draft tokens to count with when rows are shared out, before `begin` takes them.
+
+        No more than it takes: those beyond would seem to cost nothing. In `separate` all it may
+        take, whatever is pending: the drafts after one depend on it, so were they to decide
+        whether it is judged, the output would not have the distribution p.
+        """
+        most = self._limits.max_verify
+        return min(self.pending, most) if self.request.judge == "coupled" else most
+
+    # --- up
+
+    def receive(self, message: Pushed, u: Iterator[float] = NO_CHANCE) -> list[Down]:
+        """Take in a message; return what it brings about at once (only in `separate`).
+
+        u: uniforms for the samples of a tail. Raise RemoteProtocolError, naming the field, for
+        what no honest edge sends. Void and repeated messages are dropped in silence.
+        """
+        if isinstance(message, Redraw):
+            return self._redraw(message, u)
+        check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
+        max_ahead = self._limits.max_ahead
+        check_place(message, self.committed, self.rejection, max_ahead=max_ahead)
+        chain, epoch = self.chain, message.epoch
+        if self.finished or epoch < chain.epoch or chain.is_void(epoch):
+            return []
+        chain.hear(message)
+        awaited = message.forced and message.start == len(self.committed)
+        down = self._force(message.tokens[0]) if awaited else []
+        chain.extend(message, self.committed)
+        return down
+
+    def _force(self, token: TokenId) -> list[Down]:
+        self.rejection = None
+        return self._commit((token,), accepted=0)
+
+    def _redraw(self, message: Redraw, u: Iterator[float]) -> list[Down]:
+        is_old = self.chain.is_void(message.epoch) or message.position != len(self.committed)
+        if self.rejection is None or is_old:
+            return []
+        if self._redraws == MOST_REDRAWS:
+            raise RemoteProtocolError(f"Redraw: more than {MOST_REDRAWS} for one rejection")
+        self._redraws += 1
+        self.chain.end(message.position, message.epoch)
+        return [self._refuse(self.rejection, u)]
+
+    # --- passes
+
+    def begin(self, most: int, *, exact: bool = False) -> Pass:
+        """Take at most `most` pending drafts into a pass; `resolve` must follow.
+
+        With fill `never` one at least: the target says nothing without a draft. Not if exact:
+        then the target's rows are laid out already, as for a prompt's last token.
+        """
+        if self._running or self.finished or self.rejection:
+            raise LocalProtocolError("no pass may begin now")
+        start = len(self.committed)
+        room = self.request.max_tokens - start - 1  # the target's own token needs a place
+        least = int(self.request.fill == "never" and not exact)
+        count = min(self.pending, max(most, least), self._limits.max_verify, room)
+        items = self.chain.drafts(start, count)
+        self.chain.broken = False
+        self._running = Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items))
+        return self._running
+
+    def resolve(
+        self,
+        judgement: Judgement,
+        *,
+        queue_s: float = 0.0,
+        pass_s: float = 0.0,
+        logprobs: Sequence[TokenLogprob] | None = None,
+        u: Iterator[float] = NO_CHANCE,
+    ) -> list[Down]:
+        """Apply the outcome of the pass begun. logprobs: one for each of judgement.tokens."""
+        if self._running is None:
+            raise LocalProtocolError("no pass has begun")
+        judged, self._running = len(self._running.draft), None
+        self.totals = replace(
+            self.totals,
+            passes=self.totals.passes + 1,
+            judged=self.totals.judged + judged,
+            filled=self.totals.filled + (judged == 0),
+        )
+        down = self._commit(
+            judgement.tokens, judgement.accepted, queue_s, pass_s, tuple(logprobs or ()) or None
+        )
+        if judgement.rejection and not self.finished:
+            self.rejection = judgement.rejection
+            self._redraws = 0
+            self.chain.rejected(len(self.committed))
+            down.append(self._refuse(judgement.rejection, u))
+        return down
+
+    def _commit(
+        self,
+        tokens: Tokens,
+        accepted: int,
+        queue_s: float = 0.0,
+        pass_s: float = 0.0,
+        logprobs: tuple[TokenLogprob, ...] | None = None,
+    ) -> list[Down]:
+        start = len(self.committed)
+        tokens, self.finished = self._ended(tokens)
+        accepted = min(accepted, len(tokens))
+        self.totals = replace(self.totals, accepted=self.totals.accepted + accepted)
+        self.committed.extend(tokens)
+        self.chain.follow(self.committed)
+        down, epoch = list[Down](), self.chain.epoch
+        if tokens:
+            kept = logprobs and logprobs[: len(tokens)]
+            down.append(Commit(epoch, start, tokens, accepted, queue_s, pass_s, kept))
+        if self.finished:
+            down.append(Finish(self.finished, self.totals))
+        return down
+
+    def _ended(self, tokens: Tokens) -> tuple[Tokens, FinishReason | None]:
+        """Cut the tokens at the end of the answer, if they reach it."""
+        room = self.request.max_tokens - len(self.committed)
+        for i, token in enumerate(tokens[:room]):
+            if token in self.request.stop_tokens:
+                return tokens[: i + 1], "stop"
+        return tokens[:room], "length" if len(tokens) >= room else None
+
+    def _refuse(self, rejection: Rejection, u: Iterator[float]) -> Down:
+        uniforms = list(islice(u, TAIL_SAMPLES))
+        return rejection.message(self.chain.epoch, len(self.committed), uniforms)

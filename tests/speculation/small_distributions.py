@@ -1,0 +1,20 @@
+"""Laws over a few tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from speculation.protocol.messages import Sampling
+from speculation.sampling.distributions import Distribution, distribution
+
+ALMOST_1 = 1 - 2**-53
+
+
+def distribution_of(*p: float) -> Distribution:
+    kept = np.flatnonzero(p)
+    return Distribution(kept, np.array(p)[kept] / np.sum(p))
+
+
+def random_law(seed: int, size: int, spread: float = 1.5) -> Distribution:
+    values = np.random.default_rng(seed).normal(0, spread, size)
+    return distribution(values.astype(np.float32), Sampling())

@@ -1,0 +1,94 @@
+"""The target without an edge: the same text, one token a pass. Baseline and fall-back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+
+from gateway.errors import ApiError, EngineFault, InvalidRequest, Overloaded, Unavailable
+from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Sampling
+from verifier.target import Refused, Said, TargetError, TargetFull
+from verifier.target_host import Host
+
+
+class PlainEngine:
+    """gateway.ports.Engine on a Target."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def facts(self) -> Facts:
+        """Raise Unavailable while the target is loading."""
+        facts = self._host.ready().facts
+        return Facts(
+            facts.model,
+            facts.context_tokens,
+            frozenset(facts.stop_tokens),
+            facts.vocabulary_size,
+            frozenset(facts.features),
+        )
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        """Stream one choice; it equals what an edge gets with the same seed."""
+        target = self._host.ready()
+        passes = 0
+        try:
+            said = target.serve(secrets.token_urlsafe(12), opening(job, target.facts))
+            async with aclosing(said):
+                async for message in said:
+                    passes += isinstance(message, Commit)
+                    yield _delta(message, passes)
+        except TargetError as error:
+            raise translate(error) from error
+
+
+def opening(job: Job, facts: ModelFacts) -> Open:
+    """Return the session that a job asks for."""
+    shape = job.sampling
+    return Open(
+        model=facts.model,
+        vocabulary=facts.vocabulary,
+        prompt=job.prompt,
+        sampling=Sampling(
+            temperature=shape.temperature,
+            min_p=shape.min_p,
+            top_k=shape.top_k,
+            top_p=shape.top_p,
+            extras={k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()},
+        ),
+        seed=job.seed,
+        max_tokens=job.max_tokens,
+        stop_tokens=tuple(facts.stop_tokens),
+        fill="always",
+        top_logprobs=job.top_logprobs,
+    )
+
+
+def _delta(message: Said, passes: int) -> Delta:
+    statistics = Statistics(target_passes=passes)
+    match message:
+        case Commit():
+            return Delta(message.tokens, _logprobs(message), statistics=statistics)
+        case Finish():
+            return Delta((), finish=message.reason, statistics=statistics)
+    raise EngineFault(f"the target said {type(message).__name__} in a plain session")
+
+
+def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
+    if commit.logprobs is None:
+        return None
+    return tuple(TokenLogprob(said.logprob, said.top) for said in commit.logprobs)
+
+
+def translate(error: TargetError) -> ApiError:
+    """Return what the client is told."""
+    match error:
+        case TargetFull():
+            return Overloaded(f"{error}; try again later")
+        case Refused():
+            return InvalidRequest(str(error), param=error.field)
+    return Unavailable(str(error), code="target_failed")

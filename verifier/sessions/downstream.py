@@ -1,0 +1,65 @@
+"""What a session says, as the long body of one response.
+
+Headers go out with the first body message, so there is one at once. The stream ends after a
+Finish or a Fault, when another reader takes over, or when the client goes away.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.account import Account
+from gateway.errors import ClientGone
+from gateway.performing import unless_gone
+from speculation.protocol import wire
+from speculation.protocol.messages import Opened
+from verifier.sessions.session import Reader
+
+CONTENT_TYPE: Final = "application/vnd.picospec"
+
+_START: Final[Message] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": (
+        (b"content-type", CONTENT_TYPE.encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    ),
+}
+
+
+class Downstream(Response):
+    """One reading, sent once. Owns the reader."""
+
+    def __init__(
+        self, reader: Reader, account: Account, *, opened: Opened | None = None
+    ) -> None:
+        super().__init__()
+        self._reader = reader
+        self._account = account
+        self._first = b"" if opened is None else wire.encode(opened)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._reader:
+            try:
+                await unless_gone(receive, lambda: self._stream(send))
+                await _send(send, b"", more=False)  # a server reports the end as a departure
+            except ClientGone as gone:
+                self._account.status, self._account.error = gone.status, gone.code
+
+    async def _stream(self, send: Send) -> None:
+        await send(_START)
+        await _send(send, self._first)
+        while news := await self._reader.read():
+            await _send(send, b"".join(map(wire.encode, news)))
+
+
+async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
+    """Send; raise ClientGone when the server says that nobody is there any more."""
+    try:
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+    except OSError as error:
+        raise ClientGone("the client went away") from error

@@ -1,0 +1,115 @@
+"""All sessions: who is let in, how they are found, and that none outlives its time."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+
+from speculation.protocol.messages import Fault, Open, Opened
+from verifier.metrics import SessionMetrics
+from verifier.sessions.session import Clock, Session
+from verifier.sessions.timeouts import Timeouts
+from verifier.settings import SessionSettings
+from verifier.target import TargetFull, UnknownSession
+from verifier.target_host import Host
+
+
+class Sessions:
+    def __init__(
+        self,
+        host: Host,
+        settings: SessionSettings,
+        metrics: SessionMetrics,
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._host = host
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+        self._ended: dict[str, Session] = {}
+        """Oldest first; each can be read again for the resume window."""
+
+        self._log = structlog.get_logger("verifier")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """On leaving, end all sessions and wait for their tasks."""
+        try:
+            yield
+        finally:
+            await self.end_all()
+
+    async def end_all(self) -> None:
+        """Tell every reader that this verifier is shutting down, and wait for the tasks."""
+        tasks = [task for _, task in self._running.values()]
+        for session, _ in list(self._running.values()):
+            session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def open(self, request: Open) -> Session:
+        """Start a session. Raises TargetFull, Refused, or Unavailable while loading."""
+        target = self._host.ready()
+        if len(self._running) >= self._settings.max_sessions:
+            self._metrics.refused.inc()
+            raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
+        now = self._clock()
+        opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
+        session = Session(opened, target, Timeouts(self._settings, now, now), self._clock)
+        task = session.start(request)
+        self._running[session.name] = session, task
+        self._metrics.open.inc()
+        task.add_done_callback(partial(self._over, session))
+        await asyncio.sleep(0)  # the target's first step: it refuses before it first waits
+        if session.turned_away:
+            self._forget(session.name)
+            self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
+            raise session.turned_away
+        return session
+
+    def find(self, name: str) -> Session:
+        """Return a session that runs or ended lately. Raises UnknownSession."""
+        running = self._running.get(name)
+        session = running[0] if running else self._ended.get(name)
+        if session is None:
+            raise UnknownSession(f"there is no session {name!r}")
+        return session
+
+    def find_running(self, name: str) -> Session:
+        """Return a session that runs. Raises UnknownSession."""
+        session = self.find(name)
+        if session.log.ending:
+            raise UnknownSession(f"session {name!r} has ended")
+        return session
+
+    def cancel(self, name: str) -> None:
+        """End a session, or forget one that has ended. Raises UnknownSession."""
+        self.find(name).cancel(Fault("cancelled", "the edge cancelled the session"))
+        self._ended.pop(name, None)
+
+    def _over(self, session: Session, task: asyncio.Task[None]) -> None:
+        del self._running[session.name]
+        self._metrics.open.dec()
+        if session.turned_away:
+            return
+        session.end(Fault("cancelled", "cancelled before it began"))
+        if isinstance(session.log.ending, Fault):
+            self._metrics.faults.labels(session.log.ending.code).inc()
+        if not task.cancelled() and (bug := task.exception()):
+            self._log.error("session failed", session=session.name, exc_info=bug)
+        self._ended[session.name] = session
+        if len(self._ended) > self._settings.max_sessions:
+            self._forget(next(iter(self._ended)))
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._settings.resume_window_s, self._forget, session.name)
+
+    def _forget(self, name: str) -> None:
+        self._ended.pop(name, None)

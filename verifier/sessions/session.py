@@ -1,0 +1,177 @@
+"""One session between the routes and the target: its task, its log, its reader, its patience.
+
+A session has at most one reader; a new one takes over. It goes on without one for as long as
+its patience lasts. However it ends, its log ends with a Finish or a Fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Commit, Fault, Open, Opened, Pushed, Reject
+from verifier.sessions.message_log import Cursor, Heard, Log
+from verifier.sessions.timeouts import Timeouts
+from verifier.target import Refused, Said, Target, TargetError, TargetFull
+
+Clock = Callable[[], float]
+
+
+class Session:
+    def __init__(
+        self, opened: Opened, target: Target, patience: Timeouts, clock: Clock
+    ) -> None:
+        self.opened = opened
+        self.name = opened.session
+        self.log = Log()
+        self.turned_away: TargetFull | Refused | None = None
+        """The target took it on only to refuse it at once."""
+
+        self._target = target
+        self._patience = patience
+        self._clock = clock
+        self._timer: asyncio.Timeout | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reader: Reader | None = None
+        self._cause: Fault | None = None
+
+    # --- its life
+
+    def start(self, request: Open) -> asyncio.Task[None]:
+        """Run the session in a task of its own, which never raises."""
+        self._task = asyncio.create_task(self._run(request), name=f"session {self.name}")
+        return self._task
+
+    def cancel(self, cause: Fault) -> None:
+        """End the session, unless it has ended. Its KV is free within a pass."""
+        if self._task and not self.log.ending and self._cause is None:
+            self._cause = cause
+            self._task.cancel()
+
+    async def push(self, message: Pushed) -> None:
+        """Hand a message up. Raises UnknownSession; a RemoteProtocolError ends the session."""
+        try:
+            await self._target.push(self.name, message)
+        except RemoteProtocolError as error:
+            self.cancel(Fault("protocol_error", str(error)))
+            raise
+        self._patience.active_at = self._clock()
+        self._rearm()
+
+    async def _run(self, request: Open) -> None:
+        try:
+            async with asyncio.timeout(None) as self._timer:
+                self._rearm()
+                await self._listen(request)
+        except TimeoutError:
+            self.end(self._patience.expiry()[1])
+        except asyncio.CancelledError:
+            self.end(self._cause or Fault("cancelled", "the session was cancelled"))
+        except RemoteProtocolError as error:
+            self.end(Fault("protocol_error", str(error)))
+        except (TargetFull, Refused) as error:
+            self.turned_away = error
+            self.end(Fault("target_failed", str(error), retryable=True))
+        except TargetError as error:
+            self.end(Fault("target_failed", str(error), retryable=True))
+        except Exception as bug:  # said to the edge, and told to whoever awaits the task
+            self.end(Fault("target_failed", "internal error"))
+            raise bug
+
+    async def _listen(self, request: Open) -> None:
+        async with aclosing(self._target.serve(self.name, request)) as said:
+            async for message in said:
+                self._hear(message)
+
+    def _hear(self, message: Said) -> None:
+        now = self._clock()
+        self.log.add(message)
+        patience = self._patience
+        patience.active_at, patience.spoken = now, True
+        if isinstance(message, Commit):
+            patience.refused_at = None
+        if isinstance(message, Reject) and patience.refused_at is None:
+            patience.refused_at = now
+        self._rearm()
+        self._tell()
+
+    def end(self, fault: Fault) -> None:
+        """Close the log, if it is open."""
+        if self.log.ending is None:
+            self.log.add(fault)
+        self._tell()
+
+    def _rearm(self) -> None:
+        if self._timer and not self._timer.expired() and self.log.ending is None:
+            left_s = self._patience.expiry()[0] - self._clock()
+            self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
+
+    # --- its reader
+
+    def read(self, position: int) -> Reader:
+        """Return a reader from an output position on; it takes over from the one before.
+
+        Raises ValueError for a position beyond what was said.
+        """
+        if not 0 <= position <= self.log.tokens:
+            raise ValueError(f"position {position} is not in 0..{self.log.tokens}")
+        before, self._reader = self._reader, Reader(self, position)
+        if before:
+            before.wake()
+        self._patience.unread_since = None
+        self._rearm()
+        return self._reader
+
+    def is_read_by(self, reader: Reader) -> bool:
+        """Whether nobody has taken over from this reader."""
+        return self._reader is reader
+
+    def leave(self, reader: Reader) -> None:
+        """A reader goes; the session waits for another."""
+        if self._reader is reader:
+            self._reader = None
+            self._patience.unread_since = self._clock()
+            self._rearm()
+
+    def _tell(self) -> None:
+        if self._reader:
+            self._reader.wake()
+
+
+class Reader:
+    """Follows one session's log. A context manager: leaving it starts the resume window."""
+
+    def __init__(self, session: Session, position: int) -> None:
+        self._session = session
+        self._cursor = Cursor(position)
+        self._news = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.leave(self)
+
+    def wake(self) -> None:
+        """There may be something to read."""
+        self._news.set()
+
+    async def read(self) -> list[Heard]:
+        """Return what is new, once there is something; [] when nothing more will come."""
+        while self._session.is_read_by(self):
+            if news := self._session.log.read(self._cursor):
+                return news
+            if self._cursor.ended:
+                break
+            self._news.clear()
+            await self._news.wait()
+        return []

@@ -1,0 +1,148 @@
+"""Settings of the verifier. Read once, at start; passed down by value; never global.
+
+From strongest to weakest: the command line, the environment, a TOML file, the defaults below.
+In the environment a field is PICOSPEC_VERIFIER__FIELD, a nested one PICOSPEC_VERIFIER__A__B.
+API keys come from PICOSPEC_API_KEYS (comma separated) and from nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.hosting import settings_sources as sources
+from gateway.settings import GatewaySettings
+from speculation.protocol.messages import Limits
+from verifier.llama_target.settings import LlamaSettings
+
+_SECRETS: Final = {"api_keys": "PICOSPEC_API_KEYS"}
+EXACT_DRAFTS: Final = 62
+"""With the token before them 63 rows: from 64 on llama.cpp's attention rounds differently."""
+
+VLLM_DRAFTS: Final = 127
+"""Its kernels take 128 drafts of a sequence; a forced token may come before ours."""
+
+MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
+"""By default. llama.cpp's rows on a CPU are dear: in the simulator 32 lose up to a tenth there,
+by long passes of which one wrong draft made most useless. On vLLM code gains 6 to 28 %."""
+
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class SessionSettings(BaseModel):
+    """How long a session may wait, and how many there may be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Running at once; one more gets a 429. A target may have room for fewer."""
+
+    first_token_timeout_s: Seconds = 600.0
+    """Without a draft and with nothing said yet: a long prompt takes its time."""
+
+    idle_timeout_s: Seconds = 60.0
+    """Without a draft and with nothing said, later on."""
+
+    resume_window_s: Seconds = 30.0
+    """Without a reader. A finished session can be read again for as long."""
+
+    replacement_timeout_s: Seconds = 30.0
+    """`separate`: without the token that replaces a refused one."""
+
+
+class SpeculationSettings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_verify: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Draft tokens of one session judged in one pass. None: see MAX_VERIFY."""
+
+    max_ahead: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Draft tokens of one session kept beyond its last committed one."""
+
+
+class TlsSettings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certificate: Path
+    """PEM, the whole chain."""
+
+    key: Path
+    """PEM, PKCS#8."""
+
+
+class VerifierSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="PICOSPEC_VERIFIER__",
+        env_nested_delimiter="__",
+    )
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 9000
+    tls: TlsSettings | None = None
+    target: Literal["llama", "vllm"] = "llama"
+    model: str = "qwen2.5-coder"
+    """A pair of the catalogue (its target is served), or the path of a model."""
+
+    served_name: str | None = None
+    """What clients call the model. None: its name in the catalogue, or its file's."""
+
+    sessions: SessionSettings = SessionSettings()
+    speculation: SpeculationSettings = SpeculationSettings()
+    llama: LlamaSettings = LlamaSettings()
+    vllm: dict[str, Any] = {}
+    """Engine options, passed on to vLLM as they are."""
+
+    body_limit_bytes: Annotated[int, Field(ge=1 << 21)] = 8 << 20
+    max_choices: Annotated[int, Field(ge=1, le=128)] = 16
+    log_format: Literal["console", "json"] = "console"
+    stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
+    """A worker that has not stopped by then is killed."""
+
+    api_keys: tuple[SecretStr, ...] = ()
+
+    @model_validator(mode="after")
+    def _pass_holds_a_draft(self) -> Self:
+        most = self.limits.max_verify
+        if self.target == "llama" and self.llama.max_rows <= most:
+            raise ValueError("llama.max_rows must exceed speculation.max_verify")
+        if self.target == "llama" and most > EXACT_DRAFTS:
+            raise ValueError(f"speculation.max_verify: llama.cpp is exact up to {EXACT_DRAFTS}")
+        if self.target == "vllm" and most > VLLM_DRAFTS:
+            raise ValueError(f"speculation.max_verify: vLLM takes at most {VLLM_DRAFTS}")
+        return self
+
+    @property
+    def gateway(self) -> GatewaySettings:
+        return GatewaySettings(
+            api_keys=self.api_keys,
+            body_limit_bytes=self.body_limit_bytes,
+            max_choices=self.max_choices,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """What a session is told of its limits."""
+        return Limits(
+            self.speculation.max_verify or MAX_VERIFY[self.target],
+            self.speculation.max_ahead,
+            self.sessions.idle_timeout_s,
+            self.sessions.resume_window_s,
+        )
+
+
+def load(
+    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> VerifierSettings:
+    """Return the settings. Raises pydantic.ValidationError, OSError, or ValueError for TOML.
+
+    overrides: nested, as the file is.
+    """
+
+    values = {**overrides, "api_keys": sources.keys(environ.get(_SECRETS["api_keys"], ""))}
+    return sources.load(VerifierSettings, path, values, _SECRETS)

@@ -1,0 +1,77 @@
+"""The target's life in this process: loading, ready, failed.
+
+Loading may take minutes and must not keep the server from answering /health. A target that
+fails ends the process: whatever started it reports it, and may start it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+
+from gateway.errors import Unavailable
+from gateway.ports import Tokenizer
+from verifier.target import Target
+
+CHECK_S: Final = 1.0
+"""How soon a lost target is noticed."""
+
+
+class Host:
+    """Owns a Target from start to stop. give_up is called when it cannot start, or is lost."""
+
+    def __init__(self, target: Target, give_up: Callable[[], None]) -> None:
+        self._target = target
+        self._give_up = give_up
+        self._state = "loading"
+        self._life: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("verifier")
+
+    def ready(self) -> Target:
+        """Return the target. Raises Unavailable unless it is ready."""
+        if self._state != "ready":
+            raise Unavailable(f"the model is {self._state}", code=self._state)
+        return self._target
+
+    async def tokenizer(self) -> Tokenizer:
+        """gateway.ports.TokenizerSource."""
+        return self.ready().tokenizer
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Load in the background; on leaving, stop the target, ready or not."""
+        self._life = asyncio.create_task(self._live())
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Reject all from now on, and stop the target. Harmless when repeated."""
+        if self._state == "stopping" or self._life is None:
+            return
+        self._state = "stopping"
+        self._life.cancel()
+        await asyncio.wait([self._life])
+        await self._target.stop()
+
+    async def _live(self) -> None:
+        try:
+            await self._target.start()
+        except Exception as error:  # whatever it is, there is nothing to serve
+            self._fail("the target cannot start", error)
+            return
+        self._state = "ready"
+        self._log.info("ready", model=self._target.facts.model)
+        while self._target.alive:  # noqa: ASYNC110 - vLLM has a flag, and no event
+            await asyncio.sleep(CHECK_S)
+        self._fail("the target is lost")
+
+    def _fail(self, event: str, error: Exception | None = None) -> None:
+        self._state = "failed"
+        self._log.error(event, error=str(error or ""), exc_info=error)
+        self._give_up()

@@ -1,0 +1,184 @@
+"""vLLM's engine as this process sees it: started, asked, told and stopped.
+
+The engine runs in processes of its own. Drafts go down its ordered request socket, which also
+wakes it; outputs come back on its output socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from speculation.protocol.errors import RemoteProtocolError
+from verifier.target import Refused, TargetFailed
+from verifier.vllm_target.admission import FIELD
+from verifier.vllm_target.core.session_slot import OutgoingFrame
+from verifier.vllm_target.service.parameters import Asked
+
+_HERE: Final = "verifier.vllm_target"
+_ENVIRONMENT: Final = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no drafts from outside
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+STOP_TIMEOUT_S: Final = 4.0  # then they are killed
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the engine was started with."""
+
+    vocabulary: int
+    context_tokens: int
+    sessions: int
+
+
+class Engine:
+    """Raises TargetFailed from every method when vLLM fails."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        self._llm = llm
+
+    @staticmethod
+    async def start(model: str, options: Mapping[str, Any], max_verify: int) -> Engine:
+        """Load the model, which takes seconds to minutes; the event loop stays free."""
+        for name, value in {**_ENVIRONMENT, **_preloads()}.items():
+            os.environ.setdefault(name, value)
+        arguments = {"enforce_eager": current_platform.is_cpu(), **options}
+        configured = AsyncEngineArgs(
+            model=model,
+            scheduler_cls=f"{_HERE}.core.scheduler.PicoScheduler",
+            worker_extension_cls=f"{_HERE}.worker.extension.PicoWorkerExtension",
+            speculative_config={
+                "method": "custom_class",
+                "model": f"{_HERE}.core.proposer.NullProposer",
+                "num_speculative_tokens": max_verify + 1,  # and a forced token before them
+            },
+            async_scheduling=False,
+            **arguments,
+        )
+        try:
+            llm = await asyncio.to_thread(AsyncLLM.from_engine_args, configured)
+        except Exception as error:  # vLLM raises what it likes; nothing was started
+            raise TargetFailed(f"vLLM cannot start: {error}") from error
+        engine = Engine(llm)
+        await engine._install()
+        return engine
+
+    async def _install(self) -> None:
+        try:
+            await self._llm.collective_rpc("picospec_install")
+            attached = await self._call("attach")
+            await self._llm.get_supported_tasks()  # asked once; `generate` needs the answer
+        except Exception as error:
+            await self.stop()
+            raise TargetFailed(f"vLLM takes no sessions: {error}") from error
+        if not attached:
+            await self.stop()
+            raise TargetFailed("this vLLM engine has no queues between its processes")
+
+    @property
+    def size(self) -> Size:
+        configured = self._llm.vllm_config
+        return Size(
+            configured.model_config.get_vocab_size(),
+            configured.model_config.max_model_len,
+            configured.scheduler_config.max_num_seqs,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """False once one of its processes has died, or a step has failed."""
+        return not self._llm.errored
+
+    async def stop(self) -> None:
+        """End the engine's processes."""
+        await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
+
+    async def generate(
+        self, session: str, prompt: tuple[int, ...], asked: Asked
+    ) -> AsyncGenerator[tuple[int, OutgoingFrame]]:
+        """Yield the numbered frames of one session, each once and in order, to the last.
+
+        The request is on its way to the core before this first waits: what is pushed later
+        comes after it. Closing the generator aborts it. Raises Refused for what vLLM will not
+        do, RemoteProtocolError for a message that no honest edge sends.
+        """
+        due = 0
+        rendered = {"type": "token", "prompt_token_ids": list(prompt)}  # others go by a thread
+        try:
+            outputs = self._llm.generate(rendered, _parameters(asked), request_id=session)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    for spoken in await self._news(session, due, output.kv_transfer_params):
+                        yield due, spoken
+                        due += 1
+        except VLLMValidationError as error:
+            raise Refused(error.parameter or "request", str(error)) from error
+        except ValueError as error:
+            raise Refused("request", str(error)) from error
+        except (Refused, TargetFailed, RemoteProtocolError):
+            raise
+        except Exception as error:
+            raise TargetFailed(f"vLLM failed: {error}") from error
+
+    async def _news(
+        self, session: str, due: int, carried: Mapping[str, Any] | None
+    ) -> list[OutgoingFrame]:
+        """Return the frames from `due` on; what an output no longer carries is asked for."""
+        if not carried or FIELD not in carried:
+            return []
+        first, frames, complaint = carried[FIELD]
+        if complaint is not None:
+            raise RemoteProtocolError(complaint)
+        if first > due:
+            first, frames = due, await self._call("recall", session, due)
+        return [OutgoingFrame(*each) for each in frames[due - first :]]
+
+    async def push(self, session: str, frames: bytes) -> str | None:
+        """Send messages; return, when the engine has taken them in, what is wrong with them.
+
+        The core looks at them between two steps only: it is told when they arrived.
+        """
+        answer: str | None = await self._call("push", session, frames, time.monotonic())
+        return answer
+
+    async def figures(self) -> dict[str, int]:
+        """Return the scheduler's counts."""
+        counts: dict[str, int] = await self._call("figures")
+        return counts
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)
+
+
+def _preloads() -> dict[str, str]:
+    """Let workers on CPUs load Intel's OpenMP first, where vLLM brought it: steps of many rows
+    are steadier than with GNU's."""
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    found = current_platform.is_cpu() and library.is_file()
+    return {"LD_PRELOAD": str(library)} if found else {}
+
+
+def _parameters(asked: Asked) -> SamplingParams:
+    structured = asked.structured
+    return SamplingParams(
+        **asked.sampling,
+        output_kind=RequestOutputKind.DELTA,
+        structured_outputs=StructuredOutputsParams(**structured) if structured else None,
+    )

@@ -1,0 +1,175 @@
+"""The port to vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.ports import Tokenizer
+from models.llama import Model
+from models.tokenizer import GgufTokenizer
+from speculation.protocol import wire
+from speculation.protocol.messages import (
+    Commit,
+    Finish,
+    Limits,
+    ModelFacts,
+    Open,
+    Pushed,
+    Reject,
+)
+from verifier.metrics import PassMetrics
+from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
+from verifier.vllm_target.service import compat
+from verifier.vllm_target.service.inflight import Inflight
+from verifier.vllm_target.service.parameters import FEATURES, ask
+from verifier.vllm_target.service.settings import VllmSettings
+
+if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
+    from verifier.vllm_target.core.session_slot import OutgoingFrame
+    from verifier.vllm_target.service.engine import Engine, Size
+
+
+class VllmTarget:
+    def __init__(
+        self, name: str, settings: VllmSettings, limits: Limits, metrics: PassMetrics
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._limits = limits
+        self._metrics = metrics
+        self._engine: Engine | None = None
+        self._facts: ModelFacts | None = None
+        self._tokenizer: GgufTokenizer | None = None
+        self._sessions: dict[str, Inflight] = {}
+        self._room = 0
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Known once started."""
+        if self._facts is None:
+            raise TargetFailed("the target has not started")
+        return self._facts
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Known once started."""
+        if self._tokenizer is None:
+            raise TargetFailed("the target has not started")
+        return self._tokenizer
+
+    # --- its life
+
+    @property
+    def alive(self) -> bool:
+        return self._engine is not None and self._engine.alive
+
+    async def start(self) -> None:
+        """Load the model and test that drafts change nothing. Raises TargetFailed."""
+        compat.check(self._settings.options)
+        from verifier.vllm_target.service.engine import Engine
+        from verifier.vllm_target.service.selftest import self_test
+
+        vocabulary = Model(self._settings.vocabulary_file, vocabulary_only=True)
+        self._engine = await Engine.start(
+            self._settings.model, self._settings.options, self._limits.max_verify
+        )
+        try:
+            self._describe(vocabulary, self._engine.size)
+            structlog.get_logger("verifier").info("loaded", model=self._name)
+            if self._settings.self_test:
+                await self_test(self)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _describe(self, vocabulary: Model, size: Size) -> None:
+        if size.vocabulary < vocabulary.vocabulary_size:
+            raise TargetFailed(
+                f"the model knows {size.vocabulary} tokens, {self._settings.vocabulary_file}"
+                f" has {vocabulary.vocabulary_size}: it is another model's vocabulary"
+            )
+        self._room = size.sessions
+        self._tokenizer = GgufTokenizer(vocabulary)
+        self._facts = ModelFacts(
+            model=self._name,
+            vocabulary_size=vocabulary.vocabulary_size,
+            vocabulary=vocabulary.fingerprint(),
+            context_tokens=size.context_tokens,
+            stop_tokens=sorted(vocabulary.stop_tokens()),
+            chat_template=vocabulary.metadata().get("tokenizer.chat_template", ""),
+            limits=self._limits,
+            judges=["coupled", "separate"],
+            features=list(FEATURES),
+        )
+
+    async def stop(self) -> None:
+        """End the sessions, then the engine and its processes."""
+        engine, self._engine = self._engine, None
+        for live in self._sessions.values():
+            live.cancel()
+        if engine is not None:
+            await engine.stop()
+
+    async def figures(self) -> dict[str, int]:
+        """Return the engine's counts: steps so far, sessions seated."""
+        return await self._running().figures()
+
+    # --- sessions
+
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+        """Run one session to its Finish; closing the generator frees its KV within a step."""
+        engine = self._running()
+        if len(self._sessions) >= self._room:
+            raise TargetFull(f"all {self._room} sequences are taken")
+        asked = ask(session, request, self.facts)
+        live = self._sessions[session] = Inflight()
+        try:
+            async with aclosing(engine.generate(session, request.prompt, asked)) as frames:
+                async for _, spoken in frames:
+                    live.check()
+                    for message in self._said(spoken):
+                        yield message
+                        if isinstance(message, Finish):
+                            return
+            live.check()
+            raise TargetFailed("vLLM ended the session")
+        finally:
+            del self._sessions[session]
+            live.cancel()
+
+    def _said(self, spoken: OutgoingFrame) -> list[Said]:
+        """Decode a frame, and count what its pass did."""
+        said = []
+        for message in wire.Decoder().feed(spoken.frame):
+            if not isinstance(message, Commit | Reject | Finish):
+                raise TargetFailed(f"the engine said {type(message).__name__}")
+            if isinstance(message, Commit) and spoken.rows:
+                self._metrics.passed(spoken.rows, message.pass_s)
+            said.append(message)
+        if spoken.judged:
+            first = said[0]
+            accepted = first.accepted if isinstance(first, Commit) else 0
+            self._metrics.judged(spoken.judged, accepted)
+        return said
+
+    async def push(self, session: str, message: Pushed) -> None:
+        """Hand a message to a running session, and return before the engine has taken it in.
+
+        Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a
+        later push or from `serve`: the engine looks at messages between two steps.
+        """
+        engine, live = self._running(), self._sessions.get(session)
+        if live is None:
+            raise UnknownSession(f"no session {session}")
+        live.check()
+        await live.send(partial(engine.push, session, wire.encode(message)))
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise TargetFailed("the target has not started")
+        return self._engine
