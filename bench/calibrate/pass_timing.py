@@ -20,8 +20,8 @@ from typing import Final
 
 import numpy as np
 
+from edge_agent.driver import Link
 from edge_agent.link.uplink import Uplink
-from edge_agent.pipeline import Link
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import (
     Commit,
@@ -148,7 +148,8 @@ class Drafted:
     def hear(self, message: Down) -> Draft | None:
         reach = self._drafts + 1
         if isinstance(message, Commit):
-            self.done = self._session.receive(message).broken
+            self._session.receive(message)
+            self.done = self._session.epoch > 0  # the chain broke
             self._passes -= 1
             reach = 2 * self._drafts + 1 if self._ahead else self._drafts
         self.done = self.done or self._passes <= 0

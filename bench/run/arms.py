@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bench.run.rounds import Rule
+from bench.round_policy import RoundPolicy
 from bench.run.services import EdgePlan
 
 GAMMA: Final = 4
@@ -78,7 +78,7 @@ def _arm(name: str) -> Arm:
     if kind not in _ROUNDS:
         raise ValueError(f"no arm is called {name!r}; there are {', '.join(NAMES)}")
     rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma or GAMMA}"
-    Rule.parse(rounds)
+    RoundPolicy.parse(rounds)
     near = kind == "colocated"
     edge = EdgePlan(fill="never", linked=not near, beside=near, rounds=rounds)
     return Arm(f"{kind}:{gamma or GAMMA}", "near" if near else "far", edge)

@@ -23,7 +23,7 @@ import typer
 from rich.progress import track
 
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, Colocated, PicoSpec
+from bench.simulator.arms import Arm, colocated, picospec
 from bench.simulator.command import load
 from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
@@ -50,8 +50,8 @@ ROWS: Final = 1024
 
 SHARED: Final[Mapping[str, Sequence[Arm]]] = {
     "cloud": [Arm()],
-    "picospec": [PicoSpec()],
-    "colocated": [Colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
+    "picospec": [picospec()],
+    "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
 }
 """Arms whose verifier is shared, each tried at the round lengths given."""
 

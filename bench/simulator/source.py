@@ -68,7 +68,7 @@ class Source:
             return self._astray[at][len(since) - 1]
         return DraftToken(WRONG + position, self._confidences[position])
 
-    def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
+    def drafts(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
         """Return what a step says that reads `ahead` too: see edge_agent.draft_model.drafter.Seat."""
         room = len(self.tokens) - len(context) - 1
         return guessed_along(lambda n: self.guess([*context, *ahead[:n]]), ahead[:room])

@@ -9,20 +9,17 @@ from math import exp, log
 from statistics import fmean, median, quantiles
 from typing import Final
 
-from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.arms import Arm, colocated, paper, picospec, sync
 from bench.simulator.source import Source
 from bench.simulator.world import Answer, World, simulate
-from speculation.drafting.policy import DraftSettings
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-ROUNDS: Final = {"sync": Sync, "paper": Paper, "colocated": Colocated}
+ROUNDS: Final = {"sync": sync, "paper": paper, "colocated": colocated}
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
-    "picospec": PicoSpec(),
-    "picospec-nofill": PicoSpec(
-        name="picospec-nofill", fill="never", pacing=DraftSettings(rests=False)
-    ),
-    "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
+    "picospec": picospec(),
+    "picospec-nofill": picospec("picospec-nofill", fill="never"),
+    "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 
