@@ -62,7 +62,8 @@ class Verifier:
             served.downlink.send(Opened("", self._limits))
         else:
             self._disturbed_s += self._hosts.message_s * self._running
-            self._machine.received(served.name, up, arrived=now_s)
+            if served.name in self._served:  # else its answer has ended meanwhile
+                self._machine.received(served.name, up, arrived=now_s)
         self._consider_soon()
 
     def drafting(self, until_s: float) -> None:
