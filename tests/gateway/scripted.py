@@ -1,4 +1,4 @@
-"""A scripted engine, a byte tokenizer, and the face served on loopback by uvicorn."""
+"""A scripted engine, a byte tokenizer, and the API served on loopback by uvicorn."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ByteTokenizer:
 
 @dataclass
 class ScriptedEngine:
-    """Says `script` (or what it says for the choice), one Delta a chunk, then `then`."""
+    """Generates `script` (or what it returns for the job), a Delta a chunk, then `then`."""
 
     script: Sequence[bytes] | Callable[[Job], Sequence[bytes]] = (b"Hi", b" there")
     then: Exception | None = None
@@ -106,7 +106,7 @@ def make_app(engine: ScriptedEngine, **settings: object) -> FastAPI:
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=app)
-    return httpx.AsyncClient(transport=transport, base_url="http://face", headers=headers)
+    return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 
 class Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""Each bad input gets the defined error, in OpenAI's shape; the engine never hears of it."""
+"""Each bad input gets the defined error, in OpenAI's shape; the engine never gets it."""
 
 from __future__ import annotations
 

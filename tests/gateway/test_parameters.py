@@ -1,4 +1,4 @@
-"""Parameters beyond the schemas: harmless ones pass, served ones are checked and handed on."""
+"""Parameters beyond the schemas: harmless ones pass, served ones are checked and passed on."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
     assert (status, param) == (400, "presence_penalty")
 
 
-async def test_what_the_engine_serves_reaches_it_as_the_client_said_it() -> None:
+async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None:
     engine = ScriptedEngine(features=ALL)
 
     status, _ = await post(

@@ -1,4 +1,4 @@
-"""The real openai SDK against the face, served by uvicorn on loopback."""
+"""The real openai SDK against the API, served by uvicorn on loopback."""
 
 from __future__ import annotations
 

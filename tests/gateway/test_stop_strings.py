@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.detokenise import Detokeniser
 from gateway.ports import Delta
-from gateway.reading import Reader
-from gateway.text import Decoder, StopStrings
+from gateway.stop_strings import StopStrings
 
 LETTERS = st.text(alphabet="abé€😀", max_size=24)
 STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
@@ -22,21 +22,23 @@ def bytes_split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 
 def read(data: bytes, chunks: Sequence[bytes], stops: Sequence[str]) -> tuple[list[str], int]:
-    """Shown texts and counted tokens; the tokens are bytes, `chunks` groups them."""
-    reader = Reader(lambda token: bytes([token]), stop_tokens=frozenset(), stops=stops)
+    """Return the shown texts and the counted tokens; tokens are bytes, `chunks` groups them."""
+    detokeniser = Detokeniser(
+        lambda token: bytes([token]), stop_tokens=frozenset(), stops=stops
+    )
     shown, tokens = [], 0
     for chunk in [*chunks, None]:
         delta = Delta((), finish="length") if chunk is None else Delta(tuple(chunk))
-        said = reader.read(delta)
-        shown.append(said.text)
-        tokens += said.tokens
-        if said.finish is not None:
+        read_now = detokeniser.read(delta)
+        shown.append(read_now.text)
+        tokens += read_now.tokens
+        if read_now.finish is not None:
             break
     return shown, tokens
 
 
 def first_stop(text: str, stops: Sequence[str]) -> str:
-    """The definition, by brute force: cut before the stop string that is complete first."""
+    """Cut before the stop string that is complete first, by trying every end."""
     for end in range(len(text) + 1):
         starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if starts:
@@ -79,19 +81,16 @@ def test_no_moment_shows_more_than_the_final_text(text: str, stops: list[str]) -
 
 @given(st.binary(max_size=24), st.lists(st.integers(0, 99)))
 def test_bytes_that_are_no_text_decode_as_a_whole_would(data: bytes, cuts: list[int]) -> None:
-    decoder = Decoder()
+    shown, _ = read(data, bytes_split(data, cuts), ())
 
-    text = "".join(decoder.feed(part) for part in bytes_split(data, cuts)) + decoder.finish()
-
-    assert text == data.decode("utf-8", "replace")
+    assert "".join(shown) == data.decode("utf-8", "replace")
 
 
 @given(LETTERS)
 def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) -> None:
-    stops, decoder = StopStrings(()), Decoder()
+    shown, _ = read(text.encode(), [character.encode() for character in text], ())
 
-    for length in range(len(text)):
-        assert stops.feed(decoder.feed(text[length].encode())) == text[length]
+    assert shown == [*text, ""]
 
 
 def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:

@@ -1,4 +1,4 @@
-"""Pydantic's errors in OpenAI's words: a 400 that names the field and quotes no input."""
+"""Reads request bodies. A Pydantic error becomes a 400 that names the field, not its value."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
 
-from gateway.errors import InvalidRequest
+from gateway.errors import ClientGone, InvalidRequest
 
 _CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -21,16 +22,18 @@ _CODES: Final[Mapping[str, str]] = MappingProxyType(
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def parse(schema: type[Body], body: bytes) -> Body:
-    """Return the request in a JSON body, or raise InvalidRequest."""
+async def parse(schema: type[Body], request: Request) -> Body:
+    """Return the JSON body of a request. Raises InvalidRequest or ClientGone."""
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate_json(await request.body())
     except ValidationError as error:
         raise invalid(error) from None
+    except ClientDisconnect as error:
+        raise ClientGone("the client went away before its request was complete") from error
 
 
 def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
-    """Translate the first of a validation's errors. `under`: the field it was validated for."""
+    """Translate the first error of a validation; `under` is the field that was validated."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = [*([under] if under else []), *(str(step) for step in first["loc"])]
     param = ".".join(path) or None
