@@ -19,7 +19,7 @@ from edge_agent.pace import Pace
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
 from models.errors import ModelError
-from models.opening import open_store
+from models.store import open_store
 
 GRACE_S = 5
 """For streams that are still running at SIGTERM; then they are cancelled, at both ends."""

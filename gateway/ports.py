@@ -118,7 +118,8 @@ class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the rendered chat, with the assistant's turn opened, as tokens.
 
-        Raises ValueError if the template does not accept the messages."""
+        Raises ValueError if the template does not accept the messages.
+        """
         ...
 
     def encode(self, text: str) -> list[int]:

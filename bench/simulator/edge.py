@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bench.simulator.arms import Arm, Desk
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
-from models.prefixes import common
+from models.kv_reuse import common_prefix
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.prompt_lookup import Lookup, take
 from speculation.protocol.messages import Commit, Down, Finish, Opened, Pushed, TokenId, Totals
@@ -133,7 +133,7 @@ class Edge:
         ahead: Sequence[TokenId] = (),
     ) -> float:
         """Begin a step, and return how long it takes."""
-        known = common(self._cache, context)
+        known = common_prefix(self._cache, context)
         more = max(0, len(context) - known - 1) + len(ahead)
         step_s = self._draft_s.of(1 + more)
         if self._lookup is not None:
