@@ -86,17 +86,13 @@ def create_app(
     return app
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
+async def _api_error(request: Request, error: ApiError) -> Response:
     request.state.account.error = error.error_code
     return error_response(error)
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: HTTPException) -> Response:
     """Translate Starlette's own errors: an unknown path, or a method that a path lacks."""
-    if not isinstance(error, HTTPException):
-        raise error
     if error.status_code == NotFound.status:
         return await _api_error(request, NotFound(f"there is no {request.url.path}"))
     invalid = InvalidRequest(error.detail, code="invalid_request")

@@ -2,7 +2,8 @@
 
 * The outcome depends on the tokens only, not on how Deltas group them.
 * A part of a UTF-8 character is never shown. Bytes that cannot become one give U+FFFD.
-* Nothing from a stop string on is shown (see gateway.stop_strings).
+* The text ends before the stop string that is complete first (the longest, if two are complete
+  at the same character). Text that may be the beginning of one is withheld until that is known.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 
 from gateway.errors import EngineFault
 from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
-from gateway.stop_strings import StopStrings
 
 Piece = Callable[[int], bytes]
 
@@ -99,3 +99,43 @@ class Detokeniser:
         while self._pending and (everything or self._pending[0].offset < self._shown_chars):
             shown.append(self._pending.popleft())
         return tuple(shown)
+
+
+class StopStrings:
+    """Finds the first of `stops` in text that is fed piece by piece."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._withheld = ""
+        self.hit = False
+        """A stop string was found, and the text has ended."""
+
+    def feed(self, text: str) -> str:
+        """Take more text, and return what may be shown now."""
+        if self.hit:
+            return ""
+        text = self._withheld + text
+        if found := self._find(text):
+            self.hit, self._withheld = True, ""
+            return text[: min(found)[1]]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._withheld = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """Return what was withheld: the text has ended, so it begins no stop string."""
+        withheld, self._withheld = self._withheld, ""
+        return withheld
+
+    def _find(self, text: str) -> list[tuple[int, int]]:
+        """Return (end, start) of the first occurrence of each stop string in `text`."""
+        starts = [(stop, text.find(stop)) for stop in self._stops]
+        return [(start + len(stop), start) for stop, start in starts if start >= 0]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

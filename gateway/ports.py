@@ -43,8 +43,7 @@ class Job:
     """The gateway draws it when the client gives none."""
 
     top_logprobs: int | None = None
-    """The number of most likely tokens to report beside each generated one; None: no
-    log-probabilities are wanted."""
+    """The number of most likely tokens to report at each position; None: no logprobs."""
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Request parameters beyond Sampling, by their OpenAI names, all in Facts.features."""
@@ -116,10 +115,7 @@ class Message:
 
 class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the rendered chat, with the assistant's turn opened, as tokens.
-
-        Raises ValueError if the template does not accept the messages.
-        """
+        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError."""
         ...
 
     def encode(self, text: str) -> list[int]:

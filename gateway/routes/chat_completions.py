@@ -13,9 +13,15 @@ from gateway.errors import InvalidRequest
 from gateway.ports import FinishReason, Message, Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.routes.generation import generate
-from gateway.routes.request import Flag, GenerationRequest, Integer, StrictModel, TokenIds
+from gateway.routes.request import (
+    Flag,
+    GenerationRequest,
+    Integer,
+    StrictModel,
+    TokenIds,
+    parse,
+)
 from gateway.routes.services import Services
-from gateway.routes.validation import parse
 
 
 def _as_parts(value: object) -> object:

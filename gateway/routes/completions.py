@@ -12,9 +12,8 @@ from gateway.detokenise import LogprobEntry
 from gateway.ports import FinishReason, Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.routes.generation import generate
-from gateway.routes.request import GenerationRequest, Integer, TokenIds
+from gateway.routes.request import GenerationRequest, Integer, TokenIds, parse
 from gateway.routes.services import Services
-from gateway.routes.validation import parse
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:

@@ -74,8 +74,11 @@ class EventStream(Response):
         await merge(self._streams, emit)
 
     def _end(self) -> Message:
-        last = [self._usage_chunk()] if self._usage else []
-        return _events(*last, done=True)
+        if not self._usage:
+            return _events(done=True)
+        body = self._answer.body([], chunk=True)
+        usage = {"usage": self._account.usage(), **statistics_fields(self._account)}
+        return _events({**body, **usage}, done=True)
 
     def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
         first = self._answer.first_chunk() if index not in self._begun else None
@@ -93,10 +96,6 @@ class EventStream(Response):
     def _chunk(self, index: int, choice: Json) -> Json:
         body = self._answer.body([{"index": index, **choice}], chunk=True)
         return {**body, "usage": None} if self._usage else body
-
-    def _usage_chunk(self) -> Json:
-        body = self._answer.body([], chunk=True)
-        return {**body, "usage": self._account.usage(), **statistics_fields(self._account)}
 
     async def _fail(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         self._account.error = error.error_code

@@ -15,8 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gateway.errors import InvalidRequest
 from gateway.ports import Facts
-from gateway.routes.request import Flag, Integer, Number, StrictModel
-from gateway.routes.validation import invalid
+from gateway.routes.request import Flag, Integer, Number, StrictModel, invalid
 
 
 class _JsonSchema(StrictModel):
@@ -35,7 +34,7 @@ Penalty = Annotated[Number, Field(ge=-2, le=2)]
 Repetition = Annotated[Number, Field(gt=0, le=2)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
 
-_SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = MappingProxyType(
+SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = MappingProxyType(
     {
         "presence_penalty": TypeAdapter(Penalty),
         "frequency_penalty": TypeAdapter(Penalty),
@@ -102,7 +101,7 @@ def _is_neutral(name: str, value: object) -> bool:
 
 
 def _check_served(name: str, facts: Facts) -> None:
-    if name in _SERVABLE and name in facts.features:
+    if name in SERVABLE and name in facts.features:
         return
     if name in _NEUTRAL:
         message = f"{name} is not supported by this model"
@@ -112,7 +111,7 @@ def _check_served(name: str, facts: Facts) -> None:
 
 def _checked(name: str, value: object, facts: Facts) -> object:
     try:
-        checked = _SERVABLE[name].validate_python(value)
+        checked = SERVABLE[name].validate_python(value)
     except ValidationError as error:
         raise invalid(error, under=name) from None
     if name == "logit_bias":

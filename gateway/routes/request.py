@@ -1,13 +1,16 @@
-"""The fields that chat completions and completions share, checked one by one.
+"""Reads request bodies, and checks the fields that chat completions and completions share.
 
-A field that no schema has is checked by `parameters`; none is ignored. As in OpenAI's API, a
-field that is null counts as absent.
+* A field that no schema has is checked by `parameters`; none is ignored.
+* As in OpenAI's API, a field that is null counts as absent.
+* A Pydantic error becomes a 400 that names the field, but never quotes its value.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -16,11 +19,14 @@ from pydantic import (
     Field,
     Strict,
     StringConstraints,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from starlette.requests import ClientDisconnect, Request
 
+from gateway.errors import ClientGone, InvalidRequest
 from gateway.ports import Sampling, Tokenizer
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -30,6 +36,15 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""
 
 TokenIds = tuple[int, ...]
+Body = TypeVar("Body", bound=BaseModel)
+
+_CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "json_invalid": "invalid_json",
+        "missing": "missing_required_parameter",
+        "extra_forbidden": "unknown_parameter",
+    }
+)
 
 
 def _as_list(value: object) -> object:
@@ -111,3 +126,26 @@ class GenerationRequest(StrictModel):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+async def parse(schema: type[Body], request: Request) -> Body:
+    """Return the JSON body of a request. Raises InvalidRequest or ClientGone."""
+    try:
+        return schema.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise invalid(error) from None
+    except ClientDisconnect as error:
+        raise ClientGone("the client went away before its request was complete") from error
+
+
+def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
+    """Translate the first error of a validation; `under` is the field that was validated."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = [*([under] if under else []), *(str(step) for step in first["loc"])]
+    param = ".".join(path) or None
+    kind = first["type"]
+    reason = first["msg"].removeprefix("Value error, ")
+    if kind == "json_invalid":
+        reason = "the body is not valid JSON"
+    message = f"{param}: {reason}" if param else reason
+    return InvalidRequest(message, param=param, code=_CODES.get(kind))

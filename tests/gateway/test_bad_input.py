@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.errors import Unavailable
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
@@ -14,23 +15,33 @@ TEXT = {"model": MODEL, "prompt": "Hello"}
 KEY = {"authorization": "Bearer right"}
 
 BAD_CHATS = [
-    ({"temperature": -1}, "temperature", "invalid_value"),
+    ({"temperature": -0.1}, "temperature", "invalid_value"),
     ({"temperature": 2.1}, "temperature", "invalid_value"),
-    ({"temperature": "hot"}, "temperature", "invalid_value"),
+    ({"temperature": "1"}, "temperature", "invalid_value"),
     ({"temperature": True}, "temperature", "invalid_value"),
     ({"top_p": 0}, "top_p", "invalid_value"),
+    ({"top_p": 1.1}, "top_p", "invalid_value"),
     ({"top_k": 1.5}, "top_k", "invalid_value"),
-    ({"min_p": 2}, "min_p", "invalid_value"),
+    ({"top_k": -2}, "top_k", "invalid_value"),
+    ({"top_k": 2**31}, "top_k", "invalid_value"),
+    ({"min_p": -0.1}, "min_p", "invalid_value"),
+    ({"min_p": 1.1}, "min_p", "invalid_value"),
     ({"n": 0}, "n", "invalid_value"),
     ({"n": 9}, "n", "invalid_value"),
+    ({"n": "2"}, "n", "invalid_value"),
+    ({"stream": 1}, "stream", "invalid_value"),
     ({"seed": 2**63}, "seed", "invalid_value"),
+    ({"seed": -(2**63) - 1}, "seed", "invalid_value"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens", "invalid_value"),
-    ({"max_tokens": CONTEXT_TOKENS}, "messages", "context_length_exceeded"),
+    ({"max_tokens": CONTEXT_TOKENS - 7}, "messages", "context_length_exceeded"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
     ({"stop": ""}, "stop.0", "invalid_value"),
+    ({"stop": "a" * 513}, "stop.0", "invalid_value"),
     ({"stop": 7}, "stop", "invalid_value"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
@@ -55,6 +66,7 @@ BAD_CHATS = [
         "context_length_exceeded",
     ),
     ({"model": None}, "model", "missing_required_parameter"),
+    ({"model": ""}, "model", "invalid_value"),
     ({"colour": "red"}, "colour", "unknown_parameter"),
 ]
 
@@ -95,7 +107,9 @@ BAD_TEXTS = [
     ({"echo": True}, "echo", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
     ({"suffix": "z"}, "suffix", "unsupported_parameter"),
+    ({"prompt": ["a"] * 3, "n": 6}, "prompt", "invalid_value"),
     ({"logprobs": 21}, "logprobs", "invalid_value"),
+    ({"logprobs": -1}, "logprobs", "invalid_value"),
     ({"messages": []}, "messages", "unknown_parameter"),
 ]
 
@@ -161,20 +175,27 @@ async def test_a_body_that_is_no_json_object_is_a_400(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "limit"), [({"body_limit_bytes": 1024}, 1024), ({}, 2**23)]
+)
 async def test_a_body_over_the_limit_is_a_413_announced_or_not(
-    engine: ScriptedEngine, chunked: bool
+    engine: ScriptedEngine, chunked: bool, settings: dict[str, int], limit: int
 ) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(5):
-            yield b" " * 256
+    async def chunks(*sizes: int) -> AsyncIterator[bytes]:
+        for size in sizes:
+            yield b" " * size
 
-    content = chunks() if chunked else b" " * 1280
+    small, large = (limit // 2, limit // 2), (limit // 2, limit // 2 + 1)
+    async with client_of(make_app(engine, **settings)) as client:
+        answers = [
+            await client.post(
+                "/v1/chat/completions", content=chunks(*sizes) if chunked else b" " * sum(sizes)
+            )
+            for sizes in (small, large)
+        ]
 
-    async with client_of(make_app(engine, body_limit_bytes=1024)) as client:
-        answer = await client.post("/v1/chat/completions", content=content)
-
-    assert answer.status_code == 413
-    assert answer.json()["error"]["code"] == "request_too_large"
+    assert [answer.status_code for answer in answers] == [400, 413]
+    assert answers[1].json()["error"]["code"] == "request_too_large"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +230,17 @@ async def test_with_a_right_key_the_doors_open_and_two_are_never_closed(
         ]
 
     assert statuses == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"body_limit_bytes": 1023}, {"max_choices": 0}, {"max_choices": 129}]
+)
+def test_settings_beyond_their_range_are_rejected(settings: dict[str, int]) -> None:
+    make_app(ScriptedEngine(), body_limit_bytes=1024, max_choices=1)
+    make_app(ScriptedEngine(), max_choices=128)
+
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        make_app(ScriptedEngine(), **settings)
 
 
 async def test_unknown_paths_and_methods_are_errors_in_openais_shape(

@@ -135,6 +135,8 @@ async def test_a_stop_string_across_tokens_ends_the_text_and_keeps_the_statistic
 async def test_completions_take_several_prompts_of_text_or_of_tokens() -> None:
     engine = ScriptedEngine(lambda job: [bytes(job.prompt)])
     async with sdk(engine) as client:
+        await client.completions.create(model=MODEL, prompt=[0], logprobs=20)
+        await client.completions.create(model=MODEL, prompt=["a", "b"], n=8, logprobs=0)
         texts = await client.completions.create(model=MODEL, prompt=["ab", "c"], n=2)
         tokens = await client.completions.create(model=MODEL, prompt=[[100, 101], [102]])
         one = await client.completions.create(model=MODEL, prompt=[103])
@@ -200,6 +202,7 @@ async def test_a_wrong_key_is_an_authentication_error() -> None:
     ("then", "kind"),
     [
         (Overloaded("full", retry_after_s=3), openai.RateLimitError),
+        (Overloaded("full"), openai.RateLimitError),
         (Unavailable("no verifier"), openai.InternalServerError),
         (EngineFault("a bug"), openai.InternalServerError),
         (InvalidRequest("no", param="x"), openai.BadRequestError),
@@ -215,7 +218,7 @@ async def test_an_error_before_the_first_token_has_its_own_status_streamed_or_no
             await client.chat.completions.create(model=MODEL, messages=ASK, stream=stream)
 
     if isinstance(then, Overloaded):
-        assert caught.value.response.headers["retry-after"] == "3"
+        assert caught.value.response.headers["retry-after"] == str(then.retry_after_s)
     assert engine.closed.locked() is False
 
 
