@@ -77,6 +77,6 @@ def _check_prompt(prompt: TokenIds, facts: Facts, field: str) -> None:
 
 
 def _check_min_tokens(extras: Mapping[str, object], max_tokens: int) -> None:
-    least = extras.get("min_tokens", 0)
+    least = extras.get("min_tokens")
     if isinstance(least, int) and least > max_tokens:
         raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")

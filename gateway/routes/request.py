@@ -66,7 +66,7 @@ class StrictModel(BaseModel):
 
 class StreamOptions(StrictModel):
     include_usage: Flag = False
-    include_obfuscation: Flag = False
+    include_obfuscation: Flag | None = None
     """This is accepted and has no effect: chunks are never padded."""
 
 
@@ -140,7 +140,7 @@ async def parse(schema: type[Body], request: Request) -> Body:
 
 def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
     """Translate the first error of a validation; `under` is the field that was validated."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors()[0]
     path = [*([under] if under else []), *(str(step) for step in first["loc"])]
     param = ".".join(path) or None
     kind = first["type"]

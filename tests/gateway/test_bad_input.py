@@ -61,7 +61,7 @@ BAD_CHATS = [
     ),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "invalid_value"),
     (
-        {"messages": [{"role": "user", "content": "a" * CONTEXT_TOKENS}]},
+        {"messages": [{"role": "user", "content": "a" * (CONTEXT_TOKENS - 3)}]},
         "messages",
         "context_length_exceeded",
     ),
@@ -158,20 +158,25 @@ async def test_a_bad_completion_request_is_a_400_that_names_the_field(
 
 
 async def test_an_unknown_model_is_a_404(engine: ScriptedEngine) -> None:
-    status, error = await post(engine, "/v1/chat/completions", CHAT | {"model": "gpt-9"})
+    status, error = await post(engine, "/v1/chat/completions", CHAT | {"model": "g"})
 
     assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b"[" * 500, b"[1]"])
+NAN = b'{"model": "bytes-1", "messages": [{"role": "user", "content": ""}], "top_p": NaN}'
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b"[" * 500, b"[1]", NAN])
 async def test_a_body_that_is_no_json_object_is_a_400(
     engine: ScriptedEngine, body: bytes
 ) -> None:
     async with client_of(make_app(engine)) as client:
         answer = await client.post("/v1/chat/completions", content=body)
 
-    assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    syntax = error["message"] == "the body is not valid JSON"
+    assert syntax is (error["code"] == "invalid_json") is (body not in (b"[1]", NAN))
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -196,6 +201,37 @@ async def test_a_body_over_the_limit_is_a_413_announced_or_not(
 
     assert [answer.status_code for answer in answers] == [400, 413]
     assert answers[1].json()["error"]["code"] == "request_too_large"
+
+
+async def test_a_body_announced_over_the_limit_is_not_read(engine: ScriptedEngine) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    async with client_of(make_app(engine, body_limit_bytes=1024)) as client:
+        answer = await client.post("/", content=unread(), headers={"content-length": "1025"})
+
+    assert answer.status_code == 413
+
+
+async def test_the_message_says_what_would_fit(engine: ScriptedEngine) -> None:
+    _, default = await post(engine, "/v1/completions", TEXT | {"prompt": [1] * CONTEXT_TOKENS})
+    _, wanted = await post(engine, "/v1/chat/completions", CHAT | {"max_tokens": 57})
+    _, token = await post(engine, "/v1/completions", TEXT | {"prompt": [257]})
+
+    assert default["message"].endswith("takes 64 and the completion asks for 1")
+    assert wanted["message"].endswith("takes 8 and the completion asks for 57")
+    assert token["message"] == "token ids must be from 0 to 256"
+
+
+async def test_the_limit_of_choices_is_the_services() -> None:
+    async with client_of(make_app(ScriptedEngine(), max_choices=3)) as client:
+        answers = [
+            await client.post("/v1/chat/completions", json=CHAT | {"n": n}) for n in (3, 4)
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert answers[1].json()["error"]["param"] == "n"
 
 
 @pytest.mark.parametrize(

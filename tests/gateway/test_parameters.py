@@ -22,6 +22,8 @@ EXTREMES = [
     {"top_p": 1, "top_k": 2**31 - 1, "min_p": 1, "seed": 2**63 - 1},
     {"n": 8, "max_tokens": 1, "stop": ["a", "b", "c", "d" * 512]},
     {"max_completion_tokens": CONTEXT_TOKENS - len("u:Hello\n")},
+    {"max_completion_tokens": 1},
+    {"messages": [{"role": "user", "content": "a" * (CONTEXT_TOKENS - len("u:\n") - 1)}]},
     {"logprobs": True, "top_logprobs": 20},
     {"presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 2},
     {"repetition_penalty": 1e-9, "logit_bias": {"0": -100, "256": 100}},
@@ -47,6 +49,10 @@ async def test_parameters_and_values_that_change_nothing_are_accepted() -> None:
         "parallel_tool_calls": True,
         "presence_penalty": 0,
         "frequency_penalty": 0.0,
+        "repetition_penalty": 1,
+        "min_tokens": 0,
+        "ignore_eos": False,
+        "functions": [],
         "logit_bias": {},
         "tools": [],
         "tool_choice": "none",
@@ -72,14 +78,15 @@ async def test_the_extreme_values_of_each_range_are_accepted(change: dict[str, o
     assert (await post(ScriptedEngine(features=ALL), change))[0] == 200
 
 
-async def test_the_sampling_settings_reach_the_engine() -> None:
+async def test_the_settings_of_a_request_reach_the_engine() -> None:
     engine = ScriptedEngine()
 
     await post(engine, {"temperature": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9})
-    await post(engine, {"top_k": -1})
+    await post(engine, {"top_k": -1, "max_completion_tokens": 5, "logprobs": True})
 
     assert engine.jobs[0].sampling == Sampling(0.5, min_p=0.1, top_k=3, top_p=0.9)
     assert engine.jobs[1].sampling == Sampling(top_k=0)
+    assert (engine.jobs[1].max_tokens, engine.jobs[1].top_logprobs) == (5, 0)
 
 
 async def test_a_false_is_not_the_number_that_changes_nothing() -> None:

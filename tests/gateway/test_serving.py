@@ -137,6 +137,7 @@ async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
     first, second = logs
     assert (first["status"], first["prompt_tokens"], first["completion_tokens"]) == (200, 15, 9)
     assert (second["status"], second["error"]) == (400, "invalid_value")
+    assert second["prompt_tokens"] == second["completion_tokens"] == 0
     assert "secret" not in repr(logs)
 
 
@@ -239,13 +240,15 @@ async def test_the_buckets_of_the_histograms_are_stable(
     assert [float(bound) * 1000 for bound in found] == pytest.approx(buckets)
 
 
-async def test_an_answer_without_drafts_has_an_acceptance_rate_of_zero() -> None:
-    async with client_of(make_app(ScriptedEngine(statistics=Statistics(3)))) as client:
+async def test_rates_without_drafts_or_without_time_are_zero() -> None:
+    app = make_app(ScriptedEngine(statistics=Statistics(3)), clock=lambda: 0.0)
+    async with client_of(app) as client:
         answer = await client.post("/v1/chat/completions", json=CHAT)
 
     found = answer.json()["metrics"]["speculative_decoding"]
     assert (found["mean_acceptance_length"], found["draft_acceptance_rate"]) == (1, 0)
     assert (found["num_target_passes"], found["acceptance_histogram"]) == (3, [0])
+    assert answer.json()["timings"]["predicted_per_second"] == 0
 
 
 async def test_prompts_are_tokenised_one_at_a_time_and_never_in_the_event_loop() -> None:
