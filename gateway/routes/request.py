@@ -52,7 +52,7 @@ def _as_list(value: object) -> object:
 
 
 class StrictModel(BaseModel):
-    """An object without unknown fields."""
+    """An object in which unknown fields are an error and null counts as absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
