@@ -34,7 +34,7 @@ from edge_agent.draft_model.loading import find
 from gateway.hosting.cores import Pins, parse_pins, share
 from gateway.hosting.processes import ServiceError
 from models.errors import ModelError
-from models.opening import open_store
+from models.store import open_store
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",

@@ -18,7 +18,7 @@ from cli.up import Plan, read_settings
 from cli.up import up as run_up
 from gateway.hosting.cores import Pins, parse_pins, share
 from gateway.hosting.processes import ServiceError
-from models.opening import open_store
+from models.store import open_store
 
 app = typer.Typer(
     help="A large model's own words, faster: the edge drafts, the cloud verifies.",

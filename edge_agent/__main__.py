@@ -17,7 +17,7 @@ from edge_agent.app import build
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
 from models.errors import ModelError
-from models.opening import open_store
+from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
 
 GRACE_S = 5

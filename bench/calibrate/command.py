@@ -41,7 +41,7 @@ from gateway.hosting.processes import ServiceError
 from gateway.ports import Message
 from models.errors import ModelError
 from models.llama import Context, Model
-from models.opening import open_store
+from models.store import open_store
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Commit, TokenId
 

@@ -32,7 +32,7 @@ from bench.run.sdk_client import Answer, Asking, ask, noise_of
 from bench.run.services import EdgePlan, Stand, StandPlan, options
 from edge_agent.draft_model.loading import find
 from models.llama import Model
-from models.opening import open_store
+from models.store import open_store
 
 EDGES = {
     "model": EdgePlan(),

@@ -20,7 +20,7 @@ from bench.run.client import Client, Question, Reply
 from bench.run.host import processor_s, stolen_s
 from bench.run.services import HOST, Stand, StandPlan
 from edge_agent.draft_model.loading import find
-from models.opening import open_store
+from models.store import open_store
 
 SETTLING_CHECKS = 24
 """Health checks after a change of the link: each is a sample of the edge's smoothed round trip

@@ -28,11 +28,11 @@ import typer
 
 from bench.link.path import Conditions
 from bench.link.path import Path as LinkPath
-from bench.simulator.predict import POINTS
-from bench.simulator.command import hosts_of
 from bench.simulator import world
 from bench.simulator.clock import Clock, Line
+from bench.simulator.command import hosts_of
 from bench.simulator.hosts import gpu
+from bench.simulator.predict import POINTS
 from bench.simulator.source import Source, synthetic, traced
 from bench.simulator.table import candidates
 from bench.traces.files import Trace

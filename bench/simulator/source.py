@@ -16,7 +16,7 @@ import numpy as np
 from bench.run.prompts import sampling
 from bench.traces.files import Ids, Logits, Trace
 from edge_agent.draft_model.drafter import guessed_along
-from models.prefixes import common
+from models.kv_reuse import common_prefix
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.draft_sampler import coupled
@@ -55,7 +55,7 @@ class Source:
     def guess(self, context: Sequence[TokenId]) -> DraftToken:
         """Return what the draft says after `context`, output tokens only."""
         position = len(context)
-        at = common(context, self.tokens)
+        at = common_prefix(context, self.tokens)
         if at < position:
             return self._wrong(context, at)
         return DraftToken(self._guesses[position], self._confidences[position])

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from edge_agent.draft_model.drafter import CannotDraft, guessed_along
 from edge_agent.draft_model.slots import CacheSequence, LlamaSlot, Step
-from models.prefixes import common, price
+from models.kv_reuse import common_prefix, reuse_cost
 from models.segments import Limits, Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
@@ -55,7 +55,7 @@ class LlamaDrafter:
         free = [place for place in self._places if not place.taken]
         if not free or len(prompt) >= self._cache.limits.context_tokens:
             return None
-        best = min(free, key=lambda place: price(place.tokens, list(prompt)))
+        best = min(free, key=lambda place: reuse_cost(place.tokens, list(prompt)))
         best.taken = True
         return LlamaSlot(best, len(prompt), self._asked, self._cache.limits.context_tokens)
 
@@ -129,7 +129,7 @@ class LlamaDrafter:
     def _rewind(self, step: Step) -> None:
         """Have the sequence hold what is known of the context, less its last token."""
         sequence = step.sequence
-        length = min(common(sequence.tokens, step.context), len(step.context) - 1)
+        length = min(common_prefix(sequence.tokens, step.context), len(step.context) - 1)
         if length < len(sequence.tokens):
             self._cache.truncate(sequence.index, length)
             del sequence.tokens[length:]

@@ -11,7 +11,7 @@ from bench.run.prompts import Prompt
 from bench.traces.files import Trace
 from bench.traces.from_answers import Replies
 from edge_agent.draft_model.loading import find
-from models.opening import open_store
+from models.store import open_store
 from tests.bench.answers import answer, results
 
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import pytest
+from edge_agent.pipeline import Pipeline
+from edge_agent.steps import Guesser
 from prometheus_client import CollectorRegistry
 
 from bench.run.rounds import PaperPace, RoundPace, Rule, SyncPace
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.pipeline import Pipeline
-from edge_agent.steps import Guesser
 from speculation.drafting.policy import DraftSettings
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Limits, Sampling, TokenId

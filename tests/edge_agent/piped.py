@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-
-from edge_agent.draft_model.drafter import Seat
-from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Pipeline
 from edge_agent.steps import Guesser
+
+from edge_agent.draft_model.drafter import Seat
+from edge_agent.metrics import EdgeMetrics
 from speculation.drafting.policy import DraftSettings
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.prompt_lookup import Lookup

@@ -19,7 +19,7 @@ from cli.doctor import (
     check_verifier,
     report,
 )
-from models.opening import open_store
+from models.store import open_store
 
 
 @pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((4, 0), True)])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from models.opening import open_store
+from models.store import open_store
 from tests.edge_agent.processes import ROOT, free_port
 
 pytestmark = pytest.mark.models

@@ -9,12 +9,12 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
+from edge_agent.pace import Pace
+from edge_agent.pipeline import Link
 
 from bench.run.useless_drafter import NoDrafter
 from edge_agent.engine import EdgeEngine, Policy
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.pace import Pace
-from edge_agent.pipeline import Link
 from gateway.errors import EngineFault, Unavailable
 from gateway.ports import Delta, Job, Sampling, Statistics
 from speculation.drafting.policy import DraftSettings

@@ -10,8 +10,8 @@ import pytest
 
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from models.llama import Context, Model
-from models.opening import open_store
 from models.segments import Segment
+from models.store import open_store
 from speculation.protocol.messages import Sampling
 from speculation.sampling import draft_sampler as guessing
 from speculation.sampling.draft_token import DraftToken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge_agent.pace import Pace
+
 from speculation.drafting.policy import PATIENCE, DraftSettings
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Limits

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-
-from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.steps import Guesser, Steps
+
+from edge_agent.metrics import EdgeMetrics
 from speculation.drafting.policy import DraftSettings
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.prompt_lookup import Lookup

@@ -1,4 +1,4 @@
-"""The commands, as a user types them."""
+"""The commands `picospec models ...`, as a user types them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cli.models import models_app
 from models.errors import CannotQuantise
-from models.quantize import quantize
+from models.llama import quantise
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,6 @@ def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
     source.write_bytes(b"not a gguf")
 
     with pytest.raises(CannotQuantise):
-        quantize(source, tmp_path / "b.gguf", "Q4_0")
+        quantise(source, tmp_path / "b.gguf", "Q4_0")
 
     assert list(tmp_path.iterdir()) == [source]

@@ -17,7 +17,7 @@ from gateway.errors import Overloaded
 from gateway.metrics import Metrics
 from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
-from models.opening import open_store
+from models.store import open_store
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
 from speculation.sampling.distributions import QuantisedDistribution

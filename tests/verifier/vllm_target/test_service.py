@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from openai.types.chat.chat_completion import Choice
 
 from bench.run.services import EdgePlan, Stand, StandPlan
-from models.opening import open_store
+from models.store import open_store
 from tests.verifier.vllm_target.conftest import SMALL
 from tests.verifier.vllm_target.scripted import PERSON
 

@@ -1,8 +1,8 @@
-"""Parameters beyond those of the schemas: each is harmless, neutral, served, or refused.
+"""Checks the parameters that the schemas do not have.
 
-A parameter that would change the output is never ignored. It is refused with a 400 that names
-it, unless its value changes nothing (`presence_penalty: 0`) or the engine serves it
-(`Facts.features`); then it is checked and passed on in `Job.extras`.
+A parameter that would change the output is never ignored. It gets a 400 that names it, unless
+its value is neutral (`presence_penalty: 0`) or the engine serves it (`Facts.features`); in that
+case it is checked and passed on in `Job.extras`.
 """
 
 from __future__ import annotations
@@ -11,45 +11,41 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gateway.errors import InvalidRequest
 from gateway.ports import Facts
-from gateway.validation import invalid
+from gateway.routes.request import Flag, Integer, Number, StrictModel, invalid
 
 
-class _JsonSchema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _JsonSchema(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     json_schema: Annotated[dict[str, object], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
 
 
-class _ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _ResponseFormat(StrictModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _JsonSchema | None = None
 
 
-Penalty = Annotated[float, Strict(), Field(ge=-2, le=2, allow_inf_nan=False)]
-Repetition = Annotated[float, Strict(), Field(gt=0, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Strict(), Field(ge=-100, le=100, allow_inf_nan=False)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+Repetition = Annotated[Number, Field(gt=0, le=2)]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
 
-_SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = MappingProxyType(
+SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = MappingProxyType(
     {
         "presence_penalty": TypeAdapter(Penalty),
         "frequency_penalty": TypeAdapter(Penalty),
         "repetition_penalty": TypeAdapter(Repetition),
         "logit_bias": TypeAdapter(dict[Annotated[int, Field(ge=0)], Bias]),
         "response_format": TypeAdapter(_ResponseFormat),
-        "min_tokens": TypeAdapter(Annotated[int, Strict(), Field(ge=0)]),
-        "ignore_eos": TypeAdapter(Annotated[bool, Strict()]),
+        "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
+        "ignore_eos": TypeAdapter(Flag),
     }
 )
-"""What an engine may serve, with the check of its value."""
+"""Parameters that an engine may serve, with the checks of their values."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
@@ -67,67 +63,55 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "modalities": (["text"],),
         "store": (False,),
         "service_tier": ("auto", "default"),
-        "verbosity": (),
-        "reasoning_effort": (),
-        "audio": (),
-        "prediction": (),
-        "web_search_options": (),
-        "moderation": (),
         "echo": (False,),
         "best_of": (1,),
-        "suffix": (),
+        **dict.fromkeys(("audio", "moderation", "prediction", "reasoning_effort"), ()),
+        **dict.fromkeys(("suffix", "verbosity", "web_search_options"), ()),
     }
 )
-"""Known parameters that can change the output, with the values that do not."""
+"""Known parameters that can change the output, each with the values at which it does not."""
 
+_PROMPT_CACHE = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 _HARMLESS: Final = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "user",
-    }
+    {"metadata", "parallel_tool_calls", "safety_identifier", "user", *_PROMPT_CACHE}
 )
+"""Known parameters that never change the output."""
 
 
-def extras(given: Mapping[str, object], facts: Facts) -> Mapping[str, object]:
-    """Return what the engine must be told; InvalidRequest for what it does not serve.
+def check_extras(given: Mapping[str, object], facts: Facts) -> Mapping[str, object]:
+    """Return Job.extras; raise InvalidRequest for a parameter that the engine does not serve.
 
-    Values are as JSON gave them, but for logit_bias: {token: bias} with integer tokens.
+    Values are as JSON gave them, except that the tokens of logit_bias are integers.
     """
-    told = {}
+    extras = {}
     for name, value in given.items():
         if name in _HARMLESS or _is_neutral(name, value):
             continue
-        _refuse_unserved(name, facts)
-        told[name] = _checked(name, value, facts)
-    return MappingProxyType(told)
+        _check_served(name, facts)
+        extras[name] = _checked(name, value, facts)
+    return MappingProxyType(extras)
 
 
 def _is_neutral(name: str, value: object) -> bool:
-    """Equal and of the same kind: `false` is no penalty of 0."""
+    """Tell whether a value is equal to a neutral one, where `false` does not count as 0."""
     return any(
         value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
         for neutral in _NEUTRAL.get(name, ())
     )
 
 
-def _refuse_unserved(name: str, facts: Facts) -> None:
-    if name in _SERVABLE and name in facts.features:
+def _check_served(name: str, facts: Facts) -> None:
+    if name in SERVABLE and name in facts.features:
         return
     if name in _NEUTRAL:
-        message, code = f"{name} is not supported by this model", "unsupported_parameter"
-    else:
-        message, code = f"unknown parameter: {name}", "unknown_parameter"
-    raise InvalidRequest(message, param=name, code=code)
+        message = f"{name} is not supported by this model"
+        raise InvalidRequest(message, param=name, code="unsupported_parameter")
+    raise InvalidRequest(f"unknown parameter: {name}", param=name, code="unknown_parameter")
 
 
 def _checked(name: str, value: object, facts: Facts) -> object:
     try:
-        checked = _SERVABLE[name].validate_python(value)
+        checked = SERVABLE[name].validate_python(value)
     except ValidationError as error:
         raise invalid(error, under=name) from None
     if name == "logit_bias":

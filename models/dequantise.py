@@ -1,18 +1,18 @@
-"""GGUF to safetensors: for targets that read no GGUF, on machines without a model hub.
+"""Converts a GGUF file to safetensors, for targets that do not read GGUF.
 
-The directory written holds what vLLM needs (weights, config, tokenizer, chat template) and
-`vocabulary.gguf`: the GGUF's metadata without its weights. From that file both ends know the
-tokens and their fingerprint, exactly as from the GGUF itself.
+The written directory holds what vLLM needs (weights, config, tokenizer, chat template) and
+`vocabulary.gguf`, the GGUF's metadata without its weights. Read from that file, the tokens and
+their fingerprint are exactly those of the GGUF itself.
 
-Needs transformers, torch, accelerate and gguf, which the extra `cloud-cpu` brings; they are
-imported when called, so that this package does not depend on them.
+The extra `cloud-cpu` installs what this needs (transformers, torch, accelerate and gguf). They
+are imported inside the functions, so that this package does not depend on them.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from models.errors import CannotDequantise
 
@@ -23,8 +23,8 @@ Weights = Literal["bfloat16", "float16", "float32"]
 def dequantise(source: Path, target: Path, weights: Weights = "bfloat16") -> None:
     """Write the model in `source`, a GGUF file, to the directory `target`.
 
-    Takes the model's size in memory, in `weights`. Raises CannotDequantise; `target` may then
-    hold a part.
+    This needs memory for all weights in that type. Raises CannotDequantise, after which
+    `target` may hold some of the files.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -32,11 +32,11 @@ def dequantise(source: Path, target: Path, weights: Weights = "bfloat16") -> Non
         import transformers
     except ImportError as error:
         raise CannotDequantise(f"the extra `cloud-cpu` is not installed: {error}") from error
-    where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    location = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     try:
-        transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+        transformers.AutoTokenizer.from_pretrained(**location).save_pretrained(target)
         transformers.AutoModelForCausalLM.from_pretrained(
-            **where,
+            **location,
             dtype=getattr(torch, weights),
             quantization_config=transformers.GgufConfig(dequantize=True),
         ).save_pretrained(target)
@@ -46,20 +46,16 @@ def dequantise(source: Path, target: Path, weights: Weights = "bfloat16") -> Non
 
 
 def copy_metadata(source: Path, target: Path) -> None:
-    """Write a GGUF file with the metadata of `source` and no tensors."""
+    """Write a GGUF file that has the metadata of `source` and no tensors."""
     import gguf
 
     fields = gguf.GGUFReader(source).fields
     writer = gguf.GGUFWriter(target, fields["general.architecture"].contents())
     for name, entry in fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, entry.contents(), *_types(entry))
+            kind, *item_kinds = entry.types
+            item_kind = item_kinds[-1] if item_kinds else None
+            writer.add_key_value(name, entry.contents(), kind, item_kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-
-
-def _types(entry: Any) -> tuple[Any, Any]:
-    """Return a field's type, and that of its items if it is an array."""
-    kinds = entry.types
-    return kinds[0], kinds[-1] if len(kinds) > 1 else None
