@@ -17,8 +17,7 @@ import structlog
 
 from edge_agent.draft_model.drafter import CannotDraft, Seat
 from edge_agent.metrics import EdgeMetrics
-from gateway.error_groups import first_error
-from gateway.errors import EngineFault
+from gateway.errors import EngineFault, first_error
 from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
