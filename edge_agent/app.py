@@ -1,7 +1,7 @@
-"""Puts the edge together: draft model, link, engine, and the OpenAI face over them.
+"""Puts the edge together: draft model, link and engine, under the gateway's OpenAI API.
 
-/health answers 200 while the verifier can be reached, else 503 with the reason: without it the
-edge cannot say anything. The edge itself stays up, and serves again when the verifier does.
+/health answers 200 while the verifier can be reached and else 503 with the reason, because the
+edge cannot generate without it. The edge stays up, and serves again when the verifier does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from edge_agent.draft_model.loading import TargetTokenizer, make_drafter, open_model
+from edge_agent.draft_model import loading
+from edge_agent.draft_model.loading import MakeDrafter, TargetTokenizer
 from edge_agent.engine import EdgeEngine, MakePace, Policy
 from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
@@ -39,8 +40,8 @@ class Health:
             facts = await self.engine.facts()
             await self.uplink.check()
         except ApiError as error:
-            told = {"status": "unavailable", "verifier": self.uplink.url, **error.body()}
-            return JSONResponse(told, 503)
+            body = {"status": "unavailable", "verifier": self.uplink.url, **error.body()}
+            return JSONResponse(body, 503)
         return JSONResponse(
             {
                 "status": "ok",
@@ -51,24 +52,28 @@ class Health:
         )
 
 
-def build(settings: EdgeSettings, store: Store, make_pace: MakePace = Pace) -> FastAPI:
-    """Return the ASGI app, its draft model loaded. Raises models.errors.ModelError, OSError.
+def build(
+    settings: EdgeSettings,
+    store: Store,
+    make_pace: MakePace = Pace,
+    make_drafter: MakeDrafter = loading.make_drafter,
+) -> FastAPI:
+    """Return the ASGI app with its draft model loaded; its lifespan frees everything.
 
-    Its lifespan frees everything.
+    Raises models.errors.ModelError, OSError.
     """
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
-    model = open_model(settings, store)
+    model = loading.open_model(settings, store)
     drafter = make_drafter(model, settings)
     ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
     url = str(settings.verifier_url).rstrip("/")
     connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
     uplink = Uplink(connection, metrics)
-    lookup = settings.lookup and settings.drafter != "noise"
     engine = EdgeEngine(
         uplink,
         drafter,
-        Policy(settings.judge, settings.fill, settings.draft_pacing, lookup),
+        Policy(settings.judge, settings.fill, settings.draft_settings, settings.lookup),
         metrics,
         vocabulary=model.vocabulary.fingerprint,
         make_pace=make_pace,

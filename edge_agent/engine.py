@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from edge_agent import pipeline
-from edge_agent.as_generator import pulled
-from edge_agent.draft_model.drafter import Drafter, Seat
+from edge_agent.as_generator import as_generator as pulled
+from edge_agent.draft_model.drafter import Drafter
+from edge_agent.draft_model.drafter import DraftSlot as Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Pipeline

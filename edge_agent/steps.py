@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from edge_agent.draft_model.drafter import CannotDraft, Seat
+from edge_agent.draft_model.drafter import CannotDraft
+from edge_agent.draft_model.drafter import DraftSlot as Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from speculation.drafting.session import DraftingSession

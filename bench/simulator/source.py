@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.run.prompts import sampling
 from bench.traces.files import Ids, Logits, Trace
-from edge_agent.draft_model.drafter import guessed_along
+from edge_agent.draft_model.drafter import drafts_while_matching as guessed_along
 from models.prefixes import common
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
@@ -69,7 +69,7 @@ class Source:
         return DraftToken(WRONG + position, self._confidences[position])
 
     def guesses(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
-        """Return what a step says that reads `ahead` too: see edge_agent.draft_model.drafter.Seat."""
+        """Return what a step says that reads `ahead` too: see DraftSlot.step."""
         room = len(self.tokens) - len(context) - 1
         return guessed_along(lambda n: self.guess([*context, *ahead[:n]]), ahead[:room])
 

@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from edge_agent.draft_model.drafter import Seat
+from edge_agent.draft_model.drafter import DraftSlot as Seat
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Pipeline

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import pytest
 
-from bench.run.useless_drafter import NoDrafter
+from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.engine import EdgeEngine, Policy
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace

@@ -30,7 +30,7 @@ from verifier.vllm_target.core.hooks import must_step
 from verifier.vllm_target.core.session_slot import OutgoingFrame, Seat
 from verifier.vllm_target.core.slot_table import SlotTable
 from verifier.vllm_target.core.timer import Timer
-from verifier.vllm_target.watch import die_with_parent
+from gateway.hosting.parent_death import die_with_parent
 
 
 class SessionScheduler(Scheduler):
