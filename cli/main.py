@@ -37,11 +37,7 @@ Keys = Annotated[
     typer.Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used."),
 ]
 
-PASS_ON: Final = {
-    "allow_extra_args": True,
-    "ignore_unknown_options": True,
-    "help_option_names": [],
-}
+PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 
 @app.command()

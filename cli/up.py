@@ -50,27 +50,25 @@ class Plan:
 
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        here = ("--host", HOST)
-        there = ("--verifier-url", self.verifier_url)
         verifier = Service(
-            name="verifier",
-            command=(*_module("verifier", self.verifier_port), *here),
-            url=self.verifier_url,
-            cores=self.pins.verifier,
-            environment=as_environment("VERIFIER", self.settings.get("verifier", {})),
+            "verifier",
+            _command("verifier", self.verifier_port),
+            self.verifier_url,
+            self.pins.verifier,
+            as_environment("VERIFIER", self.settings.get("verifier", {})),
         )
         edge = Service(
-            name="edge",
-            command=(*_module("edge_agent", self.edge_port), *here, *there),
-            url=self.edge_url,
-            cores=self.pins.edge,
-            environment=as_environment("EDGE", self.settings.get("edge", {})),
+            "edge",
+            (*_command("edge_agent", self.edge_port), "--verifier-url", self.verifier_url),
+            self.edge_url,
+            self.pins.edge,
+            as_environment("EDGE", self.settings.get("edge", {})),
         )
         return verifier, edge
 
 
-def _module(name: str, port: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", name, "--port", str(port))
+def _command(module: str, port: int) -> tuple[str, ...]:
+    return sys.executable, "-m", module, "--port", str(port), "--host", HOST
 
 
 def read_settings(path: Path) -> dict[str, dict[str, object]]:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -28,28 +28,6 @@ from edge_agent.settings import EdgeSettings
 from gateway.app import create_app
 from gateway.errors import ApiError
 from models.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    engine: EdgeEngine
-    uplink: Uplink
-
-    async def __call__(self, _: Request) -> JSONResponse:
-        try:
-            facts = await self.engine.facts()
-            await self.uplink.check()
-        except ApiError as error:
-            body = {"status": "unavailable", "verifier": self.uplink.url, **error.body()}
-            return JSONResponse(body, 503)
-        return JSONResponse(
-            {
-                "status": "ok",
-                "verifier": self.uplink.url,
-                "rtt_ms": round(self.uplink.rtt_s * 1000, 2),
-                "model": facts.model,
-            }
-        )
 
 
 def build(
@@ -98,5 +76,18 @@ def build(
         registry=registry,
         lifespan=lifespan,
     )
-    app.router.routes.insert(0, Route("/health", Health(engine, uplink).__call__))
+    app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink)))
     return app
+
+
+async def _health(engine: EdgeEngine, uplink: Uplink, _: Request) -> JSONResponse:
+    try:
+        facts = await engine.facts()
+        await uplink.check()
+    except ApiError as error:
+        body = {"status": "unavailable", "verifier": uplink.url, **error.body()}
+        return JSONResponse(body, 503)
+    rtt_ms = round(uplink.rtt_s * 1000, 2)
+    return JSONResponse(
+        {"status": "ok", "verifier": uplink.url, "rtt_ms": rtt_ms, "model": facts.model}
+    )

@@ -79,7 +79,7 @@ class LlamaDrafter:
             request = self._requests.get()
             if request is None:
                 for left in waiting.values():
-                    left.settle(None)
+                    left.drafts.cancel()
                 return False
             waiting[request.slot.index] = request
         return True
@@ -97,8 +97,10 @@ class LlamaDrafter:
             request = waiting[segment.sequence]
             request.slot.tokens.extend(segment.tokens)
             if segment.logits:
+                drafts = self._drafts(request, row, segment.logits)
                 del waiting[segment.sequence]
-                request.settle(self._drafts(request, row, segment.logits))
+                if request.drafts.set_running_or_notify_cancel():
+                    request.drafts.set_result(drafts)
                 row += segment.logits
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
@@ -144,5 +146,6 @@ class LlamaDrafter:
             request.slot.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
-            request.settle(failure)
+            if request.drafts.set_running_or_notify_cancel():
+                request.drafts.set_exception(failure)
         waiting.clear()

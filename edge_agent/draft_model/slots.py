@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from speculation.protocol.messages import TokenId
@@ -34,25 +35,8 @@ class StepRequest:
     """Where the first draft token goes, counted from the end of the prompt."""
 
     sampler: DraftSampler
-    drafts: asyncio.Future[list[DraftToken]]
-
-    def settle(self, result: list[DraftToken] | Exception | None) -> None:
-        """Hand the result to the session, from the thread. None cancels the step."""
-
-        def settle() -> None:
-            if self.drafts.done():
-                return
-            if isinstance(result, Exception):
-                self.drafts.set_exception(result)
-            elif result is not None:
-                self.drafts.set_result(result)
-            else:
-                self.drafts.cancel()
-
-        try:
-            self.drafts.get_loop().call_soon_threadsafe(settle)
-        except RuntimeError:  # the event loop has ended, and the session with it
-            return
+    drafts: Future[list[DraftToken]]
+    """The result. The session cancels it when it does not need the step any more."""
 
 
 class LlamaSlot:
@@ -78,11 +62,11 @@ class LlamaSlot:
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
-        drafts: asyncio.Future[list[DraftToken]] = asyncio.get_running_loop().create_future()
+        drafts: Future[list[DraftToken]] = Future()
         position = len(context) - self._prompt_tokens
         ahead = ahead[: max(0, self.context_tokens - len(context))]
         self._requests.put(StepRequest(self._slot, context, ahead, position, sampler, drafts))
-        return await drafts
+        return await asyncio.wrap_future(drafts)
 
     def leave(self) -> None:
         if not self._left:

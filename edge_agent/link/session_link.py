@@ -15,9 +15,8 @@ import httpx
 import structlog
 
 from edge_agent.link import upstream_errors
-from edge_agent.link.posts import Post, Posts
+from edge_agent.link.posts import Posts
 from edge_agent.link.retry import attempts
-from edge_agent.link.round_trip import RoundTrip
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation.protocol import wire
@@ -48,10 +47,9 @@ class Link:
     def __init__(
         self,
         client: httpx.AsyncClient,
-        post: Post,
+        posts: Posts,
         request: Open,
         *,
-        rtt: RoundTrip,
         metrics: EdgeMetrics,
         clock: Callable[[], float],
     ) -> None:
@@ -59,7 +57,7 @@ class Link:
         self._request = request
         self._metrics = metrics
         self._clock = clock
-        self._posts = Posts(post, rtt=rtt, metrics=metrics, clock=clock)
+        self._posts = posts
         self._path = ""
         self._window_s = 0.0
         self._opened = asyncio.Event()

@@ -25,7 +25,7 @@ from pyqwest import (
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from edge_agent.link import upstream_errors
-from edge_agent.link.posts import Post
+from edge_agent.link.posts import Post, Posts
 from edge_agent.link.round_trip import RoundTrip
 from edge_agent.link.session_link import Link
 from edge_agent.metrics import EdgeMetrics
@@ -142,10 +142,8 @@ class Uplink:
 
     def open(self, request: Open) -> Link:
         """Return a link that opens this session when its events are read."""
-        return Link(
-            self._client, self._post, request,
-            rtt=self._rtt, metrics=self._metrics, clock=self._clock,
-        )  # fmt: skip
+        posts = Posts(self._post, rtt=self._rtt, metrics=self._metrics, clock=self._clock)
+        return Link(self._client, posts, request, metrics=self._metrics, clock=self._clock)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""

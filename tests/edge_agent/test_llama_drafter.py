@@ -10,6 +10,8 @@ import pytest
 
 from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
+from speculation.sampling.distributions import Logits
+from speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth
 
 
@@ -141,6 +143,22 @@ async def test_a_pass_that_fails_fails_its_steps_and_the_next_step_works(
         await draft_after(slot, [1, 2, 3, 4])
 
     assert await draft_after(slot, [1, 2, 3, 4]) == truth([1, 2, 3, 4])
+
+
+async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
+    drafter: LlamaDrafter,
+) -> None:
+    def broken(logits: Logits, position: int) -> DraftToken:
+        raise ZeroDivisionError("no distribution")
+
+    slot = drafter.take([1, 2, 3])
+    assert slot is not None
+
+    with pytest.raises(CannotDraft, match="no distribution"):
+        async with asyncio.timeout(5):
+            await slot.step([1, 2, 3], broken)
+
+    assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
 
 
 async def test_a_context_past_the_cache_is_an_error_of_that_step(drafter: LlamaDrafter) -> None:
