@@ -127,7 +127,7 @@ async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace_period(
     output = Output()
 
     async with asyncio.timeout(5):
-        await run_until_all_serve([service("verifier", "deaf")], output)
+        await run_until_all_serve([service("verifier", "ignores-sigterm")], output)
 
     assert output.lines[-1] == ("verifier", "did not stop within 0.1 s; killed")
 
