@@ -66,7 +66,7 @@ def dequantize(source: Path, target: Path, weights: str = "bfloat16") -> None:
 
 @contextmanager
 def _reported() -> Iterator[Console]:
-    """Turn this package's errors into one line on stderr and exit code 1."""
+    """Turn a ModelError into one line on stderr and exit code 1."""
     try:
         yield Console()
     except ModelError as error:

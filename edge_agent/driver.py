@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from edge_agent.draft_model.drafter import CannotDraft, Seat
+from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, first_error
 from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
@@ -50,7 +50,7 @@ class Link(Protocol):
 class DraftModel:
     """What one session's steps are made with."""
 
-    slot: Seat
+    slot: DraftSlot
     sampler: DraftSampler
     prompt: tuple[TokenId, ...]
 

@@ -31,7 +31,7 @@ from bench.run.host import Host, commit, this_host
 from bench.run.plan import repository
 from bench.run.prompts import SHIPPED, Prompt, Selection, read
 from bench.run.services import Stand, StandPlan, options
-from edge_agent.draft_model.drafter import Seat
+from edge_agent.draft_model.drafter import DraftSlot as Seat
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.draft_model.loading import find
 from edge_agent.link.uplink import Uplink, connect

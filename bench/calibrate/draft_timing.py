@@ -8,7 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Final
 
-from edge_agent.draft_model.drafter import Seat
+from edge_agent.draft_model.drafter import DraftSlot as Seat
 from speculation.protocol.messages import Sampling, TokenId
 from speculation.sampling.draft_sampler import coupled
 

@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from rich.console import Console
 
 from bench.link.relay_server import Link
-from cli.up import until_healthy
 from gateway.hosting.cores import Pins, share
+from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
+from gateway.hosting.settings_sources import as_environment
 
 HOST = "127.0.0.1"
 
@@ -45,6 +45,8 @@ class EdgePlan:
     """One edge of the stand."""
 
     drafter: str = "model"
+    """`noise`: the one of bench.run.useless_drafter. Others: as in the edge's settings."""
+
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
@@ -59,6 +61,20 @@ class EdgePlan:
 
     rounds: str = ""
     """A rule of bench.run.rounds, such as "sync:4", in place of the product's pacing."""
+
+    @property
+    def module(self) -> tuple[str, ...]:
+        """The module that runs this edge, and the arguments that belong to it alone."""
+        if self.rounds:
+            return "bench.run.rounds", self.rounds
+        return ("bench.run.useless_drafter" if self.drafter == "noise" else "edge_agent",)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        drafter = "none" if self.drafter == "noise" else self.drafter
+        return {
+            "drafter": drafter, "judge": self.judge, "fill": self.fill, "lookup": self.lookup
+        }  # fmt: skip
 
 
 def _pins() -> Pins:
@@ -123,12 +139,7 @@ class Stand:
         ]
         self.pids = {child.service.name: child.pid for child in children}
         async with httpx.AsyncClient(trust_env=False) as client:
-            healthy = until_healthy(
-                services,
-                client,
-                within_s=self.plan.healthy_within_s,
-                console=Console(quiet=True),
-            )
+            healthy = until_healthy(services, client, within_s=self.plan.healthy_within_s)
             await while_alive(children, healthy)
 
     def _hear(self, name: str, line: str) -> None:
@@ -148,19 +159,12 @@ class Stand:
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
         way = await self._way(name, edge)
-        module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
-            sys.executable, "-m", *module, "--host", HOST, "--port", _port(url),
+            sys.executable, "-m", *edge.module, "--host", HOST, "--port", _port(url),
             "--verifier-url", way,
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip
-        settings = {
-            "PICOSPEC_EDGE__DRAFTER": edge.drafter,
-            "PICOSPEC_EDGE__JUDGE": edge.judge,
-            "PICOSPEC_EDGE__FILL": edge.fill,
-            "PICOSPEC_EDGE__LOOKUP": str(edge.lookup),
-            **self.plan.environment,
-        }
+        settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
         cores = self.plan.verifier_cores if edge.beside else self.plan.edge_cores
         return Service(name, command, url, cores, settings)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.run.prompts import sampling
 from bench.traces.files import Ids, Logits, Trace
-from edge_agent.draft_model.drafter import guessed_along
+from edge_agent.draft_model.drafter import drafts_while_matching
 from models.kv_reuse import common_prefix
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
@@ -69,9 +69,9 @@ class Source:
         return DraftToken(WRONG + position, self._confidences[position])
 
     def drafts(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
-        """Return what a step says that reads `ahead` too: see edge_agent.draft_model.drafter.Seat."""
+        """Return what a step says that reads `ahead` too: see DraftSlot.step."""
         room = len(self.tokens) - len(context) - 1
-        return guessed_along(lambda n: self.guess([*context, *ahead[:n]]), ahead[:room])
+        return drafts_while_matching(lambda n: self.guess([*context, *ahead[:n]]), ahead[:room])
 
 
 def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:

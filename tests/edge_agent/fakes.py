@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
-from edge_agent.draft_model.drafter import guessed_along
+from edge_agent.draft_model.drafter import drafts_while_matching as guessed_along
 from speculation.protocol.messages import (
     Commit,
     Down,

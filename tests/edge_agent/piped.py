@@ -9,6 +9,7 @@ from edge_agent.pace import Pace
 from edge_agent.pipeline import Pipeline
 from edge_agent.steps import Guesser
 
+from edge_agent.draft_model.drafter import DraftSlot as Seat
 from edge_agent.draft_model.drafter import Seat
 from edge_agent.metrics import EdgeMetrics
 from speculation.drafting.policy import DraftSettings

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.pace import Pace
 from edge_agent.pipeline import Link
 
-from bench.run.useless_drafter import NoDrafter
+from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.engine import EdgeEngine, Policy
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, Unavailable

@@ -1,11 +1,11 @@
-"""One line about how it is going, from two readings of /metrics."""
+"""One line about a running answer, from two readings of /metrics."""
 
 from __future__ import annotations
 
 from cli.chat_stats import Reading, describe
 
 METRICS = """\
-# HELP picospec:generation_tokens_total Tokens said.
+# HELP picospec:generation_tokens_total Tokens generated.
 # TYPE picospec:generation_tokens_total counter
 picospec:generation_tokens_total 120.0
 picospec:edge_draft_tokens_total 100.0
@@ -15,7 +15,7 @@ picospec:edge_link_bytes_total{direction="up"} 999.0
 """
 
 
-def test_a_reading_takes_its_four_figures_and_passes_over_the_rest() -> None:
+def test_a_reading_takes_its_four_numbers_and_skips_the_rest() -> None:
     assert Reading.parse(METRICS, 7.0) == Reading(7.0, 120, 100, 80, 0.0123)
 
 
@@ -33,5 +33,5 @@ def test_only_what_happened_between_the_readings_counts() -> None:
     assert line == "10.0 tokens/s · 50% of drafts accepted · RTT 12 ms"
 
 
-def test_nothing_known_says_nothing() -> None:
+def test_two_empty_readings_are_described_by_an_empty_line() -> None:
     assert describe(Reading(1.0), Reading(1.0)) == ""

@@ -1,4 +1,4 @@
-"""A stand-in for a service: `python fake_service.py PORT [dies|deaf]`. Not a test."""
+"""A stand-in for a service: `python fake_service.py PORT [dies|ignores-sigterm]`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def say(word: str) -> None:
-    sys.stdout.write(word + "\n")
+def print_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
@@ -34,11 +34,11 @@ def main() -> None:
     server = HTTPServer(("127.0.0.1", port), Handler)
 
     def stop(*_: object) -> None:
-        say("stopping")
+        print_line("stopping")
         threading.Thread(target=server.shutdown).start()
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == ["deaf"] else stop)
-    say("serving")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == ["ignores-sigterm"] else stop)
+    print_line("serving")
     server.serve_forever(poll_interval=0.02)
     server.server_close()
 

@@ -9,14 +9,13 @@ import socket
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 from rich.console import Console
 
-from cli.up import Plan, check_free, invitation, read_settings, until_healthy, up
-from gateway.hosting.processes import NeverHealthy, Service, ServiceError
+from cli.up import Plan, check_free, read_settings, up, usage_lines
+from gateway.hosting.processes import Service, ServiceError
 
-FAKE = str(Path(__file__).with_name("fake_service.py"))
+FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
 
 
 def free_port() -> int:
@@ -29,7 +28,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def said(console: Console) -> str:
+def printed(console: Console) -> str:
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
@@ -48,7 +47,7 @@ def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
     return fake("verifier", planned.verifier_port), edge
 
 
-def test_each_end_is_told_its_port_and_the_edge_where_the_verifier_is() -> None:
+def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
     verifier, edge = Plan(edge_port=1, verifier_port=2).services()
 
     python, here = sys.executable, ("--host", "127.0.0.1")
@@ -59,7 +58,7 @@ def test_each_end_is_told_its_port_and_the_edge_where_the_verifier_is() -> None:
 
 def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:
     file = tmp_path / "local.toml"
-    file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.pacing]\nflush_tokens = 3\n')
+    file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n')
 
     verifier, edge = Plan(settings=read_settings(file)).services()
 
@@ -67,7 +66,7 @@ def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) 
     assert edge.environment == {
         "PICOSPEC_EDGE__DRAFT_MODEL": "m",
         "PICOSPEC_EDGE__SLOTS": "2",
-        "PICOSPEC_EDGE__PACING": '{"flush_tokens": 3}',
+        "PICOSPEC_EDGE__DRAFTING": '{"flush_tokens": 3}',
     }
 
 
@@ -75,7 +74,7 @@ def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) 
     ("text", "reason"),
     [("[edge", "Expected"), ("[cloud]", "not cloud"), ("edge = 3", "not edge")],
 )
-def test_a_file_of_another_form_is_refused_by_name(
+def test_a_file_of_another_form_is_an_error_that_names_it(
     tmp_path: Path, text: str, reason: str
 ) -> None:
     file = tmp_path / "local.toml"
@@ -85,18 +84,18 @@ def test_a_file_of_another_form_is_refused_by_name(
         read_settings(file)
 
 
-async def test_it_invites_when_both_are_healthy_and_ends_on_a_signal() -> None:
+async def test_it_prints_how_to_use_it_when_both_are_healthy_and_ends_on_a_signal() -> None:
     planned, console = plan(), quiet()
 
     async with asyncio.timeout(20):
         running = asyncio.create_task(up(planned, fakes(planned), console))
-        while "from openai" not in said(console):  # noqa: ASYNC110 (a console has no events)
+        while "from openai" not in printed(console):  # noqa: ASYNC110 (a console has no events)
             await asyncio.sleep(0.02)
         signal.raise_signal(signal.SIGTERM)
         await running
 
-    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in said(console)
-    assert "edge | stopping" in said(console)
+    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in printed(console)
+    assert "edge | stopping" in printed(console)
     check_free(planned.edge_port, "EDGE_PORT")
     check_free(planned.verifier_port, "VERIFIER_PORT")
 
@@ -120,16 +119,8 @@ async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
             await up(planned, fakes(planned), quiet())
 
 
-async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:
-    silent = Service("edge", (), f"http://127.0.0.1:{free_port()}")
-
-    async with httpx.AsyncClient(trust_env=False) as client:
-        with pytest.raises(NeverHealthy, match=r"edge was not healthy within 0\.1 s"):
-            await until_healthy([silent], client, within_s=0.1, console=quiet())
-
-
-def test_an_invitation_names_a_key_and_never_shows_it() -> None:
-    lines = "\n".join(invitation(Plan(api_key="very-secret"), "qwen"))
+def test_the_usage_lines_name_a_key_and_never_show_it() -> None:
+    lines = "\n".join(usage_lines(Plan(api_key="very-secret"), "qwen"))
 
     assert "very-secret" not in lines
     assert "PICOSPEC_API_KEYS" in lines

@@ -38,7 +38,7 @@ def test_a_service_gets_its_arguments_as_they_are(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pins are Linux's")
-def test_pins_that_mean_nothing_are_a_usage_error() -> None:
+def test_pins_of_another_form_are_a_usage_error() -> None:
     result = runner.invoke(app, ["up", "--pin", "zero"])
 
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what they refuse."""
+"""The edge's settings: where they come from, and which are errors."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ def test_without_a_file_the_defaults_hold() -> None:
     assert (settings.host, settings.port, settings.judge) == ("127.0.0.1", 8000, "coupled")
 
 
-def test_the_command_line_is_stronger_than_the_environment_and_that_than_the_file(
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(
-        tmp_path, 'port = 1\nslots = 2\nfill = "never"\n[pacing]\nflush_tokens = 3\n'
+        tmp_path, 'port = 1\nslots = 2\nfill = "never"\n[drafting]\nflush_tokens = 3\n'
     )
     monkeypatch.setenv("PICOSPEC_EDGE__SLOTS", "3")
     monkeypatch.setenv("PICOSPEC_EDGE__PORT", "2")
-    monkeypatch.setenv("PICOSPEC_EDGE__PACING__MIN_SURVIVAL", "0.4")
+    monkeypatch.setenv("PICOSPEC_EDGE__DRAFTING__MIN_SURVIVAL", "0.4")
 
     settings = load(path, {}, {"port": 4})
 
     assert (settings.port, settings.slots, settings.fill) == (4, 3, "never")
-    assert settings.draft_pacing.flush_tokens == 3
-    assert settings.draft_pacing.min_survival == 0.4
+    assert settings.draft_settings.flush_tokens == 3
+    assert settings.draft_settings.min_survival == 0.4
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         ("ports = 1", "ports"),
-        ("[pacing]\nmin_surviva = 1", "min_surviva"),
+        ("[drafting]\nmin_surviva = 1", "min_surviva"),
         ("port = 0", "port"),
         ('judge = "harsh"', "judge"),
         ('drafter = "oracle"', "drafter"),
+        ('drafter = "noise"', "drafter"),
         ("slots = 0", "slots"),
         ('verifier_url = "ftp://x"', "verifier_url"),
     ],

@@ -1,4 +1,4 @@
-"""Which cores each end gets."""
+"""The cores that each end gets."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def test_pins_are_read_as_written(text: str, pins: Pins) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "a:1", "0:1-", "-1:0", "0:9"])
-def test_pins_that_mean_nothing_are_refused(text: str) -> None:
+def test_pins_of_another_form_are_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"cores|pins"):
         parse_pins(text, range(4))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cli.chat import answer
-from cli.chat_client import ChatError, Turn, ask
+from cli.chat_client import ChatError, Turn, stream_answer
 
 TURNS = (Turn("user", "hi"),)
 
@@ -63,11 +63,11 @@ async def test_an_answer_that_fails_says_why(
 ) -> None:
     async with client() as used:
         with pytest.raises(ChatError, match=reason):
-            async for _ in ask(used, "m", TURNS):
+            async for _ in stream_answer(used, "m", TURNS):
                 pass
 
 
-async def test_a_service_that_is_not_there_is_said_to_be_so() -> None:
+async def test_a_service_that_is_not_there_is_a_clear_error() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
 
@@ -87,7 +87,7 @@ async def test_the_whole_conversation_is_sent() -> None:
     turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
     transport = httpx.MockTransport(respond)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-        pieces = [piece async for piece in ask(client, "m", turns)]
+        pieces = [piece async for piece in stream_answer(client, "m", turns)]
 
     assert pieces == []
     assert b'"messages":[{"role":"user","content":"a"},{"role":"assistant"' in bodies[0]
