@@ -82,7 +82,7 @@ class _Held:
 
 
 class VerifyMachine:
-    """u: uniforms in [0, 1) that no edge can foresee. latency: what is known of passes already."""
+    """u: uniforms in [0, 1) that no edge can foresee. latency: what is known before."""
 
     def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
         self.latency = latency or PassLatency()
@@ -105,7 +105,7 @@ class VerifyMachine:
         self._sessions[name] = _Held(session, now)
 
     def close(self, name: SessionId) -> None:
-        """Forget a session; a pass that is running drops its outcome. Harmless when repeated."""
+        """Forget a session; a pass that runs drops its outcome. Harmless when repeated."""
         self._sessions.pop(name, None)
 
     def session(self, name: SessionId) -> VerifyingSession:
@@ -174,7 +174,7 @@ class VerifyMachine:
 
     def _allocated(self, names: Sequence[SessionId], others: int, rows: int) -> list[int]:
         """Return how many draft tokens of each session to judge. others: rows of sessions that
-        take none. One row a session is kept back for the draft token that fill `never` needs."""
+        take none. One row a session is kept for the draft token that fill `never` needs."""
         sessions = [self._sessions[name].session for name in names]
         counts = allocate(
             [*(session.judgeable for session in sessions), *([0] * others)],
