@@ -1,4 +1,4 @@
-"""When to start a pass: tables of cases, and what must never go the wrong way."""
+"""How long to hold a pass: a table of cases, and what must never go the wrong way."""
 
 from __future__ import annotations
 
@@ -10,101 +10,88 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation.protocol.messages import Draft
-from speculation.verifying.pass_policy import HOLD_DRAFTS, Waiting, hold, share_rows, starters
-from speculation.verifying.row_allocation import PassLatency
-from tests.speculation import verifiers
+from speculation.verifying.arrivals import Arrivals
+from speculation.verifying.latency import PassLatency
+from speculation.verifying.pass_policy import MAX_HELD_FOR, Waiting, hold_s, waiting
+from tests.speculation import verify_sessions
+from tests.speculation.latencies import latency
 
 SECONDS = st.floats(0.0, 10.0)
 
 
-def times(first_s: float = 0.2, row_s: float = 0.002) -> PassLatency:
+def sloping(first_s: float = 0.2, row_s: float = 0.002) -> PassLatency:
     """T(1) to T(17): one row more costs row_s."""
-    learned = PassLatency()
-    for rows in range(1, 18):
-        learned.saw(rows, first_s + row_s * rows)
-    return learned
+    return latency(*(first_s + row_s * rows for rows in range(1, 18)))
 
 
-def waiting(**changes: object) -> Waiting:
+def case(**changes: object) -> Waiting:
     fields = {
         "fill": "auto", "pending": 0, "acceptance": 0.8, "due_s": 0.03, "behind": 0,
-        "interval_s": 0.02, "restart_s": 0.0, "times": times(), "most": 16,
+        "interval_s": 0.02, "restart_s": 0.0,
     }  # fmt: skip
     return Waiting(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 HOLDS = {
-    "drafts are about to arrive": (waiting(), 0.07),
-    "one has come, more will": (waiting(pending=1, due_s=0.01), 0.05),
-    "enough have come": (waiting(pending=HOLD_DRAFTS), 0.0),
-    "none is expected": (waiting(due_s=inf), 0.0),
-    "always": (waiting(fill="always"), 0.0),
-    "never, and none pending": (waiting(fill="never"), inf),
-    "never, one pending": (waiting(fill="never", pending=1), 0.0),
-    "they are far": (waiting(due_s=0.5), 0.0),
-    "one is overtaken": (waiting(acceptance=0.9, due_s=0, interval_s=0.01, behind=1), 0.02),
-    "many are overtaken": (waiting(acceptance=0.9, due_s=0, interval_s=0.01, behind=8), 0.0),
-    "they are useless": (waiting(acceptance=0.01), 0.0),
-    "rows cost as much as passes": (waiting(times=times(0.0, 0.2)), 0.0),
-    "a chain takes long to begin again": (waiting(due_s=0.1, restart_s=0.3), 0.14),
-    "a chain begins again at once": (waiting(due_s=0.1), 0.0),
-    "the draft is late": (waiting(due_s=-0.04), 0.0),
+    "draft tokens are about to arrive": (case(), 0.07),
+    "one has come, more will": (case(pending=1, due_s=0.01), 0.05),
+    "one more is worth it": (case(pending=MAX_HELD_FOR - 1, due_s=0.01), 0.05),
+    "enough have come": (case(pending=MAX_HELD_FOR, due_s=0.01), 0.0),
+    "none is expected": (case(due_s=inf), 0.0),
+    "always": (case(fill="always"), 0.0),
+    "never, and none pending": (case(fill="never"), inf),
+    "never, one pending": (case(fill="never", pending=1), 0.0),
+    "they are far": (case(due_s=0.5), 0.0),
+    "one is overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, behind=1), 0.02),
+    "many are overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, behind=8), 0.0),
+    "they are useless": (case(acceptance=0.01), 0.0),
+    "a chain takes long to begin again": (case(due_s=0.1, restart_s=0.3), 0.14),
+    "a chain begins again at once": (case(due_s=0.1), 0.0),
+    "the draft token is late": (case(due_s=-0.04), 0.0),
+    "the draft token is a little late": (case(due_s=-0.03), 0.01),
 }
 
 
 @pytest.mark.parametrize(("session", "expected"), HOLDS.values(), ids=HOLDS)
-def test_a_pass_is_held_only_for_drafts_worth_waiting_for(
+def test_a_pass_is_held_only_for_draft_tokens_worth_waiting_for(
     session: Waiting, expected: float
 ) -> None:
-    assert hold(session) == pytest.approx(expected)
+    assert hold_s(session, sloping(), 16) == pytest.approx(expected)
+
+
+def test_no_pass_is_held_where_rows_cost_as_much_as_passes() -> None:
+    assert hold_s(case(), sloping(0.0, 0.2), 16) == 0.0
+
+
+def test_a_wait_that_earns_just_what_it_takes_is_not_worth_it() -> None:
+    flat = latency(*[1.0] * 17)  # at best 2 tokens a second with one draft token a pass
+    session = case(acceptance=1.0, interval_s=1.0)
+
+    assert hold_s(replace(session, due_s=0.49), flat, 1) == pytest.approx(2.49)
+    assert hold_s(replace(session, due_s=0.5), flat, 1) == 0.0
 
 
 @given(st.floats(-1, 10), SECONDS, st.integers(0, 5), st.floats(0, 1), st.floats(0.01, 1))
 def test_a_held_pass_starts_in_the_end_and_not_later_for_what_comes_later(
     due_s: float, interval_s: float, pending: int, acceptance: float, pass_s: float
 ) -> None:
-    session = waiting(
-        due_s=due_s,
-        interval_s=interval_s,
-        pending=pending,
-        acceptance=acceptance,
-        times=times(pass_s),
-    )
+    session = case(due_s=due_s, interval_s=interval_s, pending=pending, acceptance=acceptance)
+    learned = sloping(pass_s)
 
-    held_s = hold(session)
+    held_s = hold_s(session, learned, 16)
 
+    later = replace(session, due_s=max(0.0, due_s) + 20 * pass_s)
     assert 0.0 <= held_s < inf
-    assert hold(replace(session, due_s=max(0.0, due_s) + 20 * pass_s)) == 0.0
-    assert hold(replace(session, due_s=due_s - held_s)) <= held_s
+    assert hold_s(later, learned, 16) == 0.0
+    assert hold_s(replace(session, due_s=due_s - held_s), learned, 16) <= held_s
 
 
-@pytest.mark.parametrize(
-    ("holds_s", "taken"),
-    [
-        ([], []),
-        ([0.1, inf], []),
-        ([0.0, 0.1], [0, 1]),
-        ([0.0, inf, 0.0], [0, 2]),
-        ([inf], []),
-    ],
-)
-def test_a_pass_that_starts_takes_all_but_those_that_need_a_draft(
-    holds_s: list[float], taken: list[int]
-) -> None:
-    assert starters(holds_s) == taken
+def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
+    session = verify_sessions.session()
+    arrivals = Arrivals(first_s=0.4, interval_s=0.1)
+    session.receive(Draft(0, 0, 0, (1, 2)))
+    arrivals.came(1.0, 2)
 
+    found = waiting(session, arrivals, 1.04)
 
-@pytest.mark.parametrize(
-    ("fills", "judged"), [(["never"] * 2, [3, 3]), (["never", "auto"], [0, 0])]
-)
-def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
-    fills: list[str], judged: list[int]
-) -> None:
-    sessions = [verifiers.session(fill=fill) for fill in fills]
-    for each in sessions:
-        each.receive(Draft(0, 0, 0, (1, 2, 3)))
-    dear = PassLatency()
-    for rows in range(1, 10):
-        dear.saw(rows, float(rows))
-
-    assert share_rows(sessions, dear, most=16) == judged
+    assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1, pytest.approx(0.5))

@@ -1,4 +1,4 @@
-"""What was said before is guessed, or read, where that pays."""
+"""What was written before is proposed unread, or read ahead, where that pays."""
 
 from __future__ import annotations
 
@@ -11,43 +11,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
 from speculation.proposing.prompt_lookup import (
-    FIRST_TRUST,
-    LEAST_GUESSED,
-    Lookup,
-    Times,
-    take,
-    worth,
-    worth_reading,
+    MATCH_PRIORS,
+    MIN_UNREAD_LENGTH,
+    PromptLookup,
+    ahead_size,
+    is_worth_unread,
 )
 from speculation.protocol.messages import Commit, TokenId
 from speculation.sampling.draft_token import DraftToken
+from tests.speculation.draft_sessions import chain_of
 from tests.speculation.repeating import search, texts
 
 COPIED = tuple(range(100, 140))
-"""No n-gram stands in it twice."""
+"""No n-gram is in it twice."""
 
-LIMITED = Times(rtt_s=0.05, pass_s=0.02, draft_s=0.01)
+LIMITED = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=0.01)
 """A pass holds two draft steps: drafting is what limits."""
 
-NO_MODEL = Times(rtt_s=0.05, pass_s=0.02, draft_s=inf)
+NO_MODEL = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=inf)
 
 
-def looking_up(prompt: Sequence[TokenId], *said: TokenId) -> tuple[Lookup, DraftingSession]:
+def looking_up(
+    prompt: Sequence[TokenId], *text: TokenId
+) -> tuple[PromptLookup, DraftingSession]:
     session = DraftingSession(max_tokens=1000, stop_tokens=(777,))
-    if said:
-        session.receive(Commit(0, 0, said))
-    return Lookup(prompt), session
+    if text:
+        session.receive(Commit(0, 0, text))
+    return PromptLookup(prompt), session
 
 
-def go_on(session: DraftingSession, *tokens: TokenId) -> None:
+def propose(
+    lookup: PromptLookup, session: DraftingSession, latencies: Latencies
+) -> DraftToken | None:
+    lookup.follow(session.committed, session.chain)
+    return lookup.propose(latencies)
+
+
+def ahead(
+    lookup: PromptLookup, session: DraftingSession, latencies: Latencies
+) -> list[TokenId]:
+    lookup.follow(session.committed, session.chain)
+    return lookup.ahead(latencies)
+
+
+def commit(session: DraftingSession, *tokens: TokenId) -> None:
     session.receive(Commit(session.epoch, len(session.committed), tokens))
 
 
 @given(
     prompt=texts,
     events=st.lists(
-        st.tuples(st.sampled_from(["guess", "right", "wrong", "fill"]), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["draft", "right", "wrong", "fill"]), st.integers(0, 2)),
         max_size=60,
     ),
 )
@@ -57,117 +73,97 @@ def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
     lookup, session = looking_up(prompt)
 
     for kind, token in events:
-        chain = [guess.token for guess in session.chain]
-        if kind == "guess":
+        chain = chain_of(session)
+        if kind == "draft":
             session.extend(DraftToken(token, 1.0))
         elif kind == "right" and chain:
-            go_on(session, *chain[: token + 1])
+            commit(session, *chain[: token + 1])
         elif kind == "wrong" and chain:
-            go_on(session, *chain[:token], 3)
+            commit(session, *chain[:token], 3)
         elif kind == "fill":
-            go_on(session, *chain, token)
-        if token:  # else it falls behind
-            found = search([*prompt, *session.guessed])
-            guess = lookup.guess(session, NO_MODEL)
+            commit(session, *chain, token)
+        if token:  # else it lags
+            found = search([*prompt, *session.context])
+            proposed = propose(lookup, session, NO_MODEL)
 
-            guessed = found if found and found.length >= LEAST_GUESSED else None
-            assert (guess and guess.token) == (guessed and guessed.token)
-            assert lookup._index.tokens == [*prompt, *session.guessed]
-
-
-def test_a_copy_is_guessed_to_its_end() -> None:
-    lookup, session = looking_up((*COPIED, 1, 2), *COPIED[:16])
-
-    drafted = lookup.draft(session, LIMITED, lambda: len(session.chain) < 30)
-
-    assert drafted == 30
-    assert [guess.token for guess in session.chain[:26]] == [*COPIED[16:], 1, 2]
-
-
-def test_nothing_is_guessed_after_a_stop_token() -> None:
-    prompt = (*COPIED[:20], 777, *COPIED[20:])
-    lookup, session = looking_up(prompt, *COPIED[:18])
-
-    lookup.draft(session, LIMITED, lambda: True)
-
-    assert [guess.token for guess in session.chain] == [118, 119, 777]
+            expected = found if found and found.length >= MIN_UNREAD_LENGTH else None
+            assert (proposed and proposed.token) == (expected and expected.token)
+            assert lookup._index.tokens == [*prompt, *session.context]
 
 
 def test_the_confidence_is_how_often_matches_of_that_length_were_right() -> None:
     lookup, session = looking_up(COPIED, *COPIED[:3])
-    first = lookup.guess(session, NO_MODEL)
+    first = propose(lookup, session, NO_MODEL)
 
-    for at in range(3, 7):  # never guessed, and yet they would have been right
-        go_on(session, COPIED[at])
+    for at in range(3, 7):  # never proposed, and yet they would have been right
+        commit(session, COPIED[at])
 
-    learned = lookup.guess(session, NO_MODEL)
+    learned = propose(lookup, session, NO_MODEL)
     assert first is not None
     assert learned is not None
-    assert first.confidence == FIRST_TRUST[3][0]
-    right, seen = FIRST_TRUST[3]
+    assert first.confidence == MATCH_PRIORS[3][0]
+    right, seen = MATCH_PRIORS[3]
     assert learned.confidence == pytest.approx((right * seen + 4) / (seen + 4))
 
 
 def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
     numbers = count(1000)
     lookup, session = looking_up((*COPIED, *COPIED), *COPIED[:16])
-    assert lookup.guess(session, LIMITED)
+    assert propose(lookup, session, LIMITED)
 
     for _ in range(3):  # sixteen tokens are the same, the next is another
-        go_on(session, next(numbers), *COPIED[:16])
-    after_three = lookup.guess(session, LIMITED)
+        commit(session, next(numbers), *COPIED[:16])
+    after_three = propose(lookup, session, LIMITED)
     for _ in range(10):
-        go_on(session, *COPIED, *COPIED[:16])
-    after_many = lookup.guess(session, LIMITED)
+        commit(session, *COPIED, *COPIED[:16])
+    after_many = propose(lookup, session, LIMITED)
 
     assert after_three is None
     assert after_many is not None
 
 
 @pytest.mark.parametrize(
-    ("times", "pays"),
+    ("latencies", "pays"),
     [
         (LIMITED, True),
-        (Times(0.05, 0.0, 0.01), False),  # no pass seen yet
-        (Times(0.05, 0.02, 0.0), False),  # no step seen yet
-        (Times(0.05, 0.1, 0.01), False),  # the draft model fills a pass
-        (Times(0.8, 0.02, 0.01), False),  # a wrong guess would cost too much
-        (Times(0.8, 0.2, inf), True),
+        (Latencies(0.05, 0.0, 0.01), False),  # no pass seen yet
+        (Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
+        (Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
+        (Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
+        (Latencies(0.8, 0.2, inf), True),
     ],
 )
-def test_a_guess_pays_where_drafting_limits_and_the_way_is_not_too_far(
-    times: Times, pays: bool
+def test_an_unread_token_pays_where_drafting_limits_and_the_link_is_not_too_long(
+    latencies: Latencies, pays: bool
 ) -> None:
-    assert worth(0.99, times, read_s=0.0) is pays
+    assert is_worth_unread(0.99, latencies, read_s=0.0) is pays
 
 
 def test_a_match_likely_to_be_wrong_pays_only_where_there_is_no_draft_model() -> None:
-    assert not worth(0.7, LIMITED, read_s=0.0)
-    assert worth(0.7, NO_MODEL, read_s=0.0)
+    assert not is_worth_unread(0.7, LIMITED, read_s=0.0)
+    assert is_worth_unread(0.7, NO_MODEL, read_s=0.0)
 
 
 def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:
     slow, fast = looking_up(COPIED, *COPIED[:16])[0], looking_up(COPIED, *COPIED[:16])[0]
     session = looking_up(COPIED, *COPIED[:16])[1]
-    slow.read(9, 0.1, 0.01)
-    fast.read(9, 0.012, 0.01)
+    slow.observe_reading(9, 0.1, 0.01)
+    fast.observe_reading(9, 0.012, 0.01)
 
-    assert slow.guess(session, LIMITED) is None
-    assert fast.guess(session, LIMITED) is not None
+    assert propose(slow, session, LIMITED) is None
+    assert propose(fast, session, LIMITED) is not None
 
 
-def test_a_step_that_read_one_token_or_came_before_any_draft_tells_not_what_reading_costs() -> (
-    None
-):
+def test_a_step_over_one_token_or_before_any_other_teaches_no_reading_time() -> None:
     lookup, session = looking_up(COPIED, *COPIED[:16])
 
-    lookup.read(0, 9.9, 0.01)
-    lookup.read(9, 9.9, 0.0)
+    lookup.observe_reading(0, 9.9, 0.01)
+    lookup.observe_reading(9, 9.9, 0.0)
 
-    assert lookup.guess(session, LIMITED) is not None
+    assert propose(lookup, session, LIMITED) is not None
 
 
-# --- read, not guessed
+# --- read ahead
 
 
 @pytest.mark.parametrize(
@@ -182,10 +178,10 @@ def test_a_step_that_read_one_token_or_came_before_any_draft_tells_not_what_read
         (1.0, 0.02, 0),  # slower than drafting
     ],
 )
-def test_more_is_read_the_likelier_it_is_said_and_the_less_reading_takes(
+def test_more_is_read_the_likelier_it_is_right_and_the_less_reading_takes(
     right: float, read_s: float, tokens: int
 ) -> None:
-    assert worth_reading(right, Times(0.05, 0.1, 0.01), read_s=read_s) == tokens
+    assert ahead_size(right, Latencies(0.05, 0.1, 0.01), read_s=read_s) == tokens
 
 
 @pytest.mark.parametrize("draft_s", [0.0, inf])
@@ -194,71 +190,60 @@ def test_nothing_is_read_ahead_without_a_draft_model_or_before_its_first_step(
 ) -> None:
     lookup, session = looking_up(COPIED, *COPIED[:16])
 
-    assert lookup.ahead(session, Times(0.05, 0.1, draft_s)) == []
+    assert ahead(lookup, session, Latencies(0.05, 0.1, draft_s)) == []
 
 
 def test_what_is_read_ahead_is_what_followed_to_the_end_of_the_text() -> None:
     lookup, session = looking_up((*COPIED, 1, 2), *COPIED[:16])
-    times = Times(0.05, 0.1, 0.01)  # the draft model fills a pass
-    assert lookup.guess(session, times) is None
+    latencies = Latencies(0.05, 0.1, 0.01)  # the draft model fills a pass
+    assert propose(lookup, session, latencies) is None
 
-    assert lookup.ahead(session, times) == list(COPIED[16:31])
+    assert ahead(lookup, session, latencies) == list(COPIED[16:31])
     for token in COPIED[16:37]:
         session.extend(DraftToken(token, 1.0))
-    assert lookup.ahead(session, times) == [*COPIED[37:], 1, 2, *COPIED[:10]]
+    assert ahead(lookup, session, latencies) == [*COPIED[37:], 1, 2, *COPIED[:10]]
 
     repeating, again = looking_up((5, 5, 5, 5))
-    assert repeating.ahead(again, times) == [5]  # as many as there are
+    assert ahead(repeating, again, latencies) == [5]  # as many as there are
 
 
-def test_a_match_too_short_to_guess_by_is_read_where_reading_costs_next_to_nothing() -> None:
+def test_a_match_too_short_to_propose_is_read_where_reading_costs_next_to_nothing() -> None:
     lookup, session = looking_up((7, 1, 2, 3, 4, 5), 7)
 
-    assert lookup.guess(session, NO_MODEL) is None
-    assert lookup.ahead(session, LIMITED) == []
-    lookup.read(3, 0.0101, 0.01)
-    assert lookup.ahead(session, LIMITED) == [1, 2, 3]
-
-
-def test_of_a_steps_guesses_the_first_is_taken_and_others_while_there_is_room() -> None:
-    session = DraftingSession(max_tokens=6, stop_tokens=(777,))
-    guesses = [DraftToken(token, 1.0) for token in (1, 2, 3)]
-
-    assert take(session, guesses, lambda: False) == 1
-    assert take(session, guesses, lambda: len(session.chain) < 3) == 2
-    assert take(session, guesses, lambda: True) == 3  # max_tokens
-    ended = DraftingSession(max_tokens=99, stop_tokens=(2,))
-    assert take(ended, guesses, lambda: True) == 2
+    assert propose(lookup, session, NO_MODEL) is None
+    assert ahead(lookup, session, LIMITED) == []
+    lookup.observe_reading(3, 0.0101, 0.01)
+    assert ahead(lookup, session, LIMITED) == [1, 2, 3]
 
 
 def test_after_a_break_what_the_chain_went_on_with_is_read() -> None:
     lookup, session = looking_up((900, 901))
     for token in range(10, 20):
         session.extend(DraftToken(token, 1.0))
-    assert lookup.ahead(session, LIMITED) == []
+    assert ahead(lookup, session, LIMITED) == []
 
-    go_on(session, 10, 11, 99)  # in place of 12
-    assert lookup.ahead(session, LIMITED) == []
+    commit(session, 10, 11, 99)  # in place of 12
+    assert ahead(lookup, session, LIMITED) == []
     session.extend(DraftToken(13, 1.0))
-    assert lookup.ahead(session, LIMITED) == []  # one token the same: too little
+    assert ahead(lookup, session, LIMITED) == []  # one token the same: too little
     session.extend(DraftToken(14, 1.0))
-    assert lookup.ahead(session, LIMITED) == [15, 16, 17, 18, 19]  # to its end
+    assert ahead(lookup, session, LIMITED) == [15, 16, 17, 18, 19]  # to its end
 
-    lookup.read(3, 0.022, 0.01)
-    assert lookup.ahead(session, LIMITED) == [15, 16, 17]  # reading is dearer than it seemed
+    lookup.observe_reading(3, 0.022, 0.01)
+    assert ahead(lookup, session, LIMITED) == [15, 16, 17]  # reading is dearer than it seemed
 
 
 def test_a_chain_that_broke_at_its_last_token_leaves_the_one_before_to_read() -> None:
     lookup, session = looking_up((900, 901))
     for token in range(10, 20):
         session.extend(DraftToken(token, 1.0))
-    lookup.ahead(session, LIMITED)
-    go_on(session, 99)
+    ahead(lookup, session, LIMITED)
+    commit(session, 99)
     session.extend(DraftToken(11, 1.0))
-    lookup.ahead(session, LIMITED)
+    ahead(lookup, session, LIMITED)
 
-    go_on(session, 98)
+    commit(session, 98)
     for token in (12, 13):
         session.extend(DraftToken(token, 1.0))
 
-    assert lookup.ahead(session, LIMITED) == list(range(14, 20))
+    assert ahead(lookup, session, LIMITED) == list(range(14, 20))
