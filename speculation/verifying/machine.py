@@ -7,7 +7,7 @@ prompt is read and no pass of theirs is running), and executes:
     begin    the pass as it really runs: an engine may trim an offer, or add sessions to it
     ran      what the target generated; this returns what each session sends to its edge
 
-All times are in seconds on one monotonic clock. No state changes when a method raises.
+All times are in seconds on one monotonic clock. No state changes when `received` raises.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ class VerifyMachine:
         one, which is longer than any hold is worth.
         """
         holds = {name: self._hold_s(name, now) for name in ready}
+        going = [name for name, hold in holds.items() if hold < inf]
         wait_s = min(holds.values(), default=inf)
         if wait_s > 0.0 and not without_drafts:
-            return Offer({}, wait_s, [name for name, hold in holds.items() if hold < inf])
-        going = [name for name, hold in holds.items() if hold < inf]
+            return Offer({}, wait_s, going)
         start: dict[SessionId, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
         for name, count in zip(going, self._allocated(going, len(start), rows), strict=True):
             start[name] = self._sessions[name].session.plan(count).draft

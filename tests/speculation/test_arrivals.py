@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from speculation.verifying.arrivals import MAX_COMMITS, Arrivals
+from speculation.verifying.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 from speculation.verifying.session import VerifyingSession
 
 
@@ -199,3 +199,39 @@ def test_the_oldest_commits_are_forgotten() -> None:
     seen.broke(position=0)
 
     assert seen.due_s(1.0) == pytest.approx(0.3)
+
+
+def test_only_draft_tokens_further_apart_than_the_least_interval_tell_a_pace() -> None:
+    seen = Arrivals()
+    seen.came(0.0, 1)
+    seen.came(MIN_INTERVAL_S, 1)
+    assert seen.interval_s == 0.0
+
+    seen.came(3 * MIN_INTERVAL_S, 1)
+
+    assert seen.interval_s == pytest.approx(2 * MIN_INTERVAL_S)
+
+
+def test_a_draft_token_that_comes_with_the_commit_is_the_first_to_answer_it() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
+    text.into(seen, 1.0, wrong_at=0)
+
+    seen.came(1.0, 1)
+
+    assert seen.first_s == pytest.approx(0.3)
+
+
+def test_a_draft_token_is_expected_until_two_intervals_after_its_time() -> None:
+    seen = Arrivals(interval_s=1.0)
+    seen.came(0.0, 1)
+
+    assert seen.due_s(3.0) == -2.0
+    assert seen.due_s(3.001) == inf
+
+
+def test_a_chain_found_wrong_before_any_commit_awaits_none() -> None:
+    seen = Arrivals(first_s=0.4, interval_s=0.1)
+
+    seen.broke(position=0)
+
+    assert seen.due_s(0.0) == inf

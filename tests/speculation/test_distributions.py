@@ -60,7 +60,7 @@ def reference(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
 
 
 @given(logits(), SAMPLINGS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_distribution_is_what_a_full_sort_gives(
     values: np.ndarray, sampling: Sampling
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_distribution_is_what_a_full_sort_gives(
 
 
 @given(logits(), SAMPLINGS, st.none() | st.integers(1, 80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_token_of_a_distribution_is_possible_and_named_once(
     values: np.ndarray, sampling: Sampling, most: int | None
 ) -> None:
@@ -95,7 +95,7 @@ def test_at_temperature_zero_the_distribution_is_the_argmax(temperature: float) 
 
 
 @given(logits(), st.integers(1, 200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_top_is_a_full_sort_lower_tokens_first(values: np.ndarray, count: int) -> None:
     found = top(values, min(count, len(values)))
 
@@ -114,7 +114,7 @@ def test_a_wide_nucleus_is_found_as_well() -> None:
 
 
 @given(logits(), st.integers(0, 2**63 - 1), st.integers(0, 2**31))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_coupled_token_is_the_argmax_over_all_tokens(
     values: np.ndarray, seed: int, at: int
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_token_outside_a_distribution_has_no_probability() -> None:
 
 
 @given(logits(), SAMPLINGS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_sum_to_the_scale_and_nothing_impossible_has_one(
     values: np.ndarray, sampling: Sampling
 ) -> None:

@@ -375,6 +375,7 @@ def test_pass_latency_is_a_running_mean_without_the_pass_that_read_the_prompt() 
 
     edge.received(Commit(0, 2, (4,), pass_s=0.1))
     edge.received(Commit(0, 3, (4,), pass_s=0.3))
+    edge.received(Commit(0, 4, (4,), pass_s=0.0))
 
     assert edge.latencies.pass_s == pytest.approx(0.15)
 

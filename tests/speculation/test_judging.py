@@ -106,7 +106,7 @@ def test_without_drafts_the_target_draws_from_p() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 700), st.floats(0.1, 4.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_reject_holds_the_distribution_that_rejected(
     number: int, size: int, spread: float
 ) -> None:

@@ -28,7 +28,7 @@ CASES = {
 
 
 @given(**CASES, seed=st.integers(0, 2**63 - 1), looks_up=st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_coupled_generates_what_the_target_alone_generates(
     number: int,
     right: float,
@@ -56,7 +56,7 @@ def test_coupled_generates_what_the_target_alone_generates(
 
 
 @given(**CASES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_separate_ends_with_one_text_at_both_ends(
     number: int,
     right: float,
@@ -88,7 +88,7 @@ def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(0, 200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_tail_that_runs_out_is_drawn_again_until_it_does_not(
     number: int, disorder: int
 ) -> None:
@@ -134,7 +134,7 @@ def test_draft_tokens_that_are_always_right_save_passes(looks_up: bool) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_session_without_any_draft_is_the_target_alone(number: int) -> None:
     request = opening(max_tokens=20)
     joined = Joined(request, model(number), model(number), Random(number))
