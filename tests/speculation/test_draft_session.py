@@ -1,4 +1,4 @@
-"""The edge's half: its chain grows, travels, is confirmed or broken; a lie is named."""
+"""The edge's record: its chain grows, travels, is confirmed or broken; a lie is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from speculation.drafting.session import DraftingSession
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
 from speculation.sampling.draft_token import DraftToken
-from tests.speculation.edges import STOP, Q, edge
+from tests.speculation.draft_sessions import STOP, Q, chain_of, edge
 
 # --- the chain
 
@@ -19,7 +19,7 @@ def test_the_chain_is_the_context_and_its_survival_a_product() -> None:
     session = edge(4, 5)
     session.receive(Commit(0, 0, (4,)))
 
-    assert session.guessed == [4, 5]
+    assert session.context == [4, 5]
     assert session.survival == 0.5
     assert edge().survival == 1.0
 
@@ -46,7 +46,7 @@ def test_nothing_follows_max_tokens() -> None:
 # --- misses
 
 
-def test_chains_that_begin_wrong_are_counted_until_a_guess_stands() -> None:
+def test_chains_that_begin_wrong_are_counted_until_a_draft_token_is_accepted() -> None:
     session = edge(4)
 
     session.receive(Commit(0, 0, (1,)))
@@ -63,7 +63,7 @@ def test_chains_that_begin_wrong_are_counted_until_a_guess_stands() -> None:
     assert (session.misses, session.since_break) == (0, 0)
 
 
-def test_commits_that_agree_and_take_no_guess_are_counted() -> None:
+def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
     session = edge(4, 5, 6, 7)
 
     session.receive(Commit(0, 0, (4,)))
@@ -71,7 +71,7 @@ def test_commits_that_agree_and_take_no_guess_are_counted() -> None:
     assert session.unused == 2
     session.receive(Commit(0, 2, (6, 7), accepted=1))
     assert session.unused == 0
-    session.receive(Commit(0, 4, (8,)))  # nothing was guessed here
+    session.receive(Commit(0, 4, (8,)))  # nothing was drafted here
 
     assert session.unused == 0
 
@@ -79,7 +79,7 @@ def test_commits_that_agree_and_take_no_guess_are_counted() -> None:
 # --- flushing
 
 
-def test_each_guess_is_sent_once() -> None:
+def test_each_draft_token_is_sent_once() -> None:
     session = edge(4, 5)
     assert session.flush() == Draft(0, 0, 0, (4, 5))
     assert session.flush() is None
@@ -90,7 +90,7 @@ def test_each_guess_is_sent_once() -> None:
     assert session.flush() == Draft(0, 2, 2, (6,))
 
 
-def test_a_draft_says_that_none_will_follow() -> None:
+def test_a_draft_tells_that_none_will_follow() -> None:
     assert edge(4, 5).flush(pauses=True) == Draft(0, 0, 0, (4, 5), pauses=True)
 
 
@@ -103,7 +103,7 @@ def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
     assert session.flush() == Draft(0, 2, 1, (6,))
 
 
-def test_guesses_confirmed_before_they_were_sent_are_not_sent() -> None:
+def test_draft_tokens_confirmed_before_they_were_sent_are_not_sent() -> None:
     session = edge(4, 5, 6)
     session.receive(Commit(0, 0, (4, 5)))
 
@@ -117,20 +117,18 @@ def test_a_commit_that_agrees_shortens_the_chain() -> None:
     session = edge(4, 5, 6)
     session.flush()
 
-    progress = session.receive(Commit(0, 0, (4, 5)))
+    assert session.receive(Commit(0, 0, (4, 5))) == (4, 5)
 
-    assert (progress.tokens, progress.broken) == ((4, 5), False)
-    assert (session.guessed, session.epoch) == ([4, 5, 6], 0)
+    assert (session.committed, chain_of(session), session.epoch) == ([4, 5], [6], 0)
 
 
 def test_a_commit_that_differs_breaks_the_chain() -> None:
     session = edge(4, 5, 6)
     session.flush()
 
-    progress = session.receive(Commit(0, 0, (4, 9)))
+    assert session.receive(Commit(0, 0, (4, 9))) == (4, 9)
 
-    assert (progress.tokens, progress.broken) == ((4, 9), True)
-    assert (session.guessed, session.epoch) == ([4, 9], 1)
+    assert (session.committed, chain_of(session), session.epoch) == ([4, 9], [], 1)
     session.extend(DraftToken(7, 0.5))
     assert session.flush() == Draft(1, 2, 0, (7,))
 
@@ -138,8 +136,9 @@ def test_a_commit_that_differs_breaks_the_chain() -> None:
 def test_a_commit_beyond_the_chain_does_not_break_it() -> None:
     session = edge(4)
 
-    assert not session.receive(Commit(0, 0, (4, 5, 6))).broken
-    assert session.epoch == 0
+    assert session.receive(Commit(0, 0, (4, 5, 6))) == (4, 5, 6)
+
+    assert (session.chain, session.epoch) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -155,16 +154,16 @@ def test_what_is_known_already_is_passed_over(commit: Commit, tokens: tuple[int,
     session = edge()
     session.receive(Commit(0, 0, (4, 5)))
 
-    assert session.receive(commit).tokens == tokens
+    assert session.receive(commit) == tokens
 
 
-# --- what no honest verifier says
+# --- what no honest verifier sends
 
 LIES: dict[str, tuple[Commit | Reject, str]] = {
     "a gap": (Commit(0, 2, (7,)), "Commit.start"),
     "another past": (Commit(0, 0, (5, 6)), "Commit.tokens"),
     "more than asked for": (Commit(0, 1, (1,) * 10), "Commit.tokens"),
-    "more accepted than said": (Commit(0, 1, (1,), accepted=2), "Commit.accepted"),
+    "more accepted than committed": (Commit(0, 1, (1,), accepted=2), "Commit.accepted"),
     "logprobs of other tokens": (
         Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
     ),
@@ -187,12 +186,12 @@ def test_a_lying_verifier_is_named_and_changes_nothing(
     before = repr(vars(session))
 
     with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
-        tell(session, lie)
+        send(session, lie)
 
     assert repr(vars(session)) == before
 
 
-def tell(session: DraftingSession, message: Commit | Reject) -> None:
+def send(session: DraftingSession, message: Commit | Reject) -> None:
     if isinstance(message, Commit):
         session.receive(message)
     else:

@@ -1,7 +1,8 @@
-"""`separate` draws from p: 200,000 tokens through both session machines, and a wrong control.
+"""`separate` draws from p: 200,000 tokens through both ends, and a wrong control.
 
-The distribution of a token depends on the one before it, drafts come from a q that is wrong on purpose,
-a pass takes any number of them, and the head is so small that the tail decides often.
+The distribution of a token depends on the one before it, draft tokens come from a q that is
+wrong on purpose, a pass takes any number of them, and the head is so small that the tail often
+decides.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ DRAFTER = [quantise(distribution) for distribution in table(2, 1.0)]
 
 
 def session(chance: Random) -> list[int]:
-    """Run both machines over SESSION_TOKENS tokens; up to three drafts a pass."""
+    """Run both ends over SESSION_TOKENS tokens; up to three draft tokens a pass."""
     request = Open("", "", (0,), Sampling(), 0, SESSION_TOKENS, (), judge="separate")
     verifier = VerifyingSession(request, Limits(), vocabulary_size=SIZE)
     edge = DraftingSession(max_tokens=SESSION_TOKENS, stop_tokens=())
@@ -47,18 +48,18 @@ def session(chance: Random) -> list[int]:
     while not verifier.finished:
         draft(edge, chance)
         if sent := edge.flush():
-            hear(edge, verifier, verifier.receive(sent, u), u)
-        judged = verifier.begin(3)
+            receive(edge, verifier, verifier.receive(sent, u), u)
+        judged = verifier.begin(len(verifier.plan(3).draft))
         before = [verifier.committed[-1] if verifier.committed else 0, *judged.draft]
         judgement = judge_separate(
             lambda i, before=before: TARGET[before[i]], judged.draft, judged.q, u
         )
-        hear(edge, verifier, verifier.resolve(judgement, u=u), u)
+        receive(edge, verifier, verifier.resolve(judgement, u=u), u)
     return edge.committed
 
 
 def draft(edge: DraftingSession, chance: Random) -> None:
-    last = edge.guessed[-1] if edge.chain or edge.committed else 0
+    last = edge.context[-1] if edge.chain or edge.committed else 0
     for _ in range(chance.randrange(4)):
         if edge.may_extend:
             q = DRAFTER[last]
@@ -66,22 +67,22 @@ def draft(edge: DraftingSession, chance: Random) -> None:
             edge.extend(DraftToken(last, 0.5, q))
 
 
-def hear(
-    edge: DraftingSession, verifier: VerifyingSession, said: Sequence[Down], u: Iterator[float]
+def receive(
+    edge: DraftingSession, verifier: VerifyingSession, down: Sequence[Down], u: Iterator[float]
 ) -> None:
-    """Tell the edge, and the verifier what the edge answers, until nothing is left to say."""
-    for message in said:
+    """Let the edge receive, and the verifier what the edge answers, until all is answered."""
+    for message in down:
         match message:
             case Commit():
                 edge.receive(message)
             case Reject():
                 answer = edge.rejected(message, u) or edge.flush()
                 assert answer
-                hear(edge, verifier, verifier.receive(answer, u), u)
+                receive(edge, verifier, verifier.receive(answer, u), u)
 
 
 def pvalue(texts: Sequence[list[int]]) -> float:
-    """Test the counts of each token after each other token against the target's distributions."""
+    """Test the counts of each token after each other token against the target."""
     counts = np.zeros((SIZE, SIZE))
     for text in texts:
         np.add.at(counts, ([0, *text[:-1]], text), 1)
@@ -99,7 +100,7 @@ def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("head_of_three")
-def test_what_two_machines_say_has_the_targets_law() -> None:
+def test_what_two_ends_generate_has_the_targets_distribution() -> None:
     texts = [session(Random(i)) for i in range(TOKENS // SESSION_TOKENS)]
 
     found = pvalue(texts)
@@ -107,7 +108,7 @@ def test_what_two_machines_say_has_the_targets_law() -> None:
     assert found > 1e-3, found
 
 
-def test_what_they_say_does_not_when_p_is_cut_to_its_top_ten(
+def test_it_has_not_when_p_is_cut_to_its_top_ten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = Rejection.message

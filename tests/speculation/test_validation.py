@@ -8,7 +8,7 @@ from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Draft
 from speculation.sampling.distributions import Q_SCALE
 from speculation.verifying.session import VerifyingSession
-from tests.speculation.verifiers import V, refusing, session, state
+from tests.speculation.verify_sessions import V, rejecting, session, state
 
 DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
     "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),
@@ -26,17 +26,17 @@ DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
     "forced, nothing rejected": (
         session("separate"), Draft(1, 0, 0, (2,), (), True), "Draft.forced",
     ),
-    "forced with a weight": (refusing(), Draft(1, 0, 0, (2,), (5,), True), "Draft.q"),
-    "forced, the rejected itself": (refusing(), Draft(1, 0, 0, (1,), (), True), "Draft.forced"),
-    "forced, impossible in p": (refusing(), Draft(1, 0, 0, (4,), (), True), "Draft.forced"),
-    "forced behind guesses": (refusing(7), Draft(1, 1, 1, (2,), (), True), "Draft.behind"),
-    "forced beyond the rejection": (refusing(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
-    "forced over committed text": (refusing(7), Draft(1, 0, 0, (8,), (), True), "Draft.forced"),
+    "forced with a weight": (rejecting(), Draft(1, 0, 0, (2,), (5,), True), "Draft.q"),
+    "the rejected token again": (rejecting(), Draft(1, 0, 0, (1,), (), True), "Draft.forced"),
+    "forced, impossible in p": (rejecting(), Draft(1, 0, 0, (4,), (), True), "Draft.forced"),
+    "forced behind others": (rejecting(7), Draft(1, 1, 1, (2,), (), True), "Draft.behind"),
+    "forced beyond its place": (rejecting(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
+    "forced over the text": (rejecting(7), Draft(1, 0, 0, (8,), (), True), "Draft.forced"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("verifier", "draft", "field"), DISHONEST.values(), ids=DISHONEST)
-def test_a_dishonest_draft_is_refused_by_field_and_changes_nothing(
+def test_a_dishonest_draft_is_rejected_by_field_and_changes_nothing(
     verifier: VerifyingSession, draft: Draft, field: str
 ) -> None:
     before = state(verifier)
@@ -48,7 +48,7 @@ def test_a_dishonest_draft_is_refused_by_field_and_changes_nothing(
     assert repr(after) == repr(before)
 
 
-def test_an_epoch_may_not_say_two_tokens_at_one_position() -> None:
+def test_an_epoch_may_not_have_two_tokens_at_one_position() -> None:
     verifier = session()
     verifier.receive(Draft(0, 0, 0, (1, 2, 3)))
 

@@ -1,4 +1,4 @@
-"""Laws without sorting V are the distributions that a full sort gives."""
+"""Distributions made without sorting V are the distributions that a full sort gives."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def reference(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
 
 
 @given(logits(), SAMPLINGS)
-@settings(max_examples=400, deadline=None)
-def test_a_law_is_what_a_full_sort_gives(values: np.ndarray, sampling: Sampling) -> None:
+@settings(max_examples=400)
+def test_a_distribution_is_what_a_full_sort_gives(
+    values: np.ndarray, sampling: Sampling
+) -> None:
     found = distribution(values, sampling)
 
     expected = reference(values, sampling)
@@ -73,8 +75,8 @@ def test_a_law_is_what_a_full_sort_gives(values: np.ndarray, sampling: Sampling)
 
 
 @given(logits(), SAMPLINGS, st.none() | st.integers(1, 80))
-@settings(max_examples=200, deadline=None)
-def test_every_token_of_a_law_is_possible_and_named_once(
+@settings(max_examples=200)
+def test_every_token_of_a_distribution_is_possible_and_named_once(
     values: np.ndarray, sampling: Sampling, most: int | None
 ) -> None:
     found = distribution(values, sampling, most=most)
@@ -86,14 +88,14 @@ def test_every_token_of_a_law_is_possible_and_named_once(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 9e-6])
-def test_at_temperature_zero_the_law_is_the_argmax(temperature: float) -> None:
+def test_at_temperature_zero_the_distribution_is_the_argmax(temperature: float) -> None:
     found = distribution(np.array([1, 3, 3, 2], np.float32), Sampling(temperature=temperature))
 
     assert (found.tokens.tolist(), found.p.tolist()) == ([1], [1.0])
 
 
 @given(logits(), st.integers(1, 200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_top_is_a_full_sort_lower_tokens_first(values: np.ndarray, count: int) -> None:
     found = top(values, min(count, len(values)))
 
@@ -112,14 +114,14 @@ def test_a_wide_nucleus_is_found_as_well() -> None:
 
 
 @given(logits(), st.integers(0, 2**63 - 1), st.integers(0, 2**31))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_coupled_token_is_the_argmax_over_all_tokens(
     values: np.ndarray, seed: int, at: int
 ) -> None:
-    said = distribution(values, Sampling()).coupled(seed, at)
+    picked = distribution(values, Sampling()).coupled(seed, at)
 
     noise = distributions.gumbel(seed, at, np.arange(len(values)))
-    assert (values + noise)[said] == pytest.approx((values + noise).max(), abs=1e-5)
+    assert (values + noise)[picked] == pytest.approx((values + noise).max(), abs=1e-5)
 
 
 @given(st.floats(0, 1, exclude_max=True))
@@ -129,13 +131,13 @@ def test_a_quantile_is_the_first_token_whose_sum_exceeds_it(u: float) -> None:
     assert p.at(u) == (7 if u < 0.25 else 3 if u < 0.75 else 9)
 
 
-def test_a_token_outside_a_law_has_no_probability() -> None:
+def test_a_token_outside_a_distribution_has_no_probability() -> None:
     assert Distribution(np.array([7]), np.array([1.0])).of(8) == 0.0
     assert QuantisedDistribution(np.array([7]), np.array([Q_SCALE])).of(8) == 0
 
 
 @given(logits(), SAMPLINGS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_sum_to_the_scale_and_nothing_impossible_has_one(
     values: np.ndarray, sampling: Sampling
 ) -> None:
@@ -157,7 +159,7 @@ def test_a_drafted_token_has_a_weight(u: float) -> None:
     assert q.of(q.at(u)) > 0
 
 
-def test_the_head_is_all_of_a_small_law_and_most_of_a_large_one() -> None:
+def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> None:
     small = distribution(np.linspace(0, 3, 512).astype(np.float32), Sampling())
     peaked = distribution(np.linspace(0, 400, 5000).astype(np.float32), Sampling())
     flat = distribution(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
