@@ -8,17 +8,17 @@ from contextlib import aclosing
 
 import pytest
 
-from edge_agent.as_generator import ITEMS, pulled
+from edge_agent.as_generator import QUEUE_ITEMS, as_generator
 
 Emit = Callable[[int], Awaitable[None]]
 
 
 async def test_it_yields_in_order_and_ends_with_the_work() -> None:
     async def work(emit: Emit) -> None:
-        for i in range(ITEMS * 3):
+        for i in range(QUEUE_ITEMS * 3):
             await emit(i)
 
-    assert [i async for i in pulled(work)] == list(range(ITEMS * 3))
+    assert [i async for i in as_generator(work)] == list(range(QUEUE_ITEMS * 3))
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -30,7 +30,7 @@ async def test_an_error_comes_after_what_was_emitted_before_it() -> None:
     got: list[int] = []
 
     async def read() -> None:
-        async for i in pulled(work):
+        async for i in as_generator(work):
             got.append(i)
 
     with pytest.raises(LookupError, match="gone"):
@@ -49,7 +49,7 @@ async def test_closing_it_early_cancels_the_work_and_waits_for_its_end() -> None
             await asyncio.sleep(0)
             ended.append("yes")
 
-    generator: AsyncGenerator[int] = pulled(work)
+    generator: AsyncGenerator[int] = as_generator(work)
     async with aclosing(generator):
         await anext(generator)
 
@@ -66,10 +66,10 @@ async def test_a_slow_reader_holds_the_work_back() -> None:
             await emit(emitted)
             emitted += 1
 
-    generator: AsyncGenerator[int] = pulled(work)
+    generator: AsyncGenerator[int] = as_generator(work)
     async with aclosing(generator):
         await anext(generator)
         for _ in range(50):
             await asyncio.sleep(0)
 
-    assert emitted <= ITEMS + 1
+    assert emitted <= QUEUE_ITEMS + 1
