@@ -12,6 +12,7 @@ from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, Unavailable
 from speculation.drafting.policy import DraftSettings, StreamPolicy
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, Reject, TokenId
+from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSlot,
@@ -23,7 +24,6 @@ from tests.edge_agent.fakes import (
     scripted,
     sent,
 )
-from tests.edge_agent.driven import Edge
 
 
 async def test_tokens_come_out_in_order_and_no_task_is_left(metrics: EdgeMetrics) -> None:

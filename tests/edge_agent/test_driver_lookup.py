@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId
+from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSlot,
@@ -16,7 +17,6 @@ from tests.edge_agent.fakes import (
     scripted,
     sent,
 )
-from tests.edge_agent.driven import Edge
 
 COPIED = tuple(range(100, 140))
 
@@ -26,9 +26,7 @@ def copying(pass_s: float) -> ScriptedLink:
     return ScriptedLink(
         scripted(
             sent(2),
-            Commit(
-                0, 0, COPIED[:1], pass_s=1.0
-            ),  # it also read the prompt: no latency is learned
+            Commit(0, 0, COPIED[:1], pass_s=1.0),  # with the prompt: not learned
             Commit(0, 1, COPIED[1:20], pass_s=pass_s),
             sent(18),
             Finish("stop"),

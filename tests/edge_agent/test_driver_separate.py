@@ -19,6 +19,7 @@ from speculation.protocol.messages import (
 )
 from speculation.sampling.distributions import QuantisedDistribution
 from speculation.sampling.draft_token import DraftToken
+from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import (
     LIMITS,
     CountingSlot,
@@ -26,7 +27,6 @@ from tests.edge_agent.fakes import (
     scripted,
     sent,
 )
-from tests.edge_agent.driven import Edge
 
 
 class DrawingSlot(CountingSlot):
