@@ -55,11 +55,13 @@ def test_a_draft_model_on_the_targets_memory_makes_the_pass_that_runs_longer() -
     shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
     source = synthetic(1.0, 100)
 
-    alone, beside = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    alone, shared_too = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
     cloud = run(Arm(), source, hosts=shared)
 
     # of four steps of DRAFT_S a pass each costs it half of itself
-    assert beside.seconds == pytest.approx(alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05)
+    assert shared_too.seconds == pytest.approx(
+        alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05
+    )
     assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
 
 

@@ -1,4 +1,4 @@
-"""A draft model and a link that follow a script, for tests of what stands between them."""
+"""A draft model and a link that follow a script, for tests of what is between them."""
 
 from __future__ import annotations
 
