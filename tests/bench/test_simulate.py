@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bench.link.path import Conditions
 from bench.run.prompts import sampling
-from bench.simulator.arms import Arm, Paper
+from bench.simulator.arms import Arm, paper
 from bench.simulator.command import hosts_of, load, main
 from bench.simulator.hosts import gpu
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
@@ -29,7 +29,7 @@ GPU = World(gpu(0.1, 0.01), Conditions())
 
 
 def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
-    """A target that says what the shared noise picks, and a draft of the same distribution."""
+    """Return an answer drawn with the shared noise, and a draft of its distribution."""
     chance = np.random.default_rng(3)
     logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
     tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
@@ -46,19 +46,21 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
 
 
 def right(source: Source) -> int:
-    """Count where the draft says the target's token, given a right beginning."""
+    """Count where the draft is the target's token, given a right beginning."""
     guesses = (source.guess(source.tokens[:i]).token for i in range(len(source.tokens)))
     return sum(map(eq, guesses, source.tokens))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_with_the_targets_law_is_nearly_always_right(temperature: float) -> None:
+def test_a_draft_with_the_targets_distribution_is_nearly_always_right(
+    temperature: float,
+) -> None:
     source = traced(trace(temperature))
 
     assert right(source) >= (0.8 if temperature else 1.0) * len(source.tokens)
 
 
-def test_a_draft_of_another_law_is_wrong_where_the_trace_says_so() -> None:
+def test_a_draft_of_another_distribution_is_wrong_where_the_trace_says_so() -> None:
     same = trace(0.0)
     other = replace(same, draft_tokens=np.roll(same.draft_tokens, 1, axis=1))
 
@@ -67,7 +69,7 @@ def test_a_draft_of_another_law_is_wrong_where_the_trace_says_so() -> None:
     assert right(source) == 0
 
 
-def test_after_its_own_wrong_guess_the_draft_says_what_the_trace_has() -> None:
+def test_after_its_own_wrong_token_the_draft_is_what_the_trace_has() -> None:
     same = trace(0.0, n=3)
     other = replace(
         same,
@@ -83,11 +85,11 @@ def test_after_its_own_wrong_guess_the_draft_says_what_the_trace_has() -> None:
     assert [(each.token, each.confidence) for each in (first, second)] == [(40, 0.5), (41, 0.5)]
     after = source.guess(source.tokens[:1]).token
     assert source.guess([source.tokens[0], after]).token == 50
-    assert source.guess([wrong, 99]).token >= WRONG  # it never said 99
+    assert source.guess([wrong, 99]).token >= WRONG  # it never drafted 99
     assert source.guess([99, 40]).token >= WRONG
 
 
-def test_after_a_wrong_token_every_guess_is_wrong() -> None:
+def test_after_a_wrong_token_every_draft_token_is_wrong() -> None:
     source = synthetic(1.0, 10)
 
     assert source.guess([0, 1]).token == 2
@@ -96,8 +98,8 @@ def test_after_a_wrong_token_every_guess_is_wrong() -> None:
 
 def test_rounds_are_tried_at_every_gamma_unless_one_is_named() -> None:
     assert [arm.gamma for arm in candidates("sync")] == list(GAMMAS)
-    assert candidates("paper:4") == [Paper(4)]
-    assert [type(arm) for arm in candidates("cloud")] == [Arm]
+    assert candidates("paper:4") == [paper(4)]
+    assert candidates("cloud") == [Arm()]
 
 
 @pytest.mark.parametrize("name", ["", "bus", "sync:x", "sync:0", "cloud:4"])
@@ -136,7 +138,7 @@ def test_hosts_that_cannot_be_are_refused(text: str) -> None:
         hosts_of(text)
 
 
-def test_a_draft_model_beside_the_target_has_a_time_of_its_own() -> None:
+def test_a_colocated_draft_model_has_a_time_of_its_own() -> None:
     beside_s = hosts_of("72/24/8").beside_s
 
     assert hosts_of("72/24").beside_s is None

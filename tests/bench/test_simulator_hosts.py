@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.arms import Arm, colocated, paper, picospec, sync
 from bench.simulator.clock import Curve
 from bench.simulator.hosts import gpu
 from bench.simulator.source import synthetic
@@ -16,34 +16,34 @@ from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
 
 
 def test_software_makes_a_round_trip_longer() -> None:
-    plain = run(Sync(4), synthetic(1.0, 200), rtt_ms=20)
+    plain = run(sync(4), synthetic(1.0, 200), rtt_ms=20)
 
-    slower = run(Sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
+    slower = run(sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
 
     assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
 
 
-def test_who_waits_for_the_target_drafts_while_it_rests() -> None:
+def test_an_edge_that_waits_for_the_target_drafts_while_it_rests() -> None:
     source, hosts = synthetic(1.0, 400), replace(GPU, alone_s=Curve({1: 0.005}))
 
-    for arm in (Sync(4), Colocated(4)):
+    for arm in (sync(4), colocated(4)):
         assert run(arm, source, hosts=hosts).tokens_per_s == pytest.approx(
             5 / (PASS_S + 4 * 0.005), rel=0.02
         )
-    assert run(PicoSpec(), source, hosts=hosts).seconds == run(PicoSpec(), source).seconds
+    assert run(picospec(), source, hosts=hosts).seconds == run(picospec(), source).seconds
 
 
-def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
+def test_a_message_that_arrives_makes_the_pass_that_runs_longer() -> None:
     source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
 
     assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
-    assert run(PicoSpec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
-    assert run(Sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
-        run(Sync(2), source).tokens_per_s
+    assert run(picospec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
+    assert run(sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
+        run(sync(2), source).tokens_per_s
     )
 
 
-def test_the_first_pass_takes_what_it_is_said_to() -> None:
+def test_the_first_pass_takes_what_the_host_says() -> None:
     hosts = replace(GPU, first_s=0.5, prefill_s=0.01)
 
     answer = run(Arm(), synthetic(0.0, 20, prompt_tokens=30), hosts=hosts)
@@ -51,15 +51,17 @@ def test_the_first_pass_takes_what_it_is_said_to() -> None:
     assert answer.ttft_s == pytest.approx(0.8)
 
 
-def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_it_works_beside() -> None:
+def test_a_draft_model_on_the_targets_memory_makes_the_pass_that_runs_longer() -> None:
     shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
     source = synthetic(1.0, 100)
 
-    alone, beside = (run(Paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    alone, shared_too = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
     cloud = run(Arm(), source, hosts=shared)
 
     # of four steps of DRAFT_S a pass each costs it half of itself
-    assert beside.seconds == pytest.approx(alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05)
+    assert shared_too.seconds == pytest.approx(
+        alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05
+    )
     assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
 
 

@@ -113,7 +113,7 @@ async def _open(body: bytes, send: Send) -> None:
 async def _run(session: Session) -> None:
     machine = session.machine
     while not machine.finished:
-        judged = machine.begin(4)
+        judged = machine.begin(len(machine.plan(4).draft))
         await asyncio.sleep(PASS_S)
         truth = [target_at(judged.start + i) for i in range(len(judged.draft) + 1)]
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]

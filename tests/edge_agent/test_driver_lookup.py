@@ -1,4 +1,4 @@
-"""Where what was said before is guessed again, the draft model takes no step."""
+"""Where text is repeated, tokens are drafted without a step of the draft model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import AsyncGenerator, Sequence
 from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId
+from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import (
     LIMITS,
-    CountingSeat,
+    CountingSlot,
     ScriptedLink,
     quiet,
-    saying,
+    scripted,
     sent,
 )
-from tests.edge_agent.piped import Edge
 
 COPIED = tuple(range(100, 140))
 
 
 def copying(pass_s: float) -> ScriptedLink:
-    """A target that says COPIED again, its first half at once, in a pass that took so long."""
+    """Return the link of a target that repeats COPIED, its first half at once in one pass."""
     return ScriptedLink(
-        saying(
+        scripted(
             sent(2),
-            Commit(0, 0, COPIED[:1], pass_s=1.0),  # with the prompt: no pass's time
+            Commit(0, 0, COPIED[:1], pass_s=1.0),  # with the prompt: not learned
             Commit(0, 1, COPIED[1:20], pass_s=pass_s),
             sent(18),
             Finish("stop"),
@@ -34,8 +34,8 @@ def copying(pass_s: float) -> ScriptedLink:
     )
 
 
-async def test_without_a_seat_it_drafts_what_followed_before(metrics: EdgeMetrics) -> None:
-    script = saying(
+async def test_without_a_slot_it_drafts_what_followed_before(metrics: EdgeMetrics) -> None:
+    script = scripted(
         quiet,
         Commit(0, 0, (9, 1, 2, 3)),  # as in the prompt
         sent(3),
@@ -50,14 +50,12 @@ async def test_without_a_seat_it_drafts_what_followed_before(metrics: EdgeMetric
     first = link.sent[0]
     assert isinstance(first, Draft)
     assert (first.start, first.tokens[:4]) == (4, (4, 5, 6, 7))
-    assert edge.spoken == [9, 1, 2, 3, 4, 5, 6, 9, 9]
-    assert (edge.pipeline.steps.drafted, edge.pipeline.steps.looked_up) == (
-        0,
-        len(link.drafted),
-    )
+    assert edge.emitted == [9, 1, 2, 3, 4, 5, 6, 9, 9]
+    counts = edge.machine.counts
+    assert (counts.drafted, counts.looked_up) == (0, len(link.drafted))
 
 
-async def test_a_lookup_that_was_wrong_breaks_the_chain_like_any_guess(
+async def test_a_wrong_lookup_breaks_the_chain_like_any_draft_token(
     metrics: EdgeMetrics,
 ) -> None:
     async def correcting(link: ScriptedLink) -> AsyncGenerator[Down]:
@@ -78,47 +76,28 @@ async def test_a_lookup_that_was_wrong_breaks_the_chain_like_any_guess(
     assert (second.start, second.behind, second.tokens[0]) == (8, 0, 8)
 
 
-async def test_where_steps_limit_it_looks_up_and_the_seat_reads_on_from_there(
+async def test_where_steps_are_the_limit_it_looks_up_and_the_draft_model_goes_on_from_there(
     metrics: EdgeMetrics,
 ) -> None:
     link = copying(pass_s=1e-4)
-    seat = CountingSeat(wait=lambda _: asyncio.sleep(0.01))
-    edge = Edge(metrics, link, seat, prompt=COPIED, lookup=True, max_tokens=99)
+    slot = CountingSlot(wait=lambda _: asyncio.sleep(0.01))
+    edge = Edge(metrics, link, slot, prompt=COPIED, lookup=True, max_tokens=99)
 
     await edge.run()
 
-    assert edge.pipeline.steps.looked_up == 16
-    assert [guess.token for guess in edge.session.chain[:16]] == list(COPIED[20:36])
+    assert edge.machine.counts.looked_up == 16
+    assert [drafted.token for drafted in edge.machine.session.chain[:16]] == list(COPIED[20:36])
 
 
-async def test_what_reading_takes_the_draft_model_is_seen_when_the_target_goes_ahead(
-    metrics: EdgeMetrics,
-) -> None:
-    async def ahead(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
-        await link.until_sent(2)
-        yield Commit(0, 0, (*link.drafted, 60, 61, 62, 63), accepted=2)
-        await link.until_sent(3)
-        yield Finish("stop")
-
-    seat = CountingSeat(confidence=0.3, wait=lambda _: asyncio.sleep(0.001))
-    edge = Edge(metrics, ScriptedLink(ahead), seat, lookup=True)
-
-    await edge.run()
-
-    assert edge.pipeline.steps._lookup is not None
-    assert edge.pipeline.steps._lookup._read_s is not None
-
-
-async def test_a_seat_fast_enough_for_the_passes_is_not_passed_over(
+async def test_a_draft_model_fast_enough_for_the_passes_is_not_passed_over(
     metrics: EdgeMetrics,
 ) -> None:
     link = copying(pass_s=10.0)
-    edge = Edge(metrics, link, CountingSeat(), prompt=COPIED, lookup=True)
+    edge = Edge(metrics, link, CountingSlot(), prompt=COPIED, lookup=True)
 
     await edge.run()
 
-    assert edge.pipeline.steps.looked_up == 0
+    assert edge.machine.counts.looked_up == 0
 
 
 async def test_past_the_draft_models_room_and_after_its_failure_it_looks_up_alone(
@@ -127,11 +106,11 @@ async def test_past_the_draft_models_room_and_after_its_failure_it_looks_up_alon
     async def fail(context: Sequence[TokenId]) -> None:
         raise CannotDraft("no memory")
 
-    script = saying(Commit(0, 0, (1, 2, 3)), sent(3), Finish("stop"))
+    script = scripted(Commit(0, 0, (1, 2, 3)), sent(3), Finish("stop"))
     full, failing = ScriptedLink(script), ScriptedLink(script)
     prompt = (1, 2, 3, 4, 5, 6, 7)
-    seats = CountingSeat(context_tokens=7), CountingSeat(wait=fail)
-    for link, seat in zip((full, failing), seats, strict=True):
-        await Edge(metrics, link, seat, prompt=prompt, lookup=True).run()
+    slots = CountingSlot(context_tokens=7), CountingSlot(wait=fail)
+    for link, slot in zip((full, failing), slots, strict=True):
+        await Edge(metrics, link, slot, prompt=prompt, lookup=True).run()
 
     assert full.drafted[:3] == failing.drafted[:3] == [4, 5, 6]

@@ -1,4 +1,4 @@
-"""The alarm rings at the earliest time asked for, and can be set while it rings."""
+"""A timer rings at the earliest time asked for, and can be set while it rings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from verifier.vllm_target.core.timer import Timer
 
 def test_it_rings_at_the_earliest_time() -> None:
     rung = threading.Event()
-    alarm, now = Timer(rung.set), time.monotonic()
+    timer, now = Timer(rung.set), time.monotonic()
 
-    alarm.set(now + 60.0, now)
-    alarm.set(inf, now)
-    alarm.set(now + 0.01, now)
+    timer.set(now + 60.0, now)
+    timer.set(inf, now)
+    timer.set(now + 0.01, now)
 
     assert rung.wait(5.0)
 
@@ -27,11 +27,11 @@ def test_it_can_be_set_again_while_it_rings() -> None:
     def ring() -> None:
         rung.append(time.monotonic())
         if len(rung) == 1:
-            alarm.set(rung[0] + 0.01, rung[0])
+            timer.set(rung[0] + 0.01, rung[0])
         else:
             twice.set()
 
-    alarm, now = Timer(ring), time.monotonic()
-    alarm.set(now + 0.01, now)
+    timer, now = Timer(ring), time.monotonic()
+    timer.set(now + 0.01, now)
 
     assert twice.wait(5.0)

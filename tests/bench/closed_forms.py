@@ -1,8 +1,9 @@
-"""What the papers compute with a pencil; the simulator must agree where their assumptions hold.
+"""The papers' formulas, with which the simulator must agree where their assumptions hold.
 
-alpha     probability that a draft is right, given that those before it are
-gamma     drafts in a round
-draft_s   time of one draft; pass_s of one target pass, at any number of rows
+alpha     probability that a draft token is accepted, given that those before it are
+gamma     draft tokens in a round
+draft_s   time of one draft step
+pass_s    time of one target pass, at any number of rows
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ def sync_rate(
 def paper_rate(
     alpha: float, gamma: int, *, draft_s: float, rtt_s: float, pass_s: float
 ) -> float:
-    """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3).
+    """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3), with the
+    bonus token that `bench.round_policy` gives it.
 
-    A round that stands commits gamma tokens and hides the drafting of the next; one that does
-    not commits its right beginning and the target's token, and drafts anew.
+    A round that is accepted, and whose bonus token was drafted too, hides the drafting of the
+    next one. Any other breaks the chain, and the edge drafts anew.
     """
-    stands = alpha**gamma
-    drafting_s, away_s = gamma * draft_s, rtt_s + pass_s
-    seconds = stands * max(drafting_s, away_s) + (1 - stands) * (drafting_s + away_s)
-    return round_tokens(alpha, gamma - 1) / seconds
+    hidden = alpha ** (gamma + 1)
+    away_s = rtt_s + pass_s
+    hit_s, miss_s = max((gamma + 1) * draft_s, away_s), gamma * draft_s + away_s
+    return round_tokens(alpha, gamma) / (hidden * hit_s + (1 - hidden) * miss_s)
 
 
 def critical_rtt_s(alpha: float, gamma: int, *, draft_s: float, pass_s: float) -> float:

@@ -26,21 +26,21 @@ class SlowEngine:
 
 
 async def test_sending_does_not_wait_for_the_engine() -> None:
-    engine, live = SlowEngine(), Inflight()
+    engine, inflight = SlowEngine(), Inflight()
 
     for number in range(5):
-        await live.send(partial(engine.push, number))
+        await inflight.send(partial(engine.push, number))
 
     assert engine.sent == [0, 1, 2, 3, 4]
-    live.cancel()
+    inflight.cancel()
 
 
 async def test_too_many_messages_within_a_step_wait_for_it() -> None:
-    engine, live = SlowEngine(), Inflight()
+    engine, inflight = SlowEngine(), Inflight()
     for number in range(MAX_IN_FLIGHT):
-        await live.send(partial(engine.push, number))
+        await inflight.send(partial(engine.push, number))
 
-    one_more = asyncio.create_task(live.send(partial(engine.push, MAX_IN_FLIGHT)))
+    one_more = asyncio.create_task(inflight.send(partial(engine.push, MAX_IN_FLIGHT)))
     await asyncio.sleep(0.01)
     assert len(engine.sent) == MAX_IN_FLIGHT
 
@@ -50,34 +50,34 @@ async def test_too_many_messages_within_a_step_wait_for_it() -> None:
 
 
 async def test_a_session_that_ends_before_its_message_is_sent_leaves_nothing_behind() -> None:
-    engine, live = SlowEngine(), Inflight()
+    engine, inflight = SlowEngine(), Inflight()
 
-    sending = asyncio.create_task(live.send(partial(engine.push, 0)))
+    sending = asyncio.create_task(inflight.send(partial(engine.push, 0)))
     await asyncio.sleep(0)
-    live.cancel()
+    inflight.cancel()
     await sending
 
     assert engine.sent == []
 
 
 async def test_a_complaint_is_raised_later() -> None:
-    engine, live = SlowEngine(), Inflight()
-    await live.send(partial(engine.push, 0, "Draft.tokens: empty"))
-    live.check()
+    engine, inflight = SlowEngine(), Inflight()
+    await inflight.send(partial(engine.push, 0, "Draft.tokens: empty"))
+    inflight.check()
 
     engine.step.set()
     await asyncio.sleep(0.01)
 
     with pytest.raises(RemoteProtocolError, match="empty"):
-        live.check()
+        inflight.check()
 
 
 async def test_an_engine_that_breaks_is_no_fault_of_the_edges() -> None:
     async def broken() -> str | None:
         raise OSError("the core is gone")
 
-    live = Inflight()
-    await live.send(broken)
+    inflight = Inflight()
+    await inflight.send(broken)
 
     with pytest.raises(TargetFailed, match="the core is gone"):
-        live.check()
+        inflight.check()

@@ -1,0 +1,156 @@
+"""The round policies, in the product's own machine: when they draft, and when they send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from bench.round_policy import RoundPolicy
+from edge_agent.metrics import EdgeMetrics
+from speculation.drafting.machine import DraftMachine
+from speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Limits,
+    Open,
+    Pushed,
+    Sampling,
+    TokenId,
+)
+from speculation.sampling.draft_token import DraftToken
+from tests.edge_agent import driven
+from tests.edge_agent.fakes import CountingSlot, ScriptedLink
+
+SYNC, PAPER = RoundPolicy(3), RoundPolicy(3, overlaps=True)
+
+
+class Edge:
+    """A session that drafts 0, 1, 2, ... for as long as its policy lets it."""
+
+    def __init__(self, policy: RoundPolicy, max_tokens: int = 100) -> None:
+        request = Open("m", "v", (), Sampling(), 0, max_tokens, ())
+        self.machine = DraftMachine(
+            request, policy, Limits(), rtt_s=lambda: 0.0, u=iter(()), readable_tokens=1000
+        )
+        self.session = self.machine.session
+
+    def draft(self, most: int = 100) -> Draft | None:
+        """Make at most so many steps; return what was sent in the end."""
+        sent = list[Pushed]()
+        for made in range(most + 1):
+            outcome = self.machine.next(0.0, busy=False)
+            sent += outcome.send
+            if (step := outcome.step) is None or made == most:
+                break
+            drafted = DraftToken(len(step.context), confidence=0.5)
+            self.machine.drafted(step, [drafted], 0.0)
+        assert len(sent) <= 1
+        return next((message for message in sent if isinstance(message, Draft)), None)
+
+    def receive(self, *tokens: TokenId) -> None:
+        session = self.session
+        self.machine.received(Commit(session.epoch, len(session.committed), tokens))
+
+
+@pytest.mark.parametrize("policy", [SYNC, PAPER])
+def test_a_round_is_sent_whole(policy: RoundPolicy) -> None:
+    edge = Edge(policy)
+
+    early = edge.draft(most=2)
+    sent = edge.draft(most=1)
+
+    assert early is None
+    assert sent is not None
+    assert sent.tokens == (0, 1, 2)
+
+
+def test_sync_does_not_draft_while_a_round_is_away() -> None:
+    edge = Edge(SYNC)
+    edge.draft()
+
+    assert edge.draft() is None
+    assert len(edge.session.chain) == 3
+
+
+def test_paper_drafts_the_next_round_and_sends_it_when_the_last_was_accepted() -> None:
+    edge = Edge(PAPER)
+    edge.draft()
+
+    meanwhile = edge.draft()
+    drafted = len(edge.session.chain)
+    edge.receive(0, 1, 2, 3)  # the round, and the bonus token
+    after = edge.draft(most=0)
+
+    assert meanwhile is None
+    assert drafted == 3 + 4  # one more, which the bonus token confirms
+    assert after is not None
+    assert after.tokens == (4, 5, 6)
+
+
+async def test_paper_drafts_in_the_products_driver_while_a_round_is_away() -> None:
+    drafted = asyncio.Event()
+
+    async def note(context: Sequence[TokenId]) -> None:
+        if len(context) == len(driven.PROMPT) + 6:
+            drafted.set()
+
+    async def slow(link: ScriptedLink) -> AsyncGenerator[Down]:
+        await link.until_sent(3)
+        await drafted.wait()
+        yield Finish("stop")
+
+    metrics = EdgeMetrics(CollectorRegistry())
+    edge = driven.Edge(metrics, ScriptedLink(slow), CountingSlot(wait=note), policy=PAPER)
+
+    assert await edge.run() == Finish("stop")
+    assert edge.emitted == []
+
+
+def test_paper_drops_the_next_round_when_the_last_was_rejected() -> None:
+    edge = Edge(PAPER)
+    edge.draft()
+    edge.draft()
+
+    edge.receive(0, 77)
+    after = edge.draft()
+
+    assert after is not None
+    assert (after.epoch, after.start, after.tokens) == (1, 2, (2, 3, 4))
+
+
+def test_a_round_that_is_judged_in_part_is_still_away() -> None:
+    edge = Edge(SYNC)
+    edge.draft()
+
+    edge.receive(0, 1)
+
+    assert edge.draft() is None
+    assert len(edge.session.chain) == 1
+
+
+def test_the_last_round_is_as_short_as_the_answer() -> None:
+    edge = Edge(RoundPolicy(8), max_tokens=2)
+
+    sent = edge.draft()
+
+    assert sent is not None
+    assert sent.tokens == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [("sync:4", RoundPolicy(4)), ("paper:16", RoundPolicy(16, overlaps=True))],
+)
+def test_a_policy_has_a_name(text: str, policy: RoundPolicy) -> None:
+    assert RoundPolicy.parse(text) == policy
+
+
+@pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])
+def test_what_is_no_policy_is_an_error_that_names_it(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        RoundPolicy.parse(text)
