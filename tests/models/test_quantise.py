@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models.quantize import quantize
+from models.llama import quantise
 
 from models.errors import CannotQuantise
 
@@ -15,6 +15,6 @@ def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
     source.write_bytes(b"not a gguf")
 
     with pytest.raises(CannotQuantise):
-        quantize(source, tmp_path / "b.gguf", "Q4_0")
+        quantise(source, tmp_path / "b.gguf", "Q4_0")
 
     assert list(tmp_path.iterdir()) == [source]
