@@ -27,6 +27,7 @@ from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.messages import Commit, Fill, Judge, ModelFacts, Open, Sampling
 from speculation.sampling import draft_sampler
+from speculation.sampling.adjustments import adjustment
 
 Chance = Callable[[], np.random.Generator]
 Emit = Callable[[Delta], Awaitable[None]]
@@ -189,9 +190,12 @@ class EdgeEngine:
 
 
 def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftSampler:
+    adjust = adjustment(request)
     if request.judge == "separate":
-        return draft_sampler.separate(request.sampling, chance.random)
-    return draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
+        draw = draft_sampler.separate(request.sampling, chance.random)
+    else:
+        draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
+    return lambda logits, position: draw(adjust(logits, position), position)
 
 
 def _uniforms(chance: np.random.Generator) -> Iterator[float]:

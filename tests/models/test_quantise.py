@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models.llama import quantise
 
 from models.errors import CannotQuantise
+from models.llama import quantise
 
 
 def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:

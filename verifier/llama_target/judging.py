@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speculation.protocol.messages import Open, TokenId, TokenLogprob
+from speculation.sampling.adjustments import adjustment
 from speculation.sampling.distributions import Distribution, Logits, distribution, top
 from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from speculation.sampling.noise import place
@@ -42,10 +43,12 @@ class Part:
 def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
     """Judge a part's draft tokens. logits(i): float32[V] of row i, i = 0..K."""
 
-    def row(i: int) -> Distribution:
-        return distribution(logits(i), request.sampling)
-
     request, judged = part.request, part.judged
+    adjust = adjustment(request)
+
+    def row(i: int) -> Distribution:
+        return distribution(adjust(logits(i), judged.start + i), request.sampling)
+
     if request.judge == "coupled":
         at = place(len(request.prompt), judged.start)
         judgement = judge_coupled(row, judged.draft, request.seed, at)

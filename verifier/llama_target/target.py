@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.sampling.adjustments import adjustment
 from speculation.verifying.latency import measured
 from speculation.verifying.machine import VerifyMachine
 from verifier.llama_target.engine import Engine
@@ -25,7 +26,10 @@ from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
-from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Refused, Said, TargetFailed, TargetFull, UnknownSession
+
+FEATURES: Final = ("min_tokens",)
+"""OpenAI parameters served beyond Sampling."""
 
 
 class LlamaTarget:
@@ -134,6 +138,10 @@ class LlamaTarget:
         scheduler = _started(self._scheduler)
         if not self._places.free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
+        try:
+            adjustment(request)
+        except ValueError as error:
+            raise Refused("sampling.extras.min_tokens", str(error)) from error
         size, now = self.facts.vocabulary_size, self._clock()
         self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
         slot = self._slots[session] = Slot(session, self._machine.session(session))
@@ -173,7 +181,7 @@ class LlamaTarget:
             chat_template=model.metadata().get("tokenizer.chat_template", ""),
             limits=self._limits,
             judges=["coupled", "separate"],
-            features=[],
+            features=list(FEATURES),
         )
         return engine
 
