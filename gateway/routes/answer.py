@@ -64,5 +64,5 @@ def statistics_fields(account: Account) -> Json:
 
 
 def finite(logprob: float) -> float:
-    """Return the log-probability, but UNLIKELY for minus infinity, which JSON cannot express."""
+    """Return UNLIKELY for minus infinity, which JSON cannot express."""
     return max(logprob, UNLIKELY)
