@@ -1,208 +1,22 @@
-"""The two machines joined by a bad network, as their drivers would join them.
+"""The two machines joined by a bad network.
 
 Up, any frame may arrive at any time and again later: this is also what a lost message that is
-sent again looks like. Down is a stream of bytes: in order, but begun anew after a cut.
-
-The drivers here do what the rules of the machines leave open, by chance: the edge asks at any
-time, a step takes any number of actions, and the verifier's engine trims offers, preempts the
-session, reads prompts in passes, and serves other sessions, which come and go.
+sent again looks like. Down is a stream of bytes: in order, but begun anew after a cut. The
+verifier serves other sessions besides, which come and go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
-from speculation.drafting.policy import StreamPolicy
-from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Finish, Limits, Open, Opened, Redraw
-from speculation.sampling.distributions import quantise
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import judge_coupled, judge_separate
-from speculation.sampling.noise import place
-from speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
-from speculation.verifying.session import Pass, VerifyingSession
-from tests.speculation.small_models import SIZE, Model, opening, plain
+from speculation.protocol.messages import Draft, Limits, Open
+from tests.speculation.drivers import EdgeDriver, VerifyDriver
+from tests.speculation.small_models import Model, opening, plain
 
 NAME = "joined"
-
-
-def uniforms(chance: Random) -> Iterator[float]:
-    return iter(chance.random, 2.0)
-
-
-@dataclass
-class EdgeDriver:
-    """Runs the edge's machine with a draft model that is like the target with rate `right`."""
-
-    request: Open
-    target: Model
-    drafter: Model
-    chance: Random
-    right: float
-    looks_up: bool
-    limits: Limits
-
-    def __post_init__(self) -> None:
-        self.machine = DraftMachine(
-            self.request,
-            StreamPolicy(may_rest=self.request.fill != "never"),
-            self.limits,
-            rtt_s=lambda: 0.1,
-            u=uniforms(self.chance),
-            readable_tokens=inf,
-            lookup=PromptLookup(self.request.prompt) if self.looks_up else None,
-        )
-        self.sent: list[bytes] = []
-        """Frames on their way up."""
-
-        self.finish: Finish | None = None
-        self.redraws = 0
-        self._step: DraftStep | None = None
-
-    def next(self, now: float) -> None:
-        busy = self._step is not None
-        outcome = self.machine.next(now, busy=busy)
-        assert not (busy and outcome.step)
-        self._execute(outcome)
-
-    def end_step(self, now: float) -> None:
-        if self._step is not None:
-            step, self._step = self._step, None
-            self.machine.drafted(step, self._drafted(step), now)
-
-    def receive(self, frame: wire.Message) -> None:
-        self._execute(self.machine.received(frame))
-
-    def _execute(self, outcome: Outcome) -> None:
-        self.redraws += sum(isinstance(message, Redraw) for message in outcome.send)
-        self.sent += map(wire.encode, outcome.send)
-        self._step = outcome.step or self._step
-        self.finish = outcome.finish or self.finish
-
-    def _drafted(self, step: DraftStep) -> list[DraftToken]:
-        """One draft token, and one more for each token of `ahead` that agrees."""
-        drafted = [self._sample(step.context)]
-        for count, token in enumerate(step.ahead, 1):
-            if drafted[-1].token != token:
-                break
-            drafted.append(self._sample([*step.context, *step.ahead[:count]]))
-        return drafted
-
-    def _sample(self, context: list[int]) -> DraftToken:
-        model = self.target if self.chance.random() < self.right else self.drafter
-        distribution = model((*self.request.prompt, *context))
-        if self.request.judge == "separate":
-            q = quantise(distribution)
-            return DraftToken(q.at(self.chance.random()), 0.8, q)
-        at = place(len(self.request.prompt), len(context))
-        return DraftToken(distribution.coupled(self.request.seed, at), 0.8)
-
-
-@dataclass
-class _Served:
-    """A session as an engine sees it."""
-
-    request: Open
-    session: VerifyingSession
-    was_read: bool = False
-    """Its prompt was read once. The pass that reads it takes no draft token."""
-
-    is_read: bool = False
-    """Its text is in the KV cache; an engine that preempts a session drops it."""
-
-
-@dataclass
-class VerifyDriver:
-    """Runs the verifier's machine with a target that executes passes."""
-
-    target: Model
-    chance: Random
-    limits: Limits
-
-    def __post_init__(self) -> None:
-        self.machine = VerifyMachine(uniforms(self.chance))
-        self.down: dict[str, list[bytes]] = {}
-        self.served: dict[str, _Served] = {}
-        self._plan: PassPlan | None = None
-
-    def open(self, name: str, request: Open, now: float) -> VerifyingSession:
-        self.machine.open(name, request, self.limits, vocabulary_size=SIZE, now=now)
-        self.served[name] = _Served(request, self.machine.session(name))
-        self.down[name] = [wire.encode(Opened(name, self.limits))]
-        return self.served[name].session
-
-    def close(self, name: str) -> None:
-        self.machine.close(name)
-        del self.served[name]
-
-    def receive(self, name: str, frame: bytes, arrived: float) -> None:
-        (message,) = wire.Decoder().feed(frame)
-        if name in self.served:  # else its answer has ended
-            sent = self.machine.received(name, message, arrived=arrived)
-            self.down[name] += map(wire.encode, sent)
-            held = self.served[name].session.chain._drafts
-            assert len(held) <= self.limits.max_ahead
-
-    # --- passes
-
-    def offer(self, now: float, rows: int = 100) -> Offer:
-        ready = [name for name, served in self.served.items() if served.is_read]
-        new = [name for name, served in self.served.items() if not served.was_read]
-        offer = self.machine.offer(ready, now, rows=rows, without_drafts=new)
-        if not offer.start and offer.wait_s < inf:
-            assert self.machine.wait_s(ready, now) == offer.wait_s
-            assert self.machine.offer(ready, now + offer.wait_s, rows=rows).start
-        return offer
-
-    def begin(self, now: float, taken: Mapping[str, int]) -> None:
-        if taken and self._plan is None:
-            self._plan = self.machine.begin(taken, now)
-
-    def begin_some(self, now: float) -> None:
-        """Begin a pass with any part of what is offered."""
-        if self._plan is not None:
-            return
-        taken = {}
-        for name, draft in self.offer(now, self.chance.randint(1, 20)).start.items():
-            if self.chance.random() < 0.1:
-                self.served[name].is_read = False
-                continue
-            least = int(self.served[name].request.fill == "never" and len(draft) > 0)
-            taken[name] = self.chance.randint(least, len(draft))
-        self.begin(now, taken)
-
-    def end(self, now: float) -> None:
-        """End the pass that runs, if one does."""
-        if self._plan is None:
-            return
-        plan, self._plan = self._plan, None
-        running = {n: p for n, p in plan.passes.items() if n in self.served}
-        verdicts = {name: self._verdict(name, judged) for name, judged in running.items()}
-        whole = all(self.served[name].was_read for name in running)
-        rows = sum(1 + len(judged.draft) for judged in plan.passes.values())
-        for name, sent in self.machine.ran(
-            plan, verdicts, now, rows=rows if whole else None
-        ).items():
-            self.served[name].was_read = self.served[name].is_read = True
-            self.down[name] += map(wire.encode, sent)
-
-    def _verdict(self, name: str, judged: Pass) -> Verdict:
-        request = self.served[name].request
-        context = (*request.prompt, *self.served[name].session.committed)
-
-        def row(i: int):  # noqa: ANN202
-            return self.target((*context, *judged.draft[:i]))
-
-        if request.judge == "separate":
-            assert len(judged.u) == len(judged.draft) + 1
-            return Verdict(judge_separate(row, judged.draft, judged.q, iter(judged.u)))
-        at = place(len(request.prompt), judged.start)
-        return Verdict(judge_coupled(row, judged.draft, request.seed, at))
 
 
 @dataclass
@@ -239,8 +53,9 @@ class Joined:
         self._arrived = 0.0
         self._opened = 0
 
-    def wait(self) -> None:
-        self.now += self.chance.choice([1e-6, 1e-3, 0.02, 0.5]) * self.chance.random()
+    def wait(self, longest_s: float = 0.0) -> None:
+        longest_s = longest_s or self.chance.choice([1e-5, 1e-3, 0.01, 0.1])
+        self.now += longest_s * (1.0 - self.chance.random())
 
     # --- the network
 
@@ -301,14 +116,13 @@ class Joined:
 
     # --- all of it
 
+    def _end_pass(self) -> None:
+        self.wait(0.2)
+        self.verifier.end(self.now)
+
     def _fail(self) -> None:
         if self.may_fail and self.request.fill != "never" and self.chance.random() < 0.02:
             self.edge.machine.cannot_draft()
-
-    def _read(self) -> None:
-        """Let the engine read again what it dropped."""
-        for served in self.verifier.served.values():
-            served.is_read = served.is_read or (served.was_read and self.chance.random() < 0.5)
 
     def _end_answer(self) -> None:
         """Let the engine forget a session whose answer has ended."""
@@ -322,32 +136,29 @@ class Joined:
             lambda: edge.end_step(self.now), lambda: edge.end_step(self.now),
             self.deliver, self.deliver, lambda: self.deliver(again=True),
             self.receive, self.receive, self.receive, self.cut,
-            lambda: verifier.begin_some(self.now), lambda: verifier.end(self.now),
-            self._read, self.other, self._fail, self._end_answer,
+            lambda: verifier.begin_some(self.now), self._end_pass,
+            verifier.read_again, self.other, self._fail, self._end_answer,
         ]  # fmt: skip
         for _ in range(actions):
             self.wait()
-            self.now += 1e-9
             self.chance.choice(choices)()
 
     def turn(self) -> None:
         """Let everybody do their part, in order, over a good network."""
         edge, verifier = self.edge, self.verifier
-        for _ in range(4):
+        verifier.end(self.now)
+        verifier.read_again()
+        for _ in range(self.chance.randint(1, 4)):
             edge.next(self.now)
             self.now += 0.01
             edge.end_step(self.now)
-        edge.next(self.now)
-        while edge.sent:
-            self.deliver(first=True)
-        verifier.end(self.now)
-        for served in verifier.served.values():
-            served.is_read = served.was_read
-        offer = verifier.offer(self.now)
-        if not offer.start and offer.wait_s < inf:
-            self.now += offer.wait_s
-            offer = verifier.offer(self.now)
-        verifier.begin(self.now, {name: len(draft) for name, draft in offer.start.items()})
+            edge.next(self.now)
+            while edge.sent:
+                self.deliver(first=True)
+            wait_s = verifier.begin_all(self.now)
+        if wait_s < inf:
+            self.now += wait_s
+            verifier.begin_all(self.now)
         self.now += 0.1
         verifier.end(self.now)
         while self._rest or self.received < len(verifier.down[NAME]):

@@ -19,8 +19,9 @@ PROMPT = (3, 1, 2)
 
 
 def model(number: int) -> Model:
-    """A model whose distribution depends on the last two tokens."""
-    table = np.random.default_rng(number).dirichlet([0.5] * SIZE, (SIZE, SIZE))
+    """A model whose distribution depends on the last two tokens; every third is very sure."""
+    evenness = 0.05 if number % 3 == 0 else 0.5
+    table = np.random.default_rng(number).dirichlet([evenness] * SIZE, (SIZE, SIZE))
 
     def distribution(context: tuple[TokenId, ...]) -> Distribution:
         p = table[context[-2], context[-1]]

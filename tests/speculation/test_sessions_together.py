@@ -20,7 +20,7 @@ CASES = {
     "number": st.integers(0, 2**32),
     "right": RATES,
     "disorder": st.integers(0, 300),
-    "max_tokens": st.integers(1, 30),
+    "max_tokens": st.integers(1, 40),
     "fill": st.sampled_from(["always", "auto", "never"]),
     "others": st.sampled_from([0, 0, 1, 3]),
     "may_fail": st.booleans(),
@@ -42,7 +42,7 @@ def test_coupled_generates_what_the_target_alone_generates(
 ) -> None:
     request = opening(seed=seed, max_tokens=max_tokens, fill=fill)
     joined = Joined(
-        request, model(number), model(number + 1), Random(number), right,
+        request, model(number), model(number + 3), Random(number), right,
         looks_up=looks_up, may_fail=may_fail, others=others,
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_separate_ends_with_one_text_at_both_ends(
 ) -> None:
     request = opening(judge="separate", max_tokens=max_tokens, fill=fill)
     joined = Joined(
-        request, model(number), model(number + 1), Random(number), right,
+        request, model(number), model(number + 3), Random(number), right,
         may_fail=may_fail, others=others,
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_a_tail_that_runs_out_is_drawn_again_until_it_does_not(
         patch.setattr(distributions, "HEAD_TOKENS", 1)
         patch.setattr(verifying, "TAIL_SAMPLES", 1)
         request = opening(judge="separate", max_tokens=25, stop_tokens=(), fill="never")
-        joined = Joined(request, model(number), model(number + 1), Random(number), 0.0)
+        joined = Joined(request, model(number), model(number + 3), Random(number), 0.0)
 
         joined.run(disorder)
 

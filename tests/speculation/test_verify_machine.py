@@ -343,6 +343,15 @@ def test_latency_is_learned_only_where_the_rows_of_the_pass_are_told() -> None:
     assert verifier.latency.of(3) == 1.0
 
 
+def test_no_latency_is_learned_where_the_clock_did_not_move() -> None:
+    verifier = machine(a="always")
+    for now in (0.0, 5.0):
+        plan = verifier.begin({"a": 0}, 0.0)
+        verifier.ran(plan, {"a": Verdict(Judgement((5,), 0))}, now, rows=1)
+
+    assert verifier.latency.of(1) == 5.0
+
+
 def test_the_outcome_of_a_session_that_was_closed_is_dropped() -> None:
     verifier = machine(a="always", b="always")
     plan = verifier.begin({"a": 0, "b": 0}, 0.0)
