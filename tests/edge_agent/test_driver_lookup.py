@@ -89,6 +89,20 @@ async def test_where_steps_are_the_limit_it_looks_up_and_the_draft_model_goes_on
     assert [drafted.token for drafted in edge.machine.session.chain[:16]] == list(COPIED[20:36])
 
 
+async def test_what_followed_before_is_read_in_the_step_that_drafts(
+    metrics: EdgeMetrics,
+) -> None:
+    prompt = (*range(8, 16), 1, 2)  # as long as the repeated text begins
+    link = ScriptedLink(scripted(sent(9), Finish("stop")))
+    slot = CountingSlot(wait=lambda _: asyncio.sleep(0.001))
+    edge = Edge(metrics, link, slot, prompt=prompt, lookup=True)
+
+    await edge.run()
+
+    assert max(map(len, slot.contexts)) > len(prompt) + len(slot.contexts)
+    assert edge.machine.counts.drafted > len(slot.contexts)
+
+
 async def test_a_draft_model_fast_enough_for_the_passes_is_not_passed_over(
     metrics: EdgeMetrics,
 ) -> None:

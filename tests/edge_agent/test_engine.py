@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.driver import Link
@@ -44,6 +45,7 @@ from tests.edge_agent.fakes import (
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], "", LIMITS, judges=["coupled"], features=["logit_bias"]
 )
+STEPS = "picospec:edge_draft_step_seconds"
 JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 
 
@@ -228,6 +230,16 @@ async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
     assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
 
 
+async def test_no_more_is_drafted_than_the_slot_can_hold_besides_the_prompt(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+
+    await deltas(engine(uplink, metrics, OneSlot(len(JOB.prompt) + 2)).generate(JOB))
+
+    assert uplink.link.drafted == [3, 4]
+
+
 async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) -> None:
     class OneToken:
         def may_draft(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
@@ -247,9 +259,8 @@ async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) ->
     assert uplink.link.drafted == [3, 4]
 
 
-async def test_draft_tokens_and_stale_steps_are_counted_at_the_end(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
+    metrics = EdgeMetrics(registry := CollectorRegistry())
     landed, stepping = asyncio.Event(), asyncio.Event()
 
     async def wait(context: Sequence[TokenId]) -> None:
@@ -268,6 +279,7 @@ async def test_draft_tokens_and_stale_steps_are_counted_at_the_end(
     drafted = metrics.drafted._value.get()
     assert drafted == metrics.wasted._value.get() > 2
     assert len(drafter.slot.contexts) == drafted + 1
+    assert registry.get_sample_value(f"{STEPS}_count") == drafted + 1
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ class RecordingEngine:
         self.calls: list[list[tuple[int, int]] | tuple[int, int, int]] = []
         """A pass: (sequence, drafts) of each part. A prompt's piece: sequence, start, rows."""
 
+        self.beginnings: list[tuple[int, int]] = []
+        """Of each part of a pass: tokens before it in the KV cache, and its first token."""
+
         self.fails_at: int | None = None
         self._pass_s = pass_s
 
@@ -43,6 +46,7 @@ class RecordingEngine:
 
     def run(self, parts: Sequence[Part]) -> list[Verdict]:
         self.calls.append([(part.sequence, len(part.judged.draft)) for part in parts])
+        self.beginnings += [(part.held, part.last) for part in parts]
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
         time.sleep(self._pass_s)
@@ -61,7 +65,7 @@ class Sessions:
     """A scheduler over its machine, and the sessions of both."""
 
     def __init__(self, engine: RecordingEngine, thread: Executor, max_rows: int) -> None:
-        registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self.machine = VerifyMachine(iter(()))
         self._names = itertools.count()
         self.scheduler = Scheduler(
@@ -129,6 +133,27 @@ async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
         assert await text_of(slot) == [TOKEN]
 
     assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)]]
+
+
+async def test_a_pass_begins_with_the_last_token_of_the_prompt_or_the_text() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1, 2, 3), max_tokens=3)
+        sessions.place(slot, 0)
+        await text_of(slot)
+
+    assert engine.beginnings == [(2, 3), (3, TOKEN), (4, TOKEN)]
+
+
+async def test_the_latency_of_passes_is_learned_by_their_rows() -> None:
+    engine = RecordingEngine(pass_s=0.01)
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1,), max_tokens=3)
+        sessions.receive(slot, TOKEN)
+        sessions.place(slot, 0)
+        await text_of(slot)
+
+    assert 0.01 <= sessions.machine.latency.of(2) < 1.0
 
 
 async def test_others_stream_on_while_a_prompt_is_read() -> None:
@@ -200,21 +225,48 @@ async def test_without_fill_in_passes_nothing_is_generated_before_a_draft_arrive
     assert first.accepted == 2
 
 
-async def test_a_held_session_takes_part_when_another_starts() -> None:
-    engine = RecordingEngine(pass_s=0.04)
+def held_session(sessions: Sessions) -> Slot:
+    """Open a session whose draft is rejected, so that its next pass is held for another one."""
+    for rows in (1, 2, 17):
+        sessions.machine.latency.observe(rows, 0.1)
+    slot = sessions.open(prompt=(1,), max_tokens=40, fill="auto")
+    arrivals = sessions.machine._sessions[slot.name].arrivals
+    arrivals.first_s, arrivals.interval_s = 0.02, 0.002
+    sessions.receive(slot, 9)
+    return slot
+
+
+def held_s(sessions: Sessions) -> float:
+    """Return how long passes were held, in all."""
+    return sessions.registry.get_sample_value("picospec:held_seconds_sum") or 0.0
+
+
+async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:
+    engine = RecordingEngine(pass_s=0.1)
     async with scheduling(engine) as sessions:
-        held = sessions.open(prompt=(1,), max_tokens=40, fill="auto")
-        other = sessions.open(prompt=(1,), max_tokens=40)
-        arrivals = sessions.machine._sessions[held.name].arrivals
-        arrivals.first_s, arrivals.interval_s = 0.018, 0.004
-        sessions.receive(held, 9)
+        held = held_session(sessions)
+        sessions.place(held, 0)
+        async with asyncio.timeout(2):
+            for _ in range(2):
+                await held.next()
+        sessions.close(held)
+
+        assert held_s(sessions) >= 0.02
+    assert engine.passes[:2] == [[(0, 1)], [(0, 0)]]
+
+
+async def test_a_held_session_takes_part_when_another_starts() -> None:
+    engine = RecordingEngine(pass_s=0.1)
+    async with scheduling(engine) as sessions:
+        held, other = held_session(sessions), sessions.open(prompt=(1,), max_tokens=40)
         sessions.place(held, 0)
         sessions.place(other, 1)
-        for _ in range(4):
+        for _ in range(2):
             await other.next()
         sessions.close(held)
         sessions.close(other)
 
+        assert held_s(sessions) < 0.02
     assert engine.passes[:2] == [[(0, 1), (1, 0)], [(0, 0), (1, 0)]]
 
 
