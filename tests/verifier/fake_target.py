@@ -139,7 +139,7 @@ class FakeTarget:
         if kind == FAILS and machine.totals.passes == 3:
             raise TargetFailed("it broke")
         idle = request.fill == "never" and not machine.pending
-        if idle or machine.refusal or machine.finished:
+        if idle or machine.rejection or machine.finished:
             running.news.clear()
             await running.news.wait()
             return

@@ -210,7 +210,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
                 edge.receive(message)
             if isinstance(message, Reject):
                 refused += 1
-                if redraw := edge.refused(message, u):
+                if redraw := edge.rejected(message, u):
                     await target.push("separate", redraw)
                     continue
             await _guess(target, edge, text)

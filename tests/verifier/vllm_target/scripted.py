@@ -158,7 +158,7 @@ async def replaced(
             if isinstance(message, Reject):
                 refusals += 1
                 await asyncio.sleep(late_s)
-                again = edge.refused(message, u)
+                again = edge.rejected(message, u)
             if again is None:
                 while edge.may_extend and len(edge.chain) < 3:
                     edge.extend(DraftToken(q.at(next(u)), 1.0, q))

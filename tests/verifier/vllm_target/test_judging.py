@@ -108,6 +108,6 @@ def test_a_refusal_carries_the_whole_law() -> None:
 
     (judged,) = judge(requests, table)
 
-    assert judged.refusal is not None
-    assert judged.refusal.token == 4
-    assert judged.refusal.p.tokens.size == V
+    assert judged.rejection is not None
+    assert judged.rejection.token == 4
+    assert judged.rejection.p.tokens.size == V

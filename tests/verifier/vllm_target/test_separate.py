@@ -83,7 +83,7 @@ async def second_token(
                     refused = True
                     if most < len(message.head):
                         message = replace(message, head=message.head[:most], tail_mass=0.0)
-                    assert edge.refused(message, u) is None
+                    assert edge.rejected(message, u) is None
             if len(edge.committed) > 1:
                 break
             draft = edge.flush()

@@ -13,8 +13,8 @@ from speculation.sampling import noise
 
 torch = pytest.importorskip("torch")
 
-from verifier.vllm_target import noise as torch_noise  # noqa: E402
-from verifier.vllm_target import support  # noqa: E402
+from verifier.vllm_target.worker import noise as torch_noise  # noqa: E402
+from verifier.vllm_target.worker import support  # noqa: E402
 from verifier.vllm_target.verify_request import Shape  # noqa: E402
 
 SEEDS = st.integers(0, 2**63 - 1)
