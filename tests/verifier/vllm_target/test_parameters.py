@@ -30,13 +30,13 @@ def admitted(asked: dict[str, Any]) -> Admission:
     return Admission.unpack(asked["extra_args"][FIELD])
 
 
-def test_the_law_is_left_to_our_judge() -> None:
+def test_the_sampling_settings_are_left_to_our_judge() -> None:
     asked = ask("s", opening(), FACTS).sampling
 
     assert asked["temperature"] == 1.0
     assert not {"top_p", "top_k", "min_p", "seed", "logit_bias"} & asked.keys()
-    shape = admitted(asked).shape
-    assert (shape.temperature, shape.min_p, shape.top_k, shape.top_p) == (0.7, 0.1, 40, 0.9)
+    given = admitted(asked).request.sampling
+    assert (given.temperature, given.min_p, given.top_k, given.top_p) == (0.7, 0.1, 40, 0.9)
 
 
 def test_only_the_sessions_stop_tokens_stop() -> None:
@@ -57,7 +57,7 @@ def test_penalties_and_bias_are_passed_on() -> None:
     asked = ask("s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS).sampling
 
     assert asked["presence_penalty"] == 1.0
-    assert admitted(asked).shape.bias == ((7, -3.0),)
+    assert admitted(asked).bias == ((7, -3.0),)
 
 
 @pytest.mark.parametrize(

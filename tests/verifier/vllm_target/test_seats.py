@@ -29,7 +29,6 @@ from speculation.sampling.noise import place
 from speculation.verifying.row_allocation import PassLatency
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.core.session_slot import RECENT_FRAMES, Seat
-from verifier.vllm_target.verify_request import Shape
 
 PROMPT_TOKENS = 10
 
@@ -37,7 +36,7 @@ PROMPT_TOKENS = 10
 def seat(**fields: Any) -> Seat:
     settings: dict[str, Any] = {"seed": 9, "max_tokens": 20, "stop_tokens": (0,)}
     request = Open("m", "v", (), Sampling(), **(settings | fields))
-    admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), Shape(), 1000)
+    admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), (), 1000)
     return Seat(Admission.unpack(admission.pack()), now=0.0)
 
 
@@ -67,8 +66,7 @@ def refusal(token: int, *allowed: int) -> Rejection:
 
 def test_an_admission_survives_its_journey() -> None:
     request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
-    shape = Shape.of(request.sampling, ((5, -1.5),))
-    admission = Admission("s", request, 44, Limits(3, 9), shape, 99)
+    admission = Admission("s", request, 44, Limits(3, 9), ((5, -1.5),), 99)
 
     assert Admission.unpack(admission.pack()) == admission
 

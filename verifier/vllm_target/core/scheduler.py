@@ -45,7 +45,7 @@ class PicoScheduler(SessionScheduler):
         held = self._offer_drafts(now)
         with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
-        output.picospec_orders = self._orders(output)
+        output.picospec_requests = self._orders(output)
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
             self._make_way(held[-1], now)
@@ -101,7 +101,7 @@ class PicoScheduler(SessionScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         now = time.monotonic()
-        requests: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_orders", {})
+        requests: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_requests", {})
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
         self._observe(scheduler_output, now)
         passed = {}

@@ -110,10 +110,11 @@ class Seat:
         """
         owed = self.owed(said)
         order = VerifyRequest(
-            self.admission.shape,
+            self.machine.request.sampling,
             self.machine.request.judge,
             self.machine.request.seed,
             place(self.admission.prompt_tokens, len(self.machine.committed)),
+            bias=self.admission.bias,
             forced=owed,
         )
         if self.machine.rejection is not None or (owed is not None and not injected):

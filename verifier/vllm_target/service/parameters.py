@@ -14,7 +14,6 @@ import msgspec
 from speculation.protocol.messages import Limits, ModelFacts, Open
 from verifier.target import Refused
 from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.verify_request import Shape
 
 FEATURES: Final = (
     "presence_penalty",
@@ -95,7 +94,7 @@ def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
         replace(request, sampling=msgspec.structs.replace(request.sampling, extras={})),
         len(request.prompt),
         Limits(facts.limits.max_verify, facts.limits.max_ahead),
-        Shape.of(request.sampling, tuple(bias.items())),
+        tuple(bias.items()),
         facts.vocabulary_size,
     )
 

@@ -1,0 +1,191 @@
+"""Judges a step on an accelerator: all rows at once, and the host waits for it at most twice.
+
+    first look     every row among CANDIDATES candidates. The host gets one number a row: the
+                   target's token, or in `separate` the probability of the draft token; and NaN
+                   where the support is wider than the candidates.
+    second look    only where something is missing: rows with NaN, over the whole vocabulary,
+                   and in `separate` the distribution that a session's pass ends with.
+
+Rows are looked at in chunks, so that the memory they need is bounded; chunks do not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from math import isnan, nan
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.judging import Judgement, Rejection, as_sent, judge_separate
+from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.judging import distribution_of
+from verifier.vllm_target.worker.rows import (
+    Columns,
+    Row,
+    StepLogits,
+    logits_of,
+    rows_of,
+    upload,
+)
+from verifier.vllm_target.worker.support import CutRows, Support, greedy, whole
+
+CANDIDATES: Final = 512
+"""Candidates of the first look, so that the second is rare. Not tuned: no GPU was at hand when
+it was chosen. `python -m bench.calibrate.kernels --device cuda` times a step."""
+
+CHUNK_BYTES: Final = 1 << 30
+"""Device memory for the rows of one chunk. vLLM leaves a tenth of a GPU free, which is more."""
+
+FIRST_BYTES: Final = 32
+"""Memory that a first look takes, by logit: the tensors of `Support.best` over all of a row."""
+
+SECOND_BYTES: Final = 96
+"""Memory that a look at the whole vocabulary takes, by logit: a stable sort, and sums in
+float64 over it."""
+
+
+def judge_at_once(requests: Sequence[VerifyRequest], step: StepLogits) -> list[Judgement]:
+    """Return the outcome of each request's pass; of a silent one, nothing."""
+    passes = {
+        number: _Pass(request) for number, request in enumerate(requests) if not request.silent
+    }
+    first = list(_chunks(rows_of(requests), FIRST_BYTES, step))
+    numbers = iter(_fetched([_first_look(chunk, step) for chunk in first]))
+    for row in (row for chunk in first for row in chunk):
+        passes[row.number].values[row.index] = float(next(numbers))
+    second = list(_chunks(_missing(passes, found=True), FIRST_BYTES, step))
+    looks = [_second_look(chunk, step, CANDIDATES) for chunk in second]
+    wide = list(_chunks(_missing(passes, found=False), SECOND_BYTES, step))
+    looks += [_second_look(chunk, step, step.vocabulary_size) for chunk in wide]
+    rest = _fetched(looks)
+    for row in (row for chunk in (*second, *wide) for row in chunk):
+        width = 1 if row.request.judge == "coupled" else step.vocabulary_size
+        passes[row.number].complete(row.index, rest[:width])
+        rest = rest[width:]
+    empty = Judgement((), accepted=0)
+    return [passes[n].judgement() if n in passes else empty for n in range(len(requests))]
+
+
+class _Pass:
+    """What is known of one session's rows."""
+
+    def __init__(self, request: VerifyRequest) -> None:
+        self.request = request
+        self.values = [nan] * (len(request.draft) + 1)
+        """Of each row the number that the first look gives."""
+
+        self._distributions: dict[int, Distribution] = {}
+
+    def missing(self, *, found: bool) -> list[int]:
+        """Return the rows that need a second look: those with NaN, or of the `found` ones that
+        whose distribution is wanted."""
+        last = self.judgement().accepted
+        wide = [index for index in range(last + 1) if isnan(self.values[index])]
+        if not found:
+            return wide
+        return [last] if self.request.judge == "separate" and last not in wide else []
+
+    def complete(self, index: int, found: NDArray[np.float32]) -> None:
+        """Take in what a second look found: a token, or a row's probabilities."""
+        if self.request.judge == "coupled":
+            self.values[index] = float(found[0])
+        else:
+            self._distributions[index] = distribution_of(found)
+
+    def judgement(self) -> Judgement:
+        """Judge by what is known; rows with NaN are taken to accept their draft tokens."""
+        request = self.request
+        if request.judge == "coupled":
+            return self._coupled()
+        judged = judge_separate(self._row, request.draft, request.q, iter(request.u))
+        p = self._distributions.get(judged.accepted)
+        if judged.rejection is None or p is None:
+            return judged
+        return replace(judged, rejection=Rejection(judged.rejection.token, as_sent(p)))
+
+    def _coupled(self) -> Judgement:
+        draft = self.request.draft
+        tokens = [
+            drafted if isnan(value) else int(value)
+            for value, drafted in zip(self.values, (*draft, 0), strict=True)
+        ]
+        agreed = (a == b for a, b in zip(tokens, draft, strict=False))
+        accepted = next((i for i, same in enumerate(agreed) if not same), len(draft))
+        return Judgement(tuple(tokens[: accepted + 1]), accepted)
+
+    def _row(self, index: int) -> Distribution:
+        """Return a row's distribution, or as much of it as judging a draft token needs."""
+        draft, value = self.request.draft, self.values[index]
+        if index == len(draft) or isnan(value):
+            unknown = Distribution(np.array([(*draft, 0)[index]]), np.ones(1))
+            return self._distributions.get(index, unknown)
+        return Distribution(np.array([draft[index]]), np.array([value]))
+
+
+def _missing(passes: Mapping[int, _Pass], *, found: bool) -> list[Row]:
+    return [
+        Row(number, index, each.request)
+        for number, each in passes.items()
+        for index in each.missing(found=found)
+    ]
+
+
+def _chunks(rows: Sequence[Row], bytes_a_logit: int, step: StepLogits) -> Iterator[list[Row]]:
+    """Yield rows of one kind and judge, as many at a time as memory allows."""
+
+    def alike(row: Row) -> tuple[str, str]:
+        return row.kind, row.request.judge
+
+    most = max(1, CHUNK_BYTES // (bytes_a_logit * step.vocabulary_size))
+    for _, group in groupby(sorted(rows, key=alike), alike):
+        same = list(group)
+        yield from (same[start : start + most] for start in range(0, len(same), most))
+
+
+def _first_look(rows: Sequence[Row], step: StepLogits) -> Tensor:
+    """Return one number a row: float32[n], which holds every token id below 2**24 exactly."""
+    support, columns, found = _support(rows, step, CANDIDATES)
+    if rows[0].request.judge == "coupled":
+        return _masked(support.best(columns.words), found)
+    drafted = [[(*row.request.draft, -1)[row.index]] for row in rows]
+    tokens = upload(np.array(drafted, np.int64), columns.words.device)
+    return _masked(support.p_of(tokens), found)
+
+
+def _masked(values: Tensor, found: Tensor) -> Tensor:
+    return values.to(torch.float32).masked_fill(~found, nan)
+
+
+def _second_look(rows: Sequence[Row], step: StepLogits, count: int) -> Tensor:
+    """Return a token a row: float32[n]; or all probabilities, row after row: float32[n V]."""
+    support, columns, _ = _support(rows, step, count)
+    if rows[0].request.judge == "coupled":
+        return support.best(columns.words).to(torch.float32)
+    return support.spread(step.vocabulary_size).flatten()
+
+
+def _support(
+    rows: Sequence[Row], step: StepLogits, count: int
+) -> tuple[Support, Columns, Tensor]:
+    """Return the supports of rows of one kind among `count` candidates; which are found."""
+    logits = logits_of(rows, step)
+    columns = Columns.of(rows, logits.device)
+    if rows[0].kind == "cut":
+        support, found = CutRows.of(logits, columns).among(count)
+    else:
+        support = greedy(logits) if rows[0].kind == "greedy" else whole(logits, columns)
+        found = torch.ones(len(rows), dtype=torch.bool, device=logits.device)
+    return support, columns, found
+
+
+def _fetched(parts: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Wait for the device, if it was asked for anything, and bring over what it found."""
+    found: NDArray[np.float32] = np.empty(0, np.float32)
+    return torch.cat(list(parts)).cpu().numpy() if parts else found
