@@ -23,8 +23,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.verifying.row_allocation import PassLatency
-from verifier.vllm_target import core as _core  # noqa: F401 - gives the core its methods
 from verifier.vllm_target.admission import FIELD, Admission
+from verifier.vllm_target.core import calls as _calls  # noqa: F401 - adds the core's methods
 from verifier.vllm_target.core import outputs
 from verifier.vllm_target.core.hooks import must_step
 from verifier.vllm_target.core.session_slot import OutgoingFrame, Seat
