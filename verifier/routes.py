@@ -1,6 +1,6 @@
 """The speculation routes. docs/protocol.md describes them.
 
-POST   /v1/speculate                     an Open; answers with the stream of what is said
+POST   /v1/speculate                     an Open; answers with the session's stream
 POST   /v1/speculate/{session}/drafts    Drafts and Redraws
 GET    /v1/speculate/{session}?from=     the stream again, from an output position on
 DELETE /v1/speculate/{session}           cancel
@@ -23,6 +23,7 @@ from gateway.errors import ApiError, ClientGone, InvalidRequest, NotFound, TooLa
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from speculation.protocol.messages import Fault, Message, Open, Pushed
+from speculation.protocol.wire import Framed
 from verifier.admission import check
 from verifier.plain_engine import translate
 from verifier.sessions.downstream import Downstream
@@ -33,7 +34,7 @@ from verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
 DRAFTS_BYTES: Final = 64 * 1024
-"""A draft token takes 3 bytes at most as a rule: this holds thousands."""
+"""Most bytes of one body of drafts. A draft token takes about 3, so it holds thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +128,10 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _messages(body: bytes) -> Sequence[Message]:
+def _messages(body: bytes) -> Sequence[Framed[Message]]:
     """Return all messages of a body. Raises MalformedFrame."""
     decoder = wire.Decoder()
-    messages = list(decoder.feed(body))
+    messages = list(decoder.frames(body))
     decoder.close()
     return messages
 
@@ -140,18 +141,19 @@ def _opening(body: bytes) -> Open:
         messages = _messages(body)
     except MalformedFrame as error:
         raise _malformed(error) from error
-    if len(messages) != 1 or not isinstance(messages[0], Open):
-        raise InvalidRequest("the body must be one Open", code="malformed_frame")
-    return messages[0]
+    match [framed.message for framed in messages]:
+        case [Open() as opening]:
+            return opening
+    raise InvalidRequest("the body must be one Open", code="malformed_frame")
 
 
-def _drafts(body: bytes) -> list[Pushed]:
+def _drafts(body: bytes) -> list[Framed[Pushed]]:
     """Return the messages of a body, all of them or none. Raises RemoteProtocolError."""
-    drafts: list[Pushed] = []
-    for message in _messages(body):
-        if not isinstance(message, Pushed):
-            raise RemoteProtocolError(f"{type(message).__name__}: not in this direction")
-        drafts.append(message)
+    drafts: list[Framed[Pushed]] = []
+    for framed in _messages(body):
+        if not isinstance(framed.message, Pushed):
+            raise RemoteProtocolError(f"{type(framed.message).__name__}: not in this direction")
+        drafts.append(Framed(framed.message, framed.frame))
     return drafts
 
 

@@ -1,4 +1,4 @@
-"""The messages two sessions exchange. Values only: no bytes, no sockets, no behaviour.
+"""The messages two sessions exchange. Values only: no bytes, no sockets.
 
     up     Open, Draft, Redraw
     down   Opened, Commit, Reject, Finish, Fault
@@ -9,8 +9,8 @@ An *epoch* numbers the edge's guesses: it rises when the edge learns that its ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import msgspec
 
@@ -146,6 +146,18 @@ class Commit:
     """Duration of the pass; sent in 0.1 ms."""
 
     logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def after(self, known: int) -> Self:
+        """Return the Commit without its first `known` tokens."""
+        if known == 0:
+            return self
+        return replace(
+            self,
+            start=self.start + known,
+            tokens=self.tokens[known:],
+            accepted=max(0, self.accepted - known),
+            logprobs=self.logprobs and self.logprobs[known:],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from gateway.ports import Sampling as PlainSampling
 from models.opening import open_store
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
+from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import QuantisedDistribution
 from speculation.sampling.draft_token import DraftToken
 from verifier.llama_target import LlamaSettings, LlamaTarget
@@ -109,15 +110,15 @@ async def with_drafts(
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         if guess is perfect:
-            await target.push(name, Draft(0, 0, 0, tuple(text[:6])))
-        while not isinstance(message := await coming, Finish):
+            await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
+        while not isinstance(message := (await coming).message, Finish):
             assert isinstance(message, Commit)
             assert message.start == len(said)
             said += message.tokens
             coming = asyncio.create_task(anext(session))
             draft = guess(text, len(said), chance)
             if draft and len(said) < TOKENS and said[-1] not in target.facts.stop_tokens:
-                await target.push(name, draft)
+                await target.push(name, Framed(draft))
     return said, message
 
 
@@ -204,14 +205,14 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         await _guess(target, edge, text)
-        while not isinstance(message := await coming, Finish):
+        while not isinstance(message := (await coming).message, Finish):
             coming = asyncio.create_task(anext(session))
             if isinstance(message, Commit):
                 edge.receive(message)
             if isinstance(message, Reject):
                 refused += 1
                 if redraw := edge.rejected(message, u):
-                    await target.push("separate", redraw)
+                    await target.push("separate", Framed(redraw))
                     continue
             await _guess(target, edge, text)
 
@@ -235,7 +236,7 @@ async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId])
         )
     if draft := edge.flush():
         with suppress(UnknownSession):  # it may have finished by now
-            await target.push("separate", draft)
+            await target.push("separate", Framed(draft))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -17,7 +17,7 @@ from speculation.verifying.pass_policy import hold_s
 from speculation.verifying.row_allocation import PassLatency
 from speculation.verifying.session import VerifyingSession
 from verifier.llama_target.judging import Outcome, Part
-from verifier.target import Said, TargetFailed
+from verifier.target import Reply, TargetFailed
 
 
 class Slot:
@@ -45,7 +45,7 @@ class Slot:
         self._most = limits.max_verify
         self._arrivals = Arrivals()
         self._u = u
-        self._said: deque[Said] = deque()
+        self._said: deque[Reply] = deque()
         self._said_at = now
         self._failure: TargetFailed | None = None
         self._news = asyncio.Event()
@@ -115,13 +115,13 @@ class Slot:
     # --- down
 
     def _say(self, down: Sequence[Down], now: float) -> None:
-        said = [message for message in down if isinstance(message, Said)]
+        said = [message for message in down if isinstance(message, Reply)]
         if said:
             self._said.extend(said)
             self._said_at = now
             self._news.set()
 
-    async def next(self) -> Said:
+    async def next(self) -> Reply:
         """Return the next message, once there is one. Raises TargetFailed."""
         while not self._said:
             if self._failure:

@@ -17,6 +17,7 @@ import structlog
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.protocol.wire import Framed
 from speculation.verifying.row_allocation import timed
 from verifier.llama_target.engine import Engine
 from verifier.llama_target.kv_slots import KvSlots
@@ -24,7 +25,7 @@ from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
-from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
 
 
 class LlamaTarget:
@@ -98,24 +99,24 @@ class LlamaTarget:
         await loop.run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
         slot = self._admit(session, request)
         try:
             while True:
                 message = await slot.next()
-                yield message
+                yield Framed(message)
                 if isinstance(message, Finish):
                     return
         finally:
             self._release(session, slot)
 
-    async def push(self, session: str, message: Pushed) -> None:
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a session. Raises UnknownSession or RemoteProtocolError."""
         slot = self._slots.get(session)
         if slot is None or slot.machine.finished:
             raise UnknownSession(f"no session {session}")
-        slot.receive(message, self._clock())
+        slot.receive(message.message, self._clock())
         _started(self._scheduler).wake()
 
     def _over(self, running: asyncio.Task[None]) -> None:

@@ -21,6 +21,7 @@ from speculation.protocol.messages import (
     Sampling,
     TokenLogprob,
 )
+from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.sampling.draft_token import DraftToken
 from verifier.target import UnknownSession
@@ -81,7 +82,8 @@ async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
     """Run a session without drafts."""
     answer = Answer()
     async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
+        async for reply in said:
+            message = reply.message
             hear(answer, message)
     return answer
 
@@ -103,7 +105,8 @@ async def drafted(
     guess = guesser(oracle, script, target.facts.vocabulary_size)
     answer = Answer()
     async with aclosing(target.serve(session, request)) as said, asyncio.TaskGroup() as tasks:
-        async for message in said:
+        async for reply in said:
+            message = reply.message
             hear(answer, message)
             if isinstance(message, Commit):
                 edge.receive(message)
@@ -118,7 +121,7 @@ async def drafted(
 async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
     await asyncio.sleep(late_s)
     with suppress(UnknownSession):  # it came too late
-        await target.push(session, message)
+        await target.push(session, Framed(message))
 
 
 def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
@@ -151,7 +154,8 @@ async def replaced(
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
     q, u, refusals = even(), uniforms(random), 0
     async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
+        async for reply in said:
+            message = reply.message
             again = None
             if isinstance(message, Commit):
                 edge.receive(message)
@@ -164,7 +168,7 @@ async def replaced(
                     edge.extend(DraftToken(q.at(next(u)), 1.0, q))
                 again = edge.flush()
             if again is not None:
-                await target.push(session, again)
+                await target.push(session, Framed(again))
     return list(edge.committed), refusals
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import CannotOpen
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from verifier.target import Refused, TargetFailed
+from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD, Admission
 from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.parameters import FEATURES, ask
@@ -78,7 +78,7 @@ def test_response_formats_become_structured_outputs(wanted: object, structured: 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
     request = replace(opening(response_format={"type": "json_object"}), judge="separate")
 
-    with pytest.raises(Refused, match="response_format"):
+    with pytest.raises(Unservable, match="response_format"):
         ask("s", request, FACTS)
 
 
@@ -96,7 +96,7 @@ def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
     ],
 )
 def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:
-    with pytest.raises(Refused, match=next(iter(extras))):
+    with pytest.raises(Unservable, match=next(iter(extras))):
         ask("s", opening(**extras), FACTS)
 
 

@@ -16,6 +16,7 @@ from scipy import stats
 
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
+from speculation.protocol.wire import Framed
 from speculation.sampling import distributions as distributions
 from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.sampling.draft_token import DraftToken
@@ -73,7 +74,8 @@ async def second_token(
     u = uniforms(random)
     refused = False
     async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
+        async for reply in said:
+            message = reply.message
             match message:
                 case Commit():
                     edge.receive(message)
@@ -88,7 +90,7 @@ async def second_token(
                 break
             draft = edge.flush()
             if isinstance(draft, Draft):
-                await target.push(session, draft)
+                await target.push(session, Framed(draft))
     return edge.committed[1], refused
 
 
