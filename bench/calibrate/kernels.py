@@ -1,4 +1,4 @@
-"""How long judging a step takes on a device, and whether it gives there the tokens of a CPU.
+"""Times judging a step on a device, and counts tokens that differ from a CPU's.
 
     python -m bench.calibrate.kernels --device cuda --sessions 64 --drafts 8 --vocabulary 152064
 
@@ -35,7 +35,7 @@ SAMPLINGS: Final = {
 }
 
 PEAKS: Final = 40
-"""Tokens of a row that stand out, by up to 20 logits."""
+"""Tokens of a row that get up to 20 logits more than the others."""
 
 
 def step(sessions: int, drafts: int, vocabulary: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""A session on its way into vLLM's core: packed into the one free field of vLLM's request."""
+"""Carries a session into vLLM's core, packed into the one free field of vLLM's request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speculation.protocol.messages import Limits, Open
 from verifier.vllm_target.verify_request import Bias
 
 FIELD: Final = "picospec"
-"""The key of what is ours in SamplingParams.extra_args, and in the outputs' kv_transfer_params."""
+"""The key of our entry in SamplingParams.extra_args and in outputs' kv_transfer_params."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What sessions say, on vLLM's outputs: the side field, and outputs of our own making."""
+"""Puts sessions' frames on vLLM's outputs, or on outputs made for them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from verifier.vllm_target.admission import FIELD
 from verifier.vllm_target.core.session_slot import Seat
 
 
-def attach(output: EngineCoreOutput, seat: Seat) -> None:
-    """Let an output carry what its session said lately: [number, frames, complaint].
+def attach(output: EngineCoreOutput, slot: Seat) -> None:
+    """Let an output carry its session's latest frames: [first's number, frames, complaint].
 
     vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
     frames, so vLLM need not carry them too.
     """
-    first, frames = seat.recent
+    first, frames = slot.recent
     carried: dict[str, Any] = output.kv_transfer_params or {}
-    output.kv_transfer_params = {**carried, FIELD: [first, frames, seat.complaint]}
+    output.kv_transfer_params = {**carried, FIELD: [first, frames, slot.complaint]}
     output.new_logprobs = None
 
 
-def make(request: Request, seat: Seat) -> EngineCoreOutput:
-    """Return an output without tokens, for what is said where vLLM has no output."""
+def make(request: Request, slot: Seat) -> EngineCoreOutput:
+    """Return an output without tokens, for frames in a step where vLLM has no output."""
     output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
-    attach(output, seat)
+    attach(output, slot)
     return output
 
 
@@ -44,7 +44,7 @@ def add(
 def logprobs(
     output: ModelRunnerOutput, request: Request, index: int, count: int
 ) -> list[TokenLogprob] | None:
-    """Return the log-probabilities of `count` tokens said; None if the request wants none.
+    """Return the log-probabilities of `count` new tokens; None if the request wants none.
 
     index: the request's row in the step. vLLM gives each as many alternatives as any request of
     the step wants.

@@ -15,7 +15,7 @@ steps; an edge that sends more within a step waits."""
 
 
 class Inflight:
-    """Sends without waiting for the engine; remembers the first complaint."""
+    """Sends without waiting for the engine; keeps the first complaint until `check`."""
 
     def __init__(self) -> None:
         self._sending: set[asyncio.Task[None]] = set()
@@ -23,7 +23,7 @@ class Inflight:
         self._failure: Exception | None = None
 
     def check(self) -> None:
-        """Raise RemoteProtocolError after a message no honest edge sends, TargetFailed if vLLM broke."""
+        """Raise RemoteProtocolError for a dishonest message, TargetFailed if vLLM broke."""
         if self._failure is not None:
             raise TargetFailed(f"not delivered: {self._failure}") from self._failure
         if self._complaint is not None:

@@ -51,7 +51,7 @@ class _Format(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One request to vLLM."""
+    """What vLLM's own request for a session is made of."""
 
     sampling: dict[str, Any]
     """Keywords of SamplingParams; `structured` holds those of StructuredOutputsParams."""

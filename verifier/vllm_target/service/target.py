@@ -1,4 +1,4 @@
-"""The port to vLLM."""
+"""Target, implemented by vLLM."""
 
 from __future__ import annotations
 
