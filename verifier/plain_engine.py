@@ -8,10 +8,17 @@ from contextlib import aclosing
 
 import msgspec
 
-from gateway.errors import ApiError, EngineFault, InvalidRequest, Overloaded, Unavailable
+from gateway.errors import (
+    ApiError,
+    EngineFault,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
 from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Sampling
-from verifier.target import Reply, TargetError, TargetFull, Unservable
+from verifier.target import Reply, TargetError, TargetFull, UnknownSession, Unservable
 from verifier.target_host import Host
 
 
@@ -89,6 +96,8 @@ def translate(error: TargetError) -> ApiError:
     match error:
         case TargetFull():
             return Overloaded(f"{error}; try again later")
+        case UnknownSession():
+            return NotFound(str(error), code="unknown_session")
         case Unservable():
             return InvalidRequest(str(error), param=error.field)
     return Unavailable(str(error), code="target_failed")

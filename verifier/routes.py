@@ -10,7 +10,8 @@ GET    /v1/model-facts                   what the edge must know of the target
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import ApiError, ClientGone, InvalidRequest, NotFound, TooLarge
+from gateway.errors import ClientGone, InvalidRequest, TooLarge
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from speculation.protocol.messages import Fault, Message, Open, Pushed
@@ -28,8 +29,7 @@ from verifier.admission import check
 from verifier.plain_engine import translate
 from verifier.sessions.downstream import Downstream
 from verifier.sessions.registry import Sessions
-from verifier.sessions.session import Session
-from verifier.target import TargetError, UnknownSession
+from verifier.target import TargetError
 from verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
@@ -59,30 +59,27 @@ class Routes:
         body = await _body(request, OPEN_BYTES)
         opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
         check(opening, facts)
-        try:
+        with _translated():
             session = await self.sessions.open(opening)
-        except TargetError as error:
-            raise translate(error) from error
         request.state.account.took_prompt(len(opening.prompt))
         return Downstream(session.read(0), request.state.account, opened=session.opened)
 
     async def drafts(self, request: Request) -> Response:
-        session = self._running(request)
+        with _translated():
+            session = self.sessions.find_running(request.path_params["session"])
         body = await _body(request, DRAFTS_BYTES)
         try:
-            for message in _drafts(body):
-                await session.push(message)
-        except UnknownSession as error:
-            raise _unknown(error) from error
-        except TargetError as error:
-            raise translate(error) from error
+            with _translated():
+                for message in _drafts(body):
+                    await session.push(message)
         except RemoteProtocolError as error:
             session.cancel(Fault("protocol_error", str(error)))
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
     async def resume(self, request: Request) -> Response:
-        session = self._known(request)
+        with _translated():
+            session = self.sessions.find(request.path_params["session"])
         position = request.query_params.get("from", "0")
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise InvalidRequest("from: a position in the output", param="from")
@@ -93,23 +90,18 @@ class Routes:
         return Downstream(reader, request.state.account)
 
     async def cancel(self, request: Request) -> Response:
-        try:
+        with _translated():
             self.sessions.cancel(request.path_params["session"])
-        except UnknownSession as error:
-            raise _unknown(error) from error
         return Response(status_code=204)
 
-    def _known(self, request: Request) -> Session:
-        try:
-            return self.sessions.find(request.path_params["session"])
-        except UnknownSession as error:
-            raise _unknown(error) from error
 
-    def _running(self, request: Request) -> Session:
-        try:
-            return self.sessions.find_running(request.path_params["session"])
-        except UnknownSession as error:
-            raise _unknown(error) from error
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise a target's errors as the errors that clients get."""
+    try:
+        yield
+    except TargetError as error:
+        raise translate(error) from error
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -140,7 +132,7 @@ def _opening(body: bytes) -> Open:
     try:
         messages = _messages(body)
     except MalformedFrame as error:
-        raise _malformed(error) from error
+        raise InvalidRequest(str(error), code="malformed_frame") from error
     match [framed.message for framed in messages]:
         case [Open() as opening]:
             return opening
@@ -155,11 +147,3 @@ def _drafts(body: bytes) -> list[Framed[Pushed]]:
             raise RemoteProtocolError(f"{type(framed.message).__name__}: not in this direction")
         drafts.append(Framed(framed.message, framed.frame))
     return drafts
-
-
-def _malformed(error: MalformedFrame) -> ApiError:
-    return InvalidRequest(str(error), code="malformed_frame")
-
-
-def _unknown(error: UnknownSession) -> ApiError:
-    return NotFound(str(error), code="unknown_session")

@@ -21,7 +21,7 @@ from verifier.llama_target.settings import LlamaSettings
 
 _SECRETS: Final = {"api_keys": "PICOSPEC_API_KEYS"}
 EXACT_DRAFTS: Final = 62
-"""Most draft tokens of a session in one pass of llama.cpp. With the token before them they make
+"""Most draft tokens of a session in one pass of llama.cpp. With the token before them they take
 63 rows; from 64 rows on its attention rounds differently, and texts could change."""
 
 VLLM_DRAFTS: Final = 127
@@ -29,8 +29,8 @@ VLLM_DRAFTS: Final = 127
 be a forced token."""
 
 MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
-"""Default of speculation.max_verify, in draft tokens. It is lower for llama.cpp: rows are dear on
-a CPU, and one rejected draft token makes the rest of a long pass useless. Found with
+"""Default of speculation.max_verify, in draft tokens. It is lower for llama.cpp, because rows
+are dear on a CPU and one rejected draft token makes the rest of a long pass useless. Found with
 `python -m bench.simulator`; docs/decisions.md has the figures."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]

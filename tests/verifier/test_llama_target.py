@@ -35,7 +35,7 @@ TOKENS = 24
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
 TEMPERATURES = (0.0, 1.0)
-Guesser = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
+DraftRule = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
 
 
 @asynccontextmanager
@@ -84,8 +84,8 @@ def useless(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft |
 
 
 def patchy(text: Sequence[TokenId], at: int, chance: np.random.Generator) -> Draft | None:
-    guesses = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
-    return Draft(at, at, 0, tuple(guesses)) if guesses else None
+    drafted = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
+    return Draft(at, at, 0, tuple(drafted)) if drafted else None
 
 
 def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
@@ -94,7 +94,7 @@ def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | No
 
 
 async def with_drafts(
-    host: Host, job: Job, text: Sequence[TokenId], guess: Guesser, name: str
+    host: Host, job: Job, text: Sequence[TokenId], rule: DraftRule, name: str
 ) -> tuple[list[TokenId], Finish]:
     """Run a session whose edge sends a draft after each Commit.
 
@@ -104,37 +104,37 @@ async def with_drafts(
     target, chance = host.ready(), np.random.default_rng(5)
     said: list[TokenId] = []
     request = opening(job, target.facts)
-    if guess is perfect:
+    if rule is perfect:
         request = replace(request, fill="never")
     async with aclosing(target.serve(name, request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
-        if guess is perfect:
+        if rule is perfect:
             await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
         while not isinstance(message := (await coming).message, Finish):
             assert isinstance(message, Commit)
             assert message.start == len(said)
             said += message.tokens
             coming = asyncio.create_task(anext(session))
-            draft = guess(text, len(said), chance)
+            draft = rule(text, len(said), chance)
             if draft and len(said) < TOKENS and said[-1] not in target.facts.stop_tokens:
                 await target.push(name, Framed(draft))
     return said, message
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("guess", [perfect, useless, patchy, late])
+@pytest.mark.parametrize("rule", [perfect, useless, patchy, late])
 async def test_drafts_do_not_change_the_text(
-    host: Host, guess: Guesser, temperature: float
+    host: Host, rule: DraftRule, temperature: float
 ) -> None:
     job = job_of(host, PROMPTS[0], temperature)
     text = await plain(host, job)
 
-    said, finish = await with_drafts(host, job, text, guess, "alone")
+    said, finish = await with_drafts(host, job, text, rule, "alone")
 
     assert said == text
     assert len(text) > 5
-    if guess is perfect:
+    if rule is perfect:
         assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
         assert finish.totals.passes <= (len(text) + 1) // 2
 
@@ -148,8 +148,8 @@ async def test_sessions_side_by_side_do_not_change_each_other(
 
     together = await asyncio.gather(
         *(
-            with_drafts(host, job, text, guess, f"session {i}")
-            for i, (job, text, guess) in enumerate(
+            with_drafts(host, job, text, rule, f"session {i}")
+            for i, (job, text, rule) in enumerate(
                 zip(jobs, texts, (perfect, useless, patchy, late), strict=True)
             )
         )
@@ -204,7 +204,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
     async with aclosing(target.serve("separate", request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
-        await _guess(target, edge, text)
+        await _send_draft(target, edge, text)
         while not isinstance(message := (await coming).message, Finish):
             coming = asyncio.create_task(anext(session))
             if isinstance(message, Commit):
@@ -214,7 +214,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
                 if redraw := edge.rejected(message, u):
                     await target.push("separate", Framed(redraw))
                     continue
-            await _guess(target, edge, text)
+            await _send_draft(target, edge, text)
 
     assert refused > 0
     assert message.totals.accepted > 0
@@ -222,7 +222,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
     assert edge.committed == text
 
 
-async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
+async def _send_draft(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
     """Extend the chain from a distribution that is half right, and send it."""
     while edge.may_extend and len(edge.chain) < 4:
         at = len(edge.guessed)

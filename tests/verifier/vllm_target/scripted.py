@@ -1,4 +1,4 @@
-"""An edge whose drafts follow a script: the real drafting machine, told what to guess."""
+"""An edge whose drafts follow a script, on the real drafting machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Script:
     """How good the drafts are, and how late."""
 
     wrong: float = 0.0
-    """For each wrong guess, what would follow the right one."""
+    """The share of draft tokens that are wrong; after one the right ones go on."""
 
     late_s: float = 0.0
     window: int = 24
@@ -102,7 +102,7 @@ async def drafted(
 ) -> Answer:
     """Run a session whose edge drafts what the oracle says, as well as the script wants."""
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
-    guess = guesser(oracle, script, target.facts.vocabulary_size)
+    next_token = drafter(oracle, script, target.facts.vocabulary_size)
     answer = Answer()
     async with aclosing(target.serve(session, request)) as said, asyncio.TaskGroup() as tasks:
         async for reply in said:
@@ -111,7 +111,7 @@ async def drafted(
             if isinstance(message, Commit):
                 edge.receive(message)
                 while edge.may_extend and len(edge.chain) < script.window:
-                    edge.extend(DraftToken(guess(len(edge.guessed)), confidence=1.0))
+                    edge.extend(DraftToken(next_token(len(edge.guessed)), confidence=1.0))
                 new = [edge.flush()]
                 for pushed in filter(None, new):
                     tasks.create_task(_push(target, session, pushed, script.late_s))
@@ -124,14 +124,14 @@ async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float
         await target.push(session, Framed(message))
 
 
-def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
+def drafter(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
     random = Random(script.seed)
 
-    def guess(position: int) -> int:
+    def next_token(position: int) -> int:
         token = oracle[position] if position < len(oracle) else 0
         return (token + 1) % size if random.random() < script.wrong else token
 
-    return guess
+    return next_token
 
 
 def uniforms(random: Random) -> Iterator[float]:
@@ -147,12 +147,12 @@ def even() -> QuantisedDistribution:
 async def replaced(
     target: VllmTarget, session: str, request: Open, random: Random, late_s: float = 0.0
 ) -> tuple[list[int], int]:
-    """Run a session judged `separate` whose drafts are nearly always refused.
+    """Run a session judged `separate` whose drafts are nearly always rejected.
 
-    late_s: how long the edge takes to replace one. Return the tokens and the number refused.
+    late_s: how long the edge takes to replace one. Return the tokens and the number rejected.
     """
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
-    q, u, refusals = even(), uniforms(random), 0
+    q, u, rejections = even(), uniforms(random), 0
     async with aclosing(target.serve(session, request)) as said:
         async for reply in said:
             message = reply.message
@@ -160,7 +160,7 @@ async def replaced(
             if isinstance(message, Commit):
                 edge.receive(message)
             if isinstance(message, Reject):
-                refusals += 1
+                rejections += 1
                 await asyncio.sleep(late_s)
                 again = edge.rejected(message, u)
             if again is None:
@@ -169,10 +169,10 @@ async def replaced(
                 again = edge.flush()
             if again is not None:
                 await target.push(session, Framed(again))
-    return list(edge.committed), refusals
+    return list(edge.committed), rejections
 
 
-async def seated(target: VllmTarget, count: int, within_s: float) -> None:
+async def has_sessions(target: VllmTarget, count: int, within_s: float) -> None:
     """Wait until the engine has so many sessions."""
     async with asyncio.timeout(within_s):
         while (await target.figures())["sessions"] != count:  # noqa: ASYNC110 - another process
@@ -181,4 +181,4 @@ async def seated(target: VllmTarget, count: int, within_s: float) -> None:
 
 async def gone(target: VllmTarget, within_s: float = 20.0) -> None:
     """Wait until the engine has no session left."""
-    await seated(target, 0, within_s)
+    await has_sessions(target, 0, within_s)

@@ -19,9 +19,9 @@ from tests.verifier.vllm_target.scripted import (
     Script,
     drafted,
     gone,
+    has_sessions,
     opening,
     plain,
-    seated,
 )
 from verifier.target import TargetFull, UnknownSession
 from verifier.vllm_target.service.target import VllmTarget
@@ -148,7 +148,7 @@ async def test_held_sessions_make_way_for_one_that_needs_their_room(
         for i in range(8)
     ]
     try:
-        await seated(target, len(holding), 60.0)
+        await has_sessions(target, len(holding), 60.0)
         before = (await target.figures())["preemptions"]
 
         async with asyncio.timeout(180.0):

@@ -145,7 +145,7 @@ def test_a_batch_judges_as_the_core_does_one_by_one(
     st.sampled_from([2, 8, 50]),
     st.sampled_from([1, 3, 1000]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_judging_at_once_gives_what_judging_lazily_gives(
     requests: list[VerifyRequest], number: int, step: float, count: int, rows: int
 ) -> None:

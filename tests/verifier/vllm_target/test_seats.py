@@ -49,9 +49,9 @@ def hear(seat: Seat, *messages: Message) -> bool:
 
 
 def passed(
-    seat: Seat, *tokens: int, accepted: int = 0, refusal: Rejection | None = None
+    seat: Seat, *tokens: int, accepted: int = 0, rejection: Rejection | None = None
 ) -> None:
-    judgement = Judgement(tokens, accepted, refusal)
+    judgement = Judgement(tokens, accepted, rejection)
     seat.resolve(judgement, started=1.0, now=2.0, rows=3, logprobs=None, u=chance())
 
 
@@ -59,7 +59,7 @@ def said(seat: Seat) -> list[Message]:
     return [m for spoken in seat.frames for m in wire.Decoder().feed(spoken.frame)]
 
 
-def refusal(token: int, *allowed: int) -> Rejection:
+def rejection_of(token: int, *allowed: int) -> Rejection:
     distribution = Distribution(np.array(allowed), np.full(len(allowed), 1.0 / len(allowed)))
     return Rejection(token, distribution)
 
@@ -108,7 +108,7 @@ def test_a_forced_token_is_owed_until_the_next_step() -> None:
     passed(session, 5)
     hear(session, Draft(1, 1, 0, (6, 7), q=(100, 100)))
     session.begin(1, 2, chance())
-    passed(session, 6, accepted=1, refusal=refusal(7, 8, 9))
+    passed(session, 6, accepted=1, rejection=rejection_of(7, 8, 9))
     assert session.hold_s(3.0, 0.1) == inf
 
     spoke = hear(session, Draft(2, 2, 0, (8, 3), q=(50,), forced=True))
@@ -140,7 +140,7 @@ def test_a_hold_goes_by_when_drafts_reached_the_host(arrived: float, holds: bool
 def test_a_step_that_cannot_tell_what_is_owed_begins_no_pass() -> None:
     session = seat(judge="separate")
     session.begin(0, 0, chance())
-    passed(session, refusal=refusal(7, 8, 9))
+    passed(session, rejection=rejection_of(7, 8, 9))
     hear(session, Draft(2, 0, 0, (8,), q=(), forced=True))
 
     order = session.begin(0, 0, chance())
@@ -154,7 +154,7 @@ def test_a_step_that_cannot_tell_what_is_owed_begins_no_pass() -> None:
 def test_a_step_while_a_replacement_is_awaited_says_nothing() -> None:
     session = seat(judge="separate")
     session.begin(0, 0, chance())
-    passed(session, refusal=refusal(7, 8, 9))
+    passed(session, rejection=rejection_of(7, 8, 9))
 
     order = session.begin(0, 0, chance())
 
@@ -200,6 +200,6 @@ def test_what_is_no_message_from_an_edge_is_refused() -> None:
 def test_a_refusal_is_said_at_once_and_again_when_asked() -> None:
     session = seat(judge="separate")
     session.begin(0, 0, chance())
-    passed(session, refusal=refusal(7, 8, 9))
+    passed(session, rejection=rejection_of(7, 8, 9))
 
     assert [type(message) for message in said(session)] == [Reject]

@@ -1,4 +1,5 @@
-"""Judged `separate`, the real engine's tokens have the target's distribution; a cut distribution is noticed."""
+"""Judged `separate`, the real engine's tokens have the target's distribution, and a cut one is
+noticed."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ AT_ONCE = 16
 
 @pytest.fixture(scope="session")
 def exact(directory: Path, target: VllmTarget) -> tuple[int, Distribution]:
-    """The first token, which this shape leaves no choice, and the distribution of the second."""
+    """The first token, which the settings leave no choice, and the second's distribution."""
     import torch
     import transformers
 
@@ -51,7 +52,7 @@ def exact(directory: Path, target: VllmTarget) -> tuple[int, Distribution]:
 
 
 def skewed(p: Distribution) -> QuantisedDistribution:
-    """A draft's distribution: wrong on purpose, over part of p's support and one token outside it."""
+    """A draft's distribution: wrong on purpose, part of p's support and a token outside."""
     outside = next(t for t in range(1000, 2000) if p.of(t) == 0.0)
     tokens = np.append(p.tokens[::2], outside)
     weights = np.append(np.sqrt(p.p[::2]), np.sqrt(p.p).mean())
@@ -155,10 +156,10 @@ async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> 
     fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 24}
     request = opening(target, PROMPT, Sampling(temperature=1.0, top_p=0.95), **fields)
 
-    tokens, refusals = await replaced(target, "long", request, Random(3))
+    tokens, rejections = await replaced(target, "long", request, Random(3))
 
     assert len(tokens) == 24
-    assert refusals > 5
+    assert rejections > 5
 
 
 async def test_sessions_that_await_replacements_outlive_preemption(target: VllmTarget) -> None:
@@ -181,6 +182,6 @@ async def test_sessions_that_await_replacements_outlive_preemption(target: VllmT
     )
 
     assert (await target.figures())["preemptions"] > before
-    assert sum(refusals for _, refusals in answers) > 14 * 20
+    assert sum(rejections for _, rejections in answers) > 14 * 20
     assert [tokens for tokens, _ in answers] == [alone] * 14
     assert (await target.figures())["sessions"] == 0

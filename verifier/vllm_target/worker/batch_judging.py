@@ -12,7 +12,7 @@ Rows are looked at in chunks, so that the memory they need is bounded; chunks do
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import isnan, nan
 from typing import Final
@@ -56,21 +56,21 @@ def judge_at_once(requests: Sequence[VerifyRequest], step: StepLogits) -> list[J
     passes = {
         number: _Pass(request) for number, request in enumerate(requests) if not request.silent
     }
-    first = list(_chunks(rows_of(requests), FIRST_BYTES, step))
-    numbers = iter(_fetched([_first_look(chunk, step) for chunk in first]))
-    for row in (row for chunk in first for row in chunk):
-        passes[row.number].values[row.index] = float(next(numbers))
-    second = list(_chunks(_missing(passes, found=True), FIRST_BYTES, step))
-    looks = [_second_look(chunk, step, CANDIDATES) for chunk in second]
-    wide = list(_chunks(_missing(passes, found=False), SECOND_BYTES, step))
-    looks += [_second_look(chunk, step, step.vocabulary_size) for chunk in wide]
-    rest = _fetched(looks)
-    for row in (row for chunk in (*second, *wide) for row in chunk):
+    first = list(_chunks(rows_of(requests), CANDIDATES, step))
+    numbers = _fetched([_first_look(chunk, step) for chunk in first])
+    for row, number in zip(_rows(first), numbers.tolist(), strict=True):
+        passes[row.number].values[row.index] = number
+    second = [
+        *_chunks(_missing(passes, found=True), CANDIDATES, step),
+        *_chunks(_missing(passes, found=False), step.vocabulary_size, step),
+    ]
+    rest = _fetched([_second_look(chunk, step) for chunk in second])
+    for row in _rows(second):
         width = 1 if row.request.judge == "coupled" else step.vocabulary_size
         passes[row.number].complete(row.index, rest[:width])
         rest = rest[width:]
-    empty = Judgement((), accepted=0)
-    return [passes[n].judgement() if n in passes else empty for n in range(len(requests))]
+    nothing = Judgement((), accepted=0)
+    return [passes[n].judgement() if n in passes else nothing for n in range(len(requests))]
 
 
 class _Pass:
@@ -137,55 +137,68 @@ def _missing(passes: Mapping[int, _Pass], *, found: bool) -> list[Row]:
     ]
 
 
-def _chunks(rows: Sequence[Row], bytes_a_logit: int, step: StepLogits) -> Iterator[list[Row]]:
-    """Yield rows of one kind and judge, as many at a time as memory allows."""
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows of one kind and judge, to be looked at together."""
+
+    rows: Sequence[Row]
+    count: int
+    """Candidates that supports are looked for among."""
+
+    @property
+    def separate(self) -> bool:
+        return self.rows[0].request.judge == "separate"
+
+    def supports(self, step: StepLogits) -> tuple[Support, Columns, Tensor]:
+        """Return the supports, the settings, and which supports are found: bool[n]."""
+        logits = logits_of(self.rows, step)
+        columns = Columns.of(self.rows, logits.device)
+        kind = self.rows[0].kind
+        if kind == "cut":
+            support, found = CutRows.of(logits, columns).among(self.count)
+            return support, columns, found
+        support = greedy(logits) if kind == "greedy" else whole(logits, columns)
+        every = torch.ones(len(self.rows), dtype=torch.bool, device=logits.device)
+        return support, columns, every
+
+
+def _chunks(rows: Sequence[Row], count: int, step: StepLogits) -> Iterator[_Chunk]:
+    """Yield chunks of at most as many rows as memory allows."""
 
     def alike(row: Row) -> tuple[str, str]:
         return row.kind, row.request.judge
 
-    most = max(1, CHUNK_BYTES // (bytes_a_logit * step.vocabulary_size))
+    size = step.vocabulary_size
+    most = max(1, CHUNK_BYTES // (size * (FIRST_BYTES if count < size else SECOND_BYTES)))
     for _, group in groupby(sorted(rows, key=alike), alike):
         same = list(group)
-        yield from (same[start : start + most] for start in range(0, len(same), most))
+        for start in range(0, len(same), most):
+            yield _Chunk(same[start : start + most], count)
 
 
-def _first_look(rows: Sequence[Row], step: StepLogits) -> Tensor:
+def _rows(chunks: Sequence[_Chunk]) -> Iterator[Row]:
+    return (row for chunk in chunks for row in chunk.rows)
+
+
+def _first_look(chunk: _Chunk, step: StepLogits) -> Tensor:
     """Return one number a row: float32[n], which holds every token id below 2**24 exactly."""
-    support, columns, found = _support(rows, step, CANDIDATES)
-    if rows[0].request.judge == "coupled":
-        return _masked(support.best(columns.words), found)
-    drafted = [[(*row.request.draft, -1)[row.index]] for row in rows]
-    tokens = upload(np.array(drafted, np.int64), columns.words.device)
-    return _masked(support.p_of(tokens), found)
-
-
-def _masked(values: Tensor, found: Tensor) -> Tensor:
-    return values.to(torch.float32).masked_fill(~found, nan)
-
-
-def _second_look(rows: Sequence[Row], step: StepLogits, count: int) -> Tensor:
-    """Return a token a row: float32[n]; or all probabilities, row after row: float32[n V]."""
-    support, columns, _ = _support(rows, step, count)
-    if rows[0].request.judge == "coupled":
-        return support.best(columns.words).to(torch.float32)
-    return support.spread(step.vocabulary_size).flatten()
-
-
-def _support(
-    rows: Sequence[Row], step: StepLogits, count: int
-) -> tuple[Support, Columns, Tensor]:
-    """Return the supports of rows of one kind among `count` candidates; which are found."""
-    logits = logits_of(rows, step)
-    columns = Columns.of(rows, logits.device)
-    if rows[0].kind == "cut":
-        support, found = CutRows.of(logits, columns).among(count)
+    support, columns, found = chunk.supports(step)
+    if chunk.separate:
+        drafted = [[(*row.request.draft, -1)[row.index]] for row in chunk.rows]
+        values = support.p_of(upload(np.array(drafted, np.int64), found.device))
     else:
-        support = greedy(logits) if rows[0].kind == "greedy" else whole(logits, columns)
-        found = torch.ones(len(rows), dtype=torch.bool, device=logits.device)
-    return support, columns, found
+        values = support.best(columns.words).to(torch.float32)
+    return values.masked_fill(~found, nan)
+
+
+def _second_look(chunk: _Chunk, step: StepLogits) -> Tensor:
+    """Return a token a row: float32[n]; or all probabilities, row after row: float32[n V]."""
+    support, columns, _ = chunk.supports(step)
+    if chunk.separate:
+        return support.spread(step.vocabulary_size).flatten()
+    return support.best(columns.words).to(torch.float32)
 
 
 def _fetched(parts: Sequence[Tensor]) -> NDArray[np.float32]:
     """Wait for the device, if it was asked for anything, and bring over what it found."""
-    found: NDArray[np.float32] = np.empty(0, np.float32)
-    return torch.cat(list(parts)).cpu().numpy() if parts else found
+    return torch.cat(list(parts)).cpu().numpy() if parts else np.empty(0, np.float32)
