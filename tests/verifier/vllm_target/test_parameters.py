@@ -14,7 +14,7 @@ from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD, Admission
 from verifier.vllm_target.service import compat
-from verifier.vllm_target.service.parameters import FEATURES, ask
+from verifier.vllm_target.service.parameters import FEATURES, engine_request
 from verifier.vllm_target.service.settings import VllmSettings
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], "", Limits(), ["coupled"], list(FEATURES))
@@ -31,7 +31,7 @@ def admitted(asked: dict[str, Any]) -> Admission:
 
 
 def test_the_sampling_settings_are_left_to_our_judge() -> None:
-    asked = ask("s", opening(), FACTS).sampling
+    asked = engine_request("s", opening(), FACTS).sampling
 
     assert asked["temperature"] == 1.0
     assert not {"top_p", "top_k", "min_p", "seed", "logit_bias"} & asked.keys()
@@ -40,21 +40,23 @@ def test_the_sampling_settings_are_left_to_our_judge() -> None:
 
 
 def test_only_the_sessions_stop_tokens_stop() -> None:
-    asked = ask("s", opening(), FACTS).sampling
+    asked = engine_request("s", opening(), FACTS).sampling
 
     assert asked["ignore_eos"]
     assert asked["stop_token_ids"] == [2]
 
 
 def test_ignore_eos_takes_the_stop_tokens_from_both_ends() -> None:
-    asked = ask("s", opening(ignore_eos=True), FACTS).sampling
+    asked = engine_request("s", opening(ignore_eos=True), FACTS).sampling
 
     assert asked["stop_token_ids"] == []
     assert admitted(asked).request.stop_tokens == ()
 
 
 def test_penalties_and_bias_are_passed_on() -> None:
-    asked = ask("s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS).sampling
+    asked = engine_request(
+        "s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS
+    ).sampling
 
     assert asked["presence_penalty"] == 1.0
     assert admitted(asked).bias == ((7, -3.0),)
@@ -72,14 +74,14 @@ def test_penalties_and_bias_are_passed_on() -> None:
     ],
 )
 def test_response_formats_become_structured_outputs(wanted: object, structured: object) -> None:
-    assert ask("s", opening(response_format=wanted), FACTS).structured == structured
+    assert engine_request("s", opening(response_format=wanted), FACTS).structured == structured
 
 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
     request = replace(opening(response_format={"type": "json_object"}), judge="separate")
 
     with pytest.raises(Unservable, match="response_format"):
-        ask("s", request, FACTS)
+        engine_request("s", request, FACTS)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
 )
 def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:
     with pytest.raises(Unservable, match=next(iter(extras))):
-        ask("s", opening(**extras), FACTS)
+        engine_request("s", opening(**extras), FACTS)
 
 
 def test_options_may_be_spelt_as_on_vllms_command_line() -> None:

@@ -117,6 +117,6 @@ async def _run(
                     tokens.extend(message.tokens)
     except TimeoutError:
         raise TargetFailed(
-            f"self-test: {session} generated {len(tokens)} of {TOKENS} tokens in {WITHIN_S:g} s"
+            f"self-test: {session} said {len(tokens)} of {TOKENS} tokens in {WITHIN_S:g} s"
         ) from None
     raise TargetFailed("self-test: the session had no Finish")
