@@ -12,8 +12,7 @@ Rows are looked at in chunks, so that the memory they need is bounded; chunks do
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from math import isnan, nan
 from typing import Final
 
@@ -25,30 +24,13 @@ from torch import Tensor
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.judging import Judgement, Rejection, as_sent, judge_separate
 from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.chunks import Chunk, chunks
 from verifier.vllm_target.worker.judging import distribution_of
-from verifier.vllm_target.worker.rows import (
-    Columns,
-    Row,
-    StepLogits,
-    logits_of,
-    rows_of,
-    upload,
-)
-from verifier.vllm_target.worker.support import CutRows, Support, greedy, whole
+from verifier.vllm_target.worker.rows import Row, StepLogits, rows_of, upload
 
 CANDIDATES: Final = 512
 """Candidates of the first look, so that the second is rare. Not tuned: no GPU was at hand when
 it was chosen. `python -m bench.calibrate.kernels --device cuda` times a step."""
-
-CHUNK_BYTES: Final = 1 << 30
-"""Device memory for the rows of one chunk. vLLM leaves a tenth of a GPU free, which is more."""
-
-FIRST_BYTES: Final = 32
-"""Memory that a first look takes, by logit: the tensors of `Support.best` over all of a row."""
-
-SECOND_BYTES: Final = 96
-"""Memory that a look at the whole vocabulary takes, by logit: a stable sort, and sums in
-float64 over it."""
 
 
 def judge_at_once(requests: Sequence[VerifyRequest], step: StepLogits) -> list[Judgement]:
@@ -56,13 +38,13 @@ def judge_at_once(requests: Sequence[VerifyRequest], step: StepLogits) -> list[J
     passes = {
         number: _Pass(request) for number, request in enumerate(requests) if not request.silent
     }
-    first = list(_chunks(rows_of(requests), CANDIDATES, step))
+    first = list(chunks(rows_of(requests), CANDIDATES, step))
     numbers = _fetched([_first_look(chunk, step) for chunk in first])
     for row, number in zip(_rows(first), numbers.tolist(), strict=True):
         passes[row.number].values[row.index] = number
     second = [
-        *_chunks(_missing(passes, found=True), CANDIDATES, step),
-        *_chunks(_missing(passes, found=False), step.vocabulary_size, step),
+        *chunks(_missing(passes, found=True), CANDIDATES, step),
+        *chunks(_missing(passes, found=False), step.vocabulary_size, step),
     ]
     rest = _fetched([_second_look(chunk, step) for chunk in second])
     for row in _rows(second):
@@ -137,50 +119,11 @@ def _missing(passes: Mapping[int, _Pass], *, found: bool) -> list[Row]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Rows of one kind and judge, to be looked at together."""
-
-    rows: Sequence[Row]
-    count: int
-    """Candidates that supports are looked for among."""
-
-    @property
-    def separate(self) -> bool:
-        return self.rows[0].request.judge == "separate"
-
-    def supports(self, step: StepLogits) -> tuple[Support, Columns, Tensor]:
-        """Return the supports, the settings, and which supports are found: bool[n]."""
-        logits = logits_of(self.rows, step)
-        columns = Columns.of(self.rows, logits.device)
-        kind = self.rows[0].kind
-        if kind == "cut":
-            support, found = CutRows.of(logits, columns).among(self.count)
-            return support, columns, found
-        support = greedy(logits) if kind == "greedy" else whole(logits, columns)
-        every = torch.ones(len(self.rows), dtype=torch.bool, device=logits.device)
-        return support, columns, every
-
-
-def _chunks(rows: Sequence[Row], count: int, step: StepLogits) -> Iterator[_Chunk]:
-    """Yield chunks of at most as many rows as memory allows."""
-
-    def alike(row: Row) -> tuple[str, str]:
-        return row.kind, row.request.judge
-
-    size = step.vocabulary_size
-    most = max(1, CHUNK_BYTES // (size * (FIRST_BYTES if count < size else SECOND_BYTES)))
-    for _, group in groupby(sorted(rows, key=alike), alike):
-        same = list(group)
-        for start in range(0, len(same), most):
-            yield _Chunk(same[start : start + most], count)
-
-
-def _rows(chunks: Sequence[_Chunk]) -> Iterator[Row]:
+def _rows(chunks: Sequence[Chunk]) -> Iterator[Row]:
     return (row for chunk in chunks for row in chunk.rows)
 
 
-def _first_look(chunk: _Chunk, step: StepLogits) -> Tensor:
+def _first_look(chunk: Chunk, step: StepLogits) -> Tensor:
     """Return one number a row: float32[n], which holds every token id below 2**24 exactly."""
     support, columns, found = chunk.supports(step)
     if chunk.separate:
@@ -191,7 +134,7 @@ def _first_look(chunk: _Chunk, step: StepLogits) -> Tensor:
     return values.masked_fill(~found, nan)
 
 
-def _second_look(chunk: _Chunk, step: StepLogits) -> Tensor:
+def _second_look(chunk: Chunk, step: StepLogits) -> Tensor:
     """Return a token a row: float32[n]; or all probabilities, row after row: float32[n V]."""
     support, columns, _ = chunk.supports(step)
     if chunk.separate:

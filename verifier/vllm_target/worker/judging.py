@@ -12,14 +12,14 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.judging import Judgement, judge_separate
 from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.rows import Columns, Row, StepLogits, logits_of
-from verifier.vllm_target.worker.support import CutRows, Support, greedy, whole
+from verifier.vllm_target.worker.chunks import Chunk, chunks
+from verifier.vllm_target.worker.rows import Columns, Row, StepLogits
+from verifier.vllm_target.worker.support import Support
 
 FIRST_CANDIDATES: Final = 64
 """Candidates that a cut row is first looked for among; most supports are smaller."""
@@ -67,16 +67,17 @@ def _coupled(wave: list[Row], step: StepLogits) -> Iterator[tuple[int, Judgement
 
 def tokens_of(rows: Sequence[Row], step: StepLogits) -> list[TokenId]:
     """Return the target's token of each row, under the noise."""
-    found = [0] * len(rows)
-    for places, support, columns in _supports(rows, logits_of(rows, step)):
-        for i, token in zip(places, support.best(columns.words).tolist(), strict=True):
-            found[i] = token
-    return found
+    tokens: dict[tuple[int, int], TokenId] = {}
+    for chunk, support, columns in _looks(rows, step):
+        best = support.best(columns.words).tolist()
+        keys = [(row.number, row.index) for row in chunk.rows]
+        tokens.update(zip(keys, best, strict=True))
+    return [tokens[row.number, row.index] for row in rows]
 
 
 def distribution(row: Row, step: StepLogits) -> Distribution:
     """Return one row's distribution."""
-    ((_, support, _),) = _supports([row], logits_of([row], step))
+    *_, (_, support, _) = _looks([row], step)
     return distribution_of(support.spread(step.vocabulary_size)[0].numpy())
 
 
@@ -86,30 +87,15 @@ def distribution_of(p: NDArray[np.float32]) -> Distribution:
     return Distribution(tokens, p[tokens].astype(np.float64))
 
 
-def _supports(
-    rows: Sequence[Row], logits: Tensor
-) -> Iterator[tuple[list[int], Support, Columns]]:
-    """Yield supports: the rows' places in `rows`, what they keep, and their settings."""
-    for kind in ("greedy", "whole", "cut"):
-        places = [i for i, row in enumerate(rows) if row.kind == kind]
-        if not places:
-            continue
-        columns = Columns.of([rows[i] for i in places], logits.device)
-        if kind == "greedy":
-            yield places, greedy(logits[places]), columns
-        elif kind == "whole":
-            yield places, whole(logits[places], columns), columns
-        else:
-            yield from _cut(places, CutRows.of(logits[places], columns))
-
-
-def _cut(places: list[int], rows: CutRows) -> Iterator[tuple[list[int], Support, Columns]]:
+def _looks(rows: Sequence[Row], step: StepLogits) -> Iterator[tuple[Chunk, Support, Columns]]:
+    """Look at rows among more and more candidates; the last look at a row has its support."""
     count = FIRST_CANDIDATES
-    while places:
-        support, found = rows.among(count)
-        ended = found.tolist()
-        if some := [i for i, end in enumerate(ended) if end]:
-            yield [places[i] for i in some], support.take(some), rows.columns.take(some)
-        rest = [i for i, end in enumerate(ended) if not end]
-        places, rows = [places[i] for i in rest], rows.take(rest)
-        count *= GROWTH
+    while rows:
+        wide: list[Row] = []
+        for chunk in chunks(rows, count, step):
+            support, columns, found = chunk.supports(step)
+            yield chunk, support, columns
+            wide += [
+                row for row, end in zip(chunk.rows, found.tolist(), strict=True) if not end
+            ]
+        rows, count = wide, count * GROWTH

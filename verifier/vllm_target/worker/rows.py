@@ -106,11 +106,6 @@ class Columns:
         words = upload(np.array(noise, np.uint32).view(np.int32), device)
         return Columns(temperature, min_p, top_p, top_k.to(torch.int64), words)
 
-    def take(self, some: Sequence[int]) -> Columns:
-        """Return the settings of some of the rows."""
-        columns = (self.temperature, self.min_p, self.top_p, self.top_k, self.words)
-        return Columns(*(column[some] for column in columns))
-
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:
     """Copy to the device without waiting for it."""

@@ -59,10 +59,6 @@ class Support:
         p = self.p()
         return p.new_zeros(len(p), size).scatter_(1, self.tokens, p)
 
-    def take(self, some: list[int]) -> Support:
-        """Return some of the rows."""
-        return Support(self.tokens[some], self.logs[some])
-
 
 def greedy(logits: Tensor) -> Support:
     """Return the likeliest token; the lowest of several: argmax alone promises no order."""
@@ -84,56 +80,44 @@ def _scaled(logits: Tensor, columns: Columns) -> Tensor:
     return scaled
 
 
-@dataclass(frozen=True, slots=True)
-class CutRows:
-    """Rows whose settings take their probability from some tokens."""
+def cut(logits: Tensor, columns: Columns, count: int) -> tuple[Support, Tensor]:
+    """Return the supports among `count` candidates, and which are found: bool[n]."""
+    scaled = _scaled(logits, columns)
+    weights = torch.exp(scaled)
+    weights.masked_fill_(weights < columns.min_p, 0.0)
+    total = weights.sum(dim=1, keepdim=True, dtype=torch.float64)
+    values, tokens = _candidates(scaled, count)
+    logs = values.to(torch.float64)
+    kept = _kept(logs, columns, total)
+    least = logs.masked_fill(~kept, 0.0).amin(dim=1)
+    ends = (logs[:, -1] < least) & (columns.top_k[:, 0] < count)
+    return Support(tokens, logs.masked_fill(~kept, -torch.inf)), ends | (
+        count >= scaled.shape[1]
+    )
 
-    scaled: Tensor
-    """float32[n, V]."""
 
-    columns: Columns
-    total: Tensor
-    """float64[n, 1]: the weight that min-p leaves of the row; counts where no top-k is set."""
+def _candidates(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest values and their tokens, by value, then by token."""
+    if count >= scaled.shape[1]:
+        return scaled.sort(dim=1, descending=True, stable=True)
+    tokens = scaled.topk(count, dim=1).indices.sort(dim=1).values
+    ordered = scaled.gather(1, tokens).sort(dim=1, descending=True, stable=True)
+    return ordered.values, tokens.gather(1, ordered.indices)
 
-    @staticmethod
-    def of(logits: Tensor, columns: Columns) -> CutRows:
-        scaled = _scaled(logits, columns)
-        weights = torch.exp(scaled)
-        weights.masked_fill_(weights < columns.min_p, 0.0)
-        return CutRows(scaled, columns, weights.sum(dim=1, keepdim=True, dtype=torch.float64))
 
-    def among(self, count: int) -> tuple[Support, Tensor]:
-        """Return the supports among `count` candidates, and which are found: bool[n]."""
-        size = self.scaled.shape[1]
-        values, tokens = self._candidates(count)
-        logs = values.to(torch.float64)
-        kept = self._kept(logs)
-        least = logs.masked_fill(~kept, 0.0).amin(dim=1)
-        found = (logs[:, -1] < least) & (self.columns.top_k[:, 0] < count) | (count >= size)
-        return Support(tokens, logs.masked_fill(~kept, -torch.inf)), found
+def _kept(logs: Tensor, columns: Columns, total: Tensor) -> Tensor:
+    """Tell which candidates stay. logs: float64[n, C], descending, from 0.
 
-    def take(self, some: list[int]) -> CutRows:
-        """Return some of the rows."""
-        return CutRows(self.scaled[some], self.columns.take(some), self.total[some])
-
-    def _candidates(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the `count` largest values and their tokens, by value, then by token."""
-        if count >= self.scaled.shape[1]:
-            return self.scaled.sort(dim=1, descending=True, stable=True)
-        tokens = self.scaled.topk(count, dim=1).indices.sort(dim=1).values
-        ordered = self.scaled.gather(1, tokens).sort(dim=1, descending=True, stable=True)
-        return ordered.values, tokens.gather(1, ordered.indices)
-
-    def _kept(self, logs: Tensor) -> Tensor:
-        """Tell which candidates stay. logs: float64[n, C], descending, from 0."""
-        top_k, top_p = self.columns.top_k, self.columns.top_p
-        weights = torch.exp(logs)
-        kept = weights >= self.columns.min_p
-        kth = top_k.clamp(1, logs.shape[1]) - 1
-        kept &= (top_k == 0) | (logs >= logs.gather(1, kth))
-        left = weights * kept
-        total = torch.where(top_k > 0, left.sum(dim=1, keepdim=True), self.total)
-        before = left.cumsum(dim=1) - left
-        kept &= (top_p >= 1.0) | (before < top_p * total)
-        kept[:, 0] = True
-        return kept
+    total: what min-p leaves of the whole row's weight; it counts where no top-k is set.
+    """
+    top_k, top_p = columns.top_k, columns.top_p
+    weights = torch.exp(logs)
+    kept = weights >= columns.min_p
+    kth = top_k.clamp(1, logs.shape[1]) - 1
+    kept &= (top_k == 0) | (logs >= logs.gather(1, kth))
+    left = weights * kept
+    total = torch.where(top_k > 0, left.sum(dim=1, keepdim=True), total)
+    before = left.cumsum(dim=1) - left
+    kept &= (top_p >= 1.0) | (before < top_p * total)
+    kept[:, 0] = True
+    return kept
