@@ -1,1 +1,1 @@
-"""Checks drafts against the target in batches, and streams back what the target says."""
+"""Judges draft tokens with the target in batches, and streams back the committed tokens."""

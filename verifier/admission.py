@@ -1,4 +1,4 @@
-"""What an Open must be before any work is done for it. Each refusal names the field."""
+"""Checks an Open before any work is done for it. Each error names the field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_TOP_K = 2**31 - 1
 
 
 class VocabularyMismatch(ApiError):
-    """The draft model counts tokens in another way: its drafts would be other text."""
+    """The draft model numbers its tokens otherwise: its drafts would be other text."""
 
     status, type, code = 409, "invalid_request_error", "vocabulary_mismatch"
 
@@ -43,14 +43,14 @@ def check(request: Open, facts: ModelFacts) -> None:
 
 def _check_tokens(field: str, tokens: Iterable[TokenId], facts: ModelFacts) -> None:
     if (highest := max(tokens, default=0)) >= facts.vocabulary_size:
-        raise _refusal(field, f"{highest} is not a token")
+        raise _invalid(field, f"{highest} is not a token")
 
 
 def _check_sizes(request: Open, facts: ModelFacts) -> None:
     if not request.prompt:
-        raise _refusal("prompt", "empty")
+        raise _invalid("prompt", "empty")
     if request.max_tokens < 1:
-        raise _refusal("max_tokens", "at least 1")
+        raise _invalid("max_tokens", "at least 1")
     if len(request.prompt) + request.max_tokens > facts.context_tokens:
         raise InvalidRequest(
             f"the context has {facts.context_tokens} tokens; the prompt takes"
@@ -59,7 +59,7 @@ def _check_sizes(request: Open, facts: ModelFacts) -> None:
             code="context_length_exceeded",
         )
     if len(request.stop_tokens) > MAX_STOP_TOKENS:
-        raise _refusal("stop_tokens", f"at most {MAX_STOP_TOKENS}")
+        raise _invalid("stop_tokens", f"at most {MAX_STOP_TOKENS}")
 
 
 def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
@@ -72,22 +72,22 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
     for field, is_allowed in allowed.items():
         value = getattr(sampling, field)
         if not (is_allowed and isfinite(value)):
-            raise _refusal(f"sampling.{field}", f"{value} is out of range")
+            raise _invalid(f"sampling.{field}", f"{value} is out of range")
     for name in sampling.extras:
         if name not in facts.features:
-            raise _refusal(f"sampling.extras.{name}", "not supported by this target")
+            raise _invalid(f"sampling.extras.{name}", "not supported by this target")
 
 
 def _check_judge(request: Open, facts: ModelFacts) -> None:
     if request.judge not in facts.judges:
-        raise _refusal("judge", f"this target judges {', '.join(facts.judges)}")
+        raise _invalid("judge", f"this target judges {', '.join(facts.judges)}")
     if request.top_logprobs is None:
         return
     if request.top_logprobs > MAX_TOP_LOGPROBS:
-        raise _refusal("top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
+        raise _invalid("top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
     if request.judge != "coupled":
-        raise _refusal("top_logprobs", "only in judge `coupled`")
+        raise _invalid("top_logprobs", "only in judge `coupled`")
 
 
-def _refusal(field: str, reason: str) -> InvalidRequest:
+def _invalid(field: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"{field}: {reason}", param=field)

@@ -1,4 +1,4 @@
-"""Puts the verifier together: one target, its sessions, and the two faces over them."""
+"""Puts the verifier together: one target, its sessions, and the routes over them."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
 
 
 def _give_up() -> None:
-    """There is nothing to serve: end this process; the one that started it reports it."""
+    """End this process, which has nothing to serve; the one that started it reports it."""
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What Prometheus sees of sessions and passes. Draft figures keep the gateway's names."""
+"""Prometheus metrics of sessions and passes; those of draft tokens are the gateway's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class PassMetrics:
-    """What a target reports."""
+    """The metrics that a target reports."""
 
     def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
         self._gateway = gateway
@@ -33,23 +33,22 @@ class PassMetrics:
         )
 
     def passed(self, rows: int, seconds: float) -> None:
-        """A pass ended; it had `rows` rows, of all its sessions together."""
+        """Record a pass over `rows` rows, all its sessions together."""
         self._rows.observe(rows)
         self._pass_s.observe(seconds)
 
     def judged(self, drafted: int, accepted: int) -> None:
-        """A pass judged `drafted` draft tokens of one session."""
+        """Record that a pass judged `drafted` draft tokens of one session."""
         if drafted:
-            places = (1,) * accepted
-            self._gateway.speculated(Statistics(0, 1, drafted, accepted, places))
+            self._gateway.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))
 
     def held(self, seconds: float) -> None:
-        """A session's pass was held this long."""
+        """Record how long a session's pass was held."""
         self._held_s.observe(seconds)
 
 
 class SessionMetrics:
-    """What the sessions' registry reports."""
+    """The metrics that the sessions' registry reports."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.open = Gauge("picospec:sessions_open", "Sessions running.", registry=registry)

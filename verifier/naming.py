@@ -1,4 +1,4 @@
-"""From what the settings call a model to its name and its file."""
+"""Finds the name and the file of the model that the settings ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The target without an edge: the same text, one token a pass. Baseline and fall-back."""
+"""Serves the target without an edge: the same text, one token a pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from contextlib import aclosing
 
 import msgspec
 
-from gateway.errors import ApiError, EngineFault, InvalidRequest, Overloaded, Unavailable
+from gateway.errors import (
+    ApiError,
+    EngineFault,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
 from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Sampling
-from verifier.target import Refused, Said, TargetError, TargetFull
+from verifier.target import Reply, TargetError, TargetFull, UnknownSession, Unservable
 from verifier.target_host import Host
 
 
@@ -37,27 +44,27 @@ class PlainEngine:
         target = self._host.ready()
         passes = 0
         try:
-            said = target.serve(secrets.token_urlsafe(12), opening(job, target.facts))
-            async with aclosing(said):
-                async for message in said:
-                    passes += isinstance(message, Commit)
-                    yield _delta(message, passes)
+            replies = target.serve(secrets.token_urlsafe(12), opening(job, target.facts))
+            async with aclosing(replies):
+                async for reply in replies:
+                    passes += isinstance(reply.message, Commit)
+                    yield _delta(reply.message, passes)
         except TargetError as error:
             raise translate(error) from error
 
 
 def opening(job: Job, facts: ModelFacts) -> Open:
     """Return the session that a job asks for."""
-    shape = job.sampling
+    sampling = job.sampling
     return Open(
         model=facts.model,
         vocabulary=facts.vocabulary,
         prompt=job.prompt,
         sampling=Sampling(
-            temperature=shape.temperature,
-            min_p=shape.min_p,
-            top_k=shape.top_k,
-            top_p=shape.top_p,
+            temperature=sampling.temperature,
+            min_p=sampling.min_p,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
             extras={k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()},
         ),
         seed=job.seed,
@@ -68,27 +75,29 @@ def opening(job: Job, facts: ModelFacts) -> Open:
     )
 
 
-def _delta(message: Said, passes: int) -> Delta:
+def _delta(message: Reply, passes: int) -> Delta:
     statistics = Statistics(target_passes=passes)
     match message:
         case Commit():
             return Delta(message.tokens, _logprobs(message), statistics=statistics)
         case Finish():
             return Delta((), finish=message.reason, statistics=statistics)
-    raise EngineFault(f"the target said {type(message).__name__} in a plain session")
+    raise EngineFault(f"the target sent {type(message).__name__} in a plain session")
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
     if commit.logprobs is None:
         return None
-    return tuple(TokenLogprob(said.logprob, said.top) for said in commit.logprobs)
+    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)
 
 
 def translate(error: TargetError) -> ApiError:
-    """Return what the client is told."""
+    """Return the error that the client gets."""
     match error:
         case TargetFull():
             return Overloaded(f"{error}; try again later")
-        case Refused():
+        case UnknownSession():
+            return NotFound(str(error), code="unknown_session")
+        case Unservable():
             return InvalidRequest(str(error), param=error.field)
     return Unavailable(str(error), code="target_failed")

@@ -1,6 +1,6 @@
 """The speculation routes. docs/protocol.md describes them.
 
-POST   /v1/speculate                     an Open; answers with the stream of what is said
+POST   /v1/speculate                     an Open; answers with the session's stream
 POST   /v1/speculate/{session}/drafts    Drafts and Redraws
 GET    /v1/speculate/{session}?from=     the stream again, from an output position on
 DELETE /v1/speculate/{session}           cancel
@@ -10,7 +10,8 @@ GET    /v1/model-facts                   what the edge must know of the target
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,21 +20,21 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import ApiError, ClientGone, InvalidRequest, NotFound, TooLarge
+from gateway.errors import ClientGone, InvalidRequest, TooLarge
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from speculation.protocol.messages import Fault, Message, Open, Pushed
+from speculation.protocol.wire import Framed
 from verifier.admission import check
 from verifier.plain_engine import translate
 from verifier.sessions.downstream import Downstream
 from verifier.sessions.registry import Sessions
-from verifier.sessions.session import Session
-from verifier.target import TargetError, UnknownSession
+from verifier.target import TargetError
 from verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
 DRAFTS_BYTES: Final = 64 * 1024
-"""A draft token takes 3 bytes at most as a rule: this holds thousands."""
+"""Most bytes of one body of drafts. A draft token takes about 3, so it holds thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +59,27 @@ class Routes:
         body = await _body(request, OPEN_BYTES)
         opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
         check(opening, facts)
-        try:
+        with _translated():
             session = await self.sessions.open(opening)
-        except TargetError as error:
-            raise translate(error) from error
         request.state.account.took_prompt(len(opening.prompt))
         return Downstream(session.read(0), request.state.account, opened=session.opened)
 
     async def drafts(self, request: Request) -> Response:
-        session = self._running(request)
+        with _translated():
+            session = self.sessions.find_running(request.path_params["session"])
         body = await _body(request, DRAFTS_BYTES)
         try:
-            for message in _drafts(body):
-                await session.push(message)
-        except UnknownSession as error:
-            raise _unknown(error) from error
-        except TargetError as error:
-            raise translate(error) from error
+            with _translated():
+                for message in _drafts(body):
+                    await session.push(message)
         except RemoteProtocolError as error:
             session.cancel(Fault("protocol_error", str(error)))
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
     async def resume(self, request: Request) -> Response:
-        session = self._known(request)
+        with _translated():
+            session = self.sessions.find(request.path_params["session"])
         position = request.query_params.get("from", "0")
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise InvalidRequest("from: a position in the output", param="from")
@@ -92,23 +90,18 @@ class Routes:
         return Downstream(reader, request.state.account)
 
     async def cancel(self, request: Request) -> Response:
-        try:
+        with _translated():
             self.sessions.cancel(request.path_params["session"])
-        except UnknownSession as error:
-            raise _unknown(error) from error
         return Response(status_code=204)
 
-    def _known(self, request: Request) -> Session:
-        try:
-            return self.sessions.find(request.path_params["session"])
-        except UnknownSession as error:
-            raise _unknown(error) from error
 
-    def _running(self, request: Request) -> Session:
-        try:
-            return self.sessions.find_running(request.path_params["session"])
-        except UnknownSession as error:
-            raise _unknown(error) from error
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise a target's errors as the errors that clients get."""
+    try:
+        yield
+    except TargetError as error:
+        raise translate(error) from error
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -127,10 +120,10 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _messages(body: bytes) -> Sequence[Message]:
+def _messages(body: bytes) -> Sequence[Framed[Message]]:
     """Return all messages of a body. Raises MalformedFrame."""
     decoder = wire.Decoder()
-    messages = list(decoder.feed(body))
+    messages = list(decoder.frames(body))
     decoder.close()
     return messages
 
@@ -139,25 +132,18 @@ def _opening(body: bytes) -> Open:
     try:
         messages = _messages(body)
     except MalformedFrame as error:
-        raise _malformed(error) from error
-    if len(messages) != 1 or not isinstance(messages[0], Open):
-        raise InvalidRequest("the body must be one Open", code="malformed_frame")
-    return messages[0]
+        raise InvalidRequest(str(error), code="malformed_frame") from error
+    match [framed.message for framed in messages]:
+        case [Open() as opening]:
+            return opening
+    raise InvalidRequest("the body must be one Open", code="malformed_frame")
 
 
-def _drafts(body: bytes) -> list[Pushed]:
+def _drafts(body: bytes) -> list[Framed[Pushed]]:
     """Return the messages of a body, all of them or none. Raises RemoteProtocolError."""
-    drafts: list[Pushed] = []
-    for message in _messages(body):
-        if not isinstance(message, Pushed):
-            raise RemoteProtocolError(f"{type(message).__name__}: not in this direction")
-        drafts.append(message)
+    drafts: list[Framed[Pushed]] = []
+    for framed in _messages(body):
+        if not isinstance(framed.message, Pushed):
+            raise RemoteProtocolError(f"{type(framed.message).__name__}: not in this direction")
+        drafts.append(Framed(framed.message, framed.frame))
     return drafts
-
-
-def _malformed(error: MalformedFrame) -> ApiError:
-    return InvalidRequest(str(error), code="malformed_frame")
-
-
-def _unknown(error: UnknownSession) -> ApiError:
-    return NotFound(str(error), code="unknown_session")

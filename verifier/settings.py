@@ -21,14 +21,17 @@ from verifier.llama_target.settings import LlamaSettings
 
 _SECRETS: Final = {"api_keys": "PICOSPEC_API_KEYS"}
 EXACT_DRAFTS: Final = 62
-"""With the token before them 63 rows: from 64 on llama.cpp's attention rounds differently."""
+"""Most draft tokens of a session in one pass of llama.cpp. With the token before them they take
+63 rows; from 64 rows on its attention rounds differently, and texts could change."""
 
 VLLM_DRAFTS: Final = 127
-"""Its kernels take 128 drafts of a sequence; a forced token may come before ours."""
+"""Most draft tokens of a session in one step of vLLM, whose kernels take 128; one of them may
+be a forced token."""
 
 MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
-"""By default. llama.cpp's rows on a CPU are dear: in the simulator 32 lose up to a tenth there,
-by long passes of which one wrong draft made most useless. On vLLM code gains 6 to 28 %."""
+"""Default of speculation.max_verify, in draft tokens. It is lower for llama.cpp, because rows
+are dear on a CPU and one rejected draft token makes the rest of a long pass useless. Found with
+`python -m bench.simulator`; docs/decisions.md has the figures."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
@@ -39,29 +42,29 @@ class SessionSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Running at once; one more gets a 429. A target may have room for fewer."""
+    """How many may run at once; one more gets a 429. A target may have slots for fewer."""
 
     first_token_timeout_s: Seconds = 600.0
-    """Without a draft and with nothing said yet: a long prompt takes its time."""
+    """Ends a session that gets no draft while its prompt is read, which may take long."""
 
     idle_timeout_s: Seconds = 60.0
-    """Without a draft and with nothing said, later on."""
+    """Ends a session that, later on, gets no draft while nothing is generated."""
 
     resume_window_s: Seconds = 30.0
-    """Without a reader. A finished session can be read again for as long."""
+    """Ends a session without a reader. A finished one can be read again for as long."""
 
     replacement_timeout_s: Seconds = 30.0
-    """`separate`: without the token that replaces a refused one."""
+    """`separate`: ends a session whose edge does not send a rejected token's replacement."""
 
 
 class SpeculationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_verify: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Draft tokens of one session judged in one pass. None: see MAX_VERIFY."""
+    """Most draft tokens of a session judged in one pass. None: see MAX_VERIFY."""
 
     max_ahead: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Draft tokens of one session kept beyond its last committed one."""
+    """Most draft tokens of a session kept beyond its last committed token."""
 
 
 class TlsSettings(BaseModel):
@@ -90,7 +93,7 @@ class VerifierSettings(BaseSettings):
     """A pair of the catalogue (its target is served), or the path of a model."""
 
     served_name: str | None = None
-    """What clients call the model. None: its name in the catalogue, or its file's."""
+    """The name by which clients ask for the model. None: its catalogue name, or its file's."""
 
     sessions: SessionSettings = SessionSettings()
     speculation: SpeculationSettings = SpeculationSettings()
@@ -127,7 +130,7 @@ class VerifierSettings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        """What a session is told of its limits."""
+        """The limits that a session is opened with."""
         return Limits(
             self.speculation.max_verify or MAX_VERIFY[self.target],
             self.speculation.max_ahead,
@@ -143,6 +146,5 @@ def load(
 
     overrides: nested, as the file is.
     """
-
     values = {**overrides, "api_keys": sources.keys(environ.get(_SECRETS["api_keys"], ""))}
     return sources.load(VerifierSettings, path, values, _SECRETS)

@@ -1,7 +1,7 @@
-"""What SIGTERM does in the worker: first end what is being said, then let the server close.
+"""Ends the sessions at SIGTERM, and only then lets the server close.
 
-The server waits for responses that are being sent, and ours last as long as a session: left to
-itself it would wait until it is killed. It keeps SIGINT, which we send when all have ended.
+The server waits for responses that are being sent, and ours last as long as a session: without
+this it would wait until it is killed. It still handles SIGINT, which we send at the end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The port between the verifier's service and the large model.
 
 A target owns the sessions' verifying machines, because it alone knows when a pass starts: the
-embedded llama.cpp target runs passes itself, vLLM puts drafts into its own continuous batch.
-The service hands messages up and down, and knows nothing of passes.
+embedded llama.cpp target runs passes itself, vLLM puts draft tokens into its own continuous
+batch. The service hands messages up and down, and knows nothing of passes. A message travels
+with its frame, so that bytes which came from the edge or from vLLM's core are passed on as
+they are.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from typing import Protocol
 
 from gateway.ports import Tokenizer
 from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Pushed, Reject
+from speculation.protocol.wire import Framed
 
-Said = Commit | Reject | Finish
+Reply = Commit | Reject | Finish
+"""What a target sends to a session's edge."""
 
 
 class TargetError(Exception):
@@ -23,7 +27,7 @@ class TargetError(Exception):
       - TargetFull        no slot is free: try again later
       - UnknownSession    no such session, or it has finished
       - TargetFailed      the engine broke; the session is lost
-      - Refused           Open asks for what this target cannot serve; `field` names it
+      - Unservable        this target cannot serve what Open asks for; `field` names it
     """
 
 
@@ -39,8 +43,8 @@ class TargetFailed(TargetError):
     """The engine broke."""
 
 
-class Refused(TargetError):
-    """Open asks for what this target cannot serve."""
+class Unservable(TargetError):
+    """This target cannot serve what Open asks for."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -71,16 +75,16 @@ class Target(Protocol):
         """Free everything, child processes included. Sessions still running end."""
         ...
 
-    def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+    def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish. Closing the generator frees its KV within a pass.
 
-        Raises TargetFull or Refused before it first waits for anything, TargetFailed later, and
-        RemoteProtocolError for a message that it looked at only after `push` had returned. The
-        request was checked against `facts`.
+        Raises TargetFull or Unservable before it first waits for anything, TargetFailed later,
+        and RemoteProtocolError for a message that it looked at only after `push` had returned.
+        The request was checked against `facts`.
         """
         ...
 
-    async def push(self, session: str, message: Pushed) -> None:
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session; return at once.
 
         Raises UnknownSession, or RemoteProtocolError for what no honest edge sends.

@@ -1,7 +1,7 @@
 """The target's life in this process: loading, ready, failed.
 
 Loading may take minutes and must not keep the server from answering /health. A target that
-fails ends the process: whatever started it reports it, and may start it again.
+fails ends the process: the parent process reports it, and may start it again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.ports import Tokenizer
 from verifier.target import Target
 
 CHECK_S: Final = 1.0
-"""How soon a lost target is noticed."""
+"""Longest time until a lost target is noticed, in seconds."""
 
 
 class Host:
@@ -44,14 +44,14 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Load in the background; on leaving, stop the target, ready or not."""
-        self._life = asyncio.create_task(self._live())
+        self._life = asyncio.create_task(self._load_and_watch())
         try:
             yield
         finally:
             await self.stop()
 
     async def stop(self) -> None:
-        """Reject all from now on, and stop the target. Harmless when repeated."""
+        """Let `ready` raise from now on, and stop the target. Harmless when repeated."""
         if self._state == "stopping" or self._life is None:
             return
         self._state = "stopping"
@@ -59,7 +59,7 @@ class Host:
         await asyncio.wait([self._life])
         await self._target.stop()
 
-    async def _live(self) -> None:
+    async def _load_and_watch(self) -> None:
         try:
             await self._target.start()
         except Exception as error:  # whatever it is, there is nothing to serve

@@ -1,4 +1,4 @@
-"""Which target serves: the one place that knows the implementations."""
+"""Makes the target that the settings ask for: only this module knows the implementations."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""How long judging a step takes on a device, and whether it says there what a CPU says.
+"""Times judging a step on a device, and counts tokens that differ from a CPU's.
 
     python -m bench.calibrate.kernels --device cuda --sessions 64 --drafts 8 --vocabulary 152064
 
-Needs torch, as the verifier's environment has it. Rows are random but peaked like a model's;
-every draft stands, so that every row is looked at: the dearest step there is.
+It needs torch, as the verifier's environment has it. Rows are random but peaked like a model's;
+every draft token is accepted, so that every row counts: the dearest step there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from statistics import median
 from time import perf_counter
@@ -21,19 +21,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from speculation.protocol.messages import Sampling
 from speculation.sampling.judging import Judgement
-from verifier.vllm_target.verify_request import Shape, VerifyRequest
-from verifier.vllm_target.worker.judging import judge
+from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.batch_judging import judge_at_once
+from verifier.vllm_target.worker.judging import judge_lazily
 
-SHAPES: Final = {
-    "T=0": Shape(0.0),
-    "T=1": Shape(1.0),
-    "T=1 top_p .95": Shape(1.0, top_p=0.95),
-    "T=.7 top_k 50": Shape(0.7, top_k=50),
+SAMPLINGS: Final = {
+    "T=0": Sampling(0.0),
+    "T=1": Sampling(1.0),
+    "T=1 top_p .95": Sampling(1.0, top_p=0.95),
+    "T=.7 top_k 50": Sampling(0.7, top_k=50),
 }
 
 PEAKS: Final = 40
-"""Tokens of a row that stand out, by up to 20 logits."""
+"""Tokens of a row that get up to 20 logits more than the others."""
 
 
 def step(sessions: int, drafts: int, vocabulary: int, seed: int = 0) -> Tensor:
@@ -44,21 +46,39 @@ def step(sessions: int, drafts: int, vocabulary: int, seed: int = 0) -> Tensor:
     return logits.scatter_add(2, at, 20 * torch.rand(at.shape, generator=chance))
 
 
-def ordered(shape: Shape, logits: Tensor) -> list[VerifyRequest]:
-    """Return requests whose drafts are what a CPU says: all of them stand."""
-    requests = [VerifyRequest(shape, "coupled", seed=i, at=100 * i) for i in range(len(logits))]
+@dataclass(frozen=True)
+class TableLogits:
+    """One tensor of all requests' rows: float32[requests, rows, V]. See `rows.StepLogits`."""
+
+    logits: Tensor
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.logits.shape[2])
+
+    def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        """Return copies of rows."""
+        return torch.stack([self.logits[number, row] for number, row in wanted])
+
+
+def accepted_everywhere(sampling: Sampling, logits: Tensor) -> list[VerifyRequest]:
+    """Return requests whose draft tokens are what a CPU generates."""
+    requests = [
+        VerifyRequest(sampling, "coupled", seed=i, at=9 * i) for i in range(len(logits))
+    ]
     for row in range(logits.shape[1] - 1):
-        here = [replace(order, draft=(), at=order.at + row) for order in requests]
+        here = [replace(each, draft=(), at=each.at + row) for each in requests]
         requests = [
-            replace(order, draft=(*order.draft, *judgement.tokens))
-            for order, judgement in zip(requests, judged(here, logits[:, row:]), strict=True)
+            replace(each, draft=(*each.draft, *judgement.tokens))
+            for each, judgement in zip(requests, judged(here, logits[:, row:]), strict=True)
         ]
     return requests
 
 
 def judged(requests: Sequence[VerifyRequest], logits: Tensor) -> list[Judgement]:
-    """Judge the step where its logits are."""
-    return judge(requests, lambda wanted: logits[tuple(zip(*wanted, strict=True))])
+    """Judge the step where its logits are, as the worker does there."""
+    judge = judge_lazily if logits.device.type == "cpu" else judge_at_once
+    return judge(requests, TableLogits(logits))
 
 
 def timed_s(requests: Sequence[VerifyRequest], logits: Tensor, repeats: int) -> float:
@@ -87,18 +107,18 @@ def main(
     vocabulary: Annotated[int, typer.Option()] = 152_064,
     repeats: Annotated[int, typer.Option()] = 10,
 ) -> None:
-    """Print for each kind of distribution: tokens that differ from the CPU's, and the time of a step."""
+    """Print for each sampling: tokens that differ from the CPU's, and the time of a step."""
     here = step(sessions, drafts, vocabulary)
     there = here.to(device)
-    name = torch.cuda.get_device_name() if there.is_cuda else device
-    shown = Table("distribution", "tokens", "other than a CPU's", "ms a step", title=name)
-    for distribution, shape in SHAPES.items():
-        requests = ordered(shape, here)
-        expected, said = judged(requests, here), judged(requests, there)
+    title = torch.cuda.get_device_name() if there.is_cuda else device
+    shown = Table("sampling", "tokens", "other than a CPU's", "ms a step", title=title)
+    for name, sampling in SAMPLINGS.items():
+        requests = accepted_everywhere(sampling, here)
+        expected, found = judged(requests, here), judged(requests, there)
         shown.add_row(
-            distribution,
+            name,
             str(sum(len(judgement.tokens) for judgement in expected)),
-            str(differing(expected, said)),
+            str(differing(expected, found)),
             f"{1000 * timed_s(requests, there, repeats):.1f}",
         )
     Console().print(shown)

@@ -28,7 +28,6 @@ from speculation.protocol.messages import (
     Pushed,
     Reject,
     TokenId,
-    without_first,
 )
 from speculation.sampling.draft_token import DraftToken
 from speculation.smoothing import smoothed
@@ -227,4 +226,4 @@ class DraftMachine:
             self._pass_s = smoothed(self._pass_s or None, commit.pass_s)
         if not tokens:
             return None
-        return without_first(commit, len(commit.tokens) - len(tokens))
+        return commit.after(len(commit.tokens) - len(tokens))

@@ -10,7 +10,7 @@ An *epoch* numbers the edge's chains: it rises when the edge learns that its cha
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -151,18 +151,17 @@ class Commit:
 
     logprobs: tuple[TokenLogprob, ...] | None = None
 
-
-def without_first(commit: Commit, count: int) -> Commit:
-    """Return the Commit without its first `count` tokens, for whoever knows these already."""
-    if count == 0:
-        return commit
-    return replace(
-        commit,
-        start=commit.start + count,
-        tokens=commit.tokens[count:],
-        accepted=max(0, commit.accepted - count),
-        logprobs=commit.logprobs and commit.logprobs[count:],
-    )
+    def after(self, known: int) -> Self:
+        """Return the Commit without its first `known` tokens, for whoever has these."""
+        if known == 0:
+            return self
+        return replace(
+            self,
+            start=self.start + known,
+            tokens=self.tokens[known:],
+            accepted=max(0, self.accepted - known),
+            logprobs=self.logprobs and self.logprobs[known:],
+        )
 
 
 @dataclass(frozen=True, slots=True)

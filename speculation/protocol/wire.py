@@ -12,7 +12,7 @@ raises for what encoding cannot have produced: unknown types, short or surplus b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, get_args
+from typing import Any, Final, Generic, TypeVar, get_args
 
 from speculation.protocol.codec import (
     BOOL,
@@ -52,7 +52,7 @@ from speculation.protocol.messages import (
     Totals,
 )
 
-__all__ = ["LAYOUTS", "MAX_FRAME_BYTES", "MAX_VARINT_BYTES", "Decoder", "encode"]
+__all__ = ["LAYOUTS", "MAX_FRAME_BYTES", "MAX_VARINT_BYTES", "Decoder", "Framed", "encode"]
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""
@@ -137,6 +137,26 @@ def encode(message: Message) -> bytes:
     return UINT.write(len(body)) + body
 
 
+M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+
+class Framed(Generic[M_co]):
+    """A message together with its frame, which is encoded at most once, when first needed."""
+
+    __slots__ = ("_frame", "message")
+
+    def __init__(self, message: M_co, frame: bytes | None = None) -> None:
+        """frame: the message's bytes, where they are known already."""
+        self.message = message
+        self._frame = frame
+
+    @property
+    def frame(self) -> bytes:
+        if self._frame is None:
+            self._frame = encode(self.message)
+        return self._frame
+
+
 class Decoder:
     """Cuts a byte stream into messages; holds at most one unfinished frame."""
 
@@ -145,16 +165,22 @@ class Decoder:
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield each message that `data` completes; raise MalformedFrame for anything else."""
+        return (framed.message for framed in self.frames(data))
+
+    def frames(self, data: bytes) -> Iterator[Framed[Message]]:
+        """Yield the same messages together with their frames."""
         self._buffer += data
-        while (frame := self._cut()) is not None:
-            yield _decode(frame)
+        while (cut := self._cut()) is not None:
+            frame, head_bytes = cut
+            yield Framed(_decode(frame[head_bytes:]), frame)
 
     def close(self) -> None:
         """Declare the stream ended. Raise MalformedFrame when it ends inside a frame."""
         if self._buffer:
             raise MalformedFrame("the stream ends inside a frame", offset=len(self._buffer))
 
-    def _cut(self) -> bytes | None:
+    def _cut(self) -> tuple[bytes, int] | None:
+        """Take one whole frame from the buffer; return it, and the bytes of its length."""
         head = Reader(bytes(self._buffer[:MAX_VARINT_BYTES]))
         try:
             length = UINT.read(head)
@@ -167,9 +193,9 @@ class Decoder:
         end = head.offset + length
         if len(self._buffer) < end:
             return None
-        frame = bytes(self._buffer[head.offset : end])
+        frame = bytes(self._buffer[:end])
         del self._buffer[:end]
-        return frame
+        return frame, head.offset
 
 
 def _decode(frame: bytes) -> Message:

@@ -22,11 +22,12 @@ from speculation.protocol.messages import (
     Pushed,
     Sampling,
 )
+from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.judging import judge_coupled, judge_separate
 from speculation.sampling.noise import place
 from speculation.verifying.session import VerifyingSession
-from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
 
 V = 64
 STALLS, FAILS, SLOW, STREAMS = 1, 2, 3, 4
@@ -79,7 +80,7 @@ class FakeTokenizer:
 class _Running:
     def __init__(self, request: Open) -> None:
         self.machine = VerifyingSession(request, FACTS.limits, vocabulary_size=V)
-        self.said: deque[Said] = deque()
+        self.said: deque[Reply] = deque()
         self.news = asyncio.Event()
 
 
@@ -91,6 +92,7 @@ class FakeTarget:
         self._pass_s = pass_s
         self._starts = starts
         self.running: dict[str, _Running] = {}
+        self.pushed: list[Framed[Pushed]] = []
         self.stopped = False
         self.alive = True
 
@@ -109,7 +111,7 @@ class FakeTarget:
     async def stop(self) -> None:
         self.stopped = True
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         if len(self.running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
         running = self.running[session] = _Running(request)
@@ -118,17 +120,18 @@ class FakeTarget:
                 await self._step(running)
                 while running.said:
                     message = running.said.popleft()
-                    yield message
+                    yield Framed(message)
                     if isinstance(message, Finish):
                         return
         finally:
             del self.running[session]
 
-    async def push(self, session: str, message: Pushed) -> None:
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
         running = self.running.get(session)
         if running is None or running.machine.finished:
             raise UnknownSession(session)
-        running.said.extend(running.machine.receive(message, HALVES))  # type: ignore[arg-type]
+        self.pushed.append(message)
+        running.said.extend(running.machine.receive(message.message, HALVES))  # type: ignore[arg-type]
         running.news.set()
 
     async def _step(self, running: _Running) -> None:

@@ -8,14 +8,22 @@ import httpx
 import pytest
 
 from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Fault, Finish, Open, Opened, Sampling
+from speculation.protocol.messages import (
+    PROTOCOL_VERSION,
+    Draft,
+    Fault,
+    Finish,
+    Open,
+    Opened,
+    Sampling,
+)
 from tests.verifier.conftest import http2_client, sessions_open, until
 from tests.verifier.down import opened, push
 from tests.verifier.fake_target import STALLS, V, opening
 from verifier.routes import DRAFTS_BYTES, OPEN_BYTES
 
 BAD_OPENS = [
-    ("version", opening(version=2), 400, "unsupported_version"),
+    ("version", opening(version=PROTOCOL_VERSION + 1), 400, "unsupported_version"),
     ("model", opening(model="other"), 404, "model_not_found"),
     ("vocabulary", opening(vocabulary="0" * 32), 409, "vocabulary_mismatch"),
     ("prompt", opening(prompt=()), 400, "invalid_value"),

@@ -20,6 +20,7 @@ from gateway.ports import Sampling as PlainSampling
 from models.store import open_store
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
+from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import QuantisedDistribution
 from speculation.sampling.draft_token import DraftToken
 from verifier.llama_target import LlamaSettings, LlamaTarget
@@ -109,8 +110,8 @@ async def with_drafts(
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         if drafter is perfect:
-            await target.push(name, Draft(0, 0, 0, tuple(text[:6])))
-        while not isinstance(message := await coming, Finish):
+            await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
+        while not isinstance(message := (await coming).message, Finish):
             assert isinstance(message, Commit)
             assert message.start == len(committed)
             committed += message.tokens
@@ -121,7 +122,7 @@ async def with_drafts(
                 and len(committed) < TOKENS
                 and committed[-1] not in target.facts.stop_tokens
             ):
-                await target.push(name, draft)
+                await target.push(name, Framed(draft))
     return committed, message
 
 
@@ -206,14 +207,14 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         await _draft(target, edge, text)
-        while not isinstance(message := await coming, Finish):
+        while not isinstance(message := (await coming).message, Finish):
             coming = asyncio.create_task(anext(session))
             if isinstance(message, Commit):
                 edge.receive(message)
             if isinstance(message, Reject):
                 rejected += 1
                 if redraw := edge.rejected(message, u):
-                    await target.push("separate", redraw)
+                    await target.push("separate", Framed(redraw))
                     continue
             await _draft(target, edge, text)
 
@@ -237,7 +238,7 @@ async def _draft(target: Target, edge: DraftingSession, text: Sequence[TokenId])
         )
     if draft := edge.flush():
         with suppress(UnknownSession):  # it may have finished by now
-            await target.push("separate", draft)
+            await target.push("separate", Framed(draft))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

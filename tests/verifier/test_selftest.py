@@ -17,8 +17,9 @@ from speculation.protocol.messages import (
     Pushed,
     Totals,
 )
+from speculation.protocol.wire import Framed
 from tests.verifier.fake_target import FACTS
-from verifier.target import Said, TargetFailed
+from verifier.target import Reply, TargetFailed
 from verifier.vllm_target.service import selftest
 from verifier.vllm_target.service.selftest import PROMPTS, TOKENS, self_test
 
@@ -37,16 +38,18 @@ class Scripted:
     def facts(self) -> ModelFacts:
         return FACTS
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         self.opened.append(request)
         self.drafts = []
         for position in range(TOKENS):
-            yield Commit(0, position, (self.says(request, self.drafts, position),))
+            token = self.says(request, self.drafts, position)
+            yield Framed(Commit(0, position, (token,)))
             if self.stalls:
                 await asyncio.Event().wait()
-        yield Finish("length", Totals(judged=self.judged * bool(self.drafts)))
+        yield Framed(Finish("length", Totals(judged=self.judged * bool(self.drafts))))
 
-    async def push(self, session: str, message: Pushed) -> None:
+    async def push(self, session: str, framed: Framed[Pushed]) -> None:
+        message = framed.message
         assert isinstance(message, Draft)
         self.drafts = [0] * message.start + list(message.tokens)
 

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import Unavailable
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, Fault, Finish, Redraw
+from speculation.protocol.messages import Draft, Fault, Finish, Message, Redraw
+from speculation.protocol.wire import Framed
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
 from verifier.metrics import SessionMetrics
-from verifier.sessions.message_log import Heard
 from verifier.sessions.registry import Sessions
 from verifier.sessions.session import Session
 from verifier.settings import SessionSettings
@@ -47,12 +47,12 @@ async def running(
     assert target.stopped
 
 
-async def rest(session: Session, position: int = 0) -> list[Heard]:
-    messages: list[Heard] = []
+async def rest(session: Session, position: int = 0) -> list[Message]:
+    messages: list[Message] = []
     with session.read(position) as reader:
         async with asyncio.timeout(2):
             while news := await reader.read():
-                messages.extend(news)
+                messages.extend(entry.message for entry in news)
     return messages
 
 
@@ -62,7 +62,7 @@ async def ending(session: Session, position: int = 0) -> Fault:
     return last
 
 
-async def test_a_session_without_drafts_or_words_ends_when_idle() -> None:
+async def test_a_session_without_drafts_or_replies_ends_when_idle() -> None:
     async with running(idle_timeout_s=QUICK, first_token_timeout_s=QUICK) as (sessions, _, _m):
         session = await sessions.open(opening(fill="never"))
 
@@ -74,7 +74,7 @@ async def test_a_draft_postpones_the_idle_end() -> None:
         session = await sessions.open(opening(fill="never", max_tokens=200))
         for i in range(4):
             await asyncio.sleep(0.1)
-            await session.push(Draft(i, session.log.tokens, 0, (1,)))
+            await session.push(Framed(Draft(i, session.log.tokens, 0, (1,))))
 
         assert session.log.ending is None
         assert (await ending(session)).code == "idle_timeout"
@@ -148,7 +148,7 @@ async def test_only_so_many_ended_sessions_are_kept() -> None:
 async def test_a_replacement_that_never_comes_ends_the_session() -> None:
     async with running(replacement_timeout_s=QUICK) as (sessions, _, _m):
         session = await sessions.open(opening(judge="separate", fill="never"))
-        await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
+        await session.push(Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,))))
 
         assert (await ending(session)).code == "replacement_timeout"
 
@@ -156,23 +156,23 @@ async def test_a_replacement_that_never_comes_ends_the_session() -> None:
 async def test_asking_for_more_of_the_tail_does_not_postpone_the_replacement() -> None:
     async with running(replacement_timeout_s=0.2) as (sessions, _, _m):
         session = await sessions.open(opening(judge="separate", fill="never"))
-        await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
+        await session.push(Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,))))
         reading = asyncio.create_task(ending(session))
         for epoch in range(1, 7):
             await asyncio.sleep(0.06)
             if session.log.ending is None:
-                await session.push(Redraw(epoch, 0))
+                await session.push(Framed(Redraw(epoch, 0)))
 
         assert reading.done()
         assert (await reading).code == "replacement_timeout"
 
 
-async def test_a_thousand_redraws_leave_one_refusal_to_read() -> None:
+async def test_a_thousand_redraws_leave_one_reject_to_read() -> None:
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(judge="separate", fill="never"))
-        await session.push(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))
+        await session.push(Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,))))
         for epoch in range(1, 1001):
-            await session.push(Redraw(epoch, 0))
+            await session.push(Framed(Redraw(epoch, 0)))
         await asyncio.sleep(QUICK)
 
         with session.read(0) as reader:
@@ -183,7 +183,7 @@ async def test_a_dishonest_draft_ends_the_session() -> None:
     async with running() as (sessions, _, metrics):
         session = await sessions.open(opening(fill="never"))
         with pytest.raises(RemoteProtocolError):
-            await session.push(Draft(0, 0, 0, (1000,)))
+            await session.push(Framed(Draft(0, 0, 0, (1000,))))
 
         assert (await ending(session)).code == "protocol_error"
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
 """The embedded target: llama.cpp in this process, on one thread of its own.
 
-Read it in this order: settings, judging (what becomes of a pass's logits), engine (the thread's
-side), slot (one session), scheduler (who goes when), target (the port).
+Read it in this order: settings, judging (a pass's logits to judgements), engine (what runs in
+the thread), slot (one session), scheduler (which sessions join a pass), target.
 """
 
 from verifier.llama_target.settings import LlamaSettings

@@ -11,26 +11,26 @@ class LlamaSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     slots: Annotated[int, Field(ge=1, le=256)] = 8
-    """Sessions at once. Memory for the KV of all of them is taken at the start."""
+    """Sessions that run at once. Memory for the KV of all is allocated at the start."""
 
     waiting: Annotated[int, Field(ge=0, le=4096)] = 64
     """Sessions that may wait for a slot; one more is rejected."""
 
     context_tokens: Annotated[int, Field(ge=16)] = 4096
-    """Of a session, prompt and answer together; never more than the model was trained for."""
+    """Most tokens of a session, prompt and answer together, within the model's own limit."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Of llama.cpp. None: one for each CPU this process may use. With more than one the KV is
-    kept in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among threads, and its
-    last bits depend on the rows beside it."""
+    """Threads of llama.cpp. None: one for each CPU this process may use. With more than one the
+    KV is kept in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among threads,
+    and its last bits depend on the other rows of the pass."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
-    """Rows of one pass, all sessions together."""
+    """Most rows of one pass, all sessions together."""
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
-    """Prompt tokens decoded between two passes. Small: others stream on while a prompt is read.
-    From 64 rows of a sequence on, llama.cpp's attention rounds differently: the KV of a prompt
-    would then depend on how it was cut."""
+    """Prompt tokens decoded between two passes: few, so that other sessions go on meanwhile.
+    From 64 rows of a sequence on, llama.cpp's attention rounds differently, and the KV of a
+    prompt would depend on how it was divided."""
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from speculation.protocol.messages import Down, Open, TokenId
 from speculation.verifying.session import Pass, VerifyingSession
 from verifier.llama_target.judging import Part
-from verifier.target import Said, TargetFailed
+from verifier.target import Reply, TargetFailed
 
 
 class Slot:
@@ -32,7 +32,7 @@ class Slot:
         """When its pass began to be held; None while it is not."""
 
         self._session = session
-        self._waiting: deque[Said] = deque()
+        self._waiting: deque[Reply] = deque()
         self._failure: TargetFailed | None = None
         self._changed = asyncio.Event()
 
@@ -67,7 +67,7 @@ class Slot:
 
     def send(self, down: Sequence[Down]) -> None:
         """Let the session's generator have these messages."""
-        self._waiting.extend(message for message in down if isinstance(message, Said))
+        self._waiting.extend(message for message in down if isinstance(message, Reply))
         self._changed.set()
 
     def fail(self, failure: TargetFailed) -> None:
@@ -75,7 +75,7 @@ class Slot:
         self._failure = failure
         self._changed.set()
 
-    async def next(self) -> Said:
+    async def next(self) -> Reply:
         """Return the next message, once there is one. Raises TargetFailed."""
         while not self._waiting:
             if self._failure:

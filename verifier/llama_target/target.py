@@ -17,6 +17,7 @@ import structlog
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.protocol.wire import Framed
 from speculation.sampling.adjustments import adjustment
 from speculation.verifying.latency import measured
 from speculation.verifying.machine import VerifyMachine
@@ -26,7 +27,7 @@ from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
-from verifier.target import Refused, Said, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession, Unservable
 
 FEATURES: Final = ("min_tokens",)
 """OpenAI parameters served beyond Sampling."""
@@ -106,24 +107,24 @@ class LlamaTarget:
         await loop.run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
         slot = self._admit(session, request)
         try:
             while True:
                 message = await slot.next()
-                yield message
+                yield Framed(message)
                 if isinstance(message, Finish):
                     return
         finally:
             self._release(session, slot)
 
-    async def push(self, session: str, message: Pushed) -> None:
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a session. Raises UnknownSession or RemoteProtocolError."""
         slot = self._slots.get(session)
         if slot is None or slot.finished:
             raise UnknownSession(f"no session {session}")
-        slot.send(self._machine.received(session, message, arrived=self._clock()))
+        slot.send(self._machine.received(session, message.message, arrived=self._clock()))
         _started(self._scheduler).wake()
 
     def _over(self, running: asyncio.Task[None]) -> None:
@@ -141,7 +142,7 @@ class LlamaTarget:
         try:
             adjustment(request)
         except ValueError as error:
-            raise Refused("sampling.extras.min_tokens", str(error)) from error
+            raise Unservable("sampling.extras.min_tokens", str(error)) from error
         size, now = self.facts.vocabulary_size, self._clock()
         self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
         slot = self._slots[session] = Slot(session, self._machine.session(session))

@@ -1,4 +1,4 @@
-"""What a session says, as the long body of one response.
+"""Sends a session's messages as the long body of one response.
 
 Headers go out with the first body message, so there is one at once. The stream ends after a
 Finish or a Fault, when another reader takes over, or when the client goes away.
@@ -32,7 +32,7 @@ _START: Final[Message] = {
 
 
 class Downstream(Response):
-    """One reading, sent once. Owns the reader."""
+    """Sends what one reader reads, and owns the reader."""
 
     def __init__(
         self, reader: Reader, account: Account, *, opened: Opened | None = None
@@ -53,12 +53,12 @@ class Downstream(Response):
     async def _stream(self, send: Send) -> None:
         await send(_START)
         await _send(send, self._first)
-        while news := await self._reader.read():
-            await _send(send, b"".join(map(wire.encode, news)))
+        while entries := await self._reader.read():
+            await _send(send, b"".join(entry.frame for entry in entries))
 
 
 async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
-    """Send; raise ClientGone when the server says that nobody is there any more."""
+    """Send; raise ClientGone when the client has closed the connection."""
     try:
         await send({"type": "http.response.body", "body": data, "more_body": more})
     except OSError as error:

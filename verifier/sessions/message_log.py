@@ -1,18 +1,20 @@
-"""What a session has said, so that any reader can begin anywhere.
+"""What was sent to a session's edge, so that any reader can begin at any position.
 
 The log is the only buffer between the target and a reader: a slow reader reads later, a new one
-begins where it likes. It is bounded by the answer's length: of the rejections only the latest is
-kept, and none once its position is committed.
+begins where it likes. It is bounded by the answer's length: of the Rejects only the latest is
+kept, and none once its position is committed. Messages keep their frames, so that every reader
+gets the same bytes; only a Commit that a reader has in part is encoded anew.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from speculation.protocol.messages import Commit, Fault, Finish, Reject
+from speculation.protocol.wire import Framed
 
-Heard = Commit | Reject | Finish | Fault
+Entry = Framed[Commit | Reject | Finish | Fault]
 
 
 @dataclass(slots=True)
@@ -22,8 +24,8 @@ class Cursor:
     position: int
     """Output tokens read."""
 
-    rejections: int = 0
-    """Refusals said before what is read next."""
+    rejects: int = 0
+    """Rejects logged before what is read next."""
 
     ended: bool = False
 
@@ -31,63 +33,46 @@ class Cursor:
 class Log:
     def __init__(self) -> None:
         self.ending: Finish | Fault | None = None
-        self._commits: list[Commit] = []
+        self.tokens = 0
+        """Output tokens logged."""
+
+        self._commits: list[Framed[Commit]] = []
         self._starts: list[int] = []
-        self._refuse: Reject | None = None
-        self._refusals = 0
+        self._reject: Entry | None = None
+        self._rejects = 0
+        self._last: Entry | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Output tokens said."""
-        if not self._commits:
-            return 0
-        return self._starts[-1] + len(self._commits[-1].tokens)
-
-    @property
-    def rejected(self) -> bool:
-        """A replacement is awaited."""
-        return self._refuse is not None
-
-    def add(self, message: Commit | Reject | Finish | Fault) -> None:
-        """Append what was said. Commits come in order, without gaps."""
-        match message:
-            case Commit():
-                self._commits.append(message)
-                self._starts.append(message.start)
-                self._refuse = None
+    def add(self, entry: Entry) -> None:
+        """Append a message. Commits come in order, without gaps."""
+        match entry.message:
+            case Commit() as commit:
+                self._commits.append(Framed(commit, entry.frame))
+                self._starts.append(commit.start)
+                self.tokens = commit.start + len(commit.tokens)
+                self._reject = None
             case Reject():
-                self._refuse = message
-                self._refusals += 1
-            case Finish() | Fault():
-                self.ending = message
+                self._reject = entry
+                self._rejects += 1
+            case Finish() | Fault() as ending:
+                self.ending, self._last = ending, entry
 
-    def read(self, cursor: Cursor) -> list[Heard]:
+    def read(self, cursor: Cursor) -> list[Entry]:
         """Return what follows the cursor, and move it there."""
-        news: list[Heard] = list(self._from(cursor.position))
+        entries: list[Entry] = list(self._from(cursor.position))
         cursor.position = max(cursor.position, self.tokens)
-        if self._refuse and cursor.rejections < self._refusals:
-            news.append(self._refuse)
-        cursor.rejections = self._refusals
-        if self.ending and not cursor.ended:
-            news.append(self.ending)
+        if self._reject and cursor.rejects < self._rejects:
+            entries.append(self._reject)
+        cursor.rejects = self._rejects
+        if self._last and not cursor.ended:
+            entries.append(self._last)
             cursor.ended = True
-        return news
+        return entries
 
-    def _from(self, position: int) -> list[Commit]:
+    def _from(self, position: int) -> list[Framed[Commit]]:
         if position >= self.tokens:
             return []
         first = bisect_right(self._starts, position) - 1
-        cut = _after(self._commits[first], position)
-        return [cut, *self._commits[first + 1 :]]
-
-
-def _after(commit: Commit, position: int) -> Commit:
-    """Return the part of a Commit from `position` on."""
-    passed = position - commit.start
-    return replace(
-        commit,
-        start=position,
-        tokens=commit.tokens[passed:],
-        accepted=max(0, commit.accepted - passed),
-        logprobs=commit.logprobs and commit.logprobs[passed:],
-    )
+        commits = self._commits[first:]
+        if known := position - self._starts[first]:
+            commits[0] = Framed(commits[0].message.after(known))
+        return commits

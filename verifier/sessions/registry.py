@@ -1,4 +1,4 @@
-"""All sessions: who is let in, how they are found, and that none outlives its time."""
+"""All sessions: admits, finds and cancels them, and forgets those whose time is over."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sessions:
             await self.end_all()
 
     async def end_all(self) -> None:
-        """Tell every reader that this verifier is shutting down, and wait for the tasks."""
+        """End every session with a Fault that says so, and wait for the tasks."""
         tasks = [task for _, task in self._running.values()]
         for session, _ in list(self._running.values()):
             session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
@@ -56,7 +56,7 @@ class Sessions:
             await asyncio.wait(tasks)
 
     async def open(self, request: Open) -> Session:
-        """Start a session. Raises TargetFull, Refused, or Unavailable while loading."""
+        """Start a session. Raises TargetFull, Unservable, or Unavailable while loading."""
         target = self._host.ready()
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
@@ -68,7 +68,9 @@ class Sessions:
         self._running[session.name] = session, task
         self._metrics.open.inc()
         task.add_done_callback(partial(self._over, session))
-        await asyncio.sleep(0)  # the target's first step: it refuses before it first waits
+        await asyncio.sleep(
+            0
+        )  # the target raises TargetFull or Unservable before it first waits
         if session.turned_away:
             self._forget(session.name)
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))

@@ -1,7 +1,7 @@
-"""One session between the routes and the target: its task, its log, its reader, its patience.
+"""One session between the routes and the target: its task, its log, its reader, its timeouts.
 
-A session has at most one reader; a new one takes over. It goes on without one for as long as
-its patience lasts. However it ends, its log ends with a Finish or a Fault.
+A session has at most one reader; a new one takes over. Without a reader it goes on until a
+timeout ends it. However it ends, its log ends with a Finish or a Fault.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Self
 
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Fault, Open, Opened, Pushed, Reject
-from verifier.sessions.message_log import Cursor, Heard, Log
+from speculation.protocol.wire import Framed
+from verifier.sessions.message_log import Cursor, Entry, Log
 from verifier.sessions.timeouts import Timeouts
-from verifier.target import Refused, Said, Target, TargetError, TargetFull
+from verifier.target import Reply, Target, TargetError, TargetFull, Unservable
 
 Clock = Callable[[], float]
 
 
 class Session:
     def __init__(
-        self, opened: Opened, target: Target, patience: Timeouts, clock: Clock
+        self, opened: Opened, target: Target, timeouts: Timeouts, clock: Clock
     ) -> None:
         self.opened = opened
         self.name = opened.session
         self.log = Log()
-        self.turned_away: TargetFull | Refused | None = None
-        """The target took it on only to refuse it at once."""
+        self.turned_away: TargetFull | Unservable | None = None
+        """Why the target did not begin; None if it did."""
 
         self._target = target
-        self._patience = patience
+        self._timeouts = timeouts
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
         self._task: asyncio.Task[None] | None = None
@@ -52,62 +53,60 @@ class Session:
             self._cause = cause
             self._task.cancel()
 
-    async def push(self, message: Pushed) -> None:
+    async def push(self, message: Framed[Pushed]) -> None:
         """Hand a message up. Raises UnknownSession; a RemoteProtocolError ends the session."""
         try:
             await self._target.push(self.name, message)
         except RemoteProtocolError as error:
             self.cancel(Fault("protocol_error", str(error)))
             raise
-        self._patience.active_at = self._clock()
+        self._timeouts.active_at = self._clock()
         self._rearm()
 
     async def _run(self, request: Open) -> None:
         try:
             async with asyncio.timeout(None) as self._timer:
                 self._rearm()
-                await self._listen(request)
+                await self._follow(request)
         except TimeoutError:
-            self.end(self._patience.expiry()[1])
+            self.end(self._timeouts.expiry()[1])
         except asyncio.CancelledError:
             self.end(self._cause or Fault("cancelled", "the session was cancelled"))
         except RemoteProtocolError as error:
             self.end(Fault("protocol_error", str(error)))
-        except (TargetFull, Refused) as error:
-            self.turned_away = error
-            self.end(Fault("target_failed", str(error), retryable=True))
         except TargetError as error:
+            if isinstance(error, TargetFull | Unservable):
+                self.turned_away = error
             self.end(Fault("target_failed", str(error), retryable=True))
-        except Exception as bug:  # said to the edge, and told to whoever awaits the task
+        except Exception as bug:  # the edge gets a Fault, whoever awaits the task the bug
             self.end(Fault("target_failed", "internal error"))
             raise bug
 
-    async def _listen(self, request: Open) -> None:
-        async with aclosing(self._target.serve(self.name, request)) as said:
-            async for message in said:
-                self._hear(message)
+    async def _follow(self, request: Open) -> None:
+        async with aclosing(self._target.serve(self.name, request)) as replies:
+            async for reply in replies:
+                self._record(reply)
 
-    def _hear(self, message: Said) -> None:
-        now = self._clock()
-        self.log.add(message)
-        patience = self._patience
-        patience.active_at, patience.spoken = now, True
-        if isinstance(message, Commit):
-            patience.refused_at = None
-        if isinstance(message, Reject) and patience.refused_at is None:
-            patience.refused_at = now
+    def _record(self, reply: Framed[Reply]) -> None:
+        self.log.add(reply)
+        now, timeouts = self._clock(), self._timeouts
+        timeouts.active_at, timeouts.started = now, True
+        if isinstance(reply.message, Commit):
+            timeouts.rejected_at = None
+        if isinstance(reply.message, Reject) and timeouts.rejected_at is None:
+            timeouts.rejected_at = now
         self._rearm()
-        self._tell()
+        self._wake_reader()
 
     def end(self, fault: Fault) -> None:
         """Close the log, if it is open."""
         if self.log.ending is None:
-            self.log.add(fault)
-        self._tell()
+            self.log.add(Framed(fault))
+        self._wake_reader()
 
     def _rearm(self) -> None:
         if self._timer and not self._timer.expired() and self.log.ending is None:
-            left_s = self._patience.expiry()[0] - self._clock()
+            left_s = self._timeouts.expiry()[0] - self._clock()
             self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
 
     # --- its reader
@@ -115,14 +114,14 @@ class Session:
     def read(self, position: int) -> Reader:
         """Return a reader from an output position on; it takes over from the one before.
 
-        Raises ValueError for a position beyond what was said.
+        Raises ValueError for a position beyond the log.
         """
         if not 0 <= position <= self.log.tokens:
             raise ValueError(f"position {position} is not in 0..{self.log.tokens}")
         before, self._reader = self._reader, Reader(self, position)
         if before:
             before.wake()
-        self._patience.unread_since = None
+        self._timeouts.unread_since = None
         self._rearm()
         return self._reader
 
@@ -134,10 +133,10 @@ class Session:
         """A reader goes; the session waits for another."""
         if self._reader is reader:
             self._reader = None
-            self._patience.unread_since = self._clock()
+            self._timeouts.unread_since = self._clock()
             self._rearm()
 
-    def _tell(self) -> None:
+    def _wake_reader(self) -> None:
         if self._reader:
             self._reader.wake()
 
@@ -148,7 +147,7 @@ class Reader:
     def __init__(self, session: Session, position: int) -> None:
         self._session = session
         self._cursor = Cursor(position)
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -163,15 +162,15 @@ class Reader:
 
     def wake(self) -> None:
         """There may be something to read."""
-        self._news.set()
+        self._changed.set()
 
-    async def read(self) -> list[Heard]:
+    async def read(self) -> list[Entry]:
         """Return what is new, once there is something; [] when nothing more will come."""
         while self._session.is_read_by(self):
-            if news := self._session.log.read(self._cursor):
-                return news
+            if entries := self._session.log.read(self._cursor):
+                return entries
             if self._cursor.ended:
                 break
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
         return []

@@ -1,10 +1,11 @@
-"""How long a session may wait, and for whom: pure rules over what was seen of it.
+"""How long a session may wait, and for what: rules over what was seen of it, without a clock.
 
 All times are in seconds, on one monotonic clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from speculation.protocol.messages import Fault
@@ -15,36 +16,31 @@ from verifier.settings import SessionSettings
 class Timeouts:
     settings: SessionSettings
     active_at: float
-    """When a draft last came, or something was last said."""
+    """When the last draft arrived or the last reply was generated."""
 
     unread_since: float | None
     """When the last reader left; None while there is one."""
 
-    spoken: bool = False
-    """Something was said."""
+    started: bool = False
+    """Whether the target has sent a reply."""
 
-    refused_at: float | None = None
+    rejected_at: float | None = None
     """When the replacement that is awaited was asked for."""
 
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session ends if nothing happens, and the Fault it then ends with."""
         return min(self._rules(), key=lambda rule: rule[0])
 
-    def _rules(self) -> list[tuple[float, Fault]]:
+    def _rules(self) -> Iterator[tuple[float, Fault]]:
         settings = self.settings
-        idle_s = settings.idle_timeout_s if self.spoken else settings.first_token_timeout_s
-        rules = [
-            (
-                self.active_at + idle_s,
-                Fault("idle_timeout", f"no draft came and nothing was said for {idle_s:g} s"),
-            )
-        ]
+        idle_s = settings.idle_timeout_s if self.started else settings.first_token_timeout_s
+        text = f"no draft came and nothing was said for {idle_s:g} s"
+        yield self.active_at + idle_s, Fault("idle_timeout", text)
         if self.unread_since is not None:
             window_s = settings.resume_window_s
             text = f"nobody resumed the session within {window_s:g} s"
-            rules.append((self.unread_since + window_s, Fault("cancelled", text)))
-        if self.refused_at is not None:
+            yield self.unread_since + window_s, Fault("cancelled", text)
+        if self.rejected_at is not None:
             allowed_s = settings.replacement_timeout_s
             text = f"no replacement for the refused token within {allowed_s:g} s"
-            rules.append((self.refused_at + allowed_s, Fault("replacement_timeout", text)))
-        return rules
+            yield self.rejected_at + allowed_s, Fault("replacement_timeout", text)

@@ -1,14 +1,11 @@
-"""The target that GPU hosts run: vLLM, with drafts injected into its continuous batch.
+"""The target of GPU hosts: vLLM, with draft tokens injected into its continuous batch.
 
-    in this process     target (the port), live (messages on their way), parameters (Open to
-                        vLLM), engine (vLLM's front), compat and selftest (is this vLLM fit?)
-    in vLLM's core      scheduler (steps: drafts in, verdicts out) and session_scheduler (what
-                        comes between steps) over seating and seats (sessions); holding, alarm
-                        (who waits); outputs (what is said); core (calls)
-    in vLLM's workers   worker (the seam), judging (waves of rows), support, noise
-    between them        admission (a session), requests (a step)
+    service/    in this process: the Target, the engine's front end, what vLLM is asked for, and
+                whether this vLLM can serve sessions (compat, selftest)
+    core/       in vLLM's core process: a scheduler that begins and ends the sessions' passes
+    worker/     in vLLM's worker processes: the judge, where the logits are
 
-Only compat, engine, core, the two schedulers, holding, outputs and worker touch vllm. Nothing
-of it is forked or patched on disk: a scheduler class, a worker extension and a null proposer
-are named in its own settings.
+Between them travel `admission` (a session, to the core) and `verify_request` (a step, to the
+worker). Nothing of vLLM is forked or patched on disk: a scheduler class, a worker extension and
+a null proposer are named in its own settings.
 """

@@ -1,4 +1,4 @@
-"""A session on its way into vLLM's core: packed into the one free field of vLLM's request."""
+"""Carries a session into vLLM's core, packed into the one free field of vLLM's request."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Final
 from speculation.protocol import wire
 from speculation.protocol.errors import LocalProtocolError
 from speculation.protocol.messages import Limits, Open
-from verifier.vllm_target.verify_request import Shape
+from verifier.vllm_target.verify_request import Bias
 
 FIELD: Final = "picospec"
-"""Of SamplingParams.extra_args, and of the outputs' kv_transfer_params."""
+"""The key of our entry in SamplingParams.extra_args and in outputs' kv_transfer_params."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the core must know to seat a session."""
+    """What the core must know to run a session."""
 
     session: str
     request: Open
-    """With an empty prompt: vLLM has it."""
+    """Its prompt is empty: vLLM has the prompt."""
 
     prompt_tokens: int
     limits: Limits
-    shape: Shape
+    bias: Bias
     vocabulary_size: int
 
     def pack(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Admission:
             "prompt_tokens": self.prompt_tokens,
             "max_verify": self.limits.max_verify,
             "max_ahead": self.limits.max_ahead,
-            "bias": [list(pair) for pair in self.shape.bias],
+            "bias": [list(pair) for pair in self.bias],
             "vocabulary_size": self.vocabulary_size,
         }
 
@@ -51,6 +51,6 @@ class Admission:
             request,
             packed["prompt_tokens"],
             Limits(max_verify=packed["max_verify"], max_ahead=packed["max_ahead"]),
-            Shape.of(request.sampling, tuple((t, b) for t, b in packed["bias"])),
+            tuple((token, value) for token, value in packed["bias"]),
             packed["vocabulary_size"],
         )

@@ -1,7 +1,8 @@
-"""What the scheduler asks of a step, session by session, and what the worker needs to judge it.
+"""What the scheduler asks the worker to judge in one step, session by session.
 
-Values only; they travel pickled inside vLLM's own SchedulerOutput and ModelRunnerOutput. The
-answer to an VerifyRequest is a `speculation.sampling.judging.Judgement`, or None where nothing was judged.
+Values only: they travel pickled inside vLLM's SchedulerOutput. The worker answers each request
+with a `speculation.sampling.judging.Judgement`, inside vLLM's ModelRunnerOutput; the Judgement
+of a silent request is empty.
 """
 
 from __future__ import annotations
@@ -10,34 +11,17 @@ from dataclasses import dataclass
 
 from speculation.protocol.messages import Judge, Sampling, TokenId
 
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The settings that make a distribution of logits; vLLM's own are left neutral."""
-
-    temperature: float = 1.0
-    min_p: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    bias: tuple[tuple[TokenId, float], ...] = ()
-    """Added to the logits, once vLLM has applied penalties and masks, before the others."""
-
-    @property
-    def cuts(self) -> bool:
-        """Whether any token can lose its probability."""
-        return self.min_p > 0.0 or self.top_k > 0 or self.top_p < 1.0
-
-    @staticmethod
-    def of(sampling: Sampling, bias: tuple[tuple[TokenId, float], ...] = ()) -> Shape:
-        """Take the settings from an Open."""
-        return Shape(sampling.temperature, sampling.min_p, sampling.top_k, sampling.top_p, bias)
+Bias = tuple[tuple[TokenId, float], ...]
+"""What is added to the logits of some tokens before the other sampling settings apply."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
     """One session's part of a step that samples."""
 
-    shape: Shape
+    sampling: Sampling
+    """Applied by our judge; vLLM's own settings are left neutral."""
+
     judge: Judge
     seed: int
     at: int
@@ -48,13 +32,14 @@ class VerifyRequest:
     u: tuple[float, ...] = ()
     """`separate`: K + 1 fresh uniforms."""
 
+    bias: Bias = ()
     forced: TokenId | None = None
-    """Committed already, not yet said by vLLM: the step's first token, whatever its p."""
+    """A committed token that vLLM has not seen yet: the step's first token, whatever its p."""
 
     silent: bool = False
-    """Say nothing beyond `forced`: no pass has begun. The row is there, and is not used."""
+    """No pass has begun: nothing is generated beyond `forced`, and no row is judged."""
 
     @property
     def injected(self) -> int:
-        """How many tokens vLLM takes for drafts."""
+        """How many tokens vLLM takes for draft tokens."""
         return len(self.draft) + (self.forced is not None and not self.silent)

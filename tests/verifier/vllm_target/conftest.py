@@ -38,7 +38,7 @@ SMALL = (
     "--vllm.max-num-seqs", "4",
     "--vllm.kv-cache-memory-bytes", str(1 << 27),
 )  # fmt: skip
-"""Options of a service of its own, beside that engine."""
+"""Options of a service with an engine of its own, which shares the host with that engine."""
 
 ON_ENGINE = [
     pytest.mark.vllm,

@@ -21,6 +21,7 @@ from speculation.protocol.messages import (
     Sampling,
     TokenLogprob,
 )
+from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.sampling.draft_token import DraftToken
 from verifier.target import UnknownSession
@@ -80,7 +81,8 @@ async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
     """Run a session without drafts."""
     answer = Answer()
     async with aclosing(target.serve(session, request)) as messages:
-        async for message in messages:
+        async for reply in messages:
+            message = reply.message
             take_in(answer, message)
     return answer
 
@@ -106,7 +108,8 @@ async def drafted(
         aclosing(target.serve(session, request)) as messages,
         asyncio.TaskGroup() as tasks,
     ):
-        async for message in messages:
+        async for reply in messages:
+            message = reply.message
             take_in(answer, message)
             if isinstance(message, Commit):
                 edge.receive(message)
@@ -120,7 +123,7 @@ async def drafted(
 async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float) -> None:
     await asyncio.sleep(late_s)
     with suppress(UnknownSession):  # it came too late
-        await target.push(session, message)
+        await target.push(session, Framed(message))
 
 
 def drafter(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
@@ -155,7 +158,8 @@ async def recovered(
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
     q, u, rejections = even(), uniforms(random), 0
     async with aclosing(target.serve(session, request)) as messages:
-        async for message in messages:
+        async for reply in messages:
+            message = reply.message
             again = None
             if isinstance(message, Commit):
                 edge.receive(message)
@@ -168,7 +172,7 @@ async def recovered(
                     edge.extend(DraftToken(q.at(next(u)), 1.0, q))
                 again = edge.flush()
             if again is not None:
-                await target.push(session, again)
+                await target.push(session, Framed(again))
     return list(edge.committed), rejections
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from speculation.protocol.messages import Commit, Draft, Open, Reject
+from speculation.protocol.wire import Framed
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -32,7 +33,8 @@ async def leave_after(
     target: VllmTarget, session: str, request: Open, enough: Callable[[object], bool]
 ) -> None:
     async with aclosing(target.serve(session, request)) as messages:
-        async for message in messages:
+        async for reply in messages:
+            message = reply.message
             if enough(message):
                 return
 
@@ -46,7 +48,7 @@ async def test_a_client_that_leaves_while_its_session_is_held_frees_it(
 
     await gone(target)
     with pytest.raises(UnknownSession):
-        await target.push("held", Draft(1, 1, 0, (5,)))
+        await target.push("held", Framed(Draft(1, 1, 0, (5,))))
 
 
 async def test_a_client_that_leaves_while_its_drafts_are_verified_frees_it(
@@ -85,9 +87,10 @@ async def test_a_client_that_leaves_while_its_recovered_token_is_awaited_frees_i
     request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
 
     async with aclosing(target.serve("awaited", request)) as messages:
-        async for message in messages:
+        async for reply in messages:
+            message = reply.message
             if isinstance(message, Commit):
-                await target.push("awaited", Draft(1, 1, 0, (7,), q=(65536,)))
+                await target.push("awaited", Framed(Draft(1, 1, 0, (7,), q=(65536,))))
             if isinstance(message, Reject):
                 break
 
@@ -170,7 +173,7 @@ async def test_drafts_sent_right_after_the_opening_are_not_lost(target: VllmTarg
     asking = asyncio.create_task(leave_after(target, "early", request, judged))
     await asyncio.sleep(0)
 
-    await target.push("early", Draft(1, 0, 0, tuple(expected[:8])))
+    await target.push("early", Framed(Draft(1, 0, 0, tuple(expected[:8]))))
 
     await asyncio.wait_for(asking, 20.0)  # without drafts it would generate one token, and wait
     await gone(target)

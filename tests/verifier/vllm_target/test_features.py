@@ -21,7 +21,7 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.target import Refused
+from verifier.target import Unservable
 from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
@@ -171,7 +171,7 @@ async def test_what_cannot_be_served_is_refused_by_its_name(
 ) -> None:
     request = opening(target, PROMPTS[0], with_extras(GREEDY, **extras))
 
-    with pytest.raises(Refused, match=field):
+    with pytest.raises(Unservable, match=field):
         await plain(target, "refused", request)
 
     assert (await target.figures())["sessions"] == 0
@@ -187,7 +187,7 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
     await asyncio.sleep(0)
 
     assert asking.done()
-    with pytest.raises(Refused):
+    with pytest.raises(Unservable):
         await asking
 
     assert (await target.figures())["sessions"] == 0
@@ -199,7 +199,7 @@ async def test_a_schema_that_is_no_schema_is_refused_and_harms_nobody(
     broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}
     request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=broken))
 
-    with pytest.raises(Refused):
+    with pytest.raises(Unservable):
         await plain(target, "broken schema", request)
 
     assert (await plain(target, "after", opening(target, PROMPTS[0], GREEDY))).finish

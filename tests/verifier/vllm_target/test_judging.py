@@ -1,8 +1,11 @@
-"""The judge of a step: many requests at once say what each says alone."""
+"""The judge of a step: many requests at once get what each gets alone, lazily or at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,81 +13,259 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speculation.protocol.messages import Sampling
-from speculation.sampling import distributions as distributions
-from speculation.sampling.judging import judge_coupled
+from speculation.sampling import distributions
+from speculation.sampling.judging import Judgement, judge_coupled
 
 torch = pytest.importorskip("torch")
 
-from verifier.vllm_target.verify_request import Shape, VerifyRequest  # noqa: E402
-from verifier.vllm_target.worker.judging import judge  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
+from verifier.vllm_target.worker import batch_judging, chunks  # noqa: E402
+from verifier.vllm_target.worker.batch_judging import judge_at_once  # noqa: E402
+from verifier.vllm_target.worker.judging import judge_lazily  # noqa: E402
 
 V = 50
-SHAPES = st.sampled_from([Shape(0.0), Shape(1.0, top_p=0.9), Shape(0.8, top_k=5), Shape(1.3)])
+SAMPLINGS = st.sampled_from(
+    [
+        Sampling(0.0),
+        Sampling(1.0, top_p=0.9),
+        Sampling(0.8, top_k=5),
+        Sampling(1.0, min_p=0.02, top_p=0.99),
+        Sampling(1.3),
+    ]
+)
 
 
 class Table:
     """Rows of random logits; remembers which were looked at."""
 
-    def __init__(self, number: int, requests: Sequence[VerifyRequest]) -> None:
+    vocabulary_size = V
+
+    def __init__(
+        self, number: int, requests: Sequence[VerifyRequest], step: float = 0.0
+    ) -> None:
+        """step: the logits are whole multiples of it, so that many are equal."""
         random = np.random.default_rng(number)
-        rows = max(order.injected for order in requests) + 1
-        self.logits = random.normal(0, 2, (len(requests), rows, V)).astype(np.float32)
+        rows = max(request.injected for request in requests) + 1
+        logits = random.normal(0, 2, (len(requests), rows, V))
+        self.logits = (np.round(logits / step) * step if step else logits).astype(np.float32)
         self.seen: list[tuple[int, int]] = []
 
-    def __call__(self, wanted: list[tuple[int, int]]) -> object:
+    def take(self, wanted: Sequence[tuple[int, int]]) -> torch.Tensor:
         self.seen += wanted
         return torch.from_numpy(np.stack([self.logits[place] for place in wanted]))
 
 
-ORDERS = st.builds(
-    VerifyRequest,
-    shape=SHAPES,
-    judge=st.just("coupled"),
-    seed=st.integers(0, 2**62),
-    at=st.integers(0, 1000),
-    draft=st.lists(st.integers(0, 3), max_size=5).map(tuple),
-)
+def requests_of(judge: str) -> st.SearchStrategy[VerifyRequest]:
+    def complete(request: VerifyRequest, chance: list[float]) -> VerifyRequest:
+        count = len(request.draft)
+        q = tuple(1 + int(65535 * share**3) for share in chance[:count])
+        u = tuple(chance[count : 2 * count + 1])
+        return replace(request, judge=judge, q=q, u=u)  # type: ignore[arg-type]
+
+    drawn = st.builds(
+        VerifyRequest,
+        sampling=SAMPLINGS,
+        judge=st.just("coupled"),
+        seed=st.integers(0, 2**62),
+        at=st.integers(0, 1000),
+        draft=st.lists(st.integers(0, 3), max_size=5).map(tuple),
+        bias=st.sampled_from([(), (), ((1, 4.0), (2, 3.5)), ((0, -100.0),)]),
+        forced=st.sampled_from([None, None, 9]),
+        silent=st.sampled_from([False, False, False, True]),
+    )
+    chances = st.lists(st.floats(0, 1, exclude_max=True), min_size=11, max_size=11)
+    return st.builds(complete, drawn, chances)
 
 
-@given(st.lists(ORDERS, min_size=1, max_size=5), st.integers(0, 10**6))
+COUPLED = requests_of("coupled")
+EITHER = st.one_of(COUPLED, requests_of("separate"))
+
+
+@contextmanager
+def candidates(count: int, rows: int) -> Iterator[None]:
+    """Look at the rows first among so many candidates, and so many rows a chunk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_judging, "CANDIDATES", count)
+        patch.setattr(chunks, "CHUNK_BYTES", rows * V * chunks.FIRST_BYTES)
+        yield
+
+
+def with_targets_tokens(requests: list[VerifyRequest], table: Table) -> list[VerifyRequest]:
+    """Replace some draft tokens by the target's own, so that they are accepted."""
+    found = []
+    for i, request in enumerate(requests):
+        first = request.injected - len(request.draft)
+        draft = list(request.draft)
+        for k in range(max(0, len(draft) - 1)):
+            draft[k] = alone(request, table.logits[i, first:], k)
+        found.append(replace(request, draft=tuple(draft)))
+    return found
+
+
+def row_of(request: VerifyRequest, logits: np.ndarray) -> distributions.Distribution:
+    biased = logits.copy()
+    for token, value in request.bias:
+        biased[token] += np.float32(value)
+    return distributions.distribution(biased, request.sampling)
+
+
+def alone(request: VerifyRequest, logits: np.ndarray, k: int) -> int:
+    return row_of(request, logits[k]).coupled(request.seed, request.at + k)
+
+
+@given(st.lists(COUPLED, min_size=1, max_size=5), st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
 def test_a_batch_judges_as_the_core_does_one_by_one(
     requests: list[VerifyRequest], number: int
 ) -> None:
     table = Table(number, requests)
+    requests = with_targets_tokens(requests, table)
 
-    judged = judge(requests, table)
+    judged = judge_lazily(requests, table)
 
-    for i, order in enumerate(requests):
-        shape = order.shape
-        sampling = Sampling(shape.temperature, shape.min_p, shape.top_k, shape.top_p)
-        alone = judge_coupled(
-            lambda row, i=i, sampling=sampling: distributions.distribution(
-                table.logits[i, row], sampling
+    for i, request in enumerate(requests):
+        first = request.injected - len(request.draft)
+        expected = judge_coupled(
+            lambda k, i=i, request=request, first=first: row_of(
+                request, table.logits[i, first + k]
             ),
-            order.draft,
-            order.seed,
-            order.at,
+            request.draft,
+            request.seed,
+            request.at,
         )
-        assert judged[i] == alone
+        assert judged[i] == (Judgement((), 0) if request.silent else expected)
 
 
-@given(st.lists(ORDERS, min_size=1, max_size=5), st.integers(0, 10**6))
+@given(
+    st.lists(EITHER, min_size=1, max_size=6),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 0.5, 2.0]),
+    st.sampled_from([2, 8, 50]),
+    st.sampled_from([1, 3, 1000]),
+)
+@settings(max_examples=200, deadline=None)
+def test_judging_at_once_gives_what_judging_lazily_gives(
+    requests: list[VerifyRequest], number: int, step: float, count: int, rows: int
+) -> None:
+    table = Table(number, requests, step)
+    requests = with_targets_tokens(requests, table)
+
+    with candidates(count, rows), synchronisations() as counted:
+        judged = judge_at_once(requests, table)
+
+    assert counted.count <= 2
+    for found, expected in zip(judged, judge_lazily(requests, table), strict=True):
+        assert (found.tokens, found.accepted) == (expected.tokens, expected.accepted)
+        assert (found.rejection is None) == (expected.rejection is None)
+        if found.rejection and expected.rejection:
+            assert found.rejection.token == expected.rejection.token
+            assert found.rejection.p.tokens.tolist() == expected.rejection.p.tokens.tolist()
+            np.testing.assert_allclose(found.rejection.p.p, expected.rejection.p.p, rtol=2e-7)
+
+
+class synchronisations(TorchDispatchMode):
+    """Counts what would wait for the device, if the tensors were on one."""
+
+    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique")
+    METHODS = ("cpu", "tolist", "item", "__bool__", "__int__", "__float__", "__index__")
+
+    def __enter__(self) -> synchronisations:
+        self.count, self._inside = 0, False
+        self._patch = pytest.MonkeyPatch()
+        for name in self.METHODS:
+            self._patch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._patch.undo()
+
+    def _counted(self, method: Any) -> Any:
+        def counting(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            self._inside = True
+            try:
+                return method(tensor, *args, **kwargs)
+            finally:
+                self._inside = False
+
+        return counting
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        indices = args[1] if str(function).startswith(("aten.index.", "aten.index_put")) else ()
+        masked = any(getattr(index, "dtype", None) == torch.bool for index in indices)
+        waits = masked or str(function).startswith(self.WAITS)
+        self.count += waits and not self._inside
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda tensor: tensor.tolist(),
+        lambda tensor: tensor[0].item(),
+        lambda tensor: tensor.cpu(),
+        lambda tensor: bool(tensor[0] > 0),
+        lambda tensor: torch.nonzero(tensor),
+        lambda tensor: tensor[tensor > 0],
+        lambda tensor: int(tensor.sum()),
+    ],
+)
+def test_the_counter_of_synchronisations_notices(wait: Any) -> None:
+    with synchronisations() as counted:
+        wait(torch.arange(3.0))
+
+    assert counted.count == 1
+
+
+def test_a_step_whose_supports_are_found_waits_once() -> None:
+    sampling = Sampling(1.0, top_p=0.9)
+    requests = [VerifyRequest(sampling, "coupled", seed, 5, (1, 2, 3)) for seed in range(9)]
+    table = Table(1, requests)
+
+    with synchronisations() as counted:
+        judge_at_once(requests, table)
+
+    assert counted.count == 1
+
+
+def test_judging_lazily_waits_in_every_wave() -> None:
+    requests = [VerifyRequest(Sampling(1.3), "coupled", 1, 5, (0, 0, 0))]
+    table = Table(1, requests)
+    requests = with_targets_tokens(requests, table)
+
+    with synchronisations() as counted:
+        (judged,) = judge_lazily(requests, table)
+
+    assert judged.accepted >= 2
+    assert counted.count == 2 * (judged.accepted + 1)
+
+
+@given(st.lists(COUPLED, min_size=1, max_size=5), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
-def test_no_row_behind_a_fallen_draft_is_looked_at(
+def test_no_row_after_a_rejected_draft_token_is_looked_at_on_a_cpu(
     requests: list[VerifyRequest], number: int
 ) -> None:
     table = Table(number, requests)
 
-    judged = judge(requests, table)
+    judged = judge_lazily(requests, table)
 
     assert sorted(table.seen) == [
-        (i, row) for i, said in enumerate(judged) for row in range(said.accepted + 1)
+        (i, request.injected - len(request.draft) + row)
+        for i, (request, found) in enumerate(zip(requests, judged, strict=True))
+        if not request.silent
+        for row in range(found.accepted + 1)
     ]
 
 
-def test_a_forced_token_moves_the_rows_by_one() -> None:
-    requests = [VerifyRequest(Shape(0.0), "coupled", 1, 5, (4, 4), forced=9)]
+@pytest.mark.parametrize("judge", [judge_lazily, judge_at_once])
+def test_a_forced_token_moves_the_rows_by_one(judge: Any) -> None:
+    requests = [VerifyRequest(Sampling(0.0), "coupled", 1, 5, (4, 4), forced=9)]
     table = Table(1, requests)
     table.logits[0, 1:, 4] = 90.0
 
@@ -94,20 +275,41 @@ def test_a_forced_token_moves_the_rows_by_one() -> None:
     assert table.seen == [(0, 1), (0, 2), (0, 3)]
 
 
-def test_a_silent_order_looks_at_nothing() -> None:
-    requests = [VerifyRequest(Shape(0.0), "coupled", 1, 5, forced=9, silent=True)]
+@pytest.mark.parametrize("judge", [judge_lazily, judge_at_once])
+def test_a_silent_request_looks_at_nothing(judge: Any) -> None:
+    requests = [VerifyRequest(Sampling(0.0), "coupled", 1, 5, forced=9, silent=True)]
     table = Table(1, requests)
 
     assert judge(requests, table)[0].tokens == ()
     assert table.seen == []
 
 
-def test_a_refusal_carries_the_whole_law() -> None:
-    requests = [VerifyRequest(Shape(1.0), "separate", 0, 5, (4,), (65536,), (0.999999, 0.5))]
+@pytest.mark.parametrize("judge", [judge_lazily, judge_at_once])
+def test_a_rejection_carries_the_whole_distribution(judge: Any) -> None:
+    requests = [VerifyRequest(Sampling(1.0), "separate", 0, 5, (4,), (65536,), (0.999999, 0.5))]
     table = Table(1, requests)
 
     (judged,) = judge(requests, table)
 
-    assert judged.refusal is not None
-    assert judged.refusal.token == 4
-    assert judged.refusal.p.tokens.size == V
+    assert judged.rejection is not None
+    assert judged.rejection.token == 4
+    assert judged.rejection.p.tokens.size == V
+
+
+@pytest.mark.parametrize("judge", [judge_lazily, judge_at_once])
+def test_a_bias_is_added_before_all_else(judge: Any) -> None:
+    bias = ((42, 5.0), (7, -100.0))
+    requests = [VerifyRequest(Sampling(0.0), "coupled", 0, 0, bias=bias)]
+    table = Table(1, requests)
+    table.logits[:] = 0.0
+
+    assert judge(requests, table)[0].tokens == (42,)
+    assert np.abs(table.logits).max() == 0.0  # the step's own logits are untouched
+
+
+def test_a_negative_control_judging_with_other_noise_differs() -> None:
+    requests = [VerifyRequest(Sampling(1.3), "coupled", seed, 5) for seed in range(20)]
+    table = Table(1, requests)
+    others = [VerifyRequest(Sampling(1.3), "coupled", seed + 1, 5) for seed in range(20)]
+
+    assert judge_at_once(requests, table) != judge_lazily(others, table)

@@ -1,4 +1,4 @@
-"""What the timing of the judge rests on: a step whose drafts all stand."""
+"""What the timing of the judge rests on: a step whose draft tokens are all accepted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bench.calibrate.kernels import SHAPES, differing, judged, ordered, step, timed_s
+from bench.calibrate.kernels import (
+    SAMPLINGS,
+    accepted_everywhere,
+    differing,
+    judged,
+    step,
+    timed_s,
+)
 from speculation.sampling.judging import Judgement
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_draft_of_the_step_stands(name: str) -> None:
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_every_draft_token_of_the_step_is_accepted(name: str) -> None:
     logits = step(sessions=3, drafts=4, vocabulary=500)
-    requests = ordered(SHAPES[name], logits)
+    requests = accepted_everywhere(SAMPLINGS[name], logits)
 
     found = judged(requests, logits)
 

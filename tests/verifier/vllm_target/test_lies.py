@@ -10,6 +10,7 @@ import pytest
 
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Draft, Pushed, Redraw, Reject
+from speculation.protocol.wire import Framed
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -46,7 +47,7 @@ async def test_a_lie_ends_its_own_session(target: VllmTarget, lie: Draft) -> Non
     async def tell() -> None:
         async with aclosing(target.serve("liar", request)) as said:
             async for _ in said:
-                await target.push("liar", lie)
+                await target.push("liar", Framed(lie))
 
     with pytest.raises(RemoteProtocolError):
         await tell()
@@ -59,11 +60,14 @@ async def test_a_forced_token_that_cannot_be_is_refused(target: VllmTarget, toke
 
     async def forge() -> None:
         async with aclosing(target.serve("forger", request)) as said:
-            async for message in said:
+            async for reply in said:
+                message = reply.message
                 if isinstance(message, Commit):
-                    await target.push("forger", Draft(1, 1, 0, (7,), q=(65536,)))
+                    await target.push("forger", Framed(Draft(1, 1, 0, (7,), q=(65536,))))
                 if isinstance(message, Reject):
-                    await target.push("forger", Draft(2, 1, 0, (token,), q=(), forced=True))
+                    await target.push(
+                        "forger", Framed(Draft(2, 1, 0, (token,), q=(), forced=True))
+                    )
 
     with pytest.raises(RemoteProtocolError):
         await forge()
@@ -109,7 +113,7 @@ async def lie_for(target: VllmTarget, seconds: float) -> int:
                 tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
                 message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)
             with suppress(RemoteProtocolError, UnknownSession):
-                await target.push(session, message)
+                await target.push(session, Framed(message))
             count += 1
             await asyncio.sleep(max(0.0, began + count / LIES_PER_S - clock()))
         serving.cancel()

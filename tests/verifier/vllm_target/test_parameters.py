@@ -11,10 +11,10 @@ import pytest
 
 from models.errors import CannotOpen
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from verifier.target import Refused, TargetFailed
+from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD, Admission
 from verifier.vllm_target.service import compat
-from verifier.vllm_target.service.parameters import FEATURES, ask
+from verifier.vllm_target.service.parameters import FEATURES, engine_request
 from verifier.vllm_target.service.settings import VllmSettings
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], "", Limits(), ["coupled"], list(FEATURES))
@@ -30,34 +30,36 @@ def admitted(asked: dict[str, Any]) -> Admission:
     return Admission.unpack(asked["extra_args"][FIELD])
 
 
-def test_the_law_is_left_to_our_judge() -> None:
-    asked = ask("s", opening(), FACTS).sampling
+def test_the_sampling_settings_are_left_to_our_judge() -> None:
+    asked = engine_request("s", opening(), FACTS).sampling
 
     assert asked["temperature"] == 1.0
     assert not {"top_p", "top_k", "min_p", "seed", "logit_bias"} & asked.keys()
-    shape = admitted(asked).shape
-    assert (shape.temperature, shape.min_p, shape.top_k, shape.top_p) == (0.7, 0.1, 40, 0.9)
+    given = admitted(asked).request.sampling
+    assert (given.temperature, given.min_p, given.top_k, given.top_p) == (0.7, 0.1, 40, 0.9)
 
 
 def test_only_the_sessions_stop_tokens_stop() -> None:
-    asked = ask("s", opening(), FACTS).sampling
+    asked = engine_request("s", opening(), FACTS).sampling
 
     assert asked["ignore_eos"]
     assert asked["stop_token_ids"] == [2]
 
 
 def test_ignore_eos_takes_the_stop_tokens_from_both_ends() -> None:
-    asked = ask("s", opening(ignore_eos=True), FACTS).sampling
+    asked = engine_request("s", opening(ignore_eos=True), FACTS).sampling
 
     assert asked["stop_token_ids"] == []
     assert admitted(asked).request.stop_tokens == ()
 
 
 def test_penalties_and_bias_are_passed_on() -> None:
-    asked = ask("s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS).sampling
+    asked = engine_request(
+        "s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS
+    ).sampling
 
     assert asked["presence_penalty"] == 1.0
-    assert admitted(asked).shape.bias == ((7, -3.0),)
+    assert admitted(asked).bias == ((7, -3.0),)
 
 
 @pytest.mark.parametrize(
@@ -72,14 +74,14 @@ def test_penalties_and_bias_are_passed_on() -> None:
     ],
 )
 def test_response_formats_become_structured_outputs(wanted: object, structured: object) -> None:
-    assert ask("s", opening(response_format=wanted), FACTS).structured == structured
+    assert engine_request("s", opening(response_format=wanted), FACTS).structured == structured
 
 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
     request = replace(opening(response_format={"type": "json_object"}), judge="separate")
 
-    with pytest.raises(Refused, match="response_format"):
-        ask("s", request, FACTS)
+    with pytest.raises(Unservable, match="response_format"):
+        engine_request("s", request, FACTS)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +98,8 @@ def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
     ],
 )
 def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:
-    with pytest.raises(Refused, match=next(iter(extras))):
-        ask("s", opening(**extras), FACTS)
+    with pytest.raises(Unservable, match=next(iter(extras))):
+        engine_request("s", opening(**extras), FACTS)
 
 
 def test_options_may_be_spelt_as_on_vllms_command_line() -> None:

@@ -17,6 +17,7 @@ from scipy import stats
 
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
+from speculation.protocol.wire import Framed
 from speculation.sampling import distributions
 from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.sampling.draft_token import DraftToken
@@ -75,7 +76,8 @@ async def second_token(
     u = uniforms(random)
     rejected = False
     async with aclosing(target.serve(session, request)) as messages:
-        async for message in messages:
+        async for reply in messages:
+            message = reply.message
             match message:
                 case Commit():
                     edge.receive(message)
@@ -90,7 +92,7 @@ async def second_token(
                 break
             draft = edge.flush()
             if isinstance(draft, Draft):
-                await target.push(session, draft)
+                await target.push(session, Framed(draft))
     return edge.committed[1], rejected
 
 

@@ -26,7 +26,7 @@ def test_vllm_still_expands_settings_into_uninitialised_memory_on_cpus() -> None
 
 def test_the_installed_vllm_has_all_that_is_needed() -> None:
     pytest.importorskip("vllm")
-    from verifier.vllm_target import compat
+    from verifier.vllm_target.service import compat
 
     compat.check({"dtype": "float32", "tensor_parallel_size": 1})
 
@@ -34,7 +34,7 @@ def test_the_installed_vllm_has_all_that_is_needed() -> None:
 def test_an_option_that_vllm_does_not_know_is_named() -> None:
     pytest.importorskip("vllm")
     from verifier.target import TargetFailed
-    from verifier.vllm_target import compat
+    from verifier.vllm_target.service import compat
 
     with pytest.raises(TargetFailed, match="colour"):
         compat.check({"colour": "red"})

@@ -1,6 +1,6 @@
-"""The service's calls into vLLM's core process, by the core's own way of being called.
+"""Adds the methods that the service calls in vLLM's core process, by vLLM's own RPC.
 
-Importing this gives the core its methods; `picospec_attach` must be the first call.
+Importing this module adds them to EngineCore; `picospec_attach` must be the first call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from vllm.v1.engine.core import EngineCore
 
 
 def _attach(core: EngineCore) -> bool:
-    """Let the scheduler wake the core and speak between steps; False if this vLLM cannot."""
+    """Let the scheduler wake the core and send between steps; False if this vLLM cannot."""
     core.scheduler.engine = core
     return hasattr(core, "input_queue") and hasattr(core, "output_queue")
 

@@ -1,5 +1,8 @@
-"""How vLLM's scheduler is made to plan a step as sessions need it: who sits out, without losing
-KV cache or slot, and how wide the others' rows are."""
+"""Makes vLLM's scheduler plan one step as sessions need it.
+
+Held requests are left out of the step, without losing KV cache or slot, and the other requests
+get no more rows than they have draft tokens for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _QUEUES: Final = ("waiting", "kv_holding_waiting", "skipped_waiting")
 
 @contextmanager
 def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
-    """Take requests out of `running`, and their slots out of the limits; put them back."""
+    """Hide held requests, and the slots they take, from the scheduler while it plans a step."""
     if not held:
         yield
         return
@@ -42,8 +45,8 @@ def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
 def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
     """Keep vLLM from widening a request of one row, whose other tokens are all cached.
 
-    It adds as many rows of no token as there may be drafts, to fit a CUDA graph. Our judge
-    would take those for the rows of the session's own drafts.
+    To fit a CUDA graph vLLM adds rows without a token, as many as there may be draft tokens.
+    Our judge would take them for rows of the session's own draft tokens.
     """
     most, scheduler.num_spec_tokens = scheduler.num_spec_tokens, 0
     try:
@@ -53,7 +56,7 @@ def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
 
 
 def must_step(scheduler: Scheduler) -> bool:
-    """Tell whether there is work that no request's hold may delay."""
+    """Return whether there is work that holding requests must not delay."""
     return bool(
         scheduler.finished_req_ids
         or scheduler.connector is not None

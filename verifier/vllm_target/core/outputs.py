@@ -1,4 +1,4 @@
-"""What sessions say, on vLLM's outputs: the side field, and outputs of our own making."""
+"""Puts sessions' frames on vLLM's outputs, or on outputs made for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from verifier.vllm_target.core.session_slot import SessionSlot
 
 
 def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
-    """Let an output carry what its session said lately: [number, frames, complaint].
+    """Let an output carry its session's latest frames: [first's number, frames, complaint].
 
     vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
     frames, so vLLM need not carry them too.
@@ -28,7 +28,7 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
 
 
 def make(request: Request, slot: SessionSlot) -> EngineCoreOutput:
-    """Return an output without tokens, for what is said where vLLM has no output."""
+    """Return an output without tokens, for frames in a step where vLLM has no output."""
     output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
     attach(output, slot)
     return output
@@ -44,7 +44,7 @@ def add(
 def logprobs(
     output: ModelRunnerOutput, request: Request, index: int, count: int
 ) -> list[TokenLogprob] | None:
-    """Return the log-probabilities of `count` tokens said; None if the request wants none.
+    """Return the log-probabilities of `count` new tokens; None if the request wants none.
 
     index: the request's row in the step. vLLM gives each as many alternatives as any request of
     the step wants.

@@ -50,7 +50,7 @@ class PicoScheduler(SessionScheduler):
         held = self._offer_drafts(now)
         with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
-        output.picospec_orders = self._begin(output, now)
+        output.picospec_requests = self._begin(output, now)
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
             self._make_way(held[-1], now)
@@ -104,7 +104,7 @@ class PicoScheduler(SessionScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         now = time.monotonic()
-        asked: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_orders", {})
+        asked: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_requests", {})
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
         passed: Passed = {
             request_id: (request, slot)

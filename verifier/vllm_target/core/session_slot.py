@@ -75,15 +75,17 @@ class SessionSlot:
 
     def verify_request(self, judged: Pass | None, owed: tuple[TokenId, ...]) -> VerifyRequest:
         """Return the session's part of a step. judged: None for a silent one."""
+        request = self.session.request
         draft, q, u = (judged.draft, judged.q, judged.u) if judged else ((), (), ())
         return VerifyRequest(
-            self.admission.shape,
-            self.session.request.judge,
-            self.session.request.seed,
+            request.sampling,
+            request.judge,
+            request.seed,
             place(self.admission.prompt_tokens, len(self.session.committed)),
             draft,
             q,
             u,
+            self.admission.bias,
             forced=owed[0] if owed else None,
             silent=judged is None,
         )

@@ -8,15 +8,15 @@ from math import inf
 
 
 class Timer:
-    """Rings once, at the earliest of the times asked for. One thread sets it."""
+    """Calls a function once, at the earliest of the times asked for. One thread sets it."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
         self._timer: threading.Timer | None = None
         self._at = inf
 
     def set(self, deadline: float, now: float) -> None:
-        """Ring at `deadline`, unless it rings earlier; never, for infinity."""
+        """Call at `deadline`, unless an earlier call is due; infinity asks for none."""
         if deadline >= self._at:
             return
         if self._timer is not None:
@@ -27,6 +27,6 @@ class Timer:
         self._timer.start()
 
     def _due(self) -> None:
-        """In the timer's thread: first let `set` arm the next, then ring."""
+        """Run in the timer's thread: first let `set` start the next timer, then call."""
         self._at = inf
-        self._ring()
+        self._function()

@@ -1,1 +1,1 @@
-"""The service's side of vLLM: the port, the engine, and what is asked of it."""
+"""The part that runs in the service: it starts vLLM, and sends and receives for it."""

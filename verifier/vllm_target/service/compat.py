@@ -1,7 +1,7 @@
-"""What this needs of vLLM, looked for at start: features are probed, versions are not.
+"""Checks at start that the installed vLLM has what sessions need, by name and not by version.
 
-vLLM calls its scheduler and sampler interfaces experimental. A missing one is refused here, by
-name, before a model is loaded; the self-test then shows that what is there does what we think.
+vLLM calls its scheduler and sampler interfaces experimental. A missing one is reported here
+before a model is loaded; the self-test then shows that those there do what is expected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OURS: Final = frozenset(
     {"scheduler_cls", "worker_extension_cls", "speculative_config", "async_scheduling",
      "logprobs_mode", "data_parallel_size", "pipeline_parallel_size", "kv_transfer_config"}
 )  # fmt: skip
-"""Engine options that are set here, or that sessions cannot be served with."""
+"""Engine options that `Engine.start` sets, or with which sessions cannot be served."""
 
 
 def check(options: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's engine as this process sees it: started, asked, told and stopped.
+"""vLLM's engine as this process sees it: starts it, sends to it, reads from it, stops it.
 
 The engine runs in processes of its own. Drafts go down its ordered request socket, which also
 wakes it; outputs come back on its output socket.
@@ -24,10 +24,10 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from speculation.protocol.errors import RemoteProtocolError
-from verifier.target import Refused, TargetFailed
+from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD
 from verifier.vllm_target.core.session_slot import OutgoingFrame
-from verifier.vllm_target.service.parameters import Asked
+from verifier.vllm_target.service.parameters import EngineRequest
 
 _HERE: Final = "verifier.vllm_target"
 _ENVIRONMENT: Final = {
@@ -36,7 +36,8 @@ _ENVIRONMENT: Final = {
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-STOP_TIMEOUT_S: Final = 4.0  # then they are killed
+STOP_TIMEOUT_S: Final = 4.0
+"""Processes of the engine that have not ended by then are killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +112,36 @@ class Engine:
         await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
 
     async def generate(
-        self, session: str, prompt: tuple[int, ...], asked: Asked
-    ) -> AsyncGenerator[tuple[int, OutgoingFrame]]:
-        """Yield the numbered frames of one session, each once and in order, to the last.
+        self, session: str, prompt: tuple[int, ...], wanted: EngineRequest
+    ) -> AsyncGenerator[OutgoingFrame]:
+        """Yield the frames of one session, each once and in order, to the last.
 
         The request is on its way to the core before this first waits: what is pushed later
-        comes after it. Closing the generator aborts it. Raises Refused for what vLLM will not
-        do, RemoteProtocolError for a message that no honest edge sends.
+        comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
+        not do, RemoteProtocolError for a message that no honest edge sends.
         """
         due = 0
-        rendered = {"type": "token", "prompt_token_ids": list(prompt)}  # others go by a thread
+        rendered = {
+            "type": "token",
+            "prompt_token_ids": list(prompt),
+        }  # text would go through a thread
         try:
-            outputs = self._llm.generate(rendered, _parameters(asked), request_id=session)
+            outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
             async with aclosing(outputs):
                 async for output in outputs:
-                    for spoken in await self._news(session, due, output.kv_transfer_params):
-                        yield due, spoken
+                    for frame in await self._frames(session, due, output.kv_transfer_params):
+                        yield frame
                         due += 1
         except VLLMValidationError as error:
-            raise Refused(error.parameter or "request", str(error)) from error
+            raise Unservable(error.parameter or "request", str(error)) from error
         except ValueError as error:
-            raise Refused("request", str(error)) from error
-        except (Refused, TargetFailed, RemoteProtocolError):
+            raise Unservable("request", str(error)) from error
+        except (Unservable, TargetFailed, RemoteProtocolError):
             raise
         except Exception as error:
             raise TargetFailed(f"vLLM failed: {error}") from error
 
-    async def _news(
+    async def _frames(
         self, session: str, due: int, carried: Mapping[str, Any] | None
     ) -> list[OutgoingFrame]:
         """Return the frames from `due` on; what an output no longer carries is asked for."""
@@ -153,7 +157,7 @@ class Engine:
     async def push(self, session: str, frames: bytes) -> str | None:
         """Send messages; return, when the engine has taken them in, what is wrong with them.
 
-        The core looks at them between two steps only: it is told when they arrived.
+        The core looks at them between two steps only, so it gets the time of arrival too.
         """
         answer: str | None = await self._call("push", session, frames, time.monotonic())
         return answer
@@ -175,10 +179,10 @@ def _preloads() -> dict[str, str]:
     return {"LD_PRELOAD": str(library)} if found else {}
 
 
-def _parameters(asked: Asked) -> SamplingParams:
-    structured = asked.structured
+def _parameters(wanted: EngineRequest) -> SamplingParams:
+    structured = wanted.structured
     return SamplingParams(
-        **asked.sampling,
+        **wanted.sampling,
         output_kind=RequestOutputKind.DELTA,
         structured_outputs=StructuredOutputsParams(**structured) if structured else None,
     )

@@ -10,12 +10,12 @@ from speculation.protocol.errors import RemoteProtocolError
 from verifier.target import TargetFailed
 
 MAX_IN_FLIGHT: Final = 64
-"""Messages that the engine has not taken in. It does so between two steps; an edge that sends
-more than these within a step waits."""
+"""Most messages of a session that the engine has not taken in. It takes them in between two
+steps; an edge that sends more within a step waits."""
 
 
 class Inflight:
-    """Sends without waiting for the engine; remembers the first complaint."""
+    """Sends without waiting for the engine; keeps the first complaint until `check`."""
 
     def __init__(self) -> None:
         self._sending: set[asyncio.Task[None]] = set()
@@ -23,7 +23,7 @@ class Inflight:
         self._failure: Exception | None = None
 
     def check(self) -> None:
-        """Raise RemoteProtocolError if a message was refused, TargetFailed if vLLM broke."""
+        """Raise RemoteProtocolError for a dishonest message, TargetFailed if vLLM broke."""
         if self._failure is not None:
             raise TargetFailed(f"not delivered: {self._failure}") from self._failure
         if self._complaint is not None:
@@ -41,7 +41,7 @@ class Inflight:
     async def _send(self, push: Callable[[], Awaitable[str | None]]) -> None:
         try:
             complaint = await push()
-        except Exception as error:  # vLLM raises what it likes; `check` says it
+        except Exception as error:  # vLLM raises what it likes; `check` raises it again
             self._failure = error
         else:
             self._complaint = self._complaint or complaint

@@ -1,4 +1,4 @@
-"""From an Open to what vLLM is asked: pure, and every refusal names its field.
+"""From an Open to a request to vLLM: pure; what cannot be served is named by its field.
 
 Temperature, min-p, top-k, top-p and logit_bias are applied by our judge, so vLLM's own stay
 neutral. What is left to vLLM: penalties, minimum length, structured output, log-probabilities.
@@ -12,9 +12,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from speculation.protocol.messages import Limits, ModelFacts, Open
-from verifier.target import Refused
+from verifier.target import Unservable
 from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.verify_request import Shape
 
 FEATURES: Final = (
     "presence_penalty",
@@ -33,6 +32,8 @@ _RANGES: Final = {
     "repetition_penalty": (0.01, 2.0),
 }
 _BIAS: Final = 100.0
+"""Largest bias, either way, as in the OpenAI API."""
+
 MOST_BIASES: Final = 1024
 """Tokens in a logit_bias: each row of the session pays for them."""
 
@@ -49,8 +50,8 @@ class _Format(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request to vLLM."""
+class EngineRequest:
+    """What vLLM's own request for a session is made of."""
 
     sampling: dict[str, Any]
     """Keywords of SamplingParams; `structured` holds those of StructuredOutputsParams."""
@@ -58,8 +59,8 @@ class Asked:
     structured: dict[str, Any] | None
 
 
-def ask(session: str, request: Open, facts: ModelFacts) -> Asked:
-    """Return what vLLM is asked for a session. Raises Refused.
+def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequest:
+    """Return the request to vLLM for a session. Raises Unservable.
 
     The request was checked against `facts`, all but the values of its extras.
     """
@@ -79,23 +80,23 @@ def ask(session: str, request: Open, facts: ModelFacts) -> Asked:
         if name in extras:
             sampling[name] = _within(name, _value(extras, name, float, 0.0), low, high)
     sampling["extra_args"] = {FIELD: _admission(session, request, facts).pack()}
-    return Asked(sampling, _structured(request))
+    return EngineRequest(sampling, _structured(request))
 
 
 def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
     bias = _value(request.sampling.extras, "logit_bias", dict[int, float], {})
     if len(bias) > MOST_BIASES:
-        raise Refused("sampling.extras.logit_bias", f"more than {MOST_BIASES} tokens")
+        raise Unservable("sampling.extras.logit_bias", f"more than {MOST_BIASES} tokens")
     for token, value in bias.items():
         if not 0 <= token < facts.vocabulary_size:
-            raise Refused(f"sampling.extras.logit_bias.{token}", "not a token")
+            raise Unservable(f"sampling.extras.logit_bias.{token}", "not a token")
         _within(f"logit_bias.{token}", value, -_BIAS, _BIAS)
     return Admission(
         session,
         replace(request, sampling=msgspec.structs.replace(request.sampling, extras={})),
         len(request.prompt),
         Limits(facts.limits.max_verify, facts.limits.max_ahead),
-        Shape.of(request.sampling, tuple(bias.items())),
+        tuple(bias.items()),
         facts.vocabulary_size,
     )
 
@@ -111,13 +112,13 @@ def _structured(request: Open) -> dict[str, Any] | None:
         case _Format("text", None):
             return None
         case _ if request.judge != "coupled":
-            # a grammar drops drafts by their value, so what is left would not have the distribution p
-            raise Refused("sampling.extras.response_format", "only in judge `coupled`")
+            # a grammar drops draft tokens by their value: the rest would not have p
+            raise Unservable("sampling.extras.response_format", "only in judge `coupled`")
         case _Format("json_object", None):
             return {"json_object": True}
         case _Format("json_schema", _Schema(schema=schema)):
             return {"json": schema}
-    raise Refused("sampling.extras.response_format", f"cannot serve type {wanted.type!r}")
+    raise Unservable("sampling.extras.response_format", f"cannot serve type {wanted.type!r}")
 
 
 def _value(extras: dict[str, msgspec.Raw], name: str, kind: type[T], default: T) -> T:
@@ -126,10 +127,10 @@ def _value(extras: dict[str, msgspec.Raw], name: str, kind: type[T], default: T)
     try:
         return msgspec.json.decode(extras[name], type=kind)
     except msgspec.MsgspecError as error:
-        raise Refused(f"sampling.extras.{name}", str(error)) from None
+        raise Unservable(f"sampling.extras.{name}", str(error)) from None
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:
-        raise Refused(f"sampling.extras.{name}", f"{value} is not in {low}..{high}")
+        raise Unservable(f"sampling.extras.{name}", f"{value} is not in {low}..{high}")
     return value

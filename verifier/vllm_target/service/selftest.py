@@ -1,11 +1,11 @@
-"""At start: the same session with and without drafts must say the same.
+"""Checks at start that a session generates the same text with and without drafts.
 
-It notices a vLLM whose insides changed in a way that no missing name gives away, before a
-client can. Drafts: right ones, one wrong one, and none; once greedy, once drawn.
+So a vLLM whose insides changed in a way that no missing name shows is noticed before a client
+meets it. The drafts are all right, wrong in the last token, or none; once greedy, once drawn.
 
-In bfloat16 a near-tie may fall the other way in a pass of another shape, some once in 600
-tokens. So where texts part another prompt is tried, and only if they part at all of them is it
-an error.
+In bfloat16 a near-tie may be decided otherwise in a pass of another shape, about once in 600
+tokens. So where texts differ another prompt is tried, and only if they differ for all of them
+is it an error.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from verifier.target import Said, TargetFailed
+from speculation.protocol.wire import Framed
+from verifier.target import Reply, TargetFailed
 
 TOKENS: Final = 12
 DRAFTED: Final = 9
-"""Of them; the last of these is the wrong one."""
+"""How many of TOKENS are drafted; if one is wrong, it is the last of these."""
 
 PROMPTS: Final = 4
 PROMPT_TOKENS: Final = 32
 
 WITHIN_S: Final = 120.0
-"""A session's time: one that says nothing must not keep the service loading for ever."""
+"""Time limit of one session: one that generates nothing must not keep the service loading."""
 
-_SHAPES: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
+_SAMPLINGS: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
 
 
 class Serves(Protocol):
-    """What is tested."""
+    """As much of a Target as is tested."""
 
     @property
     def facts(self) -> ModelFacts: ...
 
-    def serve(self, session: str, request: Open) -> AsyncGenerator[Said]: ...
+    def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]: ...
 
-    async def push(self, session: str, message: Pushed) -> None: ...
+    async def push(self, session: str, message: Framed[Pushed]) -> None: ...
 
 
 async def self_test(target: Serves) -> None:
@@ -59,7 +60,7 @@ async def self_test(target: Serves) -> None:
     Not all need be: where rows are dear, or one pass was slow, they may not be worth it.
     """
     judged = 0
-    for sampling in _SHAPES:
+    for sampling in _SAMPLINGS:
         complaints: list[str] = []
         for i in range(PROMPTS):
             complaint, used = await _compare(target, _request(target.facts, sampling, i))
@@ -88,29 +89,31 @@ async def _compare(target: Serves, request: Open) -> tuple[str | None, int]:
     wrong = [*right[:-1], (right[-1] + 1) % target.facts.vocabulary_size]
     judged = 0
     for name, drafts in {"right": right, "wrong": wrong}.items():
-        said, finish = await _run(target, name, request, drafts)
+        found, finish = await _run(target, name, request, drafts)
         judged += finish.totals.judged
-        if said != plain:
-            return f"with {name} drafts {said}, without {plain}", judged
+        if found != plain:
+            return f"with {name} drafts {found}, without {plain}", judged
     return None, judged
 
 
 async def _run(
     target: Serves, name: str, request: Open, drafts: Sequence[TokenId]
 ) -> tuple[list[TokenId], Finish]:
-    """Run a session whose edge drafts, once it has heard the first token, what follows it."""
+    """Run a session whose edge sends its drafts once it has the first token."""
     tokens: list[TokenId] = []
     session = f"self-test-{request.seed}-{request.sampling.temperature:g}-{name}"
     try:
-        async with asyncio.timeout(WITHIN_S), aclosing(target.serve(session, request)) as said:
-            async for message in said:
+        replies = target.serve(session, request)
+        async with asyncio.timeout(WITHIN_S), aclosing(replies):
+            async for reply in replies:
+                message = reply.message
                 if isinstance(message, Finish):
                     return tokens, message
                 if isinstance(message, Commit):
                     if not tokens and drafts:
                         after = tuple(drafts[len(message.tokens) :])
                         draft = Draft(1, len(message.tokens), 0, after)
-                        await target.push(session, draft)
+                        await target.push(session, Framed(draft))
                     tokens.extend(message.tokens)
     except TimeoutError:
         raise TargetFailed(

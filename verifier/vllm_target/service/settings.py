@@ -1,4 +1,4 @@
-"""Settings of the vLLM target: a few of ours, and vLLM's own engine options as they are."""
+"""Settings of the vLLM target: a few of ours, and vLLM's engine options, unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port to vLLM."""
+"""Target, implemented by vLLM."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from speculation.protocol.messages import (
     ModelFacts,
     Open,
     Pushed,
-    Reject,
 )
+from speculation.protocol.wire import Framed
 from verifier.metrics import PassMetrics
-from verifier.target import Said, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
 from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.inflight import Inflight
-from verifier.vllm_target.service.parameters import FEATURES, ask
+from verifier.vllm_target.service.parameters import FEATURES, engine_request
 from verifier.vllm_target.service.settings import VllmSettings
 
 if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
@@ -110,64 +110,62 @@ class VllmTarget:
     async def stop(self) -> None:
         """End the sessions, then the engine and its processes."""
         engine, self._engine = self._engine, None
-        for live in self._sessions.values():
-            live.cancel()
+        for inflight in self._sessions.values():
+            inflight.cancel()
         if engine is not None:
             await engine.stop()
 
     async def figures(self) -> dict[str, int]:
-        """Return the engine's counts: steps so far, sessions seated."""
+        """Return the engine's counts: steps so far, sessions running."""
         return await self._running().figures()
 
     # --- sessions
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Said]:
+    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
         engine = self._running()
         if len(self._sessions) >= self._room:
             raise TargetFull(f"all {self._room} sequences are taken")
-        asked = ask(session, request, self.facts)
-        live = self._sessions[session] = Inflight()
+        wanted = engine_request(session, request, self.facts)
+        inflight = self._sessions[session] = Inflight()
         try:
-            async with aclosing(engine.generate(session, request.prompt, asked)) as frames:
-                async for _, spoken in frames:
-                    live.check()
-                    for message in self._said(spoken):
-                        yield message
-                        if isinstance(message, Finish):
-                            return
-            live.check()
+            frames = engine.generate(session, request.prompt, wanted)
+            async with aclosing(frames):
+                async for outgoing in frames:
+                    inflight.check()
+                    reply = self._decoded(outgoing)
+                    yield reply
+                    if isinstance(reply.message, Finish):
+                        return
+            inflight.check()
             raise TargetFailed("vLLM ended the session")
         finally:
             del self._sessions[session]
-            live.cancel()
+            inflight.cancel()
 
-    def _said(self, spoken: OutgoingFrame) -> list[Said]:
-        """Decode a frame, and count what its pass did."""
-        said = []
-        for message in wire.Decoder().feed(spoken.frame):
-            if not isinstance(message, Commit | Reject | Finish):
-                raise TargetFailed(f"the engine said {type(message).__name__}")
-            if isinstance(message, Commit) and spoken.rows:
-                self._metrics.passed(spoken.rows, message.pass_s)
-            said.append(message)
-        if spoken.judged:
-            first = said[0]
-            accepted = first.accepted if isinstance(first, Commit) else 0
-            self._metrics.judged(spoken.judged, accepted)
-        return said
+    def _decoded(self, outgoing: OutgoingFrame) -> Framed[Reply]:
+        """Decode a frame of the core's, and count what its pass did."""
+        (message,) = wire.Decoder().feed(outgoing.frame)
+        if not isinstance(message, Reply):
+            raise TargetFailed(f"the engine sent {type(message).__name__}")
+        commit = message if isinstance(message, Commit) else None
+        if commit and outgoing.rows:
+            self._metrics.passed(outgoing.rows, commit.pass_s)
+        if outgoing.judged:
+            self._metrics.judged(outgoing.judged, commit.accepted if commit else 0)
+        return Framed(message, outgoing.frame)
 
-    async def push(self, session: str, message: Pushed) -> None:
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session, and return before the engine has taken it in.
 
         Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a
         later push or from `serve`: the engine looks at messages between two steps.
         """
-        engine, live = self._running(), self._sessions.get(session)
-        if live is None:
+        engine, inflight = self._running(), self._sessions.get(session)
+        if inflight is None:
             raise UnknownSession(f"no session {session}")
-        live.check()
-        await live.send(partial(engine.push, session, wire.encode(message)))
+        inflight.check()
+        await inflight.send(partial(engine.push, session, message.frame))
 
     def _running(self) -> Engine:
         if self._engine is None:

@@ -1,0 +1,145 @@
+"""Between the edge and vLLM's core a message is encoded once: the service passes bytes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import Metrics
+from speculation.protocol import wire
+from speculation.protocol.messages import Commit, Draft, Finish, Message, Opened, Pushed, Totals
+from speculation.protocol.wire import Framed
+from tests.verifier.fake_target import FACTS, FakeTarget, opening
+from verifier.metrics import PassMetrics, SessionMetrics
+from verifier.routes import Routes
+from verifier.sessions.message_log import Cursor
+from verifier.sessions.registry import Sessions
+from verifier.sessions.session import Session
+from verifier.sessions.timeouts import Timeouts
+from verifier.settings import SessionSettings
+from verifier.target_host import Host
+from verifier.vllm_target.core.session_slot import OutgoingFrame
+from verifier.vllm_target.service.settings import VllmSettings
+from verifier.vllm_target.service.target import VllmTarget
+
+DRAFTS: tuple[Pushed, ...] = (Draft(0, 0, 0, (1, 2)), Draft(0, 2, 2, (3,)))
+REPLIES: tuple[Message, ...] = (Commit(0, 0, (1, 2)), Finish("length", Totals(passes=1)))
+
+
+class FakeEngine:
+    """What VllmTarget needs of its engine: keeps what is pushed, and sends frames."""
+
+    def __init__(self, frames: list[bytes]) -> None:
+        self._frames = frames
+        self.pushed: list[bytes] = []
+
+    async def generate(self, *_: object) -> AsyncGenerator[OutgoingFrame]:
+        for frame in self._frames:
+            yield OutgoingFrame(frame)
+
+    async def push(self, session: str, frame: bytes) -> None:
+        self.pushed.append(frame)
+
+
+def vllm_target(engine: FakeEngine) -> VllmTarget:
+    registry = CollectorRegistry()
+    metrics = PassMetrics(registry, Metrics(registry))
+    target = VllmTarget("m", VllmSettings.of("m", {}), FACTS.limits, metrics)
+    target._engine, target._facts, target._room = engine, FACTS, 1  # type: ignore[assignment]
+    return target
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """Every message that is encoded from now on."""
+    found: list[Message] = []
+    encode = wire.encode
+
+    def counting(message: Message) -> bytes:
+        found.append(message)
+        return encode(message)
+
+    monkeypatch.setattr(wire, "encode", counting)
+    return found
+
+
+BODY = b"".join(map(wire.encode, DRAFTS))
+FRAMES = [wire.encode(message) for message in REPLIES]
+
+
+async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
+    encoded: list[Message],
+) -> None:
+    target = FakeTarget()
+    host = Host(target, lambda: None)
+    sessions = Sessions(host, SessionSettings(), SessionMetrics(CollectorRegistry()))
+    app = FastAPI()
+    Routes(host, sessions).add_to(app)
+    async with host.running(), sessions.running():
+        await asyncio.sleep(0)
+        session = await sessions.open(opening(fill="never", max_tokens=100))
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.post(f"/v1/speculate/{session.name}/drafts", content=BODY)
+
+    assert answer.status_code == 204
+    assert b"".join(framed.frame for framed in target.pushed) == BODY
+    assert not [message for message in encoded if isinstance(message, Pushed)]
+
+
+async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> None:
+    engine = FakeEngine(FRAMES)
+    target = vllm_target(engine)
+    async with aclosing(target.serve("s", opening())) as replies:
+        await anext(replies)
+        encoded.clear()
+        for framed in wire.Decoder().frames(BODY):
+            await target.push("s", framed)  # type: ignore[arg-type]
+
+    assert b"".join(engine.pushed) == BODY
+    assert encoded == []
+
+
+async def test_what_the_core_encoded_reaches_every_reader_unchanged(
+    encoded: list[Message],
+) -> None:
+    target = vllm_target(FakeEngine(FRAMES))
+    session = Session(
+        Opened("s", FACTS.limits), target, Timeouts(SessionSettings(), 0.0, 0.0), lambda: 0.0
+    )
+    await session.start(opening())
+    admission = encoded.copy()
+
+    for _ in range(2):
+        assert [entry.frame for entry in session.log.read(Cursor(0))] == FRAMES
+
+    assert encoded == admission
+    assert [type(message).__name__ for message in admission] == ["Open"]
+
+
+def test_a_frame_is_encoded_when_it_is_first_needed_and_never_again(
+    encoded: list[Message],
+) -> None:
+    framed = Framed(DRAFTS[0])
+    assert encoded == []
+
+    frames = {framed.frame for _ in range(3)}
+
+    assert frames == {BODY[: len(framed.frame)]}
+    assert encoded == [DRAFTS[0]]
+
+
+def test_the_decoder_gives_each_message_the_bytes_it_came_in(encoded: list[Message]) -> None:
+    decoder, found = wire.Decoder(), list[Framed[Message]]()
+    for i in range(len(BODY)):
+        found += decoder.frames(BODY[i : i + 1])
+
+    assert [framed.message for framed in found] == list(DRAFTS)
+    assert b"".join(framed.frame for framed in found) == BODY
+    assert encoded == []
