@@ -1,4 +1,4 @@
-"""`picospec bench report`: Markdown with what was measured, on what, and plots beside it."""
+"""Markdown of a report: what was measured, on what, with links to the plots."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.report.differences import differences
-from bench.report.live_table import figures
-from bench.report.results import Answer, Results, rate
-from bench.report.speedups import Comparison, Link
-from bench.report.statistics import Mean
+from bench.data.results import Answer, Results, gap_ms, rate, same_texts
+from bench.report.differences import HEAD, differences
+from bench.report.over_distance import figures
+from bench.report.speedups import Comparison, Link, link_name
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "
@@ -34,6 +33,12 @@ def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rule = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
 def _conditions(results: Results) -> list[str]:
     host = results.host
     facts = {
@@ -43,7 +48,7 @@ def _conditions(results: Results) -> list[str]:
         **{f"link {name}": value for name, value in results.link.items()},
         **results.settings,
     }
-    lines = _table(("what", "value"), ((name, _plain(value)) for name, value in facts.items()))
+    lines = table(("what", "value"), ((name, _plain(value)) for name, value in facts.items()))
     return ([BUSY.format(load=host.load_before)] if host.busy else []) + [lines]
 
 
@@ -58,99 +63,58 @@ def _temperature(compared: Comparison, temperature: float) -> list[str]:
     if len(compared.families) > 1:
         title = "### Speed-up over cloud: geometric mean of the families"
         parts += [title, _speedups(compared, compared.families)]
-    parts += [part for arm in compared.arms if arm == OURS for part in _glance(compared, arm)]
+    if OURS in compared.arms:
+        parts += [f"### {OURS} over distance", _over_distance(compared)]
     for link in compared.links:
-        parts += [f"### Costs at {_named(link)}", _costs(compared, link)]
-    return [*parts, *_differences(compared)]
-
-
-def _glance(compared: Comparison, arm: str) -> list[str]:
-    lines = [
-        (name, *(value(link) for link in compared.links))
-        for name, value in figures(compared, arm).items()
-    ]
-    return [f"### {arm} over distance", _table(("", *map(_named, compared.links)), lines)]
-
-
-def _differences(compared: Comparison) -> list[str]:
-    found = differences(compared.answers, compared.cloud)
-    if not found:
-        return []
-    head = (
-        "arm",
-        "link",
-        "prompt",
-        "repeat",
-        "at character",
-        "cloud goes on",
-        "the arm goes on",
-    )
-    lines = (
-        (
-            each.arm, _named(each.link), each.prompt, str(each.repeat), str(each.at),
-            _quoted(each.cloud), _quoted(each.said),
-        )
-        for each in found
-    )  # fmt: skip
-    return ["### Other texts than cloud's", DIFFERENT, _table(head, lines)]
-
-
-def _quoted(text: str) -> str:
-    """Return text that stays within its cell."""
-    return f"`{text!r}`".replace("|", "\\|")
+        parts += [f"### Costs at {link_name(link)}", _costs(compared, link)]
+    if found := differences(compared.answers, compared.cloud):
+        parts += ["### Other texts than cloud's", DIFFERENT, table(HEAD, found)]
+    return parts
 
 
 def _speedups(compared: Comparison, families: Sequence[str]) -> str:
     lines = [
-        (arm, *(_shown(compared.speedup(arm, link, families)) for link in compared.links))
+        (arm, *(str(compared.speedup(arm, link, families) or "") for link in compared.links))
         for arm in compared.arms
     ]
-    return _table(("arm", *map(_named, compared.links)), lines)
+    return table(("arm", *map(link_name, compared.links)), lines)
+
+
+def _over_distance(compared: Comparison) -> str:
+    lines = [
+        (name, *(value(link) for link in compared.links))
+        for name, value in figures(compared, OURS).items()
+    ]
+    return table(("", *map(link_name, compared.links)), lines)
 
 
 def _costs(compared: Comparison, link: Link) -> str:
-    head = (
-        "arm", "tokens/s", "s/answer", "TTFT p50 ms", "gap p50 ms", "gap p99 ms",
-        "passes/token", "accepted of judged", "guessed/token", "bytes up/token",
-        "bytes down/token", "edge CPU ms/token", "stolen ms/s", "same text as cloud",
-    )  # fmt: skip
     found = ((arm, compared.of(arm, link)) for arm in compared.arms)
-    return _table(head, ((arm, *_cost(a, compared)) for arm, a in found if a))
+    costs = [(arm, _cost(answers, compared)) for arm, answers in found if answers]
+    head = ("arm", *costs[0][1])
+    return table(head, ((arm, *cost.values()) for arm, cost in costs))
 
 
-def _cost(answers: Sequence[Answer], compared: Comparison) -> list[str]:
-    tokens = sum(a.tokens for a in answers)
-    judged = sum(a.drafted for a in answers)
-    gaps_ms = [gap for a in answers for gap in a.gaps_ms] or [0.0]
-    same = [
-        a.text == compared.cloud[a.asked].text for a in answers if a.asked in compared.cloud
-    ]
-    return [
-        f"{rate(answers):.2f}",
-        f"{sum(a.seconds for a in answers) / len(answers):.2f}",
-        f"{np.median([a.ttft_ms for a in answers]):.0f}",
-        f"{np.percentile(gaps_ms, 50):.0f}",
-        f"{np.percentile(gaps_ms, 99):.0f}",
-        f"{sum(a.target_passes for a in answers) / tokens:.2f}",
-        f"{sum(a.accepted for a in answers) / judged:.0%}" if judged else "",
-        f"{sum(a.guessed for a in answers) / tokens:.2f}",
-        f"{sum(a.bytes_up for a in answers) / tokens:.1f}",
-        f"{sum(a.bytes_down for a in answers) / tokens:.1f}",
-        f"{sum(a.edge_cpu_s for a in answers) / tokens * 1000:.0f}",
-        f"{sum(a.stolen_s for a in answers) / sum(a.seconds for a in answers) * 1000:.0f}",
-        f"{sum(same)}/{len(same)}",
-    ]
+def _cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
+    """Return an arm's costs over a link by the headings of their columns."""
 
+    def total(field: str) -> float:
+        return float(sum(getattr(answer, field) for answer in answers))
 
-def _named(link: Link) -> str:
-    rtt_ms, rate_mbit = link
-    return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
-
-
-def _shown(value: Mean | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+    tokens, seconds, judged = total("tokens"), total("seconds"), total("drafted")
+    same = same_texts(answers, compared.cloud)
+    return {
+        "tokens/s": f"{rate(answers):.2f}",
+        "s/answer": f"{seconds / len(answers):.2f}",
+        "TTFT p50 ms": f"{np.median([a.ttft_ms for a in answers]):.0f}",
+        "gap p50 ms": f"{gap_ms(answers, 50):.0f}",
+        "gap p99 ms": f"{gap_ms(answers, 99):.0f}",
+        "passes/token": f"{total('target_passes') / tokens:.2f}",
+        "accepted of judged": f"{total('accepted') / judged:.0%}" if judged else "",
+        "drafted/token": f"{total('draft_model_tokens') / tokens:.2f}",
+        "bytes up/token": f"{total('bytes_up') / tokens:.1f}",
+        "bytes down/token": f"{total('bytes_down') / tokens:.1f}",
+        "edge CPU ms/token": f"{1000 * total('edge_cpu_s') / tokens:.0f}",
+        "stolen ms/s": f"{1000 * total('stolen_s') / seconds:.0f}",
+        "same text as cloud": f"{sum(same)}/{len(same)}",
+    }

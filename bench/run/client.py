@@ -1,4 +1,4 @@
-"""Asks for one streamed answer, and notes when each piece of it comes."""
+"""Asks for one streamed answer, and records when each piece of it arrives."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from time import perf_counter
 import httpx
 import msgspec
 
-from bench.run.prompts import sampling
+from bench.data.prompts import sampling
 
 
 class AnswerError(Exception):
-    """The service answered with an error, or broke off."""
+    """The service answered with an error, or ended the stream too soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +23,23 @@ class Question:
     temperature: float
     seed: int
     tokens: int
-    """The most the answer may have."""
+    """Limit of the answer's length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All times in seconds from the moment of asking."""
+    """An answer. All times are seconds since the request."""
 
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Of the pieces that hold text: a piece is what one target pass committed."""
+    """Arrivals of the pieces that hold text; a piece is what one target pass committed."""
 
     first_share: float
-    """Of the text's characters, those in the first piece; 0 without text."""
+    """Share of the text's characters in the first piece; 0 without text."""
 
     seconds: float
-    """When the answer was known to have ended."""
+    """Arrival of the finish reason, which ends the answer."""
 
     drafted: int = 0
     """Draft tokens that the target judged."""
@@ -88,7 +88,7 @@ class _Chunk(msgspec.Struct):
 
 
 class Client:
-    """Asks one service, over a connection that stays open. http: bears the service's URL."""
+    """Asks one service, over a connection that stays open. http: has the service's URL."""
 
     def __init__(
         self, http: httpx.AsyncClient, clock: Callable[[], float] = perf_counter
@@ -101,15 +101,15 @@ class Client:
         """Return the whole answer. Raises AnswerError, or httpx.TransportError."""
         body = await self._body(question)
         began_s = self._clock()
-        heard = _Heard()
+        received = _Received()
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 raise AnswerError(f"{response.status_code}: {(await response.aread())!r}")
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     chunk = msgspec.json.decode(line.removeprefix("data: "), type=_Chunk)
-                    heard.take_in(chunk, self._clock() - began_s)
-        return heard.reply()
+                    received.add(chunk, self._clock() - began_s)
+        return received.reply()
 
     async def _body(self, question: Question) -> dict[str, object]:
         if not self._model:
@@ -127,14 +127,14 @@ class Client:
         }
 
 
-class _Heard:
+class _Received:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._arrivals_s: list[float] = []
         self._seconds: float | None = None
         self._last = _Chunk()
 
-    def take_in(self, chunk: _Chunk, at_s: float) -> None:
+    def add(self, chunk: _Chunk, at_s: float) -> None:
         if chunk.error is not None:
             raise AnswerError(f"{chunk.error.code}: {chunk.error.message}")
         for choice in chunk.choices:

@@ -122,7 +122,7 @@ class Edge:
         """Decode what the draft model has not seen; what it says may come too late."""
         context = self._session.guessed
         ahead = self._lookup.ahead(self._session, self._desk.times) if self._lookup else []
-        guesses = self._source.guesses(context, ahead)
+        guesses = self._source.drafts(context, ahead)
         step_s = self._step_s(context, guesses, ahead)
         self._clock.after(step_s, lambda: self._drafted(context, guesses))
 

@@ -1,18 +1,23 @@
-"""Records traces: the target writes its answer, the draft is asked at every position of it, and
-where it is wrong also what it would say next."""
+"""Records traces: the target generates its answer, the draft model drafts at each position of
+it, and where it misses also what comes next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from bench.data.prompts import Prompt, sampling
 from bench.traces.files import Ids, Trace
+from gateway.ports import Message
 from models.llama import Context, Logits, Model
 from models.segments import Segment
+from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Sampling, TokenId
 from speculation.sampling.distributions import distribution, top
 from speculation.sampling.draft_sampler import DraftSampler, coupled
@@ -22,102 +27,131 @@ from speculation.sampling.noise import place
 KEPT: Final = 256
 """Tokens kept of each distribution: they hold more than 99.9 % of nearly every one."""
 
-ASTRAY: Final = 16
-"""Guesses kept after a wrong one: a few more than follow it before its Commit comes."""
+AFTER_MISS: Final = 16
+"""Draft tokens kept after a miss: a few more than are drafted before its Commit arrives."""
+
+CONTEXT_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A prompt to record."""
-
-    family: str
-    prompt_id: str
-    prompt: Sequence[int]
-    sampling: Sampling
-    seed: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the draft says along an answer of n tokens: float32[V] at each, and as in Trace."""
+class DraftReading:
+    """What the draft model generates along an answer of n tokens."""
 
     logits: list[Logits]
-    astray_tokens: Ids
-    astray_confidences: Logits
+    """float32[V] for each of the n positions."""
+
+    after_miss_tokens: Ids
+    """As in Trace."""
+
+    after_miss_confidences: Logits
 
 
-def record(target: Context, draft: Context, question: Question) -> Trace:
-    """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
-    answer, p = _write(target, question)
-    pick = coupled(question.sampling, question.seed, len(question.prompt))
-    read = read_draft(draft, question.prompt, answer, pick)
-    return Trace(
-        question.family,
-        question.prompt_id,
-        question.sampling.temperature,
-        question.seed,
-        np.array(question.prompt, np.int32),
-        np.array(answer, np.int32),
-        *shortened(p),
-        *shortened(read.logits),
-        read.astray_tokens,
-        read.astray_confidences,
-        np.array(
-            [_overlap(a, b, question.sampling) for a, b in zip(p, read.logits, strict=True)],
-            np.float32,
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class Recording:
+    target: Path
+    draft: Path
+    prompts: Sequence[Prompt]
+    temperatures: Sequence[float]
+    tokens: int
+    seed: int
 
+    @property
+    def total(self) -> int:
+        return len(self.prompts) * len(self.temperatures)
 
-def _write(target: Context, question: Question) -> tuple[list[int], list[Logits]]:
-    answer: list[int] = []
-    p: list[Logits] = []
-    context = list(question.prompt)
-    stops = target.model.stop_tokens()
-    _prefill(target, context[:-1])
-    while len(answer) < question.tokens and not stops.intersection(answer[-1:]):
-        target.decode([Segment(0, len(context) - 1, context[-1:])])
-        p.append(target.logits(0).copy())
-        chosen = distribution(p[-1], question.sampling)
-        answer.append(chosen.coupled(question.seed, place(len(question.prompt), len(answer))))
-        context.append(answer[-1])
-    return answer, p
+    def traces(self, folder: Path) -> Iterator[Path]:
+        """Record one prompt after another at each temperature; yield the files.
+
+        Raises ModelError, OSError, or ValueError for a prompt that the template rejects.
+        """
+        with ExitStack() as opened:
+            target, draft = (
+                opened.enter_context(closing(Model(file))) for file in (self.target, self.draft)
+            )
+            p, q = (
+                opened.enter_context(closing(Context(model, CONTEXT_TOKENS)))
+                for model in (target, draft)
+            )
+            tokenizer = GgufTokenizer(target)
+            for prompt in self.prompts:
+                tokens = tokenizer.chat([Message("user", prompt.prompt)])
+                for temperature in self.temperatures:
+                    yield self._trace(p, q, prompt, tokens, temperature).save(folder)
+
+    def _trace(
+        self,
+        target: Context,
+        draft: Context,
+        prompt: Prompt,
+        tokens: Sequence[TokenId],
+        temperature: float,
+    ) -> Trace:
+        """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
+        settings = sampling(temperature)
+        answer, p = self._write(target, tokens, settings)
+        read = read_draft(draft, tokens, answer, coupled(settings, self.seed, len(tokens)))
+        overlaps = [_overlap(a, b, settings) for a, b in zip(p, read.logits, strict=True)]
+        return Trace(
+            prompt.family,
+            prompt.id,
+            temperature,
+            self.seed,
+            np.array(tokens, np.int32),
+            np.array(answer, np.int32),
+            *shortened(p),
+            *shortened(read.logits),
+            read.after_miss_tokens,
+            read.after_miss_confidences,
+            np.array(overlaps, np.float32),
+        )
+
+    def _write(
+        self, target: Context, prompt: Sequence[TokenId], settings: Sampling
+    ) -> tuple[list[TokenId], list[Logits]]:
+        """Return the target's answer, and its logits at each position."""
+        answer: list[TokenId] = []
+        p: list[Logits] = []
+        stops = target.model.stop_tokens()
+        _prefill(target, prompt[:-1])
+        while len(answer) < self.tokens and not stops.intersection(answer[-1:]):
+            last = answer[-1] if answer else prompt[-1]
+            target.decode([Segment(0, target.length(0), [last])])
+            p.append(target.logits(0).copy())
+            at = place(len(prompt), len(answer))
+            answer.append(distribution(p[-1], settings).coupled(self.seed, at))
+        return answer, p
 
 
 def read_draft(
-    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], pick: DraftSampler
-) -> Reading:
-    """Ask the draft at each position of the answer. Sequence 0 is overwritten.
-
-    pick: the edge's guess of logits.
-    """
+    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
+) -> DraftReading:
+    """Draft at each position of the answer. Sequence 0 is overwritten."""
     _prefill(draft, prompt[:-1])
     logits: list[Logits] = []
-    tokens = np.full((len(answer), ASTRAY), -1, np.int32)
-    confidences = np.zeros((len(answer), ASTRAY), np.float32)
-    for position, (token, said) in enumerate(pairwise((prompt[-1], *answer))):
+    tokens = np.full((len(answer), AFTER_MISS), -1, np.int32)
+    confidences = np.zeros((len(answer), AFTER_MISS), np.float32)
+    for position, (token, expected) in enumerate(pairwise((prompt[-1], *answer))):
         draft.decode([Segment(0, draft.length(0), [token])])
         logits.append(draft.logits(0).copy())
-        guess = pick(logits[-1], position)
-        if guess.token != said:
-            astray = _go_on(draft, guess, position, pick)
-            tokens[position] = [after.token for after in astray]
-            confidences[position] = [after.confidence for after in astray]
-    return Reading(logits, tokens, confidences)
+        drafted = sampler(logits[-1], position)
+        if drafted.token != expected:
+            after = _after_miss(draft, drafted, position, sampler)
+            tokens[position] = [each.token for each in after]
+            confidences[position] = [each.confidence for each in after]
+    return DraftReading(logits, tokens, confidences)
 
 
-def _go_on(
-    draft: Context, guess: DraftToken, position: int, pick: DraftSampler
+def _after_miss(
+    draft: Context, missed: DraftToken, position: int, sampler: DraftSampler
 ) -> list[DraftToken]:
-    """Return what the draft says after its guess, and forget it."""
+    """Return what is drafted after a draft token that missed, and remove it from the cache."""
     length = draft.length(0)
-    said = [guess]
-    for n in range(ASTRAY):
-        draft.decode([Segment(0, length + n, [said[-1].token])])
-        said.append(pick(draft.logits(0), position + 1 + n))
+    chain = [missed]
+    for n in range(AFTER_MISS):
+        draft.decode([Segment(0, length + n, [chain[-1].token])])
+        chain.append(sampler(draft.logits(0), position + 1 + n))
     draft.truncate(0, length)
-    return said[1:]
+    return chain[1:]
 
 
 def _prefill(context: Context, tokens: Sequence[int]) -> None:
@@ -141,14 +175,9 @@ def _shortened(logits: Logits) -> tuple[Ids, Logits]:
     return tokens.astype(np.int32), (shifted[tokens] - total).astype(np.float32)
 
 
-def _overlap(p: Logits, q: Logits, sampling: Sampling) -> float:
+def _overlap(p: Logits, q: Logits, settings: Sampling) -> float:
     dense = np.zeros((2, len(p)))
     for row, logits in zip(dense, (p, q), strict=True):
-        chosen = distribution(logits, sampling)
-        row[chosen.tokens] = chosen.p
+        kept = distribution(logits, settings)
+        row[kept.tokens] = kept.p
     return float(np.minimum(dense[0], dense[1]).sum())
-
-
-def open_pair(target: Model, draft: Model, context_tokens: int) -> tuple[Context, Context]:
-    """Return one-sequence contexts over both models. The caller closes them."""
-    return Context(target, context_tokens), Context(draft, context_tokens)

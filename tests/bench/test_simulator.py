@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import closed_forms
 from bench.link.path import Conditions
 from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
 from bench.simulator.clock import Clock, Curve
@@ -18,6 +17,7 @@ from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import World, simulate
 from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Limits
+from tests.bench import closed_forms
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
 from verifier.settings import MAX_VERIFY
 
@@ -147,7 +147,7 @@ def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
 
 
 def test_a_draft_model_beside_the_target_may_be_faster_than_on_the_device() -> None:
-    hosts = gpu(PASS_S, DRAFT_S, beside_s=0.002)
+    hosts = gpu(PASS_S, DRAFT_S, colocated_s=0.002)
 
     answer = run(Colocated(4), synthetic(1.0, 1000), hosts=hosts)
 
@@ -165,7 +165,7 @@ def test_colocated_sessions_draft_and_verify_together() -> None:
 
 
 def test_drafts_beside_the_target_cost_more_for_more_sessions() -> None:
-    hosts = replace(GPU, beside_s=Curve({1: 0.01, 9: 0.09}))
+    hosts = replace(GPU, colocated_s=Curve({1: 0.01, 9: 0.09}))
     clients = [[synthetic(1.0, 500)] for _ in range(5)]
 
     answers = simulate(World(hosts, Conditions()), Colocated(4), clients)

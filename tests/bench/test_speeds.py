@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.calibrate import draft_timing as drafting
+from bench.calibrate import draft_timing
 from bench.calibrate.pass_timing import (
     Drafted,
     Question,
@@ -17,9 +17,10 @@ from bench.calibrate.pass_timing import (
     line,
     period_s,
 )
-from bench.calibrate.speeds import Speeds, load
-from bench.run.host import Host
-from bench.simulator.command import hosts_of
+from bench.data.files import load, save
+from bench.data.host import Host
+from bench.data.speeds import Speeds
+from bench.simulator.hosts import hosts_of
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
 from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
@@ -50,11 +51,11 @@ def commit(start: int, tokens: int, *, accepted: int, pass_s: float = 0.2) -> Co
 
 def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:
     path = tmp_path / "speeds.json"
-    speeds().save(path)
+    save(speeds(), path)
 
     hosts = hosts_of(str(path))
 
-    assert load(path) == speeds()
+    assert load(path, Speeds) == speeds()
     assert (hosts.pass_s.of(3), hosts.draft_s.of(1)) == pytest.approx((0.25, 0.02))
     assert hosts.lost_s(1, 0.1) == pytest.approx(0.05)
     assert hosts.alone_s is not None
@@ -68,7 +69,7 @@ def test_a_file_of_something_else_is_no_speeds(tmp_path: Path) -> None:
     path.write_text("{}")
 
     with pytest.raises(ValueError, match=r"other\.json"):
-        load(path)
+        load(path, Speeds)
 
 
 def test_a_pass_has_as_many_rows_as_its_commit_has_tokens() -> None:
@@ -157,7 +158,9 @@ class FakeSeat:
 async def test_the_steps_that_are_timed_read_what_they_are_filed_under() -> None:
     seat = FakeSeat()
 
-    found = await drafting.steps(seat, (1, 2, 3), ANSWER)
+    found = await draft_timing.steps(seat, Question((1, 2, 3), ANSWER))
 
-    assert tuple(found) == drafting.READ
-    assert seat.read[2::2] == [n for n in drafting.READ for _ in range(drafting.REPEATS)]
+    assert tuple(found) == draft_timing.READ
+    assert seat.read[2::2] == [
+        n for n in draft_timing.READ for _ in range(draft_timing.REPEATS)
+    ]

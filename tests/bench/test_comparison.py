@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from bench.identity import batched, compare, is_defect, tally
+from bench.data.prompts import Prompt
+from bench.identity.comparison import batched, compare, is_defect, tally
+from bench.identity.sdk_client import Answer
 from bench.identity.ties import Parting
-from bench.run.prompts import Prompt
-from bench.run.sdk_client import Answer
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
 PARTED = Parting(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.results import Answer
-from bench.run.prompts import Prompt
+from bench.data.prompts import Prompt
+from bench.data.results import Answer
 from bench.traces.files import Trace
 from bench.traces.from_answers import Replies
 from edge_agent.draft_model.loading import find
@@ -47,4 +47,4 @@ def test_the_draft_model_is_asked_at_every_token_of_the_answer(tmp_path: Path) -
     assert (found.draft_logits[:, 0] >= found.draft_logits[:, 1]).all()
     wrong = found.draft_tokens[:, 0] != found.tokens
     assert wrong.any()
-    assert (wrong == (found.astray_tokens >= 0).T).all()  # what it says on is kept there only
+    assert (wrong == (found.after_miss_tokens >= 0).T).all()  # kept there only

@@ -1,8 +1,9 @@
-"""What the papers compute with a pencil; the simulator must agree where their assumptions hold.
+"""The papers' formulas, with which the simulator must agree where their assumptions hold.
 
-alpha     probability that a draft is right, given that those before it are
-gamma     drafts in a round
-draft_s   time of one draft; pass_s of one target pass, at any number of rows
+alpha     probability that a draft token is accepted, given that those before it are
+gamma     draft tokens in a round
+draft_s   time of one draft step
+pass_s    time of one target pass, at any number of rows
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ def paper_rate(
 ) -> float:
     """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3).
 
-    A round that stands commits gamma tokens and hides the drafting of the next; one that does
-    not commits its right beginning and the target's token, and drafts anew.
+    A round that is accepted commits gamma tokens and hides the drafting of the next one; any
+    other commits its accepted beginning and the recovered token, and drafts anew.
     """
-    stands = alpha**gamma
+    whole = alpha**gamma
     drafting_s, away_s = gamma * draft_s, rtt_s + pass_s
-    seconds = stands * max(drafting_s, away_s) + (1 - stands) * (drafting_s + away_s)
+    seconds = whole * max(drafting_s, away_s) + (1 - whole) * (drafting_s + away_s)
     return round_tokens(alpha, gamma - 1) / seconds
 
 
