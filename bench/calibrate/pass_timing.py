@@ -71,7 +71,7 @@ class Verifier:
 
     async def answer(self, prompt: Sequence[TokenId], tokens: int) -> list[Commit]:
         """Return the Commits of the target alone, without draft tokens."""
-        return await _run(self._link(prompt, tokens), Undrafted(tokens))
+        return await _run(self._link(prompt, tokens))
 
     async def rows(self, question: Question, drafts: int, *, ahead: bool) -> list[Commit]:
         """Return the Commits of passes over `drafts` draft tokens; fewer if one was rejected.
@@ -104,7 +104,7 @@ class Verifier:
 
         posting = asyncio.create_task(post())
         try:
-            commits = await _run(link, Undrafted(passes))
+            commits = await _run(link)
         finally:
             posting.cancel()
         return period_s(commits[WARM_UP:]), posts / len(commits)
@@ -123,21 +123,6 @@ class Verifier:
         return self._uplink.open(request)
 
 
-@dataclass(slots=True)
-class Undrafted:
-    """A script that sends nothing, and is done after `passes` Commits."""
-
-    passes: int
-
-    def receive(self, message: Down) -> Draft | None:
-        self.passes -= isinstance(message, Commit)
-        return None
-
-    @property
-    def done(self) -> bool:
-        return self.passes <= 0
-
-
 class Drafted:
     """A script that sends draft tokens which will be accepted."""
 
@@ -150,12 +135,14 @@ class Drafted:
         self._passes = MAX_PASSES + WARM_UP
 
     def receive(self, message: Down) -> Draft | None:
+        """Return what is sent in answer to the message, if anything."""
         reach = self._drafts + 1
         if isinstance(message, Commit):
-            self.done = self._session.receive(message).broken
+            self.done = self._session.receive(message).broken or self._passes <= 1
             self._passes -= 1
             reach = 2 * self._drafts + 1 if self._ahead else self._drafts
-        self.done = self.done or self._passes <= 0
+        elif not isinstance(message, Opened):
+            return None
         return None if self.done else self._send(reach)
 
     def _send(self, reach: int) -> Draft | None:
@@ -166,20 +153,18 @@ class Drafted:
         return session.flush()
 
 
-async def _run(link: Link, script: Undrafted | Drafted) -> list[Commit]:
+async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
     """Run a session until its script is done, or it ends; return its Commits."""
     commits: list[Commit] = []
     async with asyncio.TaskGroup() as tasks:
         posting = tasks.create_task(link.post())
         async with aclosing(link.events()) as events:
             async for message in events:
-                if isinstance(message, Finish):
-                    break
-                if isinstance(message, Opened | Commit) and (draft := script.receive(message)):
-                    link.send(draft)
                 if isinstance(message, Commit):
                     commits.append(message)
-                if script.done:
+                if script and (draft := script.receive(message)):
+                    link.send(draft)
+                if isinstance(message, Finish) or (script and script.done):
                     break
         posting.cancel()
     await link.cancel()

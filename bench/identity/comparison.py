@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,7 +28,7 @@ EDGES = {
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
 """Ask(url, arm, prompt, temperature)."""
 
-_COUNTED = ("target_passes", "draft_tokens", "accepted_draft_tokens")
+_COUNTED = ("num_target_passes", "num_draft_tokens", "num_accepted_draft_tokens")
 
 Explain = Callable[[Answer, Answer], Parting | None]
 """Explain(plain, edge): where two answers part."""
@@ -76,22 +75,16 @@ def is_defect(answer: Answer) -> bool:
 
 def tally(answers: Sequence[Answer]) -> list[str]:
     """Return a line for each arm and temperature, and one for each difference."""
-    counts: Counter[tuple[str, float, str]] = Counter()
-    for answer in answers:
-        for name, count in (
-            ("asked", 1),
-            ("same", answer.identical is not False),
-            *((n, answer.speculation.get(f"num_{n}", 0)) for n in _COUNTED),
-        ):
-            counts[answer.arm, answer.temperature, name] += count
     lines = []
     for arm, t in dict.fromkeys((a.arm, a.temperature) for a in answers):
-        asked, same, passes, judged, accepted = (
-            counts[arm, t, name] for name in ("asked", "same", *_COUNTED)
+        own = [a for a in answers if (a.arm, a.temperature) == (arm, t)]
+        same = sum(a.identical is not False for a in own)
+        passes, judged, accepted = (
+            sum(a.speculation.get(name, 0) for a in own) for name in _COUNTED
         )
         lines.append(
-            f"{arm} T={t:g}: {same}/{asked} identical; {passes} passes judged {judged} drafts,"
-            f" {accepted} accepted"
+            f"{arm} T={t:g}: {same}/{len(own)} identical; {passes} passes judged"
+            f" {judged} drafts, {accepted} accepted"
         )
     return lines + [_difference(answer) for answer in answers if answer.identical is False]
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from bench.data.results import Answer, Results, gap_ms, rate, same_texts
+from bench.data.results import Results
+from bench.report.costs import cost, figures
 from bench.report.differences import HEAD, differences
-from bench.report.over_distance import figures
 from bench.report.speedups import Comparison, Link, link_name
 
 BUSY = (
@@ -81,40 +79,13 @@ def _speedups(compared: Comparison, families: Sequence[str]) -> str:
 
 
 def _over_distance(compared: Comparison) -> str:
-    lines = [
-        (name, *(value(link) for link in compared.links))
-        for name, value in figures(compared, OURS).items()
-    ]
+    columns = [figures(compared, OURS, link) for link in compared.links]
+    lines = [(name, *(column[name] for column in columns)) for name in columns[0]]
     return table(("", *map(link_name, compared.links)), lines)
 
 
 def _costs(compared: Comparison, link: Link) -> str:
     found = ((arm, compared.of(arm, link)) for arm in compared.arms)
-    costs = [(arm, _cost(answers, compared)) for arm, answers in found if answers]
+    costs = [(arm, cost(answers, compared)) for arm, answers in found if answers]
     head = ("arm", *costs[0][1])
     return table(head, ((arm, *cost.values()) for arm, cost in costs))
-
-
-def _cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
-    """Return an arm's costs over a link by the headings of their columns."""
-
-    def total(field: str) -> float:
-        return float(sum(getattr(answer, field) for answer in answers))
-
-    tokens, seconds, judged = total("tokens"), total("seconds"), total("drafted")
-    same = same_texts(answers, compared.cloud)
-    return {
-        "tokens/s": f"{rate(answers):.2f}",
-        "s/answer": f"{seconds / len(answers):.2f}",
-        "TTFT p50 ms": f"{np.median([a.ttft_ms for a in answers]):.0f}",
-        "gap p50 ms": f"{gap_ms(answers, 50):.0f}",
-        "gap p99 ms": f"{gap_ms(answers, 99):.0f}",
-        "passes/token": f"{total('target_passes') / tokens:.2f}",
-        "accepted of judged": f"{total('accepted') / judged:.0%}" if judged else "",
-        "drafted/token": f"{total('draft_model_tokens') / tokens:.2f}",
-        "bytes up/token": f"{total('bytes_up') / tokens:.1f}",
-        "bytes down/token": f"{total('bytes_down') / tokens:.1f}",
-        "edge CPU ms/token": f"{1000 * total('edge_cpu_s') / tokens:.0f}",
-        "stolen ms/s": f"{1000 * total('stolen_s') / seconds:.0f}",
-        "same text as cloud": f"{sum(same)}/{len(same)}",
-    }

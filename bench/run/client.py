@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
+from typing import Any
 
 import httpx
-import msgspec
 
 from bench.data.prompts import sampling
 
@@ -52,41 +53,6 @@ class Reply:
         return [later - sooner for sooner, later in pairwise(self.arrivals_s)]
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    completion_tokens: int
-
-
-class _Speculation(msgspec.Struct):
-    num_draft_tokens: int = 0
-    num_accepted_draft_tokens: int = 0
-    num_target_passes: int = 0
-
-
-class _Metrics(msgspec.Struct):
-    speculative_decoding: _Speculation = msgspec.field(default_factory=_Speculation)
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    code: str | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: Sequence[_Choice] = ()
-    usage: _Usage | None = None
-    metrics: _Metrics | None = None
-    error: _Error | None = None
-
-
 class Client:
     """Asks one service, over a connection that stays open. http: has the service's URL."""
 
@@ -107,7 +73,7 @@ class Client:
                 raise AnswerError(f"{response.status_code}: {(await response.aread())!r}")
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
-                    chunk = msgspec.json.decode(line.removeprefix("data: "), type=_Chunk)
+                    chunk = json.loads(line.removeprefix("data: "))
                     received.add(chunk, self._clock() - began_s)
         return received.reply()
 
@@ -128,35 +94,38 @@ class Client:
 
 
 class _Received:
+    """The chunks of one answer so far."""
+
     def __init__(self) -> None:
         self._text: list[str] = []
         self._arrivals_s: list[float] = []
         self._seconds: float | None = None
-        self._last = _Chunk()
+        self._last: dict[str, Any] = {}
 
-    def add(self, chunk: _Chunk, at_s: float) -> None:
-        if chunk.error is not None:
-            raise AnswerError(f"{chunk.error.code}: {chunk.error.message}")
-        for choice in chunk.choices:
-            if choice.delta.content:
-                self._text.append(choice.delta.content)
+    def add(self, chunk: dict[str, Any], at_s: float) -> None:
+        if error := chunk.get("error"):
+            raise AnswerError(f"{error.get('code')}: {error.get('message', '')}")
+        for choice in chunk["choices"]:
+            if text := choice["delta"].get("content"):
+                self._text.append(text)
                 self._arrivals_s.append(at_s)
-            if choice.finish_reason:
+            if choice.get("finish_reason"):
                 self._seconds = at_s
         self._last = chunk
 
     def reply(self) -> Reply:
-        if self._seconds is None or self._last.usage is None:
+        usage = self._last.get("usage")
+        if self._seconds is None or usage is None:
             raise AnswerError("the answer ended before it was complete")
-        metrics = self._last.metrics or _Metrics()
+        speculation = (self._last.get("metrics") or {}).get("speculative_decoding") or {}
         text = "".join(self._text)
         return Reply(
             text,
-            self._last.usage.completion_tokens,
+            usage["completion_tokens"],
             tuple(self._arrivals_s),
             len(self._text[0]) / len(text) if text else 0.0,
             self._seconds,
-            metrics.speculative_decoding.num_draft_tokens,
-            metrics.speculative_decoding.num_accepted_draft_tokens,
-            metrics.speculative_decoding.num_target_passes,
+            speculation.get("num_draft_tokens", 0),
+            speculation.get("num_accepted_draft_tokens", 0),
+            speculation.get("num_target_passes", 0),
         )

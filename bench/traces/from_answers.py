@@ -11,16 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from bench.data.prompts import Prompt, sampling
+from bench.data.prompts import Prompt
 from bench.data.results import Answer, Results
-from bench.traces.files import Trace
-from bench.traces.record import CONTEXT_TOKENS, read_draft, shortened
+from bench.traces.record import CONTEXT_TOKENS, Subject, trace
 from gateway.ports import Message
 from models.llama import Context, Model
 from models.tokenizer import GgufTokenizer
-from speculation.sampling.draft_sampler import coupled
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +52,12 @@ class Replies:
             tokenizer = GgufTokenizer(target)
             for answer in self.wanted:
                 prompt = tokenizer.chat([Message("user", self.prompts[answer.prompt].prompt)])
+                seed = int(str(self.results.settings["seed"])) + answer.repeat
+                subject = Subject(
+                    answer.family, answer.prompt, prompt, answer.temperature, seed
+                )
                 tokens = _tokens(answer, tokenizer, target.vocabulary.eos)
-                yield self._trace(answer, prompt, tokens, context).save(folder)
-
-    def _trace(
-        self, answer: Answer, prompt: list[int], tokens: list[int], draft: Context
-    ) -> Trace:
-        seed = int(str(self.results.settings["seed"])) + answer.repeat
-        sampler = coupled(sampling(answer.temperature), seed, len(prompt))
-        read = read_draft(draft, prompt, tokens, sampler)
-        answered = np.array(tokens, np.int32)
-        return Trace(
-            answer.family,
-            answer.prompt,
-            answer.temperature,
-            seed,
-            np.array(prompt, np.int32),
-            answered,
-            answered[:, None],
-            np.zeros((len(tokens), 1), np.float32),
-            *shortened(read.logits),
-            read.after_miss_tokens,
-            read.after_miss_confidences,
-            np.full(len(tokens), np.nan, np.float32),
-        )
+                yield trace(context, subject, tokens).save(folder)
 
 
 def _tokens(answer: Answer, tokenizer: GgufTokenizer, eos: int) -> list[int]:

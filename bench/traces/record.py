@@ -4,7 +4,7 @@ it, and where it misses also what comes next."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,16 +34,18 @@ CONTEXT_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class DraftReading:
-    """What the draft model generates along an answer of n tokens."""
+class Subject:
+    """What a trace is recorded of. prompt: its tokens."""
 
-    logits: list[Logits]
-    """float32[V] for each of the n positions."""
+    family: str
+    prompt_id: str
+    prompt: Sequence[TokenId]
+    temperature: float
+    seed: int
 
-    after_miss_tokens: Ids
-    """As in Trace."""
-
-    after_miss_confidences: Logits
+    @property
+    def sampling(self) -> Sampling:
+        return sampling(self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,73 +66,71 @@ class Recording:
 
         Raises ModelError, OSError, or ValueError for a prompt that the template rejects.
         """
-        with ExitStack() as opened:
-            target, draft = (
-                opened.enter_context(closing(Model(file))) for file in (self.target, self.draft)
-            )
-            p, q = (
-                opened.enter_context(closing(Context(model, CONTEXT_TOKENS)))
-                for model in (target, draft)
-            )
+        with (
+            closing(Model(self.target)) as target,
+            closing(Model(self.draft)) as draft,
+            closing(Context(target, CONTEXT_TOKENS)) as target_context,
+            closing(Context(draft, CONTEXT_TOKENS)) as draft_context,
+        ):
             tokenizer = GgufTokenizer(target)
-            for prompt in self.prompts:
-                tokens = tokenizer.chat([Message("user", prompt.prompt)])
+            for each in self.prompts:
+                prompt = tokenizer.chat([Message("user", each.prompt)])
                 for temperature in self.temperatures:
-                    yield self._trace(p, q, prompt, tokens, temperature).save(folder)
-
-    def _trace(
-        self,
-        target: Context,
-        draft: Context,
-        prompt: Prompt,
-        tokens: Sequence[TokenId],
-        temperature: float,
-    ) -> Trace:
-        """Run both models over one prompt. Sequence 0 of both contexts is overwritten."""
-        settings = sampling(temperature)
-        answer, p = self._write(target, tokens, settings)
-        read = read_draft(draft, tokens, answer, coupled(settings, self.seed, len(tokens)))
-        overlaps = [_overlap(a, b, settings) for a, b in zip(p, read.logits, strict=True)]
-        return Trace(
-            prompt.family,
-            prompt.id,
-            temperature,
-            self.seed,
-            np.array(tokens, np.int32),
-            np.array(answer, np.int32),
-            *shortened(p),
-            *shortened(read.logits),
-            read.after_miss_tokens,
-            read.after_miss_confidences,
-            np.array(overlaps, np.float32),
-        )
-
-    def _write(
-        self, target: Context, prompt: Sequence[TokenId], settings: Sampling
-    ) -> tuple[list[TokenId], list[Logits]]:
-        """Return the target's answer, and its logits at each position."""
-        answer: list[TokenId] = []
-        p: list[Logits] = []
-        stops = target.model.stop_tokens()
-        _prefill(target, prompt[:-1])
-        while len(answer) < self.tokens and not stops.intersection(answer[-1:]):
-            last = answer[-1] if answer else prompt[-1]
-            target.decode([Segment(0, target.length(0), [last])])
-            p.append(target.logits(0).copy())
-            at = place(len(prompt), len(answer))
-            answer.append(distribution(p[-1], settings).coupled(self.seed, at))
-        return answer, p
+                    subject = Subject(each.family, each.id, prompt, temperature, self.seed)
+                    answer, p = _generate(target_context, subject, self.tokens)
+                    yield trace(draft_context, subject, answer, p).save(folder)
 
 
-def read_draft(
-    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
-) -> DraftReading:
-    """Draft at each position of the answer. Sequence 0 is overwritten."""
-    _prefill(draft, prompt[:-1])
+def trace(
+    draft: Context, subject: Subject, answer: Sequence[TokenId], p: Sequence[Logits] = ()
+) -> Trace:
+    """Draft along an answer. Sequence 0 of the context is overwritten.
+
+    p: the target's logits, float32[V] for each token of the answer; empty: they are not known.
+    """
+    sampler = coupled(subject.sampling, subject.seed, len(subject.prompt))
+    q, after_miss_tokens, after_miss_confidences = _draft(draft, subject, answer, sampler)
+    tokens = np.array(answer, np.int32)
+    if p:
+        target_tokens, target_logits = _shortened(p)
+        overlap = [_overlap(*both, subject.sampling) for both in zip(p, q, strict=True)]
+    else:
+        target_tokens, target_logits = tokens[:, None], np.zeros((len(tokens), 1), np.float32)
+        overlap = [np.nan] * len(tokens)
+    return Trace(
+        subject.family, subject.prompt_id, subject.temperature, subject.seed,
+        np.array(subject.prompt, np.int32), tokens, target_tokens, target_logits,
+        *_shortened(q), after_miss_tokens, after_miss_confidences,
+        np.array(overlap, np.float32),
+    )  # fmt: skip
+
+
+def _generate(
+    target: Context, subject: Subject, tokens: int
+) -> tuple[list[TokenId], list[Logits]]:
+    """Return the target's answer, and its logits at each position."""
+    answer: list[TokenId] = []
+    p: list[Logits] = []
+    stops = target.model.stop_tokens()
+    _prefill(target, subject.prompt[:-1])
+    while len(answer) < tokens and not stops.intersection(answer[-1:]):
+        last = answer[-1] if answer else subject.prompt[-1]
+        target.decode([Segment(0, target.length(0), [last])])
+        p.append(target.logits(0).copy())
+        at = place(len(subject.prompt), len(answer))
+        answer.append(distribution(p[-1], subject.sampling).coupled(subject.seed, at))
+    return answer, p
+
+
+def _draft(
+    draft: Context, subject: Subject, answer: Sequence[TokenId], sampler: DraftSampler
+) -> tuple[list[Logits], Ids, Logits]:
+    """Return the draft model's logits at each position, and what follows its misses."""
+    _prefill(draft, subject.prompt[:-1])
     logits: list[Logits] = []
     tokens = np.full((len(answer), AFTER_MISS), -1, np.int32)
     confidences = np.zeros((len(answer), AFTER_MISS), np.float32)
-    for position, (token, expected) in enumerate(pairwise((prompt[-1], *answer))):
+    for position, (token, expected) in enumerate(pairwise((subject.prompt[-1], *answer))):
         draft.decode([Segment(0, draft.length(0), [token])])
         logits.append(draft.logits(0).copy())
         drafted = sampler(logits[-1], position)
@@ -138,7 +138,7 @@ def read_draft(
             after = _after_miss(draft, drafted, position, sampler)
             tokens[position] = [each.token for each in after]
             confidences[position] = [each.confidence for each in after]
-    return DraftReading(logits, tokens, confidences)
+    return logits, tokens, confidences
 
 
 def _after_miss(
@@ -161,14 +161,14 @@ def _prefill(context: Context, tokens: Sequence[int]) -> None:
         context.decode([Segment(0, start, chunk, logits=0)])
 
 
-def shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
+def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
     """Return, as a Trace has them, the KEPT likeliest tokens of each row, and their
     log-probabilities at temperature 1. rows: float32[V] each."""
-    kept = [_shortened(row) for row in rows]
+    kept = [_shortened_row(row) for row in rows]
     return np.array([tokens for tokens, _ in kept]), np.array([logits for _, logits in kept])
 
 
-def _shortened(logits: Logits) -> tuple[Ids, Logits]:
+def _shortened_row(logits: Logits) -> tuple[Ids, Logits]:
     tokens = top(logits, KEPT)
     shifted = logits - logits.max()
     total = np.log(np.exp(shifted, dtype=np.float64).sum())

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bench.data.statistics import Mean, mean
+from bench.report.costs import figures
 from bench.report.differences import first_difference
 from bench.report.markdown import markdown
-from bench.report.over_distance import figures
 from bench.report.plots import draw
 from bench.report.speedups import Comparison
 from tests.bench.answers import answer, results
@@ -122,7 +122,7 @@ def test_an_arm_is_compared_with_each_rival_at_its_best_round_by_link() -> None:
 def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
     compared = Comparison(results(answer("cloud", 4.0), answer("picospec", 1.0)), 0.0)
 
-    found = {name: value((10.0, None)) for name, value in figures(compared, "picospec").items()}
+    found = figures(compared, "picospec", (10.0, None))
 
     assert found == {
         "times as fast as `cloud`": "4.00",
@@ -137,9 +137,9 @@ def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
 def test_an_arm_that_was_not_asked_over_a_link_has_no_figures_there() -> None:
     compared = Comparison(results(answer("cloud", 4.0)), 0.0)
 
-    found = [value((10.0, None)) for value in figures(compared, "picospec").values()]
+    found = figures(compared, "picospec", (10.0, None))
 
-    assert found == [""] * 6
+    assert list(found.values()) == [""] * 6
 
 
 def test_another_text_is_shown_from_where_it_parts() -> None:

@@ -1,0 +1,150 @@
+"""Writes what the simulator does, message by message, and compares two such logs.
+
+    python -m bench.simulator.event_log --out FILE [--traces DIR]
+    python -m bench.simulator.event_log --compare OLD NEW
+
+A change that keeps every decision keeps every line, so two commits are compared by their logs.
+A log has a *cell* for each arm, operating point, round trip and source, where one client asks
+twice, and cells in which four clients share a verifier. A cell is `{"cell": name}` and lists:
+
+    ["sent", seconds, link, kind, fields], ["arrived", seconds, link, kind]   links by first use
+    ["answer", n, tokens, ttft_s, seconds, drafted, bytes_up, bytes_down]
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, product, zip_longest
+from pathlib import Path
+from typing import Final
+from unittest.mock import patch
+
+import msgspec
+import typer
+
+from bench.link.path import Conditions
+from bench.link.path import Path as LinkPath
+from bench.simulator import world
+from bench.simulator.clock import Clock, Line
+from bench.simulator.hosts import gpu, hosts_of
+from bench.simulator.predict import POINTS
+from bench.simulator.source import Source, synthetic, traced
+from bench.simulator.table import candidates
+from bench.traces.files import Trace
+from speculation.protocol.messages import Message
+
+ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")
+HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {
+    name: POINTS[f"{name} ms"] for name in ("72/24", "146/43", "10/5")
+}
+HOSTS["dear rows"] = gpu(0.072, 0.007, twice_at=2)
+"""Where a row costs a pass, right drafts go unused; the edge rests for that nowhere else."""
+RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
+ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
+TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
+FLOAT: Final = re.compile(r"\d+\.\d+(e-?\d+)?")
+
+
+def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
+    """Return the lines of one cell."""
+    lines: list[str] = []
+    unused = count()
+
+    def write(*values: object) -> None:
+        lines.append(json.dumps(values, sort_keys=True) + "\n")
+
+    def line(clock: Clock, path: LinkPath, deliver: Callable[..., None]) -> Line:
+        """Return a direction of a link that writes down what enters and what leaves it."""
+        number: list[int] = []
+
+        def sent(message: Message) -> None:
+            number[:] = number or [next(unused)]
+            write("sent", clock.now_s, *number, *_neutral(message))
+            send(message)
+
+        def arrived(message: Message) -> None:
+            write("arrived", clock.now_s, *number, _neutral(message)[0])
+            deliver(message)
+
+        made = Line(clock, path, arrived)
+        send, made.send = made.send, sent  # type: ignore[method-assign]
+        return made
+
+    with patch.object(world, "Line", line):
+        answers = world.simulate(there, candidates(arm)[0], clients)
+    for n, answer in enumerate(answers):
+        cost = answer.log.drafted, answer.bytes_up, answer.bytes_down
+        write("answer", n, answer.tokens, answer.ttft_s, answer.seconds, *cost)
+    return "".join(lines)
+
+
+def _neutral(message: Message) -> tuple[str, dict[str, object]]:
+    """Return kind and fields, without the protocol's version."""
+    fields = msgspec.to_builtins(message)
+    fields.pop("version", None)
+    return type(message).__name__, fields
+
+
+def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the lines of every cell."""
+    every, step = list(sources.values()), max(1, len(sources) // CLIENTS)
+    crowd = [every[i * step :][:ANSWERS] for i in range(CLIENTS)]
+    asked = {name: [[source, source]] for name, source in sources.items()} | {"crowd": crowd}
+    for arm, (point, hosts), rtt_ms in product(ARMS, HOSTS.items(), RTTS_MS):
+        for name, clients in asked.items():
+            there = world.World(hosts, Conditions(rtt_ms))
+            yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the lines of every cell of a log."""
+    with gzip.open(path, "rt") as file:
+        parts = file.read().split('{"cell": "')[1:]
+    return {name: lines for name, _, lines in (part.partition('"}\n') for part in parts)}
+
+
+def report(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    """Yield the first messages in which cells differ by more than rounding, then the totals."""
+    found = Counter({"only in one log": len(old.keys() ^ new.keys())})
+    for name in sorted(old.keys() & new.keys()):
+        if old[name] == new[name]:
+            found["identical"] += 1
+        elif not (pair := next(_differing(old[name], new[name]), None)):
+            found["identical but for rounding and what answers cost"] += 1
+        else:
+            found["different"] += 1
+            yield "\n    ".join((name, *pair))
+    yield ", ".join(f"{number} {how}" for how, number in found.items())
+
+
+def _differing(*cells: str) -> Iterator[tuple[str, ...]]:
+    """Yield the messages in which two cells differ, their numbers rounded to nine digits."""
+    rounded = (FLOAT.sub(lambda n: f"{float(n[0]):.9g}", cell) for cell in cells)
+    messages = ([m for m in r.splitlines() if not m.startswith('["answer"')] for r in rounded)
+    return (pair for pair in zip_longest(*messages, fillvalue="-") if pair[0] != pair[1])
+
+
+def main(
+    out: Path | None = None,
+    traces: Path | None = None,
+    compare: tuple[Path, Path] | None = None,
+) -> None:
+    """Write a log, over the traces of a folder or else made-up answers; or compare two."""
+    for text in report(read(compare[0]), read(compare[1])) if compare else ():
+        typer.echo(text)
+    if out:
+        files = sorted(traces.glob("*.npz")) if traces else ()
+        replayed = {file.stem: traced(Trace.load(file)) for file in files}
+        keys = product(ACCEPTANCES, (0, 1))
+        made_up = {f"{a} {seed}": synthetic(a, TOKENS, seed, PROMPT_TOKENS) for a, seed in keys}
+        with gzip.open(out, "wt", compresslevel=3) as log:
+            for name, lines in cells(replayed or made_up):
+                log.write(json.dumps({"cell": name}) + "\n" + lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
