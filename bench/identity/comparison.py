@@ -1,4 +1,4 @@
-"""Compares the answers of edges with the plain engine's, and says what a difference means."""
+"""Compares the answers of edges with the plain engine's, and counts the differences."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ The prompts are dealt into slices. Each checkout runs `bench run` on each slice,
 old new, new old, old new, so that a host whose speed drifts changes both alike. An answer of
 the new checkout is paired with the old one's to the same prompt and seed over the same link;
 bench.data.statistics averages the ratios. The arm `cloud` is the control: its ratio shows what
-the host alone does. Both checkouts run in this Python environment; PYTHONPATH decides whose code
-it imports, also in the processes that vLLM spawns. A finished turn is not run again.
+the host alone does. Both checkouts run in this Python environment, and PYTHONPATH decides whose
+code it imports, also in the processes that vLLM spawns. A finished turn is not run again.
 """
 
 from __future__ import annotations

@@ -22,11 +22,12 @@ ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")
 
 def trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
     """A draft model whose every draft token is the target's."""
-    said = np.arange(tokens, dtype=np.int32)
+    answer_tokens = np.arange(tokens, dtype=np.int32)
     logits = np.zeros((tokens, 1), np.float32)
     return Trace(
-        "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), said, said[:, None],
-        logits, said[:, None], logits, np.full((tokens, 1), -1, np.int32), logits,
+        "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), answer_tokens,
+        answer_tokens[:, None], logits, answer_tokens[:, None], logits,
+        np.full((tokens, 1), -1, np.int32), logits,
         np.ones(tokens, np.float32),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The whole bench on SmolLM2: it runs, keeps all, and every coupled arm says the same."""
+"""The whole bench on SmolLM2: it runs, keeps all, and every coupled arm generates the same."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
         (["--arms", "picospec"], "cloud"),
         (["--arms", "cloud,other"], "other"),
@@ -66,12 +66,12 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_anything_starts(
-    tmp_path: Path, arguments: list[str], said: str
+    tmp_path: Path, arguments: list[str], named: str
 ) -> None:
     result = CliRunner().invoke(app, ["run", "--json", str(tmp_path / "o.json"), *arguments])
 
     assert result.exit_code == 2
-    assert said in result.output
+    assert named in result.output
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The log of a simulation has every message, and tells two simulations apart."""
+"""The log of a simulation has every message, and two logs can be compared."""
 
 from __future__ import annotations
 

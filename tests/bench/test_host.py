@@ -1,4 +1,4 @@
-"""What is said about a machine is read from where its kernel says it."""
+"""What is reported about a machine is read from its kernel."""
 
 from __future__ import annotations
 

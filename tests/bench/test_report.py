@@ -1,4 +1,4 @@
-"""A report says what was measured, on what, and how sure it is."""
+"""A report tells what was measured, on what, and how sure it is."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_page_names_host_models_commit_and_every_arm() -> None:
         results(answer("cloud", 4.0), answer("picospec", 1.0), answer("sync:4", 2.0))
     )
 
-    for said in (
+    for part in (
         "a processor",
         "abc123",
         "big",
@@ -91,11 +91,11 @@ def test_a_page_names_host_models_commit_and_every_arm() -> None:
         "| picospec | 4.00 |",
         "| sync:4 | 2.00 |",
     ):
-        assert said in page
+        assert part in page
     assert "Other work" not in page
 
 
-def test_a_busy_machine_is_said_first() -> None:
+def test_a_busy_machine_is_reported_first() -> None:
     page = markdown(results(answer("cloud", 4.0), load=3.0))
 
     assert page.index("Other work ran on this machine") < page.index("a processor")

@@ -28,15 +28,15 @@ GPU = World(gpu(0.1, 0.01), Conditions())
 
 
 def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
-    """A target that says what the shared noise picks, and a draft of the same distribution."""
+    """A target sampled with the shared noise, and a draft model of the same distribution."""
     chance = np.random.default_rng(3)
     logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
     tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
-    said = [
+    sampled = [
         distribution(dense(*row), sampling(temperature)).coupled(7, place(3, i))
         for i, row in enumerate(zip(tokens, logits, strict=True))
     ]
-    answer = np.array(said, np.int32)
+    answer = np.array(sampled, np.int32)
     return Trace(
         family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
         logits, tokens, logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
@@ -44,29 +44,31 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
     )  # fmt: skip
 
 
-def right(source: Source) -> int:
-    """Count where the draft says the target's token, given a right beginning."""
-    guesses = (source.draft(source.tokens[:i]).token for i in range(len(source.tokens)))
-    return sum(map(eq, guesses, source.tokens))
+def accepted(source: Source) -> int:
+    """Count the positions at which the draft token after the target's context is the target's."""
+    drafts = (source.draft(source.tokens[:i]).token for i in range(len(source.tokens)))
+    return sum(map(eq, drafts, source.tokens))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_with_the_targets_law_is_nearly_always_right(temperature: float) -> None:
+def test_draft_tokens_of_the_targets_distribution_are_nearly_always_accepted(
+    temperature: float,
+) -> None:
     source = traced(trace(temperature))
 
-    assert right(source) >= (0.8 if temperature else 1.0) * len(source.tokens)
+    assert accepted(source) >= (0.8 if temperature else 1.0) * len(source.tokens)
 
 
-def test_a_draft_of_another_law_is_wrong_where_the_trace_says_so() -> None:
+def test_draft_tokens_of_another_distribution_miss_where_the_trace_has_it() -> None:
     same = trace(0.0)
     other = replace(same, draft_tokens=np.roll(same.draft_tokens, 1, axis=1))
 
     source = traced(other)
 
-    assert right(source) == 0
+    assert accepted(source) == 0
 
 
-def test_after_its_own_wrong_guess_the_draft_says_what_the_trace_has() -> None:
+def test_after_its_own_miss_the_draft_model_drafts_what_the_trace_has() -> None:
     same = trace(0.0, n=3)
     other = replace(
         same,
@@ -77,16 +79,16 @@ def test_after_its_own_wrong_guess_the_draft_says_what_the_trace_has() -> None:
 
     source = traced(other)
 
-    wrong = source.draft([]).token
-    first, second = source.draft([wrong]), source.draft([wrong, 40])
+    missed = source.draft([]).token
+    first, second = source.draft([missed]), source.draft([missed, 40])
     assert [(each.token, each.confidence) for each in (first, second)] == [(40, 0.5), (41, 0.5)]
     after = source.draft(source.tokens[:1]).token
     assert source.draft([source.tokens[0], after]).token == 50
-    assert source.draft([wrong, 99]).token >= WRONG  # it never said 99
+    assert source.draft([missed, 99]).token >= WRONG  # it never drafted 99
     assert source.draft([99, 40]).token >= WRONG
 
 
-def test_after_a_wrong_token_every_guess_is_wrong() -> None:
+def test_after_a_miss_every_draft_token_misses() -> None:
     source = synthetic(1.0, 10)
 
     assert source.draft([0, 1]).token == 2
@@ -135,7 +137,7 @@ def test_hosts_that_cannot_be_are_refused(text: str) -> None:
         hosts_of(text)
 
 
-def test_a_draft_model_beside_the_target_has_a_time_of_its_own() -> None:
+def test_a_colocated_draft_model_has_a_time_of_its_own() -> None:
     colocated_s = hosts_of("72/24/8").colocated_s
 
     assert hosts_of("72/24").colocated_s is None
@@ -169,12 +171,12 @@ def test_the_command_prints_a_table_and_writes_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "missed",
     [["--arms", "bus"], ["--rtt", "near"], ["--hosts", "fast"], ["--families", "distribution"]],
 )
-def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, wrong: list[str]) -> None:
+def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, missed: list[str]) -> None:
     trace().save(tmp_path)
 
-    result = CliRunner().invoke(app, ["simulate", "--traces", str(tmp_path), *wrong])
+    result = CliRunner().invoke(app, ["simulate", "--traces", str(tmp_path), *missed])
 
     assert result.exit_code == 2

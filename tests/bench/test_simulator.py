@@ -146,7 +146,7 @@ def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
     assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
 
 
-def test_a_draft_model_beside_the_target_may_be_faster_than_on_the_device() -> None:
+def test_a_colocated_draft_model_may_be_faster_than_on_the_device() -> None:
     hosts = gpu(PASS_S, DRAFT_S, colocated_s=0.002)
 
     answer = run(Colocated(4), synthetic(1.0, 1000), hosts=hosts)
@@ -164,7 +164,7 @@ def test_colocated_sessions_draft_and_verify_together() -> None:
     )
 
 
-def test_drafts_beside_the_target_cost_more_for_more_sessions() -> None:
+def test_colocated_draft_steps_cost_more_for_more_sessions() -> None:
     hosts = replace(GPU, colocated_s=Curve({1: 0.01, 9: 0.09}))
     clients = [[synthetic(1.0, 500)] for _ in range(5)]
 

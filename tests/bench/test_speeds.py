@@ -114,12 +114,12 @@ class FakeLink:
 
     async def events(self) -> AsyncGenerator[Down]:
         yield Opened("s", Limits())
-        said = 0
-        while said < len(ANSWER):
+        committed = 0
+        while committed < len(ANSWER):
             reach = max((draft.start + len(draft.tokens) for draft in self.drafts), default=0)
-            count = min(4, reach - said, len(ANSWER) - said - 1) if said else 0
-            yield commit(said, count + 1, accepted=count)
-            said += count + 1
+            count = min(4, reach - committed, len(ANSWER) - committed - 1) if committed else 0
+            yield commit(committed, count + 1, accepted=count)
+            committed += count + 1
         yield Finish("length")
 
     async def cancel(self) -> None:
@@ -138,7 +138,7 @@ async def test_every_pass_of_a_timed_session_judges_what_was_asked_for(ahead: bo
     assert furthest[:2] == [5, 10]
 
 
-class FakeSeat:
+class FakeSlot:
     """Remembers how many tokens each step had to read."""
 
     context_tokens = 512
@@ -156,11 +156,11 @@ class FakeSeat:
 
 
 async def test_the_steps_that_are_timed_read_what_they_are_filed_under() -> None:
-    seat = FakeSeat()
+    slot = FakeSlot()
 
-    found = await draft_timing.steps(seat, Question((1, 2, 3), ANSWER))
+    found = await draft_timing.steps(slot, Question((1, 2, 3), ANSWER))
 
     assert tuple(found) == draft_timing.READ
-    assert seat.read[2::2] == [
+    assert slot.read[2::2] == [
         n for n in draft_timing.READ for _ in range(draft_timing.REPEATS)
     ]

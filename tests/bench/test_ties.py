@@ -11,10 +11,10 @@ def quiet(position: int, piece: bytes) -> float:
     return 0.0
 
 
-def row(said: bytes, **logprobs: float) -> TokenScores:
+def row(token: bytes, **logprobs: float) -> TokenScores:
     """A token and the likeliest there."""
     top = sorted(((k.encode(), v) for k, v in logprobs.items()), key=lambda pair: -pair[1])
-    return TokenScores(said, dict(top)[said], tuple(top))
+    return TokenScores(token, dict(top)[token], tuple(top))
 
 
 def test_equal_answers_part_nowhere() -> None:
