@@ -116,6 +116,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     edge_cpu_s: float
 
     @property
+    def kind(self) -> str:
+        """The arm's name without its round length."""
+        return self.arm.partition(":")[0]
+
+    @property
     def place(self) -> tuple[str, str, float, float]:
         """Identifies the cell in a comparison over links without a rate."""
         return self.arm, self.family, self.rtt_ms, self.temperature

@@ -101,33 +101,28 @@ class Lane:
         self._queue.append((self._last_due_s, item))
 
     def _deliver(self) -> None:
-        due = self._take_due()
-        if due:
-            self._target.write(b"".join(due))
-            self._in_flight_bytes -= sum(map(len, due))
-            if self._in_flight_bytes <= self._max_in_flight_bytes:
-                self._source.resume_reading()
-        self._deliver_ending()
-        self._arm()
-
-    def _take_due(self) -> list[bytes]:
         horizon_s = self._loop.time() + TICK_S / 2
         due: list[bytes] = []
         while self._queue and not self._blocked and self._queue[0][0] <= horizon_s:
             item = self._queue[0][1]
+            if isinstance(item, Ending) and due:
+                self._write(due)  # which may block the lane, and so hold the ending up
+                due = []
+                continue
+            self._queue.popleft()
             if isinstance(item, Ending):
-                break
-            due.append(item)
-            self._queue.popleft()
-        return due
+                self._on_end(item)
+            else:
+                due.append(item)
+        if due:
+            self._write(due)
+        self._arm()
 
-    def _deliver_ending(self) -> None:
-        if not self._queue or self._blocked:
-            return
-        due_s, item = self._queue[0]
-        if isinstance(item, Ending) and due_s <= self._loop.time() + TICK_S / 2:
-            self._queue.popleft()
-            self._on_end(item)
+    def _write(self, due: list[bytes]) -> None:
+        self._target.write(b"".join(due))
+        self._in_flight_bytes -= sum(map(len, due))
+        if self._in_flight_bytes <= self._max_in_flight_bytes:
+            self._source.resume_reading()
 
     def _arm(self) -> None:
         if self._timer is None and self._queue and not self._blocked:
@@ -145,12 +140,15 @@ class End(asyncio.Protocol):
     outgoing: Lane
     incoming: Lane
 
-    def __init__(self) -> None:
+    def __init__(self, connected: Callable[[End], None] = lambda end: None) -> None:
+        """connected: is called with this end when its socket is open."""
+        self._connected = connected
         self._transport: asyncio.Transport | None = None
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._connected(self)
 
     def data_received(self, data: bytes) -> None:
         self.outgoing.send(data)

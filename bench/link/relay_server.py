@@ -80,18 +80,6 @@ class Connection:
             self._link.forget(self)
 
 
-class _Client(End):
-    """An accepted socket, which hands itself to the link."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__()
-        self._link = link
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._link.accept(self)
-
-
 class Link:
     """The relay. Open it with `async with`; leaving cuts what is still connected."""
 
@@ -124,7 +112,7 @@ class Link:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Client(self), self.host, self.port)
+        self._server = await loop.create_server(lambda: End(self.accept), self.host, self.port)
         await self._tasks.__aenter__()
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -157,7 +145,7 @@ class Link:
         self._refusing = refusing
 
     def accept(self, client: End) -> None:
-        """Carry a client's socket upstream; called by the socket itself."""
+        """Carry a client's socket upstream; called when it is connected."""
         if self._refusing:
             client.reset()
             return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench.data.markdown_table import table
 from bench.data.results import Results
 from bench.report.costs import cost, figures
 from bench.report.differences import HEAD, differences
@@ -29,12 +30,6 @@ def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
         parts += _temperature(Comparison(results, temperature), temperature)
     parts += [f"![{path.stem}]({path.name})" for path in plots]
     return "\n\n".join(parts) + "\n"
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
 def _conditions(results: Results) -> list[str]:

@@ -23,7 +23,9 @@ import msgspec
 import typer
 
 from bench import options
+from bench.data.files import load
 from bench.data.prompts import Prompt, read
+from bench.data.results import Answer
 from bench.data.statistics import mean
 
 MIN_RATIO: Final = 0.97
@@ -40,32 +42,10 @@ Key = tuple[str, str, float, float, int]
 """Arm, prompt, round trip in ms, temperature, repeat."""
 
 
-class Timing(msgspec.Struct, frozen=True):
-    """The fields of a measured answer (bench.data.results) that both checkouts write."""
+class Measured(msgspec.Struct, frozen=True):
+    """The part of a file of `bench run` that is compared."""
 
-    arm: str
-    family: str
-    prompt: str
-    repeat: int
-    rtt_ms: float
-    temperature: float
-    text: str
-    tokens: int
-    first_share: float
-    seconds: float
-    ttft_ms: float
-
-    @property
-    def decode_speed(self) -> float:
-        """Tokens per second after the first piece of text, as in bench.data.results."""
-        if self.first_share in (0.0, 1.0):
-            return self.tokens / self.seconds
-        later_s = self.seconds - self.ttft_ms / 1000
-        return self.tokens * (1.0 - self.first_share) / later_s
-
-
-class Timings(msgspec.Struct, frozen=True):
-    answers: list[Timing]
+    answers: list[Answer]
 
 
 def results(turn: Turn) -> Path:
@@ -94,19 +74,19 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
     unfinished.rename(finished)
 
 
-def timings(side: str, slices: Sequence[Path]) -> dict[Key, Timing]:
+def measured(side: str, slices: Sequence[Path]) -> dict[Key, Answer]:
     """Return what a checkout measured."""
-    files = [results((side, prompts)).read_bytes() for prompts in slices]
-    found = [each for file in files for each in msgspec.json.decode(file, type=Timings).answers]
+    files = [load(results((side, prompts)), Measured) for prompts in slices]
+    found = [answer for file in files for answer in file.answers]
     return {(a.arm, a.prompt, a.rtt_ms, a.temperature, a.repeat): a for a in found}
 
 
-def report(old: Mapping[Key, Timing], new: Mapping[Key, Timing]) -> Iterator[str]:
+def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str]:
     """Yield a line for each arm and speed, and one for texts that differ."""
     pairs = [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
     for arm in sorted({a.arm for a, _ in pairs}):
         own = [pair for pair in pairs if pair[0].arm == arm]
-        decode = [(a.family, a.prompt, b.decode_speed / a.decode_speed) for a, b in own]
+        decode = [(a.family, a.prompt, b.tokens_per_s / a.tokens_per_s) for a, b in own]
         yield verdict(f"{arm}: tokens/s, new/old", decode)
         first = [(a.family, a.prompt, a.ttft_ms / b.ttft_ms) for a, b in own]
         yield verdict(f"{arm}: 1 / time to first token, new/old", first)
@@ -143,7 +123,7 @@ def main(
     for n, own in enumerate(dealt):
         for side in ("old", "new") if n % 2 == 0 else ("new", "old"):
             run((side, own), checkouts[side], context.args)
-    for line in report(timings("old", dealt), timings("new", dealt)):
+    for line in report(measured("old", dealt), measured("new", dealt)):
         typer.echo(line)
 
 

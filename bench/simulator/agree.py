@@ -8,7 +8,6 @@ prediction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +17,7 @@ from bench.data.results import Results, references
 from bench.link.path import Conditions
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source, traced
-from bench.simulator.table import Group, SimulatedRow, candidates, rows
+from bench.simulator.table import ARMS, Group, SimulatedRow, rows
 from bench.simulator.world import World
 from bench.traces.files import Trace
 
@@ -72,15 +71,9 @@ def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterato
         group = Group(family, temperature, _sources(measured, traces, family, temperature))
         cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
         for rtt_ms in dict.fromkeys(row.rtt_ms for row in cells):
-            names = [row.arm for row in cells if row.rtt_ms == rtt_ms and _known(row.arm)]
+            names = [row.arm for row in cells if row.rtt_ms == rtt_ms and row.kind in ARMS]
             conditions = Conditions(rtt_ms, measured.link.get("jitter_ms") or 0.0)
             yield from rows(World(hosts, conditions), [group], [rtt_ms], names)
-
-
-def _known(arm: str) -> bool:
-    with suppress(ValueError):
-        return bool(candidates(arm))
-    return False
 
 
 def _sources(

@@ -11,7 +11,7 @@ engine of 10 ms a token. Which draft tokens are accepted comes from traces; time
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,6 +20,7 @@ import typer
 from rich.progress import track
 
 from bench import options
+from bench.data.markdown_table import table
 from bench.link.path import Conditions
 from bench.simulator.capacity import CLIENTS, SHARED, Crowd, alternating, capacity, crowds
 from bench.simulator.hosts import Hosts, gpu
@@ -53,11 +54,11 @@ def speedup_table(cells: Cells, temperature: float) -> str:
     lines = []
     for (point, heat), found in cells.items():
         if heat == temperature:
-            table = speedups(found)
+            means = speedups(found)
             for arm in ARMS:
-                values = (f"{table[arm, 'all'][ms]:.2f}" for ms in RTTS_MS)
+                values = (f"{means[arm, 'all'][ms]:.2f}" for ms in RTTS_MS)
                 lines.append((point, f"`{arm}`", *values))
-    return _table(("arm", *(f"{ms:g} ms" for ms in RTTS_MS)), lines)
+    return table(("target/draft", "arm", *(f"{ms:g} ms" for ms in RTTS_MS)), lines)
 
 
 def crowd_table(found: Sequence[Crowd]) -> str:
@@ -66,7 +67,7 @@ def crowd_table(found: Sequence[Crowd]) -> str:
     for point, arm in dict.fromkeys((c.point, c.arm) for c in found):
         values = (f"{c.tokens_per_s:.1f}" for c in found if (c.point, c.arm) == (point, arm))
         lines.append((point, f"`{arm}`", *values))
-    return _table(("arm", *map(str, CLIENTS)), lines)
+    return table(("target/draft", "arm", *map(str, CLIENTS)), lines)
 
 
 def capacity_table(found: Sequence[Crowd]) -> str:
@@ -78,17 +79,11 @@ def capacity_table(found: Sequence[Crowd]) -> str:
             rate = share / hosts.pass_s.of(1)
             served = (_clients(capacity(own, arm, rate)) for arm in SHARED)
             lines.append((point, f"{rate:.3g}", *served))
-    return _table(("tokens/s of each", *(f"`{arm}`" for arm in SHARED)), lines)
+    return table(("target/draft", "tokens/s of each", *(f"`{arm}`" for arm in SHARED)), lines)
 
 
 def _clients(count: float) -> str:
     return f"{count:.0f}" if count < CLIENTS[-1] else f"{CLIENTS[-1]} or more"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    head = ("target/draft", *head)
-    body = "\n".join(f"| {' | '.join(line)} |" for line in (head, *lines))
-    return body.replace("\n", "\n|" + "---|" * len(head) + "\n", 1)
 
 
 def main(

@@ -45,7 +45,7 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
 
 
 def accepted(source: Source) -> int:
-    """Count the positions at which the draft token after the target's context is the target's."""
+    """Count the positions whose draft token, after the target's context, is the target's."""
     drafts = (source.draft(source.tokens[:i]).token for i in range(len(source.tokens)))
     return sum(map(eq, drafts, source.tokens))
 

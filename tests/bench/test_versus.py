@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from bench.data.prompts import Prompt
-from bench.run.versus import Key, Timing, deal, report
+from bench.data.results import Answer
+from bench.run.versus import Key, deal, report
+from tests.bench.answers import answer
 
 
-@dataclass(frozen=True)
-class Checkout:
-    """A checkout that generates four tokens of `text` in `seconds`."""
-
-    seconds: float
-    text: str = "same"
-
-    def timings(self) -> dict[Key, Timing]:
-        return {
-            ("picospec", prompt, 10.0, 0.0, 0): Timing(
-                "picospec", "code", prompt, 0, 10.0, 0.0, self.text, 4, 0.0, self.seconds, 50.0
-            )
-            for prompt in "ab"
-        }
+def checkout(seconds: float, text: str = "same") -> dict[Key, Answer]:
+    """What a checkout measured that generates `text` in `seconds`."""
+    return {
+        ("picospec", prompt, 10.0, 0.0, 0): answer(
+            "picospec", seconds, prompt=prompt, text=text
+        )
+        for prompt in "ab"
+    }
 
 
 def test_a_checkout_that_is_as_fast_suffices() -> None:
-    tokens, first, texts = report(Checkout(2.0).timings(), Checkout(2.0).timings())
+    tokens, first, texts = report(checkout(2.0), checkout(2.0))
 
     assert tokens == "picospec: tokens/s, new/old: 1.000 [1.000, 1.000], width 0.000: yes"
     assert first.endswith("yes")
     assert texts == "0 of 2 texts differ"
 
 
-def test_a_checkout_that_is_slower_or_generates_other_texts_is_told() -> None:
-    tokens, _, texts = report(Checkout(2.0).timings(), Checkout(4.0, "other").timings())
+def test_a_checkout_that_is_slower_or_generates_other_texts_is_reported() -> None:
+    tokens, _, texts = report(checkout(2.0), checkout(4.0, "other"))
 
     assert tokens.endswith("0.500 [0.500, 0.500], width 0.000: NO")
     assert texts == "2 of 2 texts differ"
