@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from bench.data.prompts import Prompt, read
+from gateway.error_groups import first_error
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command that hands options it does not know to the verifier."""
@@ -50,8 +51,7 @@ def chosen(path: Path, families: str, per_family: int | None) -> Sequence[Prompt
 
 def fail(console: Console, error: BaseException) -> NoReturn:
     """End the command with the first error of a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    named = f"{type(error).__name__}: {error}"
+    first = first_error(error)
+    named = f"{type(first).__name__}: {first}"
     console.print(named, style="red", markup=False, soft_wrap=True)
     sys.exit(1)

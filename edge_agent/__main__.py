@@ -14,12 +14,11 @@ import uvicorn
 from pydantic import ValidationError
 
 from edge_agent.app import build
-from edge_agent.engine import MakePace
-from edge_agent.pace import Pace
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
 from models.errors import ModelError
 from models.opening import open_store
+from speculation.drafting.policy import DraftPolicy
 
 GRACE_S = 5
 """For streams that are still running at SIGTERM; then they are cancelled, at both ends."""
@@ -58,14 +57,14 @@ def main(
     serve(settings)
 
 
-def serve(settings: EdgeSettings, make_pace: MakePace = Pace) -> None:
+def serve(settings: EdgeSettings, policy: DraftPolicy | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
     try:
-        face = build(settings, open_store(os.environ), make_pace)
+        face = build(settings, open_store(os.environ), policy)
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")
     uvicorn.run(

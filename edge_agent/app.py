@@ -19,14 +19,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.draft_model.loading import TargetTokenizer, make_drafter, open_model
-from edge_agent.engine import EdgeEngine, MakePace, Policy
+from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.pace import Pace
 from edge_agent.settings import EdgeSettings
 from gateway.app import create_app
 from gateway.errors import ApiError
 from models.store import Store
+from speculation.drafting.policy import DraftPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Health:
         )
 
 
-def build(settings: EdgeSettings, store: Store, make_pace: MakePace = Pace) -> FastAPI:
+def build(settings: EdgeSettings, store: Store, policy: DraftPolicy | None = None) -> FastAPI:
     """Return the ASGI app, its draft model loaded. Raises models.errors.ModelError, OSError.
 
     Its lifespan frees everything.
@@ -68,10 +68,9 @@ def build(settings: EdgeSettings, store: Store, make_pace: MakePace = Pace) -> F
     engine = EdgeEngine(
         uplink,
         drafter,
-        Policy(settings.judge, settings.fill, settings.draft_pacing, lookup),
+        Speculation(settings.judge, settings.fill, settings.draft_pacing, lookup, policy),
         metrics,
         vocabulary=model.vocabulary.fingerprint,
-        make_pace=make_pace,
     )
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ class _End:
     error: Exception | None
 
 
-async def pulled(
+async def as_generator(
     work: Callable[[Callable[[T], Awaitable[None]]], Awaitable[None]],
 ) -> AsyncGenerator[T]:
     """Yield what `work(emit)` emits, and raise what it raises.
@@ -31,7 +31,7 @@ async def pulled(
     async def run() -> None:
         try:
             await work(items.put)
-        except Exception as error:  # handed over to whoever pulls
+        except Exception as error:  # handed over to whoever iterates
             await items.put(_End(error))
         else:
             await items.put(_End(None))

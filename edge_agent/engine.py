@@ -8,40 +8,28 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import msgspec
 import numpy as np
 
-from edge_agent import pipeline
-from edge_agent.as_generator import pulled
+from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, Seat
+from edge_agent.driver import DraftModel, Driver, Link
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.pace import Pace
-from edge_agent.pipeline import Pipeline
 from edge_agent.statistics import Tally
-from edge_agent.steps import Guesser
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, TokenLogprob
-from speculation.drafting.policy import DraftSettings
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.prompt_lookup import Lookup
-from speculation.protocol.messages import (
-    Commit,
-    Fill,
-    Judge,
-    Limits,
-    ModelFacts,
-    Open,
-    Sampling,
-)
-from speculation.sampling import draft_sampler as guessing
+from speculation.drafting.machine import DraftCounts, DraftMachine
+from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
+from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.protocol.messages import Commit, Fill, Judge, ModelFacts, Open, Sampling
+from speculation.sampling import draft_sampler
 
 Chance = Callable[[], np.random.Generator]
 Emit = Callable[[Delta], Awaitable[None]]
-MakePace = Callable[[DraftSettings, Limits, Callable[[], float]], Pace]
 
 
 class Uplink(Protocol):
@@ -52,7 +40,7 @@ class Uplink(Protocol):
         """Raises gateway.errors.Unavailable or EngineFault."""
         ...
 
-    def open(self, request: Open) -> pipeline.Link: ...
+    def open(self, request: Open) -> Link: ...
 
     def forget(self) -> None:
         """The facts may have changed."""
@@ -60,14 +48,17 @@ class Uplink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Speculation:
     """How this edge speculates."""
 
     judge: Judge = "coupled"
     fill: Fill = "auto"
-    pacing: DraftSettings = field(default_factory=DraftSettings)
+    drafting: DraftSettings = field(default_factory=DraftSettings)
     lookup: bool = True
-    """DraftToken also what followed when the same was said before; only in `coupled`."""
+    """Whether tokens are also proposed by prompt lookup; only in `coupled`."""
+
+    policy: DraftPolicy | None = None
+    """What replaces StreamPolicy, as where a published system is measured."""
 
 
 class EdgeEngine:
@@ -78,28 +69,26 @@ class EdgeEngine:
         self,
         uplink: Uplink,
         drafter: Drafter,
-        policy: Policy,
+        speculation: Speculation,
         metrics: EdgeMetrics,
         *,
         vocabulary: str,
-        make_pace: MakePace = Pace,
         chance: Chance = np.random.default_rng,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uplink = uplink
         self._drafter = drafter
-        self._policy = policy
+        self._speculation = speculation
         self._metrics = metrics
         self._vocabulary = vocabulary
-        self._make_pace = make_pace
         self._chance = chance
         self._clock = clock
-        self._unused = 0  # DraftingSession.unused, of the session that ended last
+        self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
         facts = await self._uplink.facts()
-        if self._policy.judge not in facts.judges:
-            raise EngineFault(f"the verifier does not judge `{self._policy.judge}`")
+        if self._speculation.judge not in facts.judges:
+            raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
         return Facts(
             facts.model,
             facts.context_tokens,
@@ -110,9 +99,9 @@ class EdgeEngine:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         facts = await self._uplink.facts()
-        seat = self._drafter.take(job.prompt)
+        slot = self._drafter.take(job.prompt)
         try:
-            deltas: AsyncGenerator[Delta] = pulled(partial(self._run, job, facts, seat))
+            deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
             async with aclosing(deltas):
                 async for delta in deltas:
                     yield delta
@@ -120,53 +109,53 @@ class EdgeEngine:
             self._uplink.forget()
             raise
         finally:
-            if seat is not None:
-                seat.leave()
+            if slot is not None:
+                slot.leave()
 
-    async def _run(self, job: Job, facts: ModelFacts, seat: Seat | None, emit: Emit) -> None:
+    async def _run(self, job: Job, facts: ModelFacts, slot: Seat | None, emit: Emit) -> None:
         tally = Tally()
 
         async def committed(commit: Commit) -> None:
             tally.take_in(commit)
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=tally.so_far()))
 
-        session = DraftingSession(
-            max_tokens=job.max_tokens, stop_tokens=facts.stop_tokens, unused=self._unused
-        )
-        running = self._pipeline(job, facts, seat, session)
-        finish = await running.run(committed)
-        self._unused = session.unused
+        chance, request = self._chance(), self._open(job, facts, slot)
+        model = None
+        if slot is not None:
+            model = DraftModel(slot, _sampler(request, chance), job.prompt)
+        machine = self._machine(request, facts, slot, chance)
+        link = self._uplink.open(request)
+        driver = Driver(machine, link, model, self._metrics, clock=self._clock)
+        finish = await driver.run(committed)
+        self._unused = machine.session.unused
         statistics = tally.finished(finish.totals)
-        self._metrics.drafted.inc(running.steps.drafted)
-        self._metrics.looked_up.inc(running.steps.looked_up)
-        self._metrics.accepted.inc(statistics.accepted_tokens)
-        guesses = running.steps.drafted + running.steps.looked_up
-        self._metrics.wasted.inc(max(0, guesses - statistics.accepted_tokens))
+        self._count(machine.counts, statistics.accepted_tokens)
         await emit(Delta((), _no_logprobs(job), finish.reason, statistics))
 
-    def _pipeline(
-        self, job: Job, facts: ModelFacts, seat: Seat | None, session: DraftingSession
-    ) -> Pipeline:
-        chance = self._chance()
-        request = self._open(job, facts, seat)
-        pick = self._pick(job, request, chance)
-        return Pipeline(
-            session,
-            self._uplink.open(request),
-            None if seat is None else Guesser(seat, pick, job.prompt),
-            self._make_pace(
-                replace(self._policy.pacing, rests=request.fill != "never"),
-                facts.limits,
-                lambda: self._uplink.rtt_s,
-            ),
-            self._metrics,
-            uniforms=_uniforms(chance),
-            lookup=self._lookup(job),
-            separate=request.judge == "separate",
-            clock=self._clock,
+    def _count(self, counts: DraftCounts, accepted: int) -> None:
+        self._metrics.drafted.inc(counts.drafted)
+        self._metrics.looked_up.inc(counts.looked_up)
+        self._metrics.stale.inc(counts.stale_steps)
+        self._metrics.accepted.inc(accepted)
+        self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
+
+    def _machine(
+        self, request: Open, facts: ModelFacts, slot: Seat | None, chance: np.random.Generator
+    ) -> DraftMachine:
+        how = self._speculation
+        looks_up = how.lookup and request.judge == "coupled"
+        return DraftMachine(
+            request,
+            how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
+            facts.limits,
+            rtt_s=lambda: self._uplink.rtt_s,
+            u=_uniforms(chance),
+            readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
+            lookup=PromptLookup(request.prompt) if looks_up else None,
+            unused=self._unused,
         )
 
-    def _open(self, job: Job, facts: ModelFacts, seat: Seat | None) -> Open:
+    def _open(self, job: Job, facts: ModelFacts, slot: Seat | None) -> Open:
         told = job.sampling
         return Open(
             model=facts.model,
@@ -182,27 +171,21 @@ class EdgeEngine:
             seed=job.seed,
             max_tokens=job.max_tokens,
             stop_tokens=tuple(facts.stop_tokens),
-            judge=self._policy.judge,
-            fill=self._fill(job, seat),
+            judge=self._speculation.judge,
+            fill=self._fill(job, slot),
             top_logprobs=job.top_logprobs,
         )
 
-    def _fill(self, job: Job, seat: Seat | None) -> Fill:
+    def _fill(self, job: Job, slot: Seat | None) -> Fill:
         """`never` would wait for ever where the draft model cannot reach the end."""
-        reaches = seat and len(job.prompt) + job.max_tokens <= seat.context_tokens
-        return self._policy.fill if reaches else "auto"
+        reaches = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
+        return self._speculation.fill if reaches else "auto"
 
-    def _lookup(self, job: Job) -> Lookup | None:
-        if self._policy.lookup and self._policy.judge == "coupled":
-            return Lookup(job.prompt)
-        return None
 
-    def _pick(
-        self, job: Job, request: Open, chance: np.random.Generator
-    ) -> guessing.DraftSampler:
-        if request.judge == "separate":
-            return guessing.separate(request.sampling, chance.random)
-        return guessing.coupled(request.sampling, job.seed, len(job.prompt))
+def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftSampler:
+    if request.judge == "separate":
+        return draft_sampler.separate(request.sampling, chance.random)
+    return draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
 
 
 def _uniforms(chance: np.random.Generator) -> Iterator[float]:

@@ -21,8 +21,8 @@ from typing import Final
 
 import numpy as np
 
+from edge_agent.driver import Link
 from edge_agent.link.uplink import Uplink
-from edge_agent.pipeline import Link
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import (
     Commit,
@@ -138,7 +138,8 @@ class Drafted:
         """Return what is sent in answer to the message, if anything."""
         reach = self._drafts + 1
         if isinstance(message, Commit):
-            self.done = self._session.receive(message).broken or self._passes <= 1
+            self._session.receive(message)
+            self.done = self._session.epoch > 0 or self._passes <= 1  # the chain broke
             self._passes -= 1
             reach = 2 * self._drafts + 1 if self._ahead else self._drafts
         elif not isinstance(message, Opened):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from bench.link.path import Conditions
-from bench.run.rounds import Rule
+from bench.round_policy import RoundPolicy
 from bench.run.services import EdgePlan
 
 GAMMA: Final = 4
@@ -80,7 +80,7 @@ def _arm(name: str) -> Arm:
         raise ValueError(f"no arm is called {name!r}; there are {', '.join(NAMES)}")
     gamma = gamma or str(GAMMA)
     rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma}"
-    Rule.parse(rounds)
+    RoundPolicy.parse(rounds)
     if kind == "colocated":
         edge = EdgePlan(fill="never", colocated=True, rounds=rounds)
         return Arm(f"{kind}:{gamma}", "near", edge)

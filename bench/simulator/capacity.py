@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, Colocated, PicoSpec
+from bench.simulator.arms import Arm, colocated, picospec
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
 from bench.simulator.table import Group
@@ -26,8 +26,8 @@ ROWS: Final = 1024
 
 SHARED: Final[Mapping[str, Sequence[Arm]]] = {
     "cloud": [Arm()],
-    "picospec": [PicoSpec()],
-    "colocated": [Colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
+    "picospec": [picospec()],
+    "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
 }
 """Arms whose verifier is shared, each tried at the round lengths given."""
 

@@ -48,6 +48,8 @@ RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
 FLOAT: Final = re.compile(r"\d+\.\d+(e-?\d+)?")
+WORDS: Final[Mapping[str, str]] = {}
+"""Maps this tree's names of messages and fields to the logs' words, where they differ."""
 
 
 def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
@@ -84,10 +86,10 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
 
 
 def _neutral(message: Message) -> tuple[str, dict[str, object]]:
-    """Return kind and fields, without the protocol's version."""
-    fields = msgspec.to_builtins(message)
-    fields.pop("version", None)
-    return type(message).__name__, fields
+    """Return kind and fields in the logs' words, without the protocol's version."""
+    kind, told = type(message).__name__, msgspec.to_builtins(message)
+    fields = {WORDS.get(k, k): v for k, v in told.items() if k != "version"}
+    return WORDS.get(kind, kind), fields
 
 
 def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:

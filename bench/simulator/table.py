@@ -11,21 +11,18 @@ from typing import Final
 
 from bench.data.results import Cell
 from bench.data.statistics import geometric_mean
-from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.arms import Arm, colocated, paper, picospec, sync
 from bench.simulator.source import Source, traced
 from bench.simulator.world import Answer, World, simulate
 from bench.traces.files import load_folder
-from speculation.drafting.policy import DraftSettings
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-ROUNDS: Final = {"sync": Sync, "paper": Paper, "colocated": Colocated}
+ROUNDS: Final = {"sync": sync, "paper": paper, "colocated": colocated}
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
-    "picospec": PicoSpec(),
-    "picospec-nofill": PicoSpec(
-        name="picospec-nofill", fill="never", pacing=DraftSettings(rests=False)
-    ),
-    "picospec-nolookup": PicoSpec(name="picospec-nolookup", lookup=False),
+    "picospec": picospec(),
+    "picospec-nofill": picospec("picospec-nofill", fill="never"),
+    "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, pairwise
+from itertools import count, cycle, pairwise
+from math import inf
 from random import Random
 
 from bench.link.path import Conditions, Path
-from bench.simulator.arms import Arm, Desk
+from bench.simulator.arms import Arm
 from bench.simulator.clock import Clock, Curve, Line
 from bench.simulator.edge import Edge, Log
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
-from bench.simulator.verifier import Verifier
-from speculation.drafting.session import DraftingSession
+from bench.simulator.verifier import Served, Verifier
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.policy import StreamPolicy
+from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.messages import Limits, Open, Sampling
 
 
@@ -85,14 +88,17 @@ class _Run:
         self._arm = arm
         self._hosts = _as_used(world.hosts, arm)
         self._conditions = _behind(
-            self._hosts, Conditions() if arm.beside else world.conditions
+            self._hosts, Conditions() if arm.colocated else world.conditions
         )
         self._chance = Random(world.seed)
+        self._names = count()
         self.verifiers = [self._verifier() for _ in range(world.verifiers)]
 
     def _verifier(self) -> Verifier:
         world = self._world
-        return Verifier(self.clock, self._arm, world.limits, self._hosts, world.rows)
+        return Verifier(
+            self.clock, world.limits, self._hosts, world.rows, colocated=self._arm.colocated
+        )
 
     def ask(self, sources: list[Source], verifier: Verifier, unused: int = 0) -> None:
         """Ask for the first of the sources; ask again when it is answered. unused: of the
@@ -101,26 +107,33 @@ class _Run:
             return
         source, *rest = sources
         up, down = (Path(self._conditions, self._chance) for _ in range(2))
+        request = _open(source, self._arm)
 
         def done() -> None:
             self.answers.append(Answer(edge.log, up.bytes, down.bytes))
-            self.ask(rest, verifier, desk.session.unused)
+            self.ask(rest, verifier, edge.machine.session.unused)
 
-        request = _open(source, self._arm)
-        desk = Desk(
-            DraftingSession(max_tokens=request.max_tokens, stop_tokens=(), unused=unused),
-            self._world.limits,
-            self._conditions.rtt_s,
-            self._hosts.draft_s.of(1),
-        )
         edge = Edge(
-            self.clock, source, self._arm, desk, self._hosts.draft_s,
-            works=verifier.beside, done=done,
+            self.clock, source, self._machine(request, unused), self._hosts.draft_s,
+            drafting=verifier.drafting, done=done,
         )  # fmt: skip
-        served = verifier.admit(request, source, Line(self.clock, down, edge.receive))
+        served = Served(str(next(self._names)), source, Line(self.clock, down, edge.receive))
         edge.uplink = Line(self.clock, up, lambda message: verifier.receive(message, served))
         edge.uplink.send(request)
         edge.start(self._hosts.draft_prefill_s * len(source.prompt))
+
+    def _machine(self, request: Open, unused: int) -> DraftMachine:
+        arm = self._arm
+        return DraftMachine(
+            request,
+            arm.policy or StreamPolicy(),
+            self._world.limits,
+            rtt_s=lambda: self._conditions.rtt_s,
+            u=iter(()),
+            readable_tokens=inf if arm.policy else 0,
+            lookup=PromptLookup(request.prompt) if arm.lookup else None,
+            unused=unused,
+        )
 
 
 def _open(source: Source, arm: Arm) -> Open:
@@ -134,10 +147,10 @@ def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
     """Return how fast both ends are for this arm."""
     if arm.waits and hosts.alone_s is not None:
         hosts = replace(hosts, draft_s=hosts.alone_s)
-    return _beside(hosts, arm) if arm.beside else hosts
+    return _colocated(hosts, arm) if arm.colocated else hosts
 
 
-def _beside(hosts: Hosts, arm: Arm) -> Hosts:
+def _colocated(hosts: Hosts, arm: Arm) -> Hosts:
     """Return hosts whose passes include the draft model's gamma steps, for all sessions: each
     has gamma + 1 rows."""
     drafts = hosts.colocated_s or Curve({1: hosts.draft_s.of(1)})

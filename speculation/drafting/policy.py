@@ -1,120 +1,87 @@
-"""When to draft, and when to send: the edge's decisions, as functions.
-
-None of them can change a token; they only spend time. All times are in seconds.
-
-The edge drafts on while the chain is likely to stand and the window has room.
-"""
+"""When to draft and when to send. A policy cannot change a token; it only spends time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import Final
+from typing import Final, Protocol
 
+from speculation.drafting.rest import should_rest
 from speculation.drafting.session import DraftingSession
-from speculation.proposing.prompt_lookup import Times
+from speculation.proposing.latencies import Latencies
 from speculation.protocol.messages import Limits
+
+MAX_UNSENT_SHARE: Final = 1 / 8
+"""Share of the draft tokens away that may wait to be sent: the passes that are about to start
+have enough of those. Each message costs either end a millisecond or two of processor time."""
+
+
+class DraftPolicy(Protocol):
+    """The decisions in which systems differ. bench.round_policy has those of published ones."""
+
+    def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
+        """Return whether the draft model should make a step that extends the chain."""
+        ...
+
+    def may_look_up(
+        self, session: DraftingSession, latencies: Latencies, limits: Limits
+    ) -> bool:
+        """Return whether a draft token that takes no step of its own should extend the chain."""
+        ...
+
+    def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
+        """Return whether to send what is unsent. drafting: a step is about to be made."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class DraftSettings:
-    """The edge's settings."""
-
     min_survival: float = 0.1
-    """Stop drafting when the estimate that the whole chain stands falls below this.
-
-    Measured on Qwen2.5-Coder 0.5B/1.5B: 0.1 keeps 94 % of the accepted length of a fixed 16
-    and wastes 40 % of the drafts instead of 68 %.
-    """
+    """The edge stops drafting when the probability that the whole chain is accepted falls
+    below this. On the Qwen pair 0.1 keeps 94 % of the accepted length of chains of 16 tokens,
+    and wastes 40 % of the draft tokens instead of 68 %."""
 
     flush_tokens: int = 2
-    """Send as soon as this many guesses wait: one a message costs bytes, many cost time. More
-    may wait where more is away, see `should_flush`."""
-
-    rests: bool = True
-    """Draft less where drafts are useless. With fill `never` that would wait for ever."""
+    """The edge sends as soon as this many draft tokens wait: one a message costs bytes, many
+    cost time."""
 
 
-PATIENCE: Final = 6
-"""Misses in a row before the edge rests. In the simulator this costs poor drafts (chat, .73 of
-them right) nothing; a patience of 4 costs 2 %."""
+@dataclass(frozen=True, slots=True)
+class StreamPolicy:
+    """PicoSpec's own: draft while the chain is likely to be accepted, and never wait for a
+    verdict."""
 
-LONGEST_REST: Final = 32
-"""Tokens: how soon a drafter that was useless for long is tried again."""
+    settings: DraftSettings = DraftSettings()
+    may_rest: bool = True
+    """False with fill `never`: a verifier that must have a draft token would wait for ever."""
+
+    def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
+        return self._may_extend(session, latencies, window(limits, latencies))
+
+    def may_look_up(
+        self, session: DraftingSession, latencies: Latencies, limits: Limits
+    ) -> bool:
+        return self._may_extend(session, latencies, limits.max_ahead)
+
+    def _may_extend(self, session: DraftingSession, latencies: Latencies, room: int) -> bool:
+        if len(session.chain) >= room or session.survival < self.settings.min_survival:
+            return False
+        return not (self.may_rest and should_rest(session, latencies))
+
+    def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
+        enough = max(self.settings.flush_tokens, MAX_UNSENT_SHARE * session.away)
+        return session.unsent > 0 and (not drafting or session.unsent >= enough)
 
 
-def rest(misses: int) -> int:
-    """Return how many tokens to leave to the target alone after so many misses in a row.
+def window(limits: Limits, latencies: Latencies) -> int:
+    """Return how many draft tokens in the chain keep every pass full.
 
-    A miss is a chain whose first guess was wrong. Reading drafts costs the verifier something
-    even where it judges none, so the edge tries again after 1, 2, 4, ... tokens.
+    While one pass judges max_verify tokens, the edge must make those of the next one; what it
+    can draft during a pass and a round trip comes on top. Before the first pass its latency is
+    not known, and the chain may be as long as the verifier allows.
     """
-    return 0 if misses < PATIENCE else min(2 ** (misses - PATIENCE), LONGEST_REST)
-
-
-UNUSED_PATIENCE: Final = 24
-"""Commits without a guess, beyond those that a round trip may hold, before the edge rests. In
-the simulator this costs at most .5 % at 72/24, 146/43 and 10/5 ms, and saves up to a quarter of
-the drafts; 16 cost chat 2 %."""
-
-TRIED: Final = 8
-"""Of LONGEST_REST tokens: for how many, and those of a round trip, it drafts all the same."""
-
-MOST_DOUBLED: Final = 2
-"""How often LONGEST_REST is doubled for it, once for each try that nobody took either."""
-
-
-def resting(pacing: DraftSettings, session: DraftingSession, times: Times) -> bool:
-    """Return whether drafting is left alone for a while.
-
-    Because the guesses are wrong, or because the verifier takes none of them although they
-    are right: its rows are dear, or it has others to serve.
-    """
-    if not pacing.rests:
-        return False
-    if session.since_break < rest(session.misses):
-        return True
-    under_way = 2 * times.rtt_s / times.pass_s if times.pass_s > 0.0 else inf
-    unused = session.unused - UNUSED_PATIENCE - under_way
-    if unused <= 0.0:
-        return False
-    period = LONGEST_REST * 2 ** min(unused // TRIED, MOST_DOUBLED)
-    return len(session.committed) % period >= TRIED + under_way
-
-
-def window(limits: Limits, times: Times) -> int:
-    """Return how many unverified tokens keep every pass full.
-
-    While one pass judges max_verify tokens, the edge must make those of the next one: what it
-    can draft in a pass and a round trip comes on top. Less leaves the next pass empty. Before
-    the first pass (pass_s 0) its length is not known: all there may be.
-    """
-    if times.pass_s == 0.0:
+    if latencies.pass_s == 0.0:
         return limits.max_ahead
-    ahead = (times.pass_s + times.rtt_s) / times.draft_s if times.draft_s > 0.0 else inf
+    waited_s = latencies.pass_s + latencies.rtt_s
+    ahead = waited_s / latencies.draft_s if latencies.draft_s > 0.0 else inf
     return ceil(min(limits.max_ahead, limits.max_verify + ahead))
-
-
-def may_draft(pacing: DraftSettings, session: DraftingSession, times: Times, room: int) -> bool:
-    """Return whether the edge should guess one more token. room: of the chain."""
-    if len(session.chain) >= room or session.survival < pacing.min_survival:
-        return False
-    return not resting(pacing, session, times)
-
-
-MAY_WAIT: Final = 1 / 8
-"""Of the guesses that are away: the next passes have enough of those. A message costs an end
-of one core a millisecond or two. In the simulator no host loses, and code sends a byte a token
-less."""
-
-
-def should_flush(
-    pacing: DraftSettings, session: DraftingSession, *, drafting: bool, separate: bool
-) -> bool:
-    """Return whether to send now. drafting: another guess is about to be made.
-
-    In `separate` every guess is sent at once: were its sending to depend on its value, the
-    drafts that arrive in time for a pass would not have the distribution q any more.
-    """
-    enough = max(pacing.flush_tokens, MAY_WAIT * session.away)
-    return session.unsent > 0 and (separate or not drafting or session.unsent >= enough)

@@ -1,16 +1,14 @@
-"""The edge's half of a session, without I/O.
+"""The edge's record of one answer: what is committed, and the chain of draft tokens after it.
 
-The *chain* is the edge's guess of what follows the committed tokens. It grows by `extend`,
-travels by `flush`, and shrinks from the front as Commits confirm it. The first committed token
-that differs breaks it: the epoch rises and the chain is empty. The edge never waits for a
-verdict, and what it shows is only what was committed.
-No state changes when a method raises.
+The chain grows by `extend`, travels by `flush` and shrinks from the front as Commits confirm
+it. The first committed token that differs from the chain breaks it: the chain is dropped and
+the epoch rises. No state changes when a method raises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from math import prod
 
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError, TailExhausted
@@ -19,19 +17,9 @@ from speculation.sampling.draft_token import DraftToken
 from speculation.sampling.judging import replace
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a Commit brought."""
-
-    tokens: tuple[TokenId, ...]
-    """Committed now and not before."""
-
-    broken: bool
-    """The chain was wrong: the draft model must rewind to the committed tokens."""
-
-
 class DraftingSession:
-    """unused: of the session before, so that what it learned need not be learned again."""
+    """unused: the previous session's count of Commits that took nothing from the chain; it
+    starts this session's count, so that a rest goes on where it was."""
 
     def __init__(
         self, *, max_tokens: int, stop_tokens: Sequence[TokenId], unused: int = 0
@@ -40,7 +28,7 @@ class DraftingSession:
         self.committed: list[TokenId] = []
         self.chain: list[DraftToken] = []
         self.misses = 0
-        """Chains in a row whose first guess was wrong."""
+        """Chains in a row whose first draft token was rejected."""
 
         self.unused = unused
         """Commits in a row that agreed with the chain and took nothing from it."""
@@ -52,14 +40,19 @@ class DraftingSession:
         self._tail_owed = False
 
     @property
-    def guessed(self) -> list[TokenId]:
-        """Committed tokens and the chain after them: the draft model's context."""
-        return [*self.committed, *(guess.token for guess in self.chain)]
+    def context(self) -> list[TokenId]:
+        """The committed tokens and the chain after them: what the next draft token follows."""
+        return [*self.committed, *(drafted.token for drafted in self.chain)]
+
+    @property
+    def end(self) -> int:
+        """The position after the chain."""
+        return len(self.committed) + len(self.chain)
 
     @property
     def survival(self) -> float:
-        """The estimate that the whole chain stands: the product of its confidences."""
-        return prod(guess.confidence for guess in self.chain)
+        """The estimated probability that the whole chain is accepted."""
+        return prod(drafted.confidence for drafted in self.chain)
 
     @property
     def since_break(self) -> int:
@@ -72,27 +65,26 @@ class DraftingSession:
 
     @property
     def away(self) -> int:
-        """Guesses sent that no Commit has confirmed yet."""
+        """Draft tokens that were sent and that no Commit has confirmed yet."""
         return self._sent
 
     @property
     def may_extend(self) -> bool:
-        """Whether any token can follow the chain: it has not ended the answer."""
-        last = [*self.committed[-1:], *(guess.token for guess in self.chain[-1:])]
-        return self._may_follow(last, len(self.committed) + len(self.chain))
+        """Whether any token can follow the chain: neither it nor the text ends the answer."""
+        if self.end >= self._max_tokens:
+            return False
+        if self.chain and self.chain[-1].token in self._stop_tokens:
+            return False
+        return not (self.committed and self.committed[-1] in self._stop_tokens)
 
-    def _may_follow(self, tokens: Sequence[TokenId], end: int) -> bool:
-        ended = bool(tokens) and tokens[-1] in self._stop_tokens
-        return not ended and end < self._max_tokens
-
-    def extend(self, guess: DraftToken) -> None:
-        """Add a guess drawn in the context `guessed`."""
+    def extend(self, drafted: DraftToken) -> None:
+        """Add a token that was drafted after `context`."""
         if not self.may_extend:
             raise LocalProtocolError("nothing can follow this chain")
-        self.chain.append(guess)
+        self.chain.append(drafted)
 
     def flush(self, *, pauses: bool = False) -> Draft | None:
-        """Return the guesses not yet sent, if any, as the next message to the verifier.
+        """Return the draft tokens not yet sent, if any, as the next message to the verifier.
 
         pauses: none will follow until there is a Commit.
         """
@@ -103,24 +95,26 @@ class DraftingSession:
             self.epoch,
             len(self.committed) + self._sent,
             self._sent,
-            tuple(guess.token for guess in new),
-            tuple(g.q.of(g.token) for g in new if g.q) if new[-1].q or new[0].forced else None,
+            tuple(drafted.token for drafted in new),
+            tuple(d.q.of(d.token) for d in new if d.q) if new[-1].q or new[0].forced else None,
             forced=new[0].forced,
             pauses=pauses,
         )
         self._sent = len(self.chain)
         return draft
 
-    def receive(self, commit: Commit) -> Progress:
-        """Take in committed tokens. What is known already is checked and passed over."""
+    def receive(self, commit: Commit) -> tuple[TokenId, ...]:
+        """Take in a Commit and return its tokens that were not known before.
+
+        Raise RemoteProtocolError for what no honest verifier sends.
+        """
         known = len(self.committed) - commit.start
         self._check(commit, known)
         tokens = commit.tokens[known:]
         self.committed.extend(tokens)
-        epoch = self.epoch
         self._count_unused(commit, tokens)
         if tokens:
-            agreed = sum(1 for _ in _agreement(self.chain, tokens))
+            agreed = _agreed(self.chain, tokens)
             broken = agreed < min(len(tokens), len(self.chain))
             self._count_misses(agreed, broken)
             if broken:
@@ -128,10 +122,9 @@ class DraftingSession:
             else:
                 del self.chain[:agreed]
                 self._sent = max(0, self._sent - agreed)
-        return Progress(tokens, self.epoch > epoch)
+        return tokens
 
     def _check(self, commit: Commit, known: int) -> None:
-        """Raise RemoteProtocolError unless an honest verifier could say this."""
         count, logprobs = len(commit.tokens), commit.logprobs
         if known < 0:
             raise RemoteProtocolError(f"Commit.start: {commit.start} is {-known} tokens ahead")
@@ -145,7 +138,8 @@ class DraftingSession:
             raise RemoteProtocolError("Commit.logprobs: one for each token")
 
     def _count_misses(self, agreed: int, broken: bool) -> None:
-        """A replacement that is committed, as it must be, says nothing of the drafts."""
+        """Count chains that begin wrong. A recovered token that the edge drew itself is always
+        committed, and so says nothing of the draft model."""
         if agreed > self._starts_forced:
             self.misses = 0
         elif broken:
@@ -154,7 +148,7 @@ class DraftingSession:
     def _count_unused(self, commit: Commit, tokens: Sequence[TokenId]) -> None:
         if commit.accepted > 0:
             self.unused = 0
-        elif sum(1 for _ in _agreement(self.chain, tokens)) > self._starts_forced:
+        elif _agreed(self.chain, tokens) > self._starts_forced:
             self.unused += 1
 
     @property
@@ -162,28 +156,28 @@ class DraftingSession:
         return bool(self.chain) and self.chain[0].forced
 
     def rejected(self, reject: Reject, u: Iterator[float]) -> Redraw | None:
-        """Replace the rejected token: the chain becomes the replacement, to be flushed.
+        """Draw the recovered token: it becomes the chain, to be flushed.
 
         u: uniforms in [0, 1), independent of the verifier's. Return a Redraw when more samples
-        of the tail are needed. A Reject seen before makes its answer be sent again: samples
-        that were rejected once may not be tried a second time.
+        of the tail are needed. A Reject that was answered before makes its answer be sent
+        again: samples that were rejected once may not be tried a second time.
         """
         if reject.position < len(self.committed):
             return None
         if reject.position > len(self.committed) or not self.chain:
             raise RemoteProtocolError(f"Reject.position: no draft is at {reject.position}")
-        rejected = self.chain[0]
-        if rejected.forced:
+        fallen = self.chain[0]
+        if fallen.forced:
             self._sent = 0
             return None
         if reject.epoch < self.epoch and self._tail_owed:
             return Redraw(self.epoch, reject.position)
         if reject.epoch != self.epoch:
             raise RemoteProtocolError(f"Reject.epoch: {reject.epoch}, not {self.epoch}")
-        if rejected.q is None:
+        if fallen.q is None:
             raise RemoteProtocolError("Reject: only in judge `separate`")
         try:
-            token = replace(reject, rejected.q, u, tail_owed=self._tail_owed)
+            token = replace(reject, fallen.q, u, tail_owed=self._tail_owed)
         except TailExhausted:
             self._tail_owed = True
             self.epoch += 1
@@ -201,9 +195,7 @@ class DraftingSession:
         self._tail_owed = False
 
 
-def _agreement(chain: Sequence[DraftToken], tokens: Sequence[TokenId]) -> Iterator[TokenId]:
-    """Yield tokens while the chain says the same."""
-    for guess, token in zip(chain, tokens, strict=False):
-        if guess.token != token:
-            return
-        yield token
+def _agreed(chain: Sequence[DraftToken], tokens: Sequence[TokenId]) -> int:
+    """Return how many tokens at the beginning of both are the same."""
+    pairs = zip(chain, tokens, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].token == pair[1], pairs))

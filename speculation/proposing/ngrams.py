@@ -1,4 +1,4 @@
-"""N-grams: n tokens in a row, and what followed when they were said before."""
+"""N-grams of a text, which are n tokens in a row, and what followed where they stood before."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Final
 from speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8, 3, 1)
-"""Of the n-grams, longest first: a match of 8 to 15 tokens counts as one of 8."""
+"""Lengths of the n-grams kept, longest first: a match of 8 to 15 tokens counts as one of 8."""
 
 _Gram = tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A token that followed when the end of the text was said before."""
+    """A token that followed where the end of the text stood before."""
 
     token: TokenId
     at: int
-    """Where it stands."""
+    """The token's index in the text."""
 
     length: int
-    """n, of the n-gram that ends the text."""
+    """Tokens that agree before it."""
 
 
 class Index:
-    """A text that grows and shrinks at its end, each in constant time a token."""
+    """A text that grows and shrinks at its end, in constant time a token."""
 
     def __init__(self, tokens: Iterable[TokenId] = ()) -> None:
         self.tokens: list[TokenId] = []
-        self._after: dict[_Gram, int] = {}  # where the token stands that followed it last
-        self._replaced: list[list[int | None]] = []  # what each token overwrote there
+        self._after: dict[_Gram, int] = {}  # the index of the token that followed it last
+        self._replaced: list[list[int | None]] = []  # by token: what it overwrote in _after
         self._ending: list[_Gram] = []  # the n-grams that end the text
         for token in tokens:
             self.append(token)
@@ -46,7 +46,7 @@ class Index:
         self._ending = self._grams()
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on, as if they had never been said."""
+        """Forget the tokens from `length` on, as if they had never been appended."""
         while len(self.tokens) > length:
             self.tokens.pop()
             self._ending = self._grams()
@@ -68,23 +68,23 @@ class Index:
 
 
 def resumption(
-    unsaid: Sequence[TokenId], text: Sequence[TokenId], at: int, *, most: int
+    dropped: Sequence[TokenId], text: Sequence[TokenId], at: int, *, most: int
 ) -> Match | None:
-    """Return where a chain that broke goes on like the text after it does, if anywhere.
+    """Return where a broken chain continues like the text after it does, if anywhere.
 
-    unsaid: that chain, from its wrong token on, which stood at `at` in the text. Of several
-    places the one with most tokens the same before it, up to `most`, then the nearest.
+    dropped: the chain from its wrong token on, which had the index `at` in the text. The place
+    with most agreeing tokens before it wins, up to `most`; among equals, the nearest.
     """
     found = [
-        Match(unsaid[end], end, agreed)
-        for end in range(1, len(unsaid))
-        if (agreed := _agreed(unsaid[:end], text, most))
+        Match(dropped[end], end, agreed)
+        for end in range(1, len(dropped))
+        if (agreed := _agreed(dropped[:end], text, most))
     ]
     here = len(text) - at
     return max(found, key=lambda m: (m.length, -abs(m.at - here)), default=None)
 
 
 def _agreed(one: Sequence[TokenId], other: Sequence[TokenId], most: int) -> int:
-    """Return how many tokens at both ends are the same, up to `most`."""
+    """Return how many tokens at the ends of both are the same, up to `most`."""
     pairs = zip(reversed(one), reversed(other), range(most), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,211 +1,172 @@
-"""Drafting without a model: what followed when these tokens were said before.
+"""Prompt lookup: draft tokens from what followed when the same tokens were written before.
 
-Answers repeat their prompt and themselves: code that is edited, names, quotations. An *n-gram*
-is n tokens in a row; the index knows which token followed where each last stood (prompt lookup,
-Yang et al. 2023, arXiv:2304.04487). Such a guess takes no draft step, but is wrong more often
-than the draft model's, above all where only few tokens matched. So it is worth its risk where
-drafting is what limits, and where the matches of its length have been right so far: that is
-learned from every committed token, whether the match was used or not.
+Answers repeat their prompt and themselves: code that is edited, names, quotations. The longest
+n-gram that ends the text and stood earlier proposes what followed it there (Yang et al. 2023,
+arXiv:2304.04487). Such a token is used in one of two ways:
 
-Where it is not, the draft model may read what followed: a step over four tokens takes two or
-three times as long as one over one, and tells of each whether the model would have guessed it
-(staged speculation, Spector and Re 2023, arXiv:2308.04623). Such guesses are the draft model's
-own, so that nothing is at risk. What a chain that broke went on with is read so as well: after
-the token that was wrong, the text often says the same.
+    unread   It becomes a draft token at once. That saves a draft step, but the draft model has
+             not checked it. So it is done only where drafting limits the speed and where
+             matches of this length have been right so far.
+    ahead    The draft model reads it in its next step, and it becomes a draft token only if the
+             draft model agrees (staged speculation, Spector and Re 2023, arXiv:2308.04623).
+             A step over four tokens takes two or three times as long as one over one token.
 
-Only for sessions judged `coupled`: there any guess is exact, however it was come by.
+What a broken chain went on with is read ahead too: after the token that was wrong, the text
+often continues in the same way.
+
+All of this serves `coupled` judging only: there any draft token is exact, whatever proposed it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
 from speculation.proposing.ngrams import Index, resumption
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken
 from speculation.smoothing import smoothed
 
-LEAST_GUESSED: Final = 3
-"""A shorter match is only read: no guess rests on it alone."""
+MIN_UNREAD_LENGTH: Final = 3
+"""Tokens that must match before a token is proposed unread; shorter matches are only read."""
 
-FIRST_TRUST: Final = {16: (0.99, 16), 8: (0.88, 8), 3: (0.70, 8), 1: (0.25, 8)}
-"""How often a match is right, and for how many matches that counts at first. Measured on the
-Qwen pair, 36 prompts at temperatures 0 and 1. 16 tokens or more: .995. 8 to 15: .97 in code and
-edits, .67 in chat and maths. 3 to 7: .84 and .68. The draft model at the same places: .84 to 1.
-1 or 2 (18 prompts): .22 to .36.
-"""
+MATCH_PRIORS: Final = {16: (0.99, 16), 8: (0.88, 8), 3: (0.70, 8), 1: (0.25, 8)}
+"""By the length of a match: how often it is right, and the number of matches that this counts
+as. A prior, fitted to the Qwen pair at temperatures 0 and 1; each session corrects it by what
+it sees."""
 
-LEARNING: Final = 1 / 32
-"""Weight of the latest match, once so many were seen: trust follows the text as it changes."""
+MATCH_WEIGHT: Final = 1 / 32
+"""Weight of the latest match once so many were seen: the estimate follows the text."""
 
-STEPS_A_PASS: Final = 6
-"""Where a pass lasts longer than so many draft steps, the draft model fills it well enough. In
-the simulator a pass of 8.5 steps still gains 2 %; one of 10.7 loses as much, edits a tenth."""
+MAX_STEPS_A_PASS: Final = 6
+"""No token is proposed unread where a pass lasts longer than so many draft steps: the draft
+model then fills the pass by itself. Found with `python -m bench.simulator.predict`."""
 
-MARGIN: Final = 2.0
-"""A wrong guess costs more than a round trip and a pass: the drafts after it are lost too. In
-the simulator 2 loses less than 1 % in every cell, 1 up to 3 %; 4 gains a sixth less."""
+RISK_MARGIN: Final = 2.0
+"""Factor by which the expected loss of a wrong unread token is raised: the draft tokens after
+it are lost as well. Found with `python -m bench.simulator`: 2 loses at most 1 % in any cell."""
 
-READING: Final = 0.25
-"""Of a draft step: what reading one more token takes the draft model, until it is measured."""
+READING_PRIOR: Final = 0.25
+"""What reading one more token takes the draft model, in draft steps, until it is measured."""
 
-AHEAD: Final = (3, 7, 15)
-"""Tokens that a step may read ahead: with the last one blocks of four rows, as llama.cpp's
-kernels have them."""
+AHEAD_SIZES: Final = (3, 7, 15)
+"""Tokens that a step may read ahead. With the token before them they fill blocks of four rows,
+which is what llama.cpp's kernels work in."""
 
-RESUMES: Final = {1: 0.45, 2: 0.8, 3: 0.9}
-"""How often the draft model says what a chain that broke went on with, where so many tokens
-before are the same. Measured on the Qwen pair: 1: .66 in maths and .34 in chat; 2: .88, .74; 3:
-.95, .86. In maths half of the eight tokens after a break have such a place, in chat a fifth.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """What the edge has measured, in seconds; 0 where it has not yet."""
-
-    rtt_s: float
-    pass_s: float
-    draft_s: float
-    """A draft step; inf where no draft model is at hand."""
+RESUMPTION_PRIORS: Final = {1: 0.45, 2: 0.8, 3: 0.9}
+"""How often the draft model agrees with what a broken chain went on with, by the number of
+tokens before it that agree. A prior, fitted to the Qwen pair."""
 
 
 @dataclass(slots=True)
-class Trust:
-    """How often the matches of one length are right: a mean that begins at an estimate."""
+class Precision:
+    """How often the matches of one length are right: a running mean that begins at a prior."""
 
     right: float
     seen: int
 
-    def learn(self, stands: bool) -> None:
+    def observe(self, right: bool) -> None:
         self.seen += 1
-        self.right = smoothed(self.right, stands, max(LEARNING, 1 / self.seen))
+        self.right = smoothed(self.right, right, max(MATCH_WEIGHT, 1 / self.seen))
 
 
-def worth(confidence: float, times: Times, *, read_s: float) -> bool:
-    """Return whether a guess from a match is worth more than the draft model's.
+def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -> bool:
+    """Return whether a token is worth more unread than a step of the draft model.
 
-    read_s: what the draft model takes to read a token that it did not guess. The guess saves a
-    step less that; when it is wrong, a round trip and a pass are lost. Where there is no draft
-    model it can only gain: the verifier judges no rows, and waits for none, that do not pay.
+    read_s: what the draft model takes to read a token later that it did not draft. An unread
+    token saves a step less that; a wrong one loses a round trip and a pass. Without a draft
+    model there is nothing to lose: the verifier judges no rows, and waits for none, that do
+    not pay.
     """
-    if times.draft_s == inf:
+    if latencies.draft_s == inf:
         return True
-    if not 0.0 < times.pass_s < STEPS_A_PASS * times.draft_s:
+    if not 0.0 < latencies.pass_s < MAX_STEPS_A_PASS * latencies.draft_s:
         return False
-    lost_s = (1.0 - confidence) * (times.rtt_s + times.pass_s)
-    return MARGIN * lost_s <= times.draft_s - read_s
+    lost_s = (1.0 - confidence) * (latencies.rtt_s + latencies.pass_s)
+    return RISK_MARGIN * lost_s <= latencies.draft_s - read_s
 
 
-def worth_reading(right: float, times: Times, *, read_s: float) -> int:
-    """Return how many tokens a step should read ahead, each right as often as that.
+def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
+    """Return how many tokens a step should read ahead, each of them right as often as `right`.
 
-    read_s: what each of them takes. Every one that the draft model says too is a step saved,
-    if all before it are.
+    read_s: what reading one of them takes. Each token that the draft model agrees with saves a
+    step if all before it do.
     """
-    if not 0.0 < times.draft_s < inf:
+    if not 0.0 < latencies.draft_s < inf:
         return 0
 
     def gain_s(count: int) -> float:
         saved = sum(right**n for n in range(1, count + 1))
-        return saved * times.draft_s - count * read_s
+        return saved * latencies.draft_s - count * read_s
 
-    return max((0, *AHEAD), key=gain_s)
-
-
-def take(
-    session: DraftingSession, guesses: Sequence[DraftToken], may_draft: Callable[[], bool]
-) -> int:
-    """Extend the chain by a step's guesses; return by how many. The first was due, the others
-    are taken while more may be drafted."""
-    count = 0
-    for guess in guesses:
-        if count and not (session.may_extend and may_draft()):
-            break
-        session.extend(guess)
-        count += 1
-    return count
+    return max((0, *AHEAD_SIZES), key=gain_s)
 
 
-class Lookup:
-    """One session's index, and what its matches are worth."""
+class PromptLookup:
+    """One session's index, and how often its matches are right.
+
+    Call `follow` after the text or the chain has changed, before `propose` and `ahead`.
+    """
 
     def __init__(self, prompt: Sequence[TokenId]) -> None:
         self._index = Index(prompt)
         self._prompt_tokens = len(prompt)
         self._matches = [self._index.match()]  # for each position, up to the next one
-        self._trust = {length: Trust(*first) for length, first in FIRST_TRUST.items()}
+        self._precision = {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}
         self._committed = 0
         self._read_s: float | None = None
-        self._unsaid: list[TokenId] = []
-        """What the last chain that broke went on with, from its wrong token on."""
+        self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
+        self._dropped_at = 0
 
-        self._unsaid_at = 0
+    def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
+        """Bring the index to the prompt, the committed tokens and the chain.
 
-    def draft(
-        self, session: DraftingSession, times: Times, may_draft: Callable[[], bool]
-    ) -> int:
-        """Extend the chain while matches are worth it; return by how many guesses."""
-        count = 0
-        while session.may_extend and may_draft() and (guess := self.guess(session, times)):
-            session.extend(guess)
-            count += 1
-        return count
+        A chain that broke left the index at the committed token that differed from it.
+        """
+        for position in range(self._committed, len(committed)):
+            self._commit(position, committed[position])
+        self._committed = len(committed)
+        end = self._prompt_tokens + self._committed
+        for drafted in chain[len(self._index.tokens) - end :]:
+            self._append(drafted.token)
 
-    def guess(self, session: DraftingSession, times: Times) -> DraftToken | None:
-        """Return the guess that follows the chain, if there is one and it is worth it."""
-        self._follow(session)
+    def propose(self, latencies: Latencies) -> DraftToken | None:
+        """Return the token to put behind the chain unread, if there is one worth it."""
         match = self._matches[-1]
-        if match is None or match.length < LEAST_GUESSED:
+        if match is None or match.length < MIN_UNREAD_LENGTH:
             return None
-        confidence = self._trust[match.length].right
-        if not worth(confidence, times, read_s=self._reading_s(times)):
+        confidence = self._precision[match.length].right
+        if not is_worth_unread(confidence, latencies, read_s=self._reading_s(latencies)):
             return None
         return DraftToken(match.token, confidence)
 
-    def ahead(self, session: DraftingSession, times: Times) -> list[TokenId]:
+    def ahead(self, latencies: Latencies) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""
-        self._follow(session)
         text = self._index.tokens
         options: list[tuple[float, list[TokenId]]] = []
         if match := self._matches[-1]:
-            said = text[match.at : match.at + max(AHEAD)]
-            options.append((self._trust[match.length].right, said))
-        if match := resumption(self._unsaid, text, self._unsaid_at, most=max(RESUMES)):
-            options.append((RESUMES[match.length], self._unsaid[match.at :]))
+            followed = text[match.at : match.at + max(AHEAD_SIZES)]
+            options.append((self._precision[match.length].right, followed))
+        longest = max(RESUMPTION_PRIORS)
+        if match := resumption(self._dropped, text, self._dropped_at, most=longest):
+            options.append((RESUMPTION_PRIORS[match.length], self._dropped[match.at :]))
         right, tokens = max(options, default=(0.0, []))
-        return tokens[: worth_reading(right, times, read_s=self._reading_s(times))]
+        return tokens[: ahead_size(right, latencies, read_s=self._reading_s(latencies))]
 
-    def read(self, more: int, took_s: float, draft_s: float) -> None:
-        """The draft model made a step that read so many tokens more than one.
-
-        draft_s: a step that reads one.
-        """
+    def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
+        """Learn from a step that read `more` tokens than one. draft_s: a step that reads one."""
         if more > 0 and draft_s > 0.0:
             self._read_s = smoothed(self._read_s, max(0.0, took_s - draft_s) / more)
 
-    def _reading_s(self, times: Times) -> float:
-        return READING * times.draft_s if self._read_s is None else self._read_s
-
-    def _follow(self, session: DraftingSession) -> None:
-        """Bring the index to the prompt, the committed tokens and the chain.
-
-        A chain that broke left the index at the committed token that was not its own.
-        """
-        for position in range(self._committed, len(session.committed)):
-            self._commit(position, session.committed[position])
-        self._committed = len(session.committed)
-        end = self._prompt_tokens + self._committed
-        for guess in session.chain[len(self._index.tokens) - end :]:
-            self._append(guess.token)
+    def _reading_s(self, latencies: Latencies) -> float:
+        return READING_PRIOR * latencies.draft_s if self._read_s is None else self._read_s
 
     def _commit(self, position: int, token: TokenId) -> None:
         if (match := self._matches[position]) is not None:
-            self._trust[match.length].learn(match.token == token)
+            self._precision[match.length].observe(match.token == token)
         at = self._prompt_tokens + position
         if self._index.tokens[at : at + 1] != [token]:
             self._cut(at)
@@ -213,7 +174,7 @@ class Lookup:
 
     def _cut(self, length: int) -> None:
         if len(self._index.tokens) > length + 1:
-            self._unsaid, self._unsaid_at = self._index.tokens[length:], length
+            self._dropped, self._dropped_at = self._index.tokens[length:], length
         self._index.truncate(length)
         del self._matches[length - self._prompt_tokens + 1 :]
 

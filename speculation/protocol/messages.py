@@ -9,7 +9,7 @@ An *epoch* numbers the edge's guesses: it rises when the edge learns that its ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -146,6 +146,19 @@ class Commit:
     """Duration of the pass; sent in 0.1 ms."""
 
     logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+def without_first(commit: Commit, count: int) -> Commit:
+    """Return the Commit without its first `count` tokens, for whoever knows these already."""
+    if count == 0:
+        return commit
+    return replace(
+        commit,
+        start=commit.start + count,
+        tokens=commit.tokens[count:],
+        accepted=max(0, commit.accepted - count),
+        logprobs=commit.logprobs and commit.logprobs[count:],
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the edge takes the target to say at one position."""
+"""A token that the edge proposes for one position."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from speculation.sampling.distributions import QuantisedDistribution
 class DraftToken:
     token: TokenId
     confidence: float
-    """The edge's estimate that the target says this token, given that the ones before stand."""
+    """The edge's estimate that it is accepted if all draft tokens before it are."""
 
     q: QuantisedDistribution | None = None
     """`separate`: the distribution it was drawn from."""
 
     forced: bool = False
-    """`separate`: it replaces a rejected token; the target will say it."""
+    """`separate`: it is the recovered token, which the verifier must commit."""

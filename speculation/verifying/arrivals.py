@@ -1,59 +1,60 @@
-"""When a session's next draft is due, told from what the verifier said and heard; in seconds.
+"""When a session's next draft tokens are due, learned from what was sent and what arrived.
 
-The edge drafts at a steady pace, until its chain breaks or it pauses, which it says. Then it
-waits for a Commit, and the first draft that answers it comes a round trip and a step later.
+The edge drafts at a steady rate until its chain breaks or it pauses, which it says. Then it
+waits for a Commit, and the first draft token that answers it arrives a round trip and a draft
+step later. All times are in seconds.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from speculation.protocol.messages import Down, Draft, Pushed
 from speculation.smoothing import smoothed
-from speculation.verifying.session import NO_CHANCE, VerifyingSession
+from speculation.verifying.session import VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
-"""A draft this many intervals overdue is not coming."""
+"""A draft token that is overdue by so many intervals is no longer expected."""
 
-AT_ONCE_S: Final = 0.001
-"""Drafts that come so close together had waited, as those made before the session was open:
-they tell no pace."""
+MIN_INTERVAL_S: Final = 0.001
+"""Draft tokens that arrive closer together had waited, for instance until the session was open:
+their interval says nothing of the edge's rate."""
 
-MOST_GROWTH: Final = 4.0
-"""An interval longer than so many usual ones counts as that: something held the draft up."""
+MAX_GROWTH: Final = 4.0
+"""An interval counts as at most so many usual ones: a longer one means that something held the
+draft up."""
 
-COMMITS: Final = 64
-"""Remembered, to tell which of them the edge learnt of a wrong chain from."""
+MAX_COMMITS: Final = 64
+"""Commits remembered, to find the one from which the edge learned that its chain was wrong."""
 
 
 @dataclass(slots=True)
 class Arrivals:
-    """What the verifier has seen of a session's drafts, and so when the next one is due."""
+    """What the verifier has observed of the arrivals of one session's draft tokens."""
 
     first_s: float = 0.0
-    """From a Commit that the edge waited for to the first draft after it: RTT + a draft.
-
-    It waits when its chain broke, or when it paused. A rest of the edge hardly counts."""
+    """From a Commit that the edge waited for to the first draft token after it: a round trip
+    and a draft step. It is 0 until it is known. After a rest of the edge it hardly counts."""
 
     interval_s: float = 0.0
-    """Between two draft tokens while the edge drafts; 0 if not known."""
+    """Between two draft tokens while the edge drafts; 0 until it is known."""
 
-    _commits: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=COMMITS))
+    _commits: deque[tuple[int, float]] = field(
+        default_factory=lambda: deque(maxlen=MAX_COMMITS)
+    )
     """Where the text ended after a Commit, and when that was sent."""
 
     _awaited: tuple[int, float] | None = None
-    """Of them, the one that the next draft answers."""
+    """The one of them that the next draft token answers."""
 
     _broke: bool = False
     _paused: bool = False
     _last_at: float | None = None
 
     def committed(self, session: VerifyingSession, now: float) -> None:
-        """A Commit was sent."""
+        """Note that a Commit was sent."""
         self._commits.append((len(session.committed), now))
         if session.chain.broken:
             self.broke(session.chain.wrong_at)
@@ -61,42 +62,44 @@ class Arrivals:
             self._awaited, self._broke = self._commits[-1], False
 
     def broke(self, position: int) -> None:
-        """The chain was found wrong at a position. The edge drops it with the Commit that says
-        so, which may have been sent a while ago."""
-        saying = (commit for commit in self._commits if commit[0] > position)
+        """Note that the chain was found wrong at a position. The edge drops it with the Commit
+        that contains this position, which may have been sent a while ago."""
+        containing = (commit for commit in self._commits if commit[0] > position)
         last = self._commits[-1] if self._commits else None
-        self._awaited, self._broke = next(saying, last), True
+        self._awaited, self._broke = next(containing, last), True
 
     def came(self, now: float, tokens: int) -> None:
-        """Draft tokens arrived, right or wrong."""
+        """Note that draft tokens arrived, right or wrong."""
         if self._awaited is not None and now >= self._awaited[1]:
             latest_s = min(now - self._awaited[1], 2 * self.first_s or inf)
             if self._broke or not self.first_s:
                 self.first_s = smoothed(self.first_s or None, latest_s)
-        elif self._last_at is not None and now - self._last_at > AT_ONCE_S:
-            most_s = MOST_GROWTH * self.interval_s or inf
+        elif self._last_at is not None and now - self._last_at > MIN_INTERVAL_S:
+            most_s = MAX_GROWTH * self.interval_s or inf
             latest_s = min((now - self._last_at) / tokens, most_s)
             self.interval_s = smoothed(self.interval_s or None, latest_s)
         self._awaited, self._paused, self._last_at = None, False, now
 
     def paused(self, known: int) -> None:
-        """The edge drafts no more before it knows of more than these committed tokens."""
-        saying = (commit for commit in self._commits if commit[0] > known)
-        self._awaited, self._broke = next(saying, None), False
+        """Note that the edge drafts no more until it knows of more than these committed
+        tokens."""
+        later = (commit for commit in self._commits if commit[0] > known)
+        self._awaited, self._broke = next(later, None), False
         self._paused, self._last_at = True, None
 
     @property
     def restart_s(self) -> float:
-        """How long a broken chain takes until the next one has two drafts; 0 if not known."""
+        """How long a broken chain takes until the next one has two draft tokens; 0 if that is
+        not known."""
         return self.first_s + self.interval_s if self.first_s else 0.0
 
     def due_s(self, now: float) -> float:
-        """Return how soon the next draft should come, inf where none is expected."""
+        """Return how soon the next draft token should arrive; inf where none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
     def behind(self, session: VerifyingSession) -> int:
-        """Return how many drafts must come before one is ahead of the text: the target went on
-        while they were on their way."""
+        """Return how many draft tokens must arrive before one is ahead of the text, because
+        the target went on while they were on their way."""
         begins = max(session.chain.reach, self._awaited[0] if self._awaited else 0)
         return max(0, len(session.committed) - begins)
 
@@ -107,25 +110,5 @@ class Arrivals:
         return inf if self._last_at is None else self._last_at + (self.interval_s or inf)
 
     def _late_s(self, now: float) -> float:
-        """Return how much later it is than the next draft can still be expected."""
+        """Return how much later it is than the next draft token can still be expected."""
         return now - self._next_at - LATE_INTERVALS * self.interval_s
-
-
-def receive(
-    session: VerifyingSession,
-    arrivals: Arrivals,
-    message: Pushed,
-    u: Iterator[float] = NO_CHANCE,
-    *,
-    arrived: float,
-) -> list[Down]:
-    """Have a session take in a message, and note when it came."""
-    heard, broken = session.chain.heard, session.chain.broken
-    down = session.receive(message, u)
-    if isinstance(message, Draft) and session.chain.heard > heard:
-        arrivals.came(arrived, len(message.tokens))
-        if message.pauses:
-            arrivals.paused(message.start - message.behind)
-    if session.chain.broken and not broken:
-        arrivals.broke(session.chain.wrong_at)
-    return down

@@ -1,12 +1,11 @@
-"""The cloud's half of a session, without I/O.
+"""The verifier's record of one answer: what is committed, and the passes that commit more.
 
     receive(Draft)  ->  begin() -> Pass  ->  (the target runs)  ->  resolve(Judgement)
 
-Drafts arrive late, twice or out of order; each names its epoch and position. The session keeps
-those of the newest epoch, at most max_ahead beyond the committed text, and drops what is void.
-A pass takes the drafts that follow the committed text without a gap, once all of the chain
-before them is known to equal that text. Correctness never rests on what an epoch claims: every
-draft is judged. No state changes when a method raises.
+Drafts arrive late, twice or out of order; each names its epoch and position. A pass takes the
+draft tokens that follow the committed text without a gap, once all of the chain before them is
+known to equal that text. Correctness never rests on what an epoch claims, because every draft
+token is judged. No state changes when a method raises.
 """
 
 from __future__ import annotations
@@ -31,38 +30,46 @@ from speculation.protocol.messages import (
     Totals,
 )
 from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
-from speculation.verifying.chain import HeldChain, Tokens
+from speculation.verifying.chain import HeldChain
 from speculation.verifying.validation import check_form, check_place
 
 NO_CHANCE: Final[Iterator[float]] = iter(())
 """For sessions judged `coupled`, which draw nothing."""
 
-MOST_REDRAWS: Final = 32
-"""For one rejection. Each brings TAIL_SAMPLES more; an honest edge hardly ever needs two."""
+MAX_REDRAWS: Final = 32
+"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
+hardly ever needs two."""
+
+Tokens = tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one target pass judges: K draft tokens from `start` on; K = 0 is a fill-in."""
+    """What one target pass judges for one session: K draft tokens from `start` on. K = 0 is a
+    fill-in pass."""
 
     start: int
-    draft: tuple[TokenId, ...]
+    draft: Tokens
     q: tuple[int, ...]
-    """`separate`: K weights in 1/Q_SCALE; else all 0."""
+    """`separate`: K weights in 1/Q_SCALE; else all are 0."""
+
+    u: tuple[float, ...] = ()
+    """`separate`: K + 1 fresh uniforms in [0, 1)."""
 
 
 class VerifyingSession:
     def __init__(self, request: Open, limits: Limits, *, vocabulary_size: int) -> None:
         self.request = request
+        self.limits = limits
         self.chain = HeldChain()
         self.committed: list[TokenId] = []
         self.totals = Totals()
         self.finished: FinishReason | None = None
         self.rejection: Rejection | None = None
-        """Set while a replacement is awaited: no pass may begin, the target must not say it."""
+        """Set while the recovered token is awaited from the edge: no pass may begin, for the
+        target must not generate that token."""
 
         self._redraws = 0  # answered since the last rejection
-        self._limits = limits
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
 
@@ -72,17 +79,17 @@ class VerifyingSession:
         return max(0, self.chain.reach - len(self.committed))
 
     @property
-    def affordable(self) -> int:
-        """Draft tokens to count with when rows are shared out, before `begin` takes them.
+    def judgeable(self) -> int:
+        """Draft tokens to count with when rows are allocated: no more than a pass takes.
 
-        No more than it takes: those beyond would seem to cost nothing. In `separate` all it may
-        take, whatever is pending: the drafts after one depend on it, so were they to decide
-        whether it is judged, the output would not have the distribution p.
+        In `separate` that is all that a pass may take, whatever is pending. The draft tokens
+        after one depend on it: were they to decide whether it is judged, the output would not
+        have the target's distribution.
         """
-        most = self._limits.max_verify
+        most = self.limits.max_verify
         return min(self.pending, most) if self.request.judge == "coupled" else most
 
-    # --- up
+    # --- messages of the edge
 
     def receive(self, message: Pushed, u: Iterator[float] = NO_CHANCE) -> list[Down]:
         """Take in a message; return what it brings about at once (only in `separate`).
@@ -93,18 +100,18 @@ class VerifyingSession:
         if isinstance(message, Redraw):
             return self._redraw(message, u)
         check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
-        max_ahead = self._limits.max_ahead
+        max_ahead = self.limits.max_ahead
         check_place(message, self.committed, self.rejection, max_ahead=max_ahead)
         chain, epoch = self.chain, message.epoch
         if self.finished or epoch < chain.epoch or chain.is_void(epoch):
             return []
-        chain.hear(message)
+        chain.begin(message)
         awaited = message.forced and message.start == len(self.committed)
-        down = self._force(message.tokens[0]) if awaited else []
+        down = self._recover(message.tokens[0]) if awaited else []
         chain.extend(message, self.committed)
         return down
 
-    def _force(self, token: TokenId) -> list[Down]:
+    def _recover(self, token: TokenId) -> list[Down]:
         self.rejection = None
         return self._commit((token,), accepted=0)
 
@@ -112,30 +119,38 @@ class VerifyingSession:
         is_old = self.chain.is_void(message.epoch) or message.position != len(self.committed)
         if self.rejection is None or is_old:
             return []
-        if self._redraws == MOST_REDRAWS:
-            raise RemoteProtocolError(f"Redraw: more than {MOST_REDRAWS} for one rejection")
+        if self._redraws == MAX_REDRAWS:
+            raise RemoteProtocolError(f"Redraw: more than {MAX_REDRAWS} for one rejection")
         self._redraws += 1
         self.chain.end(message.position, message.epoch)
-        return [self._refuse(self.rejection, u)]
+        return [self._reject(self.rejection, u)]
 
     # --- passes
 
-    def begin(self, most: int, *, exact: bool = False) -> Pass:
-        """Take at most `most` pending drafts into a pass; `resolve` must follow.
+    def plan(self, most: int) -> Pass:
+        """Return the pass that would judge at most `most` pending draft tokens.
 
-        With fill `never` one at least: the target says nothing without a draft. Not if exact:
-        then the target's rows are laid out already, as for a prompt's last token.
+        With fill `never` it has one at least: the target generates nothing without a draft.
         """
+        start = len(self.committed)
+        room = self.request.max_tokens - start - 1  # the target's own token needs a position
+        least = int(self.request.fill == "never")
+        return self._pass(min(self.pending, max(most, least), self.limits.max_verify, room))
+
+    def begin(self, drafts: int) -> Pass:
+        """Begin a pass over exactly `drafts` pending draft tokens; `resolve` must follow."""
         if self._running or self.finished or self.rejection:
             raise LocalProtocolError("no pass may begin now")
-        start = len(self.committed)
-        room = self.request.max_tokens - start - 1  # the target's own token needs a place
-        least = int(self.request.fill == "never" and not exact)
-        count = min(self.pending, max(most, least), self._limits.max_verify, room)
-        items = self.chain.drafts(start, count)
+        if drafts > self.pending:
+            raise LocalProtocolError(f"{drafts} draft tokens are not pending")
         self.chain.broken = False
-        self._running = Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items))
+        self._running = self._pass(drafts)
         return self._running
+
+    def _pass(self, drafts: int) -> Pass:
+        start = len(self.committed)
+        items = self.chain.drafts(start, drafts)
+        return Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items))
 
     def resolve(
         self,
@@ -163,7 +178,7 @@ class VerifyingSession:
             self.rejection = judgement.rejection
             self._redraws = 0
             self.chain.rejected(len(self.committed))
-            down.append(self._refuse(judgement.rejection, u))
+            down.append(self._reject(judgement.rejection, u))
         return down
 
     def _commit(
@@ -196,6 +211,6 @@ class VerifyingSession:
                 return tokens[: i + 1], "stop"
         return tokens[:room], "length" if len(tokens) >= room else None
 
-    def _refuse(self, rejection: Rejection, u: Iterator[float]) -> Down:
+    def _reject(self, rejection: Rejection, u: Iterator[float]) -> Down:
         uniforms = list(islice(u, TAIL_SAMPLES))
         return rejection.message(self.chain.epoch, len(self.committed), uniforms)

@@ -24,15 +24,16 @@ def sync_rate(
 def paper_rate(
     alpha: float, gamma: int, *, draft_s: float, rtt_s: float, pass_s: float
 ) -> float:
-    """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3).
+    """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3), with the
+    bonus token that bench.round_policy adds.
 
-    A round that is accepted commits gamma tokens and hides the drafting of the next one; any
-    other commits its accepted beginning and the recovered token, and drafts anew.
+    While a round is away, gamma + 1 tokens are drafted. They are used, and their drafting is
+    hidden, if the round is accepted and the first of them is its bonus token. Any other round
+    commits its accepted beginning and one token more, and gamma tokens are drafted anew.
     """
-    whole = alpha**gamma
-    drafting_s, away_s = gamma * draft_s, rtt_s + pass_s
-    seconds = whole * max(drafting_s, away_s) + (1 - whole) * (drafting_s + away_s)
-    return round_tokens(alpha, gamma - 1) / seconds
+    hit, away_s = alpha ** (gamma + 1), rtt_s + pass_s
+    hit_s, miss_s = max((gamma + 1) * draft_s, away_s), gamma * draft_s + away_s
+    return round_tokens(alpha, gamma) / (hit * hit_s + (1 - hit) * miss_s)
 
 
 def critical_rtt_s(alpha: float, gamma: int, *, draft_s: float, pass_s: float) -> float:

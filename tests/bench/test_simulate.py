@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from bench.__main__ import app
 from bench.data.prompts import sampling
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, Paper
+from bench.simulator.arms import Arm, paper
 from bench.simulator.hosts import gpu, hosts_of
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from bench.simulator.table import GAMMAS, Group, candidates, groups, rows, speedups
@@ -97,7 +97,7 @@ def test_after_a_miss_every_draft_token_misses() -> None:
 
 def test_rounds_are_tried_at_every_gamma_unless_one_is_named() -> None:
     assert [arm.gamma for arm in candidates("sync")] == list(GAMMAS)
-    assert candidates("paper:4") == [Paper(4)]
+    assert candidates("paper:4") == [paper(4)]
     assert [type(arm) for arm in candidates("cloud")] == [Arm]
 
 

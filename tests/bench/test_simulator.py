@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.arms import Arm, colocated, paper, picospec, sync
 from bench.simulator.clock import Clock, Curve
 from bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import World, simulate
-from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Limits
 from tests.bench import closed_forms
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
@@ -57,11 +56,11 @@ def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
     arm=st.sampled_from(
         [
             Arm(),
-            Sync(3),
-            Paper(3),
-            Colocated(3),
-            PicoSpec(),
-            PicoSpec(fill="never", pacing=DraftSettings(rests=False)),
+            sync(3),
+            paper(3),
+            colocated(3),
+            picospec(),
+            picospec(fill="never"),
         ]
     ),
 )
@@ -92,7 +91,7 @@ def mean(values: list[int]) -> float:
 def test_a_synchronous_round_takes_drafting_a_round_trip_and_a_pass(
     alpha: float, gamma: int, rtt_ms: float
 ) -> None:
-    answer = run(Sync(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
+    answer = run(sync(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
 
     whole = set(map(rounded, answer.gaps_s[2:-20]))
     tokens = [count for _, count in answer.log.arrivals[2:-20]]
@@ -110,13 +109,14 @@ def test_a_synchronous_round_takes_drafting_a_round_trip_and_a_pass(
 @pytest.mark.parametrize(
     ("alpha", "gamma"), [(0.6, 2), (0.6, 8), (0.9, 4), (0.9, 8), (1.0, 4), (1.0, 16)]
 )
-def test_a_published_round_hides_its_drafting_when_the_last_one_stood(
+def test_a_published_round_hides_its_drafting_when_the_last_one_was_accepted(
     alpha: float, gamma: int, rtt_ms: float
 ) -> None:
-    answer = run(Paper(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
+    answer = run(paper(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
 
-    away_s, drafting_s = rtt_ms / 1000 + PASS_S, gamma * DRAFT_S
-    hit, miss = rounded(max(away_s, drafting_s)), rounded(away_s + drafting_s)
+    away_s = rtt_ms / 1000 + PASS_S
+    hit = rounded(max(away_s, (gamma + 1) * DRAFT_S))
+    miss = rounded(away_s + gamma * DRAFT_S)
     assert set(map(rounded, answer.gaps_s[2:-20])) == ({hit} if alpha == 1 else {hit, miss})
     assert answer.tokens_per_s == pytest.approx(
         closed_forms.paper_rate(
@@ -134,14 +134,14 @@ def test_sync_loses_to_the_cloud_beyond_the_critical_round_trip(
     bound_s = closed_forms.critical_rtt_s(alpha, gamma, draft_s=DRAFT_S, pass_s=PASS_S)
     rtt_ms = 1000 * bound_s * (1 + 0.12 * side)
 
-    answer = run(Sync(gamma), synthetic(alpha, 800, seed=5), rtt_ms=rtt_ms)
+    answer = run(sync(gamma), synthetic(alpha, 800, seed=5), rtt_ms=rtt_ms)
 
     assert (answer.tokens_per_s < 1 / PASS_S) == (side > 0)
 
 
 @pytest.mark.parametrize("rtt_ms", [0, 300])
 def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
-    answer = run(Colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
+    answer = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
 
     assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
 
@@ -149,7 +149,7 @@ def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
 def test_a_colocated_draft_model_may_be_faster_than_on_the_device() -> None:
     hosts = gpu(PASS_S, DRAFT_S, colocated_s=0.002)
 
-    answer = run(Colocated(4), synthetic(1.0, 1000), hosts=hosts)
+    answer = run(colocated(4), synthetic(1.0, 1000), hosts=hosts)
 
     assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.002), rel=0.01)
 
@@ -157,7 +157,7 @@ def test_a_colocated_draft_model_may_be_faster_than_on_the_device() -> None:
 def test_colocated_sessions_draft_and_verify_together() -> None:
     clients = [[synthetic(1.0, 100)] for _ in range(8)]
 
-    answers = simulate(World(GPU, Conditions()), Colocated(4), clients)
+    answers = simulate(World(GPU, Conditions()), colocated(4), clients)
 
     assert all(
         a.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.02) for a in answers
@@ -168,7 +168,7 @@ def test_colocated_draft_steps_cost_more_for_more_sessions() -> None:
     hosts = replace(GPU, colocated_s=Curve({1: 0.01, 9: 0.09}))
     clients = [[synthetic(1.0, 500)] for _ in range(5)]
 
-    answers = simulate(World(hosts, Conditions()), Colocated(4), clients)
+    answers = simulate(World(hosts, Conditions()), colocated(4), clients)
 
     assert all(
         a.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.05), rel=0.02) for a in answers
@@ -184,7 +184,7 @@ def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
 ) -> None:
     useless = Source((), range(tokens), [WRONG] * tokens, [confidence] * tokens)
 
-    answer = run(PicoSpec(), useless, rtt_ms=rtt_ms, hosts=hosts)
+    answer = run(picospec(), useless, rtt_ms=rtt_ms, hosts=hosts)
 
     assert answer.tokens_per_s >= 0.98 / hosts.pass_s.of(1)
 
@@ -195,13 +195,13 @@ def test_good_drafts_cost_next_to_nothing_where_rows_are_dear(
     rtt_ms: float, alpha: float
 ) -> None:
     limits = Limits(max_verify=MAX_VERIFY["llama"])
-    answer = run(PicoSpec(), synthetic(alpha, 300), rtt_ms=rtt_ms, hosts=DEAR, limits=limits)
+    answer = run(picospec(), synthetic(alpha, 300), rtt_ms=rtt_ms, hosts=DEAR, limits=limits)
 
     assert answer.tokens_per_s >= 0.95 / DEAR.pass_s.of(1)
 
 
 def test_a_perfect_draft_fills_every_pass() -> None:
-    answer = run(PicoSpec(), synthetic(1.0, 3000), rtt_ms=50, hosts=gpu(0.1, 0.002))
+    answer = run(picospec(), synthetic(1.0, 3000), rtt_ms=50, hosts=gpu(0.1, 0.002))
 
     assert answer.tokens_per_s == pytest.approx(33 / 0.1, rel=0.05)  # max_verify, and its own
 
@@ -210,10 +210,10 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     text = list(range(200))
     copy = Source(text, text, text, [0.9] * 200)
     dear = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
-    without = PicoSpec(lookup=False)
+    without = picospec(lookup=False)
 
     looked_up, read, drafted = (
-        run(PicoSpec(), copy, rtt_ms=20, hosts=hosts).tokens_per_s
+        run(picospec(), copy, rtt_ms=20, hosts=hosts).tokens_per_s
         / run(without, copy, rtt_ms=20, hosts=hosts).tokens_per_s
         for hosts in (gpu(0.01, 0.01), gpu(0.1, 0.01), dear)
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, Colocated, Paper, PicoSpec, Sync
+from bench.simulator.arms import Arm, colocated, paper, picospec, sync
 from bench.simulator.clock import Curve
 from bench.simulator.hosts import gpu
 from bench.simulator.source import synthetic
@@ -16,9 +16,9 @@ from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
 
 
 def test_software_makes_a_round_trip_longer() -> None:
-    plain = run(Sync(4), synthetic(1.0, 200), rtt_ms=20)
+    plain = run(sync(4), synthetic(1.0, 200), rtt_ms=20)
 
-    slower = run(Sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
+    slower = run(sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
 
     assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
 
@@ -26,20 +26,20 @@ def test_software_makes_a_round_trip_longer() -> None:
 def test_who_waits_for_the_target_drafts_while_it_rests() -> None:
     source, hosts = synthetic(1.0, 400), replace(GPU, alone_s=Curve({1: 0.005}))
 
-    for arm in (Sync(4), Colocated(4)):
+    for arm in (sync(4), colocated(4)):
         assert run(arm, source, hosts=hosts).tokens_per_s == pytest.approx(
             5 / (PASS_S + 4 * 0.005), rel=0.02
         )
-    assert run(PicoSpec(), source, hosts=hosts).seconds == run(PicoSpec(), source).seconds
+    assert run(picospec(), source, hosts=hosts).seconds == run(picospec(), source).seconds
 
 
 def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
     source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
 
     assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
-    assert run(PicoSpec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
-    assert run(Sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
-        run(Sync(2), source).tokens_per_s
+    assert run(picospec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
+    assert run(sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
+        run(sync(2), source).tokens_per_s
     )
 
 
@@ -55,7 +55,7 @@ def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_that_runs() -> No
     shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
     source = synthetic(1.0, 100)
 
-    alone, together = (run(Paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    alone, together = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
     cloud = run(Arm(), source, hosts=shared)
 
     # each of the four steps of DRAFT_S in a pass costs the pass half of that time

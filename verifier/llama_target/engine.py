@@ -16,7 +16,8 @@ from models.llama import Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
-from verifier.llama_target.judging import Outcome, Part, judge
+from speculation.verifying.machine import Verdict
+from verifier.llama_target.judging import Part, judge
 from verifier.llama_target.settings import LlamaSettings
 
 
@@ -54,16 +55,16 @@ class Engine:
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
-    def run(self, parts: Sequence[Part]) -> list[Outcome]:
+    def run(self, parts: Sequence[Part]) -> list[Verdict]:
         """Run one pass, and judge it."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
-        outcomes, first = [], 0
+        verdicts, first = [], 0
         for part in parts:
-            outcomes.append(judge(part, partial(self._row, first)))
+            verdicts.append(judge(part, partial(self._row, first)))
             first += len(part.tokens)
-        return outcomes
+        return verdicts
 
     def _row(self, first: int, i: int) -> Logits:
         return self._context.logits(first + i)

@@ -1,12 +1,12 @@
-"""One session's part of a pass, and what its logits say of its drafts.
+"""One session's part of a pass, and what its logits make of its draft tokens.
 
-A part decodes the last committed token and the drafts after it: row i judges draft i, and the
-row after the last draft gives the target's own token. Rows are looked at lazily.
+A part decodes the last committed token and the draft tokens after it: row i judges draft token
+i, and the row after the last one gives the bonus token. Rows are looked at lazily.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from speculation.protocol.messages import Open, TokenId, TokenLogprob
 from speculation.sampling.distributions import Distribution, Logits, distribution, top
 from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from speculation.sampling.noise import place
+from speculation.verifying.machine import Verdict
 from speculation.verifying.session import Pass
 
 
@@ -24,43 +25,33 @@ class Part:
 
     sequence: int
     held: int
-    """Tokens before `last`, prompt included: they are in the KV already."""
+    """Tokens before `last`, prompt included; they are in the KV cache already."""
 
     last: TokenId
-    """The last token committed, or of the prompt."""
+    """The last token that was committed, or the prompt's last."""
 
     judged: Pass
     request: Open
-    u: Iterator[float]
-    """Uniforms in [0, 1), for judge `separate`."""
 
     @property
     def tokens(self) -> tuple[TokenId, ...]:
-        """The rows: K + 1 tokens."""
+        """The K + 1 rows."""
         return (self.last, *self.judged.draft)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a pass said to one session."""
-
-    judgement: Judgement
-    logprobs: tuple[TokenLogprob, ...] | None
-
-
-def judge(part: Part, logits: Callable[[int], Logits]) -> Outcome:
-    """Judge a part's drafts. logits(i): float32[V] of row i, i = 0..K."""
+def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
+    """Judge a part's draft tokens. logits(i): float32[V] of row i, i = 0..K."""
 
     def row(i: int) -> Distribution:
         return distribution(logits(i), request.sampling)
 
-    request, draft = part.request, part.judged.draft
+    request, judged = part.request, part.judged
     if request.judge == "coupled":
-        at = place(len(request.prompt), part.judged.start)
-        judgement = judge_coupled(row, draft, request.seed, at)
+        at = place(len(request.prompt), judged.start)
+        judgement = judge_coupled(row, judged.draft, request.seed, at)
     else:
-        judgement = judge_separate(row, draft, part.judged.q, part.u)
-    return Outcome(judgement, _logprobs(judgement, logits, request.top_logprobs))
+        judgement = judge_separate(row, judged.draft, judged.q, iter(judged.u))
+    return Verdict(judgement, _logprobs(judgement, logits, request.top_logprobs))
 
 
 def _logprobs(

@@ -1,14 +1,13 @@
-"""Who goes when: passes over all sessions that should start now, and prompts read in between.
+"""Drives the VerifyMachine with llama.cpp: passes over its offers, and prompts in between.
 
-One turn = one pass, if any session should start, and one piece of one prompt, if any is unread:
-so a long prompt never stops the others for longer than a piece takes. A held session delays
-nobody: when another starts, it goes along with what it has.
+One turn is one pass, if the machine offers one, and one piece of one prompt, if any is unread:
+so a long prompt never stops the other sessions for longer than a piece takes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from math import inf
 from typing import Protocol, TypeVar
@@ -16,9 +15,8 @@ from typing import Protocol, TypeVar
 import structlog
 
 from speculation.protocol.messages import TokenId
-from speculation.verifying.pass_policy import share_rows, starters
-from speculation.verifying.row_allocation import PassLatency
-from verifier.llama_target.judging import Outcome, Part
+from speculation.verifying.machine import Offer, Verdict, VerifyMachine
+from verifier.llama_target.judging import Part
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
 from verifier.target import TargetFailed
@@ -29,102 +27,104 @@ Clock = Callable[[], float]
 
 
 class Passes(Protocol):
-    """What the scheduler needs of the Engine: both block, and run in its thread."""
+    """What the scheduler needs of the Engine: both calls block, and run in its thread."""
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None: ...
 
-    def run(self, parts: Sequence[Part]) -> list[Outcome]: ...
+    def run(self, parts: Sequence[Part]) -> list[Verdict]: ...
 
 
 class Scheduler:
+    """max_rows: of one pass. prefill_rows: prompt tokens of one piece."""
+
     def __init__(
         self,
         engine: Passes,
+        machine: VerifyMachine,
         thread: Executor,
         metrics: PassMetrics,
         *,
         max_rows: int,
         prefill_rows: int,
         clock: Clock,
-        times: PassLatency | None = None,
     ) -> None:
-        """times: what is known of passes already."""
-        self.slots: list[Slot] = []
-        """In the order of their arrival: prompts are read in this order."""
-
+        self._slots: dict[str, Slot] = {}  # in the order in which prompts are read
         self._engine = engine
+        self._machine = machine
         self._thread = thread
         self._metrics = metrics
         self._max_rows = max_rows
         self._prefill_rows = prefill_rows
         self._clock = clock
-        self._times = times or PassLatency()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._log = structlog.get_logger("verifier")
 
     def add(self, slot: Slot) -> None:
-        """Let a session take part: it has its place in the KV."""
-        self.slots.append(slot)
+        """Let a session take part: it has its place in the KV cache."""
+        self._slots[slot.name] = slot
         self.wake()
 
     def remove(self, slot: Slot) -> None:
-        """End a session's part in everything. A pass that is running drops what it says."""
-        slot.closed = True
-        self.slots.remove(slot)
+        """End a session's part in everything. A pass that is running drops its outcome."""
+        del self._slots[slot.name]
         self.wake()
 
     def wake(self) -> None:
-        """Something changed: decide again."""
-        self._news.set()
+        """Something changed: ask the machine again."""
+        self._changed.set()
 
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:
-            self._news.clear()
-            due, wait_s = self._due(self._clock())
-            if due:
-                await self._pass(due)
-            unread = next((slot for slot in self.slots if slot.unread), None)
+            self._changed.clear()
+            offer = self._offer(self._clock())
+            if offer.start:
+                await self._pass(offer)
+            unread = next((slot for slot in self._slots.values() if slot.unread), None)
             if unread:
                 await self._prefill(unread)
-            elif not due:
-                await self._sleep(wait_s)
+            elif not offer.start:
+                await self._sleep(offer.wait_s)
 
-    def _due(self, now: float) -> tuple[list[Slot], float]:
-        """Return the sessions whose pass should start now, and when to ask again."""
-        holds_s = [slot.hold_s(now, self._times) for slot in self.slots]
-        for slot, hold_s in zip(self.slots, holds_s, strict=True):
-            if 0.0 < hold_s < inf and slot.held_since is None:
-                slot.held_since = now
-        return [self.slots[i] for i in starters(holds_s)], min(holds_s, default=inf)
+    def _offer(self, now: float) -> Offer:
+        ready = [slot.name for slot in self._slots.values() if slot.ready]
+        offer = self._machine.offer(ready, now, rows=self._max_rows)
+        for name in offer.held:
+            slot = self._slots[name]
+            slot.held_since = now if slot.held_since is None else slot.held_since
+        return offer
 
     async def _sleep(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds if seconds < inf else None):
-                await self._news.wait()
+                await self._changed.wait()
         except TimeoutError:
             return
 
-    async def _pass(self, due: Sequence[Slot]) -> None:
-        began = self._clock()
-        counts = share_rows(
-            [slot.machine for slot in due],
-            self._times,
-            most=self._max_rows - len(due),  # one more each, with fill `never`
-        )
-        for slot in due:
-            if slot.held_since is not None:
-                self._metrics.held(began - slot.held_since)
-        parts = [slot.begin(count) for slot, count in zip(due, counts, strict=True)]
-        outcomes = await self._call(due, self._engine.run, parts)
-        if outcomes is None:
+    async def _pass(self, offer: Offer) -> None:
+        slots = {name: self._slots[name] for name in offer.start}
+        plan = self._machine.begin({n: len(d) for n, d in offer.start.items()}, self._clock())
+        self._observe_holds(slots.values(), plan.started)
+        parts = [slots[name].part(judged) for name, judged in plan.passes.items()]
+        outcome = await self._call(list(slots.values()), self._engine.run, parts)
+        if outcome is None:
             return
-        now = self._clock()
-        self._account(sum(len(part.tokens) for part in parts), now - began)
-        for slot, part, outcome in zip(due, parts, outcomes, strict=True):
-            self._metrics.judged(len(part.judged.draft), outcome.judgement.accepted)
-            if not slot.closed:
-                slot.take(outcome, began=began, now=now)
+        now, rows = self._clock(), sum(len(part.tokens) for part in parts)
+        self._metrics.passed(rows, now - plan.started)
+        verdicts = dict(zip(plan.passes, outcome, strict=True))
+        self._observe_verdicts(verdicts, parts)
+        for name, down in self._machine.ran(plan, verdicts, now, rows=rows).items():
+            slots[name].send(down)
+
+    def _observe_holds(self, slots: Collection[Slot], now: float) -> None:
+        for slot in slots:
+            if slot.held_since is not None:
+                self._metrics.held(now - slot.held_since)
+                slot.held_since = None
+
+    def _observe_verdicts(self, verdicts: Mapping[str, Verdict], parts: Sequence[Part]) -> None:
+        for verdict, part in zip(verdicts.values(), parts, strict=True):
+            self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
 
     async def _prefill(self, slot: Slot) -> None:
         start = slot.prefilled
@@ -145,7 +145,3 @@ class Scheduler:
             for slot in slots:
                 slot.fail(TargetFailed(f"the target failed: {error}"))
             return None
-
-    def _account(self, rows: int, seconds: float) -> None:
-        self._times.saw(rows, seconds)
-        self._metrics.passed(rows, seconds)

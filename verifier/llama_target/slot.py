@@ -1,65 +1,53 @@
-"""One session in the embedded target: its machine, its place in the KV, what it has to say.
+"""One session in the embedded target: its part of the KV cache, and what it has to send.
 
-What is said waits in `_said` until the session's generator takes it. It is bounded by the
-answer: every message but a Reject commits a token, and a Reject is sent only when asked for.
+Messages wait here until the session's generator takes them. They are bounded by the answer:
+every message but a Reject commits a token, and a Reject is sent only when it is asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
-from math import inf
+from collections.abc import Sequence
 
-from speculation.protocol.messages import Down, Limits, Open, Pushed, TokenId
-from speculation.verifying.arrivals import Arrivals, receive
-from speculation.verifying.pass_policy import hold_s
-from speculation.verifying.row_allocation import PassLatency
-from speculation.verifying.session import VerifyingSession
-from verifier.llama_target.judging import Outcome, Part
+from speculation.protocol.messages import Down, Open, TokenId
+from speculation.verifying.session import Pass, VerifyingSession
+from verifier.llama_target.judging import Part
 from verifier.target import Said, TargetFailed
 
 
 class Slot:
-    def __init__(
-        self,
-        request: Open,
-        limits: Limits,
-        *,
-        vocabulary_size: int,
-        u: Iterator[float],
-        now: float,
-    ) -> None:
+    """name: the session's. session: the machine's record of it, which is only read here."""
+
+    def __init__(self, name: str, session: VerifyingSession) -> None:
+        self.name = name
+        self.request: Open = session.request
         self.sequence: int
-        """Its place in the KV; set before the scheduler has it."""
+        """Its sequence in the KV cache; set before the scheduler has the slot."""
 
-        self.request = request
-        self.machine = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
         self.prefilled = 0
-        """Prompt tokens in the KV."""
-
-        self.closed = False
-        """Nobody listens: what a pass still says to it is dropped."""
+        """Prompt tokens in the KV cache."""
 
         self.held_since: float | None = None
-        self._most = limits.max_verify
-        self._arrivals = Arrivals()
-        self._u = u
-        self._said: deque[Said] = deque()
-        self._said_at = now
-        self._failure: TargetFailed | None = None
-        self._news = asyncio.Event()
+        """When its pass began to be held; None while it is not."""
 
-    # --- what is left to do
+        self._session = session
+        self._waiting: deque[Said] = deque()
+        self._failure: TargetFailed | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def finished(self) -> bool:
+        return self._session.finished is not None
 
     @property
     def held(self) -> tuple[TokenId, ...]:
         """What its sequence holds for sure: all but the last token, which opens a pass."""
         if self._failure:
             return ()
-        if not self.machine.committed:
+        if not self._session.committed:
             return self.request.prompt[: self.prefilled]
-        return (*self.request.prompt, *self.machine.committed[:-1])
+        return (*self.request.prompt, *self._session.committed[:-1])
 
     @property
     def unread(self) -> int:
@@ -67,65 +55,31 @@ class Slot:
         return 0 if self._failure else len(self.request.prompt) - 1 - self.prefilled
 
     @property
-    def may_pass(self) -> bool:
-        """Whether a pass could start now."""
-        machine = self.machine
-        return not (self.unread or self._failure or machine.finished or machine.rejection)
+    def ready(self) -> bool:
+        """Whether a pass could start as far as the KV cache is concerned."""
+        return not (self.unread or self._failure)
 
-    def hold_s(self, now: float, times: PassLatency) -> float:
-        """Return how long its next pass should wait; inf: for a draft. See passes.hold."""
-        if not self.may_pass:
-            return inf
-        return hold_s(self.machine, self._arrivals, times, self._most, now)
-
-    # --- up
-
-    def receive(self, message: Pushed, now: float) -> None:
-        """Take in a message. Raises RemoteProtocolError."""
-        down = receive(self.machine, self._arrivals, message, self._u, arrived=now)
-        self._say(down, now)
-
-    # --- passes
-
-    def begin(self, most: int) -> Part:
-        """Start a pass over at most `most` drafts; `take` or `fail` must follow."""
-        self.held_since = None
-        judged = self.machine.begin(most)
-        said = (*self.request.prompt[-1:], *self.machine.committed)
+    def part(self, judged: Pass) -> Part:
+        """Return what the slot brings to a pass that has begun."""
+        last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
         held = len(self.request.prompt) + judged.start - 1
-        return Part(self.sequence, held, said[-1], judged, self.request, self._u)
+        return Part(self.sequence, held, last, judged, self.request)
 
-    def take(self, outcome: Outcome, *, began: float, now: float) -> None:
-        """Take the outcome of the pass that began at `began`."""
-        down = self.machine.resolve(
-            outcome.judgement,
-            queue_s=began - self._said_at,
-            pass_s=now - began,
-            logprobs=outcome.logprobs,
-            u=self._u,
-        )
-        self._say(down, now)
-        self._arrivals.committed(self.machine, now)
+    def send(self, down: Sequence[Down]) -> None:
+        """Let the session's generator have these messages."""
+        self._waiting.extend(message for message in down if isinstance(message, Said))
+        self._changed.set()
 
     def fail(self, failure: TargetFailed) -> None:
-        """End the session: what was said is still heard, then the failure."""
+        """End the session: what waits is still sent, then the failure is raised."""
         self._failure = failure
-        self._news.set()
-
-    # --- down
-
-    def _say(self, down: Sequence[Down], now: float) -> None:
-        said = [message for message in down if isinstance(message, Said)]
-        if said:
-            self._said.extend(said)
-            self._said_at = now
-            self._news.set()
+        self._changed.set()
 
     async def next(self) -> Said:
         """Return the next message, once there is one. Raises TargetFailed."""
-        while not self._said:
+        while not self._waiting:
             if self._failure:
                 raise self._failure
-            self._news.clear()
-            await self._news.wait()
-        return self._said.popleft()
+            self._changed.clear()
+            await self._changed.wait()
+        return self._waiting.popleft()

@@ -17,7 +17,8 @@ import structlog
 from gateway.ports import Tokenizer
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
-from speculation.verifying.row_allocation import timed
+from speculation.verifying.latency import measured
+from speculation.verifying.machine import VerifyMachine
 from verifier.llama_target.engine import Engine
 from verifier.llama_target.kv_slots import KvSlots
 from verifier.llama_target.scheduler import Clock, Scheduler
@@ -50,6 +51,7 @@ class LlamaTarget:
         self._places = KvSlots(settings.slots)
         self._slots: dict[str, Slot] = {}
         self._waiting: deque[Slot] = deque()
+        self._machine = VerifyMachine(_uniforms(secrets.randbits(128)))
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
@@ -76,15 +78,17 @@ class LlamaTarget:
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
-        times = await loop.run_in_executor(self._thread, timed, engine.time_pass, most)
+        self._machine.latency = await loop.run_in_executor(
+            self._thread, measured, engine.time_pass, most
+        )
         self._scheduler = Scheduler(
             engine,
+            self._machine,
             self._thread,
             self._metrics,
             max_rows=self._settings.max_rows,
             prefill_rows=self._settings.prefill_rows,
             clock=self._clock,
-            times=times,
         )
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
@@ -113,9 +117,9 @@ class LlamaTarget:
     async def push(self, session: str, message: Pushed) -> None:
         """Hand a message to a session. Raises UnknownSession or RemoteProtocolError."""
         slot = self._slots.get(session)
-        if slot is None or slot.machine.finished:
+        if slot is None or slot.finished:
             raise UnknownSession(f"no session {session}")
-        slot.receive(message, self._clock())
+        slot.send(self._machine.received(session, message, arrived=self._clock()))
         _started(self._scheduler).wake()
 
     def _over(self, running: asyncio.Task[None]) -> None:
@@ -130,13 +134,9 @@ class LlamaTarget:
         scheduler = _started(self._scheduler)
         if not self._places.free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
-        slot = self._slots[session] = Slot(
-            request,
-            self._limits,
-            vocabulary_size=self.facts.vocabulary_size,
-            u=_uniforms(secrets.randbits(128)),
-            now=self._clock(),
-        )
+        size, now = self.facts.vocabulary_size, self._clock()
+        self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
+        slot = self._slots[session] = Slot(session, self._machine.session(session))
         if self._places.free:
             self._place(slot, scheduler)
         else:
@@ -146,6 +146,7 @@ class LlamaTarget:
     def _release(self, session: str, slot: Slot) -> None:
         """Forget a session; the one that has waited longest takes its place."""
         del self._slots[session]
+        self._machine.close(session)
         if slot in self._waiting:
             self._waiting.remove(slot)
             return

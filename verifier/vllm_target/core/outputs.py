@@ -12,25 +12,25 @@ from vllm.v1.request import Request
 from gateway.ports import UNLIKELY
 from speculation.protocol.messages import TokenLogprob
 from verifier.vllm_target.admission import FIELD
-from verifier.vllm_target.core.session_slot import Seat
+from verifier.vllm_target.core.session_slot import SessionSlot
 
 
-def attach(output: EngineCoreOutput, seat: Seat) -> None:
+def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
     """Let an output carry what its session said lately: [number, frames, complaint].
 
     vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
     frames, so vLLM need not carry them too.
     """
-    first, frames = seat.recent
+    first, frames = slot.recent
     carried: dict[str, Any] = output.kv_transfer_params or {}
-    output.kv_transfer_params = {**carried, FIELD: [first, frames, seat.complaint]}
+    output.kv_transfer_params = {**carried, FIELD: [first, frames, slot.complaint]}
     output.new_logprobs = None
 
 
-def make(request: Request, seat: Seat) -> EngineCoreOutput:
+def make(request: Request, slot: SessionSlot) -> EngineCoreOutput:
     """Return an output without tokens, for what is said where vLLM has no output."""
     output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
-    attach(output, seat)
+    attach(output, slot)
     return output
 
 

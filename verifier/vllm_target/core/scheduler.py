@@ -1,16 +1,18 @@
-"""vLLM's scheduler with sessions: drafts in at the last moment, verdicts out with the outputs.
+"""Drives the VerifyMachine with vLLM's steps: drafts go in at the last moment, and what passes
+commit goes out with vLLM's outputs.
 
 A session is one vLLM request that stays RUNNING for its whole answer, so KV cache, rollback,
 batching, preemption and prefix caching are vLLM's own. Each step:
 
-    schedule            each session that may run puts its drafts where vLLM's own would be;
-                        held sessions leave `running` for this one call and keep KV and slot
-    (the worker)        judges the rows (worker.py)
-    update_from_output  each verdict goes to the session's machine; what that says rides on the
-                        request's output
+    schedule            each session that the machine offers gets its draft tokens where vLLM's
+                        own would be; held sessions leave `running` for this one call, and keep
+                        KV and slot
+    (the worker)        judges the rows (worker/extension.py)
+    update_from_output  the machine takes each verdict; what it returns rides on the request's
+                        output
 
-Where a step says nothing for a request (its first draft was rejected, and the edge draws the
-replacement), vLLM does not take back the step's tokens: we do.
+Where a step generates nothing for a request, because its first draft token was rejected and the
+edge draws the recovered one, vLLM does not take back the step's tokens: this module does.
 """
 
 from __future__ import annotations
@@ -24,133 +26,146 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from speculation.sampling.judging import Judgement
-from speculation.verifying.pass_policy import share_rows, starters
+from speculation.verifying.machine import PassPlan, Verdict
 from verifier.vllm_target.core import outputs
 from verifier.vllm_target.core.hooks import aside, no_wider_than_asked
-from verifier.vllm_target.core.session_scheduler import SessionScheduler
-from verifier.vllm_target.core.session_slot import Seat
+from verifier.vllm_target.core.session_scheduler import SessionScheduler, has_read_its_text
+from verifier.vllm_target.core.session_slot import SessionSlot
 from verifier.vllm_target.verify_request import VerifyRequest
+
+Passed = dict[str, tuple[Request, SessionSlot]]
+"""By request: the sessions of a step that sampled."""
 
 
 class PicoScheduler(SessionScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._started = 0.0
+        self._plan = PassPlan({}, 0.0)
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Ignore the null proposer: drafts come from the edge."""
+        """Ignore the null proposer: draft tokens come from the edge."""
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         now = time.monotonic()
         held = self._offer_drafts(now)
         with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
-        output.picospec_orders = self._orders(output)
+        output.picospec_orders = self._begin(output, now)
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
             self._make_way(held[-1], now)
-        self._started = now
         self.steps += output.total_num_scheduled_tokens > 0
         return output
 
     def _make_way(self, held: Request, now: float) -> None:
-        """Take a held session's KV for those that wait for room: vLLM preempts only what it
-        sees running. The session waits behind them, and then reads its text again."""
+        """Take a held session's KV for requests that wait for room, because vLLM preempts only
+        what it sees running. The session waits behind them, and then reads its text again."""
         self.running.remove(held)
         self._preempt_request(held, now)
         self.waiting.remove_request(held)
         self.waiting.add_request(held)
 
     def _offer_drafts(self, now: float) -> list[Request]:
-        """Give each session its drafts for this step; return those that are held."""
-        seated = [
-            (request, seat)
+        """Give each session its draft tokens for this step; return the sessions left out."""
+        ready = {
+            slot.name: (request, slot)
             for request in self.running
-            if (seat := self._seats.of(request.request_id)) is not None
-            and request.num_computed_tokens >= request.num_tokens - 1
-        ]
-        going = set(starters([seat.hold_s(now, self._times) for _, seat in seated]))
-        ready = [pair for i, pair in enumerate(seated) if i in going]
-        held = [request for i, (request, _) in enumerate(seated) if i not in going]
-        counts = share_rows(
-            [seat.machine for _, seat in ready],
-            self._times,
-            most=self.scheduler_config.max_num_batched_tokens - len(ready),  # fill `never`
-        )
-        for (request, seat), most in zip(ready, counts, strict=True):
-            owed = seat.owed(request.num_output_tokens)
-            drafts = [*(() if owed is None else (owed,)), *seat.rehearse(most)]
-            valid = self.structured_output_manager.validate_tokens(request, drafts)
+            if (slot := self._slots.of(request.request_id)) and has_read_its_text(request)
+        }
+        rows = self.scheduler_config.max_num_batched_tokens
+        offer = self._machine.offer(ready, now, rows=rows)
+        for name, draft in offer.start.items():
+            request, slot = ready[name]
+            tokens = [*slot.owed(request.num_output_tokens), *draft]
+            valid = self.structured_output_manager.validate_tokens(request, tokens)
             request.spec_token_ids = list(valid)
-        return held
+        return [request for name, (request, _) in ready.items() if name not in offer.start]
 
-    def _orders(self, output: SchedulerOutput) -> dict[str, VerifyRequest]:
-        """Begin the passes of the sessions whose last row is in this step."""
-        requests = {}
+    def _begin(self, output: SchedulerOutput, now: float) -> dict[str, VerifyRequest]:
+        """Begin the pass of the sessions whose last row is in this step; return, by request,
+        what the worker must know to judge it."""
+        sampled, taken = [], {}
         for request_id in output.num_scheduled_tokens:
-            seat, request = self._seats.of(request_id), self.requests[request_id]
-            if seat is None or request.num_computed_tokens < request.num_tokens:
+            slot, request = self._slots.of(request_id), self.requests[request_id]
+            if slot is None or request.num_computed_tokens < request.num_tokens:
                 continue
+            owed = slot.owed(request.num_output_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
-            requests[request_id] = seat.begin(
-                request.num_output_tokens, injected, self._uniforms()
-            )
-        return requests
+            sampled.append((request_id, slot, owed))
+            if slot.may_begin(owed, injected):
+                taken[slot.name] = injected - len(owed)
+        self._plan = self._machine.begin(taken, now)
+        return {
+            request_id: slot.verify_request(self._plan.passes.get(slot.name), owed)
+            for request_id, slot, owed in sampled
+        }
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         now = time.monotonic()
-        requests: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_orders", {})
+        asked: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_orders", {})
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
-        self._observe(scheduler_output, now)
-        passed = {}
-        for request_id, order in requests.items():
-            request, seat = self.requests.get(request_id), self._seats.of(request_id)
-            if request is None or seat is None or request.is_finished():
-                continue
-            passed[request_id] = (request, seat)
+        passed: Passed = {
+            request_id: (request, slot)
+            for request_id in asked
+            if (request := self.requests.get(request_id)) and not request.is_finished()
+            if (slot := self._slots.of(request_id))
+        }
+        verdicts = {}
+        for request_id, (request, slot) in passed.items():
             index = model_runner_output.req_id_to_index[request_id]
-            said = model_runner_output.sampled_token_ids[index]
-            if order.silent:
-                said[:] = [] if order.forced is None else [order.forced]
-            if not said:
-                request.num_computed_tokens -= order.injected + 1
-            if not order.silent:
-                seat.resolve(
-                    judged[request_id],
-                    started=self._started,
-                    now=now,
-                    rows=scheduler_output.total_num_scheduled_tokens * (len(passed) == 1),
-                    logprobs=outputs.logprobs(
-                        model_runner_output,
-                        request,
-                        index,
-                        len(said),
-                    ),
-                    u=self._uniforms(),
-                )
+            generated = model_runner_output.sampled_token_ids[index]
+            _correct(request, asked[request_id], generated)
+            if not asked[request_id].silent:
+                logprobs = outputs.logprobs(model_runner_output, request, index, len(generated))
+                verdicts[slot.name] = Verdict(judged[request_id], logprobs)
+        self._ran(verdicts, passed, scheduler_output, now)
         batches = super().update_from_output(scheduler_output, model_runner_output)
         self._attach(batches, passed)
         return batches
 
-    def _observe(self, output: SchedulerOutput, now: float) -> None:
-        """Learn T(rows) from steps that only decode."""
-        counts, drafts = output.num_scheduled_tokens, output.scheduled_spec_decode_tokens
-        if counts and all(n == 1 + len(drafts.get(r, ())) for r, n in counts.items()):
-            self._times.saw(sum(counts.values()), now - self._started)
-
-    def _attach(
+    def _ran(
         self,
-        batches: dict[int, EngineCoreOutputs],
-        passed: dict[str, tuple[Request, Seat]],
+        verdicts: dict[str, Verdict],
+        passed: Passed,
+        output: SchedulerOutput,
+        now: float,
     ) -> None:
-        """Put what was said on the requests' outputs, made where vLLM has none."""
+        """Let the machine take the verdicts, and keep what each session sends as frames."""
+        rows = output.total_num_scheduled_tokens
+        only_decodes = rows > 0 and _only_decodes(output)
+        down = self._machine.ran(self._plan, verdicts, now, rows=rows if only_decodes else None)
+        for _, slot in passed.values():
+            if slot.name in down:
+                drafts = len(self._plan.passes[slot.name].draft)
+                slot.send(down[slot.name], judged=drafts, rows=rows)
+                rows = 0
+
+    def _attach(self, batches: dict[int, EngineCoreOutputs], passed: Passed) -> None:
+        """Put the frames on the requests' outputs, which are made where vLLM has none."""
         for batch in batches.values():
             for output in batch.outputs:
                 found = passed.pop(output.request_id, None)
                 if found is not None:
                     outputs.attach(output, found[1])
                     self._end(*found, output)
-        for request, seat in passed.values():
-            outputs.add(batches, request, self._told(request, seat))
+        for request, slot in passed.values():
+            outputs.add(batches, request, self._output(request, slot))
+
+
+def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
+    """Make vLLM's record of a step what it is for us, in place."""
+    if asked.silent:
+        generated[:] = [] if asked.forced is None else [asked.forced]
+    if not generated:
+        request.num_computed_tokens -= asked.injected + 1
+
+
+def _only_decodes(output: SchedulerOutput) -> bool:
+    """Whether a step reads no prompt, so that its time tells the latency of its rows."""
+    drafts = output.scheduled_spec_decode_tokens
+    return all(
+        count == 1 + len(drafts.get(request_id, ()))
+        for request_id, count in output.num_scheduled_tokens.items()
+    )

@@ -1,13 +1,12 @@
-"""vLLM's scheduler as the home of sessions: they come, hear, speak, sleep and go.
+"""vLLM's scheduler as the home of sessions: they come and go, receive, send and sleep.
 
-A session is one vLLM request. Between steps it hears from the service by calls into the core;
-what it says at once goes out on an output of its own. The steps are scheduler.py.
+A session is one vLLM request. Between steps it receives messages by calls into the core; what
+it sends at once goes out on an output of its own. The steps are in scheduler.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from random import SystemRandom
 from typing import Any
 
@@ -21,13 +20,15 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
+from speculation.protocol import wire
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.verifying.row_allocation import PassLatency
-from verifier.vllm_target import core as _core  # noqa: F401 - gives the core its methods
+from speculation.protocol.messages import Pushed
+from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import FIELD, Admission
+from verifier.vllm_target.core import calls as _core  # noqa: F401 - gives the core its methods
 from verifier.vllm_target.core import outputs
 from verifier.vllm_target.core.hooks import must_step
-from verifier.vllm_target.core.session_slot import OutgoingFrame, Seat
+from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot
 from verifier.vllm_target.core.slot_table import SlotTable
 from verifier.vllm_target.core.timer import Timer
 from verifier.vllm_target.watch import die_with_parent
@@ -39,10 +40,9 @@ class SessionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine: EngineCore | None = None
-        self._seats = SlotTable()
-        self._times = PassLatency()
-        self._chance = SystemRandom()
-        self._alarm = Timer(self._wake)
+        self._slots = SlotTable()
+        self._machine = VerifyMachine(iter(SystemRandom().random, None))
+        self._timer = Timer(self._wake)
         self.steps = 0
         self.preemptions = 0
         die_with_parent()
@@ -50,22 +50,31 @@ class SessionScheduler(Scheduler):
     # --- sessions come and go with vLLM's requests
 
     def add_request(self, request: Request) -> None:
-        """Seat the session that the request carries."""
+        """Open the session that the request carries."""
         super().add_request(request)
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
-        if FIELD in extra:
-            admission = Admission.unpack(extra[FIELD])
-            self._seats.seat(request.request_id, admission, time.monotonic())
+        if FIELD in extra and self._slots.of(request.request_id) is None:
+            asked = Admission.unpack(extra[FIELD])
+            self._machine.open(
+                asked.session,
+                asked.request,
+                asked.limits,
+                vocabulary_size=asked.vocabulary_size,
+                now=time.monotonic(),
+            )
+            slot = SessionSlot(asked, self._machine.session(asked.session))
+            self._slots.add(request.request_id, slot)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._seats.leave(request.request_id)
+        if slot := self._slots.remove(request.request_id):
+            self._machine.close(slot.name)
         return super()._free_request(request, *args, **kwargs)
 
     def _preempt_request(self, *args: Any, **kwargs: Any) -> None:
         self.preemptions += 1
         super()._preempt_request(*args, **kwargs)
 
-    # --- messages from the service
+    # --- calls of the service
 
     def push(self, session: str, frames: bytes, arrived: float) -> str | None:
         """Hand messages to a session; return what is wrong with them: that ends the session.
@@ -73,41 +82,46 @@ class SessionScheduler(Scheduler):
         arrived: when they reached the host, by its monotonic clock, which all its processes
         share. A step may have passed since.
         """
-        found = self._seats.find(session)
-        if found is None:
+        request_id = self._slots.request_of(session)
+        slot = request_id and self._slots.of(request_id)
+        if not request_id or not slot:
             return None
-        request, seat = self.requests[found[0]], found[1]
+        sent = len(slot.frames)
         try:
-            spoke = seat.receive(frames, arrived, self._uniforms())
+            for message in wire.Decoder().feed(frames):
+                if not isinstance(message, Pushed):
+                    raise RemoteProtocolError(f"{type(message).__name__}: not from an edge")
+                slot.send(self._machine.received(session, message, arrived=arrived))
         except RemoteProtocolError as error:
-            seat.complaint = str(error)
-        if seat.complaint or spoke:
-            self._emit(request, self._told(request, seat))
-        return seat.complaint
+            slot.complaint = str(error)
+        if slot.complaint or len(slot.frames) > sent:
+            request = self.requests[request_id]
+            self._emit(request, self._output(request, slot))
+        return slot.complaint
 
     def recall(self, session: str, first: int) -> list[OutgoingFrame]:
-        """Return what a session said, from its `first`-th frame on."""
-        return self._seats.recall(session, first)
+        """Return what a session sent, from its `first`-th frame on."""
+        return self._slots.recall(session, first)
 
     def figures(self) -> dict[str, int]:
         """Return counts for tests and metrics."""
         return {
             "steps": self.steps,
-            "sessions": len(self._seats),
+            "sessions": len(self._slots),
             "preemptions": self.preemptions,
         }
 
-    # --- what sessions say
+    # --- what sessions send
 
-    def _told(self, request: Request, seat: Seat) -> EngineCoreOutput:
-        """Return an output of our own."""
-        output = outputs.make(request, seat)
-        self._end(request, seat, output)
+    def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
+        """Return an output of our own, with the session's latest frames."""
+        output = outputs.make(request, slot)
+        self._end(request, slot, output)
         return output
 
-    def _end(self, request: Request, seat: Seat, output: EngineCoreOutput) -> None:
+    def _end(self, request: Request, slot: SessionSlot, output: EngineCoreOutput) -> None:
         """End a request that goes on when its session is over."""
-        if (seat.machine.finished or seat.complaint) and not request.is_finished():
+        if slot.over and not request.is_finished():
             self.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
             output.finish_reason = FinishReason.ABORT
 
@@ -117,29 +131,31 @@ class SessionScheduler(Scheduler):
             batch = EngineCoreOutputs(outputs=[output])
             self.engine.output_queue.put_nowait((request.client_index, batch))
 
-    def _uniforms(self) -> Iterator[float]:
-        return iter(self._chance.random, None)
-
     # --- sleep while every session is held
 
     def has_requests(self) -> bool:
         """Tell the core whether to step; it sleeps while all sessions are held."""
         if not super().has_requests():
             return False
-        now = time.monotonic()
-        deadline = float("inf")
         if self.engine is None or must_step(self):
             return True
-        for request in self.running:
-            seat = self._seats.of(request.request_id)
-            wait_s = 0.0 if seat is None else seat.hold_s(now, self._times)
-            if wait_s <= 0.0 or request.num_computed_tokens < request.num_tokens - 1:
-                return True
-            deadline = min(deadline, now + wait_s)
-        self._alarm.set(deadline, now)
+        slots = [self._slots.of(request.request_id) for request in self.running]
+        sessions = [slot.name for slot in slots if slot]
+        if len(sessions) < len(slots) or not all(map(has_read_its_text, self.running)):
+            return True
+        now = time.monotonic()
+        wait_s = self._machine.wait_s(sessions, now)
+        if wait_s <= 0.0:
+            return True
+        self._timer.set(now + wait_s, now)
         return False
 
     def _wake(self) -> None:
         """Wake the core by the message it knows for that."""
         if self.engine is not None:
             self.engine.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+
+def has_read_its_text(request: Request) -> bool:
+    """Return whether all but the last token of a request is in the KV cache."""
+    return bool(request.num_computed_tokens >= request.num_tokens - 1)

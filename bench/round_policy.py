@@ -1,0 +1,60 @@
+"""How published systems draft: in rounds of a fixed length, where PicoSpec streams.
+
+sync:G    Vanilla speculation (Leviathan et al. 2023): draft G tokens, send them, wait.
+paper:G   PicoSpec as published (arXiv:2603.19133): while a round of G is away, the next one is
+          drafted from the edge's own last token. One round is away at a time.
+
+Draft model, wire, judge and verifier are the product's, so that only the policy differs. The
+target generates a bonus token after a round that was accepted. `paper` drafts one token more
+while it waits, which that token confirms: it loses nothing by the bonus token, because where
+the next round disagrees with it, that round would have been rejected a round trip later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
+from speculation.protocol.messages import Limits
+
+MAX_GAMMA: Final = 16
+"""Draft tokens in the longest round. In the simulator longer ones are never the best over all
+families."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPolicy:
+    """A DraftPolicy. gamma: draft tokens in a round. overlaps: draft while a round is away."""
+
+    gamma: int
+    overlaps: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "sync:4" or "paper:4". Raises ValueError."""
+        name, _, gamma = text.partition(":")
+        if (
+            name not in ("sync", "paper")
+            or not gamma.isdecimal()
+            or not 1 <= int(gamma) <= MAX_GAMMA
+        ):
+            raise ValueError(
+                f"expected sync:G or paper:G with G in 1..{MAX_GAMMA}, not {text!r}"
+            )
+        return cls(int(gamma), overlaps=name == "paper")
+
+    def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
+        if self.overlaps:
+            return session.unsent < self.gamma + (session.away > 0)
+        return not session.away and session.unsent < self.gamma
+
+    def may_look_up(
+        self, session: DraftingSession, latencies: Latencies, limits: Limits
+    ) -> bool:
+        return False
+
+    def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
+        """Send a whole round, when none is away."""
+        return session.unsent > 0 and not drafting and not session.away

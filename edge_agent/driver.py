@@ -1,0 +1,142 @@
+"""Runs one DraftMachine: it awaits the draft model and the link, and decides nothing.
+
+Three tasks run concurrently: one drafts, one sends, one takes in what the verifier sends. The
+machine is called from the event loop alone, and never across an `await`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from edge_agent.draft_model.drafter import CannotDraft, Seat
+from edge_agent.metrics import EdgeMetrics
+from gateway.error_groups import first_error
+from gateway.errors import EngineFault
+from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
+from speculation.sampling.draft_sampler import DraftSampler
+from speculation.sampling.draft_token import DraftToken
+
+Emit = Callable[[Commit], Awaitable[None]]
+"""Takes a Commit of tokens that were not known before."""
+
+
+class Link(Protocol):
+    def events(self) -> AsyncGenerator[Down]:
+        """Open the session and yield the verifier's messages up to Finish. Raises ApiError."""
+        ...
+
+    def send(self, message: Pushed) -> None:
+        """Have a message sent; never waits."""
+        ...
+
+    async def post(self) -> None:
+        """Send what `send` is given, until cancelled."""
+        ...
+
+    async def cancel(self) -> None:
+        """End the session at the verifier, if it has not ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """What one session's steps are made with."""
+
+    slot: Seat
+    sampler: DraftSampler
+    prompt: tuple[TokenId, ...]
+
+
+class Driver:
+    """model: None where no slot was free; then the machine asks for no steps."""
+
+    def __init__(
+        self,
+        machine: DraftMachine,
+        link: Link,
+        model: DraftModel | None,
+        metrics: EdgeMetrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._machine = machine
+        self._link = link
+        self._model = model
+        self._metrics = metrics
+        self._clock = clock
+        self._changed = asyncio.Event()
+
+    async def run(self, emit: Emit) -> Finish:
+        """Run the session to its end; `emit` gets the committed tokens in order.
+
+        Raises gateway.errors.ApiError. Cancel-safe: the session is ended at the verifier, and
+        no task is left behind.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(work) for work in (self._link.post(), self._draft())
+                ]
+                finish = await self._receive(emit)
+                for task in others:
+                    task.cancel()
+            return finish
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors
+        finally:
+            await self._link.cancel()
+
+    async def _receive(self, emit: Emit) -> Finish:
+        async with aclosing(self._link.events()) as events:
+            async for message in events:
+                try:
+                    outcome = self._machine.received(message)
+                except RemoteProtocolError as error:
+                    raise EngineFault(f"the verifier broke the protocol: {error}") from error
+                self._send(outcome)
+                self._changed.set()  # the draft model need not wait for the client
+                if outcome.commit is not None:
+                    await emit(outcome.commit)
+                if outcome.finish is not None:
+                    return outcome.finish
+        raise EngineFault("the verifier's stream ended without a Finish")
+
+    async def _draft(self) -> None:
+        while True:
+            outcome = self._machine.next(self._clock(), busy=False)
+            self._send(outcome)
+            if outcome.step is not None:
+                await self._step(outcome.step)
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _step(self, step: DraftStep) -> None:
+        try:
+            tokens = await self._ask(step)
+        except CannotDraft as error:
+            structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
+            self._machine.cannot_draft()
+        else:
+            now = self._clock()
+            self._metrics.step_s.observe(now - step.asked_at)
+            self._machine.drafted(step, tokens, now)
+
+    async def _ask(self, step: DraftStep) -> Sequence[DraftToken]:
+        if (model := self._model) is None:
+            raise CannotDraft("the session has no draft model")
+        context = [*model.prompt, *step.context]
+        return await model.slot.step(context, model.sampler, ahead=step.ahead)
+
+    def _send(self, outcome: Outcome) -> None:
+        for message in outcome.send:
+            self._link.send(message)

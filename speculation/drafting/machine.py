@@ -1,0 +1,230 @@
+"""The edge's end of one answer: it is told what happened, and says what to do next.
+
+A driver owns the clock, the draft model and the link. It calls `next` whenever something has
+changed, sends what an Outcome holds, and makes the step that it asks for; `drafted` takes the
+step's result, `received` each message of the verifier. The machine never waits for a verdict.
+
+A step may end after the chain it extends has broken. Its draft tokens are then dropped, but the
+time it took is learned from all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from speculation.drafting.policy import DraftPolicy
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
+from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.protocol.messages import (
+    Commit,
+    Down,
+    Finish,
+    Limits,
+    Open,
+    Opened,
+    Pushed,
+    Reject,
+    TokenId,
+    without_first,
+)
+from speculation.sampling.draft_token import DraftToken
+from speculation.smoothing import smoothed
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """One step asked of the draft model."""
+
+    context: list[TokenId]
+    """Output tokens that the step follows: the committed ones and the chain."""
+
+    ahead: list[TokenId]
+    """Tokens that the step also reads behind its context."""
+
+    epoch: int
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a driver must do, in the order of the fields."""
+
+    commit: Commit | None = None
+    """Tokens that were not known before."""
+
+    send: tuple[Pushed, ...] = ()
+    step: DraftStep | None = None
+    finish: Finish | None = None
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """Draft tokens of one answer by where they came from."""
+
+    drafted: int = 0
+    looked_up: int = 0
+    stale_steps: int = 0
+    """Steps whose chain had broken when they ended."""
+
+
+class DraftMachine:
+    """rtt_s: returns the link's round trip as it is now, in seconds. u: uniforms in [0, 1) of
+    the edge's own, for judge `separate`. readable_tokens: output tokens that the draft model's
+    context can hold; 0 without a draft model. unused: see DraftingSession."""
+
+    def __init__(
+        self,
+        request: Open,
+        policy: DraftPolicy,
+        limits: Limits,
+        *,
+        rtt_s: Callable[[], float],
+        u: Iterator[float],
+        readable_tokens: float = 0,
+        lookup: PromptLookup | None = None,
+        unused: int = 0,
+    ) -> None:
+        self.session = DraftingSession(
+            max_tokens=request.max_tokens, stop_tokens=request.stop_tokens, unused=unused
+        )
+        self.counts = DraftCounts()
+        self._policy = policy
+        self._limits = limits
+        self._separate = request.judge == "separate"
+        self._rtt_s = rtt_s
+        self._u = u
+        self._readable_tokens = readable_tokens
+        self._lookup = lookup
+        self._pass_s = 0.0
+        self._draft_s = 0.0
+        self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
+
+    @property
+    def latencies(self) -> Latencies:
+        return Latencies(self._rtt_s(), self._pass_s, self._draft_s)
+
+    # --- what to do next
+
+    def next(self, now: float, *, busy: bool) -> Outcome:
+        """Return what to send, and the step to make. busy: a step is being made."""
+        if busy:
+            return Outcome()
+        send: list[Pushed] = []
+        while True:
+            self._look_up()
+            if self._is_step_due():
+                send += self._flush(drafting=True)
+                return Outcome(send=tuple(send), step=self._step(now))
+            flushed = self._flush(drafting=False)
+            send += flushed
+            if not flushed:  # else what is away may make room for more
+                return Outcome(send=tuple(send))
+
+    def _look_up(self) -> None:
+        """Extend the chain by what was said before, while that pays."""
+        if self._lookup is None:
+            return
+        session, latencies = self.session, self.latencies
+        if not self._is_readable():
+            latencies = replace(latencies, draft_s=inf)
+        while session.may_extend and self._may_look_up():
+            self._lookup.follow(session.committed, session.chain)
+            found = self._lookup.propose(latencies)
+            if found is None:
+                return
+            session.extend(found)
+            self.counts.looked_up += 1
+
+    def _step(self, now: float) -> DraftStep:
+        session, ahead = self.session, list[TokenId]()
+        if self._lookup is not None:
+            self._lookup.follow(session.committed, session.chain)
+            ahead = self._lookup.ahead(self.latencies)
+        return DraftStep(session.context, ahead, session.epoch, now)
+
+    def _flush(self, *, drafting: bool) -> list[Pushed]:
+        """Return what should be sent now.
+
+        In `separate` every draft token is sent at once: were its sending to depend on its
+        value, the drafts that arrive in time for a pass would no longer have the distribution q.
+        """
+        if not (self._separate or self._policy.should_send(self.session, drafting=drafting)):
+            return []
+        draft = self.session.flush(pauses=not drafting)
+        return [] if draft is None else [draft]
+
+    def _is_step_due(self) -> bool:
+        session = self.session
+        return (
+            session.may_extend
+            and self._policy.may_draft(session, self.latencies, self._limits)
+            and self._is_readable()
+        )
+
+    def _may_look_up(self) -> bool:
+        return self._policy.may_look_up(self.session, self.latencies, self._limits)
+
+    def _is_readable(self) -> bool:
+        return self.session.end < self._readable_tokens
+
+    # --- what the draft model returned
+
+    def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
+        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees.
+
+        The first was due; the others extend the chain while it may be extended.
+        """
+        end = len(step.context)
+        self._observe_step(step, now - step.asked_at)
+        self._read_epoch, self._read_end = step.epoch, end + len(tokens) - 1
+        session = self.session
+        if (step.epoch, end) != (session.epoch, session.end):
+            self.counts.stale_steps += 1
+            return
+        for index, drafted in enumerate(tokens):
+            if index and not (session.may_extend and self._may_look_up()):
+                return
+            session.extend(drafted)
+            self.counts.drafted += 1
+
+    def cannot_draft(self) -> None:
+        """Ask for no more steps: the draft model failed."""
+        self._readable_tokens = 0
+
+    def _observe_step(self, step: DraftStep, took_s: float) -> None:
+        """Learn from a step's time, unless the draft model went back or read a prompt in it."""
+        if step.epoch != self._read_epoch:
+            return
+        more = len(step.ahead) + max(0, len(step.context) - self._read_end - 1)
+        if more == 0:
+            self._draft_s = smoothed(self._draft_s or None, took_s)
+        elif self._lookup is not None:
+            self._lookup.observe_reading(more, took_s, self._draft_s)
+
+    # --- what the verifier sent
+
+    def received(self, message: Down) -> Outcome:
+        """Take in a message. Raise RemoteProtocolError for what no honest verifier sends."""
+        match message:
+            case Opened(limits=limits):
+                self._limits = limits
+            case Commit():
+                return Outcome(commit=self._commit(message))
+            case Reject():
+                redraw = self.session.rejected(message, self._u)
+                recovered = self._flush(drafting=True)
+                return Outcome(send=(*([] if redraw is None else [redraw]), *recovered))
+            case Finish():
+                return Outcome(finish=message)
+        return Outcome()
+
+    def _commit(self, commit: Commit) -> Commit | None:
+        tokens = self.session.receive(commit)
+        if commit.start > 0 and commit.pass_s > 0.0:  # the first pass also read the prompt
+            self._pass_s = smoothed(self._pass_s or None, commit.pass_s)
+        if not tokens:
+            return None
+        return without_first(commit, len(commit.tokens) - len(tokens))

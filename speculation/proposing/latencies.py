@@ -1,0 +1,19 @@
+"""What the edge has measured of the things it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """All are in seconds, and 0 until they are measured."""
+
+    rtt_s: float
+    """One round trip to the verifier."""
+
+    pass_s: float
+    """One pass of the target."""
+
+    draft_s: float
+    """One step of the draft model over one token; inf where no draft model can be asked."""

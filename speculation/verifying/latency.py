@@ -1,0 +1,144 @@
+"""Learns how long a target pass takes, by the number of rows it has.
+
+    rows            draft tokens judged in a pass, plus one row for each session in it
+    usual latency   mean latency of recent passes with that many rows, on an undisturbed host
+    slowdown        current latency divided by the usual one; other work on the host raises it
+
+The estimate is the usual latency times the slowdown. The two are kept apart because other work
+slows passes of every size alike: while passes of one size only are observed, the ratios to the
+others stay as they were. Only the product is observed, so both factors are means, and the
+slowdown decays to 1.
+
+Example: three passes of 1 row took 0.20 s, three of 9 rows 0.24 s. Then `of(5)` is 0.22 s, on
+the line between both, and `of(17)` is 0.24 s: more rows than were observed count as no dearer
+until they are tried.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean, median
+from typing import Final
+
+from speculation.smoothing import smoothed
+
+MIN_SAMPLES: Final = 3
+"""Passes of a size before its latency is trusted: one slow pass proves nothing."""
+
+MAX_SAMPLES: Final = 15
+"""Recent passes of a size that its mean covers."""
+
+MIN_EXCESS: Final = 1.1
+"""A size counts as slower than a larger one only when its mean latency exceeds that one's by
+this factor; below, the difference is noise."""
+
+MAX_SLOWDOWN: Final = 2.0
+"""A single pass counts as at most this many usual ones: one that took longer met a pause."""
+
+SLOWDOWN_WEIGHT: Final = 1 / 2
+"""Weight of the latest pass in the slowdown. With less, the size that is being observed would
+absorb a part of the slowdown, and all other sizes would look cheap beside it."""
+
+SLOWDOWN_DECAY: Final = 1 / 128
+"""Share of the slowdown's logarithm that is dropped with each pass: a host that stays slow is
+slow by nature."""
+
+FORGET_AFTER: Final = 128
+"""Passes after which sizes with fewer than MIN_SAMPLES are forgotten, and tried again."""
+
+
+class _Size:
+    """The recent passes of one size, each divided by the slowdown at its time."""
+
+    def __init__(self) -> None:
+        self.usual_s = 0.0
+        self._recent_s: deque[float] = deque(maxlen=MAX_SAMPLES)
+
+    @property
+    def trusted(self) -> bool:
+        return len(self._recent_s) >= MIN_SAMPLES
+
+    def observe(self, seconds: float) -> None:
+        self._recent_s.append(seconds)
+        most_s = MAX_SLOWDOWN * median(self._recent_s)
+        self.usual_s = fmean(min(recent_s, most_s) for recent_s in self._recent_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """Usual latency over rows, with one entry for each size observed."""
+
+    rows: list[int]
+    usual_s: list[float]
+    bound_s: list[float]
+    """The lowest latency of any pass with at least so many rows."""
+
+    def of(self, rows: int) -> float:
+        right = min(bisect_left(self.rows, rows), len(self.rows) - 1)
+        if self.rows[right] <= rows:
+            return self.usual_s[right]
+        left, left_s = (self.rows[right - 1], self.usual_s[right - 1]) if right else (0, 0.0)
+        way = (rows - left) / (self.rows[right] - left)
+        return min(left_s + way * (self.usual_s[right] - left_s), self.bound_s[right])
+
+
+def _curve(sizes: Mapping[int, _Size]) -> _Curve:
+    """A pass hardly ever gets faster with more rows, so the cheapest larger one bounds each
+    size, unless it is clearly slower: some CPU kernels take a third longer for one row than
+    for four."""
+    rows = sorted(sizes)
+    own_s = [sizes[n].usual_s for n in rows]
+    bound_s = list(accumulate(reversed(own_s), min))[::-1]
+    usual_s = [
+        own if sizes[n].trusted and own > MIN_EXCESS * bound else bound
+        for n, own, bound in zip(rows, own_s, bound_s, strict=True)
+    ]
+    return _Curve(rows, usual_s, bound_s)
+
+
+class PassLatency:
+    """An online estimate of pass latency, in seconds. Sizes that were never observed are
+    assumed to be cheap, and so get tried."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, _Size] = {}
+        self._slowdown = 1.0
+        self._passes = 0
+        self._known: _Curve | None = None  # the curve of the sizes as they are
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Take in one pass. seconds > 0."""
+        self._known = None
+        if (size := self._sizes.get(rows)) is None:
+            size = self._sizes[rows] = _Size()
+        else:
+            latest = min(seconds / size.usual_s, MAX_SLOWDOWN * self._slowdown)
+            mixed = smoothed(self._slowdown, latest, SLOWDOWN_WEIGHT)
+            self._slowdown = mixed ** (1.0 - SLOWDOWN_DECAY)
+        size.observe(seconds / self._slowdown)
+        self._passes += 1
+        if self._passes % FORGET_AFTER == 0:
+            trusted = {n: kept for n, kept in self._sizes.items() if kept.trusted}
+            self._sizes = trusted or self._sizes
+
+    def of(self, rows: int) -> float:
+        """Return the expected latency of a pass; 0 before the first observation."""
+        if not self._sizes:
+            return 0.0
+        if self._known is None:
+            self._known = _curve(self._sizes)
+        return self._known.of(rows) * self._slowdown
+
+
+def measured(pass_s: Callable[[int], float], max_verify: int) -> PassLatency:
+    """Return what is known before the first session: passes without draft tokens, with some,
+    and with as many as there may be. pass_s(rows) runs one and returns its seconds."""
+    latency = PassLatency()
+    for _ in range(MIN_SAMPLES):
+        for rows in sorted({1, 1 + max_verify // 4, 1 + max_verify}):
+            latency.observe(rows, pass_s(rows))
+    return latency

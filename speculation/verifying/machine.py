@@ -1,0 +1,229 @@
+"""The verifier's end over all its sessions: it decides when passes start and what they judge.
+
+A driver owns the clock, the target and its KV cache. It says which sessions are ready (their
+prompt is read and no pass of theirs is running), and executes:
+
+    offer    what the next pass should judge, or how long to wait before asking again
+    begin    the pass as it really runs: an engine may trim an offer, or add sessions to it
+    ran      what the target generated; this returns what each session sends to its edge
+
+All times are in seconds on one monotonic clock. No state changes when a method raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from math import inf
+from typing import Final
+
+from speculation.protocol.messages import (
+    Down,
+    Draft,
+    Limits,
+    Open,
+    Pushed,
+    TokenId,
+    TokenLogprob,
+)
+from speculation.sampling.judging import Judgement
+from speculation.verifying.arrivals import Arrivals
+from speculation.verifying.latency import PassLatency
+from speculation.verifying.pass_policy import hold_s, waiting
+from speculation.verifying.row_allocation import allocate
+from speculation.verifying.session import Pass, VerifyingSession
+
+SessionId = str
+
+MIN_HOLD_S: Final = 1e-6
+"""A shorter hold is none: it is what rounding leaves of a hold whose time has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the next pass should do."""
+
+    start: Mapping[SessionId, tuple[TokenId, ...]]
+    """Sessions that should take part, with the draft tokens to judge of each. When it is empty,
+    no pass should start yet."""
+
+    wait_s: float
+    """When to ask again if no message arrives; inf: not before one arrives."""
+
+    held: Collection[SessionId] = ()
+    """Sessions that wait for draft tokens about to arrive."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """A pass that is running."""
+
+    passes: Mapping[SessionId, Pass]
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a pass generated for one session."""
+
+    judgement: Judgement
+    logprobs: Sequence[TokenLogprob] | None = None
+    """One for each of judgement.tokens, where the request asks for them."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A session with what was observed of it. passed_at: when its last pass ended."""
+
+    session: VerifyingSession
+    passed_at: float
+    arrivals: Arrivals = field(default_factory=Arrivals)
+
+
+class VerifyMachine:
+    """u: uniforms in [0, 1) that no edge can foresee. latency: what is known of passes already."""
+
+    def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
+        self.latency = latency or PassLatency()
+        self._u = u
+        self._sessions: dict[SessionId, _Held] = {}
+
+    # --- sessions
+
+    def open(
+        self,
+        name: SessionId,
+        request: Open,
+        limits: Limits,
+        *,
+        vocabulary_size: int,
+        now: float,
+    ) -> None:
+        """Let a session take part."""
+        session = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
+        self._sessions[name] = _Held(session, now)
+
+    def close(self, name: SessionId) -> None:
+        """Forget a session; a pass that is running drops its outcome. Harmless when repeated."""
+        self._sessions.pop(name, None)
+
+    def session(self, name: SessionId) -> VerifyingSession:
+        """Return an open session, for the driver to read from."""
+        return self._sessions[name].session
+
+    def received(self, name: SessionId, message: Pushed, *, arrived: float) -> list[Down]:
+        """Take in an edge's message; return what it brings about at once.
+
+        arrived: when it reached the host. Raise RemoteProtocolError for what no honest edge
+        sends.
+        """
+        held = self._sessions[name]
+        chain, arrivals = held.session.chain, held.arrivals
+        newest, broken = chain.newest, chain.broken
+        down = held.session.receive(message, self._u)
+        if isinstance(message, Draft) and chain.newest > newest:
+            arrivals.came(arrived, len(message.tokens))
+            if message.pauses:
+                arrivals.paused(message.start - message.behind)
+        if chain.broken and not broken:
+            arrivals.broke(chain.wrong_at)
+        return down
+
+    # --- passes
+
+    def wait_s(self, ready: Collection[SessionId], now: float) -> float:
+        """Return how long no pass should start: 0 for at once, inf before a message arrives."""
+        return min((self._hold_s(name, now) for name in ready), default=inf)
+
+    def offer(
+        self,
+        ready: Collection[SessionId],
+        now: float,
+        *,
+        rows: int,
+        without_drafts: Collection[SessionId] = (),
+    ) -> Offer:
+        """Return what the next pass should judge. Nothing changes.
+
+        rows: the most that it may have. without_drafts: sessions that start now whatever the
+        others wait for, and take no draft token, as where a prompt ends.
+
+        The pass starts when one session need wait no longer. It then takes all but those that
+        must have a draft token and lack one: a session left out of this pass waits for the next
+        one, which is longer than any hold is worth.
+        """
+        holds = {name: self._hold_s(name, now) for name in ready}
+        wait_s = min(holds.values(), default=inf)
+        if wait_s > 0.0 and not without_drafts:
+            return Offer({}, wait_s, [name for name, hold in holds.items() if hold < inf])
+        going = [name for name, hold in holds.items() if hold < inf]
+        start: dict[SessionId, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
+        for name, count in zip(going, self._allocated(going, len(start), rows), strict=True):
+            start[name] = self._sessions[name].session.plan(count).draft
+        return Offer(start, 0.0)
+
+    def _hold_s(self, name: SessionId, now: float) -> float:
+        held = self._sessions[name]
+        session = held.session
+        if session.finished or session.rejection:
+            return inf
+        state = waiting(session, held.arrivals, now)
+        seconds = hold_s(state, self.latency, session.limits.max_verify)
+        return seconds if seconds > MIN_HOLD_S else 0.0
+
+    def _allocated(self, names: Sequence[SessionId], others: int, rows: int) -> list[int]:
+        """Return how many draft tokens of each session to judge. others: rows of sessions that
+        take none. One row a session is kept back for the draft token that fill `never` needs."""
+        sessions = [self._sessions[name].session for name in names]
+        counts = allocate(
+            [*(session.judgeable for session in sessions), *([0] * others)],
+            [*(session.chain.acceptance for session in sessions), *([0.0] * others)],
+            self.latency,
+            rows=rows - len(sessions),
+            judge_all=all(session.request.fill == "never" for session in sessions),
+        )
+        return counts[: len(sessions)]
+
+    def begin(self, taken: Mapping[SessionId, int], now: float) -> PassPlan:
+        """Begin the pass that really runs: of each session so many of its offered draft tokens.
+        `ran` must follow, for the sessions that are still open then."""
+        passes = {}
+        for name, count in taken.items():
+            session = self._sessions[name].session
+            begun = session.begin(count)
+            if session.request.judge == "separate":
+                begun = replace(begun, u=tuple(islice(self._u, count + 1)))
+            passes[name] = begun
+        return PassPlan(passes, now)
+
+    def ran(
+        self,
+        plan: PassPlan,
+        verdicts: Mapping[SessionId, Verdict],
+        now: float,
+        *,
+        rows: int | None,
+    ) -> dict[SessionId, list[Down]]:
+        """Return what each session sends now. Sessions that were closed meanwhile are left out.
+
+        rows: of the whole pass; None when its latency says nothing, as when it also read a
+        prompt.
+        """
+        pass_s = now - plan.started
+        if rows is not None:
+            self.latency.observe(rows, pass_s)
+        down = {}
+        for name, verdict in verdicts.items():
+            if (held := self._sessions.get(name)) is None:
+                continue
+            down[name] = held.session.resolve(
+                verdict.judgement,
+                queue_s=max(0.0, plan.started - held.passed_at),
+                pass_s=pass_s,
+                logprobs=verdict.logprobs,
+                u=self._u,
+            )
+            held.passed_at = now
+            held.arrivals.committed(held.session, now)
+        return down
