@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from bench.data.prompts import Prompt, read
-from gateway.error_groups import first_error
+from gateway.errors import first_error
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command that hands options it does not know to the verifier."""
@@ -49,9 +49,9 @@ def chosen(path: Path, families: str, per_family: int | None) -> Sequence[Prompt
     return read(path, names(families), per_family)
 
 
-def fail(console: Console, error: BaseException) -> NoReturn:
+def fail(console: Console, errors: BaseExceptionGroup[BaseException]) -> NoReturn:
     """End the command with the first error of a group."""
-    first = first_error(error)
+    first = first_error(errors)
     named = f"{type(first).__name__}: {first}"
     console.print(named, style="red", markup=False, soft_wrap=True)
     sys.exit(1)

@@ -1,4 +1,4 @@
-"""`picospec chat`: a conversation in the terminal, with a line that shows how it is going."""
+"""`picospec chat`: a conversation in the terminal, with a line of statistics below it."""
 
 from __future__ import annotations
 
@@ -6,70 +6,74 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from typing import Final
 
 import httpx
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cli.chat_client import ChatError, Turn, ask, model_name
+from cli.chat_client import ChatError, Turn, model_name, stream_answer
 from cli.chat_stats import Reading, describe
+from gateway.errors import first_error
 
-READ_EVERY_S = 0.5
-SILENCE_S = 120.0
-"""A service that says nothing for so long is taken for dead."""
+READ_EVERY_S: Final = 0.5
+"""Time between two readings of the edge's counters."""
+
+SILENCE_S: Final = 120.0
+"""Time without a byte after which the service is taken for dead."""
 
 
-class Page:
-    """Text that grows: whole lines go above the live part, the last one stays in it."""
+class AnswerView:
+    """Text that grows: complete lines are printed, the last one stays above the statistics."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
         self._line = ""
-        self._figures = ""
+        self._stats = ""
 
     def write(self, text: str) -> None:
-        *whole, self._line = (self._line + text).split("\n")
-        for line in whole:
+        *complete, self._line = (self._line + text).split("\n")
+        for line in complete:
             self._live.console.print(Text(line), soft_wrap=True)
         self._show()
 
-    def note(self, figures: str) -> None:
-        self._figures = figures
+    def show_stats(self, stats: str) -> None:
+        self._stats = stats
         self._show()
 
     def _show(self) -> None:
-        self._live.update(Group(Text(self._line), Text(self._figures, style="dim")))
+        self._live.update(Group(Text(self._line), Text(self._stats, style="dim")))
 
 
 async def answer(client: httpx.AsyncClient, turns: Sequence[Turn], console: Console) -> str:
     """Stream one answer to the console; return its text. Raises ChatError."""
     model = await model_name(client)
-    said: list[str] = []
+    pieces: list[str] = []
     before = await _read(client)
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
-        page = Page(live)
+        view = AnswerView(live)
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_watch(client, before, page))
-            async with aclosing(ask(client, model, turns)) as pieces:
-                async for piece in pieces:
-                    said.append(piece)
-                    page.write(piece)
+            updates = tasks.create_task(_update_stats(client, before, view))
+            async with aclosing(stream_answer(client, model, turns)) as stream:
+                async for piece in stream:
+                    pieces.append(piece)
+                    view.write(piece)
                     live.refresh()
-            watching.cancel()
-        page.note(describe(before, await _read(client)))
+            updates.cancel()
+        view.show_stats(describe(before, await _read(client)))
         live.refresh()
-    return "".join(said)
+    return "".join(pieces)
 
 
-async def _watch(client: httpx.AsyncClient, before: Reading, page: Page) -> None:
+async def _update_stats(client: httpx.AsyncClient, before: Reading, view: AnswerView) -> None:
     while True:
         await asyncio.sleep(READ_EVERY_S)
-        page.note(describe(before, await _read(client)))
+        view.show_stats(describe(before, await _read(client)))
 
 
 async def _read(client: httpx.AsyncClient) -> Reading:
-    """Return the edge's counters; all 0 where it does not tell them."""
+    """Return the edge's counters, all 0 for a service without them."""
     try:
         response = await client.get("/metrics")
     except httpx.TransportError:
@@ -78,7 +82,10 @@ async def _read(client: httpx.AsyncClient) -> Reading:
 
 
 def chat(url: str, api_key: str | None, console: Console, ask_user: Callable[[], str]) -> None:
-    """Talk until the input ends. An answer that fails, or is interrupted, is forgotten."""
+    """Answer questions until the input ends.
+
+    An answer that fails or is interrupted is left out of the conversation, with its question.
+    """
     turns: list[Turn] = []
     while True:
         try:
@@ -102,11 +109,11 @@ async def _one_answer(
     url: str, api_key: str | None, turns: Sequence[Turn], console: Console
 ) -> str:
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    limit = httpx.Timeout(SILENCE_S, connect=5.0)
+    timeout = httpx.Timeout(SILENCE_S, connect=5.0)
     async with httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=limit, trust_env=False
+        base_url=url, headers=headers, timeout=timeout, trust_env=False
     ) as client:
         try:
             return await answer(client, turns, console)
         except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            raise first_error(group) from None

@@ -1,7 +1,4 @@
-"""Asks an OpenAI-compatible service for one streamed chat answer.
-
-* ChatError      it cannot be reached, or answered with an error; the text says which
-"""
+"""Asks an OpenAI-compatible service for one streamed chat answer."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import msgspec
 
 
 class ChatError(Exception):
-    """The service cannot be reached, or answered with an error."""
+    """The service cannot be reached, or answered with an error; the text says which."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -56,10 +53,10 @@ async def model_name(client: httpx.AsyncClient) -> str:
     return msgspec.json.decode(response.content, type=_Models).data[0].id
 
 
-async def ask(
+async def stream_answer(
     client: httpx.AsyncClient, model: str, turns: Sequence[Turn]
 ) -> AsyncGenerator[str]:
-    """Yield the answer's text piece by piece. Closing the generator cancels the answer."""
+    """Yield the answer's text as it comes. Closing the generator cancels the answer."""
     body = msgspec.json.encode({"model": model, "messages": turns, "stream": True})
     headers = {"content-type": "application/json"}
     request = client.stream("POST", "/v1/chat/completions", content=body, headers=headers)

@@ -1,26 +1,28 @@
-"""How it is going, in one line: tokens a second, acceptance, round trip.
+"""Describes a running answer in one line: tokens a second, acceptance, round trip.
 
-Read from the edge's own /metrics, so that the line is live; what another client does at the
-same time is in it too.
+The numbers come from the edge's /metrics, so that they are known while the answer streams; they
+include what other clients do at the same time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
-_GENERATED = "picospec:generation_tokens_total"
-_DRAFTED = "picospec:edge_draft_tokens_total"
-_ACCEPTED = "picospec:edge_accepted_tokens_total"
-_ROUND_TRIP = "picospec:edge_link_rtt_seconds"
+_FIELDS: Final = {
+    "picospec:generation_tokens_total": "generated_tokens",
+    "picospec:edge_draft_tokens_total": "drafted_tokens",
+    "picospec:edge_accepted_tokens_total": "accepted_tokens",
+    "picospec:edge_link_rtt_seconds": "rtt_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters of the edge at one moment. What it does not report is 0."""
+    """Counters of the edge at one moment; those that it does not report are 0."""
 
     at_s: float
-    """Monotonic seconds."""
+    """Time of the reading by the monotonic clock."""
 
     generated_tokens: float = 0
     drafted_tokens: float = 0
@@ -29,20 +31,14 @@ class Reading:
 
     @classmethod
     def parse(cls, text: str, at_s: float) -> Self:
-        """Read Prometheus' text format; lines of other metrics are passed over."""
+        """Read Prometheus' text format; lines of other metrics are skipped."""
         lines = (line.split() for line in text.splitlines())
-        values = {words[0]: float(words[1]) for words in lines if _is_wanted(words)}
-        return cls(
-            at_s,
-            values.get(_GENERATED, 0),
-            values.get(_DRAFTED, 0),
-            values.get(_ACCEPTED, 0),
-            values.get(_ROUND_TRIP, 0),
-        )
+        known = (words for words in lines if len(words) >= 2 and words[0] in _FIELDS)
+        return cls(at_s, **{_FIELDS[words[0]]: float(words[1]) for words in known})
 
 
 def describe(before: Reading, after: Reading) -> str:
-    """Say what happened between two readings; figures that are not known are left out."""
+    """Describe what happened between two readings; unknown numbers are left out."""
     seconds = after.at_s - before.at_s
     tokens = after.generated_tokens - before.generated_tokens
     drafted = after.drafted_tokens - before.drafted_tokens
@@ -55,7 +51,3 @@ def describe(before: Reading, after: Reading) -> str:
     if after.rtt_s > 0:
         parts.append(f"RTT {after.rtt_s * 1000:.0f} ms")
     return " · ".join(parts)
-
-
-def _is_wanted(words: list[str]) -> bool:
-    return len(words) >= 2 and words[0] in (_GENERATED, _DRAFTED, _ACCEPTED, _ROUND_TRIP)

@@ -1,4 +1,4 @@
-"""`picospec doctor`: what keeps this machine from running PicoSpec, and what to do about it."""
+"""`picospec doctor`: checks what PicoSpec needs on this machine, and advises on what fails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,14 +21,14 @@ from rich.table import Table
 from models.errors import ModelError
 from models.store import Store
 
-OLDEST_PYTHON = (3, 11)
-PATIENCE_S = 3.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OLDEST_PYTHON: Final = (3, 11)
+TIMEOUT_S: Final = 3.0
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     subject: str
     ok: bool
@@ -37,13 +38,13 @@ class Finding:
 
 
 def check_python(version: tuple[int, int]) -> Finding:
-    """An interpreter older than the project's is the only bad one."""
+    """Check that the interpreter is not older than the project's oldest."""
     remedy = "install Python 3.11 or newer, then: make clean setup"
     return Finding("Python", version >= OLDEST_PYTHON, ".".join(map(str, version)), remedy)
 
 
 def check_engine(module: str = "models.llama") -> Finding:
-    """Import what the draft model runs on: a broken library shows here, not in a request."""
+    """Import llama.cpp, so that a broken library shows here and not in a request."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
@@ -52,13 +53,13 @@ def check_engine(module: str = "models.llama") -> Finding:
 
 
 def check_cores(count: int) -> Finding:
-    """One core works too, but then the two ends take turns."""
+    """Count the cores. One is enough, but then the two ends take turns on it."""
     found = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
     return Finding("cores", count > 0, found)
 
 
 def check_cache(directory: Path) -> Finding:
-    """Models and wheels are kept there."""
+    """Check that models and wheels can be written to the cache."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -69,7 +70,7 @@ def check_cache(directory: Path) -> Finding:
 
 
 def check_models(store: Store, name: str) -> Finding:
-    """Read a model or pair again and compare its sha256; takes seconds a gigabyte."""
+    """Compare the sha256 of a model's or pair's files, which takes seconds a gigabyte."""
     subject = f"models of {name}"
     try:
         store.verify(name)
@@ -79,7 +80,7 @@ def check_models(store: Store, name: str) -> Finding:
 
 
 def check_port(name: str, port: int, variable: str) -> Finding:
-    """A port is good when it is free, or when a healthy service of ours has it."""
+    """Check that a port is free, or that a healthy service of ours listens on it."""
     subject = f"{name} port {port}"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,7 +95,7 @@ def check_port(name: str, port: int, variable: str) -> Finding:
 
 
 def check_verifier(url: str) -> Finding:
-    """A verifier on this machine need not run yet; one elsewhere must answer."""
+    """Check that a verifier elsewhere is healthy; one on this machine need not run yet."""
     if _is_healthy(url):
         return Finding("verifier", True, f"{url} is healthy")
     if urlsplit(url).hostname in LOOPBACK:
@@ -105,28 +106,26 @@ def check_verifier(url: str) -> Finding:
 
 def _is_healthy(url: str) -> bool:
     try:
-        response = httpx.get(f"{url.rstrip('/')}/health", timeout=PATIENCE_S, trust_env=False)
+        response = httpx.get(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, trust_env=False)
     except httpx.TransportError:
         return False
     return response.status_code == 200
 
 
 def this_machine() -> tuple[Finding, ...]:
-    """Check what does not depend on settings."""
+    """Run the checks that do not depend on settings."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return (check_python(sys.version_info[:2]), check_engine(), check_cores(cores))
 
 
-def report(findings: Iterable[Finding], console: Console) -> bool:
-    """Print a table; return whether all is well."""
+def report(findings: Sequence[Finding], console: Console) -> bool:
+    """Print a table of the findings; return whether all are ok."""
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "what to do"):
         table.add_column(heading)
-    well = True
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
         remedy = "" if finding.ok else finding.remedy
         table.add_row(mark, escape(finding.subject), escape(finding.found), escape(remedy))
-        well = well and finding.ok
     console.print(table)
-    return well
+    return all(finding.ok for finding in findings)

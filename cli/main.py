@@ -1,4 +1,4 @@
-"""The `picospec` command. It only reads arguments; each command's work is in its own module."""
+"""The `picospec` command. This module reads arguments; each command has its own module."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
 from cli import doctor as checks
-from cli.chat import chat as converse
+from cli.chat import chat as chat_in_terminal
 from cli.models import models_app
 from cli.up import Plan, read_settings
 from cli.up import up as run_up
 from gateway.hosting.cores import Pins, parse_pins, share
 from gateway.hosting.processes import ServiceError
-from models.opening import open_store
+from models.store import open_store
 
 app = typer.Typer(
     help="A large model's own words, faster: the edge drafts, the cloud verifies.",
@@ -37,7 +37,7 @@ Keys = Annotated[
     typer.Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used."),
 ]
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 
 @app.command()
@@ -103,7 +103,8 @@ def chat(
     """Talk to the model in this terminal. Ctrl-C ends an answer, Ctrl-D the conversation."""
     console = Console()
     where = url or f"http://127.0.0.1:{edge_port}"
-    converse(where, _first_key(api_keys), console, lambda: console.input("[bold cyan]> [/]"))
+    key = _first_key(api_keys)
+    chat_in_terminal(where, key, console, lambda: console.input("[bold cyan]> [/]"))
 
 
 @app.command()
@@ -142,6 +143,6 @@ def _first_key(keys: str) -> str | None:
 
 
 def _become(module: str, arguments: list[str]) -> None:
-    """Replace this process: signals and the exit status are then the service's own."""
+    """Replace this process by the service, so that it gets the signals and sets the status."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

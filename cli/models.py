@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from models.dequantize import Weights, dequantise
+from models.dequantise import Weights, dequantise
 from models.errors import ModelError
-from models.opening import open_store
+from models.store import open_store
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 
@@ -66,7 +66,7 @@ def dequantize(source: Path, target: Path, weights: str = "bfloat16") -> None:
 
 @contextmanager
 def _reported() -> Iterator[Console]:
-    """Turn this package's errors into one line on stderr and exit code 1."""
+    """Turn a ModelError into one line on stderr and exit code 1."""
     try:
         yield Console()
     except ModelError as error:

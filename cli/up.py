@@ -1,9 +1,8 @@
-"""`picospec up`: both ends on this machine, from the first health check to the last breath."""
+"""`picospec up`: runs both ends on this machine, until it is stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import socket
 import sys
@@ -13,16 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import httpx
 from rich.console import Console
 from rich.markup import escape
 
 from gateway.hosting.cores import Pins
-from gateway.hosting.processes import NeverHealthy, Service, ServiceError, keep_up
+from gateway.hosting.health import until_healthy
+from gateway.hosting.processes import Service, ServiceError, keep_up
+from gateway.hosting.settings_sources import as_environment
 
-HOST = "127.0.0.1"
-POLL_S = 0.25
+HOST: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,12 @@ class Plan:
     edge_port: int = 8000
     verifier_port: int = 9000
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Of "edge" and "verifier", as their own files have them."""
+    """Settings of "edge" and "verifier", each as in that service's own file."""
 
     pins: Pins = field(default_factory=Pins)
     healthy_within_s: float = 300.0
     api_key: str | None = None
-    """One the services accept, to ask the edge for its model."""
+    """A key that the edge accepts; it is asked for its model's name."""
 
     @property
     def edge_url(self) -> str:
@@ -49,33 +50,31 @@ class Plan:
 
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        here = ("--host", HOST)
-        there = ("--verifier-url", self.verifier_url)
         verifier = Service(
-            name="verifier",
-            command=(*_module("verifier", self.verifier_port), *here),
-            url=self.verifier_url,
-            cores=self.pins.verifier,
-            environment=as_environment("VERIFIER", self.settings.get("verifier", {})),
+            "verifier",
+            _command("verifier", self.verifier_port),
+            self.verifier_url,
+            self.pins.verifier,
+            as_environment("VERIFIER", self.settings.get("verifier", {})),
         )
         edge = Service(
-            name="edge",
-            command=(*_module("edge_agent", self.edge_port), *here, *there),
-            url=self.edge_url,
-            cores=self.pins.edge,
-            environment=as_environment("EDGE", self.settings.get("edge", {})),
+            "edge",
+            (*_command("edge_agent", self.edge_port), "--verifier-url", self.verifier_url),
+            self.edge_url,
+            self.pins.edge,
+            as_environment("EDGE", self.settings.get("edge", {})),
         )
         return verifier, edge
 
 
-def _module(name: str, port: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", name, "--port", str(port))
+def _command(module: str, port: int) -> tuple[str, ...]:
+    return sys.executable, "-m", module, "--port", str(port), "--host", HOST
 
 
 def read_settings(path: Path) -> dict[str, dict[str, object]]:
-    """Read a TOML file of the tables [edge] and [verifier]; ServiceError says what is wrong.
+    """Read a TOML file of the tables [edge] and [verifier], whose fields the services check.
 
-    What stands in the tables is for the services to check.
+    Raises ServiceError.
     """
     try:
         tables = tomllib.loads(path.read_text())
@@ -85,16 +84,6 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
         if name not in ("edge", "verifier") or not isinstance(table, dict):
             raise ServiceError(f"{path}: expected the tables [edge] and [verifier], not {name}")
     return tables
-
-
-def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:
-    """Return settings as the variables that the service reads; what is no text is JSON."""
-    return {
-        f"PICOSPEC_{service}__{name.upper()}": value
-        if isinstance(value, str)
-        else json.dumps(value)
-        for name, value in settings.items()
-    }
 
 
 def check_free(port: int, variable: str) -> None:
@@ -110,32 +99,8 @@ def check_free(port: int, variable: str) -> None:
             ) from error
 
 
-async def until_healthy(
-    services: Iterable[Service], client: httpx.AsyncClient, *, within_s: float, console: Console
-) -> None:
-    """Wait for each service's /health to say 200; raise NeverHealthy after `within_s`."""
-    deadline = asyncio.get_running_loop().time() + within_s
-    for service in services:
-        with console.status(f"waiting for the {service.name} at {service.url}/health"):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await _until_healthy(service, client)
-            except TimeoutError:
-                raise NeverHealthy(service.name, within_s) from None
-
-
-async def _until_healthy(service: Service, client: httpx.AsyncClient) -> None:
-    while True:
-        try:
-            if (await client.get(f"{service.url}/health")).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        await asyncio.sleep(POLL_S)
-
-
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
-    """Start `services`, say how to talk to them, and stay until a signal.
+    """Start `services`, print how to use them, and stay until a signal.
 
     All have stopped when it returns or raises a ServiceError.
     """
@@ -143,9 +108,9 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     check_free(plan.edge_port, "EDGE_PORT")
     stopped, ready = asyncio.Event(), asyncio.Event()
 
-    def hear(name: str, line: str) -> None:
+    def show(name: str, line: str) -> None:
         if not ready.is_set():
-            return  # a service that fails to start is quoted in the error
+            return  # the error quotes a service that fails to start
         console.print(f"[dim]{name:>8} |[/] {escape(line)}", soft_wrap=True, highlight=False)
 
     async def announce() -> None:
@@ -153,19 +118,27 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
         model = await _model_when_healthy(plan, services, console)
         took_s = time.monotonic() - started_s
         console.print(f"\n[bold green]PicoSpec is up[/] after {took_s:.1f} s. Ctrl-C stops it.")
-        for line in invitation(plan, model):
+        for line in usage_lines(plan, model):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         ready.set()
 
     with _signals(stopped):
-        await keep_up(services, hear=hear, meanwhile=announce, stopped=stopped)
+        await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
 
 
 async def _model_when_healthy(plan: Plan, services: Iterable[Service], console: Console) -> str:
     """Return the name of the model that the edge serves."""
     keys = {"authorization": f"Bearer {plan.api_key}"} if plan.api_key else {}
     async with httpx.AsyncClient(trust_env=False, headers=keys) as client:
-        await until_healthy(services, client, within_s=plan.healthy_within_s, console=console)
+        with console.status("") as status:
+            await until_healthy(
+                services,
+                client,
+                within_s=plan.healthy_within_s,
+                on_wait=lambda service: status.update(
+                    f"waiting for the {service.name} at {service.url}/health"
+                ),
+            )
         try:
             listed = (await client.get(f"{plan.edge_url}/v1/models")).raise_for_status()
         except httpx.HTTPError as error:
@@ -173,8 +146,11 @@ async def _model_when_healthy(plan: Plan, services: Iterable[Service], console: 
     return str(listed.json()["data"][0]["id"])
 
 
-def invitation(plan: Plan, model: str) -> tuple[str, ...]:
-    """Lines for a shell and for Python that work as they stand; a key is named, never shown."""
+def usage_lines(plan: Plan, model: str) -> tuple[str, ...]:
+    """Return lines for a shell and for Python that work when copied.
+
+    They read a key from the environment, so that none is shown.
+    """
     header, key = "", '"none"'
     if plan.api_key:
         header = ' -H "authorization: Bearer ${PICOSPEC_API_KEYS%%,*}"'
@@ -196,7 +172,7 @@ def invitation(plan: Plan, model: str) -> tuple[str, ...]:
 
 @contextmanager
 def _signals(stopped: asyncio.Event) -> Iterator[None]:
-    """Within it, Ctrl-C, SIGTERM and a closed terminal set `stopped`."""
+    """Have Ctrl-C, SIGTERM and a closed terminal set `stopped`, and not end the process."""
     loop = asyncio.get_running_loop()
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in wanted:

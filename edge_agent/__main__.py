@@ -7,25 +7,27 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 import uvicorn
 from pydantic import ValidationError
 
 from edge_agent.app import build
+from edge_agent.draft_model import loading
+from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
 from models.errors import ModelError
-from models.opening import open_store
+from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
 
-GRACE_S = 5
-"""For streams that are still running at SIGTERM; then they are cancelled, at both ends."""
+GRACE_S: Final = 5
+"""Time for streams that still run at SIGTERM; after it they are cancelled, at both ends."""
 
-IDLE_S = 75
-"""How long an idle connection is kept: longer than clients keep theirs (httpx and the openai
-SDK 5 s, nginx 60 s), or a request meets one that is being closed."""
+IDLE_S: Final = 75
+"""Time for which an idle connection is kept: longer than clients keep theirs (httpx and the
+openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
 
 app = typer.Typer(add_completion=False)
 
@@ -41,13 +43,13 @@ def main(
     draft_model: Annotated[
         str | None, typer.Option(help="Pair of the catalogue, or a GGUF file.")
     ] = None,
-    drafter: Annotated[str | None, typer.Option(help="model, none or noise.")] = None,
+    drafter: Annotated[str | None, typer.Option(help="model or none.")] = None,
     judge: Annotated[str | None, typer.Option(help="coupled or separate.")] = None,
     fill: Annotated[str | None, typer.Option(help="always, auto or never.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Jobs that draft at once.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Answers that draft at once.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the draft model.")] = None,
 ) -> None:
-    """Serve the OpenAI API on this machine; draft here, have it verified there."""
+    """Serve the OpenAI API on this machine: draft here, and have the verifier judge."""
     named = {key: value for key, value in locals().items() if key != "config"}
     overrides = {name: value for name, value in named.items() if value is not None}
     try:
@@ -57,18 +59,22 @@ def main(
     serve(settings)
 
 
-def serve(settings: EdgeSettings, policy: DraftPolicy | None = None) -> None:
+def serve(
+    settings: EdgeSettings,
+    policy: DraftPolicy | None = None,
+    make_drafter: MakeDrafter = loading.make_drafter,
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
     try:
-        face = build(settings, open_store(os.environ), policy)
+        api = build(settings, open_store(os.environ), policy, make_drafter)
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")
     uvicorn.run(
-        face,
+        api,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -1,7 +1,7 @@
-"""Puts the edge together: draft model, link, engine, and the OpenAI face over them.
+"""Puts the edge together: draft model, link and engine, under the gateway's OpenAI API.
 
-/health answers 200 while the verifier can be reached, else 503 with the reason: without it the
-edge cannot say anything. The edge itself stays up, and serves again when the verifier does.
+/health answers 200 while the verifier can be reached and else 503 with the reason, because the
+edge cannot generate without it. The edge stays up, and serves again when the verifier does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from edge_agent.draft_model.loading import TargetTokenizer, make_drafter, open_model
+from edge_agent.draft_model import loading
+from edge_agent.draft_model.loading import MakeDrafter, TargetTokenizer
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
@@ -29,46 +30,30 @@ from models.store import Store
 from speculation.drafting.policy import DraftPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    engine: EdgeEngine
-    uplink: Uplink
+def build(
+    settings: EdgeSettings,
+    store: Store,
+    policy: DraftPolicy | None = None,
+    make_drafter: MakeDrafter = loading.make_drafter,
+) -> FastAPI:
+    """Return the ASGI app with its draft model loaded; its lifespan frees everything.
 
-    async def __call__(self, _: Request) -> JSONResponse:
-        try:
-            facts = await self.engine.facts()
-            await self.uplink.check()
-        except ApiError as error:
-            told = {"status": "unavailable", "verifier": self.uplink.url, **error.body()}
-            return JSONResponse(told, 503)
-        return JSONResponse(
-            {
-                "status": "ok",
-                "verifier": self.uplink.url,
-                "rtt_ms": round(self.uplink.rtt_s * 1000, 2),
-                "model": facts.model,
-            }
-        )
-
-
-def build(settings: EdgeSettings, store: Store, policy: DraftPolicy | None = None) -> FastAPI:
-    """Return the ASGI app, its draft model loaded. Raises models.errors.ModelError, OSError.
-
-    Its lifespan frees everything.
+    Raises models.errors.ModelError, OSError.
     """
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
-    model = open_model(settings, store)
+    model = loading.open_model(settings, store)
     drafter = make_drafter(model, settings)
     ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
     url = str(settings.verifier_url).rstrip("/")
     connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
     uplink = Uplink(connection, metrics)
-    lookup = settings.lookup and settings.drafter != "noise"
     engine = EdgeEngine(
         uplink,
         drafter,
-        Speculation(settings.judge, settings.fill, settings.draft_pacing, lookup, policy),
+        Speculation(
+            settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
+        ),
         metrics,
         vocabulary=model.vocabulary.fingerprint,
     )
@@ -92,5 +77,18 @@ def build(settings: EdgeSettings, store: Store, policy: DraftPolicy | None = Non
         registry=registry,
         lifespan=lifespan,
     )
-    app.router.routes.insert(0, Route("/health", Health(engine, uplink).__call__))
+    app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink)))
     return app
+
+
+async def _health(engine: EdgeEngine, uplink: Uplink, _: Request) -> JSONResponse:
+    try:
+        facts = await engine.facts()
+        await uplink.check()
+    except ApiError as error:
+        body = {"status": "unavailable", "verifier": uplink.url, **error.body()}
+        return JSONResponse(body, 503)
+    rtt_ms = round(uplink.rtt_s * 1000, 2)
+    return JSONResponse(
+        {"status": "ok", "verifier": uplink.url, "rtt_ms": rtt_ms, "model": facts.model}
+    )

@@ -1,4 +1,4 @@
-"""From a coroutine that emits to a generator that yields."""
+"""Turns a coroutine that emits values into a generator that yields them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-ITEMS: Final = 16
-"""Waiting for a slow reader; then the work waits too, and the link's flow control after it."""
+QUEUE_ITEMS: Final = 16
+"""Values that may wait for a slow reader; beyond, `emit` waits, and so does the link."""
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    error: Exception | None
+    error: Exception | None = None
 
 
 async def as_generator(
@@ -24,17 +24,17 @@ async def as_generator(
     """Yield what `work(emit)` emits, and raise what it raises.
 
     Closing the generator cancels the work and returns when it has ended. The work has a task of
-    its own, for a generator must not yield inside a TaskGroup.
+    its own, because a generator must not yield inside a TaskGroup.
     """
-    items: asyncio.Queue[T | _End] = asyncio.Queue(ITEMS)
+    items: asyncio.Queue[T | _End] = asyncio.Queue(QUEUE_ITEMS)
 
     async def run() -> None:
         try:
             await work(items.put)
-        except Exception as error:  # handed over to whoever iterates
+        except Exception as error:  # raised again by the generator
             await items.put(_End(error))
         else:
-            await items.put(_End(None))
+            await items.put(_End())
 
     task = asyncio.create_task(run())
     try:

@@ -15,10 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from edge_agent.draft_model.drafter import CannotDraft, Seat
+from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
-from gateway.error_groups import first_error
-from gateway.errors import EngineFault
+from gateway.errors import EngineFault, first_error
 from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
@@ -51,7 +50,7 @@ class Link(Protocol):
 class DraftModel:
     """What one session's steps are made with."""
 
-    slot: Seat
+    slot: DraftSlot
     sampler: DraftSampler
     prompt: tuple[TokenId, ...]
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.as_generator import as_generator
-from edge_agent.draft_model.drafter import Drafter, Seat
+from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.driver import DraftModel, Driver, Link
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import Tally
@@ -112,7 +112,9 @@ class EdgeEngine:
             if slot is not None:
                 slot.leave()
 
-    async def _run(self, job: Job, facts: ModelFacts, slot: Seat | None, emit: Emit) -> None:
+    async def _run(
+        self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
+    ) -> None:
         tally = Tally()
 
         async def committed(commit: Commit) -> None:
@@ -140,7 +142,11 @@ class EdgeEngine:
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     def _machine(
-        self, request: Open, facts: ModelFacts, slot: Seat | None, chance: np.random.Generator
+        self,
+        request: Open,
+        facts: ModelFacts,
+        slot: DraftSlot | None,
+        chance: np.random.Generator,
     ) -> DraftMachine:
         how = self._speculation
         looks_up = how.lookup and request.judge == "coupled"
@@ -155,7 +161,7 @@ class EdgeEngine:
             unused=self._unused,
         )
 
-    def _open(self, job: Job, facts: ModelFacts, slot: Seat | None) -> Open:
+    def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
         told = job.sampling
         return Open(
             model=facts.model,
@@ -176,7 +182,7 @@ class EdgeEngine:
             top_logprobs=job.top_logprobs,
         )
 
-    def _fill(self, job: Job, slot: Seat | None) -> Fill:
+    def _fill(self, job: Job, slot: DraftSlot | None) -> Fill:
         """`never` would wait for ever where the draft model cannot reach the end."""
         reaches = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         return self._speculation.fill if reaches else "auto"

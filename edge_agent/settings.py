@@ -1,9 +1,9 @@
-"""Settings of the edge. Read once, at start; passed down by value; never global.
+"""Settings of the edge, which are read once at start and passed down by value.
 
-From strongest to weakest: the command line, the environment, a TOML file, the defaults below.
-In the environment a field is PICOSPEC_EDGE__FIELD, a nested one PICOSPEC_EDGE__PACING__FIELD.
-Keys come from the environment and from nowhere else: PICOSPEC_API_KEYS (comma separated, those
-that clients need) and PICOSPEC_VERIFIER_KEY (the one that this edge shows the verifier).
+The command line wins over the environment, that over a TOML file, that over the defaults below.
+A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__DRAFTING__FIELD.
+Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show, with
+commas between them, and PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _SECRETS: Final = {
 _THIS_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
-class PacingSettings(BaseModel):
+class DraftingSettings(BaseModel):
     """When to draft and when to send; see speculation.drafting.policy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
-    """Stop guessing when the whole chain stands with less probability than this."""
+    """Drafting pauses when the probability that the whole chain is accepted is below this."""
 
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
-    """Guesses in one message."""
+    """Draft tokens that are sent in one message."""
 
 
 class EdgeSettings(BaseSettings):
@@ -51,31 +51,31 @@ class EdgeSettings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     verifier_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:9000")
     verifier_ca: Path | None = None
-    """PEM. The authority of the verifier's certificate; None: the system's."""
+    """PEM file of the authority of the verifier's certificate; None means the system's."""
 
     draft_model: str = "qwen2.5-coder"
     """A pair of the catalogue (its draft model is used), or the path of a GGUF file."""
 
-    drafter: Literal["model", "none", "noise"] = "model"
-    """`none`: only lookup drafts. `noise`: useless drafts, to measure what they cost."""
+    drafter: Literal["model", "none"] = "model"
+    """With `none` only lookup drafts."""
 
     lookup: bool = True
-    """DraftToken what followed when the same was said before, or have the draft model read it, where
-    that pays; in `coupled` only."""
+    """Whether to draft also what followed the same tokens earlier in the text, where that is
+    expected to save time; in `coupled` only."""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 4
-    """Jobs that can draft at once; more run without drafts."""
+    """Answers that draft at the same time; further ones run without drafts."""
 
     context_tokens: Annotated[int, Field(ge=64)] = 8192
-    """Of each slot. A job that grows longer goes on without drafts."""
+    """Tokens that a slot holds. An answer that grows longer goes on without drafts."""
 
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """CPU cores this process stays on (Linux). Empty: all."""
+    """CPU cores that this process may use (Linux only); empty means all."""
 
     judge: Judge = "coupled"
     fill: Fill = "auto"
-    pacing: PacingSettings = PacingSettings()
+    drafting: DraftingSettings = DraftingSettings()
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 << 20
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
@@ -93,12 +93,12 @@ class EdgeSettings(BaseSettings):
         )
 
     @property
-    def draft_pacing(self) -> DraftSettings:
-        return DraftSettings(**self.pacing.model_dump())
+    def draft_settings(self) -> DraftSettings:
+        return DraftSettings(**self.drafting.model_dump())
 
     @property
     def shown_key(self) -> str | None:
-        """The verifier's key. On one machine both ends may share their keys."""
+        """The key for the verifier. Both ends may share the clients' keys on one machine."""
         if self.verifier_key is not None:
             return self.verifier_key.get_secret_value()
         if self.api_keys and self.verifier_url.host in _THIS_MACHINE:
@@ -111,9 +111,8 @@ def load(
 ) -> EdgeSettings:
     """Return the settings. Raises pydantic.ValidationError, OSError, or ValueError for TOML.
 
-    overrides: nested, as the file is.
+    overrides: these win over environment and file; tables are nested as in the file.
     """
-
     verifier_key = environ.get(_SECRETS["verifier_key"], "").strip()
     values = {
         **overrides,

@@ -1,4 +1,4 @@
-"""The OpenAI face. Knows one port, `Engine`; knows nothing of speculation.
+"""The OpenAI API over one port, `Engine`; speculation is unknown here.
 
-`gateway.app.create_app` puts it together; `gateway.ports` and `gateway.errors` are for engines.
+`gateway.app.create_app` builds the app; engines import `gateway.ports` and `gateway.errors`.
 """

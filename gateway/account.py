@@ -1,17 +1,17 @@
-"""The account of one request: what the log line, the metrics and `timings` are made of."""
+"""Counts one request's tokens and times for the log line, the metrics and `timings`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.detokenise import TextDelta
 from gateway.metrics import Metrics
 from gateway.ports import Statistics
-from gateway.reading import Said
 from gateway.statistics import total
 
 Clock = Callable[[], float]
-"""Seconds, monotonic."""
+"""A monotonic clock, in seconds."""
 
 
 @dataclass(slots=True)
@@ -23,19 +23,19 @@ class Account:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0
-    """As logged and counted: 499 for a client that went away, whatever was sent before."""
+    """The HTTP status to log and count: 499 if the client left, even after a 200 was sent."""
 
     error: str | None = None
-    """Code of the error the client got, by status or as an event in the stream."""
+    """The code of the error that the client got, as a response or as an event in the stream."""
 
     fault: Exception | None = None
-    """A bug here: its traceback belongs in the log."""
+    """An exception that is a bug of this service; its traceback is logged."""
 
     first_token_s: float | None = None
-    """Since the start."""
+    """Time from the start of the request to its first generated token."""
 
     statistics: dict[int, Statistics] = field(default_factory=dict)
-    """Of each choice, by index: the latest known."""
+    """The latest statistics of each choice, by its index."""
 
     _last_s: dict[int, float] = field(default_factory=dict)
 
@@ -47,14 +47,14 @@ class Account:
         self.prompt_tokens = tokens
         self.metrics.prompt_tokens.inc(tokens)
 
-    def heard(self, index: int, said: Said) -> None:
-        """Count what choice `index` said."""
-        if said.statistics is not None:
-            self.statistics[index] = said.statistics
-        if said.tokens:
-            self.completion_tokens += said.tokens
-            self.metrics.generation_tokens.inc(said.tokens)
-            self._time(index, said.tokens)
+    def count(self, index: int, delta: TextDelta) -> None:
+        """Count what choice `index` generated."""
+        if delta.statistics is not None:
+            self.statistics[index] = delta.statistics
+        if delta.tokens:
+            self.completion_tokens += delta.tokens
+            self.metrics.generation_tokens.inc(delta.tokens)
+            self._observe_latency(index, delta.tokens)
 
     def usage(self) -> dict[str, int]:
         """Return OpenAI's `usage`."""
@@ -69,19 +69,18 @@ class Account:
         prompt_s = self.first_token_s or 0.0
         predicted_s = self.elapsed_s - prompt_s
         counted = total(self.statistics.values())
+        rate = self.completion_tokens / predicted_s if predicted_s else 0.0
         return {
             "prompt_n": self.prompt_tokens,
             "prompt_ms": prompt_s * 1000,
             "predicted_n": self.completion_tokens,
             "predicted_ms": predicted_s * 1000,
-            "predicted_per_second": self.completion_tokens / predicted_s
-            if predicted_s
-            else 0.0,
+            "predicted_per_second": rate,
             "draft_n": counted.draft_tokens,
             "draft_n_accepted": counted.accepted_tokens,
         }
 
-    def _time(self, index: int, tokens: int) -> None:
+    def _observe_latency(self, index: int, tokens: int) -> None:
         now_s = self.elapsed_s
         if self.first_token_s is None:
             self.first_token_s = now_s

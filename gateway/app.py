@@ -1,11 +1,13 @@
-"""Puts the face together: `create_app`."""
+"""Builds the OpenAI API as an ASGI app: `create_app`."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -17,18 +19,27 @@ from starlette.types import Lifespan
 
 from gateway.account import Clock
 from gateway.errors import ApiError, InvalidRequest, NotFound
-from gateway.face import Face
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, BodyLimit, Keys
-from gateway.planning import SEEDS
-from gateway.ports import Engine, TokenizerSource
-from gateway.replies import error_response, json_response
+from gateway.ports import SEEDS, Engine, TokenizerSource
+from gateway.responses import error_response, json_response
+from gateway.routes.chat_completions import chat_completions
+from gateway.routes.completions import completions
+from gateway.routes.models import list_models, retrieve_model
+from gateway.routes.monitoring import health, prometheus_metrics
+from gateway.routes.services import Services
 from gateway.settings import GatewaySettings
 
+Handler = Callable[[Services, Request], Awaitable[Response]]
 
-def draw_seed() -> int:
-    """Return a seed for a request that names none."""
-    return secrets.randbelow(SEEDS)
+_ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
+    ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/completions", completions),
+    ("GET", "/v1/models", list_models),
+    ("GET", "/v1/models/{name:path}", retrieve_model),
+    ("GET", "/health", health),
+    ("GET", "/metrics", prometheus_metrics),
+)
 
 
 def create_app(
@@ -40,13 +51,14 @@ def create_app(
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
     clock: Clock = time.monotonic,
-    draw_seed: Callable[[], int] = draw_seed,
+    draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
 ) -> FastAPI:
-    """Return the OpenAI face of `engine`.
+    """Return the OpenAI API of `engine`.
 
-    The caller may add routes: keys, body limit, request ids, log line and the translation of
-    gateway.errors cover them too. `registry` is what /metrics shows (one of its own if None);
-    `metrics`, if given, are already in it.
+    The caller may add routes: API keys, the body limit, request ids, the log line and the
+    translation of gateway.errors apply to them too. /metrics shows `registry`, or a registry of
+    the app's own if it is None; `metrics`, if given, must be registered there already.
+    `draw_seed` returns the seed of a request that names none.
     """
     registry = registry or CollectorRegistry()
     app = FastAPI(
@@ -60,41 +72,29 @@ def create_app(
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception},
     )
-    face = Face(
+    services = Services(
         engine=engine,
         tokenizer=tokenizer,
         registry=registry,
-        thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
+        executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
         max_choices=settings.max_choices,
         draw_seed=draw_seed,
         started=int(time.time()),
     )
-    _add_routes(app, face)
+    for method, path, handler in _ROUTES:
+        app.add_route(path, partial(handler, services), methods=[method])
     return app
 
 
-def _add_routes(app: FastAPI, face: Face) -> None:
-    app.add_route("/v1/chat/completions", face.chat_completions, methods=["POST"])
-    app.add_route("/v1/completions", face.completions, methods=["POST"])
-    app.add_route("/v1/models", face.models, methods=["GET"])
-    app.add_route("/v1/models/{name:path}", face.model, methods=["GET"])
-    app.add_route("/health", face.health, methods=["GET"])
-    app.add_route("/metrics", face.metrics, methods=["GET"])
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
+async def _api_error(request: Request, error: ApiError) -> Response:
     request.state.account.error = error.error_code
     return error_response(error)
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own errors: no such path, no such method."""
-    if not isinstance(error, HTTPException):
-        raise error
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    """Translate Starlette's own errors: an unknown path, or a method that a path lacks."""
     if error.status_code == NotFound.status:
         return await _api_error(request, NotFound(f"there is no {request.url.path}"))
-    refusal = InvalidRequest(error.detail, code="invalid_request")
-    request.state.account.error = refusal.error_code
-    return json_response(refusal.body(), error.status_code, error.headers)
+    invalid = InvalidRequest(error.detail, code="invalid_request")
+    request.state.account.error = invalid.error_code
+    return json_response(invalid.body(), error.status_code, error.headers)

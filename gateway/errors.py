@@ -1,14 +1,14 @@
-"""Every error a client can see, with its status and OpenAI type.
+"""Every error that a client can get, with its HTTP status and its meaning.
 
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
   - Unauthorized        401  no key, or a wrong one
   - NotFound            404  no such model or path
   - TooLarge            413  the body exceeds the limit
-  - Overloaded          429  full; `retry_after_s` says when to come back
-  - ClientGone          499  nobody is listening; for logs and metrics only
-  - EngineFault         500  a bug here
-  - Unavailable         503  no verifier, or it went away
+  - Overloaded          429  the service is full; the client may retry after `retry_after_s`
+  - ClientGone          499  the client closed the connection; for logs and metrics only
+  - EngineFault         500  a bug of this service
+  - Unavailable         503  the verifier cannot be reached, or the connection was lost
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 
 class ApiError(Exception):
-    """An error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+    """An error that is sent as OpenAI's {"error": {"message", "type", "param", "code"}}."""
 
     status: ClassVar[int]
     type: ClassVar[str]
@@ -76,3 +76,11 @@ class EngineFault(ApiError):
 
 class Unavailable(ApiError):
     status, type, code = 503, "server_error", "verifier_unavailable"
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first exception of nested groups, such as a TaskGroup raises."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

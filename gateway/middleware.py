@@ -1,6 +1,6 @@
-"""What surrounds every request, on every path of the app: account, key, size of the body.
+"""Middleware around every route: accounting, then API keys, then the body limit.
 
-Plain ASGI, so that a stream stays a stream. From the outside in: Accounts, Keys, BodyLimit.
+The classes are plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.account import Account, Clock
 from gateway.errors import ClientGone, EngineFault, TooLarge, Unauthorized
 from gateway.metrics import Metrics
-from gateway.replies import error_response
+from gateway.responses import error_response
 from gateway.statistics import total
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -30,7 +30,7 @@ _OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
 class Accounts:
     """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
 
-    The last resort too: an error nobody translated becomes a 500, and its traceback is logged.
+    An exception that nothing else translated becomes a 500, and its traceback is logged.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, clock: Clock) -> None:
@@ -52,20 +52,20 @@ class Accounts:
             self._close(account, scope)
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
-        async def labelled(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 account.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = account.request_id
             await send(message)
 
         try:
-            await self._app(scope, receive, labelled)
+            await self._app(scope, receive, send_with_id)
         except Exception as fault:
             account.fault = fault
             if not account.status:
                 error = EngineFault("internal error")
                 account.error = error.error_code
-                await error_response(error)(scope, receive, labelled)
+                await error_response(error)(scope, receive, send_with_id)
 
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
@@ -90,7 +90,7 @@ class Accounts:
 
 
 class Keys:
-    """Asks for `Authorization: Bearer KEY` on every path but the open ones."""
+    """Requires `Authorization: Bearer KEY` on every path but those in `_OPEN_PATHS`."""
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[SecretStr]) -> None:
         self._app = app
@@ -104,7 +104,7 @@ class Keys:
         await error_response(error)(scope, receive, send)
 
     def _admits(self, scope: Scope) -> bool:
-        """Compare with every key, in time that depends on none of them."""
+        """Compare with every key in constant time, so that the time taken reveals no key."""
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         offered = given.strip().encode("latin-1")
         matches = [hmac.compare_digest(offered, key) for key in self._keys]
@@ -112,7 +112,7 @@ class Keys:
 
 
 class BodyLimit:
-    """Ends a request whose body exceeds the limit, announced or in chunks, with TooLarge."""
+    """Answers a body over the limit with TooLarge, by Content-Length or once it is read."""
 
     def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
         self._app = app
@@ -148,7 +148,7 @@ def _request_id(scope: Scope) -> str:
 
 
 def _traceback(fault: Exception | None) -> str | None:
-    """Plain text: a renderer of the logger's choice might show variables, and so the prompt."""
+    """Return text, because log renderers may print a traceback's variables: the prompt."""
     return None if fault is None else "".join(traceback.format_exception(fault))
 
 

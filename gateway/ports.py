@@ -1,7 +1,7 @@
-"""What the OpenAI face needs from whoever stands behind it: an Engine and a Tokenizer.
+"""What the OpenAI API needs from the service that uses it: an Engine and a Tokenizer.
 
-Both ends implement these: the edge agent with drafts and a link, the verifier with its own
-target (the plain engine). The gateway cannot tell them apart, and must not try.
+The edge agent implements Engine by speculation with a verifier, and the verifier implements it
+by its target alone (the plain engine). The gateway treats both alike.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
+SEEDS: Final = 2**63
+"""The number of seeds; a seed is from 0 to SEEDS - 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The settings that shape the target's distribution p, applied in this order."""
+    """Settings that transform the target's distribution p, applied in this order."""
 
     temperature: float = 1.0
-    """0 means the most likely token, always."""
+    """At 0, the most likely token is always chosen."""
 
     min_p: float = 0.0
     top_k: int = 0
-    """0 keeps all."""
+    """At 0, all tokens are kept."""
 
     top_p: float = 1.0
 
@@ -37,70 +40,71 @@ class Job:
     max_tokens: int
     sampling: Sampling
     seed: int
-    """0 <= seed < 2**63. The gateway draws one when the client gives none."""
+    """The gateway draws it when the client gives none."""
 
     top_logprobs: int | None = None
-    """None: no log-probabilities. n: those of the tokens said, and of the n most likely."""
+    """The number of most likely tokens to report at each position; None: no logprobs."""
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """Request parameters beyond Sampling, by OpenAI name; only those in Facts.features."""
+    """Request parameters beyond Sampling, by their OpenAI names, all in Facts.features."""
 
 
 UNLIKELY: Final = -9999.0
-"""A log-probability: OpenAI's stand-in for minus infinity, which JSON cannot say."""
+"""The log-probability that OpenAI gives for minus infinity, which JSON cannot express."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithms under softmax(logits), before any sampling setting."""
+    """Natural logarithms of softmax(logits), before any sampling setting is applied."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
-    """(token, logprob), most likely first."""
+    """The most likely tokens as (token, logprob), in descending order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What speculation did for one job. All zero on the plain engine, but for passes."""
+    """Counters of speculation for one job; without drafts, only `target_passes` is not 0."""
 
     target_passes: int = 0
     drafts: int = 0
-    """Passes that verified at least one draft token."""
+    """The number of passes that verified at least one draft token."""
 
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_per_position: tuple[int, ...] = ()
-    """Entry i: passes whose i-th draft token was accepted."""
+    """Entry i is the number of passes whose i-th draft token was accepted, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Tokens the target has really said, in order; the last Delta of a job carries `finish`.
+    """Tokens that are committed, in order; the last Delta of a job carries `finish`.
 
     A stop token is included in `tokens`; the gateway does not show it.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """One per token when the job asked for them."""
+    """One entry a token if the job asked for log-probabilities, else None."""
 
     finish: FinishReason | None = None
     statistics: Statistics | None = None
-    """So far. With `finish` at least; on every Delta, they survive an end by a stop string."""
+    """The counters so far; required with `finish`. Because a stop string may end the choice at
+    any Delta, an engine should send them with each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the model behind the engine is."""
+    """Properties of the engine's model."""
 
     model: str
     context_tokens: int
-    """Prompt and completion together."""
+    """The limit of prompt and completion together."""
 
     stop_tokens: frozenset[int]
     vocabulary_size: int
     features: frozenset[str] = frozenset()
-    """OpenAI parameters beyond Sampling that this engine serves; all others are refused."""
+    """OpenAI parameters beyond Sampling that this engine serves; any other gets a 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +115,22 @@ class Message:
 
 class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Render the chat template, assistant's turn opened; ValueError if it refuses."""
+        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of plain text; markers of special tokens in it stay text."""
+        """Return the tokens of plain text; markers of special tokens in it stay text."""
         ...
 
     def piece(self, token: int) -> bytes:
-        """UTF-8 bytes of one token, perhaps half a character; special tokens give b""."""
+        """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
         ...
 
 
 TokenizerSource = Callable[[], Awaitable[Tokenizer]]
-"""Gives the target's tokenizer; raises gateway.errors.Unavailable while there is none.
+"""Returns the target's tokenizer; raises gateway.errors.Unavailable while there is none.
 
-`chat` and `encode` are called from one thread, `piece` from the event loop's, at the same time.
+`chat` and `encode` are called in one worker thread while `piece` is called in the event loop's.
 """
 
 

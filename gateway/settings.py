@@ -1,4 +1,4 @@
-"""Settings of the OpenAI face. Part of each service's own settings; passed down by value."""
+"""Settings of the OpenAI API; each service has them as a part of its own settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     api_keys: tuple[SecretStr, ...] = ()
-    """Any of them opens every path but /health and /metrics. Empty: no key is asked for."""
+    """Each of these keys opens every path; /health and /metrics need none. With no keys set,
+    all paths are open."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""
 
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
-    """Choices one request may generate at once: prompts times `n`."""
+    """Limit of the choices that one request may ask for: its prompts times `n`."""

@@ -1,4 +1,4 @@
-"""Speculation statistics as clients know them from vLLM and llama.cpp."""
+"""Speculation statistics in the format of vLLM."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def total(parts: Iterable[Statistics]) -> Statistics:
 def speculative_decoding(counted: Statistics) -> dict[str, object]:
     """Return vLLM's `metrics.speculative_decoding` (summary), with two fields of our own.
 
-    `acceptance_histogram[j]` is the number of verifying passes that accepted exactly j draft
-    tokens. Ours: `num_target_passes` (fill-ins too) and `num_accepted_tokens_per_pos`.
+    `acceptance_histogram[j]` is the number of passes that accepted exactly j draft tokens, of
+    those that verified any. Our own fields are `num_target_passes`, which includes fill-in
+    passes, and `num_accepted_tokens_per_pos`.
     """
     return {
         "mean_acceptance_length": 1.0 + _ratio(counted.accepted_tokens, counted.drafts),
@@ -48,6 +49,6 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def _histogram(counted: Statistics) -> list[int]:
-    """Passes that accepted at least j draft tokens, differenced into exactly j."""
+    """Return the number of passes that accepted exactly j draft tokens, for each j."""
     at_least = (counted.drafts, *counted.accepted_per_position, 0)
     return [here - further for here, further in pairwise(at_least)]

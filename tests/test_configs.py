@@ -9,7 +9,8 @@ import pytest
 
 import edge_agent.settings
 import verifier.settings
-from cli.up import as_environment, read_settings
+from cli.up import read_settings
+from gateway.hosting.settings_sources import as_environment
 from verifier.vllm_target.service.compat import OURS
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from models.opening import open_store
+from models.store import open_store
 from verifier.llama_target import LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.naming import resolve

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Final
 
 from bench.calibrate.pass_timing import Question
-from edge_agent.draft_model.drafter import Seat
+from edge_agent.draft_model.drafter import DraftSlot
 from speculation.protocol.messages import Sampling
 from speculation.sampling.draft_sampler import coupled
 
@@ -18,7 +18,7 @@ READ: Final = (1, 2, 4, 8, 16)
 REPEATS: Final = 8
 
 
-async def steps(slot: Seat, question: Question) -> dict[int, float]:
+async def steps(slot: DraftSlot, question: Question) -> dict[int, float]:
     """Return the median step in seconds, by the tokens read.
 
     The answer must have as many tokens as the largest step reads.
@@ -38,7 +38,7 @@ async def steps(slot: Seat, question: Question) -> dict[int, float]:
     return found
 
 
-async def forever(slot: Seat, question: Question) -> None:
+async def forever(slot: DraftSlot, question: Question) -> None:
     """Draft along the answer, over and over, until cancelled."""
     sampler = coupled(Sampling(temperature=0.0), 0, len(question.prompt))
     for count in cycle(range(len(question.answer))):

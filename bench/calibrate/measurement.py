@@ -33,7 +33,7 @@ from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Message
 from models.llama import Context, Model
-from models.opening import open_store
+from models.store import open_store
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import Commit, TokenId
 

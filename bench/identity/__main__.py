@@ -32,7 +32,7 @@ from bench.identity.ties import Parting, parting
 from bench.run.services import Services, ServicesPlan, verifier_arguments
 from edge_agent.draft_model.loading import find
 from models.llama import Model
-from models.opening import open_store
+from models.store import open_store
 
 LIKELIEST = 20
 """Tokens at each position whose log-probabilities explain a difference."""

@@ -17,7 +17,7 @@ from bench.run.arms import Arm
 from bench.run.client import Client, Question, Reply
 from bench.run.services import HOST, Services, ServicesPlan, Started, port
 from edge_agent.draft_model.loading import find
-from models.opening import open_store
+from models.store import open_store
 
 SETTLING_CHECKS = 24
 """Health checks after a change of the link. Each is a sample of the edge's smoothed round trip

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import httpx
-from rich.console import Console
 
 from bench.link.path import Conditions
 from bench.link.relay_server import Link
-from cli.up import until_healthy
 from gateway.hosting.cores import Pins, share
+from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
+from gateway.hosting.settings_sources import as_environment
 
 HOST = "127.0.0.1"
 
@@ -32,6 +32,8 @@ class EdgePlan:
     """One edge, and how it differs from the product's defaults."""
 
     drafter: str = "model"
+    """`noise` is the drafter of bench.run.useless_drafter; others are the edge's own."""
+
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
@@ -43,6 +45,20 @@ class EdgePlan:
 
     rounds: str = ""
     """A policy of bench.run.rounds, such as "sync:4", in place of the product's own."""
+
+    @property
+    def module(self) -> tuple[str, ...]:
+        """The module that runs this edge, and the arguments that belong to it alone."""
+        if self.rounds:
+            return "bench.run.rounds", self.rounds
+        return ("bench.run.useless_drafter" if self.drafter == "noise" else "edge_agent",)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        drafter = "none" if self.drafter == "noise" else self.drafter
+        return {
+            "drafter": drafter, "judge": self.judge, "fill": self.fill, "lookup": self.lookup
+        }  # fmt: skip
 
 
 def _pins() -> Pins:
@@ -143,8 +159,7 @@ class Services(Started):
         self.pids = {child.service.name: child.pid for child in children}
         within_s = self.plan.healthy_within_s
         async with httpx.AsyncClient(trust_env=False) as client:
-            quiet = Console(quiet=True)  # the error has the last lines of a failed service
-            healthy = until_healthy(services, client, within_s=within_s, console=quiet)
+            healthy = until_healthy(services, client, within_s=within_s)
             await while_alive(children, healthy)
 
     def _verifier(self) -> Service:
@@ -160,19 +175,12 @@ class Services(Started):
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
-        module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
-            sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
+            sys.executable, "-m", *edge.module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", await self._verifier_url(name, edge.link),
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip
-        settings = {
-            "PICOSPEC_EDGE__DRAFTER": edge.drafter,
-            "PICOSPEC_EDGE__JUDGE": edge.judge,
-            "PICOSPEC_EDGE__FILL": edge.fill,
-            "PICOSPEC_EDGE__LOOKUP": str(edge.lookup),
-            **self.plan.environment,
-        }
+        settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
         cores = self.plan.verifier_cores if edge.colocated else self.plan.edge_cores
         return Service(name, command, url, cores, settings)
 

@@ -1,25 +1,39 @@
-"""A drafter that guesses at random: never right, but by chance. It shows what bad drafts cost,
-and that they cannot change the text."""
+"""An edge whose drafter proposes random tokens: the product but for its drafts, without lookup.
+
+    python -m bench.run.useless_drafter --verifier-url ... --draft-model ...
+
+It measures what useless drafts cost, and shows that drafts cannot change the text.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
+import typer
+from pydantic import ValidationError
 
+from edge_agent.__main__ import serve
+from edge_agent.settings import EdgeSettings, load
+from models.llama import Model
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
 from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 STEP_S: Final = 0.02
-"""As long as a real draft model of 0.5B takes."""
+"""Duration of a step: about what a draft model of 0.5 billion weights takes on one core."""
 
 
 class UselessDrafter:
-    """A Drafter; never full. chance: where its tokens come from. separate: they need a distribution."""
+    """A Drafter with any number of slots.
+
+    chance: the source of its tokens. separate: whether each needs its distribution.
+    """
 
     def __init__(
         self, vocabulary_size: int, chance: np.random.Generator, *, separate: bool
@@ -48,11 +62,11 @@ class UselessSlot:
     async def step(
         self,
         context: Sequence[TokenId],
-        pick: DraftSampler,
+        sampler: DraftSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
-        """Return any token, sure of it. In `separate` its distribution is that token."""
+        """Return a random token with confidence 1 and, in `separate`, all weight on it."""
         await asyncio.sleep(STEP_S)
         return [self._draw()]
 
@@ -60,11 +74,30 @@ class UselessSlot:
         pass
 
 
-class NoDrafter:
-    """A Drafter without seats: the verifier says everything."""
+def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
+    """Return the drafter for an edge with these settings."""
+    return UselessDrafter(
+        model.vocabulary_size, np.random.default_rng(), separate=settings.judge == "separate"
+    )
 
-    def take(self, prompt: Sequence[TokenId]) -> None:
-        return None
 
-    def close(self) -> None:
-        pass
+def main(
+    host: Annotated[str, typer.Option()],
+    port: Annotated[int, typer.Option()],
+    verifier_url: Annotated[str, typer.Option()],
+    draft_model: Annotated[str, typer.Option(help="Only its vocabulary is used.")],
+) -> None:
+    """Serve the OpenAI API with useless drafts; other settings come from the environment."""
+    named = {
+        "host": host, "port": port, "verifier_url": verifier_url, "draft_model": draft_model,
+        "drafter": "none", "lookup": False,
+    }  # fmt: skip
+    try:
+        settings = load(None, os.environ, named)
+    except (ValidationError, ValueError) as error:
+        sys.exit(f"settings: {error}")
+    serve(settings, make_drafter=make_drafter)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
-from models.prefixes import common
+from models.kv_reuse import common_prefix
 from speculation.drafting.machine import DraftMachine, DraftStep
 from speculation.protocol.messages import Down, Opened, Pushed, TokenId, Totals
 from speculation.sampling.draft_token import DraftToken
@@ -91,7 +91,7 @@ class Edge:
     def _step(self, step: DraftStep) -> None:
         """Begin a step. It reads what the draft model has not read yet."""
         tokens = self._source.drafts(step.context, step.ahead)
-        unread = max(0, len(step.context) - common(self._cache, step.context) - 1)
+        unread = max(0, len(step.context) - common_prefix(self._cache, step.context) - 1)
         step_s = self._draft_s.of(1 + unread + len(step.ahead))
         self._busy = True
         self._cache = [*step.context, *(drafted.token for drafted in tokens[:-1])]

@@ -15,8 +15,8 @@ import numpy as np
 
 from bench.data.prompts import sampling
 from bench.traces.files import Ids, Logits, Trace
-from edge_agent.draft_model.drafter import guessed_along
-from models.prefixes import common
+from edge_agent.draft_model.drafter import drafts_while_matching
+from models.kv_reuse import common_prefix
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.draft_sampler import coupled
@@ -60,7 +60,7 @@ class Source:
     def draft(self, context: Sequence[TokenId]) -> DraftToken:
         """Return the draft token after `context`, which are output tokens only."""
         position = len(context)
-        at = common(context, self.tokens)
+        at = common_prefix(context, self.tokens)
         if at < position:
             return self._draft_after_miss(context, at)
         return DraftToken(self._drafts[position], self._confidences[position])
@@ -77,7 +77,7 @@ class Source:
         """Return the draft tokens of a step that reads `ahead` as well as `context`, as
         edge_agent.draft_model.drafter describes it."""
         room = len(self.tokens) - len(context) - 1
-        return guessed_along(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
+        return drafts_while_matching(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
 
 
 def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:

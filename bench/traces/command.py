@@ -18,7 +18,7 @@ from bench.traces.from_answers import Replies
 from bench.traces.record import Recording
 from edge_agent.draft_model.loading import find
 from models.errors import ModelError
-from models.opening import open_store
+from models.store import open_store
 
 
 def record(

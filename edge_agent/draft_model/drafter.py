@@ -1,4 +1,4 @@
-"""What the pipeline asks of a draft model: a seat for each job, and a guess for each step."""
+"""What a session needs of a draft model: a slot, and draft tokens for each step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 
-class Seat(Protocol):
-    """A job's place at the draft model."""
+class CannotDraft(Exception):
+    """The draft model failed at this step; the session goes on without drafts."""
+
+
+class DraftSlot(Protocol):
+    """A session's slot in the draft model."""
 
     context_tokens: int
     """The longest context that a step takes."""
@@ -19,48 +23,54 @@ class Seat(Protocol):
     async def step(
         self,
         context: Sequence[TokenId],
-        pick: DraftSampler,
+        sampler: DraftSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
-        """Return the guess that follows `context`, which begins with the job's prompt and which
-        the caller must not change.
+        """Return the draft token that follows `context`, and more where `ahead` allows.
 
-        ahead: what may follow, read in the same step. For each of these tokens, in order, that
-        is the guess, one more guess is returned. Raises CannotDraft. Cancelling it costs at
+        context: begins with the session's prompt; the caller must not change it. ahead: tokens
+        that may follow, read in the same pass. Each of them that equals the draft token at its
+        position yields the draft token after it. Raises CannotDraft. A cancelled step costs at
         most the pass that is running.
         """
         ...
 
     def leave(self) -> None:
-        """Give the place back. Harmless when repeated."""
+        """Give the slot back. Harmless when repeated."""
         ...
 
 
 class Drafter(Protocol):
-    def take(self, prompt: Sequence[TokenId]) -> Seat | None:
-        """Return a free seat, if one can hold the prompt; the caller leaves it."""
+    def take(self, prompt: Sequence[TokenId]) -> DraftSlot | None:
+        """Return a free slot that can hold the prompt, or None; the caller leaves it."""
         ...
 
     def close(self) -> None:
-        """Free everything. Steps still running are cancelled."""
+        """Free everything. Steps that still run are cancelled."""
         ...
 
 
-class CannotDraft(Exception):
-    """The draft model failed at this step; the job goes on without drafts."""
+class NoDrafter:
+    """A Drafter without slots: only lookup drafts."""
+
+    def take(self, prompt: Sequence[TokenId]) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
 
 
-def guessed_along(
-    guess: Callable[[int], DraftToken], ahead: Sequence[TokenId]
+def drafts_while_matching(
+    draft: Callable[[int], DraftToken], ahead: Sequence[TokenId]
 ) -> list[DraftToken]:
-    """Return the guesses of a step that also read `ahead`: see Seat.step.
+    """Return the draft tokens of a step that also read `ahead`, see DraftSlot.step.
 
-    guess(n): the one that follows the context and n tokens of `ahead`.
+    draft(n): returns the draft token after the context and n tokens of `ahead`.
     """
-    guesses: list[DraftToken] = []
-    for n, read in enumerate([*ahead, None]):
-        guesses.append(guess(n))
-        if guesses[-1].token != read:
+    drafts = [draft(0)]
+    for n, token in enumerate(ahead, start=1):
+        if drafts[-1].token != token:
             break
-    return guesses
+        drafts.append(draft(n))
+    return drafts

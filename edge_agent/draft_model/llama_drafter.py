@@ -1,14 +1,13 @@
-"""The draft model, in one thread of its own.
+"""The draft model on llama.cpp, which runs in one thread of its own.
 
-A LlamaDrafter owns that thread and a llama.cpp cache of some sequences. A job takes a Seat,
-which is one sequence, for as long as it runs. When all are taken it
-runs without drafts: the verifier fills in.
+A session takes a slot, which is one sequence of the KV cache, for as long as it runs. When all
+slots are taken, further sessions run without drafts, and the verifier's fill-in passes do all.
 
-* Only the thread touches the cache. The event loop hands it Steps and awaits their Guesses.
-* A pass holds one segment of every waiting Step: a long prompt goes in chunks, and the other
-  jobs' tokens go with them.
-* A sequence keeps its tokens after its job: the next job with the same beginning starts there.
-  Drafts need not be bit-identical, so any prefix will do.
+* Only the thread touches the cache. The event loop sends it StepRequests and awaits the drafts.
+* A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
+  sessions' steps share its passes instead of waiting for all of it.
+* A slot keeps its tokens after its session: the next session with the same beginning starts
+  there. Drafts need not be bit-identical, so any common prefix can be used.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ import threading
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from edge_agent.draft_model.drafter import CannotDraft, guessed_along
-from edge_agent.draft_model.slots import CacheSequence, LlamaSlot, Step
-from models.prefixes import common, price
+from edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
+from edge_agent.draft_model.slots import KvSlot, LlamaSlot, StepRequest
+from models.kv_reuse import common_prefix, reuse_cost
 from models.segments import Limits, Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
 from speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
-"""Prompt tokens in one pass: what a step of another job waits for, at most."""
+"""Most tokens of one prompt in a pass: this limits how long other sessions' steps take."""
 
 
 class Cache(Protocol):
-    """What models.llama.Context does; used by one thread."""
+    """What models.llama.Context does; one thread uses it."""
 
     limits: Limits
 
@@ -42,104 +41,111 @@ class Cache(Protocol):
 
 
 class LlamaDrafter:
-    """A Drafter over llama.cpp. Owns the cache, and closes it."""
+    """A Drafter over llama.cpp. It owns the cache, and closes it."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._places = [CacheSequence(i) for i in range(cache.limits.sequences)]
-        self._asked: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
+        self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
     def take(self, prompt: Sequence[TokenId]) -> LlamaSlot | None:
-        free = [place for place in self._places if not place.taken]
+        free = [slot for slot in self._slots if not slot.taken]
         if not free or len(prompt) >= self._cache.limits.context_tokens:
             return None
-        best = min(free, key=lambda place: price(place.tokens, list(prompt)))
+        best = min(free, key=lambda slot: reuse_cost(slot.tokens, list(prompt)))
         best.taken = True
-        return LlamaSlot(best, len(prompt), self._asked, self._cache.limits.context_tokens)
+        return LlamaSlot(best, len(prompt), self._requests, self._cache.limits.context_tokens)
 
     def close(self) -> None:
-        self._asked.put(None)
+        self._requests.put(None)
         self._thread.join()
         self._cache.close()
 
-    # --- in the thread
+    # All below runs in the thread. `waiting` holds one request a slot, by the slot's index.
 
     def _run(self) -> None:
-        waiting: dict[int, Step] = {}
+        waiting: dict[int, StepRequest] = {}
         while self._admit(waiting):
             try:
                 self._pass(waiting)
-            except Exception as error:  # whatever it was, it must reach those who wait
+            except Exception as error:  # any error must reach the sessions that wait
                 self._fail(waiting, error)
 
-    def _admit(self, waiting: dict[int, Step]) -> bool:
-        """Take in what was asked, waiting for it if there is nothing to do. False: the end."""
-        while not waiting or not self._asked.empty():
-            step = self._asked.get()
-            if step is None:
+    def _admit(self, waiting: dict[int, StepRequest]) -> bool:
+        """Take in new requests, and wait for one if there are none. Return False at the end."""
+        while not waiting or not self._requests.empty():
+            request = self._requests.get()
+            if request is None:
                 for left in waiting.values():
-                    left.settle(None)
+                    left.drafts.cancel()
                 return False
-            waiting[step.sequence.index] = step
+            waiting[request.slot.index] = request
         return True
 
-    def _pass(self, waiting: dict[int, Step]) -> None:
-        """Decode one segment of every waiting step; answer those that are complete."""
-        for step in [step for step in waiting.values() if step.guesses.cancelled()]:
-            del waiting[step.sequence.index]
-        segments = self._segments(list(waiting.values()))
-        if not segments:
+    def _pass(self, waiting: dict[int, StepRequest]) -> None:
+        """Decode one segment of each request; answer those whose context is read completely."""
+        for index in [index for index, each in waiting.items() if each.drafts.cancelled()]:
+            del waiting[index]
+        if not waiting:
             return
+        segments = self._segments(list(waiting.values()))
         self._cache.decode(segments)
         row = 0
         for segment in segments:
-            step = waiting[segment.sequence]
-            step.sequence.tokens.extend(segment.tokens)
+            request = waiting[segment.sequence]
+            request.slot.tokens.extend(segment.tokens)
             if segment.logits:
+                drafts = self._drafts(request, row, segment.logits)
                 del waiting[segment.sequence]
-                step.settle(self._guesses(step, row, segment.logits))
+                if request.drafts.set_running_or_notify_cancel():
+                    request.drafts.set_result(drafts)
                 row += segment.logits
 
-    def _guesses(self, step: Step, row: int, count: int) -> list[DraftToken]:
-        """Return what a step says, whose `count` rows of logits begin with `row`."""
-        return guessed_along(
-            lambda n: step.pick(self._cache.logits(row + n), step.position + n),
-            step.ahead[: count - 1],
+    def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
+        """Return a request's drafts. Its `rows` rows of logits begin with `row`."""
+        return drafts_while_matching(
+            lambda n: request.sampler(self._cache.logits(row + n), request.position + n),
+            request.ahead[: rows - 1],
         )
 
-    def _segments(self, steps: Sequence[Step]) -> list[Segment]:
+    def _segments(self, requests: Sequence[StepRequest]) -> list[Segment]:
+        """Return one segment of each request, with at least one token for each."""
         room = self._cache.limits.batch_tokens
         segments = []
-        for place, step in enumerate(steps):
-            self._rewind(step)
-            start = len(step.sequence.tokens)
-            most = min(CHUNK_TOKENS, room - len(steps) + place + 1)
-            tokens = list(step.context[start : start + most])
-            wanted = 0
-            if start + len(tokens) == len(step.context):
-                ahead = step.ahead[: most - len(tokens)]
+        for place, request in enumerate(requests):
+            self._rewind(request)
+            start = len(request.slot.tokens)
+            most = min(CHUNK_TOKENS, room - len(requests) + place + 1)
+            tokens = list(request.context[start : start + most])
+            rows = 0
+            if start + len(tokens) == len(request.context):
+                ahead = request.ahead[: most - len(tokens)]
                 tokens += ahead
-                wanted = 1 + len(ahead)
-            segments.append(Segment(step.sequence.index, start, tokens, wanted))
+                rows = 1 + len(ahead)
+            segments.append(Segment(request.slot.index, start, tokens, rows))
             room -= len(tokens)
         return segments
 
-    def _rewind(self, step: Step) -> None:
-        """Have the sequence hold what is known of the context, less its last token."""
-        sequence = step.sequence
-        length = min(common(sequence.tokens, step.context), len(step.context) - 1)
-        if length < len(sequence.tokens):
-            self._cache.truncate(sequence.index, length)
-            del sequence.tokens[length:]
+    def _rewind(self, request: StepRequest) -> None:
+        """Truncate the slot to what it shares with the context, without its last token.
 
-    def _fail(self, waiting: dict[int, Step], error: Exception) -> None:
-        """Tell everyone in the pass, and forget what the cache holds of them."""
-        for step in waiting.values():
-            self._cache.truncate(step.sequence.index, 0)
-            step.sequence.tokens.clear()
+        The last token is always read, because the draft comes from its row of logits.
+        """
+        slot = request.slot
+        length = min(common_prefix(slot.tokens, request.context), len(request.context) - 1)
+        if length < len(slot.tokens):
+            self._cache.truncate(slot.index, length)
+            del slot.tokens[length:]
+
+    def _fail(self, waiting: dict[int, StepRequest], error: Exception) -> None:
+        """Fail all waiting requests, and forget what the cache holds of their slots."""
+        for request in waiting.values():
+            self._cache.truncate(request.slot.index, 0)
+            request.slot.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
-            step.settle(failure)
+            if request.drafts.set_running_or_notify_cancel():
+                request.drafts.set_exception(failure)
         waiting.clear()

@@ -1,7 +1,7 @@
-"""The draft model's file, and what is made of it: a drafter, and the target's tokenizer.
+"""Loads the draft model, and makes a drafter and the target's tokenizer of it.
 
-The tokenizer works on the draft model's vocabulary, which is the target's, with the target's
-chat template: both ends read one prompt.
+The tokenizer has the draft model's vocabulary, which is the target's too, and the target's chat
+template, so that both ends read the same prompt.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import numpy as np
-
-from bench.run.useless_drafter import NoDrafter, UselessDrafter
-from edge_agent.draft_model.drafter import Drafter
+from edge_agent.draft_model.drafter import Drafter, NoDrafter
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.settings import EdgeSettings
 from gateway.errors import EngineFault
@@ -22,12 +19,14 @@ from models.store import Store
 from models.tokenizer import GgufTokenizer
 from speculation.protocol.messages import ModelFacts
 
+MakeDrafter = Callable[[Model, EdgeSettings], Drafter]
+
 
 def find(name: str, store: Store) -> Path:
     """Return the draft model's file.
 
-    name: a path; or a name in the catalogue, of a pair (its draft is meant), a variant or a
-    model. Raises models.errors.UnknownModel or NotPulled.
+    name: a path, or a name in the catalogue: of a pair, whose draft model is used, of a variant
+    or of a model. Raises models.errors.UnknownModel or NotPulled.
     """
     path = Path(name)
     if path.suffix == ".gguf" or path.is_file():
@@ -37,34 +36,23 @@ def find(name: str, store: Store) -> Path:
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model:
-    """Open the file, without weights if they are not used. Raises models.errors.ModelError."""
+    """Open the file, without weights if none are needed. Raises models.errors.ModelError."""
     path = find(settings.draft_model, store)
-    return Model(path, vocabulary_only=settings.drafter != "model")
+    return Model(path, vocabulary_only=settings.drafter == "none")
 
 
 def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
-    """Raises models.errors.CannotOpen when there is not enough memory."""
-    match settings.drafter:
-        case "none":
-            return NoDrafter()
-        case "noise":
-            separate = settings.judge == "separate"
-            return UselessDrafter(
-                model.vocabulary_size, np.random.default_rng(), separate=separate
-            )
-        case "model":
-            context_tokens = min(settings.context_tokens, model.context_tokens)
-            cache = Context(
-                model,
-                context_tokens,
-                sequences=settings.slots,
-                threads=settings.threads,
-            )
-            return LlamaDrafter(cache)
+    """Return the drafter. Raises models.errors.CannotOpen when there is not enough memory."""
+    if settings.drafter == "none":
+        return NoDrafter()
+    context_tokens = min(settings.context_tokens, model.context_tokens)
+    return LlamaDrafter(
+        Context(model, context_tokens, sequences=settings.slots, threads=settings.threads)
+    )
 
 
 class TargetTokenizer:
-    """gateway.ports.TokenizerSource: follows the verifier's chat template."""
+    """A gateway.ports.TokenizerSource that follows the verifier's chat template."""
 
     def __init__(self, model: Model, facts: Callable[[], Awaitable[ModelFacts]]) -> None:
         self._model = model

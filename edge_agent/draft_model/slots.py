@@ -1,10 +1,11 @@
-"""What jobs and the draft model's thread share: places in its cache, and the steps asked."""
+"""What sessions and the draft model's thread share: KV slots, and requests for steps."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from speculation.protocol.messages import TokenId
@@ -13,76 +14,61 @@ from speculation.sampling.draft_token import DraftToken
 
 
 @dataclass(slots=True)
-class CacheSequence:
-    """A seat's part of the cache."""
+class KvSlot:
+    """One sequence of the KV cache."""
 
     index: int
     tokens: list[TokenId] = field(default_factory=list)
-    """What the cache holds. Changed by the thread only."""
+    """What the cache holds of this sequence. Only the thread changes it."""
 
     taken: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """What a job asks for, see edge_agent.draft_model.drafter.Seat."""
+class StepRequest:
+    """A step that a session asked for, see DraftSlot.step."""
 
-    sequence: CacheSequence
+    slot: KvSlot
     context: Sequence[TokenId]
     ahead: Sequence[TokenId]
     position: int
-    pick: DraftSampler
-    guesses: asyncio.Future[list[DraftToken]]
+    """Where the first draft token goes, counted from the end of the prompt."""
 
-    def settle(self, result: list[DraftToken] | Exception | None) -> None:
-        """Tell who waits, from the thread. None cancels it."""
-
-        def settle() -> None:
-            if self.guesses.done():
-                return
-            if isinstance(result, Exception):
-                self.guesses.set_exception(result)
-            elif result is not None:
-                self.guesses.set_result(result)
-            else:
-                self.guesses.cancel()
-
-        try:
-            self.guesses.get_loop().call_soon_threadsafe(settle)
-        except RuntimeError:  # the loop has ended, and with it whoever waited
-            return
+    sampler: DraftSampler
+    drafts: Future[list[DraftToken]]
+    """The result. The session cancels it when it does not need the step any more."""
 
 
 class LlamaSlot:
-    """A Seat of the LlamaDrafter that takes steps from `asked`."""
+    """A DraftSlot whose steps go to the thread through `requests`."""
 
     def __init__(
         self,
-        place: CacheSequence,
+        slot: KvSlot,
         prompt_tokens: int,
-        asked: queue.SimpleQueue[Step | None],
+        requests: queue.SimpleQueue[StepRequest | None],
         context_tokens: int,
     ) -> None:
         self.context_tokens = context_tokens
-        self._place = place
+        self._slot = slot
         self._prompt_tokens = prompt_tokens
-        self._asked = asked
+        self._requests = requests
         self._left = False
 
     async def step(
         self,
         context: Sequence[TokenId],
-        pick: DraftSampler,
+        sampler: DraftSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
-        guesses: asyncio.Future[list[DraftToken]] = asyncio.get_running_loop().create_future()
+        drafts: Future[list[DraftToken]] = Future()
         position = len(context) - self._prompt_tokens
         ahead = ahead[: max(0, self.context_tokens - len(context))]
-        self._asked.put(Step(self._place, context, ahead, position, pick, guesses))
-        return await guesses
+        self._requests.put(StepRequest(self._slot, context, ahead, position, sampler, drafts))
+        return await asyncio.wrap_future(drafts)
 
     def leave(self) -> None:
         if not self._left:
             self._left = True
-            self._place.taken = False
+            self._slot.taken = False

@@ -1,1 +1,1 @@
-"""The way to the verifier: one HTTP/2 connection, and what survives its cuts."""
+"""The link to the verifier: one HTTP/2 connection, and what survives its cuts."""

@@ -1,7 +1,7 @@
-"""Drafts on their way up: sent without waiting, a few requests at a time, each repeatable.
+"""Sends a session's drafts without waiting, in a few repeatable requests at a time.
 
-What is sent while all requests are under way goes with the next one. The verifier drops what
-it has already, so a request that failed is simply sent again.
+What is sent while all requests are in flight goes with the next one. The verifier drops what
+it has already received, so a request that failed is simply sent again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 import httpx
 
-from edge_agent.link import upstream_errors as refusals
+from edge_agent.link import upstream_errors
 from edge_agent.link.retry import attempts
 from edge_agent.link.round_trip import RoundTrip
 from edge_agent.metrics import EdgeMetrics
@@ -20,17 +20,20 @@ from gateway.errors import EngineFault, Unavailable
 from speculation.protocol import wire
 from speculation.protocol.messages import Pushed
 
-UNDER_WAY: Final = 8
-"""A post every 25 ms over a round trip of 200 ms. More would only wait in the network."""
-
+IN_FLIGHT: Final = 8
+"""Most requests at a time: one every 25 ms at a round trip of 200 ms. More would only queue in
+the network."""
 
 Post = Callable[[str, bytes], Awaitable[httpx.Response]]
-"""Post(path, body): raises httpx.TransportError. Called for every few draft tokens."""
+"""Post(path, body) raises httpx.TransportError. It is called for every few draft tokens."""
 
 
 class Posts:
-    """The messages of one session. Bounded: only those of the newest epoch wait, and the
-    session keeps these within its window."""
+    """The messages of one session.
+
+    Its memory is bounded: only messages of the newest epoch wait, and the session keeps these
+    within its window.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Posts:
         self._sendable = asyncio.Event()
 
     def send(self, message: Pushed) -> None:
-        """Have a message sent. Those of an older epoch that still wait are dropped: void."""
+        """Have a message sent, and drop waiting ones of an older epoch, which are void."""
         if message.epoch > self._epoch:
             self._epoch = message.epoch
             self._waiting.clear()
@@ -59,10 +62,10 @@ class Posts:
     async def run(self, path: str, window_s: float) -> None:
         """Send to `path` until cancelled.
 
-        window_s: how long to try again. Raises Unavailable, or EngineFault when the verifier
-        refuses a draft.
+        window_s: how long a failed request is tried again. Raises Unavailable, or EngineFault
+        when the verifier answers a draft with an error.
         """
-        room = asyncio.Semaphore(UNDER_WAY)
+        room = asyncio.Semaphore(IN_FLIGHT)
         async with asyncio.TaskGroup() as posts:
             while True:
                 await room.acquire()
@@ -101,7 +104,7 @@ class Posts:
             case 429:
                 raise Unavailable("the verifier takes no drafts now")
             case _:
-                error = refusals.refusal(response)
+                error = upstream_errors.from_response(response)
                 if isinstance(error, Unavailable):
                     raise error
                 raise EngineFault(f"the verifier refuses a draft: {error.message}")

@@ -1,7 +1,7 @@
 """How long the link tries again.
 
-A host that refuses connections has no verifier any more: that is given up soon. A host that
-cannot be reached may come back within the session's resume window.
+Where a host refuses connections, the verifier's process is gone, and the link gives up soon. A
+host that cannot be reached may come back within the session's resume window.
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ from typing import Final
 import httpx
 import stamina
 
-from edge_agent.link.upstream_errors import refused
+from edge_agent.link.upstream_errors import is_connection_refused
 from gateway.errors import Unavailable
 
 REFUSED_FOR_S: Final = 1.25
-"""A client must hear within 2 s that its verifier died; a proxy restarts within one."""
+"""Time for which refused connections are tried again. A client must get an error within 2 s of
+its verifier's death; a proxy in front of the verifier restarts within 1 s."""
 
 REFUSED_WAIT_S: Final = 0.2
+"""Time between two attempts at a refused connection."""
 
 
 def attempts(window_s: float, clock: Callable[[], float]) -> AsyncIterator[stamina.Attempt]:
-    """Yield attempts until one succeeds, or trying again is of no use; that error is raised.
+    """Yield attempts until one succeeds, or another would be useless; then raise its error.
 
-    Tried again: failures of the transport, and answers that mean a verifier not ready.
+    Failures of the transport are tried again, and answers that mean a verifier not ready.
     """
     begun = clock()
 
-    def worth(error: Exception) -> bool | float:
-        if refused(error):
+    def is_worth_retrying(error: Exception) -> bool | float:
+        if is_connection_refused(error):
             return REFUSED_WAIT_S if clock() - begun < REFUSED_FOR_S else False
         return isinstance(error, httpx.TransportError | Unavailable)
 
     return stamina.retry_context(
-        on=worth,
+        on=is_worth_retrying,
         attempts=None,
         timeout=window_s,
         wait_initial=0.05,

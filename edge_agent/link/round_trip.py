@@ -9,15 +9,15 @@ from prometheus_client import Gauge
 from speculation.smoothing import smoothed
 
 _WEIGHT: Final = 0.125
-"""Of the latest sample, as TCP smooths its own (RFC 6298, section 2)."""
+"""Weight of the latest sample, as in TCP (RFC 6298, section 2)."""
 
 
 class RoundTrip:
-    """Sampled by every post of drafts: the verifier answers these at once."""
+    """Every post of drafts is a sample, because the verifier answers it at once."""
 
     def __init__(self, gauge: Gauge) -> None:
         self.seconds = 0.0
-        """0 until the first sample."""
+        """The smoothed time; 0 until the first sample."""
 
         self._gauge = gauge
 

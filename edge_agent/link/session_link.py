@@ -1,7 +1,7 @@
 """One session's link to the verifier: messages down, drafts up, across cuts.
 
-`events` opens the session and yields what the verifier says. When the stream is cut, or silent
-for long, it is taken up again from the position reached: the session only sees a message twice.
+`events` opens the session and yields the verifier's messages. A stream that is cut, or silent
+for long, is resumed from the position reached; the session may then get a message twice.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Final
 import httpx
 import structlog
 
-from edge_agent.link import upstream_errors as refusals
-from edge_agent.link.posts import Post, Posts
+from edge_agent.link import upstream_errors
+from edge_agent.link.posts import Posts
 from edge_agent.link.retry import attempts
-from edge_agent.link.round_trip import RoundTrip
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation.protocol import wire
@@ -33,23 +32,24 @@ from speculation.protocol.messages import (
     Up,
 )
 
-ANSWER_TIMEOUT_S: Final = 10.0
+RESPONSE_TIMEOUT_S: Final = 10.0
+"""Time until the first byte of a stream's response."""
+
 CANCEL_TIMEOUT_S: Final = 1.0
 
 SILENCE_S: Final = 15.0
-"""A stream silent for so long is asked for again: it may be dead without a word."""
+"""Time without a byte after which a stream is resumed, because its connection may be dead."""
 
 
 class Link:
-    """Use: `post` runs beside `events`; then `cancel`, which does nothing after a Finish."""
+    """Run `post` concurrently with `events`, then `cancel`; after a Finish it does nothing."""
 
     def __init__(
         self,
         client: httpx.AsyncClient,
-        post: Post,
+        posts: Posts,
         request: Open,
         *,
-        rtt: RoundTrip,
         metrics: EdgeMetrics,
         clock: Callable[[], float],
     ) -> None:
@@ -57,7 +57,7 @@ class Link:
         self._request = request
         self._metrics = metrics
         self._clock = clock
-        self._posts = Posts(post, rtt=rtt, metrics=metrics, clock=clock)
+        self._posts = posts
         self._path = ""
         self._window_s = 0.0
         self._opened = asyncio.Event()
@@ -100,7 +100,7 @@ class Link:
         try:
             await self._client.delete(self._path, timeout=CANCEL_TIMEOUT_S)
         except httpx.TransportError as error:
-            self._log.info("cancel_unheard", session=self._path, reason=repr(error))
+            self._log.info("cancel_not_delivered", session=self._path, reason=repr(error))
 
     def _note(self, message: Down) -> None:
         match message:
@@ -114,10 +114,10 @@ class Link:
                 self._ended = True
             case Fault():
                 self._ended = True
-                raise refusals.fault(message)
+                raise upstream_errors.from_fault(message)
 
     async def _messages(self, response: httpx.Response) -> AsyncGenerator[Down]:
-        """Yield the messages of one stream until it ends, is cut or falls silent."""
+        """Yield the messages of one stream until it ends, is cut, or is silent for too long."""
         decoder = wire.Decoder()
         chunks = response.aiter_raw()
         try:
@@ -135,21 +135,22 @@ class Link:
             await response.aclose()
 
     async def _open(self) -> httpx.Response:
+        """Open the session, with a second attempt: a connection closed while it was idle is
+        noticed only when it is used."""
         frame = wire.encode(self._request)
         self._metrics.link_bytes.labels("open").inc(len(frame))
         try:
             try:
                 return await self._stream("POST", "/v1/speculate", frame)
             except httpx.TransportError as error:
-                if refusals.refused(error):
+                if upstream_errors.is_connection_refused(error):
                     raise
-            # a connection closed while it was idle is noticed at its next use
             return await self._stream("POST", "/v1/speculate", frame)
         except httpx.TransportError as error:
-            raise refusals.unreachable(self._client.base_url, error) from error
+            raise upstream_errors.unreachable(self._client.base_url, error) from error
 
     async def _resume(self) -> httpx.Response:
-        """Take the stream up again, from the position reached."""
+        """Return a stream that continues from the position reached."""
         if not self._path:
             raise Unavailable("the verifier went away before the session was open")
         self._metrics.resumes.inc()
@@ -158,7 +159,7 @@ class Link:
                 with attempt:
                     return await self._stream("GET", f"{self._path}?from={self._position}")
         except httpx.TransportError as error:
-            raise refusals.unreachable(self._client.base_url, error) from error
+            raise upstream_errors.unreachable(self._client.base_url, error) from error
         except NotFound as error:
             raise Unavailable("the verifier lost the session", code="session_lost") from error
         raise Unavailable("the verifier went away")
@@ -167,17 +168,17 @@ class Link:
         """Return a response whose body is still to be read; raise ApiError if it is no 200."""
         request = self._client.build_request(method, path, content=content, timeout=None)
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(RESPONSE_TIMEOUT_S):
                 response = await self._client.send(request, stream=True)
                 if response.status_code == 200:
                     return response
                 await response.aread()
         except TimeoutError as error:
             raise httpx.ReadTimeout("no answer", request=request) from error
-        raise refusals.refusal(response)
+        raise upstream_errors.from_response(response)
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes:
-    """Return the next bytes, b"" at the end; raise TimeoutError when they do not come."""
+    """Return the next bytes, or b"" at the end; raise TimeoutError after SILENCE_S."""
     async with asyncio.timeout(SILENCE_S):
         return await anext(chunks, b"")

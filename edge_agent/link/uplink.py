@@ -1,7 +1,7 @@
-"""The way to the verifier: one HTTP/2 connection, its facts, and a Link for each session.
+"""The verifier as the edge sees it: one HTTP/2 connection, its facts, a Link for each session.
 
-The only file that imports pyqwest. Its httpx transport keeps httpx's API, resets a stream that
-is closed early, and goes on when a server recycles its connections.
+Only this file imports pyqwest. Its httpx transport keeps httpx's API, resets a stream that is
+closed early, and opens a new connection when a server recycles the old one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pyqwest import (
 )
 from pyqwest.httpx import AsyncPyqwestTransport
 
-from edge_agent.link import upstream_errors as refusals
-from edge_agent.link.posts import Post
+from edge_agent.link import upstream_errors
+from edge_agent.link.posts import Post, Posts
 from edge_agent.link.round_trip import RoundTrip
 from edge_agent.link.session_link import Link
 from edge_agent.metrics import EdgeMetrics
@@ -34,25 +34,25 @@ from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
-ASK_TIMEOUT_S: Final = 5.0
-_SAMPLES: Final = 3
-"""Round trips measured at first: the fastest is free of what connecting costs."""
+REQUEST_TIMEOUT_S: Final = 5.0
+_FIRST_SAMPLES: Final = 3
+"""Round trips measured at the start, because the first ones include what connecting costs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One transport, used in two ways. Both raise httpx.TransportError."""
+    """One transport, used in two ways that both raise httpx.TransportError."""
 
     client: httpx.AsyncClient
     post: Post
-    """For drafts: past httpx, a third of the processor time (154 against 498 us, measured)."""
+    """Sends drafts without httpx, which would take three times the processor time."""
 
 
 def connect(url: str, *, key: str | None, ca_certificate: bytes | None) -> Connection:
-    """Return a way to the verifier; nothing is sent yet.
+    """Return a connection to the verifier, which is made at its first use.
 
-    http:// is HTTP/2 with prior knowledge; https:// takes HTTP/2 by ALPN, and checks the
-    certificate against ca_certificate (PEM), or the system's authorities.
+    http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
+    certificate against ca_certificate (PEM), or else the system's authorities.
     """
     transport = HTTPTransport(
         http_version=HTTPVersion.HTTP2 if url.startswith("http://") else None,
@@ -69,31 +69,31 @@ def connect(url: str, *, key: str | None, ca_certificate: bytes | None) -> Conne
         base_url=url,
         transport=AsyncPyqwestTransport(transport),
         headers=headers,
-        timeout=ASK_TIMEOUT_S,
+        timeout=REQUEST_TIMEOUT_S,
     )
-    return Connection(client, _direct(transport, url, headers))
+    return Connection(client, _post_without_httpx(transport, url, headers))
 
 
-def _direct(transport: HTTPTransport, url: str, headers: Mapping[str, str]) -> Post:
+def _post_without_httpx(transport: HTTPTransport, url: str, headers: Mapping[str, str]) -> Post:
     client = Client(transport)
 
     async def post(path: str, body: bytes) -> httpx.Response:
         try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                answer = await client.post(url + path, headers, body)
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                response = await client.post(url + path, headers, body)
         except ConnectionError as error:
             raise httpx.ConnectError(str(error)) from error
         except TimeoutError as error:
             raise httpx.ReadTimeout("no answer") from error
         except (ReadError, WriteError, RemoteProtocolError) as error:
             raise httpx.NetworkError(str(error)) from error
-        return httpx.Response(answer.status, content=answer.content)
+        return httpx.Response(response.status, content=response.content)
 
     return post
 
 
 class Uplink:
-    """Owns the connection."""
+    """The edge's connection to the verifier, which it owns."""
 
     def __init__(
         self,
@@ -115,56 +115,50 @@ class Uplink:
 
     @property
     def rtt_s(self) -> float:
-        """The round trip to the verifier; 0 until it is known."""
+        """The smoothed round trip to the verifier; 0 until it is known."""
         return self._rtt.seconds
 
     async def facts(self) -> ModelFacts:
-        """Return what the target is: asked once, and again after the verifier was away.
+        """Return the target's facts, which are fetched once and after each `forget`.
 
         Raises Unavailable, or EngineFault when the two ends cannot work together.
         """
         if self._facts is None:
-            facts = self._read(await self._ask("/v1/model-facts"))
-            for _ in range(_SAMPLES):
+            facts = self._read(await self._get("/v1/model-facts"))
+            for _ in range(_FIRST_SAMPLES):
                 await self.check()
             self._facts = facts
         return self._facts
 
     async def check(self) -> None:
-        """Ask the verifier for its health, and time it. Raises Unavailable."""
+        """Get the verifier's health, and time it. Raises Unavailable."""
         begun = self._clock()
         try:
-            await self._ask("/health")
+            await self._get("/health")
         except ApiError:
             self.forget()
             raise
         self._rtt.observe(self._clock() - begun)
 
     def open(self, request: Open) -> Link:
-        """Return a link that opens this session when its events are asked for."""
-        return Link(
-            self._client,
-            self._post,
-            request,
-            rtt=self._rtt,
-            metrics=self._metrics,
-            clock=self._clock,
-        )
+        """Return a link that opens this session when its events are read."""
+        posts = Posts(self._post, rtt=self._rtt, metrics=self._metrics, clock=self._clock)
+        return Link(self._client, posts, request, metrics=self._metrics, clock=self._clock)
 
     def forget(self) -> None:
-        """The verifier was away, or is another one now: ask for its facts again."""
+        """Have the facts fetched again: the verifier was away, or is another one now."""
         self._facts = None
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, path: str) -> httpx.Response:
+    async def _get(self, path: str) -> httpx.Response:
         try:
             response = await self._client.get(path)
         except httpx.TransportError as error:
-            raise refusals.unreachable(self.url, error) from error
+            raise upstream_errors.unreachable(self.url, error) from error
         if response.status_code != 200:
-            raise _as_ours(refusals.refusal(response))
+            raise _not_the_clients(upstream_errors.from_response(response))
         return response
 
     def _read(self, response: httpx.Response) -> ModelFacts:
@@ -180,8 +174,8 @@ class Uplink:
         return facts
 
 
-def _as_ours(error: ApiError) -> ApiError:
-    """What the client did not ask for cannot be the client's mistake."""
+def _not_the_clients(error: ApiError) -> ApiError:
+    """Return an error that does not blame the client, who did not make this request."""
     if isinstance(error, EngineFault | Unavailable):
         return error
     return Unavailable(f"the verifier does not answer as one: {error.message}")

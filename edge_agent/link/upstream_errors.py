@@ -1,12 +1,10 @@
-"""From what the verifier or the network says to what the client sees.
+"""Translates errors of the verifier and the network into those that the client gets.
 
-Only the verifier's refusals of this very request are the client's (400, 404, 413, 429). That
-the edge has a wrong key, or a draft model of another vocabulary, is not: those are faults here.
+An error is the client's (400, 404, 413, 429) only when the verifier says so of this very
+request. A wrong key, or a draft model with another vocabulary, is a fault of this edge.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import httpx
 import msgspec
@@ -23,9 +21,8 @@ from gateway.errors import (
 from speculation.protocol.messages import Fault
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """The part of an error in OpenAI's shape that is passed on."""
+class _Error(msgspec.Struct):
+    """The fields that are passed on of an error in OpenAI's shape."""
 
     message: str
     param: str | None = None
@@ -33,56 +30,56 @@ class _Said:
 
 
 class _Body(msgspec.Struct):
-    error: _Said
+    error: _Error
 
 
-def refusal(response: httpx.Response) -> ApiError:
-    """Translate an answer that is no success. Its body must have been read."""
-    said = _read(response)
+def from_response(response: httpx.Response) -> ApiError:
+    """Translate an error response, whose body must have been read."""
+    error = _read(response)
     match response.status_code:
         case 400:
-            return InvalidRequest(said.message, param=said.param, code=said.code)
+            return InvalidRequest(error.message, param=error.param, code=error.code)
         case 401 | 403:
             return EngineFault(
                 "the verifier refuses this edge's key (PICOSPEC_VERIFIER_KEY)",
                 code="verifier_unauthorized",
             )
         case 404:
-            return NotFound(said.message, param=said.param, code=said.code)
+            return NotFound(error.message, param=error.param, code=error.code)
         case 413:
-            return TooLarge(said.message, code=said.code)
+            return TooLarge(error.message, code=error.code)
         case 429:
-            return Overloaded(said.message, retry_after_s=_retry_after_s(response))
+            return Overloaded(error.message, retry_after_s=_retry_after_s(response))
         case 502 | 503 | 504:
-            return Unavailable(f"the verifier is not ready: {said.message}")
+            return Unavailable(f"the verifier is not ready: {error.message}")
     return EngineFault(
-        f"the verifier said {response.status_code}: {said.message}", code=said.code
+        f"the verifier said {response.status_code}: {error.message}", code=error.code
     )
 
 
-def fault(message: Fault) -> ApiError:
+def from_fault(message: Fault) -> ApiError:
     """Translate the end of a session that did not finish."""
-    text = f"the verifier ended the session: {message.text}"
     kind = Unavailable if message.retryable else EngineFault
-    return kind(text, code=message.code)
+    return kind(f"the verifier ended the session: {message.text}", code=message.code)
 
 
 def unreachable(url: httpx.URL | str, error: Exception) -> Unavailable:
-    """Say that nobody answers."""
-    reason = "connection refused" if refused(error) else f"{type(error).__name__}: {error}"
+    """Return the error for a verifier that cannot be reached."""
+    refused = is_connection_refused(error)
+    reason = "connection refused" if refused else f"{type(error).__name__}: {error}"
     return Unavailable(f"no verifier answers at {url} ({reason})")
 
 
-def refused(error: Exception) -> bool:
-    """Tell whether the host said that nothing listens there: waiting is of little use."""
+def is_connection_refused(error: Exception) -> bool:
+    """Return whether the host is there, and no process listens on the port."""
     return isinstance(error, httpx.ConnectError) and "refused" in str(error).lower()
 
 
-def _read(response: httpx.Response) -> _Said:
+def _read(response: httpx.Response) -> _Error:
     try:
         return msgspec.json.decode(response.content, type=_Body).error
     except msgspec.MsgspecError:
-        return _Said(f"{response.status_code} {response.reason_phrase}")
+        return _Error(f"{response.status_code} {response.reason_phrase}")
 
 
 def _retry_after_s(response: httpx.Response) -> int:

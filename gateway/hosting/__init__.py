@@ -1,1 +1,1 @@
-"""What every service needs as a process: settings, logs, server, cores, parent and children."""
+"""What each service needs as a process: settings, logs, server, cores, parent and children."""

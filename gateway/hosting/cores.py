@@ -1,4 +1,4 @@
-"""Shares a machine's cores between the two ends, so that neither slows the other's passes."""
+"""Shares a machine's CPU cores between the two ends, so that neither slows the other down."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """Cores of each end; empty means any."""
+    """The cores that each end may use; empty means any."""
 
     verifier: frozenset[int] = frozenset()
     edge: frozenset[int] = frozenset()
 
 
 def share(available: Collection[int]) -> Pins:
-    """The lower half for the verifier, the upper for the edge; no pins on one core."""
+    """Give the verifier the lower half and the edge the upper; a single core stays unpinned."""
     ordered = sorted(available)
     if len(ordered) < 2:
         return Pins()
@@ -26,7 +26,7 @@ def share(available: Collection[int]) -> Pins:
 def parse_pins(text: str, available: Collection[int]) -> Pins:
     """Read "VERIFIER:EDGE", each a list such as 0,2-3; "none" pins nothing.
 
-    ValueError names what is wrong: the form, or a core that is not there.
+    Raises ValueError for another form, or a core that is not in `available`.
     """
     if text == "none":
         return Pins()
@@ -43,7 +43,7 @@ def parse_pins(text: str, available: Collection[int]) -> Pins:
 
 
 def _cores(listed: str) -> frozenset[int]:
-    """Read 0,2-3; nothing means any."""
+    """Read a list such as 0,2-3; an empty text means any core."""
     cores: set[int] = set()
     for part in filter(None, listed.split(",")):
         first, dash, last = part.partition("-")

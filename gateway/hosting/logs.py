@@ -8,15 +8,17 @@ from typing import Literal
 
 import structlog
 
+LogFormat = Literal["console", "json"]
 
-def configure(form: Literal["console", "json"]) -> None:
+
+def configure(log_format: LogFormat) -> None:
     """Set up structlog for this process."""
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if form == "json":
+    if log_format == "json":
         processors += [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),

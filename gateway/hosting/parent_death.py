@@ -1,37 +1,88 @@
-"""Ties a child's life to its parent's: `python -m gateway.hosting.parent_death PARENT CORES COMMAND...`.
+"""Ends a process when the process that started it is gone.
 
-It asks the kernel for SIGTERM at the parent's death (Linux), pins itself to CORES, and becomes
-COMMAND; both outlast exec. So a service started by `picospec up` never outlives it, not even
-when it is killed outright.
+A parent that is killed outright cannot stop its children, so each child watches its parent:
+
+    bound_to_parent    is for a service. It runs `python -m gateway.hosting.parent_death PARENT
+                       CORES COMMAND...`, which asks the kernel for SIGTERM at the parent's
+                       death (Linux only), pins itself to CORES and becomes COMMAND; both
+                       settings outlast exec
+    end_with_parent    is for the server's worker. It sends SIGTERM, so that open streams end
+                       with an error, and ends the process after a grace period
+    die_with_parent    is for vLLM's core and workers. It sends SIGKILL, because they have
+                       nothing to finish and would keep the device's memory
+
+This module runs before each service starts, and as a plugin in each process of vLLM; therefore
+it imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
-from collections.abc import Collection, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+POLL_S: Final = 0.5
+"""Time between two checks of the parent: how long a process may outlive it."""
 
-
-def leashed(command: Sequence[str], cores: Collection[int]) -> list[str]:
-    """Return `command` made to end with this process and to run on `cores` (none: on any)."""
-    listed = ",".join(str(core) for core in sorted(cores))
-    return [
-        sys.executable,
-        "-m",
-        "gateway.hosting.parent_death",
-        str(os.getpid()),
-        listed,
-        *command,
-    ]
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_KILLER: Final = "picospec-die-with-parent"
 
 
-def _end_with(parent: int) -> None:
-    """Ask to be ended with `parent`; leave at once when it has gone already."""
+def bound_to_parent(command: Sequence[str], cores: Collection[int]) -> list[str]:
+    """Return `command` made to end with this process, and to run on `cores` if any."""
+    listed = ",".join(map(str, sorted(cores)))
+    return [sys.executable, "-m", __name__, str(os.getpid()), listed, *command]
+
+
+def end_with_parent(grace_s: float) -> None:
+    """Send SIGTERM to this process when its parent is gone; end it `grace_s` later."""
+
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace_s)
+        os._exit(1)
+
+    _when_gone(os.getppid(), end, "picospec-end-with-parent")
+
+
+def die_with_parent() -> bool:
+    """Send SIGKILL to this process when its parent is gone.
+
+    Return False, and do nothing, where multiprocessing did not start this process; a second
+    call does nothing either. vLLM calls this as a plugin when a process starts, so that it
+    holds while the model loads; our scheduler and worker call it again, because the plugin may
+    not be installed.
+    """
+    import multiprocessing  # dear, and needed in vLLM's processes only
+
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None:
+        return False
+    if not any(thread.name == _KILLER for thread in threading.enumerate()):
+        _when_gone(parent.pid, lambda: os.kill(os.getpid(), signal.SIGKILL), _KILLER)
+    return True
+
+
+def _when_gone(parent: int, end: Callable[[], None], name: str) -> None:
+    """Call `end`, from a thread, when `parent` is not this process's parent any more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
+        end()
+
+    threading.Thread(target=watch, name=name, daemon=True).start()
+
+
+def _ask_for_sigterm(parent: int) -> None:
+    """Have the kernel send SIGTERM at the parent's death; exit if it is gone already."""
     if sys.platform == "linux":
+        import ctypes
+
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
@@ -39,16 +90,12 @@ def _end_with(parent: int) -> None:
         sys.exit("the process that started this one is gone")
 
 
-def _pin(listed: str) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Become the command; this function does not return."""
+    parent, listed, *command = arguments
+    _ask_for_sigterm(int(parent))
     if listed and sys.platform == "linux":
         os.sched_setaffinity(0, {int(core) for core in listed.split(",")})
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Become the command; returns never."""
-    parent, listed, *command = arguments
-    _end_with(int(parent))
-    _pin(listed)
     os.execvp(command[0], command)
 
 

@@ -1,13 +1,13 @@
-"""Services as child processes: started together, watched, and ended together.
+"""Services as child processes: started together, watched, and stopped together.
 
 * ServiceError
   - ServiceDied      a service ended by itself
   - NeverHealthy     a service did not answer /health in time
 
 Rules:
-* the first service to end brings all down, with its own words as the reason;
-* services stop in the reverse order of their start, by SIGTERM, after `GRACE_S` by SIGKILL;
-* each leads its own process group, so nothing it started is left behind.
+* the first service that ends by itself stops all others; the error quotes its last lines;
+* services stop in the reverse order of their start: SIGTERM, then SIGKILL after `GRACE_S`;
+* each service leads its own process group, so that what it started ends with it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from collections.abc import (
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from gateway.hosting.parent_death import leashed
+from gateway.errors import first_error
+from gateway.hosting.parent_death import bound_to_parent
 
-GRACE_S = 15.0
-"""More than the ten seconds that the verifier gives its own workers."""
+GRACE_S: Final = 15.0
+"""Time between SIGTERM and SIGKILL: longer than the 10 s that the verifier gives its worker."""
 
-LAST_LINES = 20
-"""Kept for the error of a service that did not do its work."""
+LAST_LINES: Final = 20
+"""Lines of output kept for the error of a service that ends or never gets healthy."""
 
-LINE_LIMIT_BYTES = 1 << 20
+LINE_LIMIT_BYTES: Final = 1 << 20
+"""Longest line of output that is passed on; a longer one is dropped."""
 
-Hear = Callable[[str, str], None]
+OnLine = Callable[[str, str], None]
 """Called with a service's name and a line that it printed."""
 
 
@@ -49,21 +51,20 @@ class ServiceError(Exception):
 
 
 class ServiceDied(ServiceError):
-    """A service ended by itself; `last_lines` is what it said last."""
+    """A service ended by itself; the message ends with its last lines of output."""
 
     def __init__(self, name: str, status: int, last_lines: Iterable[str]) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
         super().__init__("\n".join([f"the {name} ended with {how}", *last_lines]))
         self.name, self.status = name, status
-        self.last_lines = tuple(last_lines)
 
 
 class NeverHealthy(ServiceError):
-    """A service did not answer /health in time; the message ends with what it said last."""
+    """A service did not answer /health in time; the message ends with its last lines."""
 
     def __init__(self, name: str, within_s: float, last_lines: Iterable[str] = ()) -> None:
-        said = f"the {name} was not healthy within {within_s:g} s"
-        super().__init__("\n".join([said, *last_lines]))
+        reason = f"the {name} was not healthy within {within_s:g} s"
+        super().__init__("\n".join([reason, *last_lines]))
         self.name, self.within_s = name, within_s
 
 
@@ -75,35 +76,35 @@ class Service:
     """Where it will listen, without a path."""
 
     cores: Collection[int] = frozenset()
-    """Empty: any."""
+    """CPU cores that it may use; empty means any."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Added to this process's own, which is the stronger."""
+    """Variables it gets besides this process's own, which win."""
 
 
 class Child:
     """One running service. Open it with `async with`; leaving stops it."""
 
-    def __init__(self, service: Service, hear: Hear, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, service: Service, on_line: OnLine, tasks: asyncio.TaskGroup) -> None:
         self.service = service
-        self._hear = hear
-        self._tasks = tasks
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._on_line = on_line
+        self._tasks = tasks
 
     async def __aenter__(self) -> Self:
-        output, said = os.pipe()
+        read_end, write_end = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *leashed(self.service.command, self.service.cores),
+                *bound_to_parent(self.service.command, self.service.cores),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=write_end,
+                stderr=write_end,
                 env={**self.service.environment, **os.environ},
                 start_new_session=True,
             )
         finally:
-            os.close(said)
-        self._relay = self._tasks.create_task(self._relay_lines(output))
+            os.close(write_end)
+        self._relay = self._tasks.create_task(self._relay_lines(read_end))
         return self
 
     async def __aexit__(
@@ -117,7 +118,7 @@ class Child:
         try:
             await asyncio.wait_for(self._process.wait(), GRACE_S)
         except TimeoutError:
-            self._hear(self.service.name, f"did not stop within {GRACE_S:g} s; killed")
+            self._on_line(self.service.name, f"did not stop within {GRACE_S:g} s; killed")
         finally:
             self._kill_group()
         await self._process.wait()
@@ -125,11 +126,11 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The service's process, and the group that it leads."""
+        """The id of the service's process, and of the group that it leads."""
         return self._process.pid
 
     async def died(self) -> None:
-        """Wait for the service to end; raise ServiceDied."""
+        """Wait until the service ends by itself; raise ServiceDied."""
         status = await self._process.wait()
         self._kill_group()
         await asyncio.wait([self._relay])
@@ -139,25 +140,26 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _relay_lines(self, output: int) -> None:
+    async def _relay_lines(self, read_end: int) -> None:
         """Pass on lines until the last process that holds the pipe has ended.
 
-        The pipe is ours: asyncio's own would hold up wait() while a grandchild keeps it open.
+        The pipe is ours, because with asyncio's own, wait() would not return while a process
+        that the service started keeps it open.
         """
         loop = asyncio.get_running_loop()
         lines = asyncio.StreamReader(limit=LINE_LIMIT_BYTES)
         transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(output, "rb")
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(read_end, "rb")
         )
         with closing(transport):
             while line := await _next_line(lines):
                 text = line.decode(errors="replace").rstrip()
                 self.last_lines.append(text)
-                self._hear(self.service.name, text)
+                self._on_line(self.service.name, text)
 
 
 async def _next_line(lines: asyncio.StreamReader) -> bytes:
-    """Return a line, or nothing at the end; what is longer than the limit is passed over."""
+    """Return a line, or b"" at the end; skip lines above the limit."""
     while True:
         with suppress(ValueError):
             return await lines.readline()
@@ -166,52 +168,45 @@ async def _next_line(lines: asyncio.StreamReader) -> bytes:
 async def keep_up(
     services: Sequence[Service],
     *,
-    hear: Hear,
+    on_line: OnLine,
     meanwhile: Callable[[], Coroutine[None, None, None]],
     stopped: asyncio.Event,
 ) -> None:
-    """Run `services`, and `meanwhile` beside them, until `stopped` is set.
+    """Run `services`, and `meanwhile` concurrently with them, until `stopped` is set.
 
     All have stopped when it returns or raises: a ServiceError, or what `meanwhile` raised.
     """
     try:
         async with asyncio.TaskGroup() as relays, AsyncExitStack() as running:
             children = [
-                await running.enter_async_context(Child(service, hear, relays))
+                await running.enter_async_context(Child(service, on_line, relays))
                 for service in services
             ]
             await while_alive(children, stopped.wait(), meanwhile())
     except ExceptionGroup as group:
-        raise _first(group) from None
+        raise first_error(group) from None
 
 
 async def while_alive(
     children: Sequence[Child],
     until: Awaitable[object],
-    *beside: Coroutine[None, None, None],
+    *meanwhile: Coroutine[None, None, None],
 ) -> None:
-    """Await `until`, and run `beside` until then, as long as all `children` live.
+    """Await `until`, and run `meanwhile` until then, as long as all `children` live.
 
-    Raises ServiceDied, or what `until` or `beside` raised; NeverHealthy with the words of the
-    child it names.
+    Raises ServiceDied, or what `until` or `meanwhile` raised; a NeverHealthy then quotes the
+    last lines of the child that it names.
     """
-    said = {child.service.name: child.last_lines for child in children}
     try:
-        async with asyncio.TaskGroup() as watching:
-            watchers = [child.died() for child in children]
-            tasks = [watching.create_task(work) for work in (*watchers, *beside)]
+        async with asyncio.TaskGroup() as group:
+            deaths = [child.died() for child in children]
+            tasks = [group.create_task(work) for work in (*deaths, *meanwhile)]
             await until
             for task in tasks:
                 task.cancel()
-    except ExceptionGroup as group:
-        error = _first(group)
+    except ExceptionGroup as errors:
+        error = first_error(errors)
         if isinstance(error, NeverHealthy):
-            error = NeverHealthy(error.name, error.within_s, said[error.name])
+            printed = {child.service.name: child.last_lines for child in children}
+            error = NeverHealthy(error.name, error.within_s, printed[error.name])
         raise error from None
-
-
-def _first(error: Exception) -> Exception:
-    """Return the first error inside a group of groups."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error

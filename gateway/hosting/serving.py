@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from fastapi import FastAPI
 from granian import Granian
@@ -12,22 +13,44 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP2Settings
 from granian.log import LogLevels
 
-from verifier import logs
-from verifier.orphan import end_with_parent
-from verifier.settings import VerifierSettings
+from gateway.hosting import logs
+from gateway.hosting.parent_death import end_with_parent
 
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
-"""Of one connection: an edge holds one long stream a session, and short ones for drafts."""
+"""Streams of one connection: an edge holds one for each session, and short ones for drafts."""
 
 
-def serve(settings: VerifierSettings, load: Callable[[], FastAPI]) -> None:
+class TlsFiles(Protocol):
+    @property
+    def certificate(self) -> Path: ...
+    @property
+    def key(self) -> Path: ...
+
+
+class ServerSettings(Protocol):
+    """The part of a service's settings that the server needs; it must be picklable."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def tls(self) -> TlsFiles | None: ...
+    @property
+    def log_format(self) -> logs.LogFormat: ...
+    @property
+    def stop_timeout_s(self) -> int: ...
+
+
+def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
 
-    One worker, for a target exists once. load: returns the app; called in the worker.
+    There is one worker, because a target exists once. load: returns the app; it is called in
+    the worker.
     """
     server = Granian(
-        "verifier.app",
+        "app",  # unused: `load` returns the app
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,
@@ -47,7 +70,7 @@ def serve(settings: VerifierSettings, load: Callable[[], FastAPI]) -> None:
     server.serve(target_loader=partial(_load, settings, load), wrap_loader=False)
 
 
-def _load(settings: VerifierSettings, load: Callable[[], FastAPI]) -> FastAPI:
+def _load(settings: ServerSettings, load: Callable[[], FastAPI]) -> FastAPI:
     end_with_parent(settings.stop_timeout_s)
     logs.configure(settings.log_format)
     return load()

@@ -1,11 +1,12 @@
 """Where settings come from: the command line, the environment, a TOML file, the defaults.
 
-The first is the strongest. Secrets come from the environment and from nowhere else: a file that
-holds one is refused.
+Each of these wins over those after it. Secrets come from the environment alone, because files
+get copied and committed: a file that holds one is an error.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +22,8 @@ def load(
 ) -> S:
     """Return the settings. Raises pydantic.ValidationError, OSError, or ValueError for TOML.
 
-    values: what outweighs environment and file, nested as the file is. secrets: the fields that
-    no file may hold, and the variables that hold them.
+    values: these win over environment and file; tables are nested as in the file. secrets: maps
+    each field that no file may hold to the variable that holds it.
     """
 
     class Loaded(kind):  # type: ignore[valid-type,misc]
@@ -42,8 +43,18 @@ def load(
 
 
 def keys(listed: str) -> tuple[SecretStr, ...]:
-    """Read comma-separated keys; blanks are none."""
+    """Read comma-separated keys, without the blank ones."""
     return tuple(SecretStr(key.strip()) for key in listed.split(",") if key.strip())
+
+
+def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:
+    """Return settings as the variables that `service` reads; all but text is JSON."""
+    return {
+        f"PICOSPEC_{service}__{name.upper()}": value
+        if isinstance(value, str)
+        else json.dumps(value)
+        for name, value in settings.items()
+    }
 
 
 def _file(

@@ -124,7 +124,7 @@ class DraftMachine:
                 return Outcome(send=tuple(send))
 
     def _look_up(self) -> None:
-        """Extend the chain by what was said before, while that pays."""
+        """Extend the chain by what was written before, while that pays."""
         if self._lookup is None:
             return
         session, latencies = self.session, self.latencies
@@ -149,7 +149,7 @@ class DraftMachine:
         """Return what should be sent now.
 
         In `separate` every draft token is sent at once: were its sending to depend on its
-        value, the drafts that arrive in time for a pass would no longer have the distribution q.
+        value, those that arrive in time for a pass would no longer have the distribution q.
         """
         if not (self._separate or self._policy.should_send(self.session, drafting=drafting)):
             return []

@@ -26,7 +26,8 @@ class DraftPolicy(Protocol):
     def may_look_up(
         self, session: DraftingSession, latencies: Latencies, limits: Limits
     ) -> bool:
-        """Return whether a draft token that takes no step of its own should extend the chain."""
+        """Return whether a draft token that needs no step of its own should extend the
+        chain."""
         ...
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:

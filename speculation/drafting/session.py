@@ -14,7 +14,7 @@ from math import prod
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError, TailExhausted
 from speculation.protocol.messages import Commit, Draft, Redraw, Reject, TokenId
 from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import replace
+from speculation.sampling.judging import recover
 
 
 class DraftingSession:
@@ -139,7 +139,7 @@ class DraftingSession:
 
     def _count_misses(self, agreed: int, broken: bool) -> None:
         """Count chains that begin wrong. A recovered token that the edge drew itself is always
-        committed, and so says nothing of the draft model."""
+        committed, and so shows nothing of the draft model."""
         if agreed > self._starts_forced:
             self.misses = 0
         elif broken:
@@ -166,18 +166,18 @@ class DraftingSession:
             return None
         if reject.position > len(self.committed) or not self.chain:
             raise RemoteProtocolError(f"Reject.position: no draft is at {reject.position}")
-        fallen = self.chain[0]
-        if fallen.forced:
+        rejected = self.chain[0]
+        if rejected.forced:
             self._sent = 0
             return None
         if reject.epoch < self.epoch and self._tail_owed:
             return Redraw(self.epoch, reject.position)
         if reject.epoch != self.epoch:
             raise RemoteProtocolError(f"Reject.epoch: {reject.epoch}, not {self.epoch}")
-        if fallen.q is None:
+        if rejected.q is None:
             raise RemoteProtocolError("Reject: only in judge `separate`")
         try:
-            token = replace(reject, fallen.q, u, tail_owed=self._tail_owed)
+            token = recover(reject, rejected.q, u, tail_owed=self._tail_owed)
         except TailExhausted:
             self._tail_owed = True
             self.epoch += 1

@@ -157,7 +157,7 @@ class PromptLookup:
         return tokens[: ahead_size(right, latencies, read_s=self._reading_s(latencies))]
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
-        """Learn from a step that read `more` tokens than one. draft_s: a step that reads one."""
+        """Learn from a step that read `more` tokens besides one. draft_s: a step over one."""
         if more > 0 and draft_s > 0.0:
             self._read_s = smoothed(self._read_s, max(0.0, took_s - draft_s) / more)
 

@@ -102,7 +102,7 @@ BOOL: Codec[bool] = Codec(lambda value: bytes([value]), lambda r: one_of((False,
 
 
 def constant(value: T) -> Codec[T]:
-    """A field that its frame's type tells: it takes no bytes."""
+    """A field whose value follows from the frame's type, so that it takes no bytes."""
     return Codec(lambda _: b"", lambda _: value)
 
 
@@ -139,7 +139,7 @@ def rest(item: Codec[T]) -> Codec[tuple[T, ...]]:
 
 
 def maybe(item: Codec[T]) -> Codec[T | None]:
-    """A byte that says whether the item follows."""
+    """An item that may be absent: a byte before it is 1 if it follows, else 0."""
     return Codec(
         lambda value: b"\0" if value is None else b"\1" + item.write(value),
         lambda reader: item.read(reader) if BOOL.read(reader) else None,

@@ -5,7 +5,7 @@
     + LocalProtocolError     our side broke the rules: a bug here, never the peer's fault
     + RemoteProtocolError    the peer broke them: end the session, keep the process
       - MalformedFrame       the bytes are not a message
-  x TailExhausted            a replacement needs more samples of the tail: ask for them (Redraw)
+  x TailExhausted            all samples of the tail were rejected: ask for more (Redraw)
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class ProtocolError(SpeculationError):
 
 
 class LocalProtocolError(ProtocolError):
-    """The caller asked for a step the current state forbids."""
+    """The caller asked for a step that the current state forbids."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent something the current state forbids."""
+    """The peer sent something that the current state forbids."""
 
 
 class MalformedFrame(RemoteProtocolError):
@@ -36,4 +36,4 @@ class MalformedFrame(RemoteProtocolError):
 
 
 class TailExhausted(SpeculationError):
-    """All samples of the tail were rejected. Nothing was changed; ask for more and try again."""
+    """All samples of the tail were rejected. Nothing has changed; ask for more, try again."""

@@ -1,10 +1,10 @@
-"""The messages two sessions exchange. Values only: no bytes, no sockets, no behaviour.
+"""The messages that the two ends of a session exchange, as values without bytes or sockets.
 
     up     Open, Draft, Redraw
     down   Opened, Commit, Reject, Finish, Fault
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
-An *epoch* numbers the edge's guesses: it rises when the edge learns that its chain was wrong.
+An *epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ TokenId = int
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The settings that shape a distribution, applied in this order. Temperature 0 is the argmax."""
+    """The settings that shape a distribution, in the order in which they are applied."""
 
     temperature: float = 1.0
+    """0 means the argmax."""
+
     min_p: float = 0.0
     top_k: int = 0
     """0 keeps all."""
 
     top_p: float = 1.0
     extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
-    """Settings only some targets serve (ModelFacts.features), by their OpenAI names."""
+    """Settings that only some targets serve (ModelFacts.features), by their OpenAI names."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """What the edge must know of the target before it renders a prompt. Sent as JSON."""
+    """What the edge must know of the target before it renders a prompt. It is sent as JSON."""
 
     model: str
     vocabulary_size: int
     vocabulary: str
-    """Fingerprint: hash over the token list and special tokens."""
+    """The fingerprint: a hash over the token list and the special tokens."""
 
     context_tokens: int
     stop_tokens: list[TokenId]
@@ -56,10 +58,10 @@ class Limits(msgspec.Struct, frozen=True):
     """What one session may ask of the verifier."""
 
     max_verify: int = 32
-    """Draft tokens judged in one pass."""
+    """The most draft tokens that one pass judges."""
 
     max_ahead: int = 128
-    """Draft tokens beyond the last committed one that the verifier keeps."""
+    """The most draft tokens beyond the last committed one that the verifier keeps."""
 
     idle_timeout_s: float = 60.0
     resume_window_s: float = 30.0
@@ -86,29 +88,31 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Guesses for the positions from `start` on, continuing this epoch's chain."""
+    """Draft tokens for the positions from `start` on, which continue this epoch's chain."""
 
     epoch: int
     start: int
     behind: int
-    """Guesses between the committed tokens the edge knew and `start`: sent before this one."""
+    """Draft tokens between the committed ones that the edge knew and `start`: other Drafts
+    have them."""
 
     tokens: tuple[TokenId, ...]
     q: tuple[int, ...] | None = None
-    """`separate`: weight of each token in the distribution it was drawn from, in 1/65536."""
+    """`separate`: the weight of each token in the q that it was drawn from, in 1/65536."""
 
     forced: bool = False
-    """`separate`: tokens[0] replaces the rejected token; it is not a guess."""
+    """`separate`: tokens[0] is the recovered token; it is no draft token."""
 
     pauses: bool = False
-    """No more follow until the edge knows more committed tokens: the verifier need not wait."""
+    """No more follow until the edge knows of more committed tokens: the verifier need not wait
+    for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
     """`separate`: send the Reject at this position again, with fresh samples of the tail.
 
-    It begins an epoch, which the answer bears: so a repeated one is told from a fresh one.
+    It begins an epoch, which the answer has too: so a repeated answer differs from a fresh one.
     """
 
     epoch: int
@@ -137,10 +141,10 @@ class Commit:
     start: int
     tokens: tuple[TokenId, ...]
     accepted: int = 0
-    """How many of `tokens` were drafted; the rest the target said itself."""
+    """How many of `tokens` were draft tokens; the target itself generated the others."""
 
     queue_s: float = 0.0
-    """From the end of the session's last pass to the start of this one; sent in 0.1 ms."""
+    """Time from the end of the session's last pass to the start of this one; sent in 0.1 ms."""
 
     pass_s: float = 0.0
     """Duration of the pass; sent in 0.1 ms."""
@@ -163,9 +167,11 @@ def without_first(commit: Commit, count: int) -> Commit:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """`separate`: the draft at `position` fell; the edge draws its replacement from this p.
+    """`separate`: the draft token at `position` was rejected; the edge draws the recovered
+    token from this p.
 
-    Every probability is a float32, and so is the p that rejected: both ends judge one distribution.
+    Every probability is a float32, and so is the p that rejected: both ends use one
+    distribution.
     """
 
     epoch: int
@@ -182,13 +188,13 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a session cost, and what its drafts were worth."""
+    """What a session cost, and what its draft tokens were worth."""
 
     passes: int = 0
     judged: int = 0
     accepted: int = 0
     filled: int = 0
-    """Passes without a draft."""
+    """Fill-in passes: those without a draft token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +205,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The session ended, or never began. `code` is stable, `text` is for people."""
+    """The session ended early, or never began. `code` is stable, `text` is for people."""
 
     code: str
     text: str

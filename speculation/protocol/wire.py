@@ -5,7 +5,7 @@
     body    = the message's fields in the order of LAYOUTS, each as its codec writes it
 
 A frame holds at most MAX_FRAME_BYTES; a longer one is rejected before it is buffered. Decoding
-refuses what encoding cannot have produced: unknown types, short or surplus bytes.
+raises for what encoding cannot have produced: unknown types, short or surplus bytes.
 `docs/protocol.md` gives each layout with an example.
 """
 
@@ -54,10 +54,11 @@ from speculation.protocol.messages import (
 
 __all__ = ["LAYOUTS", "MAX_FRAME_BYTES", "MAX_VARINT_BYTES", "Decoder", "encode"]
 
-MAX_FRAME_BYTES: Final = 1 << 20  # the prompt of a 262144-token context, with room to spare
+MAX_FRAME_BYTES: Final = 1 << 20
+"""The prompt of a context of 262144 tokens takes no more."""
 
-LAW = many(pair(UINT, FLOAT32))
-LOGPROB = record(TokenLogprob, logprob=FLOAT32, top=LAW)
+SPARSE = many(pair(UINT, FLOAT32))
+LOGPROB = record(TokenLogprob, logprob=FLOAT32, top=SPARSE)
 TOTALS = record(Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
 CHAIN: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT}
 DRAFT: Final[dict[str, Codec[Any]]] = {**CHAIN, "behind": UINT}
@@ -70,13 +71,17 @@ LIMITS = record(
 )
 
 NEAR: Final = 32
-"""A Draft with fewer guesses behind it says by its type how many, and whether it pauses."""
+"""The type of a Draft with fewer draft tokens behind it gives their number, and whether it
+pauses: that saves two bytes in nearly every Draft."""
 
 
 def _near(kind: int) -> Codec[Draft]:
     pauses, behind = divmod(kind - 64, NEAR)
-    told: dict[str, Codec[Any]] = {"behind": constant(behind), "pauses": constant(bool(pauses))}
-    return record(Draft, **CHAIN, **told, tokens=rest(UINT))
+    known: dict[str, Codec[Any]] = {
+        "behind": constant(behind),
+        "pauses": constant(bool(pauses)),
+    }
+    return record(Draft, **CHAIN, **known, tokens=rest(UINT))
 
 
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
@@ -92,7 +97,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     16: record(Opened, session=TEXT, limits=LIMITS),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
-    19: record(Reject, epoch=UINT, position=UINT, head=LAW, tail_mass=FLOAT32, tail=LAW),
+    19: record(Reject, epoch=UINT, position=UINT, head=SPARSE, tail_mass=FLOAT32, tail=SPARSE),
     20: record(Finish, reason=one_of(get_args(FinishReason)), totals=TOTALS),
     21: record(Fault, code=TEXT, text=TEXT, retryable=BOOL),
     **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},

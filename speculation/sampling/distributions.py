@@ -1,11 +1,12 @@
 """Distributions over tokens: from logits and settings to the distribution that is judged.
 
-    V  vocabulary size      distribution  tokens with positive probability, and those probabilities
-    p  the target's distribution     q    the draft's distribution
+    V    vocabulary size
+    p    the target's distribution
+    q    the draft model's distribution
 
-VerifyRequest of the settings: temperature, min-p, top-k, top-p; each sees what the one before left, as
-in vLLM. Supports are found exactly without sorting V: candidates come from block maxima, and
-their number grows until they hold the support.
+The settings are applied in vLLM's order, each to what the one before left: temperature, min-p,
+top-k, top-p. Supports are found exactly without sorting V: candidates come from block maxima,
+and their number grows until they hold the support.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ Logits = NDArray[np.float32]
 _Weighted = tuple[Tokens, Floats]
 
 GREEDY_BELOW: Final = 1e-5
-"""Temperatures below mean the argmax: dividing by them would overflow (vLLM's limit)."""
+"""A lower temperature means the argmax: dividing by it would overflow (vLLM's limit)."""
 
 Q_SCALE: Final = 1 << 16
+"""Parts into which the probabilities of q are divided, so that both ends know q exactly."""
+
 HEAD_COVERS: Final = 0.999
+"""Share of p that the head of a Reject covers, if HEAD_TOKENS are enough for it."""
+
 HEAD_TOKENS: Final = 512
+"""Most tokens in the head of a Reject."""
+
 _BLOCK: Final = 64
+"""Tokens of one block in `top`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A distribution; tokens not named have probability 0."""
+    """Tokens that are not listed have probability 0."""
 
     tokens: Tokens
     """int64[n], each once."""
@@ -70,7 +78,7 @@ def distribution(
 ) -> Distribution:
     """Return the distribution that `sampling` makes of logits (float32[V]).
 
-    most: keep only this many of the likeliest tokens, renormalised (a draft needs no more).
+    most: only so many of the likeliest tokens are kept, renormalised: a draft needs no more.
     """
     if sampling.temperature < GREEDY_BELOW:
         return Distribution(np.array([np.argmax(logits)], np.int64), np.ones(1))
@@ -91,10 +99,10 @@ def distribution(
 def top(values: Logits, count: int) -> Tokens:
     """Return the indices of the `count` largest values, largest first. values: float32[V].
 
-    Of equal values the lower index comes first, on any machine: a distribution may not depend on how a
-    library sorts. A block can hold one of the n largest only if its maximum is not below the
-    n-th largest maximum, so only those blocks are looked into. A block is 64 values a stride
-    apart: the maxima of all blocks are then found by whole vectors, 15 times as fast.
+    Of equal values the lower index comes first, on any machine: a distribution may not depend
+    on how a library sorts. A block can hold one of the n largest only if its maximum is not
+    below the n-th largest maximum, so only those blocks are searched. A block is 64 values a
+    stride apart: the maxima of all blocks are then found by whole vectors, 15 times as fast.
     """
     size = len(values)
     if count * _BLOCK * 2 >= size:
@@ -131,7 +139,7 @@ def _top_p(tokens: Tokens, weights: Floats, top_p: float, total: float) -> _Weig
 
 
 def _nucleus(scaled: Logits, weights: Logits, top_p: float) -> _Weighted:
-    """Return the top-p support over all of V, looking only at as many tokens as it needs."""
+    """Return the top-p support over all of V; sort only as many tokens as it needs."""
     if top_p >= 1.0:
         return np.arange(len(weights)), weights.astype(np.float64)
     total = float(weights.sum(dtype=np.float64))
@@ -149,12 +157,13 @@ def _normalised(tokens: Tokens, weights: Floats) -> Distribution:
     return Distribution(tokens[p > 0.0], p[p > 0.0])
 
 
-# --- separate: the draft's distribution on the wire is made of integers, so both ends know it exactly
+# --- separate: q in integers, and the head of p
 
 
 @dataclass(frozen=True, slots=True)
 class QuantisedDistribution:
-    """A distribution whose probabilities are whole multiples of 1/Q_SCALE; q is drawn from this one."""
+    """A distribution in whole multiples of 1/Q_SCALE. Draft tokens are drawn from this one, and
+    only weights are sent, so both ends know q exactly."""
 
     tokens: Tokens
     weights: Tokens
@@ -171,7 +180,7 @@ class QuantisedDistribution:
 
 
 def quantise(exact: Distribution) -> QuantisedDistribution:
-    """Round a distribution of at most Q_SCALE tokens to whole weights: largest remainder method."""
+    """Round a distribution over at most Q_SCALE tokens to weights, by largest remainders."""
     shares = exact.p * Q_SCALE
     weights = np.floor(shares).astype(np.int64)
     short = Q_SCALE - int(weights.sum())
@@ -181,7 +190,8 @@ def quantise(exact: Distribution) -> QuantisedDistribution:
 
 
 def head_of(p: Distribution) -> Tokens:
-    """Return the likeliest tokens of p that cover HEAD_COVERS of it, HEAD_TOKENS at most."""
+    """Return where in p its head is: the likeliest tokens that cover HEAD_COVERS of it, but at
+    most HEAD_TOKENS. A p of no more tokens is all head."""
     order = np.lexsort((p.tokens, -p.p))
     count = int(np.searchsorted(np.cumsum(p.p[order]), HEAD_COVERS)) + 1
     if len(order) <= HEAD_TOKENS:

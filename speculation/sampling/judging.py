@@ -1,14 +1,15 @@
-"""What becomes of a draft: two exact ways to judge, and how a rejected token is replaced.
+"""Two exact ways to judge draft tokens, and how the recovered token is drawn.
 
-coupled    The target's token at a position is a function of the logits, the seed and the
-           position. A draft stands if and only if it is that token. (arXiv:2408.07978)
-separate   The edge drew x from q; it stands with probability min(1, p(x)/q(x)). At the first
-           rejection p goes to the edge, sparse, and the edge draws the replacement from
-           max(0, p - q), normalised: p is what comes out (Leviathan et al. 2023,
-           arXiv:2211.17192, theorem 1). Where p is cut to a head, its tail is sent as samples,
-           not dropped: a truncated p is a biased one.
+    coupled    The target's token at a position is a function of the logits, the seed and the
+               position. A draft token is accepted if and only if it is that token
+               (arXiv:2408.07978).
+    separate   The edge drew x from q; it is accepted with probability min(1, p(x)/q(x)). At the
+               first rejection p is sent to the edge, which draws the recovered token from
+               max(0, p - q), normalised. So the output has the distribution p (Leviathan et al.
+               2023, arXiv:2211.17192, theorem 1). Only the head of p is sent whole; its tail is
+               sent as samples, because to drop it would bias the output.
 
-Rows are looked at lazily, up to the first draft that falls.
+No row is computed after that of the first rejected draft token.
 """
 
 from __future__ import annotations
@@ -34,22 +35,24 @@ Row = Callable[[int], Distribution]
 """Row(i): the target's distribution p at the i-th position of the pass, i = 0..K."""
 
 TAIL_SAMPLES: Final = 8
+"""Samples of the tail in one Reject: an edge that needs more asks for them."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A draft that fell in `separate`, with the whole p that judged it."""
+    """A rejected draft token in `separate`, with the whole p that judged it."""
 
     token: TokenId
     p: Distribution
     """p rounded to float32, as it is sent."""
 
-    def allows(self, replacement: TokenId) -> bool:
-        """A replacement has p > 0 and is not the rejected token (whose residual is 0)."""
-        return replacement != self.token and self.p.of(replacement) > 0.0
+    def allows(self, recovered: TokenId) -> bool:
+        """Return whether a token can be the recovered one: p(token) > 0, and it is not the
+        rejected token, where max(0, p - q) is 0."""
+        return recovered != self.token and self.p.of(recovered) > 0.0
 
     def message(self, epoch: int, position: int, u: Sequence[float]) -> Reject:
-        """Return p as the edge needs it. u: a uniform in [0, 1) for each sample of the tail."""
+        """Return p as it is sent. u: one uniform in [0, 1) for each sample of the tail."""
         head, tail = self._cut
         drawn = tail.draw(u) if tail.p.size else []
         return Reject(
@@ -62,7 +65,7 @@ class Rejection:
 
     @cached_property
     def _cut(self) -> tuple[Tokens, Distribution]:
-        """The head's places in p, and the rest: sorted once, however often it is asked for."""
+        """Where the head is in p, and the tail. It is computed once for all Redraws."""
         head = head_of(self.p)
         tail = np.setdiff1d(np.arange(len(self.p.tokens)), head)
         return head, Distribution(self.p.tokens[tail], self.p.p[tail])
@@ -70,7 +73,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a pass says: the accepted drafts, then the target's own token or a rejection."""
+    """What a pass generated: the accepted draft tokens, then a token of the target's own or a
+    rejection."""
 
     tokens: tuple[TokenId, ...]
     accepted: int
@@ -78,56 +82,60 @@ class Judgement:
 
 
 def judge_coupled(row: Row, draft: Sequence[TokenId], seed: int, at: int) -> Judgement:
-    """Accept drafts while they equal the target's tokens; end with the target's own.
+    """Accept draft tokens while they equal the target's tokens.
 
-    draft: K tokens. at: `noise.place` of the first. The last token is the correction, or, when
-    all K stand, the one after them.
+    draft: K tokens. at: `noise.place` of the first. The judgement ends with the recovered token
+    or, after K accepted draft tokens, with the bonus token.
     """
-    said: list[TokenId] = []
-    for i, guess in enumerate(draft):
-        said.append(row(i).coupled(seed, at + i))
-        if said[-1] != guess:
-            return Judgement(tuple(said), accepted=i)
-    said.append(row(len(draft)).coupled(seed, at + len(draft)))
-    return Judgement(tuple(said), accepted=len(draft))
+    own: list[TokenId] = []
+    for i, token in enumerate(draft):
+        own.append(row(i).coupled(seed, at + i))
+        if own[-1] != token:
+            return Judgement(tuple(own), accepted=i)
+    own.append(row(len(draft)).coupled(seed, at + len(draft)))
+    return Judgement(tuple(own), accepted=len(draft))
 
 
 def judge_separate(
     row: Row, draft: Sequence[TokenId], q: Sequence[int], u: Iterator[float]
 ) -> Judgement:
-    """Accept drafts[i] with probability min(1, p/q); end with a rejection or a draw from p.
+    """Accept draft[i] with probability min(1, p/q), up to a rejection or, after K accepted
+    draft tokens, the bonus token.
 
-    draft, q: K tokens and their weights in 1/Q_SCALE, positive. u: uniforms in [0, 1), fresh.
+    draft, q: K tokens and their weights in 1/Q_SCALE, positive. u: K + 1 uniforms in [0, 1).
     """
     for i, (token, weight) in enumerate(zip(draft, q, strict=True)):
         p = as_sent(row(i))
         if next(u) * weight >= p.of(token) * Q_SCALE:  # u < p/q, without the division
             return Judgement(tuple(draft[:i]), accepted=i, rejection=Rejection(token, p))
-    said = as_sent(row(len(draft))).at(next(u))
-    return Judgement((*draft, said), accepted=len(draft))
+    bonus = as_sent(row(len(draft))).at(next(u))
+    return Judgement((*draft, bonus), accepted=len(draft))
 
 
 def as_sent(p: Distribution) -> Distribution:
-    """Round p to float32: acceptance and replacement must judge one and the same distribution."""
+    """Round p to float32, as it is sent: acceptance and recovery must use one distribution."""
     rounded = p.p.astype(np.float32).astype(np.float64)
     return Distribution(p.tokens[rounded > 0.0], rounded[rounded > 0.0])
 
 
-def replace(
+def recover(
     reject: Reject, q: QuantisedDistribution, u: Iterator[float], *, tail_owed: bool = False
 ) -> TokenId:
-    """Draw from max(0, p - q), normalised, knowing p only as a head and samples of its tail.
+    """Draw the recovered token from max(0, p - q), normalised. p is known as a head, and as
+    samples of its tail.
 
-    Propose from the head's residual plus the whole tail. A head token stands; a tail token
-    stands with probability max(0, 1 - q/p), else all is drawn again: rejection sampling, so the
-    result has exactly the residual distribution. Raise TailExhausted when a tail token is proposed and
-    none is left: call again with the answer to a Redraw and tail_owed, for that proposal
-    stands. Raise RemoteProtocolError when no p here exceeds q: such a Reject cannot be honest.
+    This is rejection sampling: propose a token of the head by max(0, p - q), or the next sample
+    of the tail. A token of the head is taken; one of the tail is taken with probability
+    max(0, 1 - q/p), else all is drawn again. So the result has exactly that distribution.
+
+    Raise TailExhausted when the tail is proposed and no sample is left; call again with
+    the answer to a Redraw and tail_owed, so that the tail stays proposed. Raise
+    RemoteProtocolError when p exceeds q nowhere, because such a Reject cannot be honest.
     """
     tokens, sums = residual(reject, q)
     total = float(sums[-1] if len(sums) else 0.0) + reject.tail_mass
     if total <= 0.0:
-        raise RemoteProtocolError("Reject: p exceeds q nowhere, so nothing can be said instead")
+        raise RemoteProtocolError("Reject: p exceeds q nowhere, so no token can be recovered")
     samples = iter(reject.tail)
     while tail_owed or (quantile := next(u) * total) >= total - reject.tail_mass:
         tail_owed = False

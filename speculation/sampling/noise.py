@@ -1,8 +1,8 @@
-"""The chance that both ends share: Gumbel noise, a function of seed, position and token.
+"""The Gumbel noise that both ends share, a function of seed, position and token.
 
 Adding independent Gumbel noise to log p and taking the argmax draws from p (Gumbel 1954). Two
-distributions that see the *same* noise mostly draw the same token (Daliri, Musco, Suresh 2024,
-arXiv:2408.07978): that is what makes a draft right at temperature 1 without sending a distribution.
+distributions with the *same* noise mostly draw the same token (Daliri, Musco, Suresh 2024,
+arXiv:2408.07978). So draft tokens are accepted at temperature 1 though no distribution is sent.
 
 The hash is murmur3 (32 bits) over seed low, seed high, position and token, as in vLLM's GPU
 runner, so that a GPU host draws this noise with its stock kernel. `place` is the index, counted

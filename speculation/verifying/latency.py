@@ -41,7 +41,7 @@ MAX_SLOWDOWN: Final = 2.0
 
 SLOWDOWN_WEIGHT: Final = 1 / 2
 """Weight of the latest pass in the slowdown. With less, the size that is being observed would
-absorb a part of the slowdown, and all other sizes would look cheap beside it."""
+absorb a part of the slowdown, and all other sizes would look cheap by comparison."""
 
 SLOWDOWN_DECAY: Final = 1 / 128
 """Share of the slowdown's logarithm that is dropped with each pass: a host that stays slow is

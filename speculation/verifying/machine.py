@@ -7,7 +7,7 @@ prompt is read and no pass of theirs is running), and executes:
     begin    the pass as it really runs: an engine may trim an offer, or add sessions to it
     ran      what the target generated; this returns what each session sends to its edge
 
-All times are in seconds on one monotonic clock. No state changes when a method raises.
+All times are in seconds on one monotonic clock. No state changes when `received` raises.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Held:
 
 
 class VerifyMachine:
-    """u: uniforms in [0, 1) that no edge can foresee. latency: what is known of passes already."""
+    """u: uniforms in [0, 1) that no edge can foresee. latency: what is known before."""
 
     def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
         self.latency = latency or PassLatency()
@@ -105,7 +105,7 @@ class VerifyMachine:
         self._sessions[name] = _Held(session, now)
 
     def close(self, name: SessionId) -> None:
-        """Forget a session; a pass that is running drops its outcome. Harmless when repeated."""
+        """Forget a session; a pass that runs drops its outcome. Harmless when repeated."""
         self._sessions.pop(name, None)
 
     def session(self, name: SessionId) -> VerifyingSession:
@@ -154,10 +154,10 @@ class VerifyMachine:
         one, which is longer than any hold is worth.
         """
         holds = {name: self._hold_s(name, now) for name in ready}
+        going = [name for name, hold in holds.items() if hold < inf]
         wait_s = min(holds.values(), default=inf)
         if wait_s > 0.0 and not without_drafts:
-            return Offer({}, wait_s, [name for name, hold in holds.items() if hold < inf])
-        going = [name for name, hold in holds.items() if hold < inf]
+            return Offer({}, wait_s, going)
         start: dict[SessionId, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
         for name, count in zip(going, self._allocated(going, len(start), rows), strict=True):
             start[name] = self._sessions[name].session.plan(count).draft
@@ -174,7 +174,7 @@ class VerifyMachine:
 
     def _allocated(self, names: Sequence[SessionId], others: int, rows: int) -> list[int]:
         """Return how many draft tokens of each session to judge. others: rows of sessions that
-        take none. One row a session is kept back for the draft token that fill `never` needs."""
+        take none. One row a session is kept for the draft token that fill `never` needs."""
         sessions = [self._sessions[name].session for name in names]
         counts = allocate(
             [*(session.judgeable for session in sessions), *([0] * others)],

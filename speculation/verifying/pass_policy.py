@@ -34,6 +34,7 @@ class Waiting:
 
 
 def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
+    """Return what decides how long to hold the session's pass."""
     return Waiting(
         session.request.fill,
         session.pending,

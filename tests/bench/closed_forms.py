@@ -25,15 +25,15 @@ def paper_rate(
     alpha: float, gamma: int, *, draft_s: float, rtt_s: float, pass_s: float
 ) -> float:
     """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3), with the
-    bonus token that bench.round_policy adds.
+    bonus token that `bench.round_policy` gives it.
 
-    While a round is away, gamma + 1 tokens are drafted. They are used, and their drafting is
-    hidden, if the round is accepted and the first of them is its bonus token. Any other round
-    commits its accepted beginning and one token more, and gamma tokens are drafted anew.
+    A round that is accepted, and whose bonus token was drafted too, hides the drafting of the
+    next one. Any other breaks the chain, and the edge drafts anew.
     """
-    hit, away_s = alpha ** (gamma + 1), rtt_s + pass_s
+    hidden = alpha ** (gamma + 1)
+    away_s = rtt_s + pass_s
     hit_s, miss_s = max((gamma + 1) * draft_s, away_s), gamma * draft_s + away_s
-    return round_tokens(alpha, gamma) / (hit * hit_s + (1 - hit) * miss_s)
+    return round_tokens(alpha, gamma) / (hidden * hit_s + (1 - hidden) * miss_s)
 
 
 def critical_rtt_s(alpha: float, gamma: int, *, draft_s: float, pass_s: float) -> float:

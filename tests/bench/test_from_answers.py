@@ -11,7 +11,7 @@ from bench.data.results import Answer
 from bench.traces.files import Trace
 from bench.traces.from_answers import Replies
 from edge_agent.draft_model.loading import find
-from models.opening import open_store
+from models.store import open_store
 from tests.bench.answers import answer, results
 
 

@@ -1,62 +1,76 @@
-"""The round policies: when they let the edge draft, and when it sends."""
+"""The round policies, in the product's own machine: when they draft, and when they send."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bench.round_policy import RoundPolicy
+from edge_agent.metrics import EdgeMetrics
 from speculation.drafting.machine import DraftMachine
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import Commit, Draft, Limits, Open, Opened, Sampling
+from speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Limits,
+    Open,
+    Pushed,
+    Sampling,
+    TokenId,
+)
 from speculation.sampling.draft_token import DraftToken
+from tests.edge_agent import driven
+from tests.edge_agent.fakes import CountingSlot, ScriptedLink
 
-LATENCIES = Latencies(0.0, 0.0, 0.0)
-
-
-def paper(gamma: int) -> RoundPolicy:
-    return RoundPolicy(gamma, overlaps=True)
+SYNC, PAPER = RoundPolicy(3), RoundPolicy(3, overlaps=True)
 
 
 class Edge:
     """A session that drafts 0, 1, 2, ... for as long as its policy lets it."""
 
     def __init__(self, policy: RoundPolicy, max_tokens: int = 100) -> None:
-        self.session = DraftingSession(max_tokens=max_tokens, stop_tokens=())
-        self.policy = policy
+        request = Open("m", "v", (), Sampling(), 0, max_tokens, ())
+        self.machine = DraftMachine(
+            request, policy, Limits(), rtt_s=lambda: 0.0, u=iter(()), readable_tokens=1000
+        )
+        self.session = self.machine.session
 
-    @property
-    def may_draft(self) -> bool:
-        return self.policy.may_draft(self.session, LATENCIES, Limits())
+    def draft(self, most: int = 100) -> Draft | None:
+        """Make at most so many steps; return what was sent in the end."""
+        sent = list[Pushed]()
+        for made in range(most + 1):
+            outcome = self.machine.next(0.0, busy=False)
+            sent += outcome.send
+            if (step := outcome.step) is None or made == most:
+                break
+            drafted = DraftToken(len(step.context), confidence=0.5)
+            self.machine.drafted(step, [drafted], 0.0)
+        assert len(sent) <= 1
+        return next((message for message in sent if isinstance(message, Draft)), None)
 
-    def draft(self) -> Draft | None:
-        """Draft what may be drafted; return what is sent then."""
-        while self.session.may_extend and self.may_draft:
-            token = len(self.session.committed) + len(self.session.chain)
-            self.session.extend(DraftToken(token, confidence=0.5))
-        if self.policy.should_send(self.session, drafting=False):
-            return self.session.flush()
-        return None
-
-    def receive(self, *tokens: int) -> None:
-        self.session.receive(Commit(self.session.epoch, len(self.session.committed), tokens))
+    def receive(self, *tokens: TokenId) -> None:
+        session = self.session
+        self.machine.received(Commit(session.epoch, len(session.committed), tokens))
 
 
-@pytest.mark.parametrize("policy", [RoundPolicy(3), paper(3)])
+@pytest.mark.parametrize("policy", [SYNC, PAPER])
 def test_a_round_is_sent_whole(policy: RoundPolicy) -> None:
     edge = Edge(policy)
-    edge.session.extend(DraftToken(0, confidence=0.5))
 
-    early = policy.should_send(edge.session, drafting=True)
-    sent = edge.draft()
+    early = edge.draft(most=2)
+    sent = edge.draft(most=1)
 
-    assert not early
+    assert early is None
     assert sent is not None
     assert sent.tokens == (0, 1, 2)
 
 
 def test_sync_does_not_draft_while_a_round_is_away() -> None:
-    edge = Edge(RoundPolicy(3))
+    edge = Edge(SYNC)
     edge.draft()
 
     assert edge.draft() is None
@@ -64,38 +78,41 @@ def test_sync_does_not_draft_while_a_round_is_away() -> None:
 
 
 def test_paper_drafts_the_next_round_and_sends_it_when_the_last_was_accepted() -> None:
-    edge = Edge(paper(3))
+    edge = Edge(PAPER)
     edge.draft()
 
     meanwhile = edge.draft()
+    drafted = len(edge.session.chain)
     edge.receive(0, 1, 2, 3)  # the round, and the bonus token
-    complete = not edge.may_draft
-    after = edge.draft()
+    after = edge.draft(most=0)
 
     assert meanwhile is None
-    assert complete
+    assert drafted == 3 + 4  # one more, which the bonus token confirms
     assert after is not None
     assert after.tokens == (4, 5, 6)
 
 
-def test_paper_drafts_in_the_products_machine_while_a_round_is_away() -> None:
-    request = Open(
-        model="m", vocabulary="v", prompt=(0,), sampling=Sampling(), seed=0, max_tokens=100,
-        stop_tokens=(), fill="never",
-    )  # fmt: skip
-    machine = DraftMachine(
-        request, paper(3), Limits(), rtt_s=lambda: 0.0, u=iter(()), readable_tokens=100
-    )
-    machine.received(Opened("s", Limits()))
+async def test_paper_drafts_in_the_products_driver_while_a_round_is_away() -> None:
+    drafted = asyncio.Event()
 
-    while step := machine.next(0.0, busy=False).step:
-        machine.drafted(step, [DraftToken(len(step.context), confidence=0.5)], 0.0)
+    async def note(context: Sequence[TokenId]) -> None:
+        if len(context) == len(driven.PROMPT) + 6:
+            drafted.set()
 
-    assert len(machine.session.chain) == 3 + 3 + 1  # two rounds; one token confirms the first
+    async def slow(link: ScriptedLink) -> AsyncGenerator[Down]:
+        await link.until_sent(3)
+        await drafted.wait()
+        yield Finish("stop")
+
+    metrics = EdgeMetrics(CollectorRegistry())
+    edge = driven.Edge(metrics, ScriptedLink(slow), CountingSlot(wait=note), policy=PAPER)
+
+    assert await edge.run() == Finish("stop")
+    assert edge.emitted == []
 
 
 def test_paper_drops_the_next_round_when_the_last_was_rejected() -> None:
-    edge = Edge(paper(3))
+    edge = Edge(PAPER)
     edge.draft()
     edge.draft()
 
@@ -107,7 +124,7 @@ def test_paper_drops_the_next_round_when_the_last_was_rejected() -> None:
 
 
 def test_a_round_that_is_judged_in_part_is_still_away() -> None:
-    edge = Edge(RoundPolicy(3))
+    edge = Edge(SYNC)
     edge.draft()
 
     edge.receive(0, 1)
@@ -125,7 +142,15 @@ def test_the_last_round_is_as_short_as_the_answer() -> None:
     assert sent.tokens == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [("sync:4", RoundPolicy(4)), ("paper:16", RoundPolicy(16, overlaps=True))],
+)
+def test_a_policy_has_a_name(text: str, policy: RoundPolicy) -> None:
+    assert RoundPolicy.parse(text) == policy
+
+
 @pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])
-def test_an_unknown_policy_is_refused_by_name(text: str) -> None:
+def test_what_is_no_policy_is_an_error_that_names_it(text: str) -> None:
     with pytest.raises(ValueError, match=text):
         RoundPolicy.parse(text)

@@ -41,7 +41,7 @@ def test_a_curve_is_straight_between_its_points_and_beyond_the_last() -> None:
 
 
 @pytest.mark.parametrize("rtt_ms", [0, 10, 300])
-def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
+def test_the_cloud_commits_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
     answer = run(Arm(), synthetic(0.8, 50), rtt_ms=rtt_ms)
 
     assert answer.tokens_per_s == pytest.approx(1 / PASS_S)
@@ -65,7 +65,7 @@ def test_the_cloud_says_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
     ),
 )
 @settings(deadline=None, max_examples=60)
-def test_every_arm_says_all_of_the_targets_answer(
+def test_every_arm_commits_all_of_the_targets_answer(
     acceptance: float, rtt_ms: float, jitter: float, seed: int, arm: Arm
 ) -> None:
     source = synthetic(acceptance, 40, seed)
@@ -203,7 +203,7 @@ def test_good_drafts_cost_next_to_nothing_where_rows_are_dear(
 def test_a_perfect_draft_fills_every_pass() -> None:
     answer = run(picospec(), synthetic(1.0, 3000), rtt_ms=50, hosts=gpu(0.1, 0.002))
 
-    assert answer.tokens_per_s == pytest.approx(33 / 0.1, rel=0.05)  # max_verify, and its own
+    assert answer.tokens_per_s == pytest.approx(33 / 0.1, rel=0.05)  # max_verify, and the bonus
 
 
 def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_cheap() -> None:

@@ -23,7 +23,7 @@ def test_software_makes_a_round_trip_longer() -> None:
     assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
 
 
-def test_who_waits_for_the_target_drafts_while_it_rests() -> None:
+def test_an_edge_that_waits_for_the_target_drafts_while_it_rests() -> None:
     source, hosts = synthetic(1.0, 400), replace(GPU, alone_s=Curve({1: 0.005}))
 
     for arm in (sync(4), colocated(4)):
@@ -33,7 +33,7 @@ def test_who_waits_for_the_target_drafts_while_it_rests() -> None:
     assert run(picospec(), source, hosts=hosts).seconds == run(picospec(), source).seconds
 
 
-def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
+def test_a_message_that_arrives_makes_the_pass_that_runs_longer() -> None:
     source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
 
     assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
@@ -43,7 +43,7 @@ def test_messages_taken_in_make_the_pass_that_runs_longer() -> None:
     )
 
 
-def test_the_first_pass_takes_what_it_is_said_to() -> None:
+def test_the_first_pass_takes_what_the_host_says() -> None:
     hosts = replace(GPU, first_s=0.5, prefill_s=0.01)
 
     answer = run(Arm(), synthetic(0.0, 20, prompt_tokens=30), hosts=hosts)

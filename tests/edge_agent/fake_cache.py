@@ -1,5 +1,5 @@
-"""A cache that refuses gaps, as llama.cpp does, a model whose words rest on all before, and
-what a drafter over them is asked."""
+"""A KV cache that rejects gaps, as llama.cpp does, over a model each of whose tokens depends on
+all before it, and ways to ask a drafter for steps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent.draft_model.drafter import Seat
+from edge_agent.draft_model.drafter import DraftSlot
 from models.segments import Limits, Segment, check
 from speculation.protocol.messages import Sampling
-from speculation.sampling import draft_sampler as guessing
+from speculation.sampling import draft_sampler
 from speculation.sampling.distributions import Logits
 
 V = 100
 
 
 def truth(context: Sequence[int]) -> int:
-    """What the fake model says after a context: it depends on every token of it."""
+    """The fake model's token after a context: it depends on every token of the context."""
     total = 0
     for token in context:
         total = (total * 31 + token) % 9973
@@ -72,20 +72,20 @@ class FakeCache:
         return sum(len(segment.tokens) for segments in self.passes for segment in segments)
 
 
-PICK = guessing.coupled(Sampling(temperature=0.0), 0, 3)
+SAMPLER = draft_sampler.coupled(Sampling(temperature=0.0), 0, 3)
 
 
-async def guess_after(seat: Seat | None, context: Sequence[int]) -> int:
-    (token,) = await guesses_after(seat, context)
+async def draft_after(slot: DraftSlot | None, context: Sequence[int]) -> int:
+    (token,) = await drafts_after(slot, context)
     return token
 
 
-async def guesses_after(
-    seat: Seat | None,
+async def drafts_after(
+    slot: DraftSlot | None,
     context: Sequence[int],
     ahead: Sequence[int] = (),
 ) -> list[int]:
-    assert seat is not None
+    assert slot is not None
     async with asyncio.timeout(5):
-        guesses = await seat.step(list(context), PICK, ahead=ahead)
-        return [guess.token for guess in guesses]
+        drafts = await slot.step(list(context), SAMPLER, ahead=ahead)
+        return [draft.token for draft in drafts]

@@ -1,6 +1,6 @@
-"""A small verifier over the real machines: its target says position * 3 + 100.
+"""A small verifier over the real machine, whose target generates position * 3 + 100.
 
-Served by granian in a process of its own. The model's name chooses how it misbehaves.
+granian serves it in a process of its own. The model's name chooses how it misbehaves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from speculation.protocol import wire
 from speculation.protocol.messages import (
+    PROTOCOL_VERSION,
     Commit,
     Down,
     Fault,
@@ -32,7 +33,7 @@ VOCABULARY = 1000
 PASS_S = 0.01
 
 
-def said_at(position: int) -> int:
+def target_at(position: int) -> int:
     return 100 + 3 * position % 800
 
 
@@ -40,8 +41,8 @@ def said_at(position: int) -> int:
 class Session:
     machine: VerifyingSession
     model: str
-    said: list[Down] = field(default_factory=list)
-    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    sent: list[Down] = field(default_factory=list)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
     streams: int = 0
     posts: int = 0
@@ -80,10 +81,10 @@ FACTS = {
     "model": "plain", "vocabulary_size": VOCABULARY, "vocabulary": "fake",
     "context_tokens": 512, "stop_tokens": [7], "chat_template": "",
     "judges": ["coupled", "separate"], "features": [],
-    "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": 1,
+    "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": PROTOCOL_VERSION,
 }  # fmt: skip
 
-REFUSALS = {
+ERRORS = {
     "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
     "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
     "locked": (401, "invalid_api_key"), "loading": (503, "loading"),
@@ -94,8 +95,8 @@ REFUSALS = {
 async def _open(body: bytes, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if request.model in REFUSALS:
-        status, code = REFUSALS[request.model]
+    if request.model in ERRORS:
+        status, code = ERRORS[request.model]
         error = {"message": f"it is {request.model}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})
         return
@@ -104,29 +105,29 @@ async def _open(body: bytes, send: Send) -> None:
     session = Session(machine, request.model)
     name = f"s{len(sessions)}"
     sessions[name] = session
-    session.said.append(Opened(name, limits))
-    session.task = asyncio.create_task(_speak(session))
+    session.sent.append(Opened(name, limits))
+    session.task = asyncio.create_task(_run(session))
     await _stream(session, send, 0)
 
 
-async def _speak(session: Session) -> None:
+async def _run(session: Session) -> None:
     machine = session.machine
     while not machine.finished:
-        judged = machine.begin(4)
+        judged = machine.begin(len(machine.plan(4).draft))
         await asyncio.sleep(PASS_S)
-        truth = [said_at(judged.start + i) for i in range(len(judged.draft) + 1)]
-        stands = [a == b for a, b in zip(judged.draft, truth, strict=False)]
-        accepted = stands.index(False) if False in stands else len(stands)
+        truth = [target_at(judged.start + i) for i in range(len(judged.draft) + 1)]
+        matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]
+        accepted = matches.index(False) if False in matches else len(matches)
         down = machine.resolve(Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S)
         if session.model == "fault" and judged.start > 5:
             down = [Fault("shutting_down", "going home", retryable=True)]
-        await _say(session, down)
+        await _send_down(session, down)
 
 
-async def _say(session: Session, down: list[Down]) -> None:
-    async with session.news:
-        session.said.extend(down)
-        session.news.notify_all()
+async def _send_down(session: Session, down: list[Down]) -> None:
+    async with session.changed:
+        session.sent.extend(down)
+        session.changed.notify_all()
 
 
 async def _drafts(name: str, body: bytes, send: Send) -> None:
@@ -149,16 +150,16 @@ async def _resume(name: str, start: int, send: Send) -> None:
     at = next(
         (
             i
-            for i, message in enumerate(session.said)
+            for i, message in enumerate(session.sent)
             if isinstance(message, Commit) and message.start + len(message.tokens) > start
         ),
-        len(session.said),
+        len(session.sent),
     )
     await _stream(session, send, 0 if session.model == "repeating" else at)
 
 
 async def _stream(session: Session, send: Send, at: int) -> None:
-    """Send what was said from `at` on. A cutting one ends after some messages."""
+    """Send the messages from `at` on; a model that cuts ends after some of them."""
     cuts = session.model in ("cut", "repeating", "forgetful")
     session.streams += 1
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -178,10 +179,10 @@ async def _stream(session: Session, send: Send, at: int) -> None:
 
 async def _after(session: Session, at: int) -> AsyncIterator[Down]:
     while True:
-        async with session.news:
-            while len(session.said) <= at:
-                await session.news.wait()
-        yield (message := session.said[at])
+        async with session.changed:
+            while len(session.sent) <= at:
+                await session.changed.wait()
+        yield (message := session.sent[at])
         if isinstance(message, Finish | Fault):
             return
         at += 1

@@ -1,11 +1,10 @@
-"""A draft model and a link that do as they are told, for tests of what stands between them."""
+"""A draft model and a link that follow a script, for tests of what is between them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
-from edge_agent.draft_model.drafter import guessed_along
 from speculation.protocol.messages import (
     Commit,
     Down,
@@ -22,8 +21,8 @@ from speculation.sampling.draft_token import DraftToken
 LIMITS = Limits(max_verify=4, max_ahead=16)
 
 
-class CountingSeat:
-    """Guesses n, n + 1, ...: the length of its context. `wait` is awaited in each step."""
+class CountingSlot:
+    """Drafts n, n + 1, ..., where n is the length of the context. Each step awaits `wait`."""
 
     def __init__(
         self,
@@ -41,38 +40,45 @@ class CountingSeat:
     async def step(
         self,
         context: Sequence[TokenId],
-        pick: DraftSampler,
+        sampler: DraftSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
         self.contexts.append([*context, *ahead])
         await self._wait(context)
-        return guessed_along(lambda n: self.guess(len(context) + n), ahead)
+        return [self.draft(len(context) + n) for n in range(self._agreed(context, ahead) + 1)]
 
-    def guess(self, length: int) -> DraftToken:
+    def draft(self, length: int) -> DraftToken:
         """Return what follows a context of that length."""
         return DraftToken(length, self._confidence)
+
+    def _agreed(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> int:
+        """Return how many tokens of `ahead` are drafted too."""
+        for n, token in enumerate(ahead):
+            if self.draft(len(context) + n).token != token:
+                return n
+        return len(ahead)
 
     def leave(self) -> None:
         self.left += 1
 
 
 class ScriptedLink:
-    """Says what `script` yields; remembers what was sent."""
+    """Yields what `script` yields; remembers what was sent."""
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
         self.sent: list[Pushed] = []
         self.cancelled = 0
         self.posting = False
         self._script = script
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def events(self) -> AsyncGenerator[Down]:
         return self._script(self)
 
     def send(self, message: Pushed) -> None:
         self.sent.append(message)
-        self._news.set()
+        self._changed.set()
 
     async def post(self) -> None:
         self.posting = True
@@ -91,22 +97,16 @@ class ScriptedLink:
     async def until_sent(self, tokens: int) -> None:
         """Wait until that many draft tokens were sent, in all."""
         while len(self.drafted) < tokens:
-            self._news.clear()
-            await self._news.wait()
-
-    async def until(self, message: Pushed) -> None:
-        """Wait until that message was sent."""
-        while message not in self.sent:
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
 
 Step = Down | Callable[[ScriptedLink], Awaitable[object]]
-"""Of a script: what is said, or what is awaited before it goes on."""
+"""Of a script: a message, or what is awaited before it goes on."""
 
 
-def saying(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
-    """A script that opens the session and takes these steps, one a turn of the loop."""
+def scripted(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """Return a script that opens the session and takes these steps, one a turn of the loop."""
 
     async def script(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
@@ -130,7 +130,7 @@ def on(event: asyncio.Event) -> Step:
 
 
 def let(event: asyncio.Event) -> Step:
-    """Set the event, for whoever waits on it."""
+    """Set the event, for all that wait on it."""
 
     async def step(_: ScriptedLink) -> None:
         event.set()
@@ -139,14 +139,14 @@ def let(event: asyncio.Event) -> Step:
 
 
 async def quiet(_: ScriptedLink) -> None:
-    """Let everybody do what they have to do."""
+    """Let all tasks do what they have to do."""
     for _turn in range(20):
         await asyncio.sleep(0)
 
 
 def commits(tokens: Iterable[int], *, size: int = 1) -> list[Down]:
-    """Commits of `size` tokens each, and a Finish."""
-    left, said = list(tokens), []
+    """Return Commits of `size` tokens each, and a Finish."""
+    left, messages = list(tokens), list[Down]()
     for start in range(0, len(left), size):
-        said.append(Commit(0, start, tuple(left[start : start + size])))
-    return [*said, Finish("length")]
+        messages.append(Commit(0, start, tuple(left[start : start + size])))
+    return [*messages, Finish("length")]

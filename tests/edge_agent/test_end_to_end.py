@@ -1,4 +1,4 @@
-"""Both services as processes, SmolLM2 at both ends: the edge says what the verifier says."""
+"""Both services as processes: the edge returns what the target generates (both are SmolLM2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from models.opening import open_store
+from models.store import open_store
 from tests.edge_agent.processes import ROOT, free_port
 
 pytestmark = pytest.mark.models
@@ -64,10 +64,13 @@ def until_healthy(url: str) -> None:
     raise TimeoutError(f"{url} is not healthy")
 
 
-def edge(verifier_url: str, *options: str) -> tuple[subprocess.Popen[bytes], str]:
-    port = str(free_port())
-    named = ("--draft-model", "smollm2", "--verifier-url", verifier_url, "--port", port)
-    return run("edge_agent", *named, *options), f"http://127.0.0.1:{port}"
+def edge(
+    verifier_url: str, *options: str, module: str = "edge_agent"
+) -> tuple[subprocess.Popen[bytes], str]:
+    host, port = "127.0.0.1", str(free_port())
+    named = ("--draft-model", "smollm2", "--verifier-url", verifier_url)
+    where = ("--host", host, "--port", port)
+    return run(module, *named, *where, *options), f"http://{host}:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def services() -> Iterator[Services]:
     until_healthy(url)
     plain, useless, separate = (
         edge(url),
-        edge(url, "--drafter", "noise"),
+        edge(url, module="bench.run.useless_drafter"),
         edge(url, "--judge", "separate"),
     )
     started = Services(
@@ -96,7 +99,7 @@ def services() -> Iterator[Services]:
 
 @pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "temperature 1"])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_edge_says_what_the_verifier_says_alone(
+def test_the_edge_returns_what_the_verifier_generates_alone(
     services: Services, prompt: str, settings: dict[str, object]
 ) -> None:
     alone = services.answer(services.verifier_url, prompt, **settings)
@@ -145,7 +148,7 @@ def test_a_client_that_goes_away_frees_its_session(services: Services) -> None:
     assert running == 0
 
 
-def test_a_verifier_killed_while_speaking_is_an_error_within_two_seconds(
+def test_a_verifier_killed_while_generating_is_an_error_within_two_seconds(
     services: Services,
 ) -> None:
     port = str(free_port())

@@ -10,17 +10,18 @@ from types import MappingProxyType
 
 import pytest
 
-from bench.run.useless_drafter import NoDrafter
-from edge_agent.engine import EdgeEngine, Policy
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.driver import Link
+from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.pace import Pace
-from edge_agent.pipeline import Link
 from gateway.errors import EngineFault, Unavailable
 from gateway.ports import Delta, Job, Sampling, Statistics
-from speculation.drafting.policy import DraftSettings
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
 from speculation.protocol.messages import (
     Commit,
     Down,
+    Fill,
     Finish,
     Limits,
     ModelFacts,
@@ -30,7 +31,15 @@ from speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from tests.edge_agent.fakes import LIMITS, CountingSeat, ScriptedLink, quiet, saying
+from tests.edge_agent.fakes import (
+    LIMITS,
+    CountingSlot,
+    ScriptedLink,
+    let,
+    on,
+    quiet,
+    scripted,
+)
 
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], "", LIMITS, judges=["coupled"], features=["logit_bias"]
@@ -57,14 +66,14 @@ class FakeUplink:
         self.forgotten += 1
 
 
-class OneSeat:
-    """A Drafter with one seat."""
+class OneSlot:
+    """A Drafter with one slot."""
 
     def __init__(self, context_tokens: int = 64) -> None:
-        self.seat = CountingSeat(context_tokens=context_tokens)
+        self.slot = CountingSlot(context_tokens=context_tokens)
 
-    def take(self, prompt: Sequence[TokenId]) -> CountingSeat:
-        return self.seat
+    def take(self, prompt: Sequence[TokenId]) -> CountingSlot:
+        return self.slot
 
     def close(self) -> None:
         pass
@@ -73,11 +82,15 @@ class OneSeat:
 def engine(
     uplink: FakeUplink,
     metrics: EdgeMetrics,
-    drafter: OneSeat | NoDrafter | None = None,
-    policy: Policy | None = None,
+    drafter: OneSlot | NoDrafter | None = None,
+    speculation: Speculation | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
-        uplink, drafter or OneSeat(), policy or Policy(), metrics, vocabulary="mine"
+        uplink,
+        drafter or OneSlot(),
+        speculation or Speculation(),
+        metrics,
+        vocabulary="mine",
     )
 
 
@@ -87,7 +100,7 @@ async def deltas(stream: AsyncGenerator[Delta]) -> list[Delta]:
 
 
 async def test_the_facts_are_the_verifiers(metrics: EdgeMetrics) -> None:
-    facts = await engine(FakeUplink(saying()), metrics).facts()
+    facts = await engine(FakeUplink(scripted()), metrics).facts()
 
     assert (facts.model, facts.context_tokens) == ("big", 512)
     assert facts.stop_tokens == {7}
@@ -95,14 +108,14 @@ async def test_the_facts_are_the_verifiers(metrics: EdgeMetrics) -> None:
 
 
 async def test_a_judge_the_verifier_does_not_have_is_a_fault(metrics: EdgeMetrics) -> None:
-    edge = engine(FakeUplink(saying()), metrics, policy=Policy(judge="separate"))
+    edge = engine(FakeUplink(scripted()), metrics, speculation=Speculation(judge="separate"))
 
     with pytest.raises(EngineFault, match="separate"):
         await edge.facts()
 
 
-async def test_the_session_asks_for_what_the_job_says(metrics: EdgeMetrics) -> None:
-    uplink = FakeUplink(saying(Finish("stop")))
+async def test_the_session_asks_for_what_the_job_wants(metrics: EdgeMetrics) -> None:
+    uplink = FakeUplink(scripted(Finish("stop")))
     job = Job(
         "r",
         (1, 2),
@@ -125,43 +138,43 @@ async def test_the_session_asks_for_what_the_job_says(metrics: EdgeMetrics) -> N
 
 
 async def test_statistics_grow_and_the_finish_sets_them_right(metrics: EdgeMetrics) -> None:
-    script = saying(
+    script = scripted(
         Commit(0, 0, (3, 4, 90), accepted=2, pass_s=0.1),
         Commit(0, 3, (91,), pass_s=0.1),
         Finish("length", Totals(passes=3, judged=6, accepted=2, filled=1)),
     )
 
-    said = await deltas(engine(FakeUplink(script), metrics).generate(JOB))
+    received = await deltas(engine(FakeUplink(script), metrics).generate(JOB))
 
-    assert [delta.tokens for delta in said] == [(3, 4, 90), (91,), ()]
-    assert said[1].statistics == Statistics(2, 1, 2, 2, (1, 1))
-    assert said[2].finish == "length"
-    assert said[2].statistics == Statistics(3, 2, 6, 2, (1, 1))
+    assert [delta.tokens for delta in received] == [(3, 4, 90), (91,), ()]
+    assert received[1].statistics == Statistics(2, 1, 2, 2, (1, 1))
+    assert received[2].finish == "length"
+    assert received[2].statistics == Statistics(3, 2, 6, 2, (1, 1))
 
 
 async def test_log_probabilities_are_passed_on(metrics: EdgeMetrics) -> None:
     logprobs = (TokenLogprob(-0.5, ((3, -0.5), (4, -2.0))),)
-    script = saying(Commit(0, 0, (3,), logprobs=logprobs), Finish("length"))
+    script = scripted(Commit(0, 0, (3,), logprobs=logprobs), Finish("length"))
     job = Job("r", (1,), 1, Sampling(), 9, top_logprobs=2)
 
-    said = await deltas(engine(FakeUplink(script), metrics).generate(job))
+    received = await deltas(engine(FakeUplink(script), metrics).generate(job))
 
-    assert said[0].logprobs is not None
-    assert said[0].logprobs[0].top == ((3, -0.5), (4, -2.0))
+    assert received[0].logprobs is not None
+    assert received[0].logprobs[0].top == ((3, -0.5), (4, -2.0))
 
 
-async def test_the_seat_is_left_at_the_end_and_on_an_error(metrics: EdgeMetrics) -> None:
+async def test_the_slot_is_left_at_the_end_and_on_an_error(metrics: EdgeMetrics) -> None:
     async def dying(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
         raise Unavailable("gone")
 
-    well, ill = OneSeat(), OneSeat()
-    await deltas(engine(FakeUplink(saying(Finish("stop"))), metrics, well).generate(JOB))
+    well, ill = OneSlot(), OneSlot()
+    await deltas(engine(FakeUplink(scripted(Finish("stop"))), metrics, well).generate(JOB))
     uplink = FakeUplink(dying)
     with pytest.raises(Unavailable):
         await deltas(engine(uplink, metrics, ill).generate(JOB))
 
-    assert (well.seat.left, ill.seat.left) == (1, 1)
+    assert (well.slot.left, ill.slot.left) == (1, 1)
     assert uplink.forgotten == 1
 
 
@@ -173,54 +186,105 @@ async def test_closing_early_cancels_the_session_and_leaves_no_task(
         yield Commit(0, 0, (3,))
         await asyncio.Event().wait()
 
-    uplink, drafter = FakeUplink(endless), OneSeat()
+    uplink, drafter = FakeUplink(endless), OneSlot()
     stream = engine(uplink, metrics, drafter).generate(JOB)
 
     async with asyncio.timeout(2), aclosing(stream):
         await anext(stream)
 
     assert uplink.link.cancelled == 1
-    assert drafter.seat.left == 1
+    assert drafter.slot.left == 1
     assert len(asyncio.all_tasks()) == 1
 
 
 @pytest.mark.parametrize(
     ("drafter", "max_tokens", "fill"),
-    [(OneSeat(), 20, "never"), (OneSeat(), 100, "auto"), (NoDrafter(), 20, "auto")],
-    ids=["a seat", "a seat that cannot hold the answer", "no seat"],
+    [(OneSlot(), 20, "never"), (OneSlot(), 100, "auto"), (NoDrafter(), 20, "auto")],
+    ids=["a slot", "a slot that cannot hold the answer", "no slot"],
 )
 async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts(
-    metrics: EdgeMetrics, drafter: OneSeat | NoDrafter, max_tokens: int, fill: str
+    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter, max_tokens: int, fill: str
 ) -> None:
-    uplink = FakeUplink(saying(Finish("stop")))
+    uplink = FakeUplink(scripted(Finish("stop")))
     job = Job("r", (1, 2), max_tokens, Sampling(), 9)
 
-    paces: list[Pace] = []
-
-    def make_pace(pacing: DraftSettings, limits: Limits, rtt_s: Callable[[], float]) -> Pace:
-        paces.append(Pace(pacing, limits, rtt_s))
-        return paces[0]
-
-    edge = EdgeEngine(
-        uplink, drafter, Policy(fill="never"), metrics, vocabulary="", make_pace=make_pace
-    )
+    edge = engine(uplink, metrics, drafter, Speculation(fill="never"))
     await deltas(edge.generate(job))
 
     assert uplink.opened[0].fill == fill
-    assert paces[0].pacing.rests is (fill != "never")  # a rest would have both ends wait
+
+
+@pytest.mark.parametrize("fill", ["never", "auto"])
+async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
+    metrics: EdgeMetrics, fill: Fill
+) -> None:
+    misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
+    uplink, drafter = FakeUplink(scripted(*misses, Finish("length"))), OneSlot(200)
+    edge = engine(uplink, metrics, drafter, Speculation(fill=fill))
+
+    await deltas(edge.generate(replace(JOB, max_tokens=60)))
+
+    chains = len({message.epoch for message in uplink.link.sent})
+    assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
+
+
+async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) -> None:
+    class OneToken:
+        def may_draft(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
+            return not session.chain
+
+        def may_look_up(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
+            return False
+
+        def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
+            return session.unsent > 0
+
+    uplink = FakeUplink(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
+    edge = engine(uplink, metrics, speculation=Speculation(policy=OneToken()))
+
+    await deltas(edge.generate(JOB))
+
+    assert uplink.link.drafted == [3, 4]
+
+
+async def test_draft_tokens_and_stale_steps_are_counted_at_the_end(
+    metrics: EdgeMetrics,
+) -> None:
+    landed, stepping = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: Sequence[TokenId]) -> None:
+        if len(context) == 5:
+            stepping.set()
+            await landed.wait()
+
+    script = scripted(on(stepping), Commit(0, 0, (99,)), let(landed), quiet, Finish("stop"))
+    drafter = OneSlot()
+    drafter.slot = CountingSlot(wait=wait)
+
+    await deltas(engine(FakeUplink(script), metrics, drafter).generate(JOB))
+
+    assert metrics.stale._value.get() == 1
+    assert metrics.accepted._value.get() == 0
+    drafted = metrics.drafted._value.get()
+    assert drafted == metrics.wasted._value.get() > 2
+    assert len(drafter.slot.contexts) == drafted + 1
 
 
 @pytest.mark.parametrize(
-    ("policy", "looks_up"),
-    [(Policy(), True), (Policy(lookup=False), False), (Policy(judge="separate"), False)],
+    ("speculation", "looks_up"),
+    [
+        (Speculation(), True),
+        (Speculation(lookup=False), False),
+        (Speculation(judge="separate"), False),
+    ],
 )
-async def test_without_a_seat_it_looks_up_what_was_said_unless_told_not_to(
-    metrics: EdgeMetrics, policy: Policy, looks_up: bool
+async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
+    metrics: EdgeMetrics, speculation: Speculation, looks_up: bool
 ) -> None:
-    uplink = FakeUplink(saying(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
+    uplink = FakeUplink(scripted(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
     job = Job("r1", (51, 52, 53, 54, 55, 56), 20, Sampling(temperature=0.5), seed=9)
 
-    await deltas(engine(uplink, metrics, NoDrafter(), policy).generate(job))
+    await deltas(engine(uplink, metrics, NoDrafter(), speculation).generate(job))
 
     assert (uplink.link.drafted[:3] == [54, 55, 56]) is looks_up
     assert (metrics.looked_up._value.get() > 0) is looks_up
@@ -234,13 +298,13 @@ async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
         for at in range(60)
         for step in (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1), quiet)
     )
-    script = saying(*right, Finish("length"))
-    drafter = OneSeat(context_tokens=200)
+    script = scripted(*right, Finish("length"))
+    drafter = OneSlot(context_tokens=200)
     edge = engine(FakeUplink(script), metrics, drafter)
     job = replace(JOB, max_tokens=60)
 
     await deltas(edge.generate(job))
-    first = len(drafter.seat.contexts)
+    first = len(drafter.slot.contexts)
     await deltas(edge.generate(job))
 
-    assert len(drafter.seat.contexts) - first < first / 2  # nobody took its guesses: it rests
+    assert len(drafter.slot.contexts) - first < first / 2  # no pass took its drafts: it rests

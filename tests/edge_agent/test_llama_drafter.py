@@ -1,4 +1,4 @@
-"""The drafter's thread over a cache that refuses gaps, as llama.cpp does."""
+"""The drafter's thread over a KV cache that rejects gaps, as llama.cpp does."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import pytest
 
 from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
-from tests.edge_agent.fake_cache import FakeCache, V, guess_after, truth
+from speculation.sampling.distributions import Logits
+from speculation.sampling.draft_token import DraftToken
+from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth
 
 
-async def have_asked(drafter: LlamaDrafter, prompt: Sequence[int]) -> None:
-    """Have an earlier job take a seat, read its prompt, and leave."""
-    seat = drafter.take(prompt)
-    await guess_after(seat, prompt)
-    assert seat is not None
-    seat.leave()
+async def run_session(drafter: LlamaDrafter, prompt: Sequence[int]) -> None:
+    """Take a slot, read the prompt, and leave."""
+    slot = drafter.take(prompt)
+    await draft_after(slot, prompt)
+    assert slot is not None
+    slot.leave()
 
 
-async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
+async def test_a_draft_follows_its_whole_context_wherever_the_chain_breaks(
     drafter: LlamaDrafter,
 ) -> None:
-    seat = drafter.take([1, 2, 3])
+    slot = drafter.take([1, 2, 3])
     chance = np.random.default_rng(1)
     context = [1, 2, 3]
 
     for _ in range(60):
-        assert await guess_after(seat, context) == truth(context)
+        assert await draft_after(slot, context) == truth(context)
         keep = int(chance.integers(3, len(context) + 1))
         context = [*context[:keep], *(int(t) for t in chance.integers(0, V, 2))]
 
@@ -37,28 +39,28 @@ async def test_a_guess_follows_its_whole_context_wherever_the_chain_breaks(
 async def test_a_step_that_continues_the_last_decodes_one_row(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    seat = drafter.take([1, 2, 3])
-    first = await guess_after(seat, [1, 2, 3])
+    slot = drafter.take([1, 2, 3])
+    first = await draft_after(slot, [1, 2, 3])
 
-    await guess_after(seat, [1, 2, 3, first])
+    await draft_after(slot, [1, 2, 3, first])
 
     assert [len(segment.tokens) for (segment,) in cache.passes] == [3, 1]
 
 
-async def test_the_same_context_again_gives_the_same_guess(drafter: LlamaDrafter) -> None:
-    seat = drafter.take([1, 2, 3])
+async def test_the_same_context_again_gives_the_same_draft(drafter: LlamaDrafter) -> None:
+    slot = drafter.take([1, 2, 3])
 
-    guesses = {await guess_after(seat, [1, 2, 3]) for _ in range(3)}
+    drafts = {await draft_after(slot, [1, 2, 3]) for _ in range(3)}
 
-    assert guesses == {truth([1, 2, 3])}
+    assert drafts == {truth([1, 2, 3])}
 
 
-async def test_when_all_seats_are_taken_there_is_none_until_one_is_left(
-    drafter: LlamaDrafter,
+async def test_when_all_slots_are_taken_there_is_none_until_one_is_left(
+    drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    first, second = drafter.take([1]), drafter.take([1])
+    first, *others = (drafter.take([1]) for _ in range(cache.limits.sequences))
     assert first is not None
-    assert second is not None
+    assert None not in others
 
     assert drafter.take([1]) is None
     first.leave()
@@ -68,43 +70,43 @@ async def test_when_all_seats_are_taken_there_is_none_until_one_is_left(
     assert drafter.take([1]) is None
 
 
-async def test_a_prompt_that_fills_the_context_gets_no_seat(drafter: LlamaDrafter) -> None:
+async def test_a_prompt_that_fills_the_context_gets_no_slot(drafter: LlamaDrafter) -> None:
     assert drafter.take([1] * 300) is None
 
 
-async def test_a_job_that_begins_like_an_earlier_one_starts_where_that_ended(
+async def test_a_session_that_begins_like_an_earlier_one_starts_where_that_ended(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     talk = list(range(40))
-    await have_asked(drafter, talk)
+    await run_session(drafter, talk)
     before = cache.rows
 
     later = drafter.take([*talk, 1, 2])
-    assert await guess_after(later, [*talk, 1, 2]) == truth([*talk, 1, 2])
+    assert await draft_after(later, [*talk, 1, 2]) == truth([*talk, 1, 2])
 
     assert cache.rows - before == 2
 
 
-async def test_a_little_in_common_does_not_cost_a_long_conversation_its_place(
+async def test_a_little_in_common_does_not_cost_a_long_conversation_its_slot(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     talk = list(range(60))
-    await have_asked(drafter, talk)
+    await run_session(drafter, talk)
 
-    await guess_after(drafter.take([0, 1, 99]), [0, 1, 99])
+    await draft_after(drafter.take([0, 1, 99]), [0, 1, 99])
     before = cache.rows
-    await guess_after(drafter.take(talk), talk)
+    await draft_after(drafter.take(talk), talk)
 
     assert cache.rows - before == 1
 
 
-async def test_a_long_prompt_goes_in_chunks_beside_another_jobs_tokens(
+async def test_a_long_prompt_goes_in_chunks_together_with_another_sessions_tokens(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     long, short = [i % V for i in range(CHUNK_TOKENS * 3)], [5]
     cache.gate.clear()
-    first = asyncio.create_task(guess_after(drafter.take(long), long))
-    second = asyncio.create_task(guess_after(drafter.take(short), short))
+    first = asyncio.create_task(draft_after(drafter.take(long), long))
+    second = asyncio.create_task(draft_after(drafter.take(short), short))
     await asyncio.sleep(0.05)
     cache.gate.set()
 
@@ -118,43 +120,59 @@ async def test_a_cancelled_step_ends_after_the_running_pass(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     long = [i % V for i in range(CHUNK_TOKENS * 4)]
-    seat = drafter.take(long)
+    slot = drafter.take(long)
     cache.gate.clear()
-    step = asyncio.create_task(guess_after(seat, long))
+    step = asyncio.create_task(draft_after(slot, long))
     await asyncio.sleep(0.05)
     step.cancel()
     await asyncio.wait([step])
     cache.gate.set()
 
-    assert await guess_after(seat, [1, 2, 3]) == truth([1, 2, 3])
+    assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
     assert cache.rows <= CHUNK_TOKENS + 3
 
 
-async def test_a_pass_that_fails_is_told_and_the_next_step_works(
+async def test_a_pass_that_fails_fails_its_steps_and_the_next_step_works(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    seat = drafter.take([1, 2, 3])
-    await guess_after(seat, [1, 2, 3])
+    slot = drafter.take([1, 2, 3])
+    await draft_after(slot, [1, 2, 3])
     cache.broken = True
 
     with pytest.raises(CannotDraft, match="out of luck"):
-        await guess_after(seat, [1, 2, 3, 4])
+        await draft_after(slot, [1, 2, 3, 4])
 
-    assert await guess_after(seat, [1, 2, 3, 4]) == truth([1, 2, 3, 4])
+    assert await draft_after(slot, [1, 2, 3, 4]) == truth([1, 2, 3, 4])
+
+
+async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
+    drafter: LlamaDrafter,
+) -> None:
+    def broken(logits: Logits, position: int) -> DraftToken:
+        raise ZeroDivisionError("no distribution")
+
+    slot = drafter.take([1, 2, 3])
+    assert slot is not None
+
+    with pytest.raises(CannotDraft, match="no distribution"):
+        async with asyncio.timeout(5):
+            await slot.step([1, 2, 3], broken)
+
+    assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
 
 
 async def test_a_context_past_the_cache_is_an_error_of_that_step(drafter: LlamaDrafter) -> None:
-    seat = drafter.take([1])
+    slot = drafter.take([1])
 
     with pytest.raises(CannotDraft, match="NoRoom"):
-        await guess_after(seat, [1] * 301)
+        await draft_after(slot, [1] * 301)
 
 
-async def test_closing_cancels_who_waits_and_frees_the_cache(cache: FakeCache) -> None:
+async def test_closing_cancels_waiting_steps_and_frees_the_cache(cache: FakeCache) -> None:
     drafter = LlamaDrafter(cache)
     long = [i % V for i in range(250)]
     cache.gate.clear()
-    step = asyncio.create_task(guess_after(drafter.take(long), long))
+    step = asyncio.create_task(draft_after(drafter.take(long), long))
     await asyncio.sleep(0.05)
 
     closing = asyncio.create_task(asyncio.to_thread(drafter.close))

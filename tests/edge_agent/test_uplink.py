@@ -1,4 +1,4 @@
-"""The uplink against a verifier that cuts, repeats, refuses and dies, served by granian."""
+"""The uplink against a verifier that cuts, repeats, answers with errors and dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.errors import (
     Unavailable,
 )
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Opened, Sampling
-from tests.edge_agent.fake_verifier import said_at
+from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, start
 
 
@@ -43,7 +43,7 @@ async def everything(link: Link) -> list[Down]:
         return [message async for message in link.events()]
 
 
-def spoken(messages: list[Down]) -> list[int]:
+def committed(messages: list[Down]) -> list[int]:
     """Tokens in order, each position once."""
     tokens: list[int] = []
     for message in messages:
@@ -53,7 +53,7 @@ def spoken(messages: list[Down]) -> list[int]:
     return tokens
 
 
-async def test_facts_are_asked_once_and_the_round_trip_is_measured(uplink: Uplink) -> None:
+async def test_facts_are_fetched_once_and_the_round_trip_is_measured(uplink: Uplink) -> None:
     facts = await uplink.facts()
 
     assert facts.model == "plain"
@@ -66,7 +66,7 @@ async def test_a_session_is_opened_and_followed_to_its_finish(uplink: Uplink) ->
 
     assert isinstance(messages[0], Opened)
     assert isinstance(messages[-1], Finish)
-    assert spoken(messages) == [said_at(i) for i in range(40)]
+    assert committed(messages) == [target_at(i) for i in range(40)]
 
 
 @pytest.mark.parametrize("model", ["cut", "repeating"])
@@ -75,7 +75,7 @@ async def test_a_cut_stream_is_resumed_where_it_was(
 ) -> None:
     messages = await everything(uplink.open(request(model)))
 
-    assert spoken(messages) == [said_at(i) for i in range(40)]
+    assert committed(messages) == [target_at(i) for i in range(40)]
     assert metrics.resumes._value.get() >= 2
 
 
@@ -110,7 +110,7 @@ async def test_bytes_that_are_no_frames_are_a_fault(uplink: Uplink) -> None:
         ("large", TooLarge, "too_large"),
     ],
 )
-async def test_a_refused_session_says_why(
+async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(
     uplink: Uplink, model: str, error: type[ApiError], code: str
 ) -> None:
     with pytest.raises(error) as raised:
@@ -126,8 +126,8 @@ async def test_drafts_arrive_even_when_a_post_fails(uplink: Uplink, model: str) 
     finish = None
     async with asyncio.timeout(8), asyncio.TaskGroup() as tasks:
         posting = tasks.create_task(link.post())
-        link.send(Draft(0, 0, 0, tuple(said_at(i) for i in range(8))))
-        link.send(Draft(0, 8, 8, tuple(said_at(i) for i in range(8, 16))))
+        link.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
+        link.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
         async for message in link.events():
             if isinstance(message, Finish):
                 finish = message
@@ -177,7 +177,7 @@ async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
     await uplink.close()
 
 
-async def test_a_verifier_killed_while_speaking_is_unavailable_within_two_seconds(
+async def test_a_verifier_killed_while_generating_is_unavailable_within_two_seconds(
     metrics: EdgeMetrics,
 ) -> None:
     doomed = start()

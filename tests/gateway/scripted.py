@@ -1,9 +1,10 @@
-"""A scripted engine, a byte tokenizer, and the face served on loopback by uvicorn."""
+"""A scripted engine, a byte tokenizer, and the API served on loopback by uvicorn."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -19,9 +20,10 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.account import Clock
 from gateway.app import create_app
 from gateway.errors import ApiError
-from gateway.ports import Delta, Facts, Job, Message, Statistics, TokenLogprob
+from gateway.ports import Delta, Facts, Job, Message, Statistics, Tokenizer, TokenLogprob
 from gateway.settings import GatewaySettings
 
 END = 256
@@ -47,7 +49,7 @@ class ByteTokenizer:
 
 @dataclass
 class ScriptedEngine:
-    """Says `script` (or what it says for the choice), one Delta a chunk, then `then`."""
+    """Generates `script` (or what it returns for the job), a Delta a chunk, then `then`."""
 
     script: Sequence[bytes] | Callable[[Job], Sequence[bytes]] = (b"Hi", b" there")
     then: Exception | None = None
@@ -95,18 +97,23 @@ def _logprob(job: Job, token: int) -> TokenLogprob:
     return TokenLogprob(-0.5, top[: job.top_logprobs])
 
 
-def make_app(engine: ScriptedEngine, **settings: object) -> FastAPI:
-    async def tokenizer() -> ByteTokenizer:
-        return ByteTokenizer()
+def make_app(
+    engine: ScriptedEngine,
+    *,
+    clock: Clock = time.monotonic,
+    tokenizer: Tokenizer | None = None,
+    **settings: object,
+) -> FastAPI:
+    async def source() -> Tokenizer:
+        return tokenizer or ByteTokenizer()
 
-    return create_app(
-        engine, tokenizer, GatewaySettings.model_validate(settings), draw_seed=lambda: 41
-    )
+    given = GatewaySettings.model_validate(settings)
+    return create_app(engine, source, given, clock=clock, draw_seed=lambda: 41)
 
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=app)
-    return httpx.AsyncClient(transport=transport, base_url="http://face", headers=headers)
+    return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 
 class Server(uvicorn.Server):

@@ -1,36 +1,52 @@
-"""Each bad input gets the defined error, in OpenAI's shape; the engine never hears of it."""
+"""Each bad input gets the defined error, in OpenAI's shape; the engine never gets it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.errors import Unavailable
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
 
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+
+def asks(content: object, **more: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": content, **more}]}
+
+
+CHAT = {"model": MODEL, **asks("Hello")}
 TEXT = {"model": MODEL, "prompt": "Hello"}
 KEY = {"authorization": "Bearer right"}
 
 BAD_CHATS = [
-    ({"temperature": -1}, "temperature", "invalid_value"),
+    ({"temperature": -0.1}, "temperature", "invalid_value"),
     ({"temperature": 2.1}, "temperature", "invalid_value"),
-    ({"temperature": "hot"}, "temperature", "invalid_value"),
+    ({"temperature": "1"}, "temperature", "invalid_value"),
     ({"temperature": True}, "temperature", "invalid_value"),
     ({"top_p": 0}, "top_p", "invalid_value"),
+    ({"top_p": 1.1}, "top_p", "invalid_value"),
     ({"top_k": 1.5}, "top_k", "invalid_value"),
-    ({"min_p": 2}, "min_p", "invalid_value"),
+    ({"top_k": -2}, "top_k", "invalid_value"),
+    ({"top_k": 2**31}, "top_k", "invalid_value"),
+    ({"min_p": -0.1}, "min_p", "invalid_value"),
+    ({"min_p": 1.1}, "min_p", "invalid_value"),
     ({"n": 0}, "n", "invalid_value"),
     ({"n": 9}, "n", "invalid_value"),
+    ({"n": "2"}, "n", "invalid_value"),
+    ({"stream": 1}, "stream", "invalid_value"),
     ({"seed": 2**63}, "seed", "invalid_value"),
+    ({"seed": -(2**63) - 1}, "seed", "invalid_value"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens", "invalid_value"),
-    ({"max_tokens": CONTEXT_TOKENS}, "messages", "context_length_exceeded"),
+    ({"max_tokens": CONTEXT_TOKENS - 7}, "messages", "context_length_exceeded"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
     ({"stop": ""}, "stop.0", "invalid_value"),
+    ({"stop": "a" * 513}, "stop.0", "invalid_value"),
     ({"stop": 7}, "stop", "invalid_value"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
@@ -38,23 +54,12 @@ BAD_CHATS = [
     ({"messages": None}, "messages", "missing_required_parameter"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "missing_required_parameter"),
     ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role", "invalid_value"),
-    (
-        {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
-        "messages.0.tool_calls",
-        "unknown_parameter",
-    ),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-        "messages.0.content.0.type",
-        "invalid_value",
-    ),
+    (asks("a", tool_calls=[{}]), "messages.0.tool_calls", "unknown_parameter"),
+    (asks([{"type": "image_url"}]), "messages.0.content.0.type", "invalid_value"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "invalid_value"),
-    (
-        {"messages": [{"role": "user", "content": "a" * CONTEXT_TOKENS}]},
-        "messages",
-        "context_length_exceeded",
-    ),
+    (asks("a" * (CONTEXT_TOKENS - 3)), "messages", "context_length_exceeded"),
     ({"model": None}, "model", "missing_required_parameter"),
+    ({"model": ""}, "model", "invalid_value"),
     ({"colour": "red"}, "colour", "unknown_parameter"),
 ]
 
@@ -95,7 +100,9 @@ BAD_TEXTS = [
     ({"echo": True}, "echo", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
     ({"suffix": "z"}, "suffix", "unsupported_parameter"),
+    ({"prompt": ["a"] * 3, "n": 6}, "prompt", "invalid_value"),
     ({"logprobs": 21}, "logprobs", "invalid_value"),
+    ({"logprobs": -1}, "logprobs", "invalid_value"),
     ({"messages": []}, "messages", "unknown_parameter"),
 ]
 
@@ -144,52 +151,88 @@ async def test_a_bad_completion_request_is_a_400_that_names_the_field(
 
 
 async def test_an_unknown_model_is_a_404(engine: ScriptedEngine) -> None:
-    status, error = await post(engine, "/v1/chat/completions", CHAT | {"model": "gpt-9"})
+    status, error = await post(engine, "/v1/chat/completions", CHAT | {"model": "g"})
 
     assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b"[" * 500, b"[1]"])
+NAN = b'{"model": "bytes-1", "messages": [{"role": "user", "content": ""}], "top_p": NaN}'
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b"[" * 500, b"[1]", NAN])
 async def test_a_body_that_is_no_json_object_is_a_400(
     engine: ScriptedEngine, body: bytes
 ) -> None:
     async with client_of(make_app(engine)) as client:
         answer = await client.post("/v1/chat/completions", content=body)
 
-    assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    syntax = error["message"] == "the body is not valid JSON"
+    assert syntax is (error["code"] == "invalid_json") is (body not in (b"[1]", NAN))
 
 
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "limit"), [({"body_limit_bytes": 1024}, 1024), ({}, 2**23)]
+)
 async def test_a_body_over_the_limit_is_a_413_announced_or_not(
-    engine: ScriptedEngine, chunked: bool
+    engine: ScriptedEngine, chunked: bool, settings: dict[str, int], limit: int
 ) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(5):
-            yield b" " * 256
+    async def chunks(*sizes: int) -> AsyncIterator[bytes]:
+        for size in sizes:
+            yield b" " * size
 
-    content = chunks() if chunked else b" " * 1280
+    small, large = (limit // 2, limit // 2), (limit // 2, limit // 2 + 1)
+    async with client_of(make_app(engine, **settings)) as client:
+        answers = [
+            await client.post(
+                "/v1/chat/completions", content=chunks(*sizes) if chunked else b" " * sum(sizes)
+            )
+            for sizes in (small, large)
+        ]
+
+    assert [answer.status_code for answer in answers] == [400, 413]
+    assert answers[1].json()["error"]["code"] == "request_too_large"
+
+
+async def test_a_body_announced_over_the_limit_is_not_read(engine: ScriptedEngine) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
 
     async with client_of(make_app(engine, body_limit_bytes=1024)) as client:
-        answer = await client.post("/v1/chat/completions", content=content)
+        answer = await client.post("/", content=unread(), headers={"content-length": "1025"})
 
     assert answer.status_code == 413
-    assert answer.json()["error"]["code"] == "request_too_large"
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"authorization": "Bearer wrong"},
-        {"authorization": "Basic right"},
-        {"x-api-key": "right"},
-    ],
-)
+async def test_the_message_says_what_would_fit(engine: ScriptedEngine) -> None:
+    _, default = await post(engine, "/v1/completions", TEXT | {"prompt": [1] * CONTEXT_TOKENS})
+    _, wanted = await post(engine, "/v1/chat/completions", CHAT | {"max_tokens": 57})
+    _, token = await post(engine, "/v1/completions", TEXT | {"prompt": [257]})
+
+    assert default["message"].endswith("takes 64 and the completion asks for 1")
+    assert wanted["message"].endswith("takes 8 and the completion asks for 57")
+    assert token["message"] == "token ids must be from 0 to 256"
+
+
+async def test_the_limit_of_choices_is_the_services() -> None:
+    async with client_of(make_app(ScriptedEngine(), max_choices=3)) as client:
+        answers = [
+            await client.post("/v1/chat/completions", json=CHAT | {"n": n}) for n in (3, 4)
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert answers[1].json()["error"]["param"] == "n"
+
+
+@pytest.mark.parametrize("key", [None, "Bearer wrong", "Basic right", "right"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/nowhere"])
 async def test_without_a_right_key_every_path_is_a_401(
-    engine: ScriptedEngine, path: str, headers: dict[str, str]
+    engine: ScriptedEngine, path: str, key: str | None
 ) -> None:
+    headers = {"x-api-key": "right"} if key is None else {"authorization": key}
     async with client_of(make_app(engine, api_keys=["other", "right"])) as client:
         answer = await client.post(path, content=b"{", headers=headers)
 
@@ -198,7 +241,7 @@ async def test_without_a_right_key_every_path_is_a_401(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_with_a_right_key_the_doors_open_and_two_are_never_closed(
+async def test_with_a_right_key_every_path_is_open_and_two_always_are(
     engine: ScriptedEngine,
 ) -> None:
     async with client_of(make_app(engine, api_keys=["other", "right"])) as client:
@@ -209,6 +252,17 @@ async def test_with_a_right_key_the_doors_open_and_two_are_never_closed(
         ]
 
     assert statuses == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"body_limit_bytes": 1023}, {"max_choices": 0}, {"max_choices": 129}]
+)
+def test_settings_beyond_their_range_are_rejected(settings: dict[str, int]) -> None:
+    make_app(ScriptedEngine(), body_limit_bytes=1024, max_choices=1)
+    make_app(ScriptedEngine(), max_choices=128)
+
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        make_app(ScriptedEngine(), **settings)
 
 
 async def test_unknown_paths_and_methods_are_errors_in_openais_shape(

@@ -1,4 +1,4 @@
-"""The real openai SDK against the face, served by uvicorn on loopback."""
+"""The real openai SDK against the API, served by uvicorn on loopback."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ async def test_a_stream_has_role_content_finish_and_statistics_in_this_order() -
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, None, "stop"]
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[-1].timings["draft_n"] == 12
+
+
+async def test_there_is_no_usage_chunk_unless_it_is_asked_for() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=ASK, stream=True, stream_options={"include_obfuscation": True}
+        )
+        chunks = [chunk async for chunk in stream]
+
+    assert all(chunk.choices for chunk in chunks)
 
 
 async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
@@ -135,6 +145,10 @@ async def test_a_stop_string_across_tokens_ends_the_text_and_keeps_the_statistic
 async def test_completions_take_several_prompts_of_text_or_of_tokens() -> None:
     engine = ScriptedEngine(lambda job: [bytes(job.prompt)])
     async with sdk(engine) as client:
+        await client.completions.create(model=MODEL, prompt=[0], logprobs=20)
+        none = await client.completions.create(
+            model=MODEL, prompt=["a", "b"], n=8, logprobs=0, echo=False, best_of=1
+        )
         texts = await client.completions.create(model=MODEL, prompt=["ab", "c"], n=2)
         tokens = await client.completions.create(model=MODEL, prompt=[[100, 101], [102]])
         one = await client.completions.create(model=MODEL, prompt=[103])
@@ -142,6 +156,7 @@ async def test_completions_take_several_prompts_of_text_or_of_tokens() -> None:
     assert [choice.text for choice in texts.choices] == ["ab", "ab", "c", "c"]
     assert [choice.text for choice in tokens.choices] == ["de", "f"]
     assert one.choices[0].text == "g"
+    assert none.choices[15].logprobs.top_logprobs == [None]
     assert texts.usage.prompt_tokens == 3
     assert {job.max_tokens for job in engine.jobs} == {16}
 
@@ -171,11 +186,12 @@ async def test_an_answer_can_be_sent_back_as_part_of_the_conversation() -> None:
     async with sdk(engine) as client:
         answer = await client.chat.completions.create(model=MODEL, messages=ASK)
         parts = {"role": "user", "content": [{"type": "text", "text": t} for t in ("x", "y")]}
+        system = {"role": "developer", "content": "z"}
         await client.chat.completions.create(
-            model=MODEL, messages=[*ASK, answer.choices[0].message, parts]
+            model=MODEL, messages=[system, *ASK, answer.choices[0].message, parts]
         )
 
-    assert bytes(engine.jobs[1].prompt) == b"u:Hello\na:ok\nu:x\ny\n"
+    assert bytes(engine.jobs[1].prompt) == b"s:z\nu:Hello\na:ok\nu:x\ny\n"
 
 
 async def test_the_model_can_be_listed_and_looked_up() -> None:
@@ -199,7 +215,8 @@ async def test_a_wrong_key_is_an_authentication_error() -> None:
 @pytest.mark.parametrize(
     ("then", "kind"),
     [
-        (Overloaded("full", retry_after_s=3), openai.RateLimitError),
+        (Overloaded("busy", retry_after_s=3), openai.RateLimitError),
+        (Overloaded("full"), openai.RateLimitError),
         (Unavailable("no verifier"), openai.InternalServerError),
         (EngineFault("a bug"), openai.InternalServerError),
         (InvalidRequest("no", param="x"), openai.BadRequestError),
@@ -215,7 +232,10 @@ async def test_an_error_before_the_first_token_has_its_own_status_streamed_or_no
             await client.chat.completions.create(model=MODEL, messages=ASK, stream=stream)
 
     if isinstance(then, Overloaded):
-        assert caught.value.response.headers["retry-after"] == "3"
+        assert (
+            caught.value.response.headers["retry-after"]
+            == {"busy": "3", "full": "1"}[then.message]
+        )
     assert engine.closed.locked() is False
 
 

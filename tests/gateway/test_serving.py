@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import re
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
 from gateway.errors import Unavailable
-from gateway.ports import Delta, Job
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
+from gateway.ports import Delta, Job, Message, Statistics
+from tests.gateway.scripted import (
+    MODEL,
+    ByteTokenizer,
+    ScriptedEngine,
+    client_of,
+    make_app,
+    served,
+)
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
 STREAM = CHAT | {"stream": True}
@@ -106,13 +116,16 @@ async def test_one_choice_that_fails_ends_the_others() -> None:
     await closed(engine, 2)
 
 
-async def test_a_sane_request_id_is_kept_and_any_other_replaced() -> None:
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("trace-1.a:b", True), ("a" * 128, True), ("a" * 129, False), ("a b", False)],
+)
+async def test_a_sane_request_id_is_kept_and_any_other_replaced(given: str, kept: bool) -> None:
     async with client_of(make_app(ScriptedEngine())) as client:
-        kept = await client.get("/health", headers={"x-request-id": "trace-1.a:b"})
-        replaced = await client.get("/health", headers={"x-request-id": "two words"})
+        answer = await client.get("/health", headers={"x-request-id": given})
 
-    assert kept.headers["x-request-id"] == "trace-1.a:b"
-    assert replaced.headers["x-request-id"].startswith("req-")
+    assert (answer.headers["x-request-id"] == given) is kept
+    assert answer.headers["x-request-id"].startswith("req-") is not kept
 
 
 async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
@@ -124,6 +137,7 @@ async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
     first, second = logs
     assert (first["status"], first["prompt_tokens"], first["completion_tokens"]) == (200, 15, 9)
     assert (second["status"], second["error"]) == (400, "invalid_value")
+    assert second["prompt_tokens"] == second["completion_tokens"] == 0
     assert "secret" not in repr(logs)
 
 
@@ -162,6 +176,95 @@ async def test_metrics_have_the_names_dashboards_know() -> None:
         "picospec:prompt_tokens_total 15.0",
     ):
         assert line in metrics.splitlines()
+
+
+async def test_times_are_measured_from_the_start_of_the_request() -> None:
+    now_s = 10.0
+
+    async def wait() -> None:
+        nonlocal now_s
+        await asyncio.sleep(0.01)  # the Delta before is read first
+        now_s += 0.25
+
+    def script(_: Job) -> list[bytes]:
+        nonlocal now_s
+        now_s += 1 / 3
+        return [b"Hi", b" there"]
+
+    app = make_app(ScriptedEngine(script, pause=wait), clock=lambda: now_s)
+    async with client_of(app) as client:
+        with capture_logs() as logs:
+            answer = await client.post("/v1/chat/completions", json=CHAT)
+        metrics = (await client.get("/metrics")).text
+
+    assert answer.json()["timings"] == pytest.approx(
+        {
+            "prompt_n": 15,
+            "prompt_ms": 1000 / 3,
+            "predicted_n": 9,
+            "predicted_ms": 500,
+            "predicted_per_second": 18,
+            "draft_n": 12,
+            "draft_n_accepted": 7,
+        }
+    )
+    assert (logs[0]["first_token_s"], logs[0]["duration_s"]) == (0.333333, 0.833333)
+    for name, seconds in (
+        ("time_to_first_token", 1 / 3),
+        ("inter_token_latency", 0.5),
+        ("e2e_request_latency", 5 / 6),
+    ):
+        (line,) = [
+            x for x in metrics.splitlines() if x.startswith(f"picospec:{name}_seconds_sum")
+        ]
+        assert float(line.split()[1]) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("name", "buckets"),
+    [
+        ("inter_token_latency", [1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000]),
+        (
+            "time_to_first_token",
+            [50, 100, 250, 500, 1000, 2500, 5000, 1e4, 3e4, 6e4, 12e4, 3e5],
+        ),
+    ],
+)
+async def test_the_buckets_of_the_histograms_are_stable(
+    name: str, buckets: list[float]
+) -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        metrics = (await client.get("/metrics")).text
+
+    found = re.findall(rf'picospec:{name}_seconds_bucket{{le="([0-9.]+)"}}', metrics)
+    assert [float(bound) * 1000 for bound in found] == pytest.approx(buckets)
+
+
+async def test_rates_without_drafts_or_without_time_are_zero() -> None:
+    app = make_app(ScriptedEngine(statistics=Statistics(3)), clock=lambda: 0.0)
+    async with client_of(app) as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+
+    found = answer.json()["metrics"]["speculative_decoding"]
+    assert (found["mean_acceptance_length"], found["draft_acceptance_rate"]) == (1, 0)
+    assert (found["num_target_passes"], found["acceptance_histogram"]) == (3, [0])
+    assert answer.json()["timings"]["predicted_per_second"] == 0
+
+
+async def test_prompts_are_tokenised_one_at_a_time_and_never_in_the_event_loop() -> None:
+    threads: set[int] = set()
+
+    class Slow(ByteTokenizer):
+        def chat(self, messages: Sequence[Message]) -> list[int]:
+            threads.add(threading.get_ident())
+            time.sleep(0.02)
+            return super().chat(messages)
+
+    async with client_of(make_app(ScriptedEngine(), tokenizer=Slow())) as client:
+        posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
+        await asyncio.gather(*posts)
+
+    assert len(threads - {threading.get_ident()}) == len(threads) == 1
 
 
 async def test_two_apps_in_one_process_share_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Models of a few bytes, and the wheels they come in."""
+"""Models of a few bytes, wheels that hold them, and SmolLM2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from models.catalogue import ModelFile, Wheel
 from models.llama import Model
-from models.opening import open_store
+from models.store import open_store
 
 CONTENT = bytes(range(256)) * 40
 

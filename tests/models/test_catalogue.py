@@ -1,4 +1,4 @@
-"""The catalogue names everything it uses."""
+"""The catalogue defines every name it uses."""
 
 from __future__ import annotations
 

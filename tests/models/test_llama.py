@@ -1,6 +1,6 @@
-"""A row's logits depend on the tokens before it alone: the exactness of the embedded target.
+"""A row's logits depend only on the tokens before it, which makes the embedded target exact.
 
-Contexts are long enough to cross 256 and 512 cells, where llama.cpp changes its ways.
+Contexts are long enough to cross 256 and 512 cells, where llama.cpp's kernels change.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def prefill(context: Context, sequence: int, tokens: list[int], rows: int = EXAC
         context.decode([Segment(sequence, start, tokens[start : start + rows], 0)])
 
 
-def say(context: Context, sequence: int, tokens: list[int], rows: int = 1) -> Rows:
+def decode(context: Context, sequence: int, tokens: list[int], rows: int = 1) -> Rows:
     """Decode tokens, `rows` a pass; return logits [len(tokens), V]."""
     found = []
     for start in range(0, len(tokens), rows):
@@ -63,11 +63,11 @@ def test_logits_are_bit_identical_whatever_shares_the_pass(
     text, other = model.tokenize(TEXT, False), model.tokenize(OTHER, False)
     prefill(context, 0, text[:held])
     now = text[held : held + ROWS]
-    alone = say(context, 0, now)
+    alone = decode(context, 0, now)
 
     for rows in (2, 4, 6):
         context.truncate(0, held)
-        assert np.array_equal(say(context, 0, now, rows), alone)
+        assert np.array_equal(decode(context, 0, now, rows), alone)
 
     wrong = []
     context.truncate(0, held)
@@ -91,21 +91,23 @@ def test_logits_are_bit_identical_whatever_shares_the_pass(
 def test_a_cache_is_the_same_however_it_was_filled(model: Model, context: Context) -> None:
     text = model.tokenize(TEXT, False)
     prefill(context, 0, text[:280])
-    reference = say(context, 0, text[280:282])
+    reference = decode(context, 0, text[280:282])
 
     for rows in (3, 10, EXACT_ROWS - 1):
         prefill(context, 1, text[:280], rows)
-        assert np.array_equal(say(context, 1, text[280:282]), reference)
+        assert np.array_equal(decode(context, 1, text[280:282]), reference)
 
 
 def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
-    """The negative control: if this fails, EXACT_ROWS can go."""
+    """This is the negative control: if it fails, EXACT_ROWS can be removed."""
     text = model.tokenize(TEXT, False)
     context = Context(model, 768, sequences=2)
     prefill(context, 0, text[:256], EXACT_ROWS)
     prefill(context, 1, text[:256], EXACT_ROWS + 65)
 
-    assert not np.array_equal(say(context, 0, text[256:258]), say(context, 1, text[256:258]))
+    assert not np.array_equal(
+        decode(context, 0, text[256:258]), decode(context, 1, text[256:258])
+    )
     context.close()
 
 
@@ -115,23 +117,25 @@ def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model
     prefill(context, 0, text[:280], EXACT_ROWS)
     prefill(context, 1, text[:280], 256)
 
-    assert np.array_equal(say(context, 0, text[280:284]), say(context, 1, text[280:284], 4))
+    assert np.array_equal(
+        decode(context, 0, text[280:284]), decode(context, 1, text[280:284], 4)
+    )
     context.close()
 
 
 def test_two_threads_on_the_fine_cache_are_not_exact(model: Model) -> None:
-    """The negative control of the test above."""
+    """This is the negative control of the test above."""
     text = model.tokenize(TEXT, False)
     context = Context(model, 768, threads=2)
     prefill(context, 0, text[:280])
-    alone = say(context, 0, text[280:284])
+    alone = decode(context, 0, text[280:284])
     context.truncate(0, 280)
 
-    assert not np.array_equal(say(context, 0, text[280:284], 4), alone)
+    assert not np.array_equal(decode(context, 0, text[280:284], 4), alone)
     context.close()
 
 
-def test_a_closed_context_refuses_and_does_not_crash(model: Model) -> None:
+def test_a_closed_context_raises_and_does_not_crash(model: Model) -> None:
     context = Context(model, 256)
     context.decode([Segment(0, 0, [1])])
     context.close()
@@ -173,6 +177,6 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_the_model_knows_its_facts(model: Model) -> None:
     assert model.context_tokens == 8192
-    assert model.piece(2, special=True) == b"<|im_end|>"
+    assert model.vocabulary.piece(2, special=True) == b"<|im_end|>"
     assert 2 in model.stop_tokens()
     assert model.metadata()["general.architecture"] == "llama"

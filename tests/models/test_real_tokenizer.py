@@ -52,7 +52,7 @@ def test_the_pieces_of_a_text_are_its_bytes(model: Model, text: str) -> None:
 def test_the_default_system_message_is_kept(model: Model) -> None:
     tokens = GgufTokenizer(model).chat([Message("user", "hi")])
 
-    shown = b"".join(model.piece(token, special=True) for token in tokens)
+    shown = b"".join(model.vocabulary.piece(token, special=True) for token in tokens)
     assert shown.startswith(b"<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
 
 

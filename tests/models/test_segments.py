@@ -1,4 +1,4 @@
-"""What a pass refuses before llama.cpp sees it."""
+"""Segments that are refused before llama.cpp gets them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
         pytest.param([Segment(0, 3, [-1])], id="a-negative-token"),
     ],
 )
-def test_a_dishonest_segment_is_refused(segments: list[Segment]) -> None:
+def test_a_segment_that_breaks_a_rule_is_refused(segments: list[Segment]) -> None:
     with pytest.raises(BadSegment):
         check(segments, LIMITS, HELD.__getitem__)
 

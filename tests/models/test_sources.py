@@ -1,4 +1,4 @@
-"""The hub and the folder: resumed, and quick to give up."""
+"""The hub and the folder are resumed, and fail quickly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 class Server:
-    """Serves one file; ranges too, if asked to."""
+    """Serves one file, and ranges of it unless `ranges` is false."""
 
     def __init__(self, content: bytes, ranges: bool = True) -> None:
         self.content = content

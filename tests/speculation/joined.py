@@ -1,64 +1,208 @@
-"""Two session machines joined by a bad network: late, twice, out of order, cut and resumed.
+"""The two machines joined by a bad network, as their drivers would join them.
 
-Up, any message may be delivered at any time and again later: this is also what a lost message
-that is sent again looks like. Down is a stream: in order, but begun anew after a cut.
+Up, any frame may arrive at any time and again later: this is also what a lost message that is
+sent again looks like. Down is a stream of bytes: in order, but begun anew after a cut.
+
+The drivers here do what the rules of the machines leave open, by chance: the edge asks at any
+time, a step takes any number of actions, and the verifier's engine trims offers, preempts the
+session, reads prompts in passes, and serves other sessions, which come and go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
-import numpy as np
-
-from speculation.drafting.session import DraftingSession
+from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting.policy import StreamPolicy
+from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol import wire
-from speculation.protocol.messages import (
-    Commit,
-    Down,
-    Finish,
-    Limits,
-    Open,
-    Pushed,
-    Reject,
-    Sampling,
-    TokenId,
-)
-from speculation.sampling.distributions import Distribution, quantise
+from speculation.protocol.messages import Draft, Finish, Limits, Open, Opened, Redraw
+from speculation.sampling.distributions import quantise
 from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
+from speculation.sampling.judging import judge_coupled, judge_separate
 from speculation.sampling.noise import place
-from speculation.verifying.session import VerifyingSession
+from speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
+from speculation.verifying.session import Pass, VerifyingSession
+from tests.speculation.small_models import SIZE, Model, opening, plain
 
-Model = Callable[[tuple[TokenId, ...]], Distribution]
-"""Context to distribution."""
-
-PROMPT = (3, 1, 2)
-
-
-def model(number: int, size: int = 7) -> Model:
-    """A model whose distribution depends on the last two tokens."""
-    table = np.random.default_rng(number).dirichlet([0.5] * size, (size, size))
-
-    def distribution(context: tuple[TokenId, ...]) -> Distribution:
-        p = table[context[-2], context[-1]]
-        return Distribution(np.flatnonzero(p), p[p > 0.0])
-
-    return distribution
+NAME = "joined"
 
 
 def uniforms(chance: Random) -> Iterator[float]:
     return iter(chance.random, 2.0)
 
 
-def plain(target: Model, request: Open) -> list[TokenId]:
-    """The text that the target alone says for this seed."""
-    said: list[TokenId] = []
-    while len(said) < request.max_tokens and not (said and said[-1] in request.stop_tokens):
-        at = place(len(request.prompt), len(said))
-        said.append(target((*request.prompt, *said)).coupled(request.seed, at))
-    return said
+@dataclass
+class EdgeDriver:
+    """Runs the edge's machine with a draft model that is like the target with rate `right`."""
+
+    request: Open
+    target: Model
+    drafter: Model
+    chance: Random
+    right: float
+    looks_up: bool
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        self.machine = DraftMachine(
+            self.request,
+            StreamPolicy(may_rest=self.request.fill != "never"),
+            self.limits,
+            rtt_s=lambda: 0.1,
+            u=uniforms(self.chance),
+            readable_tokens=inf,
+            lookup=PromptLookup(self.request.prompt) if self.looks_up else None,
+        )
+        self.sent: list[bytes] = []
+        """Frames on their way up."""
+
+        self.finish: Finish | None = None
+        self.redraws = 0
+        self._step: DraftStep | None = None
+
+    def next(self, now: float) -> None:
+        busy = self._step is not None
+        outcome = self.machine.next(now, busy=busy)
+        assert not (busy and outcome.step)
+        self._execute(outcome)
+
+    def end_step(self, now: float) -> None:
+        if self._step is not None:
+            step, self._step = self._step, None
+            self.machine.drafted(step, self._drafted(step), now)
+
+    def receive(self, frame: wire.Message) -> None:
+        self._execute(self.machine.received(frame))
+
+    def _execute(self, outcome: Outcome) -> None:
+        self.redraws += sum(isinstance(message, Redraw) for message in outcome.send)
+        self.sent += map(wire.encode, outcome.send)
+        self._step = outcome.step or self._step
+        self.finish = outcome.finish or self.finish
+
+    def _drafted(self, step: DraftStep) -> list[DraftToken]:
+        """One draft token, and one more for each token of `ahead` that agrees."""
+        drafted = [self._sample(step.context)]
+        for count, token in enumerate(step.ahead, 1):
+            if drafted[-1].token != token:
+                break
+            drafted.append(self._sample([*step.context, *step.ahead[:count]]))
+        return drafted
+
+    def _sample(self, context: list[int]) -> DraftToken:
+        model = self.target if self.chance.random() < self.right else self.drafter
+        distribution = model((*self.request.prompt, *context))
+        if self.request.judge == "separate":
+            q = quantise(distribution)
+            return DraftToken(q.at(self.chance.random()), 0.8, q)
+        at = place(len(self.request.prompt), len(context))
+        return DraftToken(distribution.coupled(self.request.seed, at), 0.8)
+
+
+@dataclass
+class _Served:
+    """A session as an engine sees it."""
+
+    request: Open
+    session: VerifyingSession
+    was_read: bool = False
+    """Its prompt was read once. The pass that reads it takes no draft token."""
+
+    is_read: bool = False
+    """Its text is in the KV cache; an engine that preempts a session drops it."""
+
+
+@dataclass
+class VerifyDriver:
+    """Runs the verifier's machine with a target that executes passes."""
+
+    target: Model
+    chance: Random
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        self.machine = VerifyMachine(uniforms(self.chance))
+        self.down: dict[str, list[bytes]] = {}
+        self.served: dict[str, _Served] = {}
+        self._plan: PassPlan | None = None
+
+    def open(self, name: str, request: Open, now: float) -> VerifyingSession:
+        self.machine.open(name, request, self.limits, vocabulary_size=SIZE, now=now)
+        self.served[name] = _Served(request, self.machine.session(name))
+        self.down[name] = [wire.encode(Opened(name, self.limits))]
+        return self.served[name].session
+
+    def close(self, name: str) -> None:
+        self.machine.close(name)
+        del self.served[name]
+
+    def receive(self, name: str, frame: bytes, arrived: float) -> None:
+        (message,) = wire.Decoder().feed(frame)
+        if name in self.served:  # else its answer has ended
+            sent = self.machine.received(name, message, arrived=arrived)
+            self.down[name] += map(wire.encode, sent)
+            held = self.served[name].session.chain._drafts
+            assert len(held) <= self.limits.max_ahead
+
+    # --- passes
+
+    def offer(self, now: float, rows: int = 100) -> Offer:
+        ready = [name for name, served in self.served.items() if served.is_read]
+        new = [name for name, served in self.served.items() if not served.was_read]
+        offer = self.machine.offer(ready, now, rows=rows, without_drafts=new)
+        if not offer.start and offer.wait_s < inf:
+            assert self.machine.wait_s(ready, now) == offer.wait_s
+            assert self.machine.offer(ready, now + offer.wait_s, rows=rows).start
+        return offer
+
+    def begin(self, now: float, taken: Mapping[str, int]) -> None:
+        if taken and self._plan is None:
+            self._plan = self.machine.begin(taken, now)
+
+    def begin_some(self, now: float) -> None:
+        """Begin a pass with any part of what is offered."""
+        if self._plan is not None:
+            return
+        taken = {}
+        for name, draft in self.offer(now, self.chance.randint(1, 20)).start.items():
+            if self.chance.random() < 0.1:
+                self.served[name].is_read = False
+                continue
+            least = int(self.served[name].request.fill == "never" and len(draft) > 0)
+            taken[name] = self.chance.randint(least, len(draft))
+        self.begin(now, taken)
+
+    def end(self, now: float) -> None:
+        """End the pass that runs, if one does."""
+        if self._plan is None:
+            return
+        plan, self._plan = self._plan, None
+        running = {n: p for n, p in plan.passes.items() if n in self.served}
+        verdicts = {name: self._verdict(name, judged) for name, judged in running.items()}
+        whole = all(self.served[name].was_read for name in running)
+        rows = sum(1 + len(judged.draft) for judged in plan.passes.values())
+        for name, sent in self.machine.ran(
+            plan, verdicts, now, rows=rows if whole else None
+        ).items():
+            self.served[name].was_read = self.served[name].is_read = True
+            self.down[name] += map(wire.encode, sent)
+
+    def _verdict(self, name: str, judged: Pass) -> Verdict:
+        request = self.served[name].request
+        context = (*request.prompt, *self.served[name].session.committed)
+
+        def row(i: int):  # noqa: ANN202
+            return self.target((*context, *judged.draft[:i]))
+
+        if request.judge == "separate":
+            assert len(judged.u) == len(judged.draft) + 1
+            return Verdict(judge_separate(row, judged.draft, judged.q, iter(judged.u)))
+        at = place(len(request.prompt), judged.start)
+        return Verdict(judge_coupled(row, judged.draft, request.seed, at))
 
 
 @dataclass
@@ -70,132 +214,150 @@ class Joined:
     right: float = 0.5
     """How often the edge drafts like the target."""
 
+    looks_up: bool = False
+    may_fail: bool = False
+    """The draft model may fail, with fill other than `never`."""
+
+    others: int = 0
+    """Sessions that the verifier serves besides, at most."""
+
     limits: Limits = field(default_factory=lambda: Limits(max_verify=4, max_ahead=6))
-    vocabulary_size: int = 7
 
     def __post_init__(self) -> None:
-        request = self.request
-        self.edge = DraftingSession(
-            max_tokens=request.max_tokens, stop_tokens=request.stop_tokens
-        )
-        self.verifier = VerifyingSession(
-            request, self.limits, vocabulary_size=self.vocabulary_size
-        )
-        self.up: list[Pushed] = []
-        self.said: list[Down] = []
-        self.heard = 0
-        self.finish: Finish | None = None
-        self.redraws = 0
+        self.now = 0.0
+        self.edge = EdgeDriver(
+            self.request, self.target, self.drafter, self.chance, self.right,
+            self.looks_up, self.limits,
+        )  # fmt: skip
+        self.verifier = VerifyDriver(self.target, self.chance, self.limits)
+        self.session = self.verifier.open(NAME, self.request, self.now)
+        self.received = 0
+        """Frames that the edge has received since the stream began."""
 
-        self._judgement: Judgement | None = None
-        self._u = uniforms(self.chance)
+        self._decoder = wire.Decoder()
+        self._rest = b""  # of the frame that is on its way down
+        self._arrived = 0.0
+        self._opened = 0
 
-    # --- the edge
-
-    def guess(self) -> None:
-        if not self.edge.may_extend or len(self.edge.chain) >= self.limits.max_ahead:
-            return
-        context = (*self.request.prompt, *self.edge.guessed)
-        distribution = (self.target if self.chance.random() < self.right else self.drafter)(
-            context
-        )
-        if self.request.judge == "separate":
-            q = quantise(distribution)
-            self.edge.extend(DraftToken(q.at(self.chance.random()), 0.8, q))
-            return
-        at = place(len(PROMPT), len(self.edge.guessed))
-        token = distribution.coupled(self.request.seed, at)
-        self.edge.extend(DraftToken(token, 0.8))
-
-    def flush(self) -> None:
-        if draft := self.edge.flush():
-            self.up.append(draft)
-
-    def hear(self) -> None:
-        if self.heard == len(self.said):
-            return
-        message, self.heard = self.said[self.heard], self.heard + 1
-        match message:
-            case Commit():
-                self.edge.receive(message)
-            case Reject():
-                if redraw := self.edge.rejected(message, self._u):
-                    self.redraws += 1
-                    self.up.append(redraw)
-                self.flush()
-            case Finish():
-                self.finish = message
-        assert self.edge.committed == self.verifier.committed[: len(self.edge.committed)]
-
-    def cut(self) -> None:
-        """The stream breaks, and begins again where the edge likes."""
-        self.heard = self.chance.randint(0, self.heard)
+    def wait(self) -> None:
+        self.now += self.chance.choice([1e-6, 1e-3, 0.02, 0.5]) * self.chance.random()
 
     # --- the network
 
     def deliver(self, *, again: bool = False, first: bool = False) -> None:
-        if not self.up:
+        if not self.edge.sent:
             return
-        index = 0 if first else self.chance.randrange(len(self.up))
-        message = self.up[index] if again else self.up.pop(index)
-        (arrived,) = wire.Decoder().feed(wire.encode(message))
-        self.said += self.verifier.receive(arrived, self._u)
-        assert len(self.verifier.chain._drafts) <= self.limits.max_ahead
+        index = 0 if first else self.chance.randrange(len(self.edge.sent))
+        frame = self.edge.sent[index] if again else self.edge.sent.pop(index)
+        self._arrived = self.chance.uniform(self._arrived, self.now)
+        self.verifier.receive(NAME, frame, self._arrived)
 
-    # --- the verifier
+    def receive(self, *, whole: bool = False) -> None:
+        """Let some bytes of a frame come down."""
+        down = self.verifier.down[NAME]
+        if not self._rest and self.received < len(down):
+            self._rest = down[self.received]
+        count = len(self._rest) if whole else self.chance.randint(0, len(self._rest))
+        came, self._rest = self._rest[:count], self._rest[count:]
+        for message in self._decoder.feed(came):
+            self.received += 1
+            self.edge.receive(message)
+        known = self.edge.machine.session.committed
+        assert known == self.session.committed[: len(known)]
 
-    def begin(self) -> None:
-        verifier = self.verifier
-        if self._judgement or verifier.finished or verifier.rejection:
-            return
-        if self.request.fill == "never" and not verifier.pending:
-            return
-        judged = verifier.begin(self.chance.randint(0, 6))
-        context = (*self.request.prompt, *verifier.committed)
+    def cut(self) -> None:
+        """Break the stream down; it begins again at any frame before."""
+        self.received = self.chance.randint(0, self.received)
+        self._decoder, self._rest = wire.Decoder(), b""
 
-        def row(i: int) -> Distribution:
-            return self.target((*context, *judged.draft[:i]))
+    # --- other sessions
 
-        if self.request.judge == "separate":
-            self._judgement = judge_separate(row, judged.draft, judged.q, self._u)
-        else:
-            at = place(len(PROMPT), judged.start)
-            self._judgement = judge_coupled(row, judged.draft, self.request.seed, at)
+    def other(self) -> None:
+        """Let another session come, draft or go."""
+        names = [name for name in self.verifier.served if name != NAME]
+        if len(names) < self.others and self.chance.random() < 0.3:
+            self._opened += 1
+            fill = self.chance.choice(["always", "auto", "never"])
+            request = opening(seed=self._opened, max_tokens=30, fill=fill)
+            self.verifier.open(str(self._opened), request, self.now)
+        elif names:
+            name = self.chance.choice(names)
+            if self.chance.random() < 0.1:
+                self.verifier.close(name)
+            else:
+                self._draft(name)
 
-    def resolve(self) -> None:
-        if self._judgement:
-            judgement, self._judgement = self._judgement, None
-            self.said += self.verifier.resolve(judgement, u=self._u)
+    def _draft(self, name: str) -> None:
+        """Let an edge that knows all that is committed begin a chain."""
+        served = self.verifier.served[name]
+        committed = served.session.committed
+        text = plain(self.target, served.request)
+        assert committed == text[: len(committed)]
+        tokens = text[len(committed) :][:3] if self.chance.random() < 0.5 else [0, 1]
+        if tokens:
+            epoch = served.session.chain.epoch + 1
+            frame = wire.encode(Draft(epoch, len(committed), 0, tuple(tokens)))
+            self.verifier.receive(name, frame, self._arrived)
 
     # --- all of it
 
+    def _fail(self) -> None:
+        if self.may_fail and self.request.fill != "never" and self.chance.random() < 0.02:
+            self.edge.machine.cannot_draft()
+
+    def _read(self) -> None:
+        """Let the engine read again what it dropped."""
+        for served in self.verifier.served.values():
+            served.is_read = served.is_read or (served.was_read and self.chance.random() < 0.5)
+
+    def _end_answer(self) -> None:
+        """Let the engine forget a session whose answer has ended."""
+        if self.session.finished and NAME in self.verifier.served:
+            self.verifier.close(NAME)
+
+    def disorder(self, actions: int) -> None:
+        edge, verifier = self.edge, self.verifier
+        choices = [
+            lambda: edge.next(self.now), lambda: edge.next(self.now),
+            lambda: edge.end_step(self.now), lambda: edge.end_step(self.now),
+            self.deliver, self.deliver, lambda: self.deliver(again=True),
+            self.receive, self.receive, self.receive, self.cut,
+            lambda: verifier.begin_some(self.now), lambda: verifier.end(self.now),
+            self._read, self.other, self._fail, self._end_answer,
+        ]  # fmt: skip
+        for _ in range(actions):
+            self.wait()
+            self.now += 1e-9
+            self.chance.choice(choices)()
+
     def turn(self) -> None:
-        """Everybody does their part, in order, over a good network."""
-        self.guess()
-        self.flush()
-        while self.up:
+        """Let everybody do their part, in order, over a good network."""
+        edge, verifier = self.edge, self.verifier
+        for _ in range(4):
+            edge.next(self.now)
+            self.now += 0.01
+            edge.end_step(self.now)
+        edge.next(self.now)
+        while edge.sent:
             self.deliver(first=True)
-        self.begin()
-        self.resolve()
-        while self.heard < len(self.said):
-            self.hear()
+        verifier.end(self.now)
+        for served in verifier.served.values():
+            served.is_read = served.was_read
+        offer = verifier.offer(self.now)
+        if not offer.start and offer.wait_s < inf:
+            self.now += offer.wait_s
+            offer = verifier.offer(self.now)
+        verifier.begin(self.now, {name: len(draft) for name, draft in offer.start.items()})
+        self.now += 0.1
+        verifier.end(self.now)
+        while self._rest or self.received < len(verifier.down[NAME]):
+            self.receive(whole=True)
 
     def run(self, disorder: int) -> None:
-        """Take random steps, then fair ones up to the Finish. Fails if none comes."""
-        steps = [
-            self.guess, self.guess, self.guess, self.flush, self.hear,
-            self.hear, self.begin, self.resolve, self.resolve, self.deliver, self.deliver,
-            self.cut, lambda: self.deliver(again=True),
-        ]  # fmt: skip
-        for _ in range(disorder):
-            self.chance.choice(steps)()
-        for _ in range(20 * self.request.max_tokens + len(self.up) + len(self.said) + 50):
+        """Take random actions, then fair turns up to the Finish. Fails if none comes."""
+        self.disorder(disorder)
+        for _ in range(20 * self.request.max_tokens + 50):
             self.turn()
-            if self.finish:
+            if self.edge.finish:
                 return
-        raise AssertionError(f"deadlock after {len(self.edge.committed)} tokens")
-
-
-def opening(**changes: object) -> Open:
-    defaults = {"seed": 5, "max_tokens": 12, "stop_tokens": (6,)}
-    return Open("m", "v", PROMPT, Sampling(), **{**defaults, **changes})  # type: ignore[arg-type]
+        raise AssertionError(f"deadlock after {len(self.session.committed)} tokens")

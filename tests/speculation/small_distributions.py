@@ -1,4 +1,4 @@
-"""Laws over a few tokens."""
+"""Distributions over a few tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def distribution_of(*p: float) -> Distribution:
     return Distribution(kept, np.array(p)[kept] / np.sum(p))
 
 
-def random_law(seed: int, size: int, spread: float = 1.5) -> Distribution:
+def random_distribution(seed: int, size: int, spread: float = 1.5) -> Distribution:
     values = np.random.default_rng(seed).normal(0, spread, size)
     return distribution(values.astype(np.float32), Sampling())

@@ -8,9 +8,7 @@ from typing import cast
 
 import pytest
 
-from speculation.protocol.messages import Draft, Limits, Open, Sampling
-from speculation.sampling.judging import Judgement
-from speculation.verifying.arrivals import Arrivals, receive
+from speculation.verifying.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 from speculation.verifying.session import VerifyingSession
 
 
@@ -110,7 +108,7 @@ def test_an_edge_that_wakes_goes_on_where_its_chain_ends() -> None:
     for sent_at in (0.6, 0.8, 1.0, 1.2):
         text.into(seen, sent_at)
 
-    assert text.behind(seen) == 1  # it knows of one token, and has guessed two after it
+    assert text.behind(seen) == 1  # it knows of one token, and has drafted two after it
 
 
 def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() -> None:
@@ -143,7 +141,7 @@ def test_drafts_that_the_text_overtook_are_behind_it() -> None:
 def test_a_commit_wakes_an_edge_that_has_paused() -> None:
     seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
     seen.came(0.5, 1)
-    text.into(seen, 0.6)  # drafts still come: it tells nothing
+    text.into(seen, 0.6)  # drafts still come: none is awaited
     assert seen.due_s(0.6) == pytest.approx(0.0)
     text.into(seen, 1.0)  # none has come for five intervals
     assert seen.due_s(1.1) == pytest.approx(0.3)
@@ -170,7 +168,7 @@ def test_drafts_that_were_there_before_a_commit_do_not_answer_it() -> None:
     seen.came(0.5, 1)
     text.into(seen, 1.0)
 
-    seen.came(0.7, 1)  # heard of after the pass that was running
+    seen.came(0.7, 1)  # taken in after the pass that was running
 
     assert seen.first_s == pytest.approx(0.4)
     assert seen.due_s(0.75) == pytest.approx(0.7 + seen.interval_s - 0.75)
@@ -193,24 +191,47 @@ def test_the_next_draft_is_due_when_the_last_ones_say_so() -> None:
     assert seen.due_s(1.1) == pytest.approx(0.3)
 
 
-def test_a_message_taken_in_is_noted_with_the_time_it_came() -> None:
-    request = Open(
-        model="m", vocabulary="v", prompt=(1,), sampling=Sampling(), seed=0, max_tokens=9,
-        stop_tokens=(), fill="always",
-    )  # fmt: skip
-    session, seen = VerifyingSession(request, Limits(), vocabulary_size=50), Arrivals()
-    for at, token in enumerate((5, 6)):
-        session.begin(0)
-        session.resolve(Judgement((token,), 0))
-        seen.committed(session, float(at))
+def test_the_oldest_commits_are_forgotten() -> None:
+    seen, text = Arrivals(first_s=0.3, interval_s=0.01), Text()
+    for number in range(MAX_COMMITS + 1):
+        text.into(seen, float(number))
 
-    receive(session, seen, Draft(0, 0, 0, (5,)), arrived=2.0)
-    receive(session, seen, Draft(0, 0, 0, (5,)), arrived=2.5)  # twice: it says nothing
-    receive(session, seen, Draft(0, 1, 1, (7,)), arrived=3.0)  # wrong: known from the second
-    receive(session, seen, Draft(1, 2, 0, (8,)), arrived=4.0)
+    seen.broke(position=0)
 
-    assert seen.interval_s == pytest.approx(1.0)
-    assert seen.first_s == pytest.approx(4.0 - 1.0)
+    assert seen.due_s(1.0) == pytest.approx(0.3)
 
-    receive(session, seen, Draft(1, 3, 1, (9,), pauses=True), arrived=5.0)
-    assert seen.due_s(5.0) == inf
+
+def test_only_draft_tokens_further_apart_than_the_least_interval_tell_a_pace() -> None:
+    seen = Arrivals()
+    seen.came(0.0, 1)
+    seen.came(MIN_INTERVAL_S, 1)
+    assert seen.interval_s == 0.0
+
+    seen.came(3 * MIN_INTERVAL_S, 1)
+
+    assert seen.interval_s == pytest.approx(2 * MIN_INTERVAL_S)
+
+
+def test_a_draft_token_that_comes_with_the_commit_is_the_first_to_answer_it() -> None:
+    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
+    text.into(seen, 1.0, wrong_at=0)
+
+    seen.came(1.0, 1)
+
+    assert seen.first_s == pytest.approx(0.3)
+
+
+def test_a_draft_token_is_expected_until_two_intervals_after_its_time() -> None:
+    seen = Arrivals(interval_s=1.0)
+    seen.came(0.0, 1)
+
+    assert seen.due_s(3.0) == -2.0
+    assert seen.due_s(3.001) == inf
+
+
+def test_a_chain_found_wrong_before_any_commit_awaits_none() -> None:
+    seen = Arrivals(first_s=0.4, interval_s=0.1)
+
+    seen.broke(position=0)
+
+    assert seen.due_s(0.0) == inf

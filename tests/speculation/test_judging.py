@@ -1,4 +1,4 @@
-"""What each judge accepts, and what a Reject says."""
+"""What each judge accepts, and what a Reject holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speculation.sampling import distributions as distributions
 from speculation.sampling import judging
 from speculation.sampling.distributions import Q_SCALE, Distribution
 from speculation.sampling.judging import Rejection, as_sent, judge_coupled, judge_separate
-from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_law
+from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def tiny_head(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_coupled_accepts_drafts_while_they_are_the_targets_own(
     number: int, draft: list[int], seed: int, at: int
 ) -> None:
-    rows = [random_law(number + i, 4) for i in range(len(draft) + 1)]
+    rows = [random_distribution(number + i, 4) for i in range(len(draft) + 1)]
     own = [row.coupled(seed, at + i) for i, row in enumerate(rows)]
     right = next((i for i, token in enumerate(draft) if token != own[i]), len(draft))
 
@@ -45,7 +45,7 @@ def test_coupled_accepts_drafts_while_they_are_the_targets_own(
     assert (judgement.accepted, judgement.rejection) == (right, None)
 
 
-def test_no_row_is_looked_at_after_the_first_draft_that_falls() -> None:
+def test_no_row_is_computed_after_the_first_rejected_draft_token() -> None:
     seen: list[int] = []
 
     def row(i: int) -> Distribution:
@@ -62,49 +62,55 @@ def test_no_row_is_looked_at_after_the_first_draft_that_falls() -> None:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, Q_SCALE), st.floats(0.01, 0.99))
-def test_a_draft_stands_when_u_is_under_p_over_q(u: float, weight: int, p: float) -> None:
-    said = judge_separate(
+def test_a_draft_token_is_accepted_when_u_is_under_p_over_q(
+    u: float, weight: int, p: float
+) -> None:
+    judged = judge_separate(
         lambda i: distribution_of(p, 1 - p), (0,), (weight,), chain([u], repeat(0.0))
     )
 
     rounded = float(np.float32(p))
-    assert said.accepted == (u * weight < rounded * Q_SCALE)
-    assert (said.rejection is None) == bool(said.accepted)
+    assert judged.accepted == (u * weight < rounded * Q_SCALE)
+    assert (judged.rejection is None) == bool(judged.accepted)
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, ALMOST_1])
-def test_a_draft_that_the_target_cannot_say_never_stands(u: float) -> None:
-    said = judge_separate(lambda i: distribution_of(1.0, 0.0), (1,), (1,), repeat(u))
+def test_a_draft_token_that_the_target_cannot_generate_is_never_accepted(u: float) -> None:
+    judged = judge_separate(lambda i: distribution_of(1.0, 0.0), (1,), (1,), repeat(u))
 
-    assert (said.tokens, said.accepted) == ((), 0)
-    assert said.rejection is not None
-    assert said.rejection.token == 1
+    assert (judged.tokens, judged.accepted) == ((), 0)
+    assert judged.rejection is not None
+    assert judged.rejection.token == 1
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, ALMOST_1])
-def test_a_draft_less_likely_than_the_targets_always_stands(u: float) -> None:
-    said = judge_separate(lambda i: distribution_of(0.5, 0.5), (1,), (Q_SCALE // 2,), repeat(u))
+def test_a_draft_token_that_p_exceeds_q_at_is_always_accepted(u: float) -> None:
+    judged = judge_separate(
+        lambda i: distribution_of(0.5, 0.5), (1,), (Q_SCALE // 2,), repeat(u)
+    )
 
-    assert said.accepted == 1
-    assert len(said.tokens) == 2
+    assert judged.accepted == 1
+    assert len(judged.tokens) == 2
 
 
 def test_without_drafts_the_target_draws_from_p() -> None:
-    said = [
+    judged = [
         judge_separate(lambda i: distribution_of(0.25, 0.75), (), (), repeat(u)).tokens[0]
         for u in (0.0, 0.2, 0.3, ALMOST_1)
     ]
 
-    assert said == [0, 0, 1, 1]
+    assert judged == [0, 0, 1, 1]
 
 
 # --- separate: the rejection
 
 
 @given(st.integers(0, 2**32), st.integers(1, 700), st.floats(0.1, 4.0))
-@settings(max_examples=60, deadline=None)
-def test_a_refuse_holds_the_law_that_refused(number: int, size: int, spread: float) -> None:
-    p = as_sent(random_law(number, size, spread))
+@settings(max_examples=60)
+def test_a_reject_holds_the_distribution_that_rejected(
+    number: int, size: int, spread: float
+) -> None:
+    p = as_sent(random_distribution(number, size, spread))
 
     reject = Rejection(0, p).message(3, 9, [0.1, 0.9, ALMOST_1])
 
@@ -116,14 +122,14 @@ def test_a_refuse_holds_the_law_that_refused(number: int, size: int, spread: flo
         assert sent == p.of(token) == np.float32(sent)
 
 
-def test_a_replacement_is_possible_and_not_the_refused_token() -> None:
+def test_a_recovered_token_is_possible_and_not_the_rejected_one() -> None:
     rejection = Rejection(0, distribution_of(0.5, 0.5, 0.0))
 
     assert [rejection.allows(token) for token in range(4)] == [False, True, False, False]
 
 
 @pytest.mark.usefixtures("tiny_head")
-def test_samples_of_the_tail_have_the_tails_law() -> None:
+def test_samples_of_the_tail_have_the_tails_distribution() -> None:
     p = as_sent(distribution_of(0.4, 0.3, 0.15, 0.1, 0.05))
     uniforms = (np.arange(3000) + 0.5) / 3000
 

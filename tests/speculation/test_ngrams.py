@@ -21,7 +21,7 @@ def test_a_match_is_what_a_search_of_the_text_finds(text: list[int]) -> None:
 
 
 @given(texts, st.lists(st.tuples(st.integers(0, 60), texts), max_size=5))
-def test_a_text_cut_back_is_as_if_the_rest_had_never_been_said(
+def test_a_text_cut_back_is_as_if_the_rest_had_never_been_there(
     text: list[int], edits: list[tuple[int, list[int]]]
 ) -> None:
     index = Index(text)
@@ -47,7 +47,7 @@ def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() ->
 
 
 @pytest.mark.parametrize(
-    ("unsaid", "text", "at", "place"),
+    ("dropped", "text", "at", "place"),
     [
         ([5, 6, 7, 8], [1, 2, 9], 2, None),  # 9 in place of 5
         ([5, 6, 7, 8], [1, 2, 9, 6], 2, Match(7, 2, 1)),
@@ -63,6 +63,6 @@ def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() ->
     ],
 )
 def test_a_chain_that_broke_goes_on_where_most_is_the_same_then_nearest(
-    unsaid: list[int], text: list[int], at: int, place: Match | None
+    dropped: list[int], text: list[int], at: int, place: Match | None
 ) -> None:
-    assert resumption(unsaid, text, at, most=3) == place
+    assert resumption(dropped, text, at, most=3) == place

@@ -18,9 +18,9 @@ SECTIONS = re.findall(r"^### (\d+)(?: to (\d+))? (\w+)", PAGE, re.MULTILINE)
 VECTORS = re.findall(r"^\| (\d+) \| (-?\d+) \| (\d+) \| ([0-9a-f]{8}) \| (\S+) \|$", PAGE, re.M)
 
 
-@pytest.mark.parametrize(("dump", "said"), BLOCKS, ids=[said[:12] for _, said in BLOCKS])
-def test_an_example_is_the_frame_of_its_message(dump: str, said: str) -> None:
-    message = eval(said, vars(messages))
+@pytest.mark.parametrize(("dump", "shown"), BLOCKS, ids=[shown[:12] for _, shown in BLOCKS])
+def test_an_example_is_the_frame_of_its_message(dump: str, shown: str) -> None:
+    message = eval(shown, vars(messages))
 
     assert wire.encode(message) == bytes.fromhex(dump)
     assert list(wire.Decoder().feed(bytes.fromhex(dump))) == [message]
@@ -32,7 +32,7 @@ def test_every_layout_has_a_section_and_an_example() -> None:
     assert [kind for section in sections for kind in section] == list(wire.LAYOUTS)
     for section, (dump, _) in zip(sections, BLOCKS, strict=True):
         assert bytes.fromhex(dump)[1] in section
-    assert [said.split("(")[0] for _, said in BLOCKS] == [name for *_, name in SECTIONS]
+    assert [shown.split("(")[0] for _, shown in BLOCKS] == [name for *_, name in SECTIONS]
 
 
 @pytest.mark.parametrize(("seed", "place", "token", "hashed", "gumbel"), VECTORS)

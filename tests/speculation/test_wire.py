@@ -34,7 +34,7 @@ UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
 TOKENS = st.lists(UINTS, max_size=12).map(tuple)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SECONDS = st.integers(0, 10**7).map(lambda tenths_ms: tenths_ms / 10_000)
-LAWS = st.lists(st.tuples(UINTS, FLOATS), max_size=6).map(tuple)
+SPARSE = st.lists(st.tuples(UINTS, FLOATS), max_size=6).map(tuple)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SAMPLINGS = st.builds(
     Sampling,
@@ -75,9 +75,9 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         UINTS,
         SECONDS,
         SECONDS,
-        st.none() | st.lists(st.builds(TokenLogprob, FLOATS, LAWS), max_size=4).map(tuple),
+        st.none() | st.lists(st.builds(TokenLogprob, FLOATS, SPARSE), max_size=4).map(tuple),
     ),
-    st.builds(Reject, UINTS, UINTS, LAWS, FLOATS, LAWS),
+    st.builds(Reject, UINTS, UINTS, SPARSE, FLOATS, SPARSE),
     st.builds(
         Finish,
         st.sampled_from(["stop", "length"]),
@@ -111,14 +111,14 @@ def test_any_split_of_the_bytes_gives_the_same_messages(
     ends = sorted({cut % (len(data) + 1) for cut in cuts} | {len(data)})
     decoder = wire.Decoder()
 
-    said = [
+    received = [
         message
         for start, end in zip([0, *ends], ends, strict=False)
         for message in decoder.feed(data[start:end])
     ]
 
     decoder.close()
-    assert said == messages
+    assert received == messages
 
 
 @given(MESSAGES, st.data())
@@ -196,7 +196,7 @@ def test_what_encoding_cannot_have_produced_is_malformed(data: bytes) -> None:
         decoded(data)
 
 
-def test_an_oversized_frame_is_refused_before_it_is_buffered() -> None:
+def test_an_oversized_frame_is_rejected_before_it_is_buffered() -> None:
     decoder = wire.Decoder()
     length = UINT.write(wire.MAX_FRAME_BYTES + 1)
 

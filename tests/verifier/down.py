@@ -1,4 +1,4 @@
-"""Reads what a verifier says: frames over HTTP, as an edge sees them."""
+"""Reads what a verifier sends: frames over HTTP, as an edge receives them."""
 
 from __future__ import annotations
 

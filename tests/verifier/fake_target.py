@@ -139,12 +139,12 @@ class FakeTarget:
         if kind == FAILS and machine.totals.passes == 3:
             raise TargetFailed("it broke")
         idle = request.fill == "never" and not machine.pending
-        if idle or machine.refusal or machine.finished:
+        if idle or machine.rejection or machine.finished:
             running.news.clear()
             await running.news.wait()
             return
         await asyncio.sleep(0.1 if kind == SLOW else self._pass_s)
-        judged = machine.begin(most=4)
+        judged = machine.begin(len(machine.plan(4).draft))
         prompt = request.prompt
 
         def row(i: int) -> Distribution:

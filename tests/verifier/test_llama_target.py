@@ -1,4 +1,4 @@
-"""The embedded target on a real model: no draft and no company changes the text."""
+"""The embedded target on a real model: no draft and no other session changes the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.errors import Overloaded
 from gateway.metrics import Metrics
 from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
-from models.opening import open_store
+from models.store import open_store
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
 from speculation.sampling.distributions import QuantisedDistribution
@@ -34,7 +34,7 @@ TOKENS = 24
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
 TEMPERATURES = (0.0, 1.0)
-Guesser = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
+Drafter = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
 
 
 @asynccontextmanager
@@ -83,8 +83,8 @@ def useless(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft |
 
 
 def patchy(text: Sequence[TokenId], at: int, chance: np.random.Generator) -> Draft | None:
-    guesses = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
-    return Draft(at, at, 0, tuple(guesses)) if guesses else None
+    drafted = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
+    return Draft(at, at, 0, tuple(drafted)) if drafted else None
 
 
 def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
@@ -93,7 +93,7 @@ def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | No
 
 
 async def with_drafts(
-    host: Host, job: Job, text: Sequence[TokenId], guess: Guesser, name: str
+    host: Host, job: Job, text: Sequence[TokenId], drafter: Drafter, name: str
 ) -> tuple[list[TokenId], Finish]:
     """Run a session whose edge sends a draft after each Commit.
 
@@ -101,39 +101,43 @@ async def with_drafts(
     the first is there before the first pass.
     """
     target, chance = host.ready(), np.random.default_rng(5)
-    said: list[TokenId] = []
+    committed: list[TokenId] = []
     request = opening(job, target.facts)
-    if guess is perfect:
+    if drafter is perfect:
         request = replace(request, fill="never")
     async with aclosing(target.serve(name, request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
-        if guess is perfect:
+        if drafter is perfect:
             await target.push(name, Draft(0, 0, 0, tuple(text[:6])))
         while not isinstance(message := await coming, Finish):
             assert isinstance(message, Commit)
-            assert message.start == len(said)
-            said += message.tokens
+            assert message.start == len(committed)
+            committed += message.tokens
             coming = asyncio.create_task(anext(session))
-            draft = guess(text, len(said), chance)
-            if draft and len(said) < TOKENS and said[-1] not in target.facts.stop_tokens:
+            draft = drafter(text, len(committed), chance)
+            if (
+                draft
+                and len(committed) < TOKENS
+                and committed[-1] not in target.facts.stop_tokens
+            ):
                 await target.push(name, draft)
-    return said, message
+    return committed, message
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("guess", [perfect, useless, patchy, late])
+@pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
 async def test_drafts_do_not_change_the_text(
-    host: Host, guess: Guesser, temperature: float
+    host: Host, drafter: Drafter, temperature: float
 ) -> None:
     job = job_of(host, PROMPTS[0], temperature)
     text = await plain(host, job)
 
-    said, finish = await with_drafts(host, job, text, guess, "alone")
+    said, finish = await with_drafts(host, job, text, drafter, "alone")
 
     assert said == text
     assert len(text) > 5
-    if guess is perfect:
+    if drafter is perfect:
         assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
         assert finish.totals.passes <= (len(text) + 1) // 2
 
@@ -147,8 +151,8 @@ async def test_sessions_side_by_side_do_not_change_each_other(
 
     together = await asyncio.gather(
         *(
-            with_drafts(host, job, text, guess, f"session {i}")
-            for i, (job, text, guess) in enumerate(
+            with_drafts(host, job, text, drafter, f"session {i}")
+            for i, (job, text, drafter) in enumerate(
                 zip(jobs, texts, (perfect, useless, patchy, late), strict=True)
             )
         )
@@ -187,10 +191,8 @@ async def test_logprobs_are_those_of_the_raw_logits(host: Host) -> None:
 
 
 async def test_separate_runs_end_to_end(host: Host) -> None:
-    """An edge that draws from a poor distribution of its own: refused tokens are replaced.
-
-    At temperature 0 the text is the plain one, whatever is drawn.
-    """
+    """An edge that draws from a poor distribution of its own recovers from rejections: at
+    temperature 0 the text is the plain one, whatever is drawn."""
     target = host.ready()
     job = job_of(host, PROMPTS[3], 0.0)
     text = await plain(host, job)
@@ -199,32 +201,32 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
     )
     edge = DraftingSession(max_tokens=TOKENS, stop_tokens=request.stop_tokens)
     u = iter(np.random.default_rng(3).random, None)
-    refused = 0
+    rejected = 0
     async with aclosing(target.serve("separate", request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
-        await _guess(target, edge, text)
+        await _draft(target, edge, text)
         while not isinstance(message := await coming, Finish):
             coming = asyncio.create_task(anext(session))
             if isinstance(message, Commit):
                 edge.receive(message)
             if isinstance(message, Reject):
-                refused += 1
-                if redraw := edge.refused(message, u):
+                rejected += 1
+                if redraw := edge.rejected(message, u):
                     await target.push("separate", redraw)
                     continue
-            await _guess(target, edge, text)
+            await _draft(target, edge, text)
 
-    assert refused > 0
+    assert rejected > 0
     assert message.totals.accepted > 0
     assert message.totals.filled <= 1  # the last position has no room for a draft
     assert edge.committed == text
 
 
-async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
+async def _draft(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
     """Extend the chain from a distribution that is half right, and send it."""
     while edge.may_extend and len(edge.chain) < 4:
-        at = len(edge.guessed)
+        at = edge.end
         distribution = QuantisedDistribution(
             np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15])
         )
@@ -239,10 +241,10 @@ async def _guess(target: Target, edge: DraftingSession, text: Sequence[TokenId])
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-async def test_the_next_turn_reads_only_what_is_new_and_says_the_same(
+async def test_the_next_turn_reads_only_what_is_new_and_generates_the_same(
     host: Host, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever drafts fell in the first turn."""
+    """Whatever was rejected in the first turn."""
     engine = host.ready()._engine  # type: ignore[attr-defined]
     read: list[int] = []
     prefill = engine.prefill
@@ -257,7 +259,7 @@ async def test_the_next_turn_reads_only_what_is_new_and_says_the_same(
     read.clear()
     text = await plain(host, second)
 
-    assert sum(read) == len(more)  # the last token said, and all but the last of these
+    assert sum(read) == len(more)  # the last generated token, and all but the last of these
     async with serving() as fresh:
         assert text == await plain(fresh, second)
 

@@ -1,4 +1,4 @@
-"""Who goes when: the scheduler over an engine that only notes what it is asked."""
+"""When passes start and prompts are read, over an engine that only records its calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,20 +15,21 @@ from prometheus_client import CollectorRegistry
 from gateway.metrics import Metrics
 from speculation.protocol.messages import Commit, Draft, Finish, Limits
 from speculation.sampling.judging import Judgement
+from speculation.verifying.machine import Verdict, VerifyMachine
 from tests.verifier.fake_target import opening
-from verifier.llama_target.judging import Outcome, Part
+from verifier.llama_target.judging import Part
 from verifier.llama_target.scheduler import Scheduler
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
 from verifier.target import TargetFailed
 
 V = 64
-SAYS = 20
-"""The token this engine says, always."""
+TOKEN = 20
+"""The token that this engine always generates."""
 
 
-class NotingEngine:
-    """Accepts drafts that are SAYS; passes take pass_s."""
+class RecordingEngine:
+    """Accepts draft tokens that are TOKEN; passes take pass_s."""
 
     def __init__(self, pass_s: float = 0.002) -> None:
         self.calls: list[list[tuple[int, int]] | tuple[int, int, int]] = []
@@ -40,53 +41,72 @@ class NotingEngine:
     def prefill(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
         self.calls.append((sequence, start, len(tokens)))
 
-    def run(self, parts: Sequence[Part]) -> list[Outcome]:
+    def run(self, parts: Sequence[Part]) -> list[Verdict]:
         self.calls.append([(part.sequence, len(part.judged.draft)) for part in parts])
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
         time.sleep(self._pass_s)
         return [self._judge(part) for part in parts]
 
-    def _judge(self, part: Part) -> Outcome:
-        stands = list(itertools.takewhile(lambda token: token == SAYS, part.judged.draft))
-        return Outcome(Judgement((*stands, SAYS), len(stands)), None)
+    def _judge(self, part: Part) -> Verdict:
+        accepted = list(itertools.takewhile(lambda token: token == TOKEN, part.judged.draft))
+        return Verdict(Judgement((*accepted, TOKEN), len(accepted)))
 
     @property
     def passes(self) -> list[list[tuple[int, int]]]:
         return [call for call in self.calls if isinstance(call, list)]
 
 
-def slot_of(**fields: object) -> Slot:
-    return Slot(
-        opening(**fields),
-        Limits(max_verify=16, max_ahead=32),
-        vocabulary_size=V,
-        u=iter(()),
-        now=time.monotonic(),
-    )
+class Sessions:
+    """A scheduler over its machine, and the sessions of both."""
 
-
-def place(scheduler: Scheduler, slot: Slot, sequence: int) -> None:
-    slot.sequence = sequence
-    scheduler.add(slot)
-
-
-@asynccontextmanager
-async def scheduling(
-    engine: NotingEngine, max_rows: int = 64, prefill_rows: int = 4
-) -> AsyncIterator[Scheduler]:
-    registry = CollectorRegistry()
-    with ThreadPoolExecutor(1) as thread:
-        scheduler = Scheduler(
+    def __init__(self, engine: RecordingEngine, thread: Executor, max_rows: int) -> None:
+        registry = CollectorRegistry()
+        self.machine = VerifyMachine(iter(()))
+        self._names = itertools.count()
+        self.scheduler = Scheduler(
             engine,
+            self.machine,
             thread,
             PassMetrics(registry, Metrics(registry)),
             max_rows=max_rows,
-            prefill_rows=prefill_rows,
+            prefill_rows=4,
             clock=time.monotonic,
         )
-        running = asyncio.create_task(scheduler.run())
-        yield scheduler
+
+    def open(self, **fields: object) -> Slot:
+        """Open a session that has no place in the KV cache yet."""
+        name = str(next(self._names))
+        self.machine.open(
+            name,
+            opening(**fields),
+            Limits(max_verify=16, max_ahead=32),
+            vocabulary_size=V,
+            now=time.monotonic(),
+        )
+        return Slot(name, self.machine.session(name))
+
+    def place(self, slot: Slot, sequence: int) -> None:
+        slot.sequence = sequence
+        self.scheduler.add(slot)
+
+    def receive(self, slot: Slot, *tokens: int) -> None:
+        """Let draft tokens arrive at the beginning of a session."""
+        now = time.monotonic()
+        slot.send(self.machine.received(slot.name, Draft(0, 0, 0, tokens), arrived=now))
+        self.scheduler.wake()
+
+    def close(self, slot: Slot) -> None:
+        self.machine.close(slot.name)
+        self.scheduler.remove(slot)
+
+
+@asynccontextmanager
+async def scheduling(engine: RecordingEngine, max_rows: int = 64) -> AsyncIterator[Sessions]:
+    with ThreadPoolExecutor(1) as thread:
+        sessions = Sessions(engine, thread, max_rows)
+        running = asyncio.create_task(sessions.scheduler.run())
+        yield sessions
         running.cancel()
         await asyncio.wait([running])
         assert running.cancelled()
@@ -102,24 +122,25 @@ async def text_of(slot: Slot) -> list[int]:
 
 
 async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
-    engine = NotingEngine()
-    async with scheduling(engine) as scheduler:
-        slot = slot_of(prompt=(1,) * 11, max_tokens=1)
-        place(scheduler, slot, 2)
-        assert await text_of(slot) == [SAYS]
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1,) * 11, max_tokens=1)
+        sessions.place(slot, 2)
+        assert await text_of(slot) == [TOKEN]
 
     assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)]]
 
 
 async def test_others_stream_on_while_a_prompt_is_read() -> None:
-    engine = NotingEngine()
-    async with scheduling(engine) as scheduler:
-        first, second = slot_of(max_tokens=200), slot_of(prompt=(1,) * 41, max_tokens=1)
-        place(scheduler, first, 0)
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        first = sessions.open(max_tokens=200)
+        second = sessions.open(prompt=(1,) * 41, max_tokens=1)
+        sessions.place(first, 0)
         await first.next()
-        place(scheduler, second, 1)
+        sessions.place(second, 1)
         await text_of(second)
-        scheduler.remove(first)
+        sessions.close(first)
 
     begin = engine.calls.index((1, 0, 4))
     turns = engine.calls[begin : begin + 20]
@@ -128,102 +149,103 @@ async def test_others_stream_on_while_a_prompt_is_read() -> None:
 
 
 async def test_sessions_that_start_together_share_a_pass() -> None:
-    engine = NotingEngine()
-    async with scheduling(engine) as scheduler:
-        slots = [slot_of(prompt=(1,), max_tokens=6) for _ in range(3)]
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        slots = [sessions.open(prompt=(1,), max_tokens=6) for _ in range(3)]
         for i, slot in enumerate(slots):
-            place(scheduler, slot, i)
+            sessions.place(slot, i)
         await asyncio.gather(*map(text_of, slots))
 
     assert engine.passes == [[(0, 0), (1, 0), (2, 0)]] * 6
 
 
-async def test_drafts_that_came_during_the_prefill_go_into_the_first_pass() -> None:
-    engine = NotingEngine()
-    async with scheduling(engine) as scheduler:
-        slot = slot_of(prompt=(1,) * 9, max_tokens=9)
-        slot.receive(Draft(0, 0, 0, (SAYS,) * 5), time.monotonic())
-        place(scheduler, slot, 0)
+async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1,) * 9, max_tokens=9)
+        sessions.receive(slot, *(TOKEN,) * 5)
+        sessions.place(slot, 0)
         await text_of(slot)
 
     assert engine.passes[0] == [(0, 5)]
 
 
 async def test_a_pass_has_no_more_rows_than_allowed() -> None:
-    engine = NotingEngine()
-    async with scheduling(engine, max_rows=10) as scheduler:
-        slots = [slot_of(prompt=(1,), max_tokens=30, fill="never") for _ in range(3)]
+    engine = RecordingEngine()
+    async with scheduling(engine, max_rows=10) as sessions:
+        slots = [sessions.open(prompt=(1,), max_tokens=30, fill="never") for _ in range(3)]
         for i, slot in enumerate(slots):
-            slot.receive(Draft(0, 0, 0, (SAYS,) * 12), time.monotonic())
-            place(scheduler, slot, i)
+            sessions.receive(slot, *(TOKEN,) * 12)
+            sessions.place(slot, i)
         for slot in slots:
             await slot.next()
-            scheduler.remove(slot)
+            sessions.close(slot)
 
     assert all(sum(1 + drafts for _, drafts in parts) <= 10 for parts in engine.passes)
     assert len(engine.passes[0]) == 3
 
 
-async def test_without_fill_in_nothing_is_said_before_a_draft_comes() -> None:
-    engine = NotingEngine()
-    async with scheduling(engine) as scheduler:
-        slot = slot_of(prompt=(1,), fill="never")
-        place(scheduler, slot, 0)
+async def test_without_fill_in_passes_nothing_is_generated_before_a_draft_arrives() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1,), fill="never")
+        sessions.place(slot, 0)
         await asyncio.sleep(0.02)
         assert engine.passes == []
 
-        slot.receive(Draft(0, 0, 0, (SAYS, SAYS)), time.monotonic())
-        scheduler.wake()
+        sessions.receive(slot, TOKEN, TOKEN)
         first = await slot.next()
 
     assert isinstance(first, Commit)
     assert first.accepted == 2
 
 
-async def test_a_held_session_goes_along_when_another_starts() -> None:
-    engine = NotingEngine(pass_s=0.04)
-    async with scheduling(engine) as scheduler:
-        held = slot_of(prompt=(1,), max_tokens=40, fill="auto")
-        other = slot_of(prompt=(1,), max_tokens=40)
-        held._arrivals.first_s, held._arrivals.interval_s = 0.018, 0.004
-        held.receive(Draft(0, 0, 0, (9,)), time.monotonic())
-        place(scheduler, held, 0)
-        place(scheduler, other, 1)
+async def test_a_held_session_takes_part_when_another_starts() -> None:
+    engine = RecordingEngine(pass_s=0.04)
+    async with scheduling(engine) as sessions:
+        held = sessions.open(prompt=(1,), max_tokens=40, fill="auto")
+        other = sessions.open(prompt=(1,), max_tokens=40)
+        arrivals = sessions.machine._sessions[held.name].arrivals
+        arrivals.first_s, arrivals.interval_s = 0.018, 0.004
+        sessions.receive(held, 9)
+        sessions.place(held, 0)
+        sessions.place(other, 1)
         for _ in range(4):
             await other.next()
-        scheduler.remove(held)
-        scheduler.remove(other)
+        sessions.close(held)
+        sessions.close(other)
 
     assert engine.passes[:2] == [[(0, 1), (1, 0)], [(0, 0), (1, 0)]]
 
 
-@pytest.mark.parametrize("sessions", [1, 3])
-async def test_a_pass_that_fails_ends_its_sessions_and_no_other(sessions: int) -> None:
-    engine = NotingEngine()
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_pass_that_fails_ends_its_sessions_and_no_other(count: int) -> None:
+    engine = RecordingEngine()
     engine.fails_at = 2
-    async with scheduling(engine) as scheduler:
-        slots = [slot_of(prompt=(1,)) for _ in range(sessions)]
+    async with scheduling(engine) as sessions:
+        slots = [sessions.open(prompt=(1,)) for _ in range(count)]
         for i, slot in enumerate(slots):
-            place(scheduler, slot, i)
+            sessions.place(slot, i)
         for slot in slots:
             with pytest.raises(TargetFailed, match="it broke"):
                 await text_of(slot)
-            scheduler.remove(slot)
-        later = slot_of(prompt=(1,), max_tokens=2)
-        place(scheduler, later, 0)
+            sessions.close(slot)
+        later = sessions.open(prompt=(1,), max_tokens=2)
+        sessions.place(later, 0)
 
-        assert await text_of(later) == [SAYS, SAYS]
+        assert await text_of(later) == [TOKEN, TOKEN]
 
 
-async def test_what_a_pass_says_to_a_session_that_left_is_dropped() -> None:
-    engine = NotingEngine(pass_s=0.05)
-    async with scheduling(engine) as scheduler:
-        gone = slot_of(prompt=(1,))
-        place(scheduler, gone, 0)
+async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> None:
+    engine = RecordingEngine(pass_s=0.05)
+    async with scheduling(engine) as sessions:
+        gone = sessions.open(prompt=(1,))
+        session = sessions.machine.session(gone.name)
+        sessions.place(gone, 0)
         await asyncio.sleep(0.02)
-        scheduler.remove(gone)
-        successor = slot_of(prompt=(1,) * 3, max_tokens=2)
-        place(scheduler, successor, 0)
+        sessions.close(gone)
+        successor = sessions.open(prompt=(1,) * 3, max_tokens=2)
+        sessions.place(successor, 0)
 
-        assert await text_of(successor) == [SAYS, SAYS]
-        assert gone.machine.committed == []
+        assert await text_of(successor) == [TOKEN, TOKEN]
+        assert session.committed == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.prefixes import common, price
+from models.kv_reuse import common_prefix, reuse_cost
 from speculation.protocol.messages import TokenId
 
 
@@ -28,8 +28,8 @@ class KvSlots:
         Never all of them: the last token opens the first pass. Raises ValueError if none is
         free.
         """
-        best = min(self._held, key=lambda place: price(self._held[place], prompt))
-        return best, common(self._held.pop(best), prompt[:-1])
+        best = min(self._held, key=lambda place: reuse_cost(self._held[place], prompt))
+        return best, common_prefix(self._held.pop(best), prompt[:-1])
 
     def give_back(self, place: int, held: Sequence[TokenId]) -> None:
         """Free a sequence. held: the tokens its KV holds from position 0 on, for sure."""

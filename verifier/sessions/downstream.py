@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.account import Account
+from gateway.choice_stream import cancel_on_disconnect
 from gateway.errors import ClientGone
-from gateway.performing import unless_gone
 from speculation.protocol import wire
 from speculation.protocol.messages import Opened
 from verifier.sessions.session import Reader
@@ -45,7 +45,7 @@ class Downstream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._reader:
             try:
-                await unless_gone(receive, lambda: self._stream(send))
+                await cancel_on_disconnect(receive, lambda: self._stream(send))
                 await _send(send, b"", more=False)  # a server reports the end as a departure
             except ClientGone as gone:
                 self._account.status, self._account.error = gone.status, gone.code

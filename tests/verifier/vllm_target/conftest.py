@@ -17,8 +17,8 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
-from models.dequantize import dequantise
-from models.opening import open_store
+from models.dequantise import dequantise
+from models.store import open_store
 from speculation.protocol.messages import Limits
 from verifier.metrics import PassMetrics
 from verifier.vllm_target.service.settings import VllmSettings

@@ -1,4 +1,4 @@
-"""An edge whose drafts follow a script: the real drafting machine, told what to guess."""
+"""An edge whose drafts follow a script: the real drafting session, given its draft tokens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Script:
     """How good the drafts are, and how late."""
 
     wrong: float = 0.0
-    """For each wrong guess, what would follow the right one."""
+    """The share of draft tokens that differ from the target's."""
 
     late_s: float = 0.0
     window: int = 24
@@ -62,7 +62,6 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
-    """That the target went on with."""
 
 
 def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: object) -> Open:
@@ -80,13 +79,13 @@ def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: objec
 async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
     """Run a session without drafts."""
     answer = Answer()
-    async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
-            hear(answer, message)
+    async with aclosing(target.serve(session, request)) as messages:
+        async for message in messages:
+            take_in(answer, message)
     return answer
 
 
-def hear(answer: Answer, message: object) -> None:
+def take_in(answer: Answer, message: object) -> None:
     if isinstance(message, Commit):
         assert message.start == len(answer.tokens)
         answer.tokens.extend(message.tokens)
@@ -98,20 +97,23 @@ def hear(answer: Answer, message: object) -> None:
 async def drafted(
     target: VllmTarget, session: str, request: Open, oracle: list[int], script: Script
 ) -> Answer:
-    """Run a session whose edge drafts what the oracle says, as well as the script wants."""
+    """Run a session whose edge drafts the oracle's tokens, as often wrong and as late as the
+    script wants."""
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
-    guess = guesser(oracle, script, target.facts.vocabulary_size)
+    draft = drafter(oracle, script, target.facts.vocabulary_size)
     answer = Answer()
-    async with aclosing(target.serve(session, request)) as said, asyncio.TaskGroup() as tasks:
-        async for message in said:
-            hear(answer, message)
+    async with (
+        aclosing(target.serve(session, request)) as messages,
+        asyncio.TaskGroup() as tasks,
+    ):
+        async for message in messages:
+            take_in(answer, message)
             if isinstance(message, Commit):
                 edge.receive(message)
                 while edge.may_extend and len(edge.chain) < script.window:
-                    edge.extend(DraftToken(guess(len(edge.guessed)), confidence=1.0))
-                new = [edge.flush()]
-                for pushed in filter(None, new):
-                    tasks.create_task(_push(target, session, pushed, script.late_s))
+                    edge.extend(DraftToken(draft(edge.end), confidence=1.0))
+                if new := edge.flush():
+                    tasks.create_task(_push(target, session, new, script.late_s))
     return answer
 
 
@@ -121,14 +123,15 @@ async def _push(target: VllmTarget, session: str, message: Pushed, late_s: float
         await target.push(session, message)
 
 
-def guesser(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
+def drafter(oracle: list[int], script: Script, size: int) -> Callable[[int], int]:
+    """Return a function from a position to the draft token there. size: of the vocabulary."""
     random = Random(script.seed)
 
-    def guess(position: int) -> int:
+    def draft(position: int) -> int:
         token = oracle[position] if position < len(oracle) else 0
         return (token + 1) % size if random.random() < script.wrong else token
 
-    return guess
+    return draft
 
 
 def uniforms(random: Random) -> Iterator[float]:
@@ -141,34 +144,35 @@ def even() -> QuantisedDistribution:
     return quantise(Distribution(np.arange(260, 360), np.full(100, 0.01)))
 
 
-async def replaced(
+async def recovered(
     target: VllmTarget, session: str, request: Open, random: Random, late_s: float = 0.0
 ) -> tuple[list[int], int]:
-    """Run a session judged `separate` whose drafts are nearly always refused.
+    """Run a session judged `separate` whose draft tokens are nearly always rejected.
 
-    late_s: how long the edge takes to replace one. Return the tokens and the number refused.
+    late_s: how long the edge takes to draw a recovered token. Return the tokens and the number
+    of rejections.
     """
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
-    q, u, refusals = even(), uniforms(random), 0
-    async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
+    q, u, rejections = even(), uniforms(random), 0
+    async with aclosing(target.serve(session, request)) as messages:
+        async for message in messages:
             again = None
             if isinstance(message, Commit):
                 edge.receive(message)
             if isinstance(message, Reject):
-                refusals += 1
+                rejections += 1
                 await asyncio.sleep(late_s)
-                again = edge.refused(message, u)
+                again = edge.rejected(message, u)
             if again is None:
                 while edge.may_extend and len(edge.chain) < 3:
                     edge.extend(DraftToken(q.at(next(u)), 1.0, q))
                 again = edge.flush()
             if again is not None:
                 await target.push(session, again)
-    return list(edge.committed), refusals
+    return list(edge.committed), rejections
 
 
-async def seated(target: VllmTarget, count: int, within_s: float) -> None:
+async def served(target: VllmTarget, count: int, within_s: float) -> None:
     """Wait until the engine has so many sessions."""
     async with asyncio.timeout(within_s):
         while (await target.figures())["sessions"] != count:  # noqa: ASYNC110 - another process
@@ -177,4 +181,4 @@ async def seated(target: VllmTarget, count: int, within_s: float) -> None:
 
 async def gone(target: VllmTarget, within_s: float = 20.0) -> None:
     """Wait until the engine has no session left."""
-    await seated(target, 0, within_s)
+    await served(target, 0, within_s)

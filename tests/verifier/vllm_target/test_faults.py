@@ -20,7 +20,7 @@ from tests.verifier.vllm_target.scripted import (
     gone,
     opening,
     plain,
-    seated,
+    served,
 )
 from verifier.target import TargetFull, UnknownSession
 from verifier.vllm_target.service.target import VllmTarget
@@ -31,8 +31,8 @@ pytestmark = ON_ENGINE
 async def leave_after(
     target: VllmTarget, session: str, request: Open, enough: Callable[[object], bool]
 ) -> None:
-    async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
+    async with aclosing(target.serve(session, request)) as messages:
+        async for message in messages:
             if enough(message):
                 return
 
@@ -79,13 +79,13 @@ async def test_a_client_that_leaves_while_its_prompt_is_read_frees_it(
     await gone(target)
 
 
-async def test_a_client_that_leaves_while_its_replacement_is_awaited_frees_it(
+async def test_a_client_that_leaves_while_its_recovered_token_is_awaited_frees_it(
     target: VllmTarget,
 ) -> None:
     request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
 
-    async with aclosing(target.serve("awaited", request)) as said:
-        async for message in said:
+    async with aclosing(target.serve("awaited", request)) as messages:
+        async for message in messages:
             if isinstance(message, Commit):
                 await target.push("awaited", Draft(1, 1, 0, (7,), q=(65536,)))
             if isinstance(message, Reject):
@@ -106,7 +106,7 @@ async def test_an_answer_may_fill_the_whole_context(target: VllmTarget) -> None:
     assert answer.tokens == expected
 
 
-async def test_sessions_without_room_for_their_kv_are_preempted_and_say_the_same(
+async def test_sessions_without_room_for_their_kv_are_preempted_and_generate_the_same(
     target: VllmTarget,
 ) -> None:
     requests = [opening(target, prompt, DRAWN, max_tokens=150) for prompt in PROMPTS[:4]]
@@ -145,7 +145,7 @@ async def test_held_sessions_make_way_for_one_that_needs_their_room(
         for i in range(8)
     ]
     try:
-        await seated(target, len(holding), 60.0)
+        await served(target, len(holding), 60.0)
         before = (await target.figures())["preemptions"]
 
         async with asyncio.timeout(180.0):
@@ -172,7 +172,7 @@ async def test_drafts_sent_right_after_the_opening_are_not_lost(target: VllmTarg
 
     await target.push("early", Draft(1, 0, 0, tuple(expected[:8])))
 
-    await asyncio.wait_for(asking, 20.0)  # without drafts it would say one token, and wait
+    await asyncio.wait_for(asking, 20.0)  # without drafts it would generate one token, and wait
     await gone(target)
 
 

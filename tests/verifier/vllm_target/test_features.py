@@ -1,4 +1,4 @@
-"""Every feature says the same with drafts as without, and what cannot be served is refused."""
+"""Every feature gives the same text with drafts; what cannot be served is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_extras(sampling: Sampling, **extras: object) -> Sampling:
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("name", FEATURES)
-async def test_a_feature_says_the_same_with_drafts(
+async def test_a_feature_gives_the_same_text_with_drafts(
     target: VllmTarget, sampling: Sampling, name: str
 ) -> None:
     stop = tuple(target.facts.stop_tokens)
@@ -82,7 +82,7 @@ async def test_structured_output_is_json_of_the_schema(target: VllmTarget) -> No
     ],
     ids=["min_p", "top_k", "all", "whole"],
 )
-async def test_a_shape_says_the_same_with_drafts(
+async def test_a_shape_gives_the_same_text_with_drafts(
     target: VllmTarget, sampling: Sampling
 ) -> None:
     request = opening(target, PROMPTS[2], sampling, max_tokens=40)
@@ -120,7 +120,7 @@ async def test_a_token_the_grammar_rules_out_has_a_log_probability_too(
     answer = await drafted(target, "json logprobs", request, expected.tokens, Script(wrong=0.3))
 
     assert answer.tokens == expected.tokens
-    assert min(value for said in answer.logprobs for _, value in said.top) == -9999.0
+    assert min(value for each in answer.logprobs for _, value in each.top) == -9999.0
 
 
 async def test_each_gets_as_many_log_probabilities_as_it_wants(target: VllmTarget) -> None:
@@ -135,7 +135,7 @@ async def test_each_gets_as_many_log_probabilities_as_it_wants(target: VllmTarge
     )
 
     for count, answer in zip(wanted, answers, strict=True):
-        assert {len(said.top) for said in answer.logprobs} == {count}
+        assert {len(each.top) for each in answer.logprobs} == {count}
 
 
 async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(

@@ -53,7 +53,9 @@ async def test_drafts_do_not_change_the_text(
     assert answer.finish.totals.judged > 0
 
 
-async def test_many_sessions_at_once_each_say_what_they_say_alone(target: VllmTarget) -> None:
+async def test_many_sessions_at_once_each_generate_what_they_generate_alone(
+    target: VllmTarget,
+) -> None:
     fills: list[Fill] = ["always", "auto", "never", "auto"]
     requests = [
         opening(

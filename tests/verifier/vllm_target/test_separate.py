@@ -1,4 +1,5 @@
-"""Judged `separate`, the real engine's tokens have the target's distribution; a cut distribution is noticed."""
+"""Judged `separate`, the real engine's tokens have the target's distribution; the test would
+notice a distribution that is cut."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from scipy import stats
 
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
-from speculation.sampling import distributions as distributions
+from speculation.sampling import distributions
 from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.sampling.draft_token import DraftToken
 from tests.verifier.vllm_target.conftest import ON_ENGINE
-from tests.verifier.vllm_target.scripted import opening, plain, replaced, uniforms
+from tests.verifier.vllm_target.scripted import opening, plain, recovered, uniforms
 from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
@@ -32,25 +33,26 @@ AT_ONCE = 16
 
 @pytest.fixture(scope="session")
 def exact(directory: Path, target: VllmTarget) -> tuple[int, Distribution]:
-    """The first token, which this shape leaves no choice, and the distribution of the second."""
+    """Return the first token, the only one of this shape, and the second one's distribution."""
     import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     prompt = target.tokenizer.encode(PROMPT)
 
-    def law_after(tokens: list[int]) -> Distribution:
+    def distribution_after(tokens: list[int]) -> Distribution:
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0, -1].numpy()
         return distributions.distribution(logits, SHAPE)
 
-    first = law_after(prompt)
+    first = distribution_after(prompt)
     assert first.tokens.size == 1
-    return int(first.tokens[0]), law_after([*prompt, int(first.tokens[0])])
+    return int(first.tokens[0]), distribution_after([*prompt, int(first.tokens[0])])
 
 
 def skewed(p: Distribution) -> QuantisedDistribution:
-    """A draft's distribution: wrong on purpose, over part of p's support and one token outside it."""
+    """Return a draft's distribution: wrong on purpose, over a part of p's support and one token
+    outside it."""
     outside = next(t for t in range(1000, 2000) if p.of(t) == 0.0)
     tokens = np.append(p.tokens[::2], outside)
     weights = np.append(np.sqrt(p.p[::2]), np.sqrt(p.p).mean())
@@ -65,31 +67,31 @@ async def second_token(
     random: Random,
     most: int,
 ) -> tuple[int, bool]:
-    """Return what the session says at position 1, and whether its draft was refused.
+    """Return the token at position 1, and whether the draft token there was rejected.
 
     most: of a Reject, the edge reads only this many tokens.
     """
     edge = DraftingSession(max_tokens=3, stop_tokens=())
     u = uniforms(random)
-    refused = False
-    async with aclosing(target.serve(session, request)) as said:
-        async for message in said:
+    rejected = False
+    async with aclosing(target.serve(session, request)) as messages:
+        async for message in messages:
             match message:
                 case Commit():
                     edge.receive(message)
                     if len(edge.committed) == 1:
                         edge.extend(DraftToken(q.at(next(u)), 1.0, q))
                 case Reject():
-                    refused = True
+                    rejected = True
                     if most < len(message.head):
                         message = replace(message, head=message.head[:most], tail_mass=0.0)
-                    assert edge.refused(message, u) is None
+                    assert edge.rejected(message, u) is None
             if len(edge.committed) > 1:
                 break
             draft = edge.flush()
             if isinstance(draft, Draft):
                 await target.push(session, draft)
-    return edge.committed[1], refused
+    return edge.committed[1], rejected
 
 
 async def draw(
@@ -99,22 +101,22 @@ async def draw(
     most: int,
     draws: int = DRAWS,
 ) -> tuple[float, float, float]:
-    """Return the chi-square test's p-value, the share refused, and what it should be."""
+    """Return the chi-square test's p-value, the share rejected, and what it should be."""
     _, p = exact
     q = skewed(p)
     fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 3}
     request = opening(target, PROMPT, SHAPE, **fields)
     random = Random(name)
     counts: Counter[int] = Counter()
-    refused = 0
+    rejected = 0
     for batch in range(0, draws, AT_ONCE):
         running = (
             second_token(target, f"{name} {batch + i}", request, q, random, most)
             for i in range(AT_ONCE)
         )
-        for token, was_refused in await asyncio.gather(*running):
+        for token, was_rejected in await asyncio.gather(*running):
             counts[token] += 1
-            refused += was_refused
+            rejected += was_rejected
     drawn = sum(counts.values())
     assert set(counts) <= set(p.tokens.tolist())
     order = np.argsort(-p.p)
@@ -127,20 +129,20 @@ async def draw(
     table = [observed[i] for i in kept], [expected[i] for i in kept]
     scaled = np.array(table[1]) * sum(table[0]) / sum(table[1])
     overlap = sum(min(p.of(int(t)), q.of(int(t)) / distributions.Q_SCALE) for t in q.tokens)
-    return stats.chisquare(table[0], scaled).pvalue, refused / drawn, 1.0 - overlap
+    return stats.chisquare(table[0], scaled).pvalue, rejected / drawn, 1.0 - overlap
 
 
-async def test_the_tokens_have_the_targets_law(
+async def test_the_tokens_have_the_targets_distribution(
     target: VllmTarget, exact: tuple[int, Distribution]
 ) -> None:
-    pvalue, refused, expected = await draw(target, exact, "exact", most=10**6)
+    pvalue, rejected, expected = await draw(target, exact, "exact", most=10**6)
 
     assert pvalue > 0.001
-    assert refused == pytest.approx(expected, abs=4 * (0.25 / DRAWS) ** 0.5)
+    assert rejected == pytest.approx(expected, abs=4 * (0.25 / DRAWS) ** 0.5)
     assert (await target.figures())["sessions"] == 0
 
 
-async def test_a_law_cut_to_its_head_is_noticed(
+async def test_a_distribution_cut_to_its_head_is_noticed(
     target: VllmTarget, exact: tuple[int, Distribution]
 ) -> None:
     pvalue, _, _ = await draw(target, exact, "cut", most=10, draws=DRAWS // 4)
@@ -153,32 +155,34 @@ async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> 
     fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 24}
     request = opening(target, PROMPT, Sampling(temperature=1.0, top_p=0.95), **fields)
 
-    tokens, refusals = await replaced(target, "long", request, Random(3))
+    tokens, rejections = await recovered(target, "long", request, Random(3))
 
     assert len(tokens) == 24
-    assert refusals > 5
+    assert rejections > 5
 
 
-async def test_sessions_that_await_replacements_outlive_preemption(target: VllmTarget) -> None:
-    no_choice = Sampling(temperature=1.0, top_k=1)  # so that what is said can be known
+async def test_sessions_that_await_recovered_tokens_outlive_preemption(
+    target: VllmTarget,
+) -> None:
+    no_choice = Sampling(temperature=1.0, top_k=1)  # so that the text can be known
     prompt = tuple(target.tokenizer.encode(PROMPT * 16))[:110]
     request = replace(
         opening(target, PROMPT, no_choice, judge="separate", fill="never", max_tokens=30),
         prompt=prompt,
     )
     alone = (
-        await plain(target, "unrefused", replace(request, judge="coupled", fill="auto"))
+        await plain(target, "unrejected", replace(request, judge="coupled", fill="auto"))
     ).tokens
     before = (await target.figures())["preemptions"]
 
     answers = await asyncio.gather(
         *(
-            replaced(target, f"pressed {i}", request, Random(i), late_s=0.01 * (i % 3))
+            recovered(target, f"pressed {i}", request, Random(i), late_s=0.01 * (i % 3))
             for i in range(14)
         )
     )
 
     assert (await target.figures())["preemptions"] > before
-    assert sum(refusals for _, refusals in answers) > 14 * 20
+    assert sum(rejections for _, rejections in answers) > 14 * 20
     assert [tokens for tokens, _ in answers] == [alone] * 14
     assert (await target.figures())["sessions"] == 0

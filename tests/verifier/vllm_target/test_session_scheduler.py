@@ -2,36 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from speculation.protocol import wire
+from speculation.protocol.messages import (
+    Draft,
+    Limits,
+    Message,
+    Open,
+    Opened,
+    Pushed,
+    Reject,
+    Sampling,
+)
+from speculation.sampling.distributions import Q_SCALE
+from speculation.verifying.machine import VerifyMachine
+from verifier.vllm_target.admission import Admission
+from verifier.vllm_target.core.session_slot import SessionSlot
+from verifier.vllm_target.core.slot_table import SlotTable
+from verifier.vllm_target.verify_request import Shape
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
-class ListeningSeat:
-    complaint = None
+class RecordingMachine(VerifyMachine):
+    def __init__(self) -> None:
+        super().__init__(iter(()))
+        self.arrivals: list[float] = []
+
+    def received(self, name: str, message: Pushed, *, arrived: float) -> list[Any]:
+        self.arrivals.append(arrived)
+        down = super().received(name, message, arrived=arrived)
+        return [*down, Reject(0, 0, (), 0.0)] if len(message.tokens) > 1 else down  # type: ignore[union-attr]
+
+
+class Scheduler(SimpleNamespace):
+    """As much of a SessionScheduler as `push` needs, with one session "s"."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[bytes, float]] = []
+        request = Open("m", "v", (), Sampling(), 0, 9, ())
+        admission = Admission("s", request, 1, Limits(), Shape(), 100)
+        machine, slots = RecordingMachine(), SlotTable()
+        machine.open("s", request, Limits(), vocabulary_size=100, now=0.0)
+        self.slot = SessionSlot(admission, machine.session("s"))
+        slots.add("r", self.slot)
+        self.emitted: list[str] = []
+        super().__init__(
+            _machine=machine,
+            _slots=slots,
+            requests={"r": "the request"},
+            _output=lambda request, slot: "an output",
+            _emit=lambda request, output: self.emitted.append(request),
+        )
 
-    def receive(self, frames: bytes, arrived: float, u: Iterator[float]) -> bool:
-        self.heard.append((frames, arrived))
-        return False
+    def push(self, *messages: Message, session: str = "s") -> str | None:
+        pytest.importorskip("vllm")
+        from verifier.vllm_target.core.session_scheduler import SessionScheduler
+
+        frames = b"".join(map(wire.encode, messages))
+        return SessionScheduler.push(self, session, frames, 12.5)  # type: ignore[arg-type]
 
 
 def test_a_message_keeps_the_time_at_which_it_reached_the_host() -> None:
-    pytest.importorskip("vllm")
-    from verifier.vllm_target.core.session_scheduler import SessionScheduler
+    scheduler = Scheduler()
 
-    seat = ListeningSeat()
-    scheduler = SimpleNamespace(
-        _seats=SimpleNamespace(find=lambda session: ("request", seat)),
-        requests={"request": None},
-        _uniforms=lambda: iter(()),
-    )
+    assert scheduler.push(Draft(0, 0, 0, (5,))) is None
 
-    assert SessionScheduler.push(scheduler, "s", b"frames", 12.5) is None  # type: ignore[arg-type]
+    assert scheduler._machine.arrivals == [12.5]
+    assert scheduler._machine.session("s").pending == 1
+    assert scheduler.emitted == []  # nothing to send
 
-    assert seat.heard == [(b"frames", 12.5)]
+
+def test_what_a_message_brings_about_is_sent_between_two_steps() -> None:
+    scheduler = Scheduler()
+
+    scheduler.push(Draft(0, 0, 0, (5, 6)))
+
+    assert len(scheduler.slot.frames) == 1
+    assert scheduler.emitted == ["the request"]
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (Opened("x", Limits()), "Opened"),
+        (Draft(1, 0, 0, (1000,)), "not a token"),
+        (Draft(1, 0, 0, (5,), (Q_SCALE,)), "Draft.q"),
+    ],
+)
+def test_what_no_honest_edge_sends_ends_the_session_and_is_told(
+    message: Message, error: str
+) -> None:
+    scheduler = Scheduler()
+
+    complaint = scheduler.push(Draft(0, 0, 0, (5,)), message)
+
+    assert complaint is not None
+    assert error in complaint
+    assert scheduler.slot.over
+    assert scheduler.emitted == ["the request"]
+    assert scheduler._machine.session("s").pending == 1  # what came before it stays
+
+
+def test_a_message_for_a_session_that_has_ended_is_dropped() -> None:
+    scheduler = Scheduler()
+
+    assert scheduler.push(Draft(0, 0, 0, (5,)), session="gone") is None
+    assert scheduler._machine.arrivals == []

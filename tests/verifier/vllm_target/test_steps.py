@@ -1,4 +1,4 @@
-"""How many engine steps an answer takes, on an engine that no other test taught T(rows)."""
+"""How many engine steps an answer takes, on an engine that no other test taught latencies."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
+from gateway.hosting.parent_death import die_with_parent
 from speculation.protocol import wire
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Pushed
@@ -31,7 +32,6 @@ from verifier.vllm_target.core.hooks import must_step
 from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot
 from verifier.vllm_target.core.slot_table import SlotTable
 from verifier.vllm_target.core.timer import Timer
-from verifier.vllm_target.watch import die_with_parent
 
 
 class SessionScheduler(Scheduler):

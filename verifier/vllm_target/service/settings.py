@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.dequantize import VOCABULARY
+from models.dequantise import VOCABULARY
 from models.errors import CannotOpen
 
 

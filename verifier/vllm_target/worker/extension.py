@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler
 
+from gateway.hosting.parent_death import die_with_parent
 from speculation.sampling.judging import Judgement
 from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.watch import die_with_parent
 from verifier.vllm_target.worker.judging import judge
 
 PLACEHOLDER = -1

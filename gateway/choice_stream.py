@@ -1,0 +1,89 @@
+"""Streams the choices of one request concurrently, for as long as the client is connected.
+
+When one of these functions returns or raises, all it started has ended: the engine's generators
+are closed, which cancels their work on the edge and on the verifier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from starlette.types import Receive
+
+from gateway.detokenise import Detokeniser, TextDelta
+from gateway.errors import ClientGone, EngineFault, first_error
+from gateway.ports import Delta
+
+T = TypeVar("T")
+ChoiceStream = AsyncGenerator[TextDelta]
+Emit = Callable[[int, TextDelta], Awaitable[None]]
+
+
+async def stream_choice(
+    deltas: AsyncGenerator[Delta], detokeniser: Detokeniser
+) -> ChoiceStream:
+    """Yield the text of one choice. The engine's generator is closed before the last TextDelta.
+
+    Raises what the engine raises, and EngineFault if it ends without a finish.
+    """
+    async with aclosing(deltas):
+        async for delta in deltas:
+            text_delta = detokeniser.read(delta)
+            if text_delta.finish is not None:
+                break
+            yield text_delta
+        else:
+            raise EngineFault("the engine ended a choice without saying why")
+    yield text_delta
+
+
+async def merge(streams: Sequence[ChoiceStream], emit: Emit) -> None:
+    """Await `emit(index, delta)` for every TextDelta of every stream, one at a time.
+
+    A slow `emit` slows the streams down: at most one TextDelta of each waits in the queue. The
+    first error closes all streams and is raised as itself.
+    """
+    queue: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue(maxsize=len(streams))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, stream in enumerate(streams):
+                group.create_task(_enqueue(index, stream, queue))
+            running = len(streams)
+            while running:
+                index, delta = await queue.get()
+                await emit(index, delta)
+                running -= delta.finish is not None
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors
+
+
+async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]]) -> T:
+    """Return what `work` returns; cancel it and raise ClientGone if the client disconnects.
+
+    The request's body must have been read.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(_wait_for_disconnect(receive))
+            result = await work()
+            watch.cancel()
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors
+    return result
+
+
+async def _enqueue(
+    index: int, stream: ChoiceStream, queue: asyncio.Queue[tuple[int, TextDelta]]
+) -> None:
+    async with aclosing(stream):
+        async for delta in stream:
+            await queue.put((index, delta))
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGone("the client went away")

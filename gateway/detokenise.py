@@ -1,0 +1,141 @@
+"""Turns the tokens of one choice into the text, log-probabilities and finish a client sees.
+
+* The outcome depends on the tokens only, not on how Deltas group them.
+* A part of a UTF-8 character is never shown. Bytes that cannot become one give U+FFFD.
+* The text ends before the stop string that is complete first (the longest, if two are complete
+  at the same character). Text that may be the beginning of one is withheld until that is known.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.errors import EngineFault
+from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
+
+Piece = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobEntry:
+    """The log-probabilities of one shown token."""
+
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    """The most likely tokens as (piece, logprob), in descending order."""
+
+    offset: int
+    """The number of characters of the choice before this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What a Delta adds for the client."""
+
+    text: str
+    """This is empty while the text is withheld or ends within a character."""
+
+    tokens: int
+    """Tokens that count for usage: all that were generated, up to the end of a stop string."""
+
+    entries: tuple[LogprobEntry, ...] = ()
+    finish: FinishReason | None = None
+    statistics: Statistics | None = None
+
+
+class Detokeniser:
+    """Converts the Deltas of one choice, in order."""
+
+    def __init__(
+        self, piece: Piece, *, stop_tokens: frozenset[int], stops: Sequence[str]
+    ) -> None:
+        self._piece = piece
+        self._stop_tokens = stop_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = StopStrings(stops)
+        self._pending: deque[LogprobEntry] = deque()
+        self._decoded_chars = 0
+        self._shown_chars = 0
+
+    def read(self, delta: Delta) -> TextDelta:
+        """Raise EngineFault if the Delta has log-probabilities for some of its tokens only."""
+        if delta.logprobs is not None and len(delta.logprobs) != len(delta.tokens):
+            raise EngineFault("the engine gave log-probabilities for some tokens only")
+        text, tokens = self._read_tokens(delta)
+        if delta.finish is not None:
+            text += self._show(self._utf8.decode(b"", final=True)) + self._stops.finish()
+        finish: FinishReason | None = "stop" if self._stops.hit else delta.finish
+        self._shown_chars += len(text)
+        return TextDelta(text, tokens, self._shown_entries(finish), finish, delta.statistics)
+
+    def _read_tokens(self, delta: Delta) -> tuple[str, int]:
+        """Return the text to show and the number of tokens read."""
+        text = ""
+        for count, token in enumerate(delta.tokens, start=1):
+            if token not in self._stop_tokens:
+                if delta.logprobs is not None:
+                    self._pending.append(self._entry(token, delta.logprobs[count - 1]))
+                text += self._show(self._utf8.decode(self._piece(token)))
+            if self._stops.hit:
+                return text, count
+        return text, len(delta.tokens)
+
+    def _show(self, decoded: str) -> str:
+        self._decoded_chars += len(decoded)
+        return self._stops.feed(decoded)
+
+    def _entry(self, token: int, found: TokenLogprob) -> LogprobEntry:
+        top = tuple((self._piece(other), logprob) for other, logprob in found.top)
+        return LogprobEntry(self._piece(token), found.logprob, top, self._decoded_chars)
+
+    def _shown_entries(self, finish: FinishReason | None) -> tuple[LogprobEntry, ...]:
+        """Return the pending entries whose text is shown, so none from a stop string on."""
+        everything = finish is not None and not self._stops.hit
+        shown = []
+        while self._pending and (everything or self._pending[0].offset < self._shown_chars):
+            shown.append(self._pending.popleft())
+        return tuple(shown)
+
+
+class StopStrings:
+    """Finds the first of `stops` in text that is fed piece by piece."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._withheld = ""
+        self.hit = False
+        """A stop string was found, and the text has ended."""
+
+    def feed(self, text: str) -> str:
+        """Take more text, and return what may be shown now."""
+        if self.hit:
+            return ""
+        text = self._withheld + text
+        if found := self._find(text):
+            self.hit, self._withheld = True, ""
+            return text[: min(found)[1]]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._withheld = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """Return what was withheld: the text has ended, so it begins no stop string."""
+        withheld, self._withheld = self._withheld, ""
+        return withheld
+
+    def _find(self, text: str) -> list[tuple[int, int]]:
+        """Return (end, start) of the first occurrence of each stop string in `text`."""
+        starts = [(stop, text.find(stop)) for stop in self._stops]
+        return [(start + len(stop), start) for stop, start in starts if start >= 0]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,111 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.detokenise import LogprobEntry
+from gateway.ports import FinishReason, Tokenizer
+from gateway.routes.answer import Answer, Entries, Json, finite
+from gateway.routes.generation import generate
+from gateway.routes.request import GenerationRequest, Integer, TokenIds, parse
+from gateway.routes.services import Services
+
+
+def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
+    """Return a string, strings, token ids, or arrays of token ids as a tuple of prompts."""
+    if isinstance(value, str) or _is_tokens(value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected a string, token ids, or a non-empty array of either")
+    return tuple(_as_prompt(item) for item in value)
+
+
+def _as_prompt(value: object) -> str | TokenIds:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and _is_tokens(value):
+        return tuple(value)
+    raise ValueError("each prompt must be a string or a non-empty array of token ids")
+
+
+def _is_tokens(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+class CompletionRequest(GenerationRequest):
+    prompt_field: ClassVar[str] = "prompt"
+    default_tokens: ClassVar[int | None] = 16  # OpenAI's default
+
+    prompt: Annotated[tuple[str | TokenIds, ...], BeforeValidator(_as_prompts)]
+    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompt_count(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
+        return tuple(
+            tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
+            for prompt in self.prompt
+        )
+
+
+class CompletionAnswer(Answer):
+    id_prefix = "cmpl-"
+    object = "text_completion"
+    chunk_object = "text_completion"
+
+    def first_chunk(self) -> None:
+        return None
+
+    def text_chunk(self, text: str, entries: Entries) -> Json:
+        return self.choice(text, entries, None)
+
+    def last_chunk(self, finish: FinishReason) -> Json:
+        return {"text": "", "logprobs": None, "finish_reason": finish}
+
+    def choice(self, text: str, entries: Entries, finish: FinishReason | None) -> Json:
+        logprobs = _logprobs(entries) if self.wants_logprobs else None
+        return {"text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+async def completions(services: Services, request: Request) -> Response:
+    """Continue one or several texts."""
+    body = await parse(CompletionRequest, request)
+    return await generate(services, request, body, CompletionAnswer)
+
+
+def _logprobs(entries: Entries) -> Json:
+    return {
+        "tokens": [_name(entry.piece) for entry in entries],
+        "token_logprobs": [finite(entry.logprob) for entry in entries],
+        "top_logprobs": [_top(entry) for entry in entries],
+        "text_offset": [entry.offset for entry in entries],
+    }
+
+
+def _top(entry: LogprobEntry) -> Json | None:
+    """Return the most likely tokens and the generated one, or None if none were asked for."""
+    if not entry.top:
+        return None
+    named: Json = {}
+    for piece, logprob in (*entry.top, (entry.piece, entry.logprob)):
+        named.setdefault(_name(piece), finite(logprob))
+    return named
+
+
+def _name(piece: bytes) -> str:
+    """Return a token's text or, if it is a part of a character, OpenAI's bytes:\\xe2\\x82."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

@@ -1,0 +1,120 @@
+"""Answers as server-sent events.
+
+The status is sent with the first event. An error before it gets a status of its own; an error
+after it becomes an event `data: {"error": ...}`, and the stream ends without [DONE].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.account import Account
+from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge
+from gateway.detokenise import TextDelta
+from gateway.errors import ApiError, ClientGone, EngineFault
+from gateway.responses import error_response
+from gateway.routes.answer import Answer, Json, statistics_fields
+
+_START: Final[Message] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ),
+}
+
+
+class EventStream(Response):
+    """One answer, sent once. It closes `streams` before it returns or raises."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        streams: Sequence[ChoiceStream],
+        account: Account,
+        *,
+        usage: bool,
+    ) -> None:
+        super().__init__()
+        self._answer = answer
+        self._streams = streams
+        self._account = account
+        self._usage = usage
+        self._begun: set[int] = set()
+        """Choices of which a chunk was made."""
+
+        self._running = len(streams)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await cancel_on_disconnect(receive, lambda: self._stream(send))
+            await _send(send, self._end())  # not above: servers then report a disconnect
+        except ClientGone as gone:
+            self._account.status, self._account.error = gone.status, gone.code
+        except ApiError as error:
+            await self._fail(error, scope, receive, send)
+        except Exception as fault:
+            self._account.fault = fault
+            await self._fail(EngineFault("internal error"), scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        async def emit(index: int, delta: TextDelta) -> None:
+            if not self._begun:
+                await _send(send, _START)
+            self._account.count(index, delta)
+            await _send(send, _events(*self._chunks(index, delta)))
+
+        await merge(self._streams, emit)
+
+    def _end(self) -> Message:
+        if not self._usage:
+            return _events(done=True)
+        body = self._answer.body([], chunk=True)
+        usage = {"usage": self._account.usage(), **statistics_fields(self._account)}
+        return _events({**body, **usage}, done=True)
+
+    def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
+        first = self._answer.first_chunk() if index not in self._begun else None
+        self._begun.add(index)
+        if first is not None:
+            yield self._chunk(index, first)
+        if delta.text or delta.entries:
+            yield self._chunk(index, self._answer.text_chunk(delta.text, delta.entries))
+        if delta.finish is not None:
+            self._running -= 1
+            last = self._chunk(index, self._answer.last_chunk(delta.finish))
+            ends_answer = not self._running and not self._usage
+            yield {**last, **statistics_fields(self._account)} if ends_answer else last
+
+    def _chunk(self, index: int, choice: Json) -> Json:
+        body = self._answer.body([{"index": index, **choice}], chunk=True)
+        return {**body, "usage": None} if self._usage else body
+
+    async def _fail(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        self._account.error = error.error_code
+        if self._begun:
+            await send({**_events(error.body()), "more_body": False})
+        else:
+            await error_response(error)(scope, receive, send)
+
+
+def _events(*objects: object, done: bool = False) -> Message:
+    """Return one body message with an event for each object, and [DONE] after the last."""
+    encoded = [msgspec.json.encode(item) for item in objects]
+    body = b"".join(b"data: %b\n\n" % event for event in encoded + [b"[DONE]"] * done)
+    return {"type": "http.response.body", "body": body, "more_body": not done}
+
+
+async def _send(send: Send, message: Message) -> None:
+    """Send; raise ClientGone when the server reports that the connection is closed."""
+    try:
+        await send(message)
+    except OSError as error:
+        raise ClientGone("the client went away") from error

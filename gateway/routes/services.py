@@ -1,0 +1,34 @@
+"""What the routes of one app share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from gateway.errors import NotFound
+from gateway.ports import Engine, Facts, TokenizerSource
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    engine: Engine
+    tokenizer: TokenizerSource
+    registry: CollectorRegistry
+    executor: Executor
+    """Runs templates and tokenisation, which would stall every stream for a long prompt."""
+
+    max_choices: int
+    draw_seed: Callable[[], int]
+    started: int
+    """The Unix time at which the app was built, in seconds."""
+
+    async def facts_of(self, model: str) -> Facts:
+        """Return the engine's facts; raise NotFound for any model but the engine's."""
+        facts = await self.engine.facts()
+        if model != facts.model:
+            message = f"the model {model!r} does not exist; this service has {facts.model!r}"
+            raise NotFound(message, param="model", code="model_not_found")
+        return facts

@@ -1,0 +1,19 @@
+"""How much of a KV cache sequence a new prompt can reuse: their common prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    """Return the length of the common prefix. It is fast where one is a prefix of the other."""
+    shorter = min(len(cached), len(prompt))
+    if cached[:shorter] == prompt[:shorter]:
+        return shorter
+    pairs = enumerate(zip(cached, prompt, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), shorter)
+
+
+def reuse_cost(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    """Return how many tokens a sequence's reuse must decode plus how many it loses."""
+    return len(prompt) + len(cached) - 2 * common_prefix(cached, prompt)

@@ -1,0 +1,86 @@
+"""What the doctor finds, and what it advises."""
+
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cli.doctor import (
+    Finding,
+    check_cache,
+    check_engine,
+    check_models,
+    check_port,
+    check_python,
+    check_verifier,
+    report,
+)
+from models.store import open_store
+
+
+@pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((4, 0), True)])
+def test_a_python_older_than_the_projects_fails(version: tuple[int, int], ok: bool) -> None:
+    assert check_python(version).ok is ok
+
+
+def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
+    finding = check_engine("no_such_engine")
+
+    assert not finding.ok
+    assert "no_such_engine" in finding.found
+
+
+def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+
+    assert check_cache(tmp_path / "fresh").ok
+    assert not check_cache(tmp_path / "cache").ok
+
+
+@pytest.mark.parametrize("name", ["smollm2", "no-such-model"])
+def test_a_model_that_is_not_here_fails_and_names_the_pull(tmp_path: Path, name: str) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+
+    finding = check_models(store, name)
+
+    assert not finding.ok
+    assert finding.remedy == f"picospec models pull {name}"
+
+
+def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = int(stranger.getsockname()[1])
+        stranger.close()
+        free = check_port("edge", port, "EDGE_PORT")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        port = int(stranger.getsockname()[1])
+        held = check_port("edge", port, "EDGE_PORT")
+
+    assert free.ok
+    assert not held.ok
+    assert "EDGE_PORT" in held.remedy
+
+
+def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+
+        assert check_verifier(f"http://localhost:{port}").ok
+        assert not check_verifier(f"http://127.0.0.2:{port}").ok
+
+
+def test_a_report_is_well_only_when_every_finding_is() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    good, bad = Finding("a", True, "fine", "unused"), Finding("b", False, "broken", "mend it")
+
+    assert report([good], console)
+    assert not report([good, bad], console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "mend it" in shown
+    assert "unused" not in shown

@@ -1,0 +1,67 @@
+"""The command line reads its arguments, and hands the rest on."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("command", "becomes"),
+    [
+        (["edge", "--port", "8001"], ["edge_agent", "--port", "8001"]),
+        (
+            ["verifier", "--target", "vllm", "--help"],
+            ["verifier", "--target", "vllm", "--help"],
+        ),
+        (["bench", "run", "--rtt", "10,50"], ["bench", "run", "--rtt", "10,50"]),
+        (["simulate", "--rtt", "10"], ["bench", "simulate", "--rtt", "10"]),
+    ],
+)
+def test_a_service_gets_its_arguments_as_they_are(
+    command: list[str], becomes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: executed.append(arguments))
+
+    result = runner.invoke(app, command)
+
+    assert result.exit_code == 0, result.output
+    assert executed == [[sys.executable, "-m", *becomes]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pins are Linux's")
+def test_pins_of_another_form_are_a_usage_error() -> None:
+    result = runner.invoke(app, ["up", "--pin", "zero"])
+
+    assert result.exit_code == 2
+    assert "zero" in result.output
+
+
+def test_a_settings_file_that_is_not_there_is_one_clear_line() -> None:
+    result = runner.invoke(app, ["up", "--config", "nowhere.toml"])
+
+    assert result.exit_code == 1
+    assert "nowhere.toml" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_ports_come_from_the_environment() -> None:
+    result = runner.invoke(app, ["up"], env={"EDGE_PORT": "not-a-port"})
+
+    assert result.exit_code == 2
+    assert "EDGE_PORT" in result.output
+
+
+def test_the_help_names_every_command() -> None:
+    result = runner.invoke(app, ["--help"])
+
+    for name in ("up", "edge", "verifier", "chat", "models", "doctor"):
+        assert name in result.output

@@ -1,0 +1,127 @@
+"""`picospec up` with two fakes in place of the real services."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cli.up import Plan, check_free, read_settings, up, usage_lines
+from gateway.hosting.processes import Service, ServiceError
+
+FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def printed(console: Console) -> str:
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def plan() -> Plan:
+    return Plan(edge_port=free_port(), verifier_port=free_port(), healthy_within_s=10)
+
+
+def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
+    def fake(name: str, port: int, *manner: str) -> Service:
+        command = (sys.executable, FAKE, str(port), *manner)
+        return Service(name, command, f"http://127.0.0.1:{port}")
+
+    edge = fake("edge", planned.edge_port, *edge_manner)
+    return fake("verifier", planned.verifier_port), edge
+
+
+def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
+    verifier, edge = Plan(edge_port=1, verifier_port=2).services()
+
+    python, here = sys.executable, ("--host", "127.0.0.1")
+    assert verifier.command == (python, "-m", "verifier", "--port", "2", *here)
+    assert edge.command[:7] == (python, "-m", "edge_agent", "--port", "1", *here)
+    assert edge.command[7:] == ("--verifier-url", "http://127.0.0.1:2")
+
+
+def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n')
+
+    verifier, edge = Plan(settings=read_settings(file)).services()
+
+    assert verifier.environment == {}
+    assert edge.environment == {
+        "PICOSPEC_EDGE__DRAFT_MODEL": "m",
+        "PICOSPEC_EDGE__SLOTS": "2",
+        "PICOSPEC_EDGE__DRAFTING": '{"flush_tokens": 3}',
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[edge", "Expected"), ("[cloud]", "not cloud"), ("edge = 3", "not edge")],
+)
+def test_a_file_of_another_form_is_an_error_that_names_it(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text(text)
+
+    with pytest.raises(ServiceError, match=rf"local\.toml.*{reason}"):
+        read_settings(file)
+
+
+async def test_it_prints_how_to_use_it_when_both_are_healthy_and_ends_on_a_signal() -> None:
+    planned, console = plan(), quiet()
+
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(up(planned, fakes(planned), console))
+        while "from openai" not in printed(console):  # noqa: ASYNC110 (a console has no events)
+            await asyncio.sleep(0.02)
+        signal.raise_signal(signal.SIGTERM)
+        await running
+
+    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in printed(console)
+    assert "edge | stopping" in printed(console)
+    check_free(planned.edge_port, "EDGE_PORT")
+    check_free(planned.verifier_port, "VERIFIER_PORT")
+
+
+async def test_an_end_that_dies_at_start_is_the_error_and_the_other_stops() -> None:
+    planned, console = plan(), quiet()
+
+    with pytest.raises(ServiceError, match="the edge ended with status 3\nno model"):
+        await up(planned, fakes(planned, "dies"), console)
+
+    check_free(planned.verifier_port, "VERIFIER_PORT")
+
+
+async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
+    planned = plan()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", planned.edge_port))
+        other.listen()
+
+        with pytest.raises(ServiceError, match=f"port {planned.edge_port} .*EDGE_PORT"):
+            await up(planned, fakes(planned), quiet())
+
+
+def test_the_usage_lines_name_a_key_and_never_show_it() -> None:
+    lines = "\n".join(usage_lines(Plan(api_key="very-secret"), "qwen"))
+
+    assert "very-secret" not in lines
+    assert "PICOSPEC_API_KEYS" in lines
+    assert '"model": "qwen"' in lines

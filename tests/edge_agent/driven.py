@@ -1,0 +1,61 @@
+"""A driver between a fake slot and a fake link, and what it emits."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from edge_agent.driver import DraftModel, Driver
+from edge_agent.metrics import EdgeMetrics
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.policy import DraftPolicy, StreamPolicy
+from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
+from speculation.sampling import draft_sampler
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink
+
+PROMPT = (50, 51, 52)
+"""So that CountingSlot drafts 3 for position 0."""
+
+
+class Edge:
+    """A driver, and what it emitted."""
+
+    def __init__(
+        self,
+        metrics: EdgeMetrics,
+        link: ScriptedLink,
+        slot: CountingSlot | None = None,
+        *,
+        max_tokens: int = 40,
+        policy: DraftPolicy | None = None,
+        separate: bool = False,
+        stop: TokenId = 777,
+        prompt: tuple[TokenId, ...] = PROMPT,
+        lookup: bool = False,
+    ) -> None:
+        sampler = draft_sampler.coupled(Sampling(), 0, len(prompt))
+        judge = "separate" if separate else "coupled"
+        request = Open("m", "v", prompt, Sampling(), 0, max_tokens, (stop,), judge)
+        self.link = link
+        self.machine = DraftMachine(
+            request,
+            policy or StreamPolicy(),
+            LIMITS,
+            rtt_s=lambda: 0.0,
+            u=iter(np.random.default_rng(3).random, 2.0),
+            readable_tokens=slot.context_tokens - len(prompt) if slot else 0,
+            lookup=PromptLookup(prompt) if lookup else None,
+        )
+        self.emitted: list[TokenId] = []
+        model = DraftModel(slot, sampler, prompt) if slot else None
+        self.driver = Driver(self.machine, link, model, metrics)
+
+    async def emit(self, commit: Commit) -> None:
+        assert commit.start == len(self.emitted)
+        self.emitted.extend(commit.tokens)
+
+    async def run(self) -> Finish:
+        async with asyncio.timeout(2):
+            return await self.driver.run(self.emit)

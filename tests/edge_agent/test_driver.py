@@ -1,0 +1,266 @@
+"""The driver moves tokens; a fake slot and a fake link are all it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from edge_agent.draft_model.drafter import CannotDraft
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import EngineFault, Unavailable
+from speculation.drafting.policy import DraftSettings, StreamPolicy
+from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, Reject, TokenId
+from tests.edge_agent.driven import Edge
+from tests.edge_agent.fakes import (
+    LIMITS,
+    CountingSlot,
+    ScriptedLink,
+    commits,
+    let,
+    on,
+    quiet,
+    scripted,
+    sent,
+)
+
+
+async def test_tokens_come_out_in_order_and_no_task_is_left(metrics: EdgeMetrics) -> None:
+    link = ScriptedLink(scripted(*commits(range(3, 23), size=3)))
+    edge = Edge(metrics, link, CountingSlot(), max_tokens=20)
+
+    finish = await edge.run()
+
+    assert finish == Finish("length")
+    assert edge.emitted == list(range(3, 23))
+    assert len(asyncio.all_tasks()) == 1
+    assert not link.posting
+
+
+async def test_without_a_slot_it_only_receives(metrics: EdgeMetrics) -> None:
+    link = ScriptedLink(scripted(*commits([9, 9, 9])))
+
+    edge = Edge(metrics, link, None)
+    await edge.run()
+
+    assert edge.emitted == [9, 9, 9]
+    assert link.sent == []
+
+
+async def test_it_drafts_before_the_session_is_open(metrics: EdgeMetrics) -> None:
+    async def slow_to_open(link: ScriptedLink) -> AsyncGenerator[Down]:
+        await link.until_sent(8)  # while the verifier reads the prompt
+        yield Opened("s", LIMITS)
+        yield Commit(0, 0, (3,), accepted=1)
+        yield Finish("stop")
+
+    link = ScriptedLink(slow_to_open)
+    edge = Edge(metrics, link, CountingSlot())
+
+    await edge.run()
+
+    assert link.drafted[:8] == list(range(3, 11))
+
+
+async def test_a_broken_chain_is_begun_anew_from_what_was_committed(
+    metrics: EdgeMetrics,
+) -> None:
+    script = scripted(sent(4), Commit(0, 0, (3, 99), accepted=1), sent(20), Finish("stop"))
+    link = ScriptedLink(script)
+    edge = Edge(metrics, link, CountingSlot())
+
+    await edge.run()
+
+    assert edge.emitted == [3, 99]
+    first = next(m for m in link.sent if m.epoch == 1 and isinstance(m, Draft))
+    assert (first.start, first.behind, first.tokens[0]) == (2, 0, 5)
+
+
+async def test_a_step_that_ends_after_its_chain_broke_is_never_sent(
+    metrics: EdgeMetrics,
+) -> None:
+    landed, stepping = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: Sequence[TokenId]) -> None:
+        if len(context) == 5:
+            stepping.set()
+            await landed.wait()  # still drafting when the correction lands
+
+    script = scripted(on(stepping), Commit(0, 0, (99,)), let(landed), sent(6), Finish("stop"))
+    link = ScriptedLink(script)
+    edge = Edge(metrics, link, CountingSlot(wait=wait))
+
+    await edge.run()
+
+    first = next(m for m in link.sent if m.epoch == 1 and isinstance(m, Draft))
+    assert first.tokens[0] == 4  # drawn after the prompt and 99, not after the old chain
+    assert edge.machine.counts.stale_steps == 1
+
+
+async def test_a_step_overtaken_by_a_fill_in_pass_is_not_used_though_no_chain_broke(
+    metrics: EdgeMetrics,
+) -> None:
+    landed, stepping = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: Sequence[TokenId]) -> None:
+        if len(context) == 3:
+            stepping.set()
+            await landed.wait()
+
+    script = scripted(
+        on(stepping), Commit(0, 0, (88, 89)), let(landed), sent(2), Finish("stop")
+    )
+    link = ScriptedLink(script)
+
+    await Edge(metrics, link, CountingSlot(wait=wait)).run()
+
+    assert link.sent[0] == Draft(0, 2, 0, (5, 6))
+
+
+async def test_it_stops_at_the_window_and_goes_on_when_commits_make_room(
+    metrics: EdgeMetrics,
+) -> None:
+    async def hesitant(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(16)
+        await quiet(link)
+        assert len(link.drafted) == 16  # max_ahead
+        yield Commit(0, 0, (3, 4), accepted=2)
+        await link.until_sent(18)
+        yield Finish("stop")
+
+    await Edge(metrics, ScriptedLink(hesitant), CountingSlot()).run()
+
+
+async def test_it_stops_when_the_chain_is_unlikely_and_sends_what_it_has(
+    metrics: EdgeMetrics,
+) -> None:
+    script = scripted(sent(3), quiet, Finish("stop"))
+    link = ScriptedLink(script)
+    policy = StreamPolicy(DraftSettings(min_survival=0.2, flush_tokens=2))
+
+    await Edge(metrics, link, CountingSlot(confidence=0.5), policy=policy).run()
+
+    assert link.sent == [Draft(0, 0, 0, (3, 4)), Draft(0, 2, 2, (5,), pauses=True)]
+
+
+async def test_it_drafts_nothing_after_a_stop_token_or_the_last_token(
+    metrics: EdgeMetrics,
+) -> None:
+    script = scripted(sent(3), quiet, Finish("stop"))
+    stopping, lasting = ScriptedLink(script), ScriptedLink(script)
+    await Edge(metrics, stopping, CountingSlot(), stop=7).run()
+    await Edge(metrics, lasting, CountingSlot(), max_tokens=3).run()
+
+    assert stopping.drafted == [3, 4, 5, 6, 7]
+    assert lasting.drafted == [3, 4, 5]
+
+
+async def test_it_drafts_no_further_than_the_draft_model_can_hold(metrics: EdgeMetrics) -> None:
+    script = scripted(sent(2), quiet, *commits(range(3, 13)))
+    link = ScriptedLink(script)
+    edge = Edge(metrics, link, CountingSlot(context_tokens=5))
+
+    await edge.run()
+
+    assert link.drafted == [3, 4]
+    assert edge.emitted == list(range(3, 13))
+
+
+async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier(
+    metrics: EdgeMetrics,
+) -> None:
+    async def wait(context: Sequence[TokenId]) -> None:
+        if len(context) == 4:
+            raise CannotDraft("no room")
+
+    link = ScriptedLink(scripted(quiet, *commits([3, 90, 91, 92])))
+    edge = Edge(metrics, link, CountingSlot(wait=wait))
+
+    await edge.run()
+
+    assert link.drafted == [3]
+    assert edge.emitted == [3, 90, 91, 92]
+
+
+async def test_a_commit_that_is_sent_twice_is_emitted_once(metrics: EdgeMetrics) -> None:
+    script = scripted(
+        Commit(0, 0, (9, 8), accepted=1), Commit(0, 1, (8, 6, 5), accepted=2), Finish("stop")
+    )
+
+    edge = Edge(metrics, ScriptedLink(script))
+    await edge.run()
+
+    assert edge.emitted == [9, 8, 6, 5]
+
+
+async def test_it_drafts_on_while_a_slow_client_takes_what_was_committed(
+    metrics: EdgeMetrics,
+) -> None:
+    script = scripted(sent(16), Commit(0, 0, (3, 4), accepted=2), Finish("stop"))
+    link = ScriptedLink(script)
+
+    class Slow(Edge):
+        async def emit(self, commit: Commit) -> None:
+            await link.until_sent(18)
+
+    await Slow(metrics, link, CountingSlot()).run()
+
+    assert link.drafted[:18] == list(range(3, 21))
+
+
+async def test_a_link_that_fails_is_an_error_and_nothing_is_left(metrics: EdgeMetrics) -> None:
+    async def dying(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        raise Unavailable("the verifier went away")
+
+    link = ScriptedLink(dying)
+
+    with pytest.raises(Unavailable, match="went away"):
+        await Edge(metrics, link, CountingSlot()).run()
+
+    assert len(asyncio.all_tasks()) == 1
+    assert link.cancelled == 1
+
+
+async def test_posts_that_fail_end_the_job(metrics: EdgeMetrics) -> None:
+    class Postless(ScriptedLink):
+        async def post(self) -> None:
+            await self.until_sent(2)
+            raise Unavailable("no way up")
+
+    script = scripted(on(asyncio.Event()))
+    with pytest.raises(Unavailable, match="no way up"):
+        await Edge(metrics, Postless(script), CountingSlot()).run()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Commit(0, 5, (1,)), Reject(0, 3, ((5, 1.0),), 0.0)],
+    ids=["a gap", "a rejection of nothing"],
+)
+async def test_a_verifier_that_breaks_the_protocol_is_a_fault(
+    metrics: EdgeMetrics, message: Down
+) -> None:
+    link = ScriptedLink(scripted(message))
+
+    with pytest.raises(EngineFault, match="broke the protocol"):
+        await Edge(metrics, link).run()
+
+
+async def test_cancelling_ends_the_session_at_the_verifier_and_leaves_no_task(
+    metrics: EdgeMetrics,
+) -> None:
+    script = scripted(on(asyncio.Event()))
+    link = ScriptedLink(script)
+    job = asyncio.create_task(Edge(metrics, link, CountingSlot()).run())
+    await link.until_sent(4)
+
+    job.cancel()
+    await asyncio.wait([job])
+
+    assert job.cancelled()
+    assert link.cancelled == 1
+    assert len(asyncio.all_tasks()) == 1

@@ -1,0 +1,89 @@
+"""The edge's settings: where they come from, and which are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from edge_agent.settings import load
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "edge.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    settings = load(None, {}, {})
+
+    assert (settings.host, settings.port, settings.judge) == ("127.0.0.1", 8000, "coupled")
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(
+        tmp_path, 'port = 1\nslots = 2\nfill = "never"\n[drafting]\nflush_tokens = 3\n'
+    )
+    monkeypatch.setenv("PICOSPEC_EDGE__SLOTS", "3")
+    monkeypatch.setenv("PICOSPEC_EDGE__PORT", "2")
+    monkeypatch.setenv("PICOSPEC_EDGE__DRAFTING__MIN_SURVIVAL", "0.4")
+
+    settings = load(path, {}, {"port": 4})
+
+    assert (settings.port, settings.slots, settings.fill) == (4, 3, "never")
+    assert settings.draft_settings.flush_tokens == 3
+    assert settings.draft_settings.min_survival == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("ports = 1", "ports"),
+        ("[drafting]\nmin_surviva = 1", "min_surviva"),
+        ("port = 0", "port"),
+        ('judge = "harsh"', "judge"),
+        ('drafter = "oracle"', "drafter"),
+        ('drafter = "noise"', "drafter"),
+        ("slots = 0", "slots"),
+        ('verifier_url = "ftp://x"', "verifier_url"),
+    ],
+)
+def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(ValidationError, match=named):
+        load(written(tmp_path, text), {}, {})
+
+
+@pytest.mark.parametrize("field", ["api_keys", "verifier_key"])
+def test_keys_do_not_belong_in_files(tmp_path: Path, field: str) -> None:
+    with pytest.raises(ValueError, match=f"keep {field} out of files"):
+        load(written(tmp_path, f'{field} = "secret"'), {}, {})
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no settings file"):
+        load(tmp_path / "none.toml", {}, {})
+
+
+def test_keys_come_from_the_environment_and_are_not_shown() -> None:
+    environ = {"PICOSPEC_API_KEYS": "key1, key2,", "PICOSPEC_VERIFIER_KEY": "three"}
+
+    settings = load(None, environ, {})
+
+    assert [key.get_secret_value() for key in settings.gateway.api_keys] == ["key1", "key2"]
+    assert settings.shown_key == "three"
+    assert "key1" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"), [("http://127.0.0.1:9000", "one"), ("https://example.org", None)]
+)
+def test_clients_keys_are_shown_to_no_verifier_elsewhere(url: str, shown: str | None) -> None:
+    settings = load(None, {"PICOSPEC_API_KEYS": "one"}, {"verifier_url": url})
+
+    assert settings.shown_key == shown

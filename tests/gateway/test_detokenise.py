@@ -1,0 +1,161 @@
+"""Any split of tokens shows the same text: never a stop string, never part of a character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.detokenise import Detokeniser, StopStrings
+from gateway.errors import EngineFault
+from gateway.ports import Delta, TokenLogprob
+
+END = 256
+LETTERS = st.text(alphabet="abé€😀", max_size=24)
+STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
+
+
+def detokeniser(stops: Sequence[str] = ()) -> Detokeniser:
+    return Detokeniser(
+        lambda token: bytes([token]) if token < END else b"",
+        stop_tokens=frozenset({END}),
+        stops=stops,
+    )
+
+
+def delta(data: bytes) -> Delta:
+    return Delta(tuple(data), tuple(TokenLogprob(-1.0, ((b, -1.0),)) for b in data))
+
+
+def test_a_stop_token_is_counted_and_not_shown() -> None:
+    read = detokeniser().read(Delta((ord("a"), END), finish="stop"))
+
+    assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
+
+
+def test_a_stop_string_ends_the_choice_though_the_engine_ran_out_of_room() -> None:
+    read = detokeniser(["b"]).read(Delta(tuple(b"abc"), finish="length"))
+
+    assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
+
+
+def test_log_probabilities_wait_for_the_text_of_their_token() -> None:
+    choice = detokeniser(["stop"])
+
+    first = choice.read(delta(b"a st"))
+    second = choice.read(delta(b"\xc3"))
+    third = choice.read(delta(b"\xa9"))
+
+    assert [entry.piece for entry in first.entries] == [b"a", b" "]
+    assert [entry.piece for entry in second.entries] == []
+    assert [(entry.piece, entry.offset) for entry in third.entries] == [
+        (b"s", 2),
+        (b"t", 3),
+        (b"\xc3", 4),
+        (b"\xa9", 4),
+    ]
+
+
+def test_log_probabilities_of_a_stop_string_are_never_shown() -> None:
+    choice = detokeniser(["st"])
+
+    read = [choice.read(delta(b"as")), choice.read(delta(b"ty"))]
+
+    assert [entry.piece for part in read for entry in part.entries] == [b"a"]
+    assert read[1].finish == "stop"
+
+
+def test_log_probabilities_for_some_tokens_only_are_the_engines_fault() -> None:
+    incomplete = Delta((1, 2), (TokenLogprob(-1.0, ()),))
+
+    with pytest.raises(EngineFault):
+        detokeniser().read(incomplete)
+
+
+def bytes_split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    ends = sorted({cut % (len(data) + 1) for cut in cuts} | {len(data)})
+    return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def read(data: bytes, chunks: Sequence[bytes], stops: Sequence[str]) -> tuple[list[str], int]:
+    """Return the shown texts and the counted tokens; tokens are bytes, `chunks` groups them."""
+    choice = detokeniser(stops)
+    shown, tokens = [], 0
+    for chunk in [*chunks, None]:
+        delta = Delta((), finish="length") if chunk is None else Delta(tuple(chunk))
+        read_now = choice.read(delta)
+        shown.append(read_now.text)
+        tokens += read_now.tokens
+        if read_now.finish is not None:
+            break
+    return shown, tokens
+
+
+def first_stop(text: str, stops: Sequence[str]) -> str:
+    """Cut before the stop string that is complete first, by trying every end."""
+    for end in range(len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
+    return text
+
+
+@given(st.binary(max_size=24), st.lists(st.integers(0, 99)), STOPS)
+def test_any_grouping_of_tokens_gives_the_same_text_and_usage(
+    data: bytes, cuts: list[int], stops: list[str]
+) -> None:
+    shown, tokens = read(data, bytes_split(data, cuts), stops)
+    whole, whole_tokens = read(data, [data], stops)
+
+    assert "".join(shown) == "".join(whole)
+    assert tokens == whole_tokens
+
+
+@given(LETTERS, st.lists(st.integers(0, 99)), STOPS)
+def test_the_text_ends_before_the_stop_string_that_is_complete_first(
+    text: str, cuts: list[int], stops: list[str]
+) -> None:
+    data = text.encode()
+
+    shown, _ = read(data, bytes_split(data, cuts), stops)
+
+    assert "".join(shown) == first_stop(text, stops)
+
+
+@given(LETTERS, STOPS)
+def test_no_moment_shows_more_than_the_final_text(text: str, stops: list[str]) -> None:
+    final = first_stop(text, stops)
+
+    shown, _ = read(text.encode(), [bytes([byte]) for byte in text.encode()], stops)
+
+    for count in range(len(shown) + 1):
+        assert final.startswith("".join(shown[:count]))
+    assert "\ufffd" not in "".join(shown)
+
+
+@given(st.binary(max_size=24), st.lists(st.integers(0, 99)))
+def test_bytes_that_are_no_text_decode_as_a_whole_would(data: bytes, cuts: list[int]) -> None:
+    shown, _ = read(data, bytes_split(data, cuts), ())
+
+    assert "".join(shown) == data.decode("utf-8", "replace")
+
+
+@given(LETTERS)
+def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) -> None:
+    shown, _ = read(text.encode(), [character.encode() for character in text], ())
+
+    assert shown == [*text, ""]
+
+
+def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
+    shown, tokens = read(b"a\xe2\x82", [b"a\xe2\x82"], ())
+
+    assert "".join(shown) == "a\ufffd"
+    assert tokens == 3
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        StopStrings(["a", ""])

@@ -1,0 +1,117 @@
+"""A process ends when the process that started it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gateway.hosting.parent_death import bound_to_parent, die_with_parent
+from tests.gateway.test_processes import FAKE, free_port, until_gone
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> None:
+    fake = (sys.executable, FAKE, str(free_port()))
+    script = (
+        "import subprocess, sys\n"
+        "from gateway.hosting.parent_death import bound_to_parent\n"
+        f"child = subprocess.Popen(bound_to_parent({fake!r}, ()), start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    assert await parent.stdout.readline() == b"serving\n"
+
+    parent.kill()
+    gone = await until_gone(pid, within_s=5)
+    if not gone:
+        os.kill(pid, signal.SIGKILL)  # or its pipe would hold up the wait
+    await parent.wait()
+
+    assert gone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+async def test_a_bound_command_runs_on_its_cores() -> None:
+    core = min(os.sched_getaffinity(0))
+    command = (sys.executable, "-c", "import os; print(os.sched_getaffinity(0))")
+
+    process = await asyncio.create_subprocess_exec(
+        *bound_to_parent(command, [core]), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+
+    assert output.decode().strip() == str({core})
+
+
+async def test_a_bound_command_does_not_start_when_its_parent_is_gone_already() -> None:
+    command = bound_to_parent((sys.executable, "-c", "print('ran')"), ())
+    command[3] = str(os.getppid())  # not the process that starts it
+
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+
+    assert (process.returncode, output) == (1, b"")
+
+
+async def test_a_multiprocessing_child_dies_with_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from gateway.hosting.parent_death import die_with_parent\n"
+        "def child():\n"
+        "    print(os.getpid(), die_with_parent(), die_with_parent(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=child).start()\n"
+        "    time.sleep(60)\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(20):
+        pid, *watches = (await parent.stdout.readline()).decode().split()
+
+    parent.kill()
+    gone = await until_gone(int(pid), within_s=5)
+    if not gone:
+        os.kill(int(pid), signal.SIGKILL)
+    await parent.wait()
+
+    assert watches == ["True", "True"]
+    assert gone
+
+
+def test_a_process_that_multiprocessing_did_not_start_is_not_watched() -> None:
+    assert not die_with_parent()
+
+
+def test_the_module_needs_the_standard_library_alone() -> None:
+    command = [sys.executable, "-S", "-c", "import gateway.hosting.parent_death"]
+
+    assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
+
+
+def test_vllms_plugin_entry_point_is_this_function() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert project["entry-points"]["vllm.general_plugins"] == {
+        "picospec": f"{die_with_parent.__module__}:{die_with_parent.__name__}"
+    }

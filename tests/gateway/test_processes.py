@@ -1,0 +1,164 @@
+"""Services as children: they start, their output is passed on, and they stop together."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.hosting import processes
+from gateway.hosting.processes import NeverHealthy, Service, ServiceDied, keep_up
+
+FAKE = str(Path(__file__).with_name("fake_service.py"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def service(name: str, *manner: str) -> Service:
+    port = free_port()
+    command = (sys.executable, FAKE, str(port), *manner)
+    return Service(name, command, f"http://127.0.0.1:{port}")
+
+
+class Output:
+    """What services printed, and a way to wait for a line."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self._printed = asyncio.Event()
+
+    async def next(self) -> str:
+        self._printed.clear()
+        async with asyncio.timeout(10):
+            await self._printed.wait()
+        return self.lines[-1][1]
+
+    def __call__(self, name: str, line: str) -> None:
+        self.lines.append((name, line))
+        self._printed.set()
+
+    async def until(self, *wanted: tuple[str, str]) -> None:
+        async with asyncio.timeout(10):
+            while not set(wanted) <= set(self.lines):
+                self._printed.clear()
+                await self._printed.wait()
+
+
+async def run_until_all_serve(services: Sequence[Service], output: Output) -> None:
+    stopped = asyncio.Event()
+
+    async def stop_when_serving() -> None:
+        await output.until(*((one.name, "serving") for one in services))
+        stopped.set()
+
+    await keep_up(services, on_line=output, meanwhile=stop_when_serving, stopped=stopped)
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie counts as ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+async def until_gone(pid: int, *, within_s: float) -> bool:
+    for _ in range(int(within_s / 0.02)):
+        if not is_alive(pid):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_services_stop_in_the_reverse_order_of_their_start() -> None:
+    output = Output()
+
+    await run_until_all_serve([service("verifier"), service("edge")], output)
+
+    assert [name for name, line in output.lines if line == "stopping"] == ["edge", "verifier"]
+
+
+async def test_a_service_that_dies_brings_all_down_and_is_quoted() -> None:
+    output = Output()
+
+    async def wait_forever() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(ServiceDied, match="no model to be found") as caught:
+        await keep_up(
+            [service("verifier"), service("edge", "dies")],
+            on_line=output,
+            meanwhile=wait_forever,
+            stopped=asyncio.Event(),
+        )
+
+    assert (caught.value.name, caught.value.status) == ("edge", 3)
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_service_that_is_never_healthy_is_quoted() -> None:
+    output = Output()
+
+    async def give_up() -> None:
+        await output.until(("verifier", "serving"))
+        raise NeverHealthy("verifier", 0.1)
+
+    with pytest.raises(NeverHealthy, match=r"verifier was not healthy within 0\.1 s\nserving"):
+        await keep_up(
+            [service("edge"), service("verifier")],
+            on_line=output,
+            meanwhile=give_up,
+            stopped=asyncio.Event(),
+        )
+
+
+async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace_period(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_S", 0.1)
+    output = Output()
+
+    async with asyncio.timeout(5):
+        await run_until_all_serve([service("verifier", "ignores-sigterm")], output)
+
+    assert output.lines[-1] == ("verifier", "did not stop within 0.1 s; killed")
+
+
+async def test_what_runs_meanwhile_may_fail_and_all_stop() -> None:
+    async def fail() -> None:
+        raise LookupError("no such thing")
+
+    with pytest.raises(LookupError):
+        await keep_up(
+            [service("verifier")], on_line=Output(), meanwhile=fail, stopped=asyncio.Event()
+        )
+
+
+async def test_what_a_service_started_ends_with_it() -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    output, stopped = Output(), asyncio.Event()
+
+    async def stop_at_the_first_line() -> None:
+        await output.next()
+        stopped.set()
+
+    parent = Service("verifier", (sys.executable, "-c", script), "http://unused")
+    async with asyncio.timeout(10):
+        await keep_up(
+            [parent], on_line=output, meanwhile=stop_at_the_first_line, stopped=stopped
+        )
+
+    assert await until_gone(int(output.lines[0][1]), within_s=2)

@@ -1,0 +1,43 @@
+"""Models over a few tokens, and the text that one of them generates alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from speculation.protocol.messages import Open, Sampling, TokenId
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.noise import place
+
+Model = Callable[[tuple[TokenId, ...]], Distribution]
+"""Context to distribution."""
+
+SIZE = 7
+STOP = 6
+PROMPT = (3, 1, 2)
+
+
+def model(number: int) -> Model:
+    """A model whose distribution depends on the last two tokens."""
+    table = np.random.default_rng(number).dirichlet([0.5] * SIZE, (SIZE, SIZE))
+
+    def distribution(context: tuple[TokenId, ...]) -> Distribution:
+        p = table[context[-2], context[-1]]
+        return Distribution(np.flatnonzero(p), p[p > 0.0])
+
+    return distribution
+
+
+def opening(**changes: object) -> Open:
+    defaults = {"seed": 5, "max_tokens": 12, "stop_tokens": (STOP,)}
+    return Open("m", "v", PROMPT, Sampling(), **{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def plain(target: Model, request: Open) -> list[TokenId]:
+    """The text that the target alone generates for the request's seed."""
+    text: list[TokenId] = []
+    while len(text) < request.max_tokens and not (text and text[-1] in request.stop_tokens):
+        at = place(len(request.prompt), len(text))
+        text.append(target((*request.prompt, *text)).coupled(request.seed, at))
+    return text

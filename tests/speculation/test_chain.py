@@ -1,0 +1,138 @@
+"""The chain that a verifier keeps: how far it goes, where it is wrong, and how often right."""
+
+from __future__ import annotations
+
+import pytest
+
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Draft
+from speculation.verifying.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, HeldChain
+
+
+def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> HeldChain:
+    chain = HeldChain()
+    for draft in drafts:
+        chain.begin(draft)
+        chain.extend(draft, text)
+    return chain
+
+
+def test_an_empty_chain_reaches_nowhere_and_no_epoch_is_void() -> None:
+    chain = HeldChain()
+
+    assert (chain.epoch, chain.reach, chain.newest, chain.broken) == (0, 0, (0, 0), False)
+    assert not chain.is_void(0)
+
+
+def test_it_reaches_to_the_first_gap() -> None:
+    assert holding(Draft(0, 0, 0, (0, 0))).reach == 2
+    assert holding(Draft(0, 1, 1, (5,))).reach == 0
+    assert holding(Draft(0, 1, 1, (5,)), Draft(0, 0, 0, (0,))).reach == 2
+
+
+def test_what_it_reaches_stays_when_the_text_overtakes_it() -> None:
+    chain = holding(Draft(0, 0, 0, (0, 1)))
+
+    chain.follow((0, 1, 2, 3))
+
+    assert chain.reach == 2
+    assert not chain.broken
+
+
+def test_draft_tokens_are_returned_with_their_weights() -> None:
+    coupled, separate = holding(Draft(0, 0, 0, (4, 0))), holding(Draft(0, 0, 0, (4, 0), (7, 9)))
+
+    assert coupled.drafts(0, 2) == [(4, 0), (0, 0)]
+    assert separate.drafts(1, 1) == [(0, 9)]
+
+
+def test_a_recovered_token_is_not_kept_but_what_follows_it_is() -> None:
+    chain = holding(Draft(1, 0, 0, (3, 5), (8,), True), text=(3,))
+
+    assert (chain.reach, chain.drafts(1, 1)) == (2, [(5, 8)])
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_the_first_difference_breaks_it_there(first: int) -> None:
+    chain = holding(Draft(0, 0, 0, (0, first, 2)))
+
+    chain.follow((0, 1))
+
+    assert (chain.broken, chain.wrong_at, chain.reach) == (True, 1, 1)
+    assert chain.is_void(0)
+    assert not chain.is_void(1)
+
+
+def test_a_difference_at_the_first_position_is_one() -> None:
+    chain = holding(Draft(2, 0, 0, (0,)))
+
+    chain.follow((1,))
+
+    assert (chain.broken, chain.wrong_at) == (True, 0)
+    assert chain.is_void(2)
+
+
+def test_an_epoch_that_begins_later_takes_the_place_of_the_one_before() -> None:
+    chain = holding(Draft(0, 0, 0, (1, 2, 3)), Draft(2, 1, 0, (9,)), text=(1,))
+
+    assert (chain.epoch, chain.reach) == (2, 2)
+    assert chain.drafts(1, 1) == [(9, 0)]
+
+
+def test_the_newest_draft_tokens_are_those_that_end_last_in_the_newest_epoch() -> None:
+    chain = holding(Draft(0, 2, 2, (1,)), Draft(0, 0, 0, (1, 2)))
+    assert chain.newest == (0, 3)
+
+    chain.begin(Draft(1, 0, 0, (5,)))
+
+    assert chain.newest == (1, 1)
+
+
+@pytest.mark.parametrize("other", [0, 9])
+def test_one_position_may_not_have_two_tokens_in_one_epoch(other: int) -> None:
+    chain = holding(Draft(0, 0, 0, (1, 2)))
+
+    with pytest.raises(RemoteProtocolError, match="position 1"):
+        chain.begin(Draft(0, 1, 1, (other,)))
+
+    chain.begin(Draft(1, 1, 1, (other,)))
+
+
+def test_a_redraw_voids_its_own_epoch_and_a_rejection_only_those_before() -> None:
+    rejected, redrawn = HeldChain(), HeldChain()
+
+    rejected.rejected(4)
+    redrawn.end(4, 3)
+
+    assert [rejected.is_void(epoch) for epoch in (0, 1)] == [True, False]
+    assert [redrawn.is_void(epoch) for epoch in (3, 4)] == [True, False]
+    assert (redrawn.epoch, redrawn.wrong_at, redrawn.broken) == (3, 4, True)
+
+
+# --- acceptance
+
+
+def test_the_first_comparisons_weigh_more_and_the_prior_counts_as_one() -> None:
+    chain = holding(Draft(0, 0, 0, (1, 1, 1)))
+
+    chain.follow((1,))
+    assert chain.acceptance == pytest.approx((ACCEPTANCE_PRIOR + 1) / 2)
+    chain.follow((1, 0))
+
+    assert chain.acceptance == pytest.approx((ACCEPTANCE_PRIOR + 1) / 3)
+
+
+def test_in_the_end_the_latest_comparison_has_a_weight_of_its_own() -> None:
+    chain = holding(Draft(0, 0, 0, (1,) * 100))
+    chain.follow((1,) * 99)
+    before = chain.acceptance
+
+    chain.follow((*[1] * 99, 0))
+
+    assert chain.acceptance == pytest.approx(before * (1 - ACCEPTANCE_WEIGHT))
+
+
+def test_what_the_edge_knew_already_is_not_compared() -> None:
+    chain = holding(Draft(0, 2, 0, (5,)), text=(1, 2))
+
+    assert chain.acceptance == ACCEPTANCE_PRIOR

@@ -1,0 +1,111 @@
+"""When to draft, and when to send: tables of cases, and what must never go the wrong way."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.drafting.policy import StreamPolicy, window
+from speculation.drafting.rest import MAX_MISSES
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
+from speculation.protocol.messages import Limits
+from speculation.sampling.draft_token import DraftToken
+
+LIMITS = Limits(max_verify=16, max_ahead=64)
+UNKNOWN = Latencies(0.0, 0.0, 0.0)
+SECONDS = st.floats(0.0, 10.0)
+LIKELY = DraftToken(1, 0.9)
+
+
+def drafted(*chain: DraftToken) -> DraftingSession:
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    for token in chain:
+        session.extend(token)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "pass_s", "draft_s", "tokens"),
+    [
+        (0.0, 0.0, 0.01, 64),
+        (0.01, 0.2, 0.02, 27),
+        (0.2, 0.2, 0.02, 36),
+        (5.0, 0.2, 0.02, 64),
+        (0.2, 0.2, 0.0, 64),
+    ],
+)
+def test_the_window_is_a_pass_and_what_is_drafted_meanwhile(
+    rtt_s: float, pass_s: float, draft_s: float, tokens: int
+) -> None:
+    assert window(LIMITS, Latencies(rtt_s, pass_s, draft_s)) == tokens
+
+
+@given(SECONDS, SECONDS, SECONDS, SECONDS)
+def test_the_window_grows_with_distance_and_never_over_the_limit(
+    rtt_s: float, more_s: float, pass_s: float, draft_s: float
+) -> None:
+    near = window(LIMITS, Latencies(rtt_s, pass_s, draft_s))
+    far = window(LIMITS, Latencies(rtt_s + more_s, pass_s, draft_s))
+
+    assert LIMITS.max_verify <= near <= far <= LIMITS.max_ahead
+
+
+@pytest.mark.parametrize(
+    ("survival", "tokens", "expected"),
+    [(1.0, 1, True), (0.1, 9, True), (0.099, 1, False), (1.0, 10, False), (0.5, 11, False)],
+)
+def test_a_chain_grows_while_it_may_be_accepted_and_there_is_room(
+    survival: float, tokens: int, expected: bool
+) -> None:
+    session = drafted(DraftToken(1, survival), *[DraftToken(1, 1.0)] * (tokens - 1))
+    limits = Limits(max_verify=4, max_ahead=10)
+
+    assert StreamPolicy().may_draft(session, UNKNOWN, limits) is expected
+    assert StreamPolicy().may_look_up(session, UNKNOWN, limits) is expected
+
+
+def test_drafting_stops_at_the_window_and_looking_up_goes_on_to_the_limit() -> None:
+    latencies = Latencies(0.0, 0.2, 0.1)  # two draft steps a pass
+    full, longer, longest = (drafted(*[DraftToken(1, 1.0)] * n) for n in (17, 18, 64))
+
+    assert StreamPolicy().may_draft(full, latencies, LIMITS)
+    assert not StreamPolicy().may_draft(longer, latencies, LIMITS)
+    assert StreamPolicy().may_look_up(longer, latencies, LIMITS)
+    assert not StreamPolicy().may_look_up(longest, latencies, LIMITS)
+
+
+@pytest.mark.parametrize("may_rest", [True, False])
+def test_a_resting_edge_drafts_nothing_unless_it_never_rests(may_rest: bool) -> None:
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    session.misses = MAX_MISSES
+    policy = StreamPolicy(may_rest=may_rest)
+
+    assert policy.may_draft(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_rest
+    assert policy.may_look_up(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_rest
+
+
+@pytest.mark.parametrize(
+    ("unsent", "away", "drafting", "expected"),
+    [
+        (0, 0, False, False),
+        (1, 0, True, False),
+        (1, 0, False, True),
+        (2, 0, True, True),
+        (2, 16, True, True),
+        (2, 17, True, False),
+        (3, 24, True, True),
+        (2, 17, False, True),
+    ],
+)
+def test_draft_tokens_are_sent_in_pairs_and_more_at_once_where_many_are_away(
+    unsent: int, away: int, drafting: bool, expected: bool
+) -> None:
+    session = drafted(*[LIKELY] * away)
+    session.flush()
+    for _ in range(unsent):
+        session.extend(LIKELY)
+
+    assert (session.unsent, session.away) == (unsent, away)
+    assert StreamPolicy().should_send(session, drafting=drafting) is expected

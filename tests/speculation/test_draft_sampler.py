@@ -1,0 +1,63 @@
+"""How a draft token is drawn from logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from speculation.protocol.messages import Sampling
+from speculation.sampling import draft_sampler
+from speculation.sampling.distributions import Q_SCALE, distribution
+from speculation.sampling.noise import place
+
+LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
+
+
+def agreement(seed: int) -> float:
+    """Share of positions at which a target with these logits and seed 7 picks the same."""
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    pick = draft_sampler.coupled(sampling, seed=seed, prompt_tokens=3)
+    target = distribution(LOGITS, sampling)
+
+    positions = range(200)
+    same = [pick(LOGITS, at).token == target.coupled(7, place(3, at)) for at in positions]
+    return sum(same) / len(positions)
+
+
+def test_a_coupled_draft_token_is_mostly_what_a_target_with_these_logits_picks() -> None:
+    assert agreement(seed=7) > 0.85
+
+
+def test_a_coupled_draft_token_with_another_seed_is_mostly_not() -> None:
+    assert agreement(seed=8) < 0.65
+
+
+def test_the_larger_the_lead_the_higher_the_confidence() -> None:
+    pick = draft_sampler.coupled(Sampling(), seed=7, prompt_tokens=3)
+    flat, peaked = np.zeros(500, np.float32), np.zeros(500, np.float32)
+    peaked[11] = 30.0
+
+    assert pick(flat, 0).confidence < 0.5 < pick(peaked, 0).confidence < 1.0
+
+
+def test_a_greedy_draft_token_is_the_likeliest_and_as_sure_as_the_draft_model() -> None:
+    drafted = draft_sampler.coupled(Sampling(temperature=0.0), 7, 3)(LOGITS, 0)
+
+    exact = np.exp(LOGITS - LOGITS.max())
+    assert drafted.token == int(np.argmax(LOGITS))
+    assert drafted.confidence == pytest.approx(exact.max() / exact.sum(), rel=0.02)
+
+
+def test_a_separate_draft_token_comes_from_the_distribution_that_it_names() -> None:
+    chance = np.random.default_rng(2)
+    pick = draft_sampler.separate(Sampling(temperature=1.0), chance.random)
+
+    drafted = [pick(LOGITS, 0) for _ in range(4000)]
+
+    q = drafted[0].q
+    assert q is not None
+    assert len(q.tokens) <= draft_sampler.SEPARATE_TOKENS
+    likeliest = int(q.tokens[np.argmax(q.weights)])
+    share = sum(each.token == likeliest for each in drafted) / len(drafted)
+    assert share == pytest.approx(q.of(likeliest) / Q_SCALE, abs=0.04)
+    assert all(g.confidence == pytest.approx(q.of(g.token) / Q_SCALE) for g in drafted)

@@ -1,0 +1,198 @@
+"""The edge's record: its chain grows, travels, is confirmed or broken; a lie is named."""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import pytest
+
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
+from speculation.sampling.draft_token import DraftToken
+from tests.speculation.draft_sessions import STOP, Q, chain_of, edge
+
+# --- the chain
+
+
+def test_the_chain_is_the_context_and_its_survival_a_product() -> None:
+    session = edge(4, 5)
+    session.receive(Commit(0, 0, (4,)))
+
+    assert session.context == [4, 5]
+    assert session.survival == 0.5
+    assert edge().survival == 1.0
+
+
+def test_nothing_follows_a_stop_token_drafted_or_committed() -> None:
+    drafted, committed = edge(4, STOP), edge()
+    committed.receive(Commit(0, 0, (4, STOP)))
+
+    for session in (drafted, committed):
+        assert not session.may_extend
+        with pytest.raises(LocalProtocolError):
+            session.extend(DraftToken(5, 0.5))
+
+
+def test_nothing_follows_max_tokens() -> None:
+    session = edge(4, 5, max_tokens=3)
+    assert session.may_extend
+
+    session.receive(Commit(0, 0, (4, 5, 6)))
+
+    assert not session.may_extend
+
+
+# --- misses
+
+
+def test_chains_that_begin_wrong_are_counted_until_a_draft_token_is_accepted() -> None:
+    session = edge(4)
+
+    session.receive(Commit(0, 0, (1,)))
+    assert (session.misses, session.since_break) == (1, 0)
+    session.extend(DraftToken(4, 0.5))
+    session.receive(Commit(0, 1, (2, 3)))
+    assert (session.misses, session.since_break) == (2, 0)
+    session.receive(Commit(0, 3, (3,)))
+    assert (session.misses, session.since_break) == (2, 1)
+    session.extend(DraftToken(4, 0.5))
+    session.extend(DraftToken(5, 0.5))
+    session.receive(Commit(0, 4, (4, 6)))
+
+    assert (session.misses, session.since_break) == (0, 0)
+
+
+def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
+    session = edge(4, 5, 6, 7)
+
+    session.receive(Commit(0, 0, (4,)))
+    session.receive(Commit(0, 1, (5,)))
+    assert session.unused == 2
+    session.receive(Commit(0, 2, (6, 7), accepted=1))
+    assert session.unused == 0
+    session.receive(Commit(0, 4, (8,)))  # nothing was drafted here
+
+    assert session.unused == 0
+
+
+# --- flushing
+
+
+def test_each_draft_token_is_sent_once() -> None:
+    session = edge(4, 5)
+    assert session.flush() == Draft(0, 0, 0, (4, 5))
+    assert session.flush() is None
+
+    session.extend(DraftToken(6, 0.5))
+
+    assert session.unsent == 1
+    assert session.flush() == Draft(0, 2, 2, (6,))
+
+
+def test_a_draft_tells_that_none_will_follow() -> None:
+    assert edge(4, 5).flush(pauses=True) == Draft(0, 0, 0, (4, 5), pauses=True)
+
+
+def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
+    session = edge(4, 5)
+    session.flush()
+    session.receive(Commit(0, 0, (4,)))
+    session.extend(DraftToken(6, 0.5))
+
+    assert session.flush() == Draft(0, 2, 1, (6,))
+
+
+def test_draft_tokens_confirmed_before_they_were_sent_are_not_sent() -> None:
+    session = edge(4, 5, 6)
+    session.receive(Commit(0, 0, (4, 5)))
+
+    assert session.flush() == Draft(0, 2, 0, (6,))
+
+
+# --- receiving
+
+
+def test_a_commit_that_agrees_shortens_the_chain() -> None:
+    session = edge(4, 5, 6)
+    session.flush()
+
+    assert session.receive(Commit(0, 0, (4, 5))) == (4, 5)
+
+    assert (session.committed, chain_of(session), session.epoch) == ([4, 5], [6], 0)
+
+
+def test_a_commit_that_differs_breaks_the_chain() -> None:
+    session = edge(4, 5, 6)
+    session.flush()
+
+    assert session.receive(Commit(0, 0, (4, 9))) == (4, 9)
+
+    assert (session.committed, chain_of(session), session.epoch) == ([4, 9], [], 1)
+    session.extend(DraftToken(7, 0.5))
+    assert session.flush() == Draft(1, 2, 0, (7,))
+
+
+def test_a_commit_beyond_the_chain_does_not_break_it() -> None:
+    session = edge(4)
+
+    assert session.receive(Commit(0, 0, (4, 5, 6))) == (4, 5, 6)
+
+    assert (session.chain, session.epoch) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("commit", "tokens"),
+    [
+        (Commit(0, 0, (4, 5)), ()),
+        (Commit(0, 1, (5, 6)), (6,)),
+        (Commit(0, 0, (4,)), ()),
+        (Commit(0, 2, ()), ()),
+    ],
+)
+def test_what_is_known_already_is_passed_over(commit: Commit, tokens: tuple[int, ...]) -> None:
+    session = edge()
+    session.receive(Commit(0, 0, (4, 5)))
+
+    assert session.receive(commit) == tokens
+
+
+# --- what no honest verifier sends
+
+LIES: dict[str, tuple[Commit | Reject, str]] = {
+    "a gap": (Commit(0, 2, (7,)), "Commit.start"),
+    "another past": (Commit(0, 0, (5, 6)), "Commit.tokens"),
+    "more than asked for": (Commit(0, 1, (1,) * 10), "Commit.tokens"),
+    "more accepted than committed": (Commit(0, 1, (1,), accepted=2), "Commit.accepted"),
+    "logprobs of other tokens": (
+        Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
+    ),
+    "no logprobs of tokens": (Commit(0, 1, (1, 2), logprobs=()), "Commit.logprobs"),
+    "a rejection ahead": (Reject(0, 2, ((3, 1.0),), 0.0), "Reject.position"),
+    "a rejection of another epoch": (Reject(1, 1, ((3, 1.0),), 0.0), "Reject.epoch"),
+    "a rejection that forbids all": (Reject(0, 1, ((1, 0.5), (2, 0.5)), 0.0), "Reject"),
+    "a rejection of nothing": (Reject(0, 1, (), 0.0), "Reject"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lie", "field"), LIES.values(), ids=LIES)
+def test_a_lying_verifier_is_named_and_changes_nothing(
+    lie: Commit | Reject, field: str
+) -> None:
+    session = edge()
+    session.receive(Commit(0, 0, (4,)))
+    session.extend(DraftToken(1, 0.5, Q))
+    session.flush()
+    before = repr(vars(session))
+
+    with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
+        send(session, lie)
+
+    assert repr(vars(session)) == before
+
+
+def send(session: DraftingSession, message: Commit | Reject) -> None:
+    if isinstance(message, Commit):
+        session.receive(message)
+    else:
+        session.rejected(message, repeat(0.5))

@@ -1,0 +1,118 @@
+"""How long passes take is learned by their rows, and survives slow minutes and pauses."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.verifying.latency import MAX_SAMPLES, MIN_SAMPLES, PassLatency, measured
+from tests.speculation.latencies import latency
+
+
+def test_the_time_of_a_pass_is_learned_and_never_falls_with_rows() -> None:
+    learned = latency(1.0, 9.0, 2.0)
+
+    expected = [learned.of(rows) for rows in (1, 2, 3, 4)]
+
+    assert expected == pytest.approx([1.0, 2.0, 2.0, 2.0], rel=0.01)
+    assert PassLatency().of(3) == 0.0
+
+
+def test_a_size_not_seen_lies_between_those_seen() -> None:
+    learned = PassLatency()
+    learned.observe(5, 1.0)
+    assert [learned.of(rows) for rows in (1, 5, 9)] == pytest.approx([0.2, 1.0, 1.0])
+
+    learned.observe(1, 0.6)
+    learned.observe(9, 0.8)
+
+    assert [learned.of(rows) for rows in (1, 3, 5, 7)] == pytest.approx([0.6, 0.7, 0.8, 0.8])
+
+
+def test_passes_are_timed_without_drafts_with_some_and_with_all() -> None:
+    asked: list[int] = []
+
+    def pass_s(rows: int) -> float:
+        asked.append(rows)
+        return 0.1 * rows
+
+    learned = measured(pass_s, 16)
+
+    assert asked == [1, 5, 17] * MIN_SAMPLES
+    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.1, 0.3, 1.7])
+    asked.clear()
+    measured(pass_s, 1)
+    assert asked == [1, 2] * MIN_SAMPLES
+
+
+def test_a_host_that_slows_down_does_so_for_every_size() -> None:
+    learned = PassLatency()
+    for _ in range(MAX_SAMPLES):
+        for rows, seconds in enumerate((1.0, 1.2, 1.4), 1):
+            learned.observe(rows, seconds)
+    for _ in range(20):
+        learned.observe(1, 1.5)
+
+    assert [learned.of(rows) for rows in (1, 2, 3)] == pytest.approx([1.5, 1.8, 2.1], rel=0.06)
+
+
+def test_a_pause_is_not_a_slow_host() -> None:
+    learned = PassLatency()
+    for rows in (1, 2) * MAX_SAMPLES:
+        learned.observe(rows, 1.0)
+
+    learned.observe(1, 100.0)
+
+    assert learned.of(1) == learned.of(2) == pytest.approx(1.5, rel=0.01)
+
+
+def test_sizes_not_seen_for_long_are_known_still() -> None:
+    learned = PassLatency()
+    for _ in range(MIN_SAMPLES):
+        learned.observe(17, 0.4)
+    for _ in range(1000):
+        learned.observe(1, 0.2)
+
+    assert learned.of(17) == pytest.approx(0.4)
+
+
+def test_sizes_not_seen_for_long_are_known_still_on_a_host_that_pauses() -> None:
+    learned, chance = PassLatency(), Random(1)
+    for _ in range(MIN_SAMPLES):
+        learned.observe(1, 0.2)
+        learned.observe(17, 0.4)
+    for _ in range(2000):
+        learned.observe(1, 0.2 + chance.expovariate(1 / 0.02))
+
+    assert learned.of(1) == pytest.approx(0.22, rel=0.1)
+    assert learned.of(17) == pytest.approx(0.44, rel=0.15)
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=20), st.integers(1, 30))
+def test_a_larger_pass_is_never_expected_sooner(seconds: list[float], rows: int) -> None:
+    learned = latency(*seconds)
+
+    assert learned.of(rows) <= learned.of(rows + 1)
+
+
+def test_a_size_that_is_clearly_dearer_than_a_larger_one_counts_as_it_is() -> None:
+    learned = PassLatency()
+    for _ in range(MIN_SAMPLES):
+        learned.observe(4, 0.16)
+        learned.observe(1, 0.21)
+    for _ in range(300):
+        learned.observe(1, 0.21)
+
+    assert learned.of(1) == pytest.approx(0.21)
+    assert learned.of(2) == pytest.approx(0.16)
+
+
+def test_one_slow_pass_does_not_count_against_a_size() -> None:
+    learned = PassLatency()
+    learned.observe(4, 0.16)
+    learned.observe(1, 0.9)
+
+    assert learned.of(1) <= 0.16

@@ -1,0 +1,249 @@
+"""What was written before is proposed unread, or read ahead, where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
+from speculation.proposing.prompt_lookup import (
+    MATCH_PRIORS,
+    MIN_UNREAD_LENGTH,
+    PromptLookup,
+    ahead_size,
+    is_worth_unread,
+)
+from speculation.protocol.messages import Commit, TokenId
+from speculation.sampling.draft_token import DraftToken
+from tests.speculation.draft_sessions import chain_of
+from tests.speculation.repeating import search, texts
+
+COPIED = tuple(range(100, 140))
+"""No n-gram is in it twice."""
+
+LIMITED = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=0.01)
+"""A pass holds two draft steps: drafting is what limits."""
+
+NO_MODEL = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=inf)
+
+
+def looking_up(
+    prompt: Sequence[TokenId], *text: TokenId
+) -> tuple[PromptLookup, DraftingSession]:
+    session = DraftingSession(max_tokens=1000, stop_tokens=(777,))
+    if text:
+        session.receive(Commit(0, 0, text))
+    return PromptLookup(prompt), session
+
+
+def propose(
+    lookup: PromptLookup, session: DraftingSession, latencies: Latencies
+) -> DraftToken | None:
+    lookup.follow(session.committed, session.chain)
+    return lookup.propose(latencies)
+
+
+def ahead(
+    lookup: PromptLookup, session: DraftingSession, latencies: Latencies
+) -> list[TokenId]:
+    lookup.follow(session.committed, session.chain)
+    return lookup.ahead(latencies)
+
+
+def commit(session: DraftingSession, *tokens: TokenId) -> None:
+    session.receive(Commit(session.epoch, len(session.committed), tokens))
+
+
+@given(
+    prompt=texts,
+    events=st.lists(
+        st.tuples(st.sampled_from(["draft", "right", "wrong", "fill"]), st.integers(0, 2)),
+        max_size=60,
+    ),
+)
+def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
+    prompt: list[int], events: list[tuple[str, int]]
+) -> None:
+    lookup, session = looking_up(prompt)
+
+    for kind, token in events:
+        chain = chain_of(session)
+        if kind == "draft":
+            session.extend(DraftToken(token, 1.0))
+        elif kind == "right" and chain:
+            commit(session, *chain[: token + 1])
+        elif kind == "wrong" and chain:
+            commit(session, *chain[:token], 3)
+        elif kind == "fill":
+            commit(session, *chain, token)
+        if token:  # else it lags
+            found = search([*prompt, *session.context])
+            proposed = propose(lookup, session, NO_MODEL)
+
+            expected = found if found and found.length >= MIN_UNREAD_LENGTH else None
+            assert (proposed and proposed.token) == (expected and expected.token)
+            assert lookup._index.tokens == [*prompt, *session.context]
+
+
+def test_the_confidence_is_how_often_matches_of_that_length_were_right() -> None:
+    lookup, session = looking_up(COPIED, *COPIED[:3])
+    first = propose(lookup, session, NO_MODEL)
+
+    for at in range(3, 7):  # never proposed, and yet they would have been right
+        commit(session, COPIED[at])
+
+    learned = propose(lookup, session, NO_MODEL)
+    assert first is not None
+    assert learned is not None
+    assert first.confidence == MATCH_PRIORS[3][0]
+    right, seen = MATCH_PRIORS[3]
+    assert learned.confidence == pytest.approx((right * seen + 4) / (seen + 4))
+
+
+def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
+    numbers = count(1000)
+    lookup, session = looking_up((*COPIED, *COPIED), *COPIED[:16])
+    assert propose(lookup, session, LIMITED)
+
+    for _ in range(3):  # sixteen tokens are the same, the next is another
+        commit(session, next(numbers), *COPIED[:16])
+    after_three = propose(lookup, session, LIMITED)
+    for _ in range(10):
+        commit(session, *COPIED, *COPIED[:16])
+    after_many = propose(lookup, session, LIMITED)
+
+    assert after_three is None
+    assert after_many is not None
+
+
+@pytest.mark.parametrize(
+    ("latencies", "pays"),
+    [
+        (LIMITED, True),
+        (Latencies(0.05, 0.0, 0.01), False),  # no pass seen yet
+        (Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
+        (Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
+        (Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
+        (Latencies(0.8, 0.2, inf), True),
+    ],
+)
+def test_an_unread_token_pays_where_drafting_limits_and_the_link_is_not_too_long(
+    latencies: Latencies, pays: bool
+) -> None:
+    assert is_worth_unread(0.99, latencies, read_s=0.0) is pays
+
+
+def test_a_match_likely_to_be_wrong_pays_only_where_there_is_no_draft_model() -> None:
+    assert not is_worth_unread(0.7, LIMITED, read_s=0.0)
+    assert is_worth_unread(0.7, NO_MODEL, read_s=0.0)
+
+
+def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:
+    slow, fast = looking_up(COPIED, *COPIED[:16])[0], looking_up(COPIED, *COPIED[:16])[0]
+    session = looking_up(COPIED, *COPIED[:16])[1]
+    slow.observe_reading(9, 0.1, 0.01)
+    fast.observe_reading(9, 0.012, 0.01)
+
+    assert propose(slow, session, LIMITED) is None
+    assert propose(fast, session, LIMITED) is not None
+
+
+def test_a_step_over_one_token_or_before_any_other_teaches_no_reading_time() -> None:
+    lookup, session = looking_up(COPIED, *COPIED[:16])
+
+    lookup.observe_reading(0, 9.9, 0.01)
+    lookup.observe_reading(9, 9.9, 0.0)
+
+    assert propose(lookup, session, LIMITED) is not None
+
+
+# --- read ahead
+
+
+@pytest.mark.parametrize(
+    ("right", "read_s", "tokens"),
+    [
+        (1.0, 0.005, 15),
+        (0.9, 0.005, 7),
+        (0.7, 0.005, 3),
+        (0.7, 0.001, 7),
+        (0.7, 0.008, 0),
+        (0.2, 0.005, 0),
+        (1.0, 0.02, 0),  # slower than drafting
+    ],
+)
+def test_more_is_read_the_likelier_it_is_right_and_the_less_reading_takes(
+    right: float, read_s: float, tokens: int
+) -> None:
+    assert ahead_size(right, Latencies(0.05, 0.1, 0.01), read_s=read_s) == tokens
+
+
+@pytest.mark.parametrize("draft_s", [0.0, inf])
+def test_nothing_is_read_ahead_without_a_draft_model_or_before_its_first_step(
+    draft_s: float,
+) -> None:
+    lookup, session = looking_up(COPIED, *COPIED[:16])
+
+    assert ahead(lookup, session, Latencies(0.05, 0.1, draft_s)) == []
+
+
+def test_what_is_read_ahead_is_what_followed_to_the_end_of_the_text() -> None:
+    lookup, session = looking_up((*COPIED, 1, 2), *COPIED[:16])
+    latencies = Latencies(0.05, 0.1, 0.01)  # the draft model fills a pass
+    assert propose(lookup, session, latencies) is None
+
+    assert ahead(lookup, session, latencies) == list(COPIED[16:31])
+    for token in COPIED[16:37]:
+        session.extend(DraftToken(token, 1.0))
+    assert ahead(lookup, session, latencies) == [*COPIED[37:], 1, 2, *COPIED[:10]]
+
+    repeating, again = looking_up((5, 5, 5, 5))
+    assert ahead(repeating, again, latencies) == [5]  # as many as there are
+
+
+def test_a_match_too_short_to_propose_is_read_where_reading_costs_next_to_nothing() -> None:
+    lookup, session = looking_up((7, 1, 2, 3, 4, 5), 7)
+
+    assert propose(lookup, session, NO_MODEL) is None
+    assert ahead(lookup, session, LIMITED) == []
+    lookup.observe_reading(3, 0.0101, 0.01)
+    assert ahead(lookup, session, LIMITED) == [1, 2, 3]
+
+
+def test_after_a_break_what_the_chain_went_on_with_is_read() -> None:
+    lookup, session = looking_up((900, 901))
+    for token in range(10, 20):
+        session.extend(DraftToken(token, 1.0))
+    assert ahead(lookup, session, LIMITED) == []
+
+    commit(session, 10, 11, 99)  # in place of 12
+    assert ahead(lookup, session, LIMITED) == []
+    session.extend(DraftToken(13, 1.0))
+    assert ahead(lookup, session, LIMITED) == []  # one token the same: too little
+    session.extend(DraftToken(14, 1.0))
+    assert ahead(lookup, session, LIMITED) == [15, 16, 17, 18, 19]  # to its end
+
+    lookup.observe_reading(3, 0.022, 0.01)
+    assert ahead(lookup, session, LIMITED) == [15, 16, 17]  # reading is dearer than it seemed
+
+
+def test_a_chain_that_broke_at_its_last_token_leaves_the_one_before_to_read() -> None:
+    lookup, session = looking_up((900, 901))
+    for token in range(10, 20):
+        session.extend(DraftToken(token, 1.0))
+    ahead(lookup, session, LIMITED)
+    commit(session, 99)
+    session.extend(DraftToken(11, 1.0))
+    ahead(lookup, session, LIMITED)
+
+    commit(session, 98)
+    for token in (12, 13):
+        session.extend(DraftToken(token, 1.0))
+
+    assert ahead(lookup, session, LIMITED) == list(range(14, 20))

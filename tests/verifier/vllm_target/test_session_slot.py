@@ -1,0 +1,219 @@
+"""A session inside the core, without vLLM: what it owes, begins, sends and keeps."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from math import inf
+from typing import Any
+
+import numpy as np
+import pytest
+
+from speculation.protocol import wire
+from speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Finish,
+    Limits,
+    Message,
+    Open,
+    Pushed,
+    Reject,
+    Sampling,
+)
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.judging import Judgement, Rejection
+from speculation.sampling.noise import place
+from speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
+from verifier.vllm_target.admission import Admission
+from verifier.vllm_target.core.session_slot import RECENT_FRAMES, SessionSlot
+from verifier.vllm_target.verify_request import Shape, VerifyRequest
+
+PROMPT_TOKENS = 10
+ROWS = 3
+"""Of every step."""
+
+
+class Core:
+    """One session's slot and machine, driven as the scheduler does."""
+
+    def __init__(self, **fields: Any) -> None:
+        settings: dict[str, Any] = {"seed": 9, "max_tokens": 20, "stop_tokens": (0,)}
+        request = Open("m", "v", (), Sampling(), **(settings | fields))
+        admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), Shape(), 1000)
+        self.machine = VerifyMachine(repeat(0.5))
+        self.machine.open("s", request, admission.limits, vocabulary_size=1000, now=0.0)
+        self.slot = SessionSlot(admission, self.machine.session("s"))
+        self._plan = PassPlan({}, 1.0)
+
+    def receive(self, message: Pushed, arrived: float = 1.0) -> None:
+        self.slot.send(self.machine.received("s", message, arrived=arrived))
+
+    def begin(self, generated: int, injected: int) -> VerifyRequest:
+        """Begin a step. generated: tokens vLLM knows of. injected: our tokens in the step."""
+        owed = self.slot.owed(generated)
+        begins = self.slot.may_begin(owed, injected)
+        self._plan = self.machine.begin({"s": injected - len(owed)} if begins else {}, 1.0)
+        return self.slot.verify_request(self._plan.passes.get("s"), owed)
+
+    def run(self, *tokens: int, accepted: int = 0, rejection: Rejection | None = None) -> None:
+        """End the step's pass."""
+        verdicts = {"s": Verdict(Judgement(tokens, accepted, rejection))}
+        judged = len(self._plan.passes["s"].draft)
+        down = self.machine.ran(self._plan, verdicts, 2.0, rows=None)["s"]
+        self.slot.send(down, judged=judged, rows=ROWS)
+
+    def offered(self) -> tuple[int, ...] | None:
+        """Return the draft tokens of the pass that should start; None: none should."""
+        return self.machine.offer(["s"], 3.0, rows=64).start.get("s")
+
+    @property
+    def sent(self) -> list[Message]:
+        return [m for each in self.slot.frames for m in wire.Decoder().feed(each.frame)]
+
+
+def rejected(token: int, *allowed: int) -> Rejection:
+    distribution = Distribution(np.array(allowed), np.full(len(allowed), 1.0 / len(allowed)))
+    return Rejection(token, distribution)
+
+
+def test_an_admission_survives_its_journey() -> None:
+    request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
+    shape = Shape.of(request.sampling, ((5, -1.5),))
+    admission = Admission("s", request, 44, Limits(3, 9), shape, 99)
+
+    assert Admission.unpack(admission.pack()) == admission
+
+
+def test_an_offer_begins_nothing_and_a_step_may_take_less_of_it() -> None:
+    core = Core(fill="never")
+    core.receive(Draft(1, 0, 0, (5, 6, 7)))
+
+    assert core.offered() == (5, 6, 7)
+    assert core.offered() == (5, 6, 7)
+    assert core.begin(0, 2).draft == (5, 6)
+
+
+def test_a_step_without_rows_for_draft_tokens_judges_none_even_with_fill_never() -> None:
+    core = Core(fill="never")
+    core.receive(Draft(1, 0, 0, (5, 6, 7)))
+
+    assert core.begin(0, 0).draft == ()
+
+
+def test_a_request_names_the_place_of_its_first_row() -> None:
+    core = Core()
+    core.begin(0, 0)
+    core.run(5)
+
+    request = core.begin(1, 0)
+
+    assert request.at == place(PROMPT_TOKENS, 1)
+    assert request.forced is None
+    assert request.injected == 0
+
+
+def test_a_recovered_token_is_owed_until_the_next_step() -> None:
+    core = Core(judge="separate")
+    core.begin(0, 0)
+    core.run(5)
+    core.receive(Draft(1, 1, 0, (6, 7), q=(100, 100)))
+    core.begin(1, 2)
+    core.run(6, accepted=1, rejection=rejected(7, 8, 9))
+    assert core.machine.wait_s(["s"], 3.0) == inf
+    sent = len(core.sent)
+
+    core.receive(Draft(2, 2, 0, (8, 3), q=(50,), forced=True))
+
+    assert len(core.sent) == sent + 1
+    assert core.slot.owed(2) == (8,)
+    assert core.offered() == (3,)
+    request = core.begin(2, 2)
+    assert (request.forced, request.draft, request.q) == (8, (3,), (50,))
+    assert len(request.u) == 2
+    assert request.injected == 2
+    assert core.slot.owed(3) == ()
+
+
+@pytest.mark.parametrize(("arrived", "holds"), [(2.08, True), (2.3, False)])
+def test_a_hold_goes_by_when_draft_tokens_reached_the_host(arrived: float, holds: bool) -> None:
+    core = Core()
+    core.machine.latency.observe(1, 0.3)
+    core.receive(Draft(1, 0, 0, (9,)))
+    core.begin(0, 1)
+    core.run(5)
+
+    core.receive(Draft(2, 1, 0, (9,)), arrived)
+    core.begin(1, 1)
+    core.run(5)
+
+    assert (core.machine.wait_s(["s"], 2.0) > 0.0) is holds
+
+
+def test_a_step_that_cannot_tell_vllm_what_is_owed_begins_no_pass() -> None:
+    core = Core(judge="separate")
+    core.begin(0, 0)
+    core.run(rejection=rejected(7, 8, 9))
+    core.receive(Draft(2, 0, 0, (8,), q=(), forced=True))
+
+    request = core.begin(0, 0)
+
+    assert request.silent
+    assert request.forced == 8
+    assert request.injected == 0
+    assert not core.begin(1, 0).silent
+
+
+def test_a_step_while_a_recovered_token_is_awaited_generates_nothing() -> None:
+    core = Core(judge="separate")
+    core.begin(0, 0)
+    core.run(rejection=rejected(7, 8, 9))
+
+    request = core.begin(0, 0)
+
+    assert request.silent
+    assert request.forced is None
+    assert core.offered() is None
+
+
+def test_frames_are_numbered_and_the_latest_are_at_hand() -> None:
+    core = Core(max_tokens=100)
+    for token in range(1, 31):
+        core.begin(token - 1, 0)
+        core.run(token)
+
+    first, frames = core.slot.recent
+
+    assert first == 30 - RECENT_FRAMES
+    assert frames == core.slot.frames[first:]
+    assert [m.start for m in core.sent if isinstance(m, Commit)] == list(range(30))
+
+
+def test_only_the_first_frame_of_a_pass_tells_what_it_took() -> None:
+    core = Core(max_tokens=2)
+    core.receive(Draft(1, 0, 0, (5,)))
+    core.begin(0, 1)
+    core.run(5, 6, accepted=1)
+
+    assert [type(message) for message in core.sent] == [Commit, Finish]
+    assert [(each.judged, each.rows) for each in core.slot.frames] == [(1, ROWS), (0, 0)]
+
+
+def test_a_session_is_over_when_it_has_finished_or_its_edge_was_at_fault() -> None:
+    finished, faulty = Core(max_tokens=1), Core()
+    assert not finished.slot.over
+
+    finished.begin(0, 0)
+    finished.run(5)
+    faulty.slot.complaint = "Draft.tokens: empty"
+
+    assert finished.slot.over
+    assert faulty.slot.over
+
+
+def test_a_rejection_is_sent_at_once() -> None:
+    core = Core(judge="separate")
+    core.begin(0, 0)
+    core.run(rejection=rejected(7, 8, 9))
+
+    assert [type(message) for message in core.sent] == [Reject]
