@@ -1,11 +1,12 @@
-"""How long a verifier's passes take, asked of it over the protocol as an edge would.
+"""How long a verifier's passes take, measured over the protocol as an edge would.
 
-Rows    A session whose answer is known is sent right drafts, so that each pass judges as many
-        as wanted: the tokens of its Commit are the rows of its pass.
-Back to back    The drafts of the next pass are there when one ends. A period is then `queue_s`
-        and `pass_s` of a Commit, both measured by the verifier.
-Stop and wait   The drafts of the next pass are sent when the Commit comes: `queue_s` is the
-        time that software takes for a round trip.
+A session whose answer is known is sent draft tokens that will be accepted, so that each pass
+judges as many as wanted: the tokens of its Commit are the rows of its pass. They are sent
+
+back to back    The next pass's draft tokens are there when a pass ends. A period is then
+                `queue_s` and `pass_s` of a Commit, both measured by the verifier.
+stop and wait   The next pass's draft tokens are sent when the Commit arrives: `queue_s` is the
+                time that software takes for a round trip.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Final
@@ -27,6 +28,7 @@ from speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
+    Fill,
     Finish,
     ModelFacts,
     Open,
@@ -38,13 +40,14 @@ from speculation.sampling.draft_token import DraftToken
 
 DRAFTS: Final = (1, 2, 4, 8, 16, 32)
 WARM_UP: Final = 2
-"""Commits at first that are not counted: the prompt's, and one that may lack drafts."""
+"""First Commits that are not counted: the prompt's, and one that may lack draft tokens."""
 
-MOST_PASSES: Final = 12
-LEAST_PASSES: Final = 3
-"""Sizes of which fewer were seen are left out: they came about by chance."""
+MAX_PASSES: Final = 12
+MIN_PASSES: Final = 3
+"""Row counts with fewer passes are left out: they came about by chance."""
 
 POST_EVERY_S: Final = 0.02
+"""Time between two of the messages that disturb a pass."""
 
 
 class TimingError(Exception):
@@ -53,7 +56,7 @@ class TimingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """prompt: its tokens. tokens: the answer's, if known."""
+    """A prompt and the target's answer to it, as tokens."""
 
     prompt: tuple[TokenId, ...]
     answer: tuple[TokenId, ...]
@@ -67,16 +70,16 @@ class Verifier:
         self._facts = facts
 
     async def answer(self, prompt: Sequence[TokenId], tokens: int) -> list[Commit]:
-        """Return the Commits of the target alone."""
-        return await _run(self._link(prompt, tokens), Undrafted(tokens))
+        """Return the Commits of the target alone, without draft tokens."""
+        return await _run(self._link(prompt, tokens))
 
     async def rows(self, question: Question, drafts: int, *, ahead: bool) -> list[Commit]:
-        """Return the Commits of passes over `drafts` right drafts; fewer if one was wrong.
+        """Return the Commits of passes over `drafts` draft tokens; fewer if one was rejected.
 
         ahead: back to back; else stop and wait.
         """
         tokens = len(question.answer)
-        link = self._link(question.prompt, tokens, never=True)
+        link = self._link(question.prompt, tokens, fill="never")
         return (await _run(link, Drafted(question, drafts, ahead)))[WARM_UP:]
 
     async def first_s(self, prompt: Sequence[TokenId]) -> float:
@@ -87,8 +90,8 @@ class Verifier:
         return perf_counter() - began_s
 
     async def disturbed(self, prompt: Sequence[TokenId], passes: int) -> tuple[float, float]:
-        """Return the median period while messages come that are worth nothing, and how many
-        came in a period."""
+        """Return the median period while useless messages arrive, and how many arrived in
+        a period."""
         link = self._link(prompt, passes)
         posts = 0
 
@@ -101,12 +104,12 @@ class Verifier:
 
         posting = asyncio.create_task(post())
         try:
-            commits = await _run(link, Undrafted(passes))
+            commits = await _run(link)
         finally:
             posting.cancel()
         return period_s(commits[WARM_UP:]), posts / len(commits)
 
-    def _link(self, prompt: Sequence[TokenId], tokens: int, *, never: bool = False) -> Link:
+    def _link(self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always") -> Link:
         request = Open(
             model=self._facts.model,
             vocabulary=self._facts.vocabulary,
@@ -115,27 +118,13 @@ class Verifier:
             seed=0,
             max_tokens=tokens,
             stop_tokens=(),
+            fill=fill,
         )
-        return self._uplink.open(replace(request, fill="never" if never else "always"))
-
-
-@dataclass(slots=True)
-class Undrafted:
-    """Takes in `passes` Commits."""
-
-    passes: int
-
-    def hear(self, message: Down) -> Draft | None:
-        self.passes -= isinstance(message, Commit)
-        return None
-
-    @property
-    def done(self) -> bool:
-        return self.passes <= 0
+        return self._uplink.open(request)
 
 
 class Drafted:
-    """Keeps a verifier in right drafts."""
+    """A script that sends draft tokens which will be accepted."""
 
     def __init__(self, question: Question, drafts: int, ahead: bool) -> None:
         self.done = False
@@ -143,16 +132,18 @@ class Drafted:
         self._drafts = drafts
         self._ahead = ahead
         self._session = DraftingSession(max_tokens=len(question.answer), stop_tokens=())
-        self._passes = MOST_PASSES + WARM_UP
+        self._passes = MAX_PASSES + WARM_UP
 
-    def hear(self, message: Down) -> Draft | None:
+    def receive(self, message: Down) -> Draft | None:
+        """Return what is sent in answer to the message, if anything."""
         reach = self._drafts + 1
         if isinstance(message, Commit):
             self._session.receive(message)
-            self.done = self._session.epoch > 0  # the chain broke
+            self.done = self._session.epoch > 0 or self._passes <= 1  # the chain broke
             self._passes -= 1
             reach = 2 * self._drafts + 1 if self._ahead else self._drafts
-        self.done = self.done or self._passes <= 0
+        elif not isinstance(message, Opened):
+            return None
         return None if self.done else self._send(reach)
 
     def _send(self, reach: int) -> Draft | None:
@@ -163,20 +154,18 @@ class Drafted:
         return session.flush()
 
 
-async def _run(link: Link, script: Undrafted | Drafted) -> list[Commit]:
+async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
     """Run a session until its script is done, or it ends; return its Commits."""
     commits: list[Commit] = []
     async with asyncio.TaskGroup() as tasks:
         posting = tasks.create_task(link.post())
         async with aclosing(link.events()) as events:
             async for message in events:
-                if isinstance(message, Finish):
-                    break
-                if isinstance(message, Opened | Commit) and (draft := script.hear(message)):
-                    link.send(draft)
                 if isinstance(message, Commit):
                     commits.append(message)
-                if script.done:
+                if script and (draft := script.receive(message)):
+                    link.send(draft)
+                if isinstance(message, Finish) or (script and script.done):
                     break
         posting.cancel()
     await link.cancel()
@@ -191,18 +180,18 @@ def period_s(commits: Sequence[Commit]) -> float:
 
 
 def curve(commits: Sequence[Commit]) -> dict[int, float]:
-    """Return median periods over rows, of passes whose drafts all stood."""
+    """Return median periods by rows, of passes whose draft tokens were all accepted."""
     found: dict[int, list[Commit]] = {}
     for commit in commits:
         if commit.accepted == len(commit.tokens) - 1:
             found.setdefault(len(commit.tokens), []).append(commit)
-    return {r: period_s(some) for r, some in sorted(found.items()) if len(some) >= LEAST_PASSES}
+    return {r: period_s(some) for r, some in sorted(found.items()) if len(some) >= MIN_PASSES}
 
 
 def line(prompt_tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Return (at no tokens, for each token) of the straight line through first passes.
+    """Return the straight line through first passes: its start at no tokens, and its slope.
 
-    Where longer prompts are not slower, the mean and 0.
+    Where longer prompts are not slower, these are the mean and 0.
     """
     if len(set(prompt_tokens)) > 1:
         slope, start = np.polyfit(prompt_tokens, seconds, 1)

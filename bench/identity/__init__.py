@@ -1,1 +1,1 @@
-"""Shows that the edge says what the target says."""
+"""Shows that the edge generates what the target generates."""

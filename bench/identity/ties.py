@@ -1,9 +1,9 @@
 """Where two answers part, and how close the choice was there.
 
-A target says the token with the highest score: log-probability plus temperature times noise,
-in the units of its logits. Batches of other shapes round logits differently; that changes an
-answer only where the best two scores lie about as close as two numbers of the target's type
-(a *near-tie*). Anything else is a defect.
+A target generates the token with the highest score: log-probability plus temperature times
+noise, in the units of its logits. Batches of other shapes round logits differently. That
+changes an answer only where the best two scores lie about as close as two neighbouring numbers
+of the target's type (a *near-tie*). Any other difference is a defect.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RESOLUTION = 2.0**-10
-"""Log-probabilities are compared in these units: coarser than their own rounding."""
+"""Unit in which log-probabilities are compared: coarser than their own rounding."""
 
 Noise = Callable[[int, bytes], float]
-"""Noise(position, piece): what is added to a log-probability; 0 at temperature 0."""
+"""Noise(position, piece): what sampling adds to a log-probability; 0 at temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class OutgoingFrame:
-    """A token of an answer."""
+class TokenScores:
+    """A token of an answer, and how likely it and others were there."""
 
     piece: bytes
     logprob: float
     likeliest: tuple[tuple[bytes, float], ...] = ()
-    """Pieces and log-probabilities, falling. A special token's piece is empty."""
+    """Pieces and log-probabilities, likeliest first. A special token's piece is empty."""
 
     def of(self, piece: bytes) -> float | None:
-        """Return a token's log-probability in this place, if it is known."""
+        """Return a token's log-probability at this position, if it is known."""
         known = {self.piece: self.logprob}
         for other, logprob in self.likeliest:
             known.setdefault(other, logprob)
@@ -39,7 +39,7 @@ class OutgoingFrame:
         """How far apart neighbouring logits are here: the grid on which the best ones lie.
 
         bfloat16 keeps 8 bits, so logits from 16 to 32 lie 1/8 apart; where some of the best are
-        below 16, this says 1/16. RESOLUTION if there is no grid, as in float32.
+        below 16, the step is 1/16. It is RESOLUTION if there is no grid, as in float32.
         """
         best = max(logprob for _, logprob in self.likeliest or ((b"", self.logprob),))
         gaps = {round((best - logprob) / RESOLUTION) for _, logprob in self.likeliest} - {0}
@@ -54,25 +54,25 @@ class Parting:
     plain: str
     edge: str
     plain_gap: float | None
-    """By how much the plain engine's score of its own token exceeded that of the edge's; None
-    if that is not among the likeliest."""
+    """By how much the plain engine's score of its own token exceeded its score of the edge's;
+    None if that is not among the likeliest."""
 
     edge_gap: float | None
-    """The same the other way round, by the log-probabilities the edge was told."""
+    """The same the other way round, by the log-probabilities that the edge returned."""
 
     step: float
 
     @property
     def near_tie(self) -> bool:
-        """Whether one step of rounding in each of the two logits makes the difference."""
+        """Whether one step of rounding in each of the two logits explains the difference."""
         known = [gap for gap in (self.plain_gap, self.edge_gap) if gap is not None]
         return bool(known) and max(known) <= 2 * self.step
 
 
 def parting(
-    plain: Sequence[OutgoingFrame], edge: Sequence[OutgoingFrame], noise: Noise
+    plain: Sequence[TokenScores], edge: Sequence[TokenScores], noise: Noise
 ) -> Parting | None:
-    """Return where two answers part; None if they do not. An answer that ends says b""."""
+    """Return where two answers part; None if they do not. An answer's end counts as b""."""
     pairs = zip(plain, edge, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a.piece != b.piece), None)
     position = min(len(plain), len(edge)) if same is None else same
@@ -91,8 +91,8 @@ def parting(
     )
 
 
-def _gap(row: Sequence[OutgoingFrame], said: bytes, other: bytes, lead: float) -> float | None:
+def _gap(row: Sequence[TokenScores], own: bytes, other: bytes, lead: float) -> float | None:
     if not row:
         return None
-    known = row[0].of(said), row[0].of(other)
+    known = row[0].of(own), row[0].of(other)
     return None if known[0] is None or known[1] is None else known[0] - known[1] + lead

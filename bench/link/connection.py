@@ -1,7 +1,7 @@
-"""One TCP connection carried over two paths: bytes, ends and resets arrive late, in order.
+"""One TCP connection carried over two paths, which deliver bytes, ends and resets late.
 
 Rules:
-* whatever enters a lane leaves it at its time, never before what entered earlier;
+* what enters a lane leaves it at the time its path gives, never before what entered earlier;
 * a lane holds at most `max_in_flight_bytes`; beyond that its sender is not read;
 * an end in one direction leaves the other open (half-close); a reset ends both.
 """
@@ -20,8 +20,8 @@ from typing import cast
 from bench.link.path import SEGMENT_BYTES, Path
 
 TICK_S = 0.001
-"""The event loop sleeps whole milliseconds. Waking half of one early, and sending what is due
-half of one later, makes the error symmetric and lets neighbours share a wake-up."""
+"""Resolution of the event loop's timers. A lane wakes half of it early and sends what is due
+half of it later, so that the error is symmetric and neighbours share a wake-up."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -73,7 +73,7 @@ class Lane:
         self._deliver()
 
     def end(self, ending: Ending) -> None:
-        """Nothing follows `ending`; a second one is ignored, but for a reset after an EOF."""
+        """Let `ending` follow the last byte; a second one is ignored, unless it is a reset."""
         if self._ended and ending is Ending.EOF:
             return
         self._ended = True
@@ -81,7 +81,7 @@ class Lane:
         self._deliver()
 
     def block(self) -> None:
-        """The far socket is full: keep what is due until `unblock`."""
+        """Keep what is due until `unblock`, because the far socket is full."""
         self._blocked = True
 
     def unblock(self) -> None:
@@ -89,7 +89,7 @@ class Lane:
         self._deliver()
 
     def drop(self) -> None:
-        """Forget everything on its way."""
+        """Discard everything on its way."""
         self._queue.clear()
         self._ended = True
         if self._timer is not None:
@@ -101,33 +101,28 @@ class Lane:
         self._queue.append((self._last_due_s, item))
 
     def _deliver(self) -> None:
-        due = self._take_due()
-        if due:
-            self._target.write(b"".join(due))
-            self._in_flight_bytes -= sum(map(len, due))
-            if self._in_flight_bytes <= self._max_in_flight_bytes:
-                self._source.resume_reading()
-        self._deliver_ending()
-        self._arm()
-
-    def _take_due(self) -> list[bytes]:
         horizon_s = self._loop.time() + TICK_S / 2
         due: list[bytes] = []
         while self._queue and not self._blocked and self._queue[0][0] <= horizon_s:
             item = self._queue[0][1]
+            if isinstance(item, Ending) and due:
+                self._write(due)  # which may block the lane, and so hold the ending up
+                due = []
+                continue
+            self._queue.popleft()
             if isinstance(item, Ending):
-                break
-            due.append(item)
-            self._queue.popleft()
-        return due
+                self._on_end(item)
+            else:
+                due.append(item)
+        if due:
+            self._write(due)
+        self._arm()
 
-    def _deliver_ending(self) -> None:
-        if not self._queue or self._blocked:
-            return
-        due_s, item = self._queue[0]
-        if isinstance(item, Ending) and due_s <= self._loop.time() + TICK_S / 2:
-            self._queue.popleft()
-            self._on_end(item)
+    def _write(self, due: list[bytes]) -> None:
+        self._target.write(b"".join(due))
+        self._in_flight_bytes -= sum(map(len, due))
+        if self._in_flight_bytes <= self._max_in_flight_bytes:
+            self._source.resume_reading()
 
     def _arm(self) -> None:
         if self._timer is None and self._queue and not self._blocked:
@@ -140,17 +135,20 @@ class Lane:
 
 
 class End(asyncio.Protocol):
-    """One socket of a relayed connection: what it says goes into `outgoing`."""
+    """One socket of a relayed connection; what it receives goes into the lane `outgoing`."""
 
     outgoing: Lane
     incoming: Lane
 
-    def __init__(self) -> None:
+    def __init__(self, connected: Callable[[End], None] = lambda end: None) -> None:
+        """connected: is called with this end when its socket is open."""
+        self._connected = connected
         self._transport: asyncio.Transport | None = None
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._connected(self)
 
     def data_received(self, data: bytes) -> None:
         self.outgoing.send(data)
@@ -193,7 +191,7 @@ class End(asyncio.Protocol):
             self._transport.close()
 
     def reset(self) -> None:
-        """Close at once; the peer sees a reset, not an orderly end."""
+        """Close at once, so that the peer sees a reset and no orderly end."""
         if self._transport is None or self._transport.is_closing():
             return
         raw = self._transport.get_extra_info("socket")

@@ -3,10 +3,10 @@
 Rules:
 * all connections share the line: bytes leave one after the other at `rate_mbit`;
 * a segment then travels rtt / 2, give or take half the jitter (uniform);
-* a lost segment comes one retransmission timeout later (RFC 6298 keeps it above the RTT);
+* a lost segment arrives one retransmission timeout later (RFC 6298 keeps it above the RTT);
 * within a connection bytes keep their order, so a late segment delays all behind it.
 
-No clock and no chance of its own: both are arguments.
+The path has no clock and no chance of its own: both are arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 
 SEGMENT_BYTES = 1448
-"""TCP payload of an Ethernet frame with timestamps; what one loss takes away."""
+"""TCP payload of an Ethernet frame with timestamps: what one loss delays."""
 
 MIN_RETRANSMIT_S = 0.2
 """The floor of Linux's retransmission timeout."""
@@ -23,17 +23,17 @@ MIN_RETRANSMIT_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a link is like. ValueError when a setting cannot be."""
+    """A link's delay, jitter, rate and loss. Raises ValueError for impossible settings."""
 
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
-    """A round trip takes rtt_ms +- jitter_ms, half of it drawn in each direction."""
+    """A round trip takes rtt_ms +- jitter_ms; each direction draws half of the variation."""
 
     rate_mbit: float | None = None
-    """Megabits per second in each direction; None never waits for the line."""
+    """Megabits per second in each direction; None is an unlimited rate."""
 
     loss: float = 0.0
-    """Probability that a segment must be sent twice."""
+    """Probability that a segment is lost and sent again."""
 
     def __post_init__(self) -> None:
         if self.rtt_ms < 0:
@@ -64,7 +64,7 @@ class Path:
         self.bytes = 0
 
     def arrival(self, now_s: float, size_bytes: int) -> float:
-        """Send `size_bytes` at `now_s`; the second at which they reach the far end."""
+        """Send `size_bytes` at `now_s`; return the time at which they reach the far end."""
         self.bytes += size_bytes
         return self._leave_line(now_s, size_bytes) + self._travel_s()
 

@@ -1,12 +1,12 @@
-"""A link with distance: a TCP relay that adds RTT, jitter, rate and loss, without root.
+"""A TCP relay that adds round-trip time, jitter, a rate and losses, and needs no root.
 
-`async with Link(upstream=(host, port), rtt_ms=100, jitter_ms=20) as link:` listens on
-`link.port` and carries each connection to `upstream`. `python -m bench.link.relay_server` runs one alone.
+`async with Link((host, port), Conditions(rtt_ms=100)) as link:` listens on `link.port` and
+carries each connection to that host and port. `python -m bench.link` runs a link alone.
 
 Rules:
 * a connection costs one round trip before its first byte moves, as TCP's handshake does;
-* bytes are counted once, where they enter the link, TCP's own headers left out;
-* faults are deliberate: `cut` resets every connection, `refuse` resets each one that comes.
+* bytes are counted once, where they enter the link, without TCP's own headers;
+* faults happen on request only: `cut` resets all connections, `refuse` resets new ones.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from __future__ import annotations
 import asyncio
 from random import Random
 from types import TracebackType
-from typing import Annotated, Self
-
-import typer
+from typing import Self
 
 from bench.link.connection import End, Ending, Lane
 from bench.link.path import Conditions, Path
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
-"""Per connection and direction: more than 100 Mbit/s fill at an RTT of 300 ms."""
+"""Limit per connection and direction: 100 Mbit/s over an RTT of 300 ms fill less."""
 
 
 class Connection:
@@ -33,26 +31,20 @@ class Connection:
         self._link = link
         self._arrived: set[End] = set()
         self._over = False
-        limit = link.max_in_flight_bytes
-        self._up = Lane(
-            link.up,
-            client,
-            self._server,
-            max_in_flight_bytes=limit,
-            on_end=lambda ending: self._end(self._server, ending),
-        )
-        self._down = Lane(
-            link.down,
-            self._server,
-            client,
-            max_in_flight_bytes=limit,
-            on_end=lambda ending: self._end(client, ending),
-        )
+        self._up = self._lane(link.up, client, self._server)
+        self._down = self._lane(link.down, self._server, client)
         client.outgoing = self._server.incoming = self._up
         client.incoming = self._server.outgoing = self._down
 
+    def _lane(self, path: Path, source: End, target: End) -> Lane:
+        return Lane(
+            path, source, target,
+            max_in_flight_bytes=self._link.max_in_flight_bytes,
+            on_end=lambda ending: self._end(target, ending),
+        )  # fmt: skip
+
     async def connect(self) -> None:
-        """Reach upstream; the client is reset when nobody is there."""
+        """Connect to the upstream service; reset the client when nothing listens there."""
         loop = asyncio.get_running_loop()
         rtt_s = self._link.conditions.rtt_s
         self._up.not_before(loop.time() + rtt_s * 1.5)
@@ -69,7 +61,7 @@ class Connection:
             self._client.resume_reading()
 
     def cut(self) -> None:
-        """Reset both sockets at once and forget what is on its way."""
+        """Reset both sockets at once and drop what is on its way."""
         self._over = True
         for lane, end in ((self._up, self._server), (self._down, self._client)):
             lane.drop()
@@ -88,36 +80,21 @@ class Connection:
             self._link.forget(self)
 
 
-class _Client(End):
-    """An accepted socket: it becomes a connection, or is reset while the link refuses."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__()
-        self._link = link
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._link.accept(self)
-
-
 class Link:
     """The relay. Open it with `async with`; leaving cuts what is still connected."""
 
     def __init__(
         self,
         upstream: tuple[str, int],
+        conditions: Conditions = Conditions(),  # noqa: B008 - frozen
         *,
-        rtt_ms: float = 0.0,
-        jitter_ms: float = 0.0,
-        rate_mbit: float | None = None,
-        loss: float = 0.0,
         seed: int = 0,
         host: str = "127.0.0.1",
         port: int = 0,
         max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
     ) -> None:
         self.upstream = upstream
-        self.conditions = Conditions(rtt_ms, jitter_ms, rate_mbit, loss)
+        self.conditions = conditions
         self.up = Path(self.conditions, Random(f"{seed} up"))
         self.down = Path(self.conditions, Random(f"{seed} down"))
         self.host, self.port = host, port
@@ -129,21 +106,13 @@ class Link:
         self._server: asyncio.Server | None = None
 
     @property
-    def bytes_up(self) -> int:
-        return self.up.bytes
-
-    @property
-    def bytes_down(self) -> int:
-        return self.down.bytes
-
-    @property
     def connections(self) -> int:
-        """How many are open now."""
+        """How many connections are open now."""
         return len(self._connections)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Client(self), self.host, self.port)
+        self._server = await loop.create_server(lambda: End(self.accept), self.host, self.port)
         await self._tasks.__aenter__()
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -163,7 +132,7 @@ class Link:
         await asyncio.sleep(0)  # the sockets close in the loop's next turn
 
     def change(self, conditions: Conditions) -> None:
-        """Be like this from now on; what is on its way arrives as it would have."""
+        """Change the conditions; what is already on its way arrives as it would have."""
         self.conditions = self.up.conditions = self.down.conditions = conditions
 
     def cut(self) -> None:
@@ -176,7 +145,7 @@ class Link:
         self._refusing = refusing
 
     def accept(self, client: End) -> None:
-        """Take a client's socket in; called by the socket itself."""
+        """Carry a client's socket upstream; called when it is connected."""
         if self._refusing:
             client.reset()
             return
@@ -190,36 +159,3 @@ class Link:
     def forget(self, connection: Connection) -> None:
         """The connection is over; called by the connection itself."""
         self._connections.discard(connection)
-
-
-def main(
-    upstream: Annotated[str, typer.Option(help="HOST:PORT to carry connections to.")],
-    rtt: Annotated[float, typer.Option(help="Round-trip time, ms.")] = 0.0,
-    jitter: Annotated[float, typer.Option(help="The RTT varies by so much, ms.")] = 0.0,
-    rate: Annotated[float | None, typer.Option(help="Mbit/s in each direction.")] = None,
-    loss: Annotated[float, typer.Option(help="Probability that a segment is lost.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of jitter and loss.")] = 0,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
-) -> None:
-    """Carry TCP connections over an emulated link until interrupted."""
-    host, _, upstream_port = upstream.rpartition(":")
-
-    async def run() -> None:
-        link = Link(
-            (host, int(upstream_port)),
-            rtt_ms=rtt,
-            jitter_ms=jitter,
-            rate_mbit=rate,
-            loss=loss,
-            seed=seed,
-            port=port,
-        )
-        async with link:
-            typer.echo(f"127.0.0.1:{link.port} -> {upstream}, RTT {rtt:g} +- {jitter:g} ms")
-            await asyncio.Event().wait()
-
-    asyncio.run(run())
-
-
-if __name__ == "__main__":
-    typer.run(main)

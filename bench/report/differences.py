@@ -1,40 +1,30 @@
-"""Where an answer leaves the text that `cloud` said to the same question."""
+"""Where an answer leaves the text that `cloud` gave to the same question."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from bench.report.results import Answer
-from bench.report.speedups import Link
+from bench.data.results import Answer, Key
+from bench.report.speedups import link_name
 
 REFERENCE: Final = "edge-only"
-"""Speaks for another model: its texts are not compared."""
+"""The arm whose texts are not compared, because they are another model's."""
 
 SHOWN: Final = 24
-"""Characters from where two texts part."""
+"""Characters shown from where two texts part."""
 
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    arm: str
-    link: Link
-    prompt: str
-    repeat: int
-    at: int
-    """The first character that differs, from 0."""
-
-    cloud: str
-    said: str
+HEAD: Final = (
+    "arm", "link", "prompt", "repeat", "at character", "cloud goes on", "the arm goes on"
+)  # fmt: skip
 
 
 def differences(
-    answers: Sequence[Answer], cloud: Mapping[tuple[str, float, int], Answer]
-) -> list[Difference]:
-    """Return one for each text that is not cloud's, in the order of the answers."""
+    answers: Sequence[Answer], cloud: Mapping[Key, Answer]
+) -> list[tuple[str, ...]]:
+    """Return a line of a table, with columns HEAD, for each text that is not cloud's."""
     return [
-        _difference(answer, cloud[answer.asked].text)
+        _line(answer, cloud[answer.asked].text)
         for answer in answers
         if answer.arm != REFERENCE
         and answer.asked in cloud
@@ -42,20 +32,20 @@ def differences(
     ]
 
 
-def _difference(answer: Answer, text: str) -> Difference:
-    at = parting(text, answer.text)
-    return Difference(
-        answer.arm,
-        (answer.rtt_ms, answer.rate_mbit),
-        answer.prompt,
-        answer.repeat,
-        at,
-        text[at : at + SHOWN],
-        answer.text[at : at + SHOWN],
-    )
+def _line(answer: Answer, text: str) -> tuple[str, ...]:
+    at = first_difference(text, answer.text)
+    return (
+        answer.arm, link_name((answer.rtt_ms, answer.rate_mbit)), answer.prompt,
+        str(answer.repeat), str(at), _quoted(text[at:]), _quoted(answer.text[at:]),
+    )  # fmt: skip
 
 
-def parting(one: str, other: str) -> int:
-    """Return the place of the first character in which two texts differ."""
+def _quoted(text: str) -> str:
+    """Return the beginning of a text so that it stays within its cell."""
+    return f"`{text[:SHOWN]!r}`".replace("|", "\\|")
+
+
+def first_difference(one: str, other: str) -> int:
+    """Return the index of the first character in which two texts differ."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""`picospec bench join`: several runs as one, each a repeat or more of what was asked."""
+"""Several runs as one, each a repeat or more of what was asked."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench.report.results import Answer, Results, rows
+from bench.data.results import Answer, Results, rows
 
 
 def joined(found: Sequence[Results]) -> Results:
     """Return the runs as one, the repeats of each counted on from those before.
 
-    An answer is compared with cloud's of its own run, as ever. The host is the first run's.
-    Raises ValueError, naming what differs, where the runs did not ask the same of the same.
+    An answer is compared with cloud's of its own run. The host is the first run's. Raises
+    ValueError that names what differs where the runs are not repeats of one another.
     """
     first, repeats = found[0], 0
     answers: list[Answer] = []
     for each in found:
         _check(first, each)
-        answers += [_counted_on(answer, repeats) for answer in each.answers]
+        answers += [
+            msgspec.structs.replace(answer, repeat=answer.repeat + repeats)
+            for answer in each.answers
+        ]
         repeats = 1 + max((answer.repeat for answer in answers), default=-1)
-    settings = {**first.settings, "arms": _all_arms(found), "repeats": repeats}
+    arms = list(dict.fromkeys(answer.arm for answer in answers))
+    settings = {**first.settings, "arms": arms, "repeats": repeats}
     commits = ", ".join(dict.fromkeys(each.commit for each in found))
     return msgspec.structs.replace(
         first, commit=commits, settings=settings, rows=rows(answers), answers=answers
@@ -37,11 +41,3 @@ def _check(first: Results, other: Results) -> None:
     ):
         if ours != theirs:
             raise ValueError(f"{name}: the runs differ, {ours} and {theirs}")
-
-
-def _counted_on(answer: Answer, repeats: int) -> Answer:
-    return msgspec.structs.replace(answer, repeat=answer.repeat + repeats)
-
-
-def _all_arms(found: Sequence[Results]) -> list[str]:
-    return list(dict.fromkeys(answer.arm for each in found for answer in each.answers))

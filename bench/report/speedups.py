@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.report.results import Answer, Results, references, speedup
-from bench.report.statistics import Mean, grouped, mean
+from bench.data.results import Answer, Results, references, speedup
+from bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
 """Kinds of arms that have a round length."""
 
 Link = tuple[float, float | None]
 """rtt_ms and rate_mbit."""
+
+
+def link_name(link: Link) -> str:
+    """Return how a report calls a link."""
+    rtt_ms, rate_mbit = link
+    return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
 
 
 class Comparison:
@@ -27,29 +33,26 @@ class Comparison:
         )
 
     def of(self, arm: str, link: Link) -> list[Answer]:
-        """Return an arm's answers over a link; `edge-only` has none, and counts at all."""
-        if arm == "edge-only":
-            return [a for a in self.answers if a.arm == arm]
-        return [a for a in self.answers if a.arm == arm and (a.rtt_ms, a.rate_mbit) == link]
+        """Return an arm's answers over a link; those of `edge-only`, which has none, always."""
+        own = (a for a in self.answers if a.arm == arm)
+        return [a for a in own if arm == "edge-only" or (a.rtt_ms, a.rate_mbit) == link]
 
     def speedup(self, arm: str, link: Link, families: Sequence[str]) -> Mean | None:
         """Return the geometric mean against cloud; None where the arm was not asked."""
-        ratios = [
+        return mean(
             (a.family, a.prompt, speedup(a, self.cloud))
             for a in self.of(arm, link)
             if a.family in families and a.asked in self.cloud
-        ]
-        return mean(grouped(ratios)) if ratios else None
+        )
 
     def against(self, arm: str, other: str, link: Link) -> Mean | None:
         """Return how much faster `arm` is than `other`, over all families."""
         rates = {a.asked: a.tokens_per_s for a in self.of(other, link)}
-        ratios = [
+        return mean(
             (a.family, a.prompt, a.tokens_per_s / rates[a.asked])
             for a in self.of(arm, link)
             if a.asked in rates
-        ]
-        return mean(grouped(ratios)) if ratios else None
+        )
 
     def best(self, kind: str, link: Link) -> str | None:
         """Return the arm of a kind whose round length is the fastest over this link."""

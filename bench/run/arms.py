@@ -5,7 +5,7 @@ picospec          this product as it ships: judge `coupled`, fill `auto`
 picospec-separate the same with judge `separate`
 picospec-nofill   the same with fill `never`
 picospec-nolookup the same without prompt lookup
-picospec-useless  the same with a drafter that guesses at random
+picospec-useless  the same with a drafter whose draft tokens are random
 sync:G            vanilla speculation, stop and wait, G tokens a round (bench.run.rounds)
 paper:G           PicoSpec as published, one round of G in flight (bench.run.rounds)
 colocated:G       sync:G with its draft model on the verifier's cores; the answer comes through
@@ -20,11 +20,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from bench.link.path import Conditions
 from bench.round_policy import RoundPolicy
 from bench.run.services import EdgePlan
 
 GAMMA: Final = 4
-"""Of a round arm whose name does not say: the paper's."""
+"""Tokens a round of an arm whose name does not say: the paper's."""
+
+LINKED: Final = Conditions()
+"""The link of an edge until a turn sets its conditions."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 
@@ -33,28 +37,25 @@ Place = Literal["cloud", "far", "near", "alone"]
 class Arm:
     name: str
     place: Place
-    """cloud: the verifier's own API through the link. far: an edge before the link.
-    near: an edge behind the link. alone: the draft model, without a link."""
+    """cloud: the verifier's own API is asked through the link. far: the edge is on the user's
+    side of the link. near: the edge is on the verifier's side. alone: the draft model is asked
+    without a link."""
 
     edge: EdgePlan | None = None
 
-    @property
-    def kind(self) -> str:
-        """The name without its gamma."""
-        return self.name.partition(":")[0]
-
 
 _FIXED: Final = {
-    "cloud": Arm("cloud", "cloud"),
-    "edge-only": Arm("edge-only", "alone"),
-    "picospec": Arm("picospec", "far", EdgePlan(linked=True)),
-    "picospec-separate": Arm(
-        "picospec-separate", "far", EdgePlan(judge="separate", linked=True)
-    ),
-    "picospec-nofill": Arm("picospec-nofill", "far", EdgePlan(fill="never", linked=True)),
-    "picospec-nolookup": Arm("picospec-nolookup", "far", EdgePlan(lookup=False, linked=True)),
-    "picospec-useless": Arm("picospec-useless", "far", EdgePlan(drafter="noise", linked=True)),
-    "colocated-edge": Arm("colocated-edge", "near", EdgePlan()),
+    arm.name: arm
+    for arm in (
+        Arm("cloud", "cloud"),
+        Arm("edge-only", "alone"),
+        Arm("picospec", "far", EdgePlan(link=LINKED)),
+        Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
+        Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
+        Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
+        Arm("picospec-useless", "far", EdgePlan(drafter="noise", link=LINKED)),
+        Arm("colocated-edge", "near", EdgePlan()),
+    )
 }
 _ROUNDS: Final = ("sync", "paper", "colocated")
 NAMES: Final = (*_FIXED, *(f"{name}:G" for name in _ROUNDS))
@@ -77,8 +78,10 @@ def _arm(name: str) -> Arm:
     kind, _, gamma = name.partition(":")
     if kind not in _ROUNDS:
         raise ValueError(f"no arm is called {name!r}; there are {', '.join(NAMES)}")
-    rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma or GAMMA}"
+    gamma = gamma or str(GAMMA)
+    rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma}"
     RoundPolicy.parse(rounds)
-    near = kind == "colocated"
-    edge = EdgePlan(fill="never", linked=not near, beside=near, rounds=rounds)
-    return Arm(f"{kind}:{gamma or GAMMA}", "near" if near else "far", edge)
+    if kind == "colocated":
+        edge = EdgePlan(fill="never", colocated=True, rounds=rounds)
+        return Arm(f"{kind}:{gamma}", "near", edge)
+    return Arm(f"{kind}:{gamma}", "far", EdgePlan(fill="never", link=LINKED, rounds=rounds))

@@ -1,119 +1,94 @@
-"""`picospec bench run`: starts the arms, asks, shows how it goes, saves each answer."""
+"""`picospec bench run`: reads what to measure and measures it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import sys
+from itertools import product
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+import httpx
+import typer
+from rich.console import Console
 
-from bench.report.results import Answer, Results, Row, Settings, rows
-from bench.run.host import commit, this_host
-from bench.run.live_arms import Arena
-from bench.run.plan import Plan, ask, repository, turns
-from bench.run.services import StandPlan
+from bench import options
+from bench.data.prompts import SHIPPED
+from bench.link.path import Conditions
+from bench.run.arms import NAMES, parse
+from bench.run.client import AnswerError
+from bench.run.measuring import Run
+from bench.run.plan import Plan
+from bench.run.services import ServicesPlan, verifier_arguments
+from gateway.hosting.cores import Pins, parse_pins, share
+from gateway.hosting.processes import ServiceError
+from models.errors import ModelError
+
+EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "4096"}
+"""Settings of every edge: each serves one answer at a time, and many share the memory."""
 
 
-@dataclass(slots=True)
-class Run:
-    """A run and what it has found so far."""
-
-    plan: Plan
-    stand: StandPlan
-    out: Path
-    answers: list[Answer] = field(default_factory=list)
-
-    async def go(self, console: Console) -> Results:
-        """Ask everything; the file is whole at any moment. Raises ServiceError, AnswerError."""
-        host, made_of = this_host(), commit(repository())
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
+def run(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option("--json", help="Where the results go.")],
+    arms: Annotated[
+        str, typer.Option(help=f"Of {', '.join(NAMES)}.")
+    ] = "cloud,picospec,sync:4,paper:4",
+    rtt: Annotated[str, typer.Option(help="Round trips in ms, e.g. 10,50.")] = "10",
+    rate: Annotated[str, typer.Option(help="Mbit/s each way, e.g. 100,0.064.")] = "",
+    jitter: Annotated[float, typer.Option(help="The RTT varies by so much, ms.")] = 0.0,
+    loss: Annotated[float, typer.Option(help="Probability of a lost segment.")] = 0.0,
+    families: options.Families = "",
+    prompts: options.Prompts = SHIPPED,
+    per_family: options.PerFamily = None,
+    tokens: options.Tokens = 64,
+    repeats: Annotated[int, typer.Option()] = 1,
+    temperatures: options.Temperatures = "0",
+    seed: Annotated[int, typer.Option(help="Of the first repeat.")] = 7,
+    target: options.Engine = "llama",
+    target_model: options.TargetModel = options.PAIR,
+    draft_model: options.DraftModel = options.PAIR,
+    verifier_python: options.VerifierPython = sys.executable,
+    pin: Annotated[str, typer.Option(help='"VERIFIER:EDGE", "none"; halves.')] = "",
+) -> None:
+    """Measure. Options it does not know go to the verifier, as --vllm.dtype float32."""
+    console = Console()
+    try:
+        links = product(options.numbers(rate) if rate else [None], options.numbers(rtt))
+        plan = Plan(
+            parse(arms),
+            options.chosen(prompts, families, per_family),
+            [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
+            options.numbers(temperatures),
+            tokens,
+            repeats,
+            seed,
         )
-        planned = list(turns(self.plan))
-        task = progress.add_task("starting", total=len(planned))
-        found = Results(host, made_of, self._models(), self._link(), self._settings(), [], [])
-        with Live(Group(progress), console=console, refresh_per_second=2) as live:
-            async with Arena(self.stand, self.plan.arms) as arena:
-                link = None
-                for turn in planned:
-                    said = f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms"
-                    progress.update(task, description=said)
-                    if turn.link != link:
-                        await arena.become(link := turn.link)
-                    self.answers.append(await ask(arena, turn))
-                    found = self._saved(found)
-                    live.update(Group(table(found.rows), progress))
-                    progress.advance(task)
-        return found
-
-    def _saved(self, found: Results) -> Results:
-        now = Results(
-            found.host, found.commit, found.models, found.link, found.settings,
-            rows(self.answers), self.answers,
-        )  # fmt: skip
-        now.save(self.out)
-        return now
-
-    def _models(self) -> dict[str, str]:
-        return {
-            "target": self.stand.target_model,
-            "draft": self.stand.draft_model,
-            "engine": self.stand.target,
-            "engine_arguments": " ".join(self.stand.verifier_arguments),
-        }
-
-    def _link(self) -> dict[str, float | None]:
-        first = self.plan.links[0]
-        return {"jitter_ms": first.jitter_ms, "loss": first.loss}
-
-    def _settings(self) -> Settings:
-        return {
-            "arms": [arm.name for arm in self.plan.arms],
-            "tokens": self.plan.tokens,
-            "repeats": self.plan.repeats,
-            "seed": self.plan.seed,
-            "verifier_cores": _listed(self.stand.verifier_cores),
-            "edge_cores": _listed(self.stand.edge_cores),
-            "driver_cores": _listed(os.sched_getaffinity(0)),
-        }
+        pins = _pins(pin)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    services = ServicesPlan(
+        target_model,
+        draft_model,
+        {},
+        target=target,
+        verifier_arguments=verifier_arguments(target, 1, context.args),
+        verifier_python=verifier_python,
+        verifier_cores=pins.verifier,
+        edge_cores=pins.edge,
+        environment=EDGE_ENVIRONMENT,
+    )
+    if pins.edge:
+        os.sched_setaffinity(0, pins.edge)  # links and client are on the user's side
+    try:
+        asyncio.run(Run(plan, services, out).go(console))
+    except* (ServiceError, ModelError, AnswerError, httpx.HTTPError) as errors:
+        options.fail(console, errors)
 
 
-def _listed(cores: frozenset[int] | set[int]) -> str:
-    return ",".join(map(str, sorted(cores))) or "any"
-
-
-def table(found: Sequence[Row]) -> Table:
-    """Return the speed-ups so far: an arm and temperature a line, a family and link a
-    column; * marks another text than cloud's."""
-    columns = list(dict.fromkeys((r.family, r.rtt_ms, r.rate_mbit) for r in found))
-    shown = Table("arm", "T", *(_heading(*column) for column in columns))
-    cells = {(r.arm, r.temperature, r.family, r.rtt_ms, r.rate_mbit): _cell(r) for r in found}
-    for arm, heat in dict.fromkeys((r.arm, r.temperature) for r in found):
-        line = (cells.get((arm, heat, *column), "") for column in columns)
-        shown.add_row(arm, f"{heat:g}", *line)
-    return shown
-
-
-def _heading(family: str, rtt_ms: float, rate_mbit: float | None) -> str:
-    return f"{family} {rtt_ms:g} ms" + ("" if rate_mbit is None else f" {rate_mbit:g} Mbit/s")
-
-
-def _cell(row: Row) -> str:
-    if row.arm == "cloud":
-        return f"{row.tokens_per_s:.1f} tokens/s"
-    return f"{row.speedup_vs_cloud:.2f}" + ("" if row.identical_to_cloud else " *")
+def _pins(text: str) -> Pins:
+    if sys.platform != "linux":
+        return Pins()
+    available = os.sched_getaffinity(0)
+    return parse_pins(text, available) if text else share(available)

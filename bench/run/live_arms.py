@@ -5,35 +5,36 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from time import monotonic
-from types import TracebackType
-from typing import Self
 
 import httpx
 
+from bench.data.host import processor_s, stolen_s
 from bench.link.path import Conditions
 from bench.link.relay_server import Link
 from bench.run.arms import Arm
 from bench.run.client import Client, Question, Reply
-from bench.run.host import processor_s, stolen_s
-from bench.run.services import HOST, Stand, StandPlan
+from bench.run.services import HOST, Services, ServicesPlan, Started, port
 from edge_agent.draft_model.loading import find
 from models.store import open_store
 
 SETTLING_CHECKS = 24
-"""Health checks after a change of the link: each is a sample of the edge's smoothed round trip
-(weight 1/8), so that 4 % of the old one is left."""
+"""Health checks after a change of the link. Each is a sample of the edge's smoothed round trip
+(weight 1/8), so that 4 % of the old round trip is left."""
 
-MOST_READINGS = 24
-"""Of one prompt. Each gets the draft model a chunk further (edge_agent.draft_model.llama_drafter)."""
+SETTLING_S = 30.0
+"""Limit of the time for these checks."""
+
+MAX_WARM_UPS = 24
+"""Limit of the requests by which one prompt is read. Each lets the draft model read another
+chunk of it (edge_agent.draft_model.llama_drafter)."""
 
 ANSWER_TIMEOUT_S = 600.0
-"""Without a byte of an answer."""
+"""Limit of the time without a byte of an answer."""
 
 _BYTES = 'picospec:edge_link_bytes_total{direction="%s"}'
-_GUESSED = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
+_DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,58 +42,52 @@ class Costs:
     """Counters of one arm, or what one answer added to them."""
 
     bytes_up: float = 0.0
-    """Frames of the protocol, without HTTP; 0 where there is no edge."""
+    """Bytes of the protocol's frames, without HTTP; 0 where there is no edge."""
 
     bytes_down: float = 0.0
     link_bytes_up: float = 0.0
-    """What TCP carried over the link, HTTP and all."""
+    """Bytes that TCP carried over the link, HTTP included."""
 
     link_bytes_down: float = 0.0
-    guessed: float = 0.0
-    """Tokens the draft model made, too late or not, judged or not."""
+    draft_model_tokens: float = 0.0
+    """Tokens that the draft model generated, judged or not."""
 
     edge_cpu_s: float = 0.0
     stolen_s: float = 0.0
 
     def since(self, before: Costs) -> Costs:
-        return Costs(
-            self.bytes_up - before.bytes_up,
-            self.bytes_down - before.bytes_down,
-            self.link_bytes_up - before.link_bytes_up,
-            self.link_bytes_down - before.link_bytes_down,
-            self.guessed - before.guessed,
-            self.edge_cpu_s - before.edge_cpu_s,
-            self.stolen_s - before.stolen_s,
-        )
+        pairs = zip(astuple(self), astuple(before), strict=True)
+        return Costs(*(now - then for now, then in pairs))
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """Where an arm is asked, and what is counted of it."""
+class LiveArm:
+    """A running arm: the client that asks it, and where its costs are counted."""
 
     client: Client
     link: Link | None
     edge: httpx.AsyncClient | None
     group: int | None
-    """The edge's process group."""
+    """The process group whose processor time counts as the edge's."""
 
     async def ask(self, question: Question) -> tuple[Reply, Costs]:
         """Have both ends read the prompt; then measure."""
-        await self._have_read(question)
+        await self._warm_up(question)
         before = await self._costs()
         reply = await self.client.ask(question)
         return reply, (await self._costs()).since(before)
 
-    async def _have_read(self, question: Question) -> None:
-        """Ask for the beginning of the answer, until the draft model has taken part.
+    async def _warm_up(self, question: Question) -> None:
+        """Ask for the beginning of the answer until the draft model has generated a token.
 
-        It reads a chunk of the prompt at a time, and stops when the answer is complete.
+        The draft model reads a chunk of the prompt at a time, and stops when the answer is
+        complete.
         """
         short = replace(question, tokens=1 if self.edge is None else 2)
         before = await self._costs()
-        for _ in range(MOST_READINGS):
+        for _ in range(MAX_WARM_UPS):
             await self.client.ask(short)
-            if self.edge is None or (await self._costs()).since(before).guessed:
+            if self.edge is None or (await self._costs()).since(before).draft_model_tokens:
                 return
 
     async def _costs(self) -> Costs:
@@ -103,91 +98,73 @@ class Seat:
         return Costs(
             float(values.get(_BYTES % "up", 0)),
             float(values.get(_BYTES % "down", 0)),
-            self.link.bytes_up if self.link else 0.0,
-            self.link.bytes_down if self.link else 0.0,
-            sum(float(values.get(name, 0)) for name in _GUESSED),
+            self.link.up.bytes if self.link else 0.0,
+            self.link.down.bytes if self.link else 0.0,
+            sum(float(values.get(name, 0)) for name in _DRAFT_MODEL_TOKENS),
             processor_s(self.group) if self.group else 0.0,
             stolen_s(),
         )
 
 
-class Arena:
-    """Open it with `async with`; leaving stops everything. Raises ServiceError, ModelError."""
+class LiveArms(Started):
+    """All arms of a run by their names. Entering it raises ServiceError or ModelError."""
 
-    def __init__(self, plan: StandPlan, arms: Sequence[Arm]) -> None:
-        self.seats: dict[str, Seat] = {}
+    def __init__(self, plan: ServicesPlan, arms: Sequence[Arm]) -> None:
+        super().__init__()
+        self.by_name: dict[str, LiveArm] = {}
         self._arms = arms
-        self._stand = Stand(
-            replace(plan, edges={arm.name: arm.edge for arm in arms if arm.edge})
-        )
+        edges = {arm.name: arm.edge for arm in arms if arm.edge}
+        self._services = Services(replace(plan, edges=edges))
         self._links: list[Link] = []
-        self._edges: list[httpx.AsyncClient] = []
-        self._open = AsyncExitStack()
+        self._far_edges: list[httpx.AsyncClient] = []
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._open.enter_async_context(self._stand)
-            for arm in self._arms:
-                self.seats[arm.name] = await self._seat(arm)
-        except BaseException:
-            await self._open.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._open.aclose()
+    async def _start(self) -> None:
+        await self._open.enter_async_context(self._services)
+        for arm in self._arms:
+            self.by_name[arm.name] = await self._live(arm)
 
     async def become(self, conditions: Conditions) -> None:
         """Change every link, and wait until the edges have noticed."""
         for link in self._links:
             link.change(conditions)
-        await asyncio.gather(*(_settle(edge) for edge in self._edges))
+        await asyncio.gather(*(_settle(edge) for edge in self._far_edges))
 
-    async def _seat(self, arm: Arm) -> Seat:
+    async def _live(self, arm: Arm) -> LiveArm:
+        services = self._services
         match arm.place:
             case "cloud":
-                url, link = await self._far(self._stand.verifier_url)
+                url, link = await self._linked(services.verifier_url)
             case "near":
-                url, link = await self._far(self._stand.edge_urls[arm.name])
+                url, link = await self._linked(services.edge_urls[arm.name])
             case "far":
-                url, link = self._stand.edge_urls[arm.name], self._stand.links[arm.name]
+                url, link = services.edge_urls[arm.name], services.links[arm.name]
                 self._links.append(link)
             case "alone":
                 return await self._alone()
-        edge = await self._edge(arm) if arm.edge else None
-        return Seat(await self._client(url), link, edge, self._stand.pids.get(arm.name))
+        edge = None
+        if arm.edge:
+            edge = await self._http(services.edge_urls[arm.name], timeout_s=30)
+        if edge and arm.place == "far":
+            self._far_edges.append(edge)
+        client = Client(await self._http(url, ANSWER_TIMEOUT_S))
+        return LiveArm(client, link, edge, services.pids.get(arm.name))
 
-    async def _far(self, url: str) -> tuple[str, Link]:
-        """Return the way to a service through a link."""
-        link = Link((HOST, int(url.rsplit(":", 1)[1])))
-        self._links.append(await self._open.enter_async_context(link))
+    async def _linked(self, url: str) -> tuple[str, Link]:
+        """Return a URL at which a service is found through a link."""
+        link = await self._open.enter_async_context(Link((HOST, port(url))))
+        self._links.append(link)
         return f"http://{HOST}:{link.port}", link
 
-    async def _client(self, url: str) -> Client:
-        http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=ANSWER_TIMEOUT_S)
-        return Client(await self._open.enter_async_context(http))
+    async def _http(self, url: str, timeout_s: float) -> httpx.AsyncClient:
+        http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout_s)
+        return await self._open.enter_async_context(http)
 
-    async def _edge(self, arm: Arm) -> httpx.AsyncClient:
-        edge = httpx.AsyncClient(
-            base_url=self._stand.edge_urls[arm.name], trust_env=False, timeout=30
-        )
-        await self._open.enter_async_context(edge)
-        if arm.place == "far":
-            self._edges.append(edge)
-        return edge
-
-    async def _alone(self) -> Seat:
-        """Serve the draft model by itself, on the edge's cores."""
-        plan = self._stand.plan
-        model = find(plan.draft_model, open_store(os.environ))
-        alone = Stand(
-            StandPlan(
-                str(model),
+    async def _alone(self) -> LiveArm:
+        """Serve the draft model as a target of its own, on the edge's cores."""
+        plan = self._services.plan
+        alone = Services(
+            ServicesPlan(
+                str(find(plan.draft_model, open_store(os.environ))),
                 plan.draft_model,
                 {},
                 verifier_arguments=("--llama.slots", "1", "--llama.threads", "1"),
@@ -195,13 +172,13 @@ class Arena:
             )
         )
         await self._open.enter_async_context(alone)
-        client = await self._client(alone.verifier_url)
-        return Seat(client, None, None, alone.pids["verifier"])
+        client = Client(await self._http(alone.verifier_url, ANSWER_TIMEOUT_S))
+        return LiveArm(client, None, None, alone.pids["verifier"])
 
 
 async def _settle(edge: httpx.AsyncClient) -> None:
-    until_s = monotonic() + 30
+    until_s = monotonic() + SETTLING_S
     for _ in range(SETTLING_CHECKS):
-        await edge.get("/health")  # a verifier that is away is found out by asking
+        await edge.get("/health")  # the edge asks the verifier, which takes a round trip
         if monotonic() > until_s:
             return

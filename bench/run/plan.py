@@ -1,25 +1,24 @@
-"""Asks every arm the same questions, interleaved, and keeps what came of it.
+"""The order in which arms are asked: all get the same questions, interleaved.
 
-Repeat by repeat, prompt by prompt, a family after another, link by link; at each link the arms
-come one after another, beginning with another one each time. So what is compared was asked
-within minutes: a machine whose speed drifts changes all of it. `cloud` says one token a pass at
-any distance: it is asked over the first link in every repeat, and over the last in the first
-repeat, as a check.
+The order is repeat by repeat, prompt by prompt (families in turn), link by link; at each link
+all arms follow one another, and each time another arm begins. So what is compared was asked
+within minutes, and a machine whose speed drifts changes all of it. `cloud` generates one token
+a pass at any distance: it is asked over the first link in every repeat, and over the last link
+in the first repeat, as a check.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from pathlib import Path
 
+from bench.data.prompts import Prompt
+from bench.data.results import Answer
 from bench.link.path import Conditions
-from bench.report.results import Answer
 from bench.run.arms import Arm
 from bench.run.client import Question, Reply
-from bench.run.live_arms import Arena, Costs
-from bench.run.prompts import Prompt
+from bench.run.live_arms import Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Plan:
     tokens: int = 64
     repeats: int = 1
     seed: int = 7
-    """Of the first repeat; each later one has the next."""
+    """Seed of the first repeat; each later repeat has the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ class Turn:
     arm: Arm
     prompt: Prompt
     link: Conditions
-    temperature: float
     repeat: int
     question: Question
 
@@ -56,13 +54,13 @@ def turns(plan: Plan) -> Iterator[Turn]:
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
-                    yield Turn(arm, prompt, link, temperature, repeat, question)
+                    yield Turn(arm, prompt, link, repeat, question)
 
 
 def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
     """Return one prompt of each family after another: a run cut short has some of all.
 
-    With each a number, to tell the arm that begins; a family has no number twice.
+    The number that comes with a prompt chooses the arm that begins; no family has one twice.
     """
     families: dict[str, list[Prompt]] = {}
     for prompt in prompts:
@@ -81,15 +79,12 @@ def _asked(arm: Arm, repeat: int, link: int, plan: Plan) -> bool:
     return arm.name != "cloud" or link == 0 or (repeat == 0 and link == len(plan.links) - 1)
 
 
-async def ask(arena: Arena, turn: Turn) -> Answer:
-    """Ask one question. Raises bench.run.client.AnswerError, or httpx.TransportError."""
-    reply, costs = await arena.seats[turn.arm.name].ask(turn.question)
-    return answer(turn, reply, costs)
-
-
 def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
-    """Put together what is kept of one reply."""
+    """Return what is kept of one reply."""
     ttft_s = reply.arrivals_s[0] if reply.arrivals_s else reply.seconds
+    counted = {name: round(value, 3) for name, value in asdict(costs).items()}
+    for name in counted.keys() - {"edge_cpu_s", "stolen_s"}:
+        counted[name] = int(counted[name])
     return Answer(
         turn.arm.name,
         turn.prompt.family,
@@ -97,7 +92,7 @@ def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
         turn.repeat,
         turn.link.rtt_ms,
         turn.link.rate_mbit,
-        turn.temperature,
+        turn.question.temperature,
         reply.text,
         reply.tokens,
         round(reply.first_share, 5),
@@ -107,16 +102,5 @@ def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
         reply.drafted,
         reply.accepted,
         reply.target_passes,
-        guessed=int(costs.guessed),
-        bytes_up=int(costs.bytes_up),
-        bytes_down=int(costs.bytes_down),
-        link_bytes_up=int(costs.link_bytes_up),
-        link_bytes_down=int(costs.link_bytes_down),
-        edge_cpu_s=round(costs.edge_cpu_s, 3),
-        stolen_s=round(costs.stolen_s, 3),
+        **counted,
     )
-
-
-def repository() -> Path:
-    """Return where this code was checked out."""
-    return Path(__file__).resolve().parents[2]

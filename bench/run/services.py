@@ -1,6 +1,6 @@
-"""A test stand on this machine: one verifier, and edges, the far ones over emulated links.
+"""The services of a measurement: one verifier, and edges, some of them over emulated links.
 
-Every process is real: the services as they are shipped, on loopback, each with its own cores.
+Every process is real: the services run as they are shipped, on loopback, each on its own cores.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import asyncio
 import os
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 import httpx
 
+from bench.link.path import Conditions
 from bench.link.relay_server import Link
 from gateway.hosting.cores import Pins, share
 from gateway.hosting.health import until_healthy
@@ -26,41 +27,24 @@ from gateway.hosting.settings_sources import as_environment
 HOST = "127.0.0.1"
 
 
-def options(target: str, sessions: int) -> tuple[str, ...]:
-    """Return what a verifier needs to be told to serve `sessions` answers at once, and one that
-    has not left yet. vLLM: otherwise as configs/local-vllm.toml has it."""
-    room = str(sessions + 1)
-    if target == "llama":
-        return "--llama.slots", room
-    return (
-        "--vllm.dtype", "bfloat16",
-        "--vllm.max_model_len", "4096",
-        "--vllm.max_num_seqs", room,
-        "--vllm.kv_cache_memory_bytes", str(1 << 29),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class EdgePlan:
-    """One edge of the stand."""
+    """One edge, and how it differs from the product's defaults."""
 
     drafter: str = "model"
-    """`noise`: the one of bench.run.useless_drafter. Others: as in the edge's settings."""
+    """`noise` is the drafter of bench.run.useless_drafter; others are the edge's own."""
 
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
-    rtt_ms: float = 0.0
-    jitter_ms: float = 0.0
-    rate_mbit: float | None = None
-    linked: bool = False
-    """Through a link even when it is not far: one whose conditions can be changed."""
+    link: Conditions | None = None
+    """The emulated link to the verifier, whose conditions can be changed; None: no link."""
 
-    beside: bool = False
-    """On the verifier's cores."""
+    colocated: bool = False
+    """Whether the edge runs on the verifier's cores."""
 
     rounds: str = ""
-    """A rule of bench.run.rounds, such as "sync:4", in place of the product's pacing."""
+    """A policy of bench.run.rounds, such as "sync:4", in place of the product's own."""
 
     @property
     def module(self) -> tuple[str, ...]:
@@ -82,35 +66,60 @@ def _pins() -> Pins:
 
 
 @dataclass(frozen=True, slots=True)
-class StandPlan:
+class ServicesPlan:
     target_model: str
     draft_model: str
     edges: Mapping[str, EdgePlan]
     target: str = "llama"
     verifier_arguments: Sequence[str] = ()
     verifier_python: str = sys.executable
-    """vLLM lives in a virtual environment of its own."""
+    """The Python that runs the verifier: vLLM has a virtual environment of its own."""
 
     verifier_cores: frozenset[int] = field(default_factory=lambda: _pins().verifier)
     edge_cores: frozenset[int] = field(default_factory=lambda: _pins().edge)
-    """Half the machine each, unless told otherwise: neither end slows the other's passes."""
+    """By default each end has half the machine, so that neither slows the other's passes."""
 
     healthy_within_s: float = 300.0
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def models(self) -> dict[str, str]:
+        """What a file of results says about the models."""
+        return {
+            "target": self.target_model,
+            "draft": self.draft_model,
+            "engine": self.target,
+            "engine_arguments": " ".join(self.verifier_arguments),
+        }
 
-class Stand:
-    """Open it with `async with`; leaving stops every process. Raises ServiceError."""
 
-    def __init__(self, plan: StandPlan) -> None:
-        self.plan = plan
-        self.verifier_url = f"http://{HOST}:{free_port()}"
-        self.edge_urls: dict[str, str] = {}
-        self.links: dict[str, Link] = {}
-        self.pids: dict[str, int] = {}
-        """Process groups: "verifier", and each edge by its name."""
+def verifier_arguments(target: str, sessions: int, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the arguments of a verifier that serves `sessions` answers at once, and one that
+    has not left yet. vLLM: otherwise as configs/local-vllm.toml has it.
 
+    more: arguments of the user, which win.
+    """
+    slots = str(sessions + 1)
+    if target == "llama":
+        return "--llama.slots", slots, *more
+    return (
+        "--vllm.dtype", "bfloat16",
+        "--vllm.max_model_len", "4096",
+        "--vllm.max_num_seqs", slots,
+        "--vllm.kv_cache_memory_bytes", str(1 << 29),
+        *more,
+    )  # fmt: skip
+
+
+class Started(ABC):
+    """Something that is started on `async with` and stopped as a whole on leaving."""
+
+    def __init__(self) -> None:
         self._open = AsyncExitStack()
+
+    @abstractmethod
+    async def _start(self) -> None:
+        """Start the parts, and enter each into `_open`."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -120,13 +129,21 @@ class Stand:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self._open.aclose()
+
+
+class Services(Started):
+    """The running processes of a plan. Entering it raises ServiceError."""
+
+    def __init__(self, plan: ServicesPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.verifier_url = f"http://{HOST}:{_free_port()}"
+        self.edge_urls: dict[str, str] = {}
+        self.links: dict[str, Link] = {}
+        self.pids: dict[str, int] = {}
+        """Process groups: "verifier", and each edge by its name."""
 
     async def _start(self) -> None:
         relays = await self._open.enter_async_context(asyncio.TaskGroup())
@@ -134,22 +151,22 @@ class Stand:
         for name, edge in self.plan.edges.items():
             services.append(await self._edge(name, edge))
         children = [
-            await self._open.enter_async_context(Child(service, self._hear, relays))
+            await self._open.enter_async_context(
+                Child(service, lambda name, line: None, relays)
+            )
             for service in services
         ]
         self.pids = {child.service.name: child.pid for child in children}
+        within_s = self.plan.healthy_within_s
         async with httpx.AsyncClient(trust_env=False) as client:
-            healthy = until_healthy(services, client, within_s=self.plan.healthy_within_s)
+            healthy = until_healthy(services, client, within_s=within_s)
             await while_alive(children, healthy)
-
-    def _hear(self, name: str, line: str) -> None:
-        """Print nothing: a service that does not start is quoted in the error."""
 
     def _verifier(self) -> Service:
         plan = self.plan
         command = (
             plan.verifier_python, "-m", "verifier", "--host", HOST,
-            "--port", _port(self.verifier_url), "--target", plan.target,
+            "--port", str(port(self.verifier_url)), "--target", plan.target,
             "--model", plan.target_model, *plan.verifier_arguments,
         )  # fmt: skip
         return Service(
@@ -157,37 +174,32 @@ class Stand:
         )
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
-        url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
-        way = await self._way(name, edge)
+        url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
         command = (
-            sys.executable, "-m", *edge.module, "--host", HOST, "--port", _port(url),
-            "--verifier-url", way,
+            sys.executable, "-m", *edge.module, "--host", HOST, "--port", str(port(url)),
+            "--verifier-url", await self._verifier_url(name, edge.link),
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip
         settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
-        cores = self.plan.verifier_cores if edge.beside else self.plan.edge_cores
+        cores = self.plan.verifier_cores if edge.colocated else self.plan.edge_cores
         return Service(name, command, url, cores, settings)
 
-    async def _way(self, name: str, edge: EdgePlan) -> str:
-        """Return where this edge finds the verifier: through a link, if it is to be far."""
-        if not (edge.linked or edge.rtt_ms or edge.jitter_ms or edge.rate_mbit):
+    async def _verifier_url(self, name: str, conditions: Conditions | None) -> str:
+        """Return where an edge finds the verifier: behind its link, if it has one."""
+        if conditions is None:
             return self.verifier_url
-        link = Link(
-            (HOST, int(_port(self.verifier_url))),
-            rtt_ms=edge.rtt_ms,
-            jitter_ms=edge.jitter_ms,
-            rate_mbit=edge.rate_mbit,
-        )
+        link = Link((HOST, port(self.verifier_url)), conditions)
         self.links[name] = await self._open.enter_async_context(link)
         return f"http://{HOST}:{link.port}"
 
 
-def free_port() -> int:
+def _free_port() -> int:
     """Return a port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def _port(url: str) -> str:
-    return url.rsplit(":", 1)[1]
+def port(url: str) -> int:
+    """Return the port of a URL without a path."""
+    return int(url.rsplit(":", 1)[1])

@@ -1,37 +1,32 @@
-"""`picospec bench agree`: what the simulator predicts for a run, beside what the run measured.
+"""What the simulator predicts for a run, compared with what the run measured.
 
-The same prompts, cut to the same number of tokens; arms, links and temperatures of the run; and
-the speeds that `speeds` measured. Nothing of the run's rates enters the prediction.
+The prompts are the run's, cut to the same number of tokens; so are arms, links and
+temperatures. The speeds are those that `speeds` measured: no rate of the run enters the
+prediction.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Final
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
+from bench.data.results import Results, references
 from bench.link.path import Conditions
-from bench.report import results
-from bench.report.results import Results
-from bench.simulator import command as simulate
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source, traced
-from bench.simulator.table import Group, Row, candidates, rows
+from bench.simulator.table import ARMS, Group, SimulatedRow, rows
 from bench.simulator.world import World
 from bench.traces.files import Trace
 
 WITHIN: Final = 0.10
+"""Largest relative difference at which a prediction counts as in agreement."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Agreement:
     """A speed-up over cloud, simulated and measured."""
 
     arm: str
@@ -49,23 +44,23 @@ class Cell:
     def agrees(self) -> bool:
         return abs(self.ratio - 1.0) <= WITHIN
 
+    def __str__(self) -> str:
+        mark = "" if self.agrees else " !"
+        return f"{self.simulated:.2f} / {self.measured:.2f} = {self.ratio:.2f}{mark}"
 
-def compare(simulated: Sequence[Row], measured: Results) -> list[Cell]:
+
+def compare(simulated: Sequence[SimulatedRow], measured: Results) -> list[Agreement]:
     """Return the cells that both have, in the order of the run."""
-    predicted = {
-        (row.arm, row.family, row.rtt_ms, row.temperature): row.speedup_vs_cloud
-        for row in simulated
-    }
-    keys = ((r, (r.arm, r.family, r.rtt_ms, r.temperature)) for r in measured.rows)
+    predicted = {row.place: row.speedup_vs_cloud for row in simulated}
     return [
-        Cell(*key, predicted[key], row.speedup_vs_cloud)
-        for row, key in keys
-        if key in predicted and row.arm != "cloud"
+        Agreement(*row.place, predicted[row.place], row.speedup_vs_cloud)
+        for row in measured.rows
+        if row.place in predicted and row.arm != "cloud"
     ]
 
 
-def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterator[Row]:
-    """Yield what the simulator says to the run's cells. Arms it does not know are left out.
+def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterator[SimulatedRow]:
+    """Yield what the simulator has for the run's cells. Arms it does not know are left out.
 
     Raises ValueError that names a prompt of which there is no trace, or too short a one; or for
     a run over links with a rate or losses.
@@ -76,24 +71,18 @@ def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterato
         group = Group(family, temperature, _sources(measured, traces, family, temperature))
         cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
         for rtt_ms in dict.fromkeys(row.rtt_ms for row in cells):
-            names = [row.arm for row in cells if row.rtt_ms == rtt_ms and _known(row.arm)]
+            names = [row.arm for row in cells if row.rtt_ms == rtt_ms and row.kind in ARMS]
             conditions = Conditions(rtt_ms, measured.link.get("jitter_ms") or 0.0)
             yield from rows(World(hosts, conditions), [group], [rtt_ms], names)
-
-
-def _known(arm: str) -> bool:
-    with suppress(ValueError):
-        return bool(candidates(arm))
-    return False
 
 
 def _sources(
     measured: Results, traces: Sequence[Trace], family: str, temperature: float
 ) -> list[Source]:
     lengths: dict[str, int] = {}
-    for answer in results.references(measured.answers).values():
+    for answer in references(measured.answers).values():
         if (answer.family, answer.temperature) == (family, temperature):
-            lengths.setdefault(answer.prompt, answer.tokens)  # traced is the first repeat
+            lengths.setdefault(answer.prompt, answer.tokens)  # the first repeat has a trace
     found = {trace.prompt_id: trace for trace in traces if trace.temperature == temperature}
     for prompt, tokens in lengths.items():
         if prompt not in found or len(found[prompt].tokens) < tokens - 2:
@@ -101,52 +90,21 @@ def _sources(
     return [traced(found[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
 
 
-def table(cells: Sequence[Cell]) -> Table:
-    """Return arms and families down, round trips across: simulated / measured."""
+def table(cells: Sequence[Agreement]) -> Table:
+    """Return arms and families down, round trips across."""
     rtts_ms = sorted({cell.rtt_ms for cell in cells})
     shown = Table("arm", "T", "family", *(f"{ms:g} ms" for ms in rtts_ms))
-    lines = dict.fromkeys((cell.arm, cell.temperature, cell.family) for cell in cells)
-    for line in lines:
-        by_rtt = {c.rtt_ms: c for c in cells if (c.arm, c.temperature, c.family) == line}
-        said = (_said(by_rtt[ms]) if ms in by_rtt else "" for ms in rtts_ms)
-        shown.add_row(line[0], f"{line[1]:g}", line[2], *said)
+    for line in dict.fromkeys((cell.arm, cell.temperature, cell.family) for cell in cells):
+        by_rtt = {c.rtt_ms: str(c) for c in cells if (c.arm, c.temperature, c.family) == line}
+        shown.add_row(line[0], f"{line[1]:g}", line[2], *(by_rtt.get(ms, "") for ms in rtts_ms))
     return shown
 
 
-def _said(cell: Cell) -> str:
-    mark = "" if cell.agrees else " !"
-    return f"{cell.simulated:.2f} / {cell.measured:.2f} = {cell.ratio:.2f}{mark}"
-
-
-def summary(cells: Sequence[Cell]) -> list[str]:
+def summary(cells: Sequence[Agreement]) -> list[str]:
     """Return a line for each arm: in how many cells both agree."""
-    said = []
+    lines = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
         own = [cell for cell in cells if cell.arm == arm]
         agree = sum(cell.agrees for cell in own)
-        said.append(f"{arm}: {agree} of {len(own)} cells within {WITHIN:.0%}")
-    return said
-
-
-def main(
-    measured: Annotated[Path, typer.Argument(help="What `run` wrote.")],
-    traces: Annotated[Path, typer.Option(help="What `record --answers` wrote for it.")],
-    hosts: Annotated[str, typer.Option(help="What `speeds` wrote; or as for `simulate`.")],
-    arms: Annotated[str, typer.Option(help="All, if not given.")] = "",
-    out: Annotated[Path | None, typer.Option("--json", help="For the prediction.")] = None,
-) -> None:
-    """Compare simulated speed-ups with measured ones, cell by cell."""
-    try:
-        run = results.load(measured)
-        loaded = [Trace.load(path) for path in sorted(traces.glob("*.npz"))]
-        predicted = list(predict(run, loaded, simulate.hosts_of(hosts)))
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
-    if out:
-        document = {"host": hosts, "simulated": True, "rows": [asdict(r) for r in predicted]}
-        out.write_text(json.dumps(document, indent=1))
-    wanted = arms.split(",") if arms else {row.arm for row in predicted}
-    cells = [cell for cell in compare(predicted, run) if cell.arm in wanted]
-    console = Console()
-    console.print("speed-up over cloud, simulated / measured; ! beyond 10 %", table(cells))
-    console.print(*summary(cells), sep="\n")
+        lines.append(f"{arm}: {agree} of {len(own)} cells within {WITHIN:.0%}")
+    return lines

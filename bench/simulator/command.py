@@ -1,98 +1,87 @@
-"""`python -m bench.simulator.command`: what each arm would do at each distance, from recorded traces."""
+"""`picospec bench simulate` and `agree`: what each arm would do at each distance."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.calibrate import speeds
+from bench import options
+from bench.data.files import load
+from bench.data.results import Results
 from bench.link.path import Conditions
-from bench.simulator.hosts import CPU_BOX, Hosts, gpu
-from bench.simulator.source import traced
-from bench.simulator.table import ARMS, Group, Row, candidates, rows, speedups
+from bench.simulator import agree as agreeing
+from bench.simulator.hosts import hosts_of
+from bench.simulator.table import ARMS, SimulatedRow, candidates, groups, rows, speedups
 from bench.simulator.world import World
-from bench.traces.files import Trace
+from bench.traces.files import load_folder
 
 
-def main(
-    traces: Annotated[Path, typer.Option(help="Folder that `bench record` wrote.")],
+def simulate(
+    traces: options.Traces,
     rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "10,50,100,200",
     arms: Annotated[str, typer.Option(help="E.g. cloud,sync,paper:4.")] = ",".join(ARMS),
-    families: Annotated[str, typer.Option(help="All, if not given.")] = "",
-    hosts: Annotated[
-        str, typer.Option(help="cpu; 72/24: ms a pass, ms a draft; or a file of `speeds`.")
-    ] = "cpu",
+    families: options.Families = "",
+    hosts: options.Hosts = "cpu",
     jitter_ms: Annotated[float, typer.Option()] = 0.0,
     rate_mbit: Annotated[float | None, typer.Option()] = None,
-    json_out: Annotated[Path | None, typer.Option("--json")] = None,
+    out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Replay traces in the simulator; rounds are taken at their best gamma, cell by cell."""
     try:
-        names, rtts_ms = arms.split(","), [float(ms) for ms in rtt.split(",")]
+        names, rtts_ms = arms.split(","), options.numbers(rtt)
         links = [Conditions(rtt_ms, jitter_ms, rate_mbit) for rtt_ms in rtts_ms]
         world = World(hosts_of(hosts), links[0])
         for name in names:
             candidates(name)
+        found = groups(traces, options.names(families))
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    groups = load(traces, families.split(",") if families else [])
-    if not groups:
-        raise typer.BadParameter(f"no traces of these families in {traces}")
-    found = [row for group in track(groups) for row in rows(world, [group], rtts_ms, names)]
-    if json_out:
-        document = {"host": hosts, "simulated": True, "rows": [asdict(row) for row in found]}
-        json_out.write_text(json.dumps(document, indent=1))
-    for temperature, some in groupby(found, key=lambda row: row.temperature):
+    simulated = [row for group in track(found) for row in rows(world, [group], rtts_ms, names)]
+    _write(simulated, hosts, out)
+    for temperature, some in groupby(simulated, key=lambda row: row.temperature):
         Console().print(table_of(list(some), f"speed-up over cloud, T = {temperature:g}"))
 
 
-def hosts_of(text: str) -> Hosts:
-    """Return CPU_BOX for "cpu", flat hosts for "72/24" or, with a draft beside, "72/24/8", and
-    what `speeds` measured for the name of its file.
-
-    Raises ValueError for anything else, OSError for a file that cannot be read.
-    """
-    if text == "cpu":
-        return CPU_BOX
-    if text.endswith(".json"):
-        return speeds.load(Path(text)).hosts
-    times_ms = text.split("/")
-    if len(times_ms) not in (2, 3):
-        raise ValueError(f"no hosts {text!r}: give cpu, or target/draft in ms, as 72/24")
-    target_s, draft_s, *beside_s = (float(ms) / 1000 for ms in times_ms)
-    return gpu(target_s, draft_s, beside_s[0] if beside_s else None)
-
-
-def load(folder: Path, families: Sequence[str]) -> list[Group]:
-    """Read the traces of a folder, grouped by temperature and family. Empty: all families."""
-    found = [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
-    wanted = [trace for trace in found if not families or trace.family in families]
-    wanted.sort(key=lambda trace: (trace.temperature, trace.family))
-    return [
-        Group(family, temperature, [traced(trace) for trace in some])
-        for (temperature, family), some in groupby(
-            wanted, key=lambda trace: (trace.temperature, trace.family)
-        )
-    ]
+def agree(
+    measured: Annotated[Path, typer.Argument(help="What `run` wrote.")],
+    traces: options.Traces,
+    hosts: options.Hosts,
+    arms: Annotated[str, typer.Option(help="All, if not given.")] = "",
+    out: Annotated[Path | None, typer.Option("--json", help="For the prediction.")] = None,
+) -> None:
+    """Compare simulated speed-ups with measured ones, cell by cell."""
+    try:
+        run = load(measured, Results)
+        predicted = list(agreeing.predict(run, load_folder(traces), hosts_of(hosts)))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    _write(predicted, hosts, out)
+    wanted = options.names(arms)
+    cells = [c for c in agreeing.compare(predicted, run) if not wanted or c.arm in wanted]
+    console = Console()
+    title = "speed-up over cloud, simulated / measured; ! beyond 10 %"
+    console.print(title, agreeing.table(cells))
+    console.print(*agreeing.summary(cells), sep="\n")
 
 
-def table_of(found: Sequence[Row], title: str) -> Table:
+def _write(found: Sequence[SimulatedRow], hosts: str, path: Path | None) -> None:
+    if path:
+        document = {"host": hosts, "simulated": True, "rows": found}
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
+
+
+def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
     """Return arms and families down, round trips across."""
     rtts_ms = sorted({row.rtt_ms for row in found})
     table = Table("arm", "family", *(f"{ms:g} ms" for ms in rtts_ms), title=title)
     for (arm, family), cells in speedups(found).items():
         table.add_row(arm, family, *(f"{cells[ms]:.2f}" for ms in rtts_ms))
     return table
-
-
-if __name__ == "__main__":
-    typer.run(main)

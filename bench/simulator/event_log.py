@@ -30,8 +30,7 @@ from bench.link.path import Conditions
 from bench.link.path import Path as LinkPath
 from bench.simulator import world
 from bench.simulator.clock import Clock, Line
-from bench.simulator.command import hosts_of
-from bench.simulator.hosts import gpu
+from bench.simulator.hosts import gpu, hosts_of
 from bench.simulator.predict import POINTS
 from bench.simulator.source import Source, synthetic, traced
 from bench.simulator.table import candidates
@@ -43,7 +42,8 @@ HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {
     name: POINTS[f"{name} ms"] for name in ("72/24", "146/43", "10/5")
 }
 HOSTS["dear rows"] = gpu(0.072, 0.007, twice_at=2)
-"""Where a row costs a pass, right drafts go unused; the edge rests for that nowhere else."""
+"""Where a row costs a pass, drafts go unused that would be accepted; the edge rests for that
+nowhere else."""
 RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3

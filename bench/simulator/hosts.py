@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from bench.data.files import load
+from bench.data.speeds import Speeds
 from bench.simulator.clock import Curve
 
 DEVICE_TWICE_AT: Final = 16
-"""Tokens over which a step of the user's device is taken to last twice as long as over one."""
+"""Tokens that a step of the user's device reads in twice the time of one: an assumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
     pass_s: Curve
-    """A target pass, over rows: those of all its sessions together."""
+    """Time of a target pass, by the rows of all its sessions together."""
 
     draft_s: Curve
-    """A draft step while the target works, over the tokens it must read: 1, or more after the
-    target went ahead."""
+    """Time of a draft step while the target works, by the tokens it reads: one, or more after
+    the target went ahead of the draft model."""
 
     drafting_s: Curve | None = None
-    """A target pass while the draft model works all the time, where both share a memory, over
-    rows; None: no other."""
+    """Time of a target pass while the draft model works all the time, where both share a
+    memory, by rows; None: as `pass_s`."""
 
     alone_s: Curve | None = None
-    """A draft step while the target rests, where both share a memory; None: no other."""
+    """Time of a draft step while the target is idle, where both share a memory; None: as
+    `draft_s`."""
 
     prefill_s: float = 0.0
     """The target's time for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
-    beside_s: Curve | None = None
-    """A draft step on the target's host, over sessions; None: for all as on the device."""
+    colocated_s: Curve | None = None
+    """Time of a draft step on the target's host, by sessions; None: as on the device."""
 
     first_s: float = 0.0
-    """A session's first pass, besides its prompt's tokens."""
+    """Time of a session's first pass, besides its prompt's tokens."""
 
     stack_s: float = 0.0
     """What software adds to every round trip."""
 
     message_s: float = 0.0
-    """What a message taken in adds to the pass that runs, where both share a core."""
+    """What each message received adds to the pass that runs, where both share a core."""
 
     def lost_s(self, rows: int, drafting_s: float) -> float:
         """Return by how much a draft model that works so long prolongs a pass."""
@@ -62,20 +66,52 @@ CPU_BOX = Hosts(
 def gpu(
     target_s: float,
     draft_s: float,
-    beside_s: float | None = None,
+    colocated_s: float | None = None,
     twice_at: int | None = None,
 ) -> Hosts:
     """Return hosts with one device at each end.
 
-    beside_s: a draft step on the target's device. twice_at: rows of a pass that takes twice as
-    long as one of a single row, and so on in proportion, for both models there. None: all
-    cost the same, as far from full.
+    colocated_s: time of a draft step on the target's device. twice_at: rows of a pass that
+    takes twice as long as one of a single row; other passes are in proportion, for both models
+    there. None: all passes take the same time, as on a device far from full.
     """
 
     def curve(seconds: float, twice_at: int | None) -> Curve:
         more = {} if twice_at is None else {twice_at: 2 * seconds}
         return Curve({1: seconds, **more})
 
-    beside = None if beside_s is None else curve(beside_s, twice_at)
-    device = curve(draft_s, twice_at and DEVICE_TWICE_AT)
-    return Hosts(curve(target_s, twice_at), device, beside_s=beside)
+    return Hosts(
+        curve(target_s, twice_at),
+        curve(draft_s, twice_at and DEVICE_TWICE_AT),
+        colocated_s=None if colocated_s is None else curve(colocated_s, twice_at),
+    )
+
+
+def measured(speeds: Speeds) -> Hosts:
+    """Return hosts as fast as measured, whose edge has read the prompt before."""
+    return Hosts(
+        Curve(speeds.pass_s),
+        Curve(speeds.draft_s),
+        drafting_s=Curve(speeds.drafting_s),
+        alone_s=Curve(speeds.alone_s),
+        prefill_s=speeds.prefill_s,
+        first_s=speeds.first_s,
+        stack_s=speeds.stack_s,
+        message_s=speeds.message_s,
+    )
+
+
+def hosts_of(text: str) -> Hosts:
+    """Return CPU_BOX for "cpu", constant times for "72/24" or, with the time of a colocated
+    draft step, "72/24/8", and what `speeds` measured for the name of its file.
+
+    Raises ValueError for anything else, OSError for a file that cannot be read.
+    """
+    if text == "cpu":
+        return CPU_BOX
+    if text.endswith(".json"):
+        return measured(load(Path(text), Speeds))
+    times_s = [float(ms) / 1000 for ms in text.split("/")]
+    if len(times_s) not in (2, 3):
+        raise ValueError(f"no hosts {text!r}: give cpu, or target/draft in ms, as 72/24")
+    return gpu(times_s[0], times_s[1], times_s[2] if times_s[2:] else None)

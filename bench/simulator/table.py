@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import exp, log
-from statistics import fmean, median, quantiles
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Final
 
+from bench.data.results import Cell
+from bench.data.statistics import geometric_mean
 from bench.simulator.arms import Arm, colocated, paper, picospec, sync
-from bench.simulator.source import Source
+from bench.simulator.source import Source, traced
 from bench.simulator.world import Answer, World, simulate
+from bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 ROUNDS: Final = {"sync": sync, "paper": paper, "colocated": colocated}
@@ -33,30 +36,24 @@ class Group:
     sources: Sequence[Source]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One cell. Rates are geometric means over prompts; counts are sums."""
+def groups(folder: Path, families: Sequence[str]) -> list[Group]:
+    """Read the traces of a folder, grouped by temperature and family. Empty: all families.
 
-    arm: str
-    family: str
-    rtt_ms: float
-    rate_mbit: float | None
-    temperature: float
+    Raises OSError or ValueError, also where there are none.
+    """
+    found = [t for t in load_folder(folder) if not families or t.family in families]
+    if not found:
+        raise ValueError(f"no traces of these families in {folder}")
+    found.sort(key=lambda trace: (trace.temperature, trace.family))
+    grouped = groupby(found, key=lambda trace: (trace.temperature, trace.family))
+    return [Group(family, heat, list(map(traced, some))) for (heat, family), some in grouped]
+
+
+class SimulatedRow(Cell, frozen=True, kw_only=True):
+    """One simulated cell: `tokens_per_s` is a geometric mean over prompts, and `drafted` counts
+    all draft tokens, judged or not."""
+
     gamma: int | None
-    prompts: int
-    tokens: int
-    seconds: float
-    tokens_per_s: float
-    speedup_vs_cloud: float
-    ttft_ms_p50: float
-    gap_ms_p50: float
-    gap_ms_p99: float
-    drafted: int
-    accepted: int
-    target_passes: int
-    bytes_up: int
-    bytes_down: int
-    edge_cpu_s: float
 
 
 def candidates(name: str) -> list[Arm]:
@@ -73,10 +70,10 @@ def candidates(name: str) -> list[Arm]:
 
 
 def rows(
-    world: World, groups: Sequence[Group], rtts_ms: Sequence[float], names: Sequence[str]
-) -> Iterator[Row]:
+    world: World, over: Sequence[Group], rtts_ms: Sequence[float], names: Sequence[str]
+) -> Iterator[SimulatedRow]:
     """Yield one row for each arm, group and round trip; `cloud` is run for all of them."""
-    for group in groups:
+    for group in over:
         for rtt_ms in rtts_ms:
             there = replace(world, conditions=replace(world.conditions, rtt_ms=rtt_ms))
             cloud = _rate(_answers(there, Arm(), group))
@@ -84,11 +81,11 @@ def rows(
                 yield _best(there, group, name, cloud)
 
 
-def _best(world: World, group: Group, name: str, cloud_rate: float) -> Row:
+def _best(world: World, group: Group, name: str, cloud_rate: float) -> SimulatedRow:
     runs = [(arm, _answers(world, arm, group)) for arm in candidates(name)]
     arm, answers = max(runs, key=lambda run: _rate(run[1]))
     gaps_ms = sorted(1000 * gap_s for answer in answers for gap_s in answer.gaps_s)
-    return Row(
+    return SimulatedRow(
         arm=name, family=group.family, temperature=group.temperature, gamma=arm.gamma or None,
         rtt_ms=world.conditions.rtt_ms, rate_mbit=world.conditions.rate_mbit,
         prompts=len(answers), tokens=sum(answer.tokens for answer in answers),
@@ -106,7 +103,7 @@ def _best(world: World, group: Group, name: str, cloud_rate: float) -> Row:
 
 
 def _answers(world: World, arm: Arm, group: Group) -> list[Answer]:
-    """Each prompt has the world to itself, but for a first one: so passes have been timed."""
+    """Simulate one prompt after another, the first one twice, so that passes are timed."""
     return simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
 
 
@@ -114,12 +111,7 @@ def _rate(answers: Sequence[Answer]) -> float:
     return geometric_mean([answer.tokens_per_s for answer in answers])
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """Return the mean that treats twice as fast and half as fast alike."""
-    return exp(fmean(map(log, values)))
-
-
-def speedups(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, float]]:
+def speedups(rows: Sequence[SimulatedRow]) -> dict[tuple[str, str], dict[float, float]]:
     """Return {(arm, family): {rtt_ms: speed-up}}, the mean over families as family "all"."""
     cells = [(row.arm, row.family, row.rtt_ms, row.speedup_vs_cloud) for row in rows]
     cells += [(arm, "all", rtt_ms, value) for arm, _, rtt_ms, value in cells]

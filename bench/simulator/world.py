@@ -153,7 +153,7 @@ def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
 def _colocated(hosts: Hosts, arm: Arm) -> Hosts:
     """Return hosts whose passes include the draft model's gamma steps, for all sessions: each
     has gamma + 1 rows."""
-    drafts = hosts.beside_s or Curve({1: hosts.draft_s.of(1)})
+    drafts = hosts.colocated_s or Curve({1: hosts.draft_s.of(1)})
 
     def drafting_s(rows: int) -> float:
         return arm.gamma * drafts.of(max(1, rows // (arm.gamma + 1)))

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from typing import Annotated
 
-from bench.run.prompts import Prompt, sampling
-from bench.traces.record import Question, open_pair, record
-from gateway.ports import Message
-from models.llama import Model
-from models.tokenizer import GgufTokenizer
+import typer
+from rich.console import Console
+from rich.progress import track
 
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    target: Path
-    draft: Path
-    prompts: Sequence[Prompt]
-    temperatures: Sequence[float]
-    tokens: int
-    seed: int
-    context_tokens: int = 4096
+from bench import options
+from bench.data.files import load
+from bench.data.prompts import SHIPPED
+from bench.data.results import Results
+from bench.traces.from_answers import Replies
+from bench.traces.record import Recording
+from edge_agent.draft_model.loading import find
+from models.errors import ModelError
+from models.store import open_store
 
 
-def traces(recording: Recording, folder: Path) -> Iterator[Path]:
-    """Record one prompt after another at each temperature; yield the files.
-
-    Raises ModelError, OSError, or ValueError for a prompt that the template refuses.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with closing(Model(recording.target)) as target, closing(Model(recording.draft)) as draft:
-        contexts = open_pair(target, draft, recording.context_tokens)
-        tokenizer = GgufTokenizer(target)
-        with closing(contexts[0]), closing(contexts[1]):
-            for prompt in recording.prompts:
-                tokens = tokenizer.chat([Message("user", prompt.prompt)])
-                for temperature in recording.temperatures:
-                    question = _question(recording, prompt, tokens, temperature)
-                    yield record(*contexts, question).save(folder)
-
-
-def _question(
-    recording: Recording, prompt: Prompt, tokens: Sequence[int], temperature: float
-) -> Question:
-    drawn = sampling(temperature)
-    return Question(prompt.family, prompt.id, tokens, drawn, recording.seed, recording.tokens)
+def record(
+    out: Annotated[Path, typer.Option(help="Folder for the traces.")],
+    target_model: options.TargetModel = options.PAIR,
+    draft_model: options.DraftModel = options.PAIR,
+    families: options.Families = "",
+    prompts: options.Prompts = SHIPPED,
+    per_family: options.PerFamily = None,
+    tokens: options.Tokens = 64,
+    temperatures: options.Temperatures = "0",
+    seed: Annotated[int, typer.Option()] = 7,
+    answers: Annotated[
+        Path | None, typer.Option(help="A file of `run`: the draft model reads its answers.")
+    ] = None,
+) -> None:
+    """Record what both models generate, for `simulate` and `agree`."""
+    store = open_store(os.environ)
+    pairs = store.catalogue.pairs
+    try:
+        target = pairs[target_model].target if target_model in pairs else target_model
+        files = find(target, store), find(draft_model, store)
+        chosen = options.chosen(prompts, families, per_family)
+        recording: Replies | Recording
+        if answers:
+            recording = Replies(load(answers, Results), {p.id: p for p in chosen}, *files)
+        else:
+            heats = options.numbers(temperatures)
+            recording = Recording(*files, chosen, heats, tokens, seed)
+        out.mkdir(parents=True, exist_ok=True)
+        for path in track(recording.traces(out), "recording", total=recording.total):
+            Console().print(str(path))
+    except (ModelError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None

@@ -1,9 +1,9 @@
-"""What the real models say, kept: one Trace a prompt, on disk as one .npz file.
+"""What the real models generate, recorded: one Trace a prompt, on disk as one .npz file.
 
-A trace holds, for each position of the target's own answer, the likeliest tokens of the target
-and of the draft with their logits, so that any policy can be replayed without the models. Where
-the two differ it also holds what the draft would say next: that is what a chain goes on with
-until the edge learns that it broke.
+A trace holds, for each position of the target's answer, the likeliest tokens of the target and
+of the draft model with their logits, so that any policy can be replayed without the models.
+Where the draft model misses the target's token, the trace also holds what it drafts next: a
+chain goes on with that until the edge learns that it broke.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ Logits = NDArray[np.float32]
 
 PER_TOKEN: Final = (
     "tokens", "target_tokens", "target_logits", "draft_tokens", "draft_logits",
-    "astray_tokens", "astray_confidences", "overlap",
+    "after_miss_tokens", "after_miss_confidences", "overlap",
 )  # fmt: skip
+
+EARLIER_NAMES: Final = {
+    "after_miss_tokens": "astray_tokens",
+    "after_miss_confidences": "astray_confidences",
+}
+"""Names of fields in files recorded before these had their present names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """n positions, the N likeliest tokens of each model at every one of them."""
+    """n positions, with the N likeliest tokens of each model at every one of them."""
 
     family: str
     prompt_id: str
@@ -34,7 +40,7 @@ class Trace:
     seed: int
     prompt: Ids
     tokens: Ids
-    """int32[n]: the target's answer, drawn with the shared noise."""
+    """int32[n]: the target's answer, sampled with the shared noise."""
 
     target_tokens: Ids
     """int32[n, N], likeliest first."""
@@ -45,12 +51,12 @@ class Trace:
 
     draft_tokens: Ids
     draft_logits: Logits
-    astray_tokens: Ids
-    """int32[n, m]: where the draft's guess is not the target's token, what the draft says after
-    its own; -1 elsewhere."""
+    after_miss_tokens: Ids
+    """int32[n, m]: where the draft token is not the target's, what is drafted after it; -1
+    elsewhere."""
 
-    astray_confidences: Logits
-    """float32[n, m]: of these."""
+    after_miss_confidences: Logits
+    """float32[n, m]: the confidences of these draft tokens."""
 
     overlap: Logits
     """float32[n]: sum of min(p, q) over all V: what optimal rejection sampling accepts. NaN
@@ -69,9 +75,20 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> Trace:
-        """Read what `save` wrote. Raises KeyError for a file that is not a trace."""
+        """Read what `save` wrote. Raises ValueError for a file that is not a trace."""
         with np.load(path) as data:
-            return cls(**{f.name: _plain(data[f.name]) for f in fields(cls)})
+            named = {name: old for name, old in EARLIER_NAMES.items() if old in data}
+            try:
+                return cls(
+                    **{f.name: _plain(data[named.get(f.name, f.name)]) for f in fields(cls)}
+                )
+            except KeyError as error:
+                raise ValueError(f"{path} is not a trace: {error}") from None
+
+
+def load_folder(folder: Path) -> list[Trace]:
+    """Read all traces of a folder. Raises OSError or ValueError."""
+    return [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
 
 
 def _plain(value: NDArray[np.generic]) -> Any:  # noqa: ANN401 - the fields have different types

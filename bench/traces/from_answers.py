@@ -1,7 +1,7 @@
-"""`picospec bench record --answers`: traces of what a run's target said.
+"""Traces of the answers that a run's target gave.
 
-The answers are there, so only the draft model is asked: seconds a prompt. Text is split into
-tokens anew; where that gives others than the target said, the text is the same.
+The answers are there, so only the draft model runs: seconds a prompt. Text is split into tokens
+anew; where that gives other tokens than the target generated, the text is the same.
 """
 
 from __future__ import annotations
@@ -11,27 +11,23 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from bench.report.results import Answer, Results
-from bench.run.prompts import Prompt, sampling
-from bench.traces.files import Trace
-from bench.traces.record import read_draft, shortened
+from bench.data.prompts import Prompt
+from bench.data.results import Answer, Results
+from bench.traces.record import CONTEXT_TOKENS, Subject, trace
 from gateway.ports import Message
 from models.llama import Context, Model
 from models.tokenizer import GgufTokenizer
-from speculation.sampling.draft_sampler import coupled
 
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """target: any file of its vocabulary and chat template; its weights are not read."""
-
     results: Results
     prompts: dict[str, Prompt]
     target: Path
+    """Any file with the target's vocabulary and chat template; its weights are not read."""
+
     draft: Path
-    context_tokens: int = 4096
+    context_tokens: int = CONTEXT_TOKENS
 
     @property
     def wanted(self) -> list[Answer]:
@@ -42,9 +38,12 @@ class Replies:
                 found.setdefault((answer.prompt, answer.temperature), answer)
         return list(found.values())
 
+    @property
+    def total(self) -> int:
+        return len(self.wanted)
+
     def traces(self, folder: Path) -> Iterator[Path]:
-        """Record one after another; yield the files. Raises ModelError or OSError."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Record one answer after another; yield the files. Raises ModelError or OSError."""
         with (
             closing(Model(self.target, vocabulary_only=True)) as target,
             closing(Model(self.draft)) as draft,
@@ -52,36 +51,16 @@ class Replies:
         ):
             tokenizer = GgufTokenizer(target)
             for answer in self.wanted:
-                message = Message("user", self.prompts[answer.prompt].prompt)
-                tokens = _tokens(answer, tokenizer, target.vocabulary.eos)
-                yield self._trace(answer, tokenizer.chat([message]), tokens, context).save(
-                    folder
+                prompt = tokenizer.chat([Message("user", self.prompts[answer.prompt].prompt)])
+                seed = int(str(self.results.settings["seed"])) + answer.repeat
+                subject = Subject(
+                    answer.family, answer.prompt, prompt, answer.temperature, seed
                 )
-
-    def _trace(
-        self, answer: Answer, prompt: list[int], tokens: list[int], draft: Context
-    ) -> Trace:
-        seed = int(str(self.results.settings["seed"])) + answer.repeat
-        pick = coupled(sampling(answer.temperature), seed, len(prompt))
-        read = read_draft(draft, prompt, tokens, pick)
-        said = np.array(tokens, np.int32)
-        return Trace(
-            answer.family,
-            answer.prompt,
-            answer.temperature,
-            seed,
-            np.array(prompt, np.int32),
-            said,
-            said[:, None],
-            np.zeros((len(said), 1), np.float32),
-            *shortened(read.logits),
-            read.astray_tokens,
-            read.astray_confidences,
-            np.full(len(said), np.nan, np.float32),
-        )
+                tokens = _tokens(answer, tokenizer, target.vocabulary.eos)
+                yield trace(context, subject, tokens).save(folder)
 
 
 def _tokens(answer: Answer, tokenizer: GgufTokenizer, eos: int) -> list[int]:
-    """Return the tokens of the text, and of its end if it came to one."""
+    """Return the tokens of the text, and of its end if the answer has one."""
     tokens = tokenizer.encode(answer.text)
     return [*tokens, eos] if answer.tokens == len(tokens) + 1 else tokens

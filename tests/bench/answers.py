@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.report.results import Answer, Results, Settings, rows
-from bench.run.host import Host
+from bench.data.host import Host
+from bench.data.results import Answer, Results, Settings, rows
 
 
 def answer(
@@ -35,13 +35,13 @@ def answer(
         drafted=8,
         accepted=5,
         target_passes=5,
-        guessed=9,
         bytes_up=60,
         bytes_down=40,
         link_bytes_up=600,
         link_bytes_down=400,
         edge_cpu_s=0.1,
         stolen_s=0.003,
+        draft_model_tokens=9,
     )
 
 

@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
-from bench.report.results import Results
-from bench.simulator.agree import Cell, compare, predict, summary
+from bench.data.files import save
+from bench.data.results import Results
+from bench.simulator.agree import Agreement, compare, predict, summary
 from bench.simulator.hosts import gpu
-from bench.simulator.table import Row
+from bench.simulator.table import SimulatedRow
 from bench.traces.files import Trace
 from tests.bench.answers import answer, results
 
@@ -20,12 +21,13 @@ ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")
 
 
 def trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
-    """A draft that says what the target says."""
-    said = np.arange(tokens, dtype=np.int32)
+    """A draft model whose every draft token is the target's."""
+    answer_tokens = np.arange(tokens, dtype=np.int32)
     logits = np.zeros((tokens, 1), np.float32)
     return Trace(
-        "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), said, said[:, None],
-        logits, said[:, None], logits, np.full((tokens, 1), -1, np.int32), logits,
+        "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), answer_tokens,
+        answer_tokens[:, None], logits, answer_tokens[:, None], logits,
+        np.full((tokens, 1), -1, np.int32), logits,
         np.ones(tokens, np.float32),
     )  # fmt: skip
 
@@ -60,19 +62,21 @@ def test_cells_are_compared_where_both_have_them() -> None:
     cells = compare(predicted, measured())
 
     assert [cell.arm for cell in cells] == ["picospec", "sync:2"]
-    by_arm: dict[str, Row] = {row.arm: row for row in predicted}
+    by_arm: dict[str, SimulatedRow] = {row.arm: row for row in predicted}
     assert cells[0].simulated == by_arm["picospec"].speedup_vs_cloud
     assert cells[0].measured == 1.0
 
 
 def test_ten_per_cent_on_either_side_agree() -> None:
-    cells = [Cell("picospec", "code", 10, 0, value, 1.0) for value in (0.89, 0.91, 1.09, 1.11)]
+    cells = [
+        Agreement("picospec", "code", 10, 0, value, 1.0) for value in (0.89, 0.91, 1.09, 1.11)
+    ]
 
     assert summary(cells) == ["picospec: 2 of 4 cells within 10%"]
 
 
 def test_the_command_reads_a_run_and_says_in_how_many_cells_it_agrees(tmp_path: Path) -> None:
-    measured().save(tmp_path / "out.json")
+    save(measured(), tmp_path / "out.json")
     trace("a").save(tmp_path)
     prediction = tmp_path / "sim.json"
     arguments = ["--traces", str(tmp_path), "--hosts", "72/24", "--json", str(prediction)]

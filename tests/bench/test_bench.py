@@ -1,4 +1,4 @@
-"""The whole bench on SmolLM2: it runs, keeps all, and every coupled arm says the same."""
+"""The whole bench on SmolLM2: it runs, keeps all, and every coupled arm generates the same."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.data.files import load
+from bench.data.prompts import Prompt
+from bench.data.results import Results
 from bench.link.path import Conditions
-from bench.report.results import load
 from bench.run.arms import parse
-from bench.run.command import Run
+from bench.run.measuring import Run
 from bench.run.plan import Plan
-from bench.run.prompts import Prompt
-from bench.run.services import StandPlan
+from bench.run.services import ServicesPlan
 
 ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"
 SMALL = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}
@@ -26,7 +27,7 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
     out = tmp_path / "out.json"
     prompts = [Prompt("a", "chat", "Name three colours.")]
     links = [Conditions(2.0), Conditions(5.0)]
-    stand = StandPlan(
+    services = ServicesPlan(
         "smollm2",
         "smollm2",
         {},
@@ -34,11 +35,11 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
         environment=SMALL,
     )
 
-    await Run(Plan(parse(ARMS), prompts, links, (0.0,), tokens=6), stand, out).go(
+    await Run(Plan(parse(ARMS), prompts, links, (0.0,), tokens=6), services, out).go(
         Console(quiet=True)
     )
 
-    found = load(out)
+    found = load(out, Results)
     assert {(row.arm, row.rtt_ms) for row in found.rows} == {
         (arm.name, rtt_ms) for arm in parse(ARMS) for rtt_ms in (2.0, 5.0)
     }
@@ -55,7 +56,7 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
         (["--arms", "picospec"], "cloud"),
         (["--arms", "cloud,other"], "other"),
@@ -65,12 +66,12 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_anything_starts(
-    tmp_path: Path, arguments: list[str], said: str
+    tmp_path: Path, arguments: list[str], named: str
 ) -> None:
     result = CliRunner().invoke(app, ["run", "--json", str(tmp_path / "o.json"), *arguments])
 
     assert result.exit_code == 2
-    assert said in result.output
+    assert named in result.output
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:

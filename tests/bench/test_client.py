@@ -29,7 +29,7 @@ USAGE = {
 
 
 def client(*events: object, status: int = 200) -> Client:
-    """A client of a service that says these events; each reading of its clock is a second."""
+    """A client of a service that sends these events; each reading of its clock is a second."""
 
     async def stream() -> AsyncIterator[bytes]:
         for event in events:

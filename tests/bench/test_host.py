@@ -1,4 +1,4 @@
-"""What is said about a machine is read from where its kernel says it."""
+"""What is reported about a machine is read from its kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.run.host import stolen_s
+from bench.data.host import stolen_s
 
 
 def test_stolen_time_is_the_eighth_of_the_kernels_counters(tmp_path: Path) -> None:

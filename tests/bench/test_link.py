@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 
+from bench.link.path import Conditions
 from bench.link.relay_server import Link
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -58,7 +59,7 @@ async def round_trip_ms(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 async def test_an_echo_takes_the_round_trip_it_was_set_to(rtt_ms: float) -> None:
     async with (
         serving() as upstream,
-        Link(upstream, rtt_ms=rtt_ms) as link,
+        Link(upstream, Conditions(rtt_ms=rtt_ms)) as link,
         talking_to(link.port) as (reader, writer),
     ):
         await round_trip_ms(reader, writer)
@@ -70,7 +71,7 @@ async def test_an_echo_takes_the_round_trip_it_was_set_to(rtt_ms: float) -> None
 async def test_a_new_connection_costs_one_more_round_trip() -> None:
     async with (
         serving() as upstream,
-        Link(upstream, rtt_ms=60) as link,
+        Link(upstream, Conditions(rtt_ms=60)) as link,
         talking_to(link.port) as (reader, writer),
     ):
         first_ms = await round_trip_ms(reader, writer)
@@ -81,7 +82,7 @@ async def test_a_new_connection_costs_one_more_round_trip() -> None:
 async def test_jitter_varies_the_round_trip_around_its_setting() -> None:
     async with (
         serving() as upstream,
-        Link(upstream, rtt_ms=40, jitter_ms=30) as link,
+        Link(upstream, Conditions(rtt_ms=40, jitter_ms=30)) as link,
         talking_to(link.port) as (reader, writer),
     ):
         await round_trip_ms(reader, writer)
@@ -99,7 +100,7 @@ async def test_bytes_keep_their_order_under_jitter_and_loss_whatever_their_piece
     sent = chance.randbytes(60_000)
     async with (
         serving() as upstream,
-        Link(upstream, rtt_ms=8, jitter_ms=8, loss=0.01, seed=seed) as link,
+        Link(upstream, Conditions(rtt_ms=8, jitter_ms=8, loss=0.01), seed=seed) as link,
         talking_to(link.port) as (reader, writer),
     ):
         rest = sent
@@ -112,13 +113,13 @@ async def test_bytes_keep_their_order_under_jitter_and_loss_whatever_their_piece
         received = await reader.read(-1)
 
     assert received == sent
-    assert link.bytes_up == link.bytes_down == len(sent)
+    assert link.up.bytes == link.down.bytes == len(sent)
 
 
 async def test_the_rate_bounds_what_passes_in_a_second() -> None:
     async with (
         serving() as upstream,
-        Link(upstream, rate_mbit=4) as link,
+        Link(upstream, Conditions(rate_mbit=4)) as link,
         talking_to(link.port) as (reader, writer),
     ):
         loop = asyncio.get_running_loop()
@@ -145,7 +146,7 @@ async def test_a_reader_that_stops_stops_its_sender() -> None:
         writer.write(bytes(64 << 20))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(writer.drain(), 0.3)
-        carried = link.bytes_up
+        carried = link.up.bytes
         stalled.set()
         writer.transport.abort()
 
@@ -162,7 +163,7 @@ async def test_a_half_close_lets_the_other_direction_go_on() -> None:
 
     async with (
         serving(answer_at_the_end) as upstream,
-        Link(upstream, rtt_ms=10) as link,
+        Link(upstream, Conditions(rtt_ms=10)) as link,
         talking_to(link.port) as (reader, writer),
     ):
         writer.write(b"question")
@@ -176,7 +177,7 @@ async def test_a_half_close_lets_the_other_direction_go_on() -> None:
 
 
 async def test_a_cut_resets_open_connections_and_lets_new_ones_through() -> None:
-    async with serving() as upstream, Link(upstream, rtt_ms=4) as link:
+    async with serving() as upstream, Link(upstream, Conditions(rtt_ms=4)) as link:
         async with talking_to(link.port) as (reader, writer):
             await round_trip_ms(reader, writer)
             link.cut()
@@ -232,7 +233,7 @@ async def test_a_server_that_resets_resets_the_client() -> None:
 async def test_leaving_the_link_leaves_no_task_behind() -> None:
     async with (
         serving() as upstream,
-        Link(upstream, rtt_ms=500) as link,
+        Link(upstream, Conditions(rtt_ms=500)) as link,
         talking_to(link.port),
     ):
         await asyncio.sleep(0)
@@ -243,13 +244,7 @@ async def test_leaving_the_link_leaves_no_task_behind() -> None:
 
 async def test_the_link_runs_alone_from_the_command_line() -> None:
     async with serving() as (host, port):
-        command = [
-            sys.executable,
-            "-m",
-            "bench.link.relay_server",
-            "--upstream",
-            f"{host}:{port}",
-        ]
+        command = [sys.executable, "-m", "bench.link", "--upstream", f"{host}:{port}"]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         try:
             assert process.stdout is not None

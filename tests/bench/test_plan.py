@@ -8,10 +8,10 @@ from itertools import groupby
 
 import pytest
 
+from bench.data.prompts import Prompt
 from bench.link.path import Conditions
 from bench.run.arms import parse
 from bench.run.plan import Plan, turns
-from bench.run.prompts import Prompt
 
 PROMPTS = [Prompt(f"p{i}", "code", f"Say {i}.") for i in range(3)]
 LINKS = [Conditions(10), Conditions(50), Conditions(100)]
@@ -30,7 +30,7 @@ def test_far_arms_get_every_question_once_over_every_link() -> None:
                 turn.repeat,
                 turn.link.rtt_ms,
                 turn.prompt.id,
-                turn.temperature,
+                turn.question.temperature,
                 turn.question.seed,
             )
             for turn in asked
@@ -47,7 +47,7 @@ def test_the_seed_changes_with_the_repeat_and_nothing_else() -> None:
 
 def test_a_prompt_is_asked_of_every_arm_over_every_link_before_the_next() -> None:
     asked = [
-        (turn.repeat, turn.temperature, turn.prompt.id)
+        (turn.repeat, turn.question.temperature, turn.prompt.id)
         for turn in turns(plan("cloud,picospec,sync:4"))
     ]
 
@@ -67,7 +67,9 @@ def test_no_family_always_begins_with_the_same_arm() -> None:
     prompts = [Prompt(f"{family}{i}", family, "Hi.") for family in "abc" for i in range(6)]
     three = replace(plan("cloud,picospec,sync:4,paper:4", repeats=1), prompts=prompts)
 
-    middle = [turn for turn in turns(three) if turn.link == LINKS[1] and not turn.temperature]
+    middle = [
+        turn for turn in turns(three) if turn.link == LINKS[1] and not turn.question.temperature
+    ]
     first = [next(some) for _, some in groupby(middle, key=lambda turn: turn.prompt.id)]
 
     begins = Counter((turn.prompt.family, turn.arm.name) for turn in first)
@@ -83,7 +85,7 @@ def test_each_arm_is_first_about_as_often() -> None:
     first: Counter[str] = Counter()
     last = None
     for turn in turns(plan("cloud,picospec,sync:4", repeats=3)):
-        asked = (turn.repeat, turn.link, turn.temperature, turn.prompt.id)
+        asked = (turn.repeat, turn.link, turn.question.temperature, turn.prompt.id)
         if turn.link.rtt_ms == 10 and asked != last:
             first[turn.arm.name] += 1
         last = asked

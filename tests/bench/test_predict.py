@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.plots import draw_predictions
+from bench.simulator import capacity as capacities
 from bench.simulator import predict
+from bench.simulator.capacity import CLIENTS, Crowd, capacity, crowds
 from bench.simulator.hosts import gpu
-from bench.simulator.predict import ARMS, CLIENTS, POINTS, RTTS_MS, Crowd, capacity, crowds
+from bench.simulator.plots import draw
+from bench.simulator.predict import ARMS, POINTS, RTTS_MS
 from bench.simulator.source import synthetic
 from bench.simulator.table import Group
 
@@ -38,10 +40,10 @@ def test_rows_cost_in_proportion() -> None:
 
 
 def test_clients_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "CLIENTS", (1, 32))
-    monkeypatch.setattr(predict, "ANSWERS", 1)
+    monkeypatch.setattr(capacities, "CLIENTS", (1, 32))
+    monkeypatch.setattr(capacities, "ANSWERS", 1)
 
-    found = list(crowds([synthetic(0.8, 12)], POINT))
+    found = list(crowds([synthetic(0.8, 12)], POINT, POINTS[POINT]))
 
     assert [(c.arm, c.clients) for c in found] == [
         (arm, count) for count in (1, 32) for arm in ("cloud", "picospec", "colocated")
@@ -56,7 +58,7 @@ def test_tables_and_plots_have_every_arm_and_distance(tmp_path: Path) -> None:
     found = [crowd(count, 100.0 / count) for count in CLIENTS]
 
     table = predict.speedup_table(cells, 0.0)
-    files = draw_predictions(cells, found, tmp_path)
+    files = draw(cells, found, tmp_path)
 
     assert [line.split("|")[2].strip(" `") for line in table.splitlines()[2:]] == list(ARMS)
     assert all(f"{ms:g} ms" in table.splitlines()[0] for ms in RTTS_MS)

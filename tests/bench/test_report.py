@@ -1,23 +1,36 @@
-"""A report says what was measured, on what, and how sure it is."""
+"""A report tells what was measured, on what, and how sure it is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.report import markdown
-from bench.report.differences import parting
-from bench.report.live_table import figures
+from bench.data.statistics import Mean, mean
+from bench.report.costs import figures
+from bench.report.differences import first_difference
+from bench.report.markdown import markdown
 from bench.report.plots import draw
 from bench.report.speedups import Comparison
-from bench.report.statistics import mean
 from tests.bench.answers import answer, results
 
 
+def mean_of(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> Mean:
+    """The mean of ratios by family and prompt."""
+    found = mean(
+        (family, prompt, ratio)
+        for family, prompts in ratios.items()
+        for prompt, repeats in prompts.items()
+        for ratio in repeats
+    )
+    assert found is not None
+    return found
+
+
 def test_the_mean_is_geometric_over_repeats_prompts_and_families() -> None:
-    found = mean({"code": {"a": [8.0, 2.0], "b": [16.0]}, "chat": {"c": [2.0], "d": [2.0]}})
+    found = mean_of({"code": {"a": [8.0, 2.0], "b": [16.0]}, "chat": {"c": [2.0], "d": [2.0]}})
 
     assert found.value == pytest.approx(4.0)
 
@@ -28,7 +41,7 @@ def test_the_interval_holds_the_true_mean_in_most_samples() -> None:
 
     for _ in range(100):
         ratios = {str(i): [float(x)] for i, x in enumerate(chance.lognormal(0.7, 0.3, 12))}
-        found = mean({"code": ratios})
+        found = mean_of({"code": ratios})
         assert found.low is not None
         assert found.high is not None
         held += found.low <= np.exp(0.7) <= found.high
@@ -37,13 +50,13 @@ def test_the_interval_holds_the_true_mean_in_most_samples() -> None:
 
 
 def test_one_prompt_gives_no_interval() -> None:
-    assert mean({"code": {"a": [2.0, 3.0]}}).low is None
+    assert mean_of({"code": {"a": [2.0, 3.0]}}).low is None
 
 
 def test_families_are_drawn_from_independently() -> None:
     fast_first, slow_first = {"a": [4.0], "b": [1.0]}, {"c": [1.0], "d": [4.0]}
 
-    found = mean({"code": fast_first, "chat": slow_first})
+    found = mean_of({"code": fast_first, "chat": slow_first})
 
     assert (found.low, found.high) == pytest.approx((1.0, 4.0))
 
@@ -70,7 +83,7 @@ def test_a_page_names_host_models_commit_and_every_arm() -> None:
         results(answer("cloud", 4.0), answer("picospec", 1.0), answer("sync:4", 2.0))
     )
 
-    for said in (
+    for part in (
         "a processor",
         "abc123",
         "big",
@@ -78,11 +91,11 @@ def test_a_page_names_host_models_commit_and_every_arm() -> None:
         "| picospec | 4.00 |",
         "| sync:4 | 2.00 |",
     ):
-        assert said in page
+        assert part in page
     assert "Other work" not in page
 
 
-def test_a_busy_machine_is_said_first() -> None:
+def test_a_busy_machine_is_reported_first() -> None:
     page = markdown(results(answer("cloud", 4.0), load=3.0))
 
     assert page.index("Other work ran on this machine") < page.index("a processor")
@@ -109,7 +122,7 @@ def test_an_arm_is_compared_with_each_rival_at_its_best_round_by_link() -> None:
 def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
     compared = Comparison(results(answer("cloud", 4.0), answer("picospec", 1.0)), 0.0)
 
-    found = {name: value((10.0, None)) for name, value in figures(compared, "picospec").items()}
+    found = figures(compared, "picospec", (10.0, None))
 
     assert found == {
         "times as fast as `cloud`": "4.00",
@@ -124,9 +137,9 @@ def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
 def test_an_arm_that_was_not_asked_over_a_link_has_no_figures_there() -> None:
     compared = Comparison(results(answer("cloud", 4.0)), 0.0)
 
-    found = [value((10.0, None)) for value in figures(compared, "picospec").values()]
+    found = figures(compared, "picospec", (10.0, None))
 
-    assert found == [""] * 6
+    assert list(found.values()) == [""] * 6
 
 
 def test_another_text_is_shown_from_where_it_parts() -> None:
@@ -154,7 +167,7 @@ def test_same_texts_are_not_listed() -> None:
     ("one", "other", "at"), [("abc", "abd", 2), ("ab", "abc", 2), ("", "a", 0)]
 )
 def test_texts_part_at_the_first_character_that_differs(one: str, other: str, at: int) -> None:
-    assert parting(one, other) == at == parting(other, one)
+    assert first_difference(one, other) == at == first_difference(other, one)
 
 
 @pytest.mark.filterwarnings("default")  # a font cache may be written

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.results import load, rows
+from bench.data.files import load, save
+from bench.data.results import Results, rows
 from tests.bench.answers import answer, results
 
 FIELDS = [
@@ -38,12 +39,12 @@ def test_the_file_has_the_documented_fields(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     found = results(answer("cloud", 4.0), answer("picospec", 1.0))
 
-    found.save(path)
+    save(found, path)
 
     written = json.loads(path.read_text())
     assert {"host", "commit", "models", "rows"} <= written.keys()
     assert list(written["rows"][0]) == FIELDS
-    assert load(path) == found
+    assert load(path, Results) == found
 
 
 def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text('{"rows": 3}')
 
     with pytest.raises(ValueError, match=r"other\.json"):
-        load(path)
+        load(path, Results)
 
 
 def test_a_speedup_is_the_geometric_mean_over_the_same_questions() -> None:

@@ -115,7 +115,8 @@ def test_a_published_round_hides_its_drafting_when_the_last_one_was_accepted(
     answer = run(paper(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
 
     away_s = rtt_ms / 1000 + PASS_S
-    hit, miss = rounded(max(away_s, (gamma + 1) * DRAFT_S)), rounded(away_s + gamma * DRAFT_S)
+    hit = rounded(max(away_s, (gamma + 1) * DRAFT_S))
+    miss = rounded(away_s + gamma * DRAFT_S)
     assert set(map(rounded, answer.gaps_s[2:-20])) == ({hit} if alpha == 1 else {hit, miss})
     assert answer.tokens_per_s == pytest.approx(
         closed_forms.paper_rate(
@@ -146,7 +147,7 @@ def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
 
 
 def test_a_colocated_draft_model_may_be_faster_than_on_the_device() -> None:
-    hosts = gpu(PASS_S, DRAFT_S, beside_s=0.002)
+    hosts = gpu(PASS_S, DRAFT_S, colocated_s=0.002)
 
     answer = run(colocated(4), synthetic(1.0, 1000), hosts=hosts)
 
@@ -163,8 +164,8 @@ def test_colocated_sessions_draft_and_verify_together() -> None:
     )
 
 
-def test_colocated_drafting_costs_more_for_more_sessions() -> None:
-    hosts = replace(GPU, beside_s=Curve({1: 0.01, 9: 0.09}))
+def test_colocated_draft_steps_cost_more_for_more_sessions() -> None:
+    hosts = replace(GPU, colocated_s=Curve({1: 0.01, 9: 0.09}))
     clients = [[synthetic(1.0, 500)] for _ in range(5)]
 
     answers = simulate(World(hosts, Conditions()), colocated(4), clients)

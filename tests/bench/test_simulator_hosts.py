@@ -51,15 +51,15 @@ def test_the_first_pass_takes_what_the_host_says() -> None:
     assert answer.ttft_s == pytest.approx(0.8)
 
 
-def test_a_draft_model_on_the_targets_memory_makes_the_pass_that_runs_longer() -> None:
+def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_that_runs() -> None:
     shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
     source = synthetic(1.0, 100)
 
-    alone, shared_too = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    alone, together = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
     cloud = run(Arm(), source, hosts=shared)
 
-    # of four steps of DRAFT_S a pass each costs it half of itself
-    assert shared_too.seconds == pytest.approx(
+    # each of the four steps of DRAFT_S in a pass costs the pass half of that time
+    assert together.seconds == pytest.approx(
         alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05
     )
     assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)

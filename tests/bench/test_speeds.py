@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.calibrate import draft_timing as drafting
+from bench.calibrate import draft_timing
 from bench.calibrate.pass_timing import (
     Drafted,
     Question,
@@ -17,9 +17,10 @@ from bench.calibrate.pass_timing import (
     line,
     period_s,
 )
-from bench.calibrate.speeds import Speeds, load
-from bench.run.host import Host
-from bench.simulator.command import hosts_of
+from bench.data.files import load, save
+from bench.data.host import Host
+from bench.data.speeds import Speeds
+from bench.simulator.hosts import hosts_of
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
 from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
@@ -50,11 +51,11 @@ def commit(start: int, tokens: int, *, accepted: int, pass_s: float = 0.2) -> Co
 
 def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:
     path = tmp_path / "speeds.json"
-    speeds().save(path)
+    save(speeds(), path)
 
     hosts = hosts_of(str(path))
 
-    assert load(path) == speeds()
+    assert load(path, Speeds) == speeds()
     assert (hosts.pass_s.of(3), hosts.draft_s.of(1)) == pytest.approx((0.25, 0.02))
     assert hosts.lost_s(1, 0.1) == pytest.approx(0.05)
     assert hosts.alone_s is not None
@@ -68,7 +69,7 @@ def test_a_file_of_something_else_is_no_speeds(tmp_path: Path) -> None:
     path.write_text("{}")
 
     with pytest.raises(ValueError, match=r"other\.json"):
-        load(path)
+        load(path, Speeds)
 
 
 def test_a_pass_has_as_many_rows_as_its_commit_has_tokens() -> None:
@@ -113,12 +114,12 @@ class FakeLink:
 
     async def events(self) -> AsyncGenerator[Down]:
         yield Opened("s", Limits())
-        said = 0
-        while said < len(ANSWER):
+        committed = 0
+        while committed < len(ANSWER):
             reach = max((draft.start + len(draft.tokens) for draft in self.drafts), default=0)
-            count = min(4, reach - said, len(ANSWER) - said - 1) if said else 0
-            yield commit(said, count + 1, accepted=count)
-            said += count + 1
+            count = min(4, reach - committed, len(ANSWER) - committed - 1) if committed else 0
+            yield commit(committed, count + 1, accepted=count)
+            committed += count + 1
         yield Finish("length")
 
     async def cancel(self) -> None:
@@ -137,7 +138,7 @@ async def test_every_pass_of_a_timed_session_judges_what_was_asked_for(ahead: bo
     assert furthest[:2] == [5, 10]
 
 
-class FakeSeat:
+class FakeSlot:
     """Remembers how many tokens each step had to read."""
 
     context_tokens = 512
@@ -155,9 +156,11 @@ class FakeSeat:
 
 
 async def test_the_steps_that_are_timed_read_what_they_are_filed_under() -> None:
-    seat = FakeSeat()
+    slot = FakeSlot()
 
-    found = await drafting.steps(seat, (1, 2, 3), ANSWER)
+    found = await draft_timing.steps(slot, Question((1, 2, 3), ANSWER))
 
-    assert tuple(found) == drafting.READ
-    assert seat.read[2::2] == [n for n in drafting.READ for _ in range(drafting.REPEATS)]
+    assert tuple(found) == draft_timing.READ
+    assert slot.read[2::2] == [
+        n for n in draft_timing.READ for _ in range(draft_timing.REPEATS)
+    ]

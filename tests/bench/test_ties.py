@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from bench.identity.ties import RESOLUTION, OutgoingFrame, Parting, parting
+from bench.identity.ties import RESOLUTION, Parting, TokenScores, parting
 
 
 def quiet(position: int, piece: bytes) -> float:
     return 0.0
 
 
-def row(said: bytes, **logprobs: float) -> OutgoingFrame:
+def row(token: bytes, **logprobs: float) -> TokenScores:
     """A token and the likeliest there."""
     top = sorted(((k.encode(), v) for k, v in logprobs.items()), key=lambda pair: -pair[1])
-    return OutgoingFrame(said, dict(top)[said], tuple(top))
+    return TokenScores(token, dict(top)[token], tuple(top))
 
 
 def test_equal_answers_part_nowhere() -> None:
@@ -52,7 +52,7 @@ def test_a_token_that_was_not_among_the_likeliest_has_no_gap() -> None:
 
 
 def test_an_answer_that_ends_sooner_parts_where_it_ends() -> None:
-    longer = [row(b"a", a=-0.5), OutgoingFrame(b"b", -0.5, ((b"b", -0.5), (b"", -0.75)))]
+    longer = [row(b"a", a=-0.5), TokenScores(b"b", -0.5, ((b"b", -0.5), (b"", -0.75)))]
 
     found = parting(longer[:1], longer, quiet)
 

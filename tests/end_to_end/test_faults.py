@@ -11,8 +11,8 @@ from time import monotonic
 import httpx
 import pytest
 
-from bench.identity import EDGES
-from bench.run.services import Stand, StandPlan
+from bench.identity.comparison import EDGES
+from bench.run.services import Services, ServicesPlan
 
 pytestmark = pytest.mark.models
 
@@ -26,22 +26,25 @@ BODY = {
 
 
 @pytest.fixture
-def plan() -> StandPlan:
-    return StandPlan("smollm2", "smollm2", {"model": EDGES["model"]})
+def plan() -> ServicesPlan:
+    return ServicesPlan("smollm2", "smollm2", {"model": EDGES["model"]})
 
 
 async def test_a_killed_verifier_ends_the_stream_with_an_error_within_2_s(
-    plan: StandPlan,
+    plan: ServicesPlan,
 ) -> None:
-    async with Stand(plan) as stand, httpx.AsyncClient(trust_env=False, timeout=20) as client:
-        body = BODY | {"model": await _model(client, stand)}
-        url = f"{stand.edge_urls['model']}/v1/chat/completions"
+    async with (
+        Services(plan) as services,
+        httpx.AsyncClient(trust_env=False, timeout=20) as client,
+    ):
+        body = BODY | {"model": await _model(client, services)}
+        url = f"{services.edge_urls['model']}/v1/chat/completions"
         async with client.stream("POST", url, json=body) as response:
             events = response.aiter_lines()
             async for line in events:
                 if '"content"' in line:
                     break
-            os.killpg(stand.pids["verifier"], signal.SIGKILL)
+            os.killpg(services.pids["verifier"], signal.SIGKILL)
             killed = monotonic()
             rest = [line async for line in events if line]
 
@@ -54,28 +57,33 @@ async def test_a_killed_verifier_ends_the_stream_with_an_error_within_2_s(
         assert refused.json()["error"]["message"]
 
 
-async def test_a_client_that_goes_away_frees_the_target_within_a_pass(plan: StandPlan) -> None:
-    async with Stand(plan) as stand, httpx.AsyncClient(trust_env=False, timeout=20) as client:
-        body = BODY | {"model": await _model(client, stand)}
-        url = f"{stand.edge_urls['model']}/v1/chat/completions"
+async def test_a_client_that_goes_away_frees_the_target_within_a_pass(
+    plan: ServicesPlan,
+) -> None:
+    async with (
+        Services(plan) as services,
+        httpx.AsyncClient(trust_env=False, timeout=20) as client,
+    ):
+        body = BODY | {"model": await _model(client, services)}
+        url = f"{services.edge_urls['model']}/v1/chat/completions"
         async with client.stream("POST", url, json=body) as response:
             async for line in response.aiter_lines():
                 if '"content"' in line:
                     break
-            assert await _open_sessions(client, stand) == 1
+            assert await _open_sessions(client, services) == 1
 
         async with asyncio.timeout(2):
-            while await _open_sessions(client, stand):  # noqa: ASYNC110 - another process
+            while await _open_sessions(client, services):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.02)
 
 
-async def _model(client: httpx.AsyncClient, stand: Stand) -> str:
-    listed = await client.get(f"{stand.verifier_url}/v1/models")
+async def _model(client: httpx.AsyncClient, services: Services) -> str:
+    listed = await client.get(f"{services.verifier_url}/v1/models")
     return str(listed.json()["data"][0]["id"])
 
 
-async def _open_sessions(client: httpx.AsyncClient, stand: Stand) -> int:
-    text = (await client.get(f"{stand.verifier_url}/metrics")).text
+async def _open_sessions(client: httpx.AsyncClient, services: Services) -> int:
+    text = (await client.get(f"{services.verifier_url}/metrics")).text
     values = [
         float(line.split()[-1])
         for line in text.splitlines()

@@ -11,10 +11,10 @@ from functools import partial
 
 import pytest
 
-from bench.identity import EDGES, batched, compare
-from bench.run.prompts import Prompt, Selection, read
-from bench.run.sdk_client import Answer, Asking, ask
-from bench.run.services import Stand, StandPlan
+from bench.data.prompts import Prompt, read
+from bench.identity.comparison import EDGES, batched, compare
+from bench.identity.sdk_client import Answer, Asking, ask
+from bench.run.services import Services, ServicesPlan
 
 pytestmark = pytest.mark.models
 
@@ -28,12 +28,12 @@ COPY = Prompt("copy/1", "edit", f"Say this list again, word by word:\n\n{LIST}\n
 
 
 async def asked(
-    stand: Stand, prompts: Sequence[Prompt], temperatures: Sequence[float], tokens: int
+    services: Services, prompts: Sequence[Prompt], temperatures: Sequence[float], tokens: int
 ) -> list[Answer]:
     """Ask the plain engine and every edge; what is different stays unexplained."""
     compared = compare(
-        stand.verifier_url,
-        stand.edge_urls,
+        services.verifier_url,
+        services.edge_urls,
         batched(temperatures, prompts, 1),
         partial(ask, Asking(tokens)),
         lambda plain, edge: None,
@@ -45,11 +45,11 @@ async def asked(
 async def test_the_text_is_the_same_with_and_without_an_edge(
     pair: str, tokens: int, edges: list[str]
 ) -> None:
-    prompts = read(selection=Selection(per_family=1))
-    plan = StandPlan(pair, pair, {name: EDGES[name] for name in edges})
+    prompts = read(per_family=1)
+    plan = ServicesPlan(pair, pair, {name: EDGES[name] for name in edges})
 
-    async with Stand(plan) as stand:
-        answers = await asked(stand, prompts, [0.0, 1.0], tokens)
+    async with Services(plan) as services:
+        answers = await asked(services, prompts, [0.0, 1.0], tokens)
 
     assert [answer for answer in answers if answer.identical is False] == []
     accepted = sum(a.speculation.get("num_accepted_draft_tokens", 0) for a in answers)
@@ -57,10 +57,10 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
 
 
 async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
-    plan = StandPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
+    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
 
-    async with Stand(plan) as stand:
-        answers = await asked(stand, [COPY], [0.0, 1.0], 48)
+    async with Services(plan) as services:
+        answers = await asked(services, [COPY], [0.0, 1.0], 48)
 
     assert [answer for answer in answers if answer.identical is False] == []
     alone = [a.speculation for a in answers if a.arm == "none"]  # without a draft model
@@ -69,12 +69,12 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
 
 
 async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
-    prompts = read(selection=Selection(per_family=1))
+    prompts = read(per_family=1)
     waited_for = replace(EDGES["separate"], fill="never")  # else passes may overtake all drafts
-    plan = StandPlan("smollm2", "smollm2", {"separate": waited_for})
+    plan = ServicesPlan("smollm2", "smollm2", {"separate": waited_for})
 
-    async with Stand(plan) as stand:
-        answers = await asked(stand, prompts, [1.0], 24)
+    async with Services(plan) as services:
+        answers = await asked(services, prompts, [1.0], 24)
 
     separate = [answer for answer in answers if answer.arm == "separate"]
     assert all(answer.tokens == 24 or answer.text for answer in separate)

@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from models.opening import open_store
 from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from openai.types.chat.chat_completion import Choice
 
-from bench.run.services import EdgePlan, Stand, StandPlan
-from models.store import open_store
+from bench.run.services import EdgePlan, Services, ServicesPlan
 from tests.verifier.vllm_target.conftest import SMALL
 from tests.verifier.vllm_target.scripted import PERSON
 
@@ -41,11 +41,11 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def running_service(directory: Path) -> Stand:
+def services(directory: Path) -> Services:
     store = open_store(os.environ)
     store.pull("smollm2", lambda what, done, total: None)
-    return Stand(
-        StandPlan(
+    return Services(
+        ServicesPlan(
             str(directory),
             "smollm2",
             {"edge": EdgePlan()},
@@ -74,7 +74,7 @@ def likeliest(choice: Choice) -> list[tuple[str, list[str]]]:
 async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
     directory: Path,
 ) -> None:
-    async with running_service(directory) as served:
+    async with services(directory) as served:
         for name, features in FEATURES.items():
             plain, edge = [
                 await ask(url, **features)
@@ -92,7 +92,7 @@ async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
 
 async def test_a_service_whose_core_dies_ends_and_the_edge_says_so(directory: Path) -> None:
     psutil = pytest.importorskip("psutil")
-    async with running_service(directory) as served:
+    async with services(directory) as served:
         await ask(served.edge_urls["edge"], max_tokens=2)
         service = psutil.Process(served.pids["verifier"])
         (core,) = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from bench.identity import batched, compare, is_defect, tally
+from bench.data.prompts import Prompt
+from bench.identity.comparison import batched, compare, is_defect, tally
+from bench.identity.sdk_client import Answer
 from bench.identity.ties import Parting
-from bench.run.prompts import Prompt
-from bench.run.sdk_client import Answer
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
 PARTED = Parting(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)
@@ -20,7 +20,7 @@ def answer(arm: str, prompt: Prompt, heat: float, text: str) -> Answer:
 
 
 class Services:
-    """Answers with the prompt; the edge called `wrong` says something else to prompt 3."""
+    """Answers with the prompt; the edge called `wrong` gives another answer to prompt 3."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -31,11 +31,11 @@ class Services:
         self.most = max(self.most, self.running)
         await asyncio.sleep(0)
         self.running -= 1
-        lies = arm == "wrong" and prompt.id == "3"
-        return answer(arm, prompt, heat, "another" if lies else prompt.prompt)
+        differs = arm == "wrong" and prompt.id == "3"
+        return answer(arm, prompt, heat, "another" if differs else prompt.prompt)
 
 
-async def heard(services: Services, sessions: int) -> list[Answer]:
+async def compared_answers(services: Services, sessions: int) -> list[Answer]:
     batches = batched([0.0, 1.0], PROMPTS, sessions)
     edges = {"right": "http://right", "wrong": "http://wrong"}
     compared = compare("http://plain", edges, batches, services.ask, lambda *_: PARTED)
@@ -45,7 +45,7 @@ async def heard(services: Services, sessions: int) -> list[Answer]:
 async def test_everyone_is_asked_everything_so_many_at_once() -> None:
     services = Services()
 
-    answers = await heard(services, sessions=2)
+    answers = await compared_answers(services, sessions=2)
 
     asked = {(a.arm, a.prompt, a.temperature) for a in answers}
     assert len(answers) == len(asked) == 3 * 5 * 2
@@ -53,7 +53,7 @@ async def test_everyone_is_asked_everything_so_many_at_once() -> None:
 
 
 async def test_the_edges_are_compared_with_the_plain_engine() -> None:
-    answers = await heard(Services(), sessions=5)
+    answers = await compared_answers(Services(), sessions=5)
 
     assert {a.identical for a in answers if a.arm == "plain"} == {None}
     different = [(a.arm, a.prompt) for a in answers if a.identical is False]
@@ -62,7 +62,9 @@ async def test_the_edges_are_compared_with_the_plain_engine() -> None:
 
 
 async def test_a_difference_is_a_defect_unless_it_was_a_near_tie() -> None:
-    (different, *_) = [a for a in await heard(Services(), sessions=5) if a.identical is False]
+    (different, *_) = [
+        a for a in await compared_answers(Services(), sessions=5) if a.identical is False
+    ]
 
     assert not is_defect(different)
     assert is_defect(replace(different, parting=None))
@@ -71,7 +73,7 @@ async def test_a_difference_is_a_defect_unless_it_was_a_near_tie() -> None:
 
 
 async def test_the_tally_counts_each_arm_and_tells_each_difference() -> None:
-    answers = await heard(Services(), sessions=5)
+    answers = await compared_answers(Services(), sessions=5)
 
     lines = tally([a for a in answers if a.temperature == 0])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -23,24 +22,18 @@ class Prompt(msgspec.Struct, frozen=True):
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which prompts to take."""
-
-    families: Collection[str] = ()
-    """Empty: all."""
-
-    per_family: int | None = None
-
-
 def sampling(temperature: float) -> Sampling:
-    """Return the settings that every arm and every trace draws with."""
+    """Return the settings that every arm and every trace samples with."""
     return Sampling(temperature=temperature, top_p=0.95 if temperature else 1.0)
 
 
-def read(path: Path = SHIPPED, selection: Selection | None = None) -> list[Prompt]:
-    """Return prompts in the file's order. Raises OSError, or ValueError that names the line."""
-    chosen = selection or Selection()
+def read(
+    path: Path = SHIPPED, families: Collection[str] = (), per_family: int | None = None
+) -> list[Prompt]:
+    """Return the prompts of some families, or of all, in the file's order.
+
+    Raises OSError, or ValueError that names the line, or a family that the file does not have.
+    """
     taken: Counter[str] = Counter()
     prompts = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -48,9 +41,10 @@ def read(path: Path = SHIPPED, selection: Selection | None = None) -> list[Promp
             prompt = msgspec.json.decode(line, type=Prompt)
         except msgspec.MsgspecError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-        if chosen.families and prompt.family not in chosen.families:
-            continue
         taken[prompt.family] += 1
-        if chosen.per_family is None or taken[prompt.family] <= chosen.per_family:
+        chosen = not families or prompt.family in families
+        if chosen and (per_family is None or taken[prompt.family] <= per_family):
             prompts.append(prompt)
+    if missing := set(families) - set(taken):
+        raise ValueError(f"{path} has no prompts of {', '.join(sorted(missing))}")
     return prompts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bench.data.host import Host
+from bench.data.results import Results
 from bench.report.join import joined
-from bench.report.results import Results
-from bench.run.host import Host
 from tests.bench.answers import answer, results
 
 

@@ -1,4 +1,4 @@
-"""The bench's test stand: what it starts is watched from the start."""
+"""The bench's test services: what it starts is watched from the start."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from bench.run.services import Stand, StandPlan
+from bench.run.services import Services, ServicesPlan
 from gateway.hosting.processes import ServiceDied
 
 
 async def test_a_verifier_that_dies_at_start_is_the_error_and_not_a_long_wait() -> None:
-    stand = Stand(StandPlan("no-model-of-this-name", "smollm2", {}))
+    services = Services(ServicesPlan("no-model-of-this-name", "smollm2", {}))
 
     async with asyncio.timeout(60):
         with pytest.raises(ServiceDied, match="no model 'no-model-of-this-name'"):
-            async with stand:
+            async with services:
                 pass

@@ -8,13 +8,13 @@ from typing import cast
 import httpx
 
 from bench.run.client import Client, Question
-from bench.run.live_arms import Seat
+from bench.run.live_arms import LiveArm
 
 QUESTION = Question("why?", 0.0, 7, 64)
 
 
 class ChunkedArm:
-    """An edge whose draft model makes its first guess at the n-th asking."""
+    """An edge whose draft model generates its first token at the n-th request."""
 
     def __init__(self, askings: int) -> None:
         self.asked: list[int] = []
@@ -30,17 +30,17 @@ class ChunkedArm:
 
 async def test_an_edge_is_asked_until_its_draft_model_has_taken_part() -> None:
     arm = ChunkedArm(askings=3)
-    seat = Seat(cast(Client, arm), None, cast(httpx.AsyncClient, arm), None)
+    live = LiveArm(cast(Client, arm), None, cast(httpx.AsyncClient, arm), None)
 
-    await seat.ask(QUESTION)
+    await live.ask(QUESTION)
 
     assert arm.asked == [2, 2, 2, 64]
 
 
 async def test_an_arm_without_an_edge_is_asked_once() -> None:
     arm = ChunkedArm(askings=9)
-    seat = Seat(cast(Client, arm), None, None, None)
+    live = LiveArm(cast(Client, arm), None, None, None)
 
-    await seat.ask(QUESTION)
+    await live.ask(QUESTION)
 
     assert arm.asked == [1, 64]

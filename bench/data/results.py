@@ -1,26 +1,28 @@
-"""What a run found: every answer as it came, and the rows made of them.
+"""What a run measured: every answer as it arrived, and the rows computed from the answers.
 
-A file holds {"host", "commit", "models", "link", "settings", "rows", "answers"}. A row stands
-for one arm, family, link and temperature; its figures are over all its prompts and repeats.
+A file holds {"host", "commit", "models", "link", "settings", "rows", "answers"}. A row covers
+one arm, family, link and temperature; its figures are over all its prompts and repeats.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from bench.run.host import Host
+from bench.data.host import Host
+from bench.data.statistics import geometric_mean
 
 Settings = dict[str, str | int | float | list[str]]
 
+Key = tuple[str, float, int]
+"""Identifies a question: prompt, temperature and repeat, the same for every arm and link."""
+
 
 class Answer(msgspec.Struct, frozen=True):
-    """One measured answer. Seconds and milliseconds count from the moment of asking."""
+    """One measured answer. Seconds and milliseconds count from the request."""
 
     arm: str
     family: str
@@ -32,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
     text: str
     tokens: int
     first_share: float
-    """Of the text, what came first and at once; 0 without text."""
+    """Share of the text's characters that arrived first, in one piece; 0 without text."""
 
     seconds: float
     ttft_ms: float
@@ -40,22 +42,25 @@ class Answer(msgspec.Struct, frozen=True):
     drafted: int
     accepted: int
     target_passes: int
-    guessed: int
     bytes_up: int
     bytes_down: int
     link_bytes_up: int
     link_bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
-    """What other virtual machines had of the cores meanwhile, see bench.run.host.stolen_s."""
+    """Core time that other virtual machines took meanwhile, see bench.data.host.stolen_s."""
+
+    draft_model_tokens: int = 0
+    """Tokens that the draft model generated, judged or not; 0 in files from before this field
+    had its name."""
 
     @property
     def later(self) -> tuple[float, float]:
         """Tokens after the first piece of text, and seconds from it to the end.
 
-        So the time to read the prompt is in no rate, and neither is what could be drafted
-        meanwhile. The first piece's tokens are estimated by its share of the characters. The
-        whole answer, if it came in one piece.
+        So no rate contains the time to read the prompt, or what could be drafted meanwhile. The
+        first piece's tokens are estimated by its share of the characters. An answer that came
+        in one piece counts as a whole.
         """
         if self.first_share in (0.0, 1.0):
             return self.tokens, self.seconds
@@ -67,8 +72,7 @@ class Answer(msgspec.Struct, frozen=True):
         return tokens / seconds
 
     @property
-    def asked(self) -> tuple[str, float, int]:
-        """What was asked: the same for every arm and link."""
+    def asked(self) -> Key:
         return self.prompt, self.temperature, self.repeat
 
     @property
@@ -76,7 +80,9 @@ class Answer(msgspec.Struct, frozen=True):
         return self.arm, self.family, self.rtt_ms, self.rate_mbit, self.temperature
 
 
-class Row(msgspec.Struct, frozen=True):
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell of a comparison, measured or simulated."""
+
     arm: str
     family: str
     rtt_ms: float
@@ -85,17 +91,17 @@ class Row(msgspec.Struct, frozen=True):
     prompts: int
     tokens: int
     seconds: float
-    """From asking to the end."""
+    """Sum of the whole answers' times, from request to end."""
 
     tokens_per_s: float
-    """Once the first text is there (Answer.later)."""
+    """Rate after the first text has arrived."""
 
     speedup_vs_cloud: float
     """Geometric mean over prompts and repeats of the ratio of tokens/s."""
 
     ttft_ms_p50: float
     gap_ms_p50: float
-    """Between two arrivals of text: what comes in one piece has no gap inside."""
+    """Gap between two arrivals of text: what comes in one piece has no gap inside."""
 
     gap_ms_p99: float
     drafted: int
@@ -104,12 +110,27 @@ class Row(msgspec.Struct, frozen=True):
     accepted: int
     target_passes: int
     bytes_up: int
-    """Frames of the protocol; 0 where there is no edge."""
+    """Bytes of the protocol's frames; 0 where there is no edge."""
 
     bytes_down: int
     edge_cpu_s: float
+
+    @property
+    def kind(self) -> str:
+        """The arm's name without its round length."""
+        return self.arm.partition(":")[0]
+
+    @property
+    def place(self) -> tuple[str, str, float, float]:
+        """Identifies the cell in a comparison over links without a rate."""
+        return self.arm, self.family, self.rtt_ms, self.temperature
+
+
+class Row(Cell, frozen=True, kw_only=True):
+    """One measured cell."""
+
     identical_to_cloud: bool
-    """Every text is what `cloud` said to the same prompt with the same seed."""
+    """Whether every text is what `cloud` answered to the same prompt with the same seed."""
 
 
 class Results(msgspec.Struct, frozen=True):
@@ -121,31 +142,17 @@ class Results(msgspec.Struct, frozen=True):
     rows: list[Row]
     answers: list[Answer]
 
-    def save(self, path: Path) -> None:
-        """Write the file at once or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
-        os.replace(partial, path)
 
-
-def load(path: Path) -> Results:
-    """Read what `save` wrote. Raises OSError, or ValueError that names the file."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def references(answers: Iterable[Answer]) -> dict[tuple[str, float, int], Answer]:
+def references(answers: Iterable[Answer]) -> dict[Key, Answer]:
     """Return cloud's first answer to each question; its rate does not depend on the link."""
-    found: dict[tuple[str, float, int], Answer] = {}
+    found: dict[Key, Answer] = {}
     for answer in answers:
         if answer.arm == "cloud":
             found.setdefault(answer.asked, answer)
     return found
 
 
-def speedup(answer: Answer, cloud: Mapping[tuple[str, float, int], Answer]) -> float:
+def speedup(answer: Answer, cloud: Mapping[Key, Answer]) -> float:
     """Return the ratio of tokens/s. Raises KeyError when cloud was not asked the same."""
     return answer.tokens_per_s / cloud[answer.asked].tokens_per_s
 
@@ -154,6 +161,17 @@ def rate(answers: Sequence[Answer]) -> float:
     """Return the tokens per second of these answers together."""
     tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
     return float(sum(tokens) / sum(seconds))
+
+
+def gap_ms(answers: Iterable[Answer], percentile: float) -> float:
+    """Return a percentile of the gaps between arrivals; 0 where there are none."""
+    gaps_ms = [gap for answer in answers for gap in answer.gaps_ms] or [0.0]
+    return float(np.percentile(gaps_ms, percentile))
+
+
+def same_texts(answers: Iterable[Answer], cloud: Mapping[Key, Answer]) -> list[bool]:
+    """Return for each answer that has a reference whether its text is the reference's."""
+    return [a.text == cloud[a.asked].text for a in answers if a.asked in cloud]
 
 
 def rows(answers: Sequence[Answer]) -> list[Row]:
@@ -169,30 +187,19 @@ def rows(answers: Sequence[Answer]) -> list[Row]:
     return [_row(group, cloud) for group in grouped.values()]
 
 
-def _row(group: Sequence[Answer], cloud: Mapping[tuple[str, float, int], Answer]) -> Row:
-    tokens, seconds = sum(a.tokens for a in group), sum(a.seconds for a in group)
-    gaps_ms = [gap for a in group for gap in a.gaps_ms] or [0.0]
-    ratios = [speedup(a, cloud) for a in group]
+def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer]) -> Row:
     arm, family, rtt_ms, rate_mbit, temperature = group[0].row
+    counted = ("tokens", "drafted", "accepted", "target_passes", "bytes_up", "bytes_down")
     return Row(
-        arm,
-        family,
-        rtt_ms,
-        rate_mbit,
-        temperature,
+        arm=arm, family=family, rtt_ms=rtt_ms, rate_mbit=rate_mbit, temperature=temperature,
         prompts=len({a.prompt for a in group}),
-        tokens=tokens,
-        seconds=round(seconds, 4),
+        seconds=round(sum(a.seconds for a in group), 4),
         tokens_per_s=round(rate(group), 4),
-        speedup_vs_cloud=round(float(np.exp(np.mean(np.log(ratios)))), 4),
+        speedup_vs_cloud=round(geometric_mean([speedup(a, cloud) for a in group]), 4),
         ttft_ms_p50=round(float(np.median([a.ttft_ms for a in group])), 2),
-        gap_ms_p50=round(float(np.percentile(gaps_ms, 50)), 2),
-        gap_ms_p99=round(float(np.percentile(gaps_ms, 99)), 2),
-        drafted=sum(a.drafted for a in group),
-        accepted=sum(a.accepted for a in group),
-        target_passes=sum(a.target_passes for a in group),
-        bytes_up=sum(a.bytes_up for a in group),
-        bytes_down=sum(a.bytes_down for a in group),
+        gap_ms_p50=round(gap_ms(group, 50), 2),
+        gap_ms_p99=round(gap_ms(group, 99), 2),
         edge_cpu_s=round(sum(a.edge_cpu_s for a in group), 3),
-        identical_to_cloud=all(a.text == cloud[a.asked].text for a in group),
-    )
+        identical_to_cloud=all(same_texts(group, cloud)),
+        **{field: sum(getattr(a, field) for a in group) for field in counted},
+    )  # fmt: skip

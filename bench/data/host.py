@@ -12,7 +12,9 @@ from pathlib import Path
 import msgspec
 
 BUSY_LOAD = 0.5
-"""One-minute load before the run from which on a host counts as busy."""
+"""One-minute load before the run above which a host counts as busy."""
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -32,11 +34,11 @@ class Host(msgspec.Struct, frozen=True):
 
 def this_host() -> Host:
     """Describe the machine as it is now."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Host(
         _processor(),
         os.cpu_count() or 1,
-        round(pages / 2**30, 1),
+        round(memory_bytes / 2**30, 1),
         platform.platform(),
         platform.python_version(),
         round(os.getloadavg()[0], 2),
@@ -51,35 +53,34 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def commit(folder: Path) -> str:
-    """Return the commit checked out in `folder`, with + when files differ; else "unknown"."""
+def commit() -> str:
+    """Return the commit of this code, with + when files differ from it; else "unknown"."""
     try:
-        name = _git(folder, "rev-parse", "--short=12", "HEAD")
-        return name + "+" * bool(_git(folder, "status", "--porcelain", "-uno"))
+        name = _git("rev-parse", "--short=12", "HEAD")
+        return name + "+" * bool(_git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def processor_s(group: int) -> float:
     """Return the processor seconds of a process group's living members; 0 off Linux."""
-    return sum(_times(group)) / os.sysconf("SC_CLK_TCK")
+    return sum(_ticks(group)) / os.sysconf("SC_CLK_TCK")
 
 
 def stolen_s(stat: Path = Path("/proc/stat")) -> float:
-    """Return the processor seconds, over all cores since it started, that this virtual machine
-    wanted and its host gave to others; 0 where it does not tell (proc(5): steal)."""
+    """Return the processor seconds, over all cores since boot, that this virtual machine wanted
+    and its host gave to others (proc(5): steal); 0 where the kernel does not count them."""
     with suppress(OSError, ValueError, IndexError):
         return int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
 
-def _times(group: int) -> Iterator[int]:
+def _ticks(group: int) -> Iterator[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):
             fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on

@@ -1,4 +1,4 @@
-"""Asks for one answer through the openai SDK, and keeps every token if it is asked to."""
+"""Asks for one answer through the openai SDK, with the log-probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from openai import AsyncOpenAI, omit
 from openai.types.chat import ChatCompletionTokenLogprob
 
-from bench.identity.ties import Noise, OutgoingFrame, Parting
-from bench.run.prompts import Prompt, sampling
+from bench.data.prompts import Prompt, sampling
+from bench.identity.ties import Noise, Parting, TokenScores
 from models.vocabulary import Vocabulary
 from speculation.sampling.noise import gumbel, place
 
 SEED: Final = 7
-PATIENCE_S: Final = 1800.0
-"""Without an answer: many at once take a slow target long."""
+TIMEOUT_S: Final = 1800.0
+"""Limit of the time without an answer: many at once take a slow target long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Asking:
     """What is the same in all questions."""
 
     tokens: int
-    """The most an answer may have."""
+    """Limit of an answer's length."""
 
     likeliest: int | None = None
-    """Log-probabilities of as many tokens in each place; None: of none."""
+    """Tokens at each position whose log-probabilities are asked for; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one service said to one prompt."""
+    """What one service generated for one prompt."""
 
     arm: str
     prompt: str
@@ -44,20 +44,20 @@ class Answer:
     tokens: int
     seconds: float
     speculation: dict[str, Any]
-    said: tuple[OutgoingFrame, ...] = ()
+    scores: tuple[TokenScores, ...] = ()
     """Empty unless log-probabilities were asked for."""
 
     identical: bool | None = None
-    """To the plain engine's answer; None on the plain engine itself."""
+    """Whether it is the plain engine's answer; None on the plain engine's own."""
 
     parting: Parting | None = None
 
 
 async def ask(asking: Asking, url: str, arm: str, prompt: Prompt, temperature: float) -> Answer:
-    """Stream one answer and put it together."""
+    """Stream one answer and return it as a whole."""
     began = perf_counter()
     async with AsyncOpenAI(
-        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT_S
     ) as client:
         model = (await client.models.list()).data[0].id
         stream = await client.chat.completions.create(
@@ -73,12 +73,12 @@ async def ask(asking: Asking, url: str, arm: str, prompt: Prompt, temperature: f
             top_logprobs=omit if asking.likeliest is None else asking.likeliest,
         )
         text, usage = "", None
-        said: list[OutgoingFrame] = []
+        scores: list[TokenScores] = []
         speculation: dict[str, Any] = {}
         async for chunk in stream:
             for choice in chunk.choices:
                 text += choice.delta.content or ""
-                said += map(_spoken, (choice.logprobs and choice.logprobs.content) or ())
+                scores += map(_scores, (choice.logprobs and choice.logprobs.content) or ())
             if chunk.usage:
                 usage = chunk.usage
                 metrics = (chunk.model_extra or {}).get("metrics") or {}
@@ -93,17 +93,17 @@ async def ask(asking: Asking, url: str, arm: str, prompt: Prompt, temperature: f
         usage.completion_tokens if usage else 0,
         perf_counter() - began,
         speculation,
-        tuple(said),
+        tuple(scores),
     )
 
 
-def _spoken(entry: ChatCompletionTokenLogprob) -> OutgoingFrame:
+def _scores(entry: ChatCompletionTokenLogprob) -> TokenScores:
     top = ((bytes(each.bytes or ()), each.logprob) for each in entry.top_logprobs)
-    return OutgoingFrame(bytes(entry.bytes or ()), entry.logprob, tuple(top))
+    return TokenScores(bytes(entry.bytes or ()), entry.logprob, tuple(top))
 
 
 def noise_of(vocabulary: Vocabulary, answer: Answer) -> Noise:
-    """Return the noise that answer was drawn with, in the units of its log-probabilities."""
+    """Return the noise that sampled an answer, in the units of its log-probabilities."""
 
     def noise(position: int, piece: bytes) -> float:
         if answer.temperature == 0:

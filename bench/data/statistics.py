@@ -1,7 +1,8 @@
 """Geometric means of speed-ups, with intervals that say how far the prompts carry.
 
-Prompts are the sample: repeats of one are averaged first. An interval is a percentile bootstrap
-over prompts (Efron 1979), within each family; one prompt a family gives none.
+The prompts are the sample: repeats of one prompt are averaged first. An interval is a
+percentile bootstrap over prompts (Efron 1979), within each family; a family with one prompt
+gives none.
 """
 
 from __future__ import annotations
@@ -33,14 +34,22 @@ class Mean:
         return f"{self.value:.2f}{interval}"
 
 
-def mean(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> Mean:
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the mean that treats twice as fast and half as fast alike."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def mean(ratios: Iterable[tuple[str, str, float]]) -> Mean | None:
     """Return the geometric mean over families of the geometric means over their prompts.
 
-    ratios: family -> prompt -> one ratio a repeat, all positive. ValueError when there is none.
+    ratios: (family, prompt, positive ratio), one a repeat; None if there are none.
     """
-    families = [_logs(prompts) for prompts in ratios.values() if prompts]
-    if not families:
-        raise ValueError("there is nothing to take the mean of")
+    grouped: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for family, prompt, ratio in ratios:
+        grouped[family][prompt].append(ratio)
+    if not grouped:
+        return None
+    families = [_logs(prompts) for prompts in grouped.values()]
     value = float(np.exp(np.mean([logs.mean() for logs in families])))
     if any(len(logs) < 2 for logs in families):
         return Mean(value)
@@ -58,13 +67,3 @@ def _resampled(logs: Floats, chance: np.random.Generator) -> Floats:
     """Return the mean of each draw of as many prompts, with replacement: [DRAWS]."""
     chosen = chance.integers(len(logs), size=(DRAWS, len(logs)))
     return np.asarray(logs[chosen].mean(axis=1))
-
-
-def grouped(
-    ratios: Iterable[tuple[str, str, float]],
-) -> dict[str, dict[str, list[float]]]:
-    """Return family -> prompt -> ratios, of (family, prompt, ratio)."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for family, prompt, ratio in ratios:
-        found[family][prompt].append(ratio)
-    return {family: dict(prompts) for family, prompts in found.items()}

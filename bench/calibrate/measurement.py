@@ -1,0 +1,154 @@
+"""Measures how fast both ends of a host are, on services started as `run` starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+
+from bench.calibrate import draft_timing
+from bench.calibrate.pass_timing import (
+    DRAFTS,
+    WARM_UP,
+    Question,
+    TimingError,
+    Verifier,
+    curve,
+    line,
+)
+from bench.data.host import commit, this_host
+from bench.data.prompts import Prompt
+from bench.data.speeds import Speeds
+from bench.run.services import Services, ServicesPlan
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from edge_agent.draft_model.loading import find
+from edge_agent.link.uplink import Uplink, connect
+from edge_agent.metrics import EdgeMetrics
+from gateway.ports import Message
+from models.llama import Context, Model
+from models.store import open_store
+from models.tokenizer import GgufTokenizer
+from speculation.protocol.messages import Commit, TokenId
+
+TIMED: Final = 2
+"""Prompts whose passes are timed; the first tokens of all prompts are."""
+
+STACK_DRAFTS: Final = 4
+DISTURBED_PASSES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    plan: ServicesPlan
+    prompts: Sequence[Prompt]
+    tokens: int
+    """Length of an answer that is timed."""
+
+    console: Console
+
+    async def run(self) -> Speeds:
+        """Raises ServiceError, ModelError, TimingError, or gateway.errors.ApiError."""
+        host = this_host()
+        file = find(self.plan.draft_model, open_store(os.environ))
+        async with Services(self.plan) as services, _uplink(services.verifier_url) as uplink:
+            with closing(Model(file)) as model:
+                facts = await uplink.facts()
+                tokenizer = GgufTokenizer(model, facts.chat_template or None)
+                prompts = [
+                    tuple(tokenizer.chat([Message("user", prompt.prompt)]))
+                    for prompt in self.prompts
+                ]
+                measured = await self._measure(Verifier(uplink, facts), prompts, model)
+        return Speeds(host, commit(), self.plan.models, **measured)
+
+    async def _measure(
+        self, verifier: Verifier, prompts: Sequence[tuple[TokenId, ...]], model: Model
+    ) -> dict[str, Any]:
+        """Return the times of Speeds by their names."""
+        show = self.console.print
+        firsts_s = [await verifier.first_s(prompt) for prompt in prompts]
+        show(f"first tokens: {[round(s, 3) for s in firsts_s]} s")
+        questions = [
+            Question(p, _tokens(await verifier.answer(p, self.tokens))) for p in prompts[:TIMED]
+        ]
+        pass_s = await self._curve(verifier, questions)
+        stack_s = await _stack_s(verifier, questions)
+        disturbed_s, posts = await verifier.disturbed(prompts[0], DISTURBED_PASSES)
+        message_s = max(0.0, disturbed_s - pass_s[1]) / posts
+        show(f"software: {stack_s:.4f} s a round trip, {message_s:.5f} s a message")
+        room = max(len(q.prompt) + len(q.answer) + 64 for q in questions)
+        first = questions[0]
+        with closing(LlamaDrafter(Context(model, room))) as drafter:
+            slot = drafter.take(first.prompt)
+            if slot is None:
+                raise TimingError("the draft model has no room for the prompt")
+            alone_s = await draft_timing.steps(slot, first)
+            async with _meanwhile(verifier.answer(first.prompt, len(first.answer))):
+                draft_s = await draft_timing.steps(slot, first)
+            show("draft steps:", draft_s, "while the target is idle:", alone_s)
+            async with _meanwhile(draft_timing.forever(slot, first)):
+                drafting_s = await self._curve(verifier, questions)
+        at_once_s, prefill_s = line([len(p) for p in prompts], firsts_s)
+        return {
+            "pass_s": pass_s, "drafting_s": drafting_s, "draft_s": draft_s, "alone_s": alone_s,
+            "first_s": max(0.0, at_once_s - stack_s), "prefill_s": prefill_s,
+            "stack_s": stack_s, "message_s": message_s,
+        }  # fmt: skip
+
+    async def _curve(
+        self, verifier: Verifier, questions: Sequence[Question]
+    ) -> dict[int, float]:
+        """Return periods by rows, up to as many draft tokens as the verifier judges."""
+        found: list[Commit] = []
+        for question in questions:
+            found += (await verifier.answer(question.prompt, self.tokens // 4))[WARM_UP:]
+        for drafts in DRAFTS:
+            for question in questions:
+                found += await verifier.rows(question, drafts, ahead=True)
+            self.console.print({rows: round(s, 4) for rows, s in curve(found).items()})
+        return curve(found)
+
+
+@asynccontextmanager
+async def _uplink(url: str) -> AsyncGenerator[Uplink]:
+    connection = connect(url, key=None, ca_certificate=None)
+    uplink = Uplink(connection, EdgeMetrics(CollectorRegistry()))
+    try:
+        yield uplink
+    finally:
+        await uplink.close()
+
+
+async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
+    """Return what a round trip takes at no distance, beyond what lies between two passes."""
+    waits_s: dict[bool, float] = {}
+    for ahead in (True, False):
+        commits = [
+            c for q in questions for c in await verifier.rows(q, STACK_DRAFTS, ahead=ahead)
+        ]
+        if not commits:
+            raise TimingError("the answers were too short to be timed")
+        waits_s[ahead] = median(commit.queue_s for commit in commits)
+    return max(0.0, waits_s[False] - waits_s[True])
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
+    """Run `work` concurrently with the block, and cancel it at its end."""
+    other = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        other.cancel()
+        await asyncio.wait([other])
+
+
+def _tokens(commits: Sequence[Commit]) -> tuple[TokenId, ...]:
+    return tuple(token for commit in commits for token in commit.tokens)

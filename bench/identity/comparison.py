@@ -1,0 +1,114 @@
+"""Compares the answers of edges with the plain engine's, and counts the differences."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+
+from bench.data.prompts import Prompt
+from bench.identity.sdk_client import Answer
+from bench.identity.ties import Parting
+from bench.link.path import Conditions
+from bench.run.services import EdgePlan
+
+EDGES = {
+    "model": EdgePlan(),
+    "far": EdgePlan(link=Conditions(100.0, 20.0)),
+    "late": EdgePlan(fill="always", link=Conditions(300.0, 100.0)),
+    "eager": EdgePlan(fill="never"),
+    "noise": EdgePlan(drafter="noise"),
+    "bad": EdgePlan(drafter="noise", fill="never"),
+    "none": EdgePlan(drafter="none"),
+    "separate": EdgePlan(judge="separate"),
+}
+"""The edges that can be asked for. With `late` the target never waits for draft tokens. With
+`bad` it waits for useless ones and judges them, where with `noise` it soon judges none."""
+
+Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
+"""Ask(url, arm, prompt, temperature)."""
+
+_COUNTED = ("num_target_passes", "num_draft_tokens", "num_accepted_draft_tokens")
+
+Explain = Callable[[Answer, Answer], Parting | None]
+"""Explain(plain, edge): where two answers part."""
+
+
+async def compare(
+    plain_url: str,
+    edge_urls: Mapping[str, str],
+    batches: Sequence[tuple[float, Sequence[Prompt]]],
+    ask: Ask,
+    explain: Explain,
+) -> AsyncGenerator[Answer]:
+    """Yield the answers of the plain engine and of every edge, one service after another.
+
+    batches: temperatures, and the prompts that are asked at once.
+    """
+
+    async def answers_of(
+        url: str, arm: str, heat: float, prompts: Sequence[Prompt]
+    ) -> list[Answer]:
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(ask(url, arm, p, heat)) for p in prompts]
+        return [each.result() for each in asked]
+
+    for heat, prompts in batches:
+        expected = await answers_of(plain_url, "plain", heat, prompts)
+        for answer in expected:
+            yield answer
+        for arm, url in edge_urls.items():
+            for answer, plain in zip(
+                await answers_of(url, arm, heat, prompts), expected, strict=True
+            ):
+                same = answer.text == plain.text
+                yield replace(
+                    answer, identical=same, parting=None if same else explain(plain, answer)
+                )
+
+
+def is_defect(answer: Answer) -> bool:
+    """Return whether an answer differs in a way that rounding does not explain."""
+    near_tie = answer.parting is not None and answer.parting.near_tie
+    return answer.identical is False and not near_tie
+
+
+def tally(answers: Sequence[Answer]) -> list[str]:
+    """Return a line for each arm and temperature, and one for each difference."""
+    lines = []
+    for arm, t in dict.fromkeys((a.arm, a.temperature) for a in answers):
+        own = [a for a in answers if (a.arm, a.temperature) == (arm, t)]
+        same = sum(a.identical is not False for a in own)
+        passes, judged, accepted = (
+            sum(a.speculation.get(name, 0) for a in own) for name in _COUNTED
+        )
+        lines.append(
+            f"{arm} T={t:g}: {same}/{len(own)} identical; {passes} passes judged"
+            f" {judged} drafts, {accepted} accepted"
+        )
+    return lines + [_difference(answer) for answer in answers if answer.identical is False]
+
+
+def _difference(answer: Answer) -> str:
+    where = f"{answer.arm} T={answer.temperature:g} {answer.prompt}"
+    found = answer.parting
+    if found is None:
+        return f"{where}: another text"
+    gaps = [
+        f"{name}'s gap {gap:.4f} = {gap / found.step:.2f} steps of {found.step:g}"
+        for name, gap in (("plain", found.plain_gap), ("edge", found.edge_gap))
+        if gap is not None
+    ]
+    change = f"{found.plain!r} became {found.edge!r} at {found.position}"
+    return f"{where}: {change}; {', '.join(gaps) or 'not among the likeliest'}"
+
+
+def batched(
+    temperatures: Sequence[float], prompts: Sequence[Prompt], sessions: int
+) -> list[tuple[float, Sequence[Prompt]]]:
+    """Return the temperatures, and the prompts that are asked at once."""
+    return [
+        (heat, prompts[first : first + sessions])
+        for heat in temperatures
+        for first in range(0, len(prompts), sessions)
+    ]

@@ -1,0 +1,57 @@
+"""Options that several of the bench's commands share, and what is read from their text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
+
+import typer
+from rich.console import Console
+
+from bench.data.prompts import Prompt, read
+from gateway.errors import first_error
+
+VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of a command that hands options it does not know to the verifier."""
+
+PAIR: Final = "qwen2.5-coder"
+
+Engine = Annotated[str, typer.Option("--target", help="llama or vllm.")]
+TargetModel = Annotated[str, typer.Option(help="Pair, or path.")]
+DraftModel = Annotated[str, typer.Option(help="Pair, or path.")]
+VerifierPython = Annotated[str, typer.Option(help="The Python that has vLLM.")]
+Families = Annotated[str, typer.Option(help="E.g. code,maths; all, if not given.")]
+Prompts = Annotated[Path, typer.Option(help="JSON lines of id, family, prompt.")]
+PerFamily = Annotated[int | None, typer.Option(help="Prompts of each family.")]
+Temperatures = Annotated[str, typer.Option(help="E.g. 0,1.")]
+Tokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
+Traces = Annotated[Path, typer.Option(help="Folder that `bench record` wrote.")]
+Hosts = Annotated[
+    str,
+    typer.Option(help="cpu; 72/24: ms a pass, ms a draft step; or a file that `speeds` wrote."),
+]
+
+
+def names(text: str) -> list[str]:
+    """Read "code,maths"; nothing is no names."""
+    return [name for name in text.split(",") if name]
+
+
+def numbers(text: str) -> list[float]:
+    """Read "10,50". Raises ValueError."""
+    return [float(part) for part in text.split(",")]
+
+
+def chosen(path: Path, families: str, per_family: int | None) -> Sequence[Prompt]:
+    """Read the prompts that the options name. Raises OSError or ValueError."""
+    return read(path, names(families), per_family)
+
+
+def fail(console: Console, errors: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """End the command with the first error of a group."""
+    first = first_error(errors)
+    named = f"{type(first).__name__}: {first}"
+    console.print(named, style="red", markup=False, soft_wrap=True)
+    sys.exit(1)

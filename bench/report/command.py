@@ -1,0 +1,49 @@
+"""`picospec bench report` and `join`: what is made of the files of `run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.data.files import load, save
+from bench.data.results import Results
+from bench.report.join import joined
+from bench.report.markdown import markdown
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="What `run` wrote.")],
+    plots: Annotated[bool, typer.Option(help="Draw them: needs matplotlib.")] = True,
+) -> None:
+    """Write OUT.md, and plots as PNG, next to the results."""
+    try:
+        found = load(results, Results)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if not found.answers:
+        raise typer.BadParameter(f"{results} holds no answers")
+    drawn = []
+    if plots:
+        try:
+            from bench.report.plots import draw
+        except ImportError:
+            sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
+        drawn = draw(found, results.parent, results.stem)
+    page = results.with_suffix(".md")
+    page.write_text(markdown(found, drawn))
+    Console().print(*map(str, (page, *drawn)), sep="\n")
+
+
+def join(
+    runs: Annotated[list[Path], typer.Argument(help="What `run` wrote, some times.")],
+    out: Annotated[Path, typer.Option("--json", help="Where the whole goes.")],
+) -> None:
+    """Put runs of the same models on one machine together: each is a repeat."""
+    try:
+        save(joined([load(path, Results) for path in runs]), out)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None

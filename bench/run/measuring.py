@@ -1,0 +1,79 @@
+"""One run: starts the arms, asks, shows how it goes, and saves each answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from bench.data.files import save
+from bench.data.host import commit, this_host
+from bench.data.results import Results, Settings, rows
+from bench.run.live_arms import LiveArms
+from bench.run.live_table import table
+from bench.run.plan import Plan, answer, turns
+from bench.run.services import ServicesPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    plan: Plan
+    services: ServicesPlan
+    out: Path
+
+    async def go(self, console: Console) -> Results:
+        """Ask everything; the file is whole after every answer.
+
+        Raises ServiceError, ModelError, AnswerError, or httpx.TransportError.
+        """
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        found, link = self._nothing_yet(), None
+        planned = list(turns(self.plan))
+        task = progress.add_task("starting", total=len(planned))
+        with Live(Group(progress), console=console, refresh_per_second=2) as live:
+            async with LiveArms(self.services, self.plan.arms) as arms:
+                for turn in progress.track(planned, task_id=task):
+                    what = f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms"
+                    progress.update(task, description=what)
+                    if turn.link != link:
+                        await arms.become(link := turn.link)
+                    asked = await arms.by_name[turn.arm.name].ask(turn.question)
+                    answers = [*found.answers, answer(turn, *asked)]
+                    found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
+                    save(found, self.out)
+                    live.update(Group(table(found.rows), progress))
+        return found
+
+    def _nothing_yet(self) -> Results:
+        first = self.plan.links[0]
+        link: dict[str, float | None] = {"jitter_ms": first.jitter_ms, "loss": first.loss}
+        models = self.services.models
+        return Results(this_host(), commit(), models, link, self._settings(), [], [])
+
+    def _settings(self) -> Settings:
+        return {
+            "arms": [arm.name for arm in self.plan.arms],
+            "tokens": self.plan.tokens,
+            "repeats": self.plan.repeats,
+            "seed": self.plan.seed,
+            "verifier_cores": _listed(self.services.verifier_cores),
+            "edge_cores": _listed(self.services.edge_cores),
+            "driver_cores": _listed(os.sched_getaffinity(0)),
+        }
+
+
+def _listed(cores: Collection[int]) -> str:
+    return ",".join(map(str, sorted(cores))) or "any"

@@ -1,0 +1,133 @@
+"""Compares the speed of two checkouts of PicoSpec on one host, which they use by turns.
+
+    python -m bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
+
+The prompts are dealt into slices. Each checkout runs `bench run` on each slice, in the order
+old new, new old, old new, so that a host whose speed drifts changes both alike. An answer of
+the new checkout is paired with the old one's to the same prompt and seed over the same link;
+bench.data.statistics averages the ratios. The arm `cloud` is the control: its ratio shows what
+the host alone does. Both checkouts run in this Python environment, and PYTHONPATH decides whose
+code it imports, also in the processes that vLLM spawns. A finished turn is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from bench import options
+from bench.data.files import load
+from bench.data.prompts import Prompt, read
+from bench.data.results import Answer
+from bench.data.statistics import mean
+
+MIN_RATIO: Final = 0.97
+MAX_WIDTH: Final = 0.06
+"""The 95 % interval must begin at MIN_RATIO or above; a wider one needs more prompts."""
+
+BENCH_OPTIONS: Final = ("--arms", "cloud,picospec", "--rtt", "10,100", "--repeats", "1")
+"""Options of `bench run` that hold unless the command line says otherwise."""
+
+Turn = tuple[str, Path]
+"""Whose turn it is, "old" or "new", and the file of the prompts that it runs on."""
+
+Key = tuple[str, str, float, float, int]
+"""Arm, prompt, round trip in ms, temperature, repeat."""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The part of a file of `bench run` that is compared."""
+
+    answers: list[Answer]
+
+
+def results(turn: Turn) -> Path:
+    """Return the file that `bench run` writes in this turn."""
+    return turn[1].with_suffix(f".{turn[0]}.json")
+
+
+def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
+    """Write the prompts to files, in turn; each file has some of every family."""
+    dealt = sorted(prompts, key=lambda prompt: prompt.family)
+    paths = [folder / f"slice{n}.jsonl" for n in range(slices)]
+    for n, path in enumerate(paths):
+        path.write_bytes(msgspec.json.Encoder().encode_lines(dealt[n::slices]))
+    return paths
+
+
+def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
+    """Measure one turn, unless that was done. Raises CalledProcessError."""
+    if (finished := results(turn)).exists():
+        return
+    unfinished = finished.with_suffix(".unfinished")
+    files = ("--prompts", str(turn[1]), "--json", str(unfinished))
+    command = (sys.executable, "-m", "bench", "run", *BENCH_OPTIONS, *more, *files)
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    subprocess.run(command, cwd=checkout, env=environment, check=True)
+    unfinished.rename(finished)
+
+
+def measured(side: str, slices: Sequence[Path]) -> dict[Key, Answer]:
+    """Return what a checkout measured."""
+    files = [load(results((side, prompts)), Measured) for prompts in slices]
+    found = [answer for file in files for answer in file.answers]
+    return {(a.arm, a.prompt, a.rtt_ms, a.temperature, a.repeat): a for a in found}
+
+
+def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str]:
+    """Yield a line for each arm and speed, and one for texts that differ."""
+    pairs = [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
+    for arm in sorted({a.arm for a, _ in pairs}):
+        own = [pair for pair in pairs if pair[0].arm == arm]
+        decode = [(a.family, a.prompt, b.tokens_per_s / a.tokens_per_s) for a, b in own]
+        yield verdict(f"{arm}: tokens/s, new/old", decode)
+        first = [(a.family, a.prompt, a.ttft_ms / b.ttft_ms) for a, b in own]
+        yield verdict(f"{arm}: 1 / time to first token, new/old", first)
+    yield f"{sum(a.text != b.text for a, b in pairs)} of {len(pairs)} texts differ"
+
+
+def verdict(name: str, ratios: Sequence[tuple[str, str, float]]) -> str:
+    """Return the mean of (family, prompt, ratio), its interval, and whether that suffices."""
+    found = mean(ratios)
+    if found is None:
+        return f"{name}: not measured"
+    if found.low is None or found.high is None:
+        return f"{name}: {found.value:.3f}; one prompt a family gives no interval"
+    suffices = found.low >= MIN_RATIO and found.high - found.low <= MAX_WIDTH
+    interval = f"[{found.low:.3f}, {found.high:.3f}], width {found.high - found.low:.3f}"
+    return f"{name}: {found.value:.3f} {interval}: {'yes' if suffices else 'NO'}"
+
+
+def main(
+    context: typer.Context,
+    old: Annotated[Path, typer.Option(help="The checkout before the change.")],
+    new: Annotated[Path, typer.Option(help="The checkout after it.")],
+    out: Annotated[Path, typer.Option(help="Folder for slices and results.")],
+    families: options.Families = "code,maths,chat",
+    per_family: Annotated[int, typer.Option(help="Prompts of each family.")] = 8,
+    slices: Annotated[int, typer.Option(help="Turns of each checkout.")] = 4,
+) -> None:
+    """Measure both checkouts by turns. Options it does not know go to `bench run`."""
+    checkouts = {"old": old.resolve(), "new": new.resolve()}
+    folder = out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = read(families=options.names(families), per_family=per_family)
+    dealt = deal(prompts, slices, folder)
+    for n, own in enumerate(dealt):
+        for side in ("old", "new") if n % 2 == 0 else ("new", "old"):
+            run((side, own), checkouts[side], context.args)
+    for line in report(measured("old", dealt), measured("new", dealt)):
+        typer.echo(line)
+
+
+if __name__ == "__main__":
+    app = typer.Typer()
+    app.command(context_settings=options.VERIFIER_OPTIONS)(main)
+    app()

@@ -1,0 +1,81 @@
+"""How many clients one verifier serves: clients of one arm share its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice, pairwise
+from math import ceil
+from typing import Final
+
+import msgspec
+
+from bench.link.path import Conditions
+from bench.simulator.arms import Arm, colocated, picospec
+from bench.simulator.hosts import Hosts
+from bench.simulator.source import Source
+from bench.simulator.table import Group
+from bench.simulator.world import World, simulate
+
+CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
+RTT_MS: Final = 20.0
+ANSWERS: Final = 3
+"""Answers that each client asks for at least: one of every family."""
+
+ROWS: Final = 1024
+"""Limit of a pass, as serving engines limit the tokens of a step."""
+
+SHARED: Final[Mapping[str, Sequence[Arm]]] = {
+    "cloud": [Arm()],
+    "picospec": [picospec()],
+    "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
+}
+"""Arms whose verifier is shared, each tried at the round lengths given."""
+
+
+class Crowd(msgspec.Struct, frozen=True):
+    """One verifier and its clients, who all begin at once and ask for ANSWERS in a row."""
+
+    point: str
+    arm: str
+    clients: int
+    tokens_per_s: float
+    """The rate of one client."""
+
+    gamma: int | None
+
+
+def crowds(sources: Sequence[Source], point: str, hosts: Hosts) -> Iterator[Crowd]:
+    """Yield how fast clients are served by one verifier, by their number and arm."""
+    world = World(hosts, Conditions(RTT_MS), rows=ROWS)
+    for count in CLIENTS:
+        for name, arms in SHARED.items():
+            found = [(_shared(world, arm, sources, count), arm.gamma or None) for arm in arms]
+            rate, gamma = max(found, key=lambda pair: pair[0])
+            yield Crowd(point, name, count, rate, gamma)
+
+
+def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
+    """Return the tokens per second of a client, over answers of every family."""
+    each = max(ANSWERS, ceil(len(sources) / clients))  # a few clients also ask for all sources
+    asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
+    answers = simulate(world, arm, asked)
+    tokens = sum(answer.tokens - answer.log.arrivals[0][1] for answer in answers)
+    return tokens / sum(answer.seconds - answer.ttft_s for answer in answers)
+
+
+def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
+    """Return how many clients can have so many tokens per second each, interpolated between
+    the numbers simulated; 0 if not even one can."""
+    own = sorted((c.clients, c.tokens_per_s) for c in found if c.arm == arm)
+    if not own or own[0][1] < tokens_per_s:
+        return 0.0
+    for (few, fast), (many, slow) in pairwise(own):
+        if slow < tokens_per_s:
+            return few + (many - few) * (fast - tokens_per_s) / (fast - slow)
+    return float(own[-1][0])
+
+
+def alternating(groups: Sequence[Group]) -> list[Source]:
+    """Return all sources, a family after another in turn."""
+    most = max(len(group.sources) for group in groups)
+    return [group.sources[i % len(group.sources)] for i in range(most) for group in groups]
