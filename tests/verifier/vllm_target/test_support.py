@@ -43,8 +43,8 @@ def ask(sampling: Sampling, seed: int = 0, at: int = 0, number: int = 0) -> Row:
     return Row(number, 0, VerifyRequest(sampling, "coupled", seed, at))
 
 
-def words(seed: int, at: int) -> torch.Tensor:
-    return Columns.of([ask(Sampling(), seed, at)], torch.device("cpu")).words
+def prefixes(seed: int, at: int) -> torch.Tensor:
+    return Columns.of([ask(Sampling(), seed, at)], torch.device("cpu")).prefixes
 
 
 def found(logits: torch.Tensor, sampling: Sampling) -> distributions.Distribution:
@@ -59,7 +59,7 @@ def row(seed: int, size: int = 2000, spread: float = 3.0) -> distributions.Logit
 def test_the_noise_has_the_same_bits_in_torch_and_numpy(
     seed: int, at: int, tokens: list[int]
 ) -> None:
-    hashed = torch_noise.hashes(words(seed, at), torch.tensor([tokens]))
+    hashed = torch_noise.hashes(prefixes(seed, at), torch.tensor([tokens]))
 
     expected = noise._hash(seed, at, np.array(tokens, np.uint32))
     assert hashed[0].numpy().view(np.uint32).tolist() == expected.tolist()
@@ -69,7 +69,7 @@ def test_the_noise_has_the_same_bits_in_torch_and_numpy(
 def test_the_noise_is_equal_to_the_last_digits_of_float64(seed: int, at: int) -> None:
     tokens = np.arange(500)
 
-    drawn = torch_noise.gumbel(words(seed, at), torch.from_numpy(tokens)[None])
+    drawn = torch_noise.gumbel(prefixes(seed, at), torch.from_numpy(tokens)[None])
 
     np.testing.assert_allclose(drawn[0].numpy(), noise.gumbel(seed, at, tokens), rtol=1e-12)
 
@@ -145,9 +145,9 @@ def test_the_support_is_the_one_vllm_masks_to(top_p: float, top_k: int) -> None:
 def test_the_coarse_noise_is_near_wherever_it_could_win(seed: int, at: int) -> None:
     tokens = torch.arange(20000)[None]
 
-    near = torch_noise.coarse(words(seed, at), tokens).to(torch.float64)
+    near = torch_noise.coarse(prefixes(seed, at), tokens).to(torch.float64)
 
-    exact = torch_noise.gumbel(words(seed, at), tokens)
+    exact = torch_noise.gumbel(prefixes(seed, at), tokens)
     assert torch.isfinite(near).all()
     assert (near - exact)[exact > 0].abs().max() < 5e-6
     assert (near <= 0)[exact < -0.01].all()

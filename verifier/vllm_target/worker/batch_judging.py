@@ -130,7 +130,7 @@ def _first_look(chunk: Chunk, step: StepLogits) -> Tensor:
         drafted = [[(*row.request.draft, -1)[row.index]] for row in chunk.rows]
         values = support.p_of(upload(np.array(drafted, np.int64), found.device))
     else:
-        values = support.best(columns.words).to(torch.float32)
+        values = support.best(columns.prefixes).to(torch.float32)
     return values.masked_fill(~found, nan)
 
 
@@ -139,7 +139,7 @@ def _second_look(chunk: Chunk, step: StepLogits) -> Tensor:
     support, columns, _ = chunk.supports(step)
     if chunk.separate:
         return support.spread(step.vocabulary_size).flatten()
-    return support.best(columns.words).to(torch.float32)
+    return support.best(columns.prefixes).to(torch.float32)
 
 
 def _fetched(parts: Sequence[Tensor]) -> NDArray[np.float32]:

@@ -69,7 +69,7 @@ def tokens_of(rows: Sequence[Row], step: StepLogits) -> list[TokenId]:
     """Return the target's token of each row, under the noise."""
     tokens: dict[tuple[int, int], TokenId] = {}
     for chunk, support, columns in _looks(rows, step):
-        best = support.best(columns.words).tolist()
+        best = support.best(columns.prefixes).tolist()
         keys = [(row.number, row.index) for row in chunk.rows]
         tokens.update(zip(keys, best, strict=True))
     return [tokens[row.number, row.index] for row in rows]

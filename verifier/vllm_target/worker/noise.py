@@ -3,7 +3,7 @@
 int32 arithmetic wraps as uint32 does; only the right shifts need a mask. The noise that can win
 is computed in float64, as at the edge, so that both ends rank the same tokens.
 
-    words: int32[n, 3]     seed mod 2**32, seed div 2**32 and place of each row, as uint32 bits
+    prefixes: int32[n, 1]  the hash of what each row's tokens share; see `prefixes_of`
     tokens: int[n, m]      token ids
 """
 
@@ -18,16 +18,16 @@ _MASK: Final = 0xFFFFFFFF
 _BYTES_HASHED: Final = 16
 
 
-def gumbel(words: Tensor, tokens: Tensor) -> Tensor:
+def gumbel(prefixes: Tensor, tokens: Tensor) -> Tensor:
     """Return the noise of each token of each row: float64[n, m], finite."""
-    hashed = hashes(words, tokens).to(torch.int64) & _MASK
+    hashed = hashes(prefixes, tokens).to(torch.int64) & _MASK
     u = (hashed.to(torch.float64) + 0.5) * 2.0**-32
     return -torch.log(-torch.log1p(-u))
 
 
-def coarse(words: Tensor, tokens: Tensor) -> Tensor:
+def coarse(prefixes: Tensor, tokens: Tensor) -> Tensor:
     """Return the noise in float32[n, m]: right to 1e-6 where it is large, and fast."""
-    hashed = hashes(words, tokens)
+    hashed = hashes(prefixes, tokens)
     u = hashed.to(torch.float32)
     u += (hashed < 0) * 2.0**32
     u += 0.5
@@ -36,16 +36,26 @@ def coarse(words: Tensor, tokens: Tensor) -> Tensor:
     return u.neg_().log1p_().neg_().log_().neg_()
 
 
-def hashes(words: Tensor, tokens: Tensor) -> Tensor:
-    """Return murmur3 over each row's words and the token: uint32[n, m], kept as int32."""
+def prefixes_of(words: Tensor) -> Tensor:
+    """Hash a row's seed mod 2**32, seed div 2**32 and place. words: int32[n, 3]."""
     h = torch.zeros_like(words[:, :1])
-    for word in (*words.split(1, dim=1), tokens.to(torch.int32)):
-        key = _rotate(word * _signed(0xCC9E2D51), 15) * _signed(0x1B873593)
-        h = _rotate(key ^ h, 13) * 5 + _signed(0xE6546B64)
+    for word in words.split(1, dim=1):
+        h = _mix(h, word)
+    return h
+
+
+def hashes(prefixes: Tensor, tokens: Tensor) -> Tensor:
+    """Return murmur3 over a row's prefix and each token: uint32[n, m], kept as int32."""
+    h = _mix(prefixes, tokens.to(torch.int32))
     h ^= _BYTES_HASHED
     h = (h ^ _right(h, 16)) * _signed(0x85EBCA6B)
     h = (h ^ _right(h, 13)) * _signed(0xC2B2AE35)
     return h ^ _right(h, 16)
+
+
+def _mix(h: Tensor, word: Tensor) -> Tensor:
+    key = _rotate(word * _signed(0xCC9E2D51), 15) * _signed(0x1B873593)
+    return _rotate(key ^ h, 13) * 5 + _signed(0xE6546B64)
 
 
 def _rotate(words: Tensor, bits: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from speculation.sampling.distributions import GREEDY_BELOW
 from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.noise import prefixes_of
 
 Kind = Literal["cut", "greedy", "whole"]
 """How a row's support is found: `cut` by min-p, top-k or top-p, `greedy` is the argmax alone,
@@ -90,8 +91,8 @@ class Columns:
     top_k: Tensor
     """int64[n, 1]; 0 keeps all."""
 
-    words: Tensor
-    """int32[n, 3]: see `noise`."""
+    prefixes: Tensor
+    """int32[n, 1]: see `noise`."""
 
     @staticmethod
     def of(rows: Sequence[Row], device: torch.device) -> Columns:
@@ -104,7 +105,7 @@ class Columns:
         ]
         temperature, min_p, top_p, top_k = upload(np.array(settings), device).split(1, dim=1)
         words = upload(np.array(noise, np.uint32).view(np.int32), device)
-        return Columns(temperature, min_p, top_p, top_k.to(torch.int64), words)
+        return Columns(temperature, min_p, top_p, top_k.to(torch.int64), prefixes_of(words))
 
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:

@@ -35,14 +35,14 @@ class Support:
     logs: Tensor
     """float[n, C]: log p up to a constant of the row; -inf outside the support."""
 
-    def best(self, words: Tensor) -> Tensor:
+    def best(self, prefixes: Tensor) -> Tensor:
         """Return argmax(log p + noise) by row: int64[n]."""
         tokens, logs = self.tokens, self.logs
         if tokens.shape[1] > FINALISTS:
-            scores = logs.to(torch.float32) + coarse(words, tokens)
+            scores = logs.to(torch.float32) + coarse(prefixes, tokens)
             finalists = scores.topk(FINALISTS, dim=1).indices
             tokens, logs = tokens.gather(1, finalists), logs.gather(1, finalists)
-        best = (logs + gumbel(words, tokens)).argmax(dim=1, keepdim=True)
+        best = (logs + gumbel(prefixes, tokens)).argmax(dim=1, keepdim=True)
         return tokens.gather(1, best)[:, 0]
 
     def p(self) -> Tensor:
