@@ -113,9 +113,7 @@ class StopStrings:
         """A stop string was found, and the text has ended."""
 
     def feed(self, text: str) -> str:
-        """Take more text, and return what may be shown now."""
-        if self.hit:
-            return ""
+        """Take more text, unless a stop string was hit, and return what may be shown now."""
         text = self._withheld + text
         if found := self._find(text):
             self.hit, self._withheld = True, ""
