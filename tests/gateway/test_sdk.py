@@ -70,7 +70,7 @@ async def test_there_is_no_usage_chunk_unless_it_is_asked_for() -> None:
         )
         chunks = [chunk async for chunk in stream]
 
-    assert all(chunk.choices for chunk in chunks)
+    assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in chunks)
 
 
 async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
@@ -80,6 +80,7 @@ async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
         )
         chunks = [chunk async for chunk in stream]
 
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == 9
