@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -19,14 +20,14 @@ from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
 from models.store import open_store
 from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
+from speculation.protocol.messages import Commit, Draft, Finish, Limits, Open, Reject, TokenId
 from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import QuantisedDistribution
 from speculation.sampling.draft_token import DraftToken
 from verifier.llama_target import LlamaSettings, LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.plain_engine import PlainEngine, opening
-from verifier.target import Target, TargetFull, UnknownSession
+from verifier.target import Target, TargetFull, UnknownSession, Unservable
 from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
@@ -295,3 +296,36 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     assert target._slots == {}  # type: ignore[attr-defined]
     assert target._places.free == 4  # type: ignore[attr-defined]
     assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []
+
+
+def at_least(request: Open, tokens: object) -> Open:
+    extras = {"min_tokens": msgspec.Raw(msgspec.json.encode(tokens))}
+    return replace(request, sampling=msgspec.structs.replace(request.sampling, extras=extras))
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+async def test_no_answer_ends_before_min_tokens(host: Host, temperature: float) -> None:
+    """The stop tokens are all tokens of the answer that the target gives without min_tokens."""
+    job = job_of(host, PROMPTS[0], temperature)
+    text = await plain(host, job)
+    request = replace(opening(job, host.ready().facts), stop_tokens=tuple(set(text)))
+
+    committed = [await tokens_of(host, "free", request)]
+    committed.append(await tokens_of(host, "bound", at_least(request, 10)))
+
+    assert committed[0] == text[:1]
+    assert not set(committed[1][:10]) & set(text)
+    assert len(committed[1]) >= 10
+
+
+async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
+    async with aclosing(host.ready().serve(name, request)) as replies:
+        messages = [reply.message async for reply in replies]
+    return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+
+
+async def test_a_wrong_min_tokens_is_refused_by_its_name(host: Host) -> None:
+    request = opening(job_of(host, PROMPTS[0], 0.0), host.ready().facts)
+
+    with pytest.raises(Unservable, match="min_tokens"):
+        await anext(host.ready().serve("wrong", at_least(request, TOKENS + 1)))
