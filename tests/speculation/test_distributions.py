@@ -164,7 +164,9 @@ def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> No
     peaked = distribution(np.linspace(0, 400, 5000).astype(np.float32), Sampling())
     flat = distribution(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
 
+    tiny = distribution(np.linspace(0, 40, 5).astype(np.float32), Sampling())
     assert len(head_of(small)) == 512
+    assert head_of(tiny).tolist() == [4, 3, 2, 1, 0]
     assert peaked.p[head_of(peaked)].sum() >= distributions.HEAD_COVERS
     assert len(head_of(peaked)) < distributions.HEAD_TOKENS
     assert flat.tokens[head_of(flat)].tolist() == list(range(4999, 4487, -1))
