@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from bench.run.useless_drafter import NoDrafter
+from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics

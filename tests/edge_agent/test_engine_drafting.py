@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bench.run.useless_drafter import NoDrafter
+from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Job, Sampling
