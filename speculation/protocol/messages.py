@@ -69,8 +69,6 @@ class Limits(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Begin a session."""
-
     model: str
     vocabulary: str
     prompt: tuple[TokenId, ...]
@@ -110,10 +108,8 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """`separate`: send the Reject at this position again, with fresh samples of the tail.
-
-    It begins an epoch, which the answer has too: so a repeated answer differs from a fresh one.
-    """
+    """`separate`: send the Reject at this position again, with fresh samples of the tail. It
+    begins an epoch, which the answer has too: so a repeated answer differs from a fresh one."""
 
     epoch: int
     position: int
@@ -144,11 +140,10 @@ class Commit:
     """How many of `tokens` were draft tokens; the target itself generated the others."""
 
     queue_s: float = 0.0
-    """Time from the end of the session's last pass to the start of this one; sent in 0.1 ms."""
+    """Time from the end of the session's last pass to the start of this one. This and pass_s
+    are sent in 0.1 ms."""
 
     pass_s: float = 0.0
-    """Duration of the pass; sent in 0.1 ms."""
-
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     def after(self, known: int) -> Self:
@@ -167,11 +162,7 @@ class Commit:
 @dataclass(frozen=True, slots=True)
 class Reject:
     """`separate`: the draft token at `position` was rejected; the edge draws the recovered
-    token from this p.
-
-    Every probability is a float32, and so is the p that rejected: both ends use one
-    distribution.
-    """
+    token from this p. Every probability is a float32, as in the p that rejected."""
 
     epoch: int
     position: int
@@ -187,8 +178,6 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a session cost, and what its draft tokens were worth."""
-
     passes: int = 0
     judged: int = 0
     accepted: int = 0
