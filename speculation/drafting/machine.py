@@ -40,9 +40,7 @@ class DraftStep:
     context: list[TokenId]
     """Output tokens that the step follows: the committed ones and the chain."""
 
-    ahead: list[TokenId]
-    """Tokens that the step also reads behind its context."""
-
+    ahead: list[TokenId]  # tokens that the step also reads behind its context
     epoch: int
     asked_at: float
 
@@ -51,9 +49,7 @@ class DraftStep:
 class Outcome:
     """What a driver must do, in the order of the fields."""
 
-    commit: Commit | None = None
-    """Tokens that were not known before."""
-
+    commit: Commit | None = None  # tokens that were not known before
     send: tuple[Pushed, ...] = ()
     step: DraftStep | None = None
     finish: Finish | None = None
@@ -65,8 +61,7 @@ class DraftCounts:
 
     drafted: int = 0
     looked_up: int = 0
-    stale_steps: int = 0
-    """Steps whose chain had broken when they ended."""
+    stale_steps: int = 0  # steps whose chain had broken when they ended
 
 
 class DraftMachine:

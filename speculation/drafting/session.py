@@ -27,15 +27,11 @@ class DraftingSession:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[DraftToken] = []
-        self.misses = 0
-        """Chains in a row whose first draft token was rejected."""
-
+        self.misses = 0  # chains in a row whose first draft token was rejected
         self.unused = unused
         """Commits in a row that agreed with the chain and took nothing from it."""
 
-        self.away = 0
-        """Draft tokens that were sent and that no Commit has confirmed yet."""
-
+        self.away = 0  # draft tokens that were sent and that no Commit has confirmed yet
         self._broke_at = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)

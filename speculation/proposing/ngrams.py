@@ -20,11 +20,8 @@ class Match:
     """A token that followed where the end of the text stood before."""
 
     token: TokenId
-    at: int
-    """The token's index in the text."""
-
-    length: int
-    """Tokens that agree before it."""
+    at: int  # the token's index in the text
+    length: int  # tokens that agree before it
 
 
 class Index:

@@ -25,13 +25,9 @@ TokenId = int
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The settings that shape a distribution, in the order in which they are applied."""
 
-    temperature: float = 1.0
-    """0 means the argmax."""
-
+    temperature: float = 1.0  # 0 means the argmax
     min_p: float = 0.0
-    top_k: int = 0
-    """0 keeps all."""
-
+    top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
     extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
     """Settings that only some targets serve (ModelFacts.features), by their OpenAI names."""
@@ -42,9 +38,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     model: str
     vocabulary_size: int
-    vocabulary: str
-    """The fingerprint: a hash over the token list and the special tokens."""
-
+    vocabulary: str  # the fingerprint: a hash over the token list and the special tokens
     context_tokens: int
     stop_tokens: list[TokenId]
     chat_template: str
@@ -57,9 +51,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True):
     """What one session may ask of the verifier."""
 
-    max_verify: int = 32
-    """The most draft tokens that one pass judges."""
-
+    max_verify: int = 32  # the most draft tokens that one pass judges
     max_ahead: int = 128
     """The most draft tokens beyond the last committed one that the verifier keeps."""
 
@@ -73,9 +65,7 @@ class Open:
     vocabulary: str
     prompt: tuple[TokenId, ...]
     sampling: Sampling
-    seed: int
-    """0 <= seed < 2**63."""
-
+    seed: int  # 0 <= seed < 2**63
     max_tokens: int
     stop_tokens: tuple[TokenId, ...]
     judge: Judge = "coupled"
@@ -98,9 +88,7 @@ class Draft:
     q: tuple[int, ...] | None = None
     """`separate`: the weight of each token in the q that it was drawn from, in 1/65536."""
 
-    forced: bool = False
-    """`separate`: tokens[0] is the recovered token; it is no draft token."""
-
+    forced: bool = False  # `separate`: tokens[0] is the recovered token; it is no draft token
     pauses: bool = False
     """No more follow until the edge knows of more committed tokens: the verifier need not wait
     for them."""
@@ -166,12 +154,8 @@ class Reject:
 
     epoch: int
     position: int
-    head: tuple[tuple[TokenId, float], ...]
-    """The most likely tokens and their p."""
-
-    tail_mass: float
-    """Sum of p over all tokens not in the head."""
-
+    head: tuple[tuple[TokenId, float], ...]  # the most likely tokens and their p
+    tail_mass: float  # sum of p over all tokens not in the head
     tail: tuple[tuple[TokenId, float], ...] = ()
     """Tokens drawn from the tail's distribution, in the order drawn, and their p."""
 
@@ -181,8 +165,7 @@ class Totals:
     passes: int = 0
     judged: int = 0
     accepted: int = 0
-    filled: int = 0
-    """Fill-in passes: those without a draft token."""
+    filled: int = 0  # fill-in passes: those without a draft token
 
 
 @dataclass(frozen=True, slots=True)

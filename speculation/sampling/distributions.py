@@ -43,11 +43,8 @@ _BLOCK: Final = 64  # tokens of one block in `top`
 class Distribution:
     """Tokens that are not listed have probability 0."""
 
-    tokens: Tokens
-    """int64[n], each once."""
-
-    p: Floats
-    """float64[n], positive, sums to 1."""
+    tokens: Tokens  # int64[n], each once
+    p: Floats  # float64[n], positive, sums to 1
 
     def of(self, token: int) -> float:
         """Return the probability of one token."""
@@ -156,8 +153,7 @@ class QuantisedDistribution:
     only weights are sent, so both ends know q exactly."""
 
     tokens: Tokens
-    weights: Tokens
-    """int64[n], positive, sums to Q_SCALE."""
+    weights: Tokens  # int64[n], positive, sums to Q_SCALE
 
     def of(self, token: int) -> int:
         """Return the weight of one token, 0 if it has none."""

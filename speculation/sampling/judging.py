@@ -43,8 +43,7 @@ class Rejection:
     """A rejected draft token in `separate`, with the whole p that judged it."""
 
     token: TokenId
-    p: Distribution
-    """p rounded to float32, as it is sent."""
+    p: Distribution  # p rounded to float32, as it is sent
 
     def allows(self, recovered: TokenId) -> bool:
         """Return whether a token can be the recovered one: p(token) > 0, and it is not the

@@ -45,9 +45,7 @@ class Arrivals:
     """Between two draft tokens while the edge drafts; 0 until it is known."""
 
     _commits: deque[Sent] = field(default_factory=lambda: deque(maxlen=MAX_COMMITS))
-    _awaited: Sent | None = None
-    """The one of them that the next draft token answers."""
-
+    _awaited: Sent | None = None  # the one of them that the next draft token answers
     _broke: bool = False
     _paused: bool = False
     _last_at: float | None = None

@@ -28,12 +28,8 @@ class HeldChain:
         self.newest = (0, 0)
         """Epoch and end of the newest draft tokens to arrive, void ones left out."""
 
-        self.broken = False
-        """The chain was found wrong, and no pass has begun since."""
-
-        self.wrong_at = 0
-        """The position of the latest difference."""
-
+        self.broken = False  # the chain was found wrong, and no pass has begun since
+        self.wrong_at = 0  # the position of the latest difference
         self.acceptance = ACCEPTANCE_PRIOR
         """The estimated probability that a draft token equals the text if those before it do.
         It is learned from every draft token that arrives, judged or overtaken."""

@@ -74,8 +74,7 @@ class _Curve:
 
     rows: list[int]
     usual_s: list[float]
-    bound_s: list[float]
-    """The lowest latency of any pass with at least so many rows."""
+    bound_s: list[float]  # the lowest latency of any pass with at least so many rows
 
     def of(self, rows: int) -> float:
         right = min(bisect_left(self.rows, rows), len(self.rows) - 1)

@@ -46,11 +46,8 @@ class Offer:
     """Sessions that should take part, with the draft tokens to judge of each. When it is empty,
     no pass should start yet."""
 
-    wait_s: float
-    """When to ask again if no message arrives; inf: not before one arrives."""
-
-    held: Collection[str] = ()
-    """Sessions that wait for draft tokens about to arrive."""
+    wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
+    held: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
 
 
 @dataclass(frozen=True, slots=True)

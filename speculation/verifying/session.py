@@ -49,11 +49,8 @@ class Pass:
 
     start: int
     draft: Tokens
-    q: tuple[int, ...]
-    """`separate`: K weights in 1/Q_SCALE; else all are 0."""
-
-    u: tuple[float, ...] = ()
-    """`separate`: K + 1 fresh uniforms in [0, 1)."""
+    q: tuple[int, ...]  # `separate`: K weights in 1/Q_SCALE; else all are 0
+    u: tuple[float, ...] = ()  # `separate`: K + 1 fresh uniforms in [0, 1)
 
 
 class VerifyingSession:
