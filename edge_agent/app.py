@@ -73,7 +73,7 @@ def build(
     app = create_app(
         engine,
         TargetTokenizer(model, uplink.facts),
-        settings.gateway,
+        settings,
         registry=registry,
         lifespan=lifespan,
     )
