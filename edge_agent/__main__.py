@@ -11,7 +11,6 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 import uvicorn
-from pydantic import ValidationError
 
 from edge_agent.app import build
 from edge_agent.draft_model import loading
@@ -50,11 +49,11 @@ def main(
     threads: Annotated[int | None, typer.Option(help="Threads of the draft model.")] = None,
 ) -> None:
     """Serve the OpenAI API on this machine: draft here, and have the verifier judge."""
-    named = {key: value for key, value in locals().items() if key != "config"}
-    overrides = {name: value for name, value in named.items() if value is not None}
+    named = {name: value for name, value in locals().items() if value is not None}
+    named.pop("config", None)
     try:
-        settings = load(config, os.environ, overrides)
-    except (ValidationError, ValueError, OSError) as error:
+        settings = load(config, os.environ, named)
+    except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
         sys.exit(f"settings: {error}")
     serve(settings)
 

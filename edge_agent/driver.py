@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +22,6 @@ from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
 from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
@@ -82,9 +81,7 @@ class Driver:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                others = [
-                    tasks.create_task(work) for work in (self._link.post(), self._draft())
-                ]
+                others = tasks.create_task(self._link.post()), tasks.create_task(self._draft())
                 finish = await self._receive(emit)
                 for task in others:
                     task.cancel()
@@ -121,7 +118,10 @@ class Driver:
 
     async def _step(self, step: DraftStep) -> None:
         try:
-            tokens = await self._ask(step)
+            if (model := self._model) is None:
+                raise CannotDraft("the session has no draft model")
+            context = [*model.prompt, *step.context]
+            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()
@@ -129,12 +129,6 @@ class Driver:
             now = self._clock()
             self._metrics.step_s.observe(now - step.asked_at)
             self._machine.drafted(step, tokens, now)
-
-    async def _ask(self, step: DraftStep) -> Sequence[DraftToken]:
-        if (model := self._model) is None:
-            raise CannotDraft("the session has no draft model")
-        context = [*model.prompt, *step.context]
-        return await model.slot.step(context, model.sampler, ahead=step.ahead)
 
     def _send(self, outcome: Outcome) -> None:
         for message in outcome.send:
