@@ -30,19 +30,15 @@ Emit = Callable[[Commit], Awaitable[None]]
 class Link(Protocol):
     def events(self) -> AsyncGenerator[Down]:
         """Open the session and yield the verifier's messages up to Finish. Raises ApiError."""
-        ...
 
     def send(self, message: Pushed) -> None:
         """Have a message sent; never waits."""
-        ...
 
     async def post(self) -> None:
         """Send what `send` is given, until cancelled."""
-        ...
 
     async def cancel(self) -> None:
         """End the session at the verifier, if it has not ended."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +54,12 @@ class Driver:
     """model: None where no slot was free; then the machine asks for no steps."""
 
     def __init__(
-        self,
-        machine: DraftMachine,
-        link: Link,
-        model: DraftModel | None,
-        metrics: EdgeMetrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, machine: DraftMachine, link: Link, model: DraftModel | None, metrics: EdgeMetrics
     ) -> None:
         self._machine = machine
         self._link = link
         self._model = model
         self._metrics = metrics
-        self._clock = clock
         self._changed = asyncio.Event()
 
     async def run(self, emit: Emit) -> Finish:
@@ -108,7 +97,7 @@ class Driver:
 
     async def _draft(self) -> None:
         while True:
-            outcome = self._machine.next(self._clock(), busy=False)
+            outcome = self._machine.next(time.monotonic(), busy=False)
             self._send(outcome)
             if outcome.step is not None:
                 await self._step(outcome.step)
@@ -126,7 +115,7 @@ class Driver:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()
         else:
-            now = self._clock()
+            now = time.monotonic()
             self._metrics.step_s.observe(now - step.asked_at)
             self._machine.drafted(step, tokens, now)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -40,18 +40,13 @@ Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Uplink(Protocol):
+    """What edge_agent.link.uplink.Uplink does."""
+
     @property
     def rtt_s(self) -> float: ...
-
-    async def facts(self) -> ModelFacts:
-        """Raises gateway.errors.Unavailable or EngineFault."""
-        ...
-
+    async def facts(self) -> ModelFacts: ...
     def open(self, request: Open) -> Link: ...
-
-    def forget(self) -> None:
-        """Have the facts fetched again."""
-        ...
+    def forget(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +155,20 @@ class EdgeEngine:
         )
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
-        wanted = job.sampling
+        extras = {k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()}
+        reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         return Open(
             model=facts.model,
             vocabulary=self._vocabulary,
             prompt=job.prompt,
-            sampling=Sampling(
-                temperature=wanted.temperature,
-                min_p=wanted.min_p,
-                top_k=wanted.top_k,
-                top_p=wanted.top_p,
-                extras={k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()},
-            ),
+            sampling=Sampling(**asdict(job.sampling), extras=extras),
             seed=job.seed,
             max_tokens=job.max_tokens,
             stop_tokens=tuple(facts.stop_tokens),
             judge=self._speculation.judge,
-            fill=self._fill(job, slot),
+            fill=self._speculation.fill if reaches_end else "auto",  # `never` would not end
             top_logprobs=job.top_logprobs,
         )
-
-    def _fill(self, job: Job, slot: DraftSlot | None) -> Fill:
-        """`never` would wait for ever where the draft model cannot reach the end."""
-        reaches = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
-        return self._speculation.fill if reaches else "auto"
 
 
 def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftSampler:

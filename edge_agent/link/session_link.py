@@ -21,15 +21,7 @@ from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation.protocol import wire
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import (
-    Commit,
-    Down,
-    Fault,
-    Finish,
-    Open,
-    Opened,
-    Up,
-)
+from speculation.protocol.messages import Commit, Down, Fault, Finish, Open, Opened, Up
 
 RESPONSE_TIMEOUT_S: Final = 10.0
 """Time until the first byte of a stream's response."""
@@ -44,11 +36,7 @@ class Link:
     """Run `post` concurrently with `events`, then `cancel`; after a Finish it does nothing."""
 
     def __init__(
-        self,
-        client: httpx.AsyncClient,
-        posts: Posts,
-        request: Open,
-        metrics: EdgeMetrics,
+        self, client: httpx.AsyncClient, posts: Posts, request: Open, metrics: EdgeMetrics
     ) -> None:
         self._client = client
         self._request = request

@@ -150,7 +150,11 @@ class Uplink:
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self.url, error) from error
         if response.status_code != 200:
-            raise _not_the_clients(upstream_errors.from_response(response))
+            answered = upstream_errors.from_response(response)
+            if isinstance(answered, EngineFault | Unavailable):
+                raise answered
+            # the client did not make this request, and must not be blamed for it
+            raise Unavailable(f"the verifier does not answer as one: {answered.message}")
         return response
 
     def _read(self, response: httpx.Response) -> ModelFacts:
@@ -160,14 +164,7 @@ class Uplink:
             raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
         if facts.protocol != PROTOCOL_VERSION:
             raise EngineFault(
-                f"the verifier speaks protocol {facts.protocol}, this edge {PROTOCOL_VERSION}",
+                f"the verifier uses protocol {facts.protocol}, this edge {PROTOCOL_VERSION}",
                 code="protocol_version",
             )
         return facts
-
-
-def _not_the_clients(error: ApiError) -> ApiError:
-    """Return an error that does not blame the client, who did not make this request."""
-    if isinstance(error, EngineFault | Unavailable):
-        return error
-    return Unavailable(f"the verifier does not answer as one: {error.message}")

@@ -188,9 +188,7 @@ async def keep_up(
 
 
 async def while_alive(
-    children: Sequence[Child],
-    until: Awaitable[object],
-    *meanwhile: Coroutine[None, None, None],
+    children: Sequence[Child], until: Awaitable[object], *meanwhile: Coroutine[None, None, None]
 ) -> None:
     """Await `until`, and run `meanwhile` until then, as long as all `children` live.
 

@@ -32,15 +32,7 @@ from speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from tests.edge_agent.fakes import (
-    LIMITS,
-    CountingSlot,
-    ScriptedLink,
-    let,
-    on,
-    quiet,
-    scripted,
-)
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, let, on, quiet, scripted
 
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], "", LIMITS, judges=["coupled"], features=["logit_bias"]
@@ -88,11 +80,7 @@ def engine(
     speculation: Speculation | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
-        uplink,
-        drafter or OneSlot(),
-        speculation or Speculation(),
-        metrics,
-        vocabulary="mine",
+        uplink, drafter or OneSlot(), speculation or Speculation(), metrics, vocabulary="mine"
     )
 
 
