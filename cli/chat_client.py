@@ -34,14 +34,6 @@ class _Chunk(msgspec.Struct):
     error: _Error | None = None
 
 
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: Sequence[_Model]
-
-
 async def model_name(client: httpx.AsyncClient) -> str:
     """Return the name of the first model the service offers."""
     try:
@@ -50,7 +42,7 @@ async def model_name(client: httpx.AsyncClient) -> str:
         raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
     if response.status_code != 200:
         raise ChatError(_reason(response))
-    return msgspec.json.decode(response.content, type=_Models).data[0].id
+    return str(response.json()["data"][0]["id"])
 
 
 async def stream_answer(

@@ -56,42 +56,36 @@ def up(
     """Run both ends on this machine, until Ctrl-C."""
     console = Console()
     try:
-        plan = Plan(
-            edge_port=edge_port,
-            verifier_port=verifier_port,
-            settings={} if config is None else read_settings(config),
-            pins=_pins(pin),
-            healthy_within_s=wait,
-            api_key=_first_key(os.environ.get("PICOSPEC_API_KEYS", "")),
-        )
+        settings = {} if config is None else read_settings(config)
+        key = _first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
+        plan = Plan(edge_port, verifier_port, settings, _pins(pin), wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
     except ServiceError as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
-@app.command(context_settings=PASS_ON)
-def edge(context: typer.Context) -> None:
-    """Run the edge alone; --help shows its options."""
-    _become("edge_agent", context.args)
+def _add(name: str, *module: str, help: str) -> None:
+    """Add a command that replaces this process by a module, which gets all its arguments.
+
+    So the module gets the signals and sets the exit status.
+    """
+
+    @app.command(name, help=help, context_settings=PASS_ON)
+    def become(context: typer.Context) -> None:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", *module, *context.args])
 
 
-@app.command(context_settings=PASS_ON)
-def verifier(context: typer.Context) -> None:
-    """Run the verifier alone; --help shows its options."""
-    _become("verifier", context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def bench(context: typer.Context) -> None:
-    """Measure; --help shows how."""
-    _become("bench", context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def simulate(context: typer.Context) -> None:
-    """Replay recorded traces on a virtual clock; --help shows how."""
-    _become("bench", ["simulate", *context.args])
+_add("edge", "edge_agent", help="Run the edge alone; --help shows its options.")
+_add("verifier", "verifier", help="Run the verifier alone; --help shows its options.")
+_add("bench", "bench", help="Measure; --help shows how.")
+_add(
+    "simulate",
+    "bench",
+    "simulate",
+    help="Replay recorded traces on a virtual clock; --help shows how.",
+)
 
 
 @app.command()
@@ -140,9 +134,3 @@ def _pins(text: str | None) -> Pins:
 
 def _first_key(keys: str) -> str | None:
     return next((key.strip() for key in keys.split(",") if key.strip()), None)
-
-
-def _become(module: str, arguments: list[str]) -> None:
-    """Replace this process by the service, so that it gets the signals and sets the status."""
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
