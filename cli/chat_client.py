@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 
 import httpx
 import msgspec
@@ -32,6 +33,13 @@ class _Error(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: Sequence[_Choice] = ()
     error: _Error | None = None
+
+
+def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncClient:
+    """Return a client that shows the key. silence_s: its limit on the time without a byte."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(silence_s, connect=5.0)
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
 
 async def model_name(client: httpx.AsyncClient) -> str:
@@ -75,8 +83,7 @@ def _text(event: str) -> str:
 
 
 def _reason(response: httpx.Response) -> str:
-    try:
-        error = msgspec.json.decode(response.content, type=_Chunk).error
-    except msgspec.MsgspecError:
-        error = None
-    return error.message if error else f"{response.url} answered {response.status_code}"
+    with suppress(msgspec.MsgspecError):
+        if error := msgspec.json.decode(response.content, type=_Chunk).error:
+            return error.message
+    return f"{response.url} answered {response.status_code}"

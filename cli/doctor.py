@@ -53,10 +53,11 @@ def check_engine(module: str = "models.llama") -> Finding:
     return Finding("llama.cpp", True, "can be imported")
 
 
-def check_cores(count: int) -> Finding:
+def check_cores() -> Finding:
     """Count the cores. One is enough, but then the two ends take turns on it."""
+    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     found = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
-    return Finding("cores", count > 0, found)
+    return Finding("cores", True, found)
 
 
 def check_cache(directory: Path) -> Finding:
@@ -118,12 +119,6 @@ def _is_healthy(url: str) -> bool:
     except httpx.TransportError:
         return False
     return response.status_code == 200
-
-
-def this_machine() -> tuple[Finding, ...]:
-    """Run the checks that do not depend on settings."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return (check_python(sys.version_info[:2]), check_engine(), check_cores(cores))
 
 
 def report(findings: Sequence[Finding], console: Console) -> bool:

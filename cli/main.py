@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
+from typer import Option
 
 from cli import doctor as checks
 from cli.chat import chat as chat_in_terminal
@@ -28,13 +29,10 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 
-EdgePort = Annotated[int, typer.Option(envvar="EDGE_PORT", help="Port of the edge.")]
-VerifierPort = Annotated[
-    int, typer.Option(envvar="VERIFIER_PORT", help="Port of the verifier.")
-]
+EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
+VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
 Keys = Annotated[
-    str,
-    typer.Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used."),
+    str, Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used.")
 ]
 
 PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
@@ -45,13 +43,13 @@ def up(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with the tables [edge] and [verifier].")
+        Path | None, Option(help="TOML file with the tables [edge] and [verifier].")
     ] = None,
     pin: Annotated[
         str | None,
-        typer.Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
+        Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
     ] = None,
-    wait: Annotated[float, typer.Option(help="Seconds to become healthy in.")] = 300.0,
+    wait: Annotated[float, Option(help="Seconds to become healthy in.")] = 300.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C."""
     console = Console()
@@ -66,10 +64,7 @@ def up(
 
 
 def _add(name: str, *module: str, help: str) -> None:
-    """Add a command that replaces this process by a module, which gets all its arguments.
-
-    So the module gets the signals and sets the exit status.
-    """
+    """Add a command that becomes a module, which so gets the signals and sets the status."""
 
     @app.command(name, help=help, context_settings=PASS_ON)
     def become(context: typer.Context) -> None:
@@ -80,24 +75,19 @@ def _add(name: str, *module: str, help: str) -> None:
 _add("edge", "edge_agent", help="Run the edge alone; --help shows its options.")
 _add("verifier", "verifier", help="Run the verifier alone; --help shows its options.")
 _add("bench", "bench", help="Measure; --help shows how.")
-_add(
-    "simulate",
-    "bench",
-    "simulate",
-    help="Replay recorded traces on a virtual clock; --help shows how.",
-)
+replays = "Replay recorded traces on a virtual clock; --help shows how."
+_add("simulate", "bench", "simulate", help=replays)
 
 
 @app.command()
 def chat(
-    url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible service.")] = None,
+    url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
 ) -> None:
     """Talk to the model in this terminal. Ctrl-C ends an answer, Ctrl-D the conversation."""
     console = Console()
-    where = url or f"http://127.0.0.1:{edge_port}"
-    key = _first_key(api_keys)
+    where, key = url or f"http://127.0.0.1:{edge_port}", _first_key(api_keys)
     chat_in_terminal(where, key, console, lambda: console.input("[bold cyan]> [/]"))
 
 
@@ -105,13 +95,15 @@ def chat(
 def doctor(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
-    verifier_url: Annotated[str | None, typer.Option(help="A verifier elsewhere.")] = None,
-    model: Annotated[str, typer.Option(help="Model or pair to check.")] = "qwen2.5-coder",
+    verifier_url: Annotated[str | None, Option(help="A verifier elsewhere.")] = None,
+    model: Annotated[str, Option(help="Model or pair to check.")] = "qwen2.5-coder",
 ) -> None:
     """Check this machine, and say what to do about what is wrong."""
     store = open_store(os.environ)
     findings = [
-        *checks.this_machine(),
+        checks.check_python(sys.version_info[:2]),
+        checks.check_engine(),
+        checks.check_cores(),
         checks.check_cache(store.root),
         checks.check_models(store, model),
         checks.check_port("edge", edge_port, "EDGE_PORT"),

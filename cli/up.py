@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from cli.chat_client import ChatError, model_name
+from cli.chat_client import ChatError, client_of, model_name
 from cli.doctor import HOST, why_not_free
 from gateway.hosting.cores import Pins
 from gateway.hosting.health import until_healthy
@@ -47,11 +46,10 @@ class Plan:
 
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        verifier, edge = self.pins.verifier, self.pins.edge
         more = ("--verifier-url", self.verifier_url)
         return (
-            self._service("verifier", "verifier", self.verifier_port, verifier),
-            self._service("edge", "edge_agent", self.edge_port, edge, *more),
+            self._service("verifier", "verifier", self.verifier_port, self.pins.verifier),
+            self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more),
         )
 
     def _service(
@@ -79,10 +77,8 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
 
 def check_free(port: int, variable: str) -> None:
     """Raise ServiceError when something listens on `port` already."""
-    if reason := why_not_free(port):
-        raise ServiceError(
-            f"port {port} cannot be had ({reason}); choose another with {variable}"
-        )
+    if why := why_not_free(port):
+        raise ServiceError(f"port {port} cannot be had ({why}); choose another with {variable}")
 
 
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
@@ -96,9 +92,8 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 
     def show(name: str, line: str) -> None:
         if ready.is_set():  # until then, the error quotes a service that fails
-            console.print(
-                f"[dim]{name:>8} |[/] {escape(line)}", soft_wrap=True, highlight=False
-            )
+            text = f"[dim]{name:>8} |[/] {escape(line)}"
+            console.print(text, soft_wrap=True, highlight=False)
 
     async def announce() -> None:
         started_s = time.monotonic()
@@ -116,19 +111,13 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 
 async def _model_when_healthy(plan: Plan, services: Iterable[Service], console: Console) -> str:
     """Return the name of the model that the edge serves."""
-    keys = {"authorization": f"Bearer {plan.api_key}"} if plan.api_key else {}
-    async with httpx.AsyncClient(
-        base_url=plan.edge_url, trust_env=False, headers=keys
-    ) as client:
+    async with client_of(plan.edge_url, plan.api_key) as client:
         with console.status("") as status:
-            await until_healthy(
-                services,
-                client,
-                within_s=plan.healthy_within_s,
-                on_wait=lambda service: status.update(
-                    f"waiting for the {service.name} at {service.url}/health"
-                ),
-            )
+
+            def show(service: Service) -> None:
+                status.update(f"waiting for the {service.name} at {service.url}/health")
+
+            await until_healthy(services, client, plan.healthy_within_s, on_wait=show)
         try:
             return await model_name(client)
         except ChatError as error:
@@ -146,10 +135,10 @@ def usage_lines(plan: Plan, model: str) -> tuple[str, ...]:
         key = '__import__("os").environ["PICOSPEC_API_KEYS"].split(",")[0]'
     messages = '[{"role": "user", "content": "Write a haiku about light."}]'
     body = f'{{"model": "{model}", "stream": true, "messages": {messages}}}'
+    post = f"curl -N {plan.edge_url}/v1/chat/completions{header}"
     return (
         "",
-        f"curl -N {plan.edge_url}/v1/chat/completions{header}"
-        f" -H 'content-type: application/json' -d '{body}'",
+        f"{post} -H 'content-type: application/json' -d '{body}'",
         "",
         "from openai import OpenAI",
         f'client = OpenAI(base_url="{plan.edge_url}/v1", api_key={key})',
