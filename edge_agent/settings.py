@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AnyHttpUrl, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting.settings_sources import Port, Secret, ServiceSettings, Table
+from gateway.hosting.settings_sources import Port, ServiceSettings, Table
 from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Fill, Judge
 
@@ -30,9 +30,7 @@ class DraftingSettings(Table):
 
 class EdgeSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__")
-    secrets = ServiceSettings.secrets | {
-        "verifier_key": Secret("PICOSPEC_VERIFIER_KEY", SecretStr)
-    }
+    secrets = ServiceSettings.secrets | {"verifier_key": "PICOSPEC_VERIFIER_KEY"}
 
     port: Port = 8000
     verifier_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:9000")
@@ -62,7 +60,8 @@ class EdgeSettings(ServiceSettings):
     judge: Judge = "coupled"
     fill: Fill = "auto"
     drafting: DraftingSettings = DraftingSettings()
-    verifier_key: SecretStr = SecretStr("")
+    verifier_key: tuple[SecretStr, ...] = ()
+    """The key that this edge shows the verifier, if any."""
 
     @property
     def draft_settings(self) -> DraftSettings:
@@ -71,10 +70,8 @@ class EdgeSettings(ServiceSettings):
     @property
     def shown_key(self) -> str | None:
         """The key for the verifier. Both ends may share the clients' keys on one machine."""
-        keys = [self.verifier_key] if self.verifier_key else []
-        if self.verifier_url.host in _THIS_MACHINE:
-            keys += self.api_keys
-        return keys[0].get_secret_value() if keys else None
+        shared = self.api_keys if self.verifier_url.host in _THIS_MACHINE else ()
+        return next((key.get_secret_value() for key in self.verifier_key + shared), None)
 
 
 load = EdgeSettings.load

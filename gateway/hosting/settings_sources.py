@@ -7,9 +7,9 @@ get copied and committed: a file that holds one is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
@@ -31,22 +31,12 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Secret(NamedTuple):
-    variable: str
-    read: Callable[[str], object]
-    """Returns the field's value; it gets "" where the variable is not set."""
-
-
-def keys(listed: str) -> tuple[SecretStr, ...]:
-    """Read comma-separated keys, without the blank ones."""
-    return tuple(SecretStr(key.strip()) for key in listed.split(",") if key.strip())
-
-
 class ServiceSettings(GatewaySettings, BaseSettings):
     """What every service can set. A service adds its own fields and its `env_prefix`."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
-    secrets: ClassVar[dict[str, Secret]] = {"api_keys": Secret("PICOSPEC_API_KEYS", keys)}
+    secrets: ClassVar[dict[str, str]] = {"api_keys": "PICOSPEC_API_KEYS"}
+    """Fields of keys that no file may hold, and the variables that list them, with commas."""
 
     host: str = "127.0.0.1"
     log_format: LogFormat = "console"
@@ -59,28 +49,27 @@ class ServiceSettings(GatewaySettings, BaseSettings):
 
         overrides: these win over environment and file; tables are nested as in the file.
         """
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"there is no settings file {path}")
 
         class Loaded(cls):  # type: ignore[valid-type,misc]
             @classmethod
             def settings_customise_sources(
                 cls, *_: type[BaseSettings], **given: PydanticBaseSettingsSource
             ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return given["init_settings"], given["env_settings"], cls._file(path)
+                file = TomlConfigSettingsSource(cls, toml_file=path)
+                for field in cls.secrets.keys() & file.toml_data.keys():
+                    variable = cls.secrets[field]
+                    raise ValueError(f"{path}: keep {field} out of files; set {variable}")
+                return given["init_settings"], given["env_settings"], file
 
-        secrets = cls.secrets.items()
-        values = {name: read(environ.get(key, "").strip()) for name, (key, read) in secrets}
-        loaded: Self = Loaded(**{**overrides, **values})
+        keys = {field: _keys(environ.get(name, "")) for field, name in cls.secrets.items()}
+        loaded: Self = Loaded(**{**overrides, **keys})
         return loaded
 
-    @classmethod
-    def _file(cls, path: Path | None) -> TomlConfigSettingsSource:
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"there is no settings file {path}")
-        source = TomlConfigSettingsSource(cls, toml_file=path)
-        for field in cls.secrets.keys() & source.toml_data.keys():
-            variable = cls.secrets[field].variable
-            raise ValueError(f"{path}: keep {field} out of files; set {variable}")
-        return source
+
+def _keys(listed: str) -> tuple[SecretStr, ...]:
+    return tuple(SecretStr(key.strip()) for key in listed.split(",") if key.strip())
 
 
 class TlsSettings(Table):
@@ -102,9 +91,5 @@ class ServerSettings(ServiceSettings):
 
 def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:
     """Return settings as the variables that `service` reads; all but text is JSON."""
-    return {
-        f"PICOSPEC_{service}__{name.upper()}": value
-        if isinstance(value, str)
-        else json.dumps(value)
-        for name, value in settings.items()
-    }
+    texts = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in settings.items())
+    return {f"PICOSPEC_{service}__{name.upper()}": text for name, text in texts}
