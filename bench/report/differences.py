@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from bench.data.results import Answer, Key
-from bench.report.speedups import link_name
+from bench.data.results import Answer, Key, link_name
 
 REFERENCE: Final = "edge-only"
 """The arm whose texts are not compared, because they are another model's."""
@@ -35,7 +34,7 @@ def differences(
 def _line(answer: Answer, text: str) -> tuple[str, ...]:
     at = first_difference(text, answer.text)
     return (
-        answer.arm, link_name((answer.rtt_ms, answer.rate_mbit)), answer.prompt,
+        answer.arm, link_name(answer.rtt_ms, answer.rate_mbit), answer.prompt,
         str(answer.repeat), str(at), _quoted(text[at:]), _quoted(answer.text[at:]),
     )  # fmt: skip
 

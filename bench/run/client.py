@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
@@ -26,6 +26,9 @@ class Question:
     tokens: int
     """Limit of the answer's length."""
 
+    likeliest: int | None = None
+    """Tokens at each position whose log-probabilities are asked for; None: none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -47,6 +50,9 @@ class Reply:
 
     accepted: int = 0
     target_passes: int = 0
+    prompt_tokens: int = 0
+    logprobs: Sequence[dict[str, Any]] = ()
+    """What the API says of each token; empty unless log-probabilities were asked for."""
 
     @property
     def gaps_s(self) -> list[float]:
@@ -81,6 +87,7 @@ class Client:
         if not self._model:
             listed = (await self._http.get("/v1/models")).raise_for_status()
             self._model = listed.json()["data"][0]["id"]
+        likeliest = question.likeliest
         return {
             "model": self._model,
             "messages": [{"role": "user", "content": question.prompt}],
@@ -90,7 +97,7 @@ class Client:
             "max_tokens": question.tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-        }
+        } | ({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest})
 
 
 class _Received:
@@ -99,6 +106,7 @@ class _Received:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._arrivals_s: list[float] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._seconds: float | None = None
         self._last: dict[str, Any] = {}
 
@@ -109,6 +117,7 @@ class _Received:
             if text := choice["delta"].get("content"):
                 self._text.append(text)
                 self._arrivals_s.append(at_s)
+            self._logprobs += (choice.get("logprobs") or {}).get("content") or ()
             if choice.get("finish_reason"):
                 self._seconds = at_s
         self._last = chunk
@@ -128,4 +137,6 @@ class _Received:
             speculation.get("num_draft_tokens", 0),
             speculation.get("num_accepted_draft_tokens", 0),
             speculation.get("num_target_passes", 0),
+            usage["prompt_tokens"],
+            self._logprobs,
         )

@@ -20,8 +20,7 @@ from bench.run.arms import NAMES, parse
 from bench.run.client import AnswerError
 from bench.run.measuring import Run
 from bench.run.plan import Plan
-from bench.run.services import ServicesPlan, verifier_arguments
-from gateway.hosting.cores import Pins, parse_pins, share
+from bench.run.services import ServicesPlan, pins, verifier_arguments
 from gateway.hosting.processes import ServiceError
 from models.errors import ModelError
 
@@ -65,7 +64,7 @@ def run(
             repeats,
             seed,
         )
-        pins = _pins(pin)
+        cores = pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     services = ServicesPlan(
@@ -75,20 +74,13 @@ def run(
         target=target,
         verifier_arguments=verifier_arguments(target, 1, context.args),
         verifier_python=verifier_python,
-        verifier_cores=pins.verifier,
-        edge_cores=pins.edge,
+        verifier_cores=cores.verifier,
+        edge_cores=cores.edge,
         environment=EDGE_ENVIRONMENT,
     )
-    if pins.edge:
-        os.sched_setaffinity(0, pins.edge)  # links and client are on the user's side
+    if cores.edge:
+        os.sched_setaffinity(0, cores.edge)  # links and client are on the user's side
     try:
         asyncio.run(Run(plan, services, out).go(console))
     except* (ServiceError, ModelError, AnswerError, httpx.HTTPError) as errors:
         options.fail(console, errors)
-
-
-def _pins(text: str) -> Pins:
-    if sys.platform != "linux":
-        return Pins()
-    available = os.sched_getaffinity(0)
-    return parse_pins(text, available) if text else share(available)

@@ -19,7 +19,7 @@ import httpx
 
 from bench.link.path import Conditions
 from bench.link.relay_server import Link
-from gateway.hosting.cores import Pins, share
+from gateway.hosting.cores import Pins, parse_pins, share
 from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.settings_sources import as_environment
@@ -32,8 +32,6 @@ class EdgePlan:
     """One edge, and how it differs from the product's defaults."""
 
     drafter: str = "model"
-    """`noise` is the drafter of bench.run.useless_drafter; others are the edge's own."""
-
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
@@ -44,25 +42,20 @@ class EdgePlan:
     """Whether the edge runs on the verifier's cores."""
 
     rounds: str = ""
-    """A policy of bench.run.rounds, such as "sync:4", in place of the product's own."""
-
-    @property
-    def module(self) -> tuple[str, ...]:
-        """The module that runs this edge, and the arguments that belong to it alone."""
-        if self.rounds:
-            return "bench.run.rounds", self.rounds
-        return ("bench.run.useless_drafter" if self.drafter == "noise" else "edge_agent",)
+    """What bench.run.rounds runs in place of the product, such as "sync:4" or "useless"."""
 
     @property
     def settings(self) -> dict[str, object]:
-        drafter = "none" if self.drafter == "noise" else self.drafter
-        return {
-            "drafter": drafter, "judge": self.judge, "fill": self.fill, "lookup": self.lookup
-        }  # fmt: skip
+        names = ("drafter", "judge", "fill", "lookup")
+        return {name: getattr(self, name) for name in names}
 
 
-def _pins() -> Pins:
-    return share(os.sched_getaffinity(0))
+def pins(text: str = "") -> Pins:
+    """Return the cores that `text` names; by default half of them for each end."""
+    if sys.platform != "linux":
+        return Pins()
+    available = os.sched_getaffinity(0)
+    return parse_pins(text, available) if text else share(available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +68,8 @@ class ServicesPlan:
     verifier_python: str = sys.executable
     """The Python that runs the verifier: vLLM has a virtual environment of its own."""
 
-    verifier_cores: frozenset[int] = field(default_factory=lambda: _pins().verifier)
-    edge_cores: frozenset[int] = field(default_factory=lambda: _pins().edge)
+    verifier_cores: frozenset[int] = field(default_factory=lambda: pins().verifier)
+    edge_cores: frozenset[int] = field(default_factory=lambda: pins().edge)
     """By default each end has half the machine, so that neither slows the other's passes."""
 
     healthy_within_s: float = 300.0
@@ -175,8 +168,9 @@ class Services(Started):
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
+        module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
-            sys.executable, "-m", *edge.module, "--host", HOST, "--port", str(port(url)),
+            sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", await self._verifier_url(name, edge.link),
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip

@@ -1,6 +1,4 @@
-"""An edge whose drafter proposes random tokens: the product but for its drafts, without lookup.
-
-    python -m bench.run.useless_drafter --verifier-url ... --draft-model ...
+"""A drafter that proposes random tokens: `python -m bench.run.rounds useless`.
 
 It measures what useless drafts cost, and shows that drafts cannot change the text.
 """
@@ -8,17 +6,12 @@ It measures what useless drafts cost, and shows that drafts cannot change the te
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
-import typer
-from pydantic import ValidationError
 
-from edge_agent.__main__ import serve
-from edge_agent.settings import EdgeSettings, load
+from edge_agent.settings import EdgeSettings
 from models.llama import Model
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
@@ -79,25 +72,3 @@ def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
     return UselessDrafter(
         model.vocabulary_size, np.random.default_rng(), separate=settings.judge == "separate"
     )
-
-
-def main(
-    host: Annotated[str, typer.Option()],
-    port: Annotated[int, typer.Option()],
-    verifier_url: Annotated[str, typer.Option()],
-    draft_model: Annotated[str, typer.Option(help="Only its vocabulary is used.")],
-) -> None:
-    """Serve the OpenAI API with useless drafts; other settings come from the environment."""
-    named = {
-        "host": host, "port": port, "verifier_url": verifier_url, "draft_model": draft_model,
-        "drafter": "none", "lookup": False,
-    }  # fmt: skip
-    try:
-        settings = load(None, os.environ, named)
-    except (ValidationError, ValueError) as error:
-        sys.exit(f"settings: {error}")
-    serve(settings, make_drafter=make_drafter)
-
-
-if __name__ == "__main__":
-    typer.run(main)

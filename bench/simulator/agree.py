@@ -14,6 +14,7 @@ from typing import Final
 from rich.table import Table
 
 from bench.data.results import Results, references
+from bench.data.tables import console, grid
 from bench.link.path import Conditions
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source, traced
@@ -90,14 +91,12 @@ def _sources(
     return [traced(found[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
 
 
-def table(cells: Sequence[Agreement]) -> Table:
+def table(found: Sequence[Agreement]) -> Table:
     """Return arms and families down, round trips across."""
-    rtts_ms = sorted({cell.rtt_ms for cell in cells})
-    shown = Table("arm", "T", "family", *(f"{ms:g} ms" for ms in rtts_ms))
-    for line in dict.fromkeys((cell.arm, cell.temperature, cell.family) for cell in cells):
-        by_rtt = {c.rtt_ms: str(c) for c in cells if (c.arm, c.temperature, c.family) == line}
-        shown.add_row(line[0], f"{line[1]:g}", line[2], *(by_rtt.get(ms, "") for ms in rtts_ms))
-    return shown
+    cells = {
+        ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c) for c in found
+    }
+    return console(*grid(("arm", "T", "family"), cells))
 
 
 def summary(cells: Sequence[Agreement]) -> list[str]:

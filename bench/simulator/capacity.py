@@ -59,8 +59,8 @@ def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> 
     each = max(ANSWERS, ceil(len(sources) / clients))  # a few clients also ask for all sources
     asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
     answers = simulate(world, arm, asked)
-    tokens = sum(answer.tokens - answer.log.arrivals[0][1] for answer in answers)
-    return tokens / sum(answer.seconds - answer.ttft_s for answer in answers)
+    tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
+    return float(sum(tokens) / sum(seconds))
 
 
 def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:

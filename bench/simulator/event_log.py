@@ -48,8 +48,6 @@ RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
 FLOAT: Final = re.compile(r"\d+\.\d+(e-?\d+)?")
-WORDS: Final[Mapping[str, str]] = {}
-"""Maps this tree's names of messages and fields to the logs' words, where they differ."""
 
 
 def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
@@ -66,11 +64,13 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
 
         def sent(message: Message) -> None:
             number[:] = number or [next(unused)]
-            write("sent", clock.now_s, *number, *_neutral(message))
+            fields = msgspec.to_builtins(message)
+            fields.pop("version", None)  # the protocol's
+            write("sent", clock.now_s, *number, type(message).__name__, fields)
             send(message)
 
         def arrived(message: Message) -> None:
-            write("arrived", clock.now_s, *number, _neutral(message)[0])
+            write("arrived", clock.now_s, *number, type(message).__name__)
             deliver(message)
 
         made = Line(clock, path, arrived)
@@ -80,16 +80,9 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
     with patch.object(world, "Line", line):
         answers = world.simulate(there, candidates(arm)[0], clients)
     for n, answer in enumerate(answers):
-        cost = answer.log.drafted, answer.bytes_up, answer.bytes_down
+        cost = answer.drafted, answer.bytes_up, answer.bytes_down
         write("answer", n, answer.tokens, answer.ttft_s, answer.seconds, *cost)
     return "".join(lines)
-
-
-def _neutral(message: Message) -> tuple[str, dict[str, object]]:
-    """Return kind and fields in the logs' words, without the protocol's version."""
-    kind, told = type(message).__name__, msgspec.to_builtins(message)
-    fields = {WORDS.get(k, k): v for k, v in told.items() if k != "version"}
-    return WORDS.get(kind, kind), fields
 
 
 def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The target's host as a driver of the VerifyMachine on virtual time. One pass runs at a time."""
+"""The target's host as a driver of the VerifyMachine on virtual time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Verifier:
         self._drafting_until_s = 0.0
         self._due_s = inf
 
-    def receive(self, up: Up, served: Served) -> None:
+    def receive(self, served: Served, up: Up) -> None:
         """Take in a message of the session that `served` names."""
         now_s = self._clock.now_s
         if isinstance(up, Open):
