@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from time import perf_counter
 from typing import Any
 
@@ -73,15 +73,17 @@ class Client:
         """Return the whole answer. Raises AnswerError, or httpx.TransportError."""
         body = await self._body(question)
         began_s = self._clock()
-        received = _Received()
+        chunks: list[tuple[float, dict[str, Any]]] = []
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 raise AnswerError(f"{response.status_code}: {(await response.aread())!r}")
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
-                    received.add(chunk, self._clock() - began_s)
-        return received.reply()
+                    if error := chunk.get("error"):
+                        raise AnswerError(f"{error.get('code')}: {error.get('message', '')}")
+                    chunks.append((self._clock() - began_s, chunk))
+        return _reply(chunks)
 
     async def _body(self, question: Question) -> dict[str, object]:
         if not self._model:
@@ -100,43 +102,26 @@ class Client:
         } | ({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest})
 
 
-class _Received:
-    """The chunks of one answer so far."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._arrivals_s: list[float] = []
-        self._logprobs: list[dict[str, Any]] = []
-        self._seconds: float | None = None
-        self._last: dict[str, Any] = {}
-
-    def add(self, chunk: dict[str, Any], at_s: float) -> None:
-        if error := chunk.get("error"):
-            raise AnswerError(f"{error.get('code')}: {error.get('message', '')}")
-        for choice in chunk["choices"]:
-            if text := choice["delta"].get("content"):
-                self._text.append(text)
-                self._arrivals_s.append(at_s)
-            self._logprobs += (choice.get("logprobs") or {}).get("content") or ()
-            if choice.get("finish_reason"):
-                self._seconds = at_s
-        self._last = chunk
-
-    def reply(self) -> Reply:
-        usage = self._last.get("usage")
-        if self._seconds is None or usage is None:
-            raise AnswerError("the answer ended before it was complete")
-        speculation = (self._last.get("metrics") or {}).get("speculative_decoding") or {}
-        text = "".join(self._text)
-        return Reply(
-            text,
-            usage["completion_tokens"],
-            tuple(self._arrivals_s),
-            len(self._text[0]) / len(text) if text else 0.0,
-            self._seconds,
-            speculation.get("num_draft_tokens", 0),
-            speculation.get("num_accepted_draft_tokens", 0),
-            speculation.get("num_target_passes", 0),
-            usage["prompt_tokens"],
-            self._logprobs,
-        )
+def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
+    """Return what the chunks of a stream, each with its arrival in seconds, hold together."""
+    choices = [(at_s, choice) for at_s, chunk in chunks for choice in chunk["choices"]]
+    ends_s = [at_s for at_s, choice in choices if choice.get("finish_reason")]
+    last = chunks[-1][1] if chunks else {}
+    if not ends_s or (usage := last.get("usage")) is None:
+        raise AnswerError("the answer ended before it was complete")
+    pieces = [(at_s, s) for at_s, choice in choices if (s := choice["delta"].get("content"))]
+    text = "".join(piece for _, piece in pieces)
+    scored = ((choice.get("logprobs") or {}).get("content") or () for _, choice in choices)
+    speculation = (last.get("metrics") or {}).get("speculative_decoding") or {}
+    return Reply(
+        text,
+        usage["completion_tokens"],
+        tuple(at_s for at_s, _ in pieces),
+        len(pieces[0][1]) / len(text) if text else 0.0,
+        ends_s[-1],
+        speculation.get("num_draft_tokens", 0),
+        speculation.get("num_accepted_draft_tokens", 0),
+        speculation.get("num_target_passes", 0),
+        usage["prompt_tokens"],
+        list(chain.from_iterable(scored)),
+    )

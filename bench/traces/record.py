@@ -142,10 +142,7 @@ def _generate(
 
 
 def _draft(
-    draft: Context,
-    prompt: Sequence[TokenId],
-    answer: Sequence[TokenId],
-    sampler: DraftSampler,
+    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
 ) -> tuple[list[Logits], Ids, Logits]:
     """Return the draft model's logits at each position, and what follows its misses."""
     _prefill(draft, prompt[:-1])

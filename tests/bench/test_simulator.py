@@ -55,14 +55,7 @@ def test_the_cloud_commits_a_token_a_pass_at_any_distance(rtt_ms: float) -> None
     jitter=st.floats(0, 1),
     seed=st.integers(0, 9),
     arm=st.sampled_from(
-        [
-            Arm(),
-            sync(3),
-            paper(3),
-            colocated(3),
-            picospec(),
-            picospec(fill="never"),
-        ]
+        [Arm(), sync(3), paper(3), colocated(3), picospec(), picospec(fill="never")]
     ),
 )
 @settings(deadline=None, max_examples=60)
