@@ -55,18 +55,11 @@ def main(
     vocabulary = Model(find(draft_model, open_store(os.environ)), vocabulary_only=True)
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)
+    slots = {"PICOSPEC_EDGE__SLOTS": str(sessions), "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
     plan = ServicesPlan(
-        target_model,
-        draft_model,
-        {name: EDGES[name] for name in edges.split(",")},
-        target=target,
-        verifier_arguments=verifier_arguments(target, sessions, context.args),
-        verifier_python=verifier_python,
-        environment={
-            "PICOSPEC_EDGE__SLOTS": str(sessions),
-            "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048",
-        },
-    )
+        target_model, draft_model, {name: EDGES[name] for name in edges.split(",")}, target,
+        verifier_arguments(target, sessions, context.args), verifier_python, environment=slots,
+    )  # fmt: skip
 
     def explained(plain: Answer, edge: Answer) -> Parting | None:
         noise = noise_of(vocabulary.vocabulary, plain)

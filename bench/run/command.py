@@ -59,25 +59,16 @@ def run(
             parse(arms),
             options.chosen(prompts, families, per_family),
             [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
-            options.numbers(temperatures),
-            tokens,
-            repeats,
-            seed,
-        )
+            options.numbers(temperatures), tokens, repeats, seed,
+        )  # fmt: skip
         cores = pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     services = ServicesPlan(
-        target_model,
-        draft_model,
-        {},
-        target=target,
-        verifier_arguments=verifier_arguments(target, 1, context.args),
-        verifier_python=verifier_python,
-        verifier_cores=cores.verifier,
-        edge_cores=cores.edge,
-        environment=EDGE_ENVIRONMENT,
-    )
+        target_model, draft_model, {}, target,
+        verifier_arguments(target, 1, context.args), verifier_python,
+        cores.verifier, cores.edge, EDGE_ENVIRONMENT,
+    )  # fmt: skip
     if cores.edge:
         os.sched_setaffinity(0, cores.edge)  # links and client are on the user's side
     try:

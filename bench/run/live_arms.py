@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from time import monotonic
@@ -141,9 +142,7 @@ class LiveArms(Started):
                 self._links.append(link)
             case "alone":
                 return await self._alone()
-        edge = None
-        if arm.edge:
-            edge = await self._http(services.edge_urls[arm.name], timeout_s=30)
+        edge = await self._http(services.edge_urls[arm.name], 30) if arm.edge else None
         if edge and arm.place == "far":
             self._far_edges.append(edge)
         client = Client(await self._http(url, ANSWER_TIMEOUT_S))
@@ -162,16 +161,13 @@ class LiveArms(Started):
     async def _alone(self) -> LiveArm:
         """Serve the draft model as a target of its own, on the edge's cores."""
         plan = self._services.plan
-        alone = Services(
-            ServicesPlan(
-                str(find(plan.draft_model, open_store(os.environ))),
-                plan.draft_model,
-                {},
-                verifier_arguments=("--llama.slots", "1", "--llama.threads", "1"),
-                verifier_cores=plan.edge_cores,
-            )
-        )
-        await self.enter_async_context(alone)
+        model = str(find(plan.draft_model, open_store(os.environ)))
+        arguments = ("--llama.slots", "1", "--llama.threads", "1")
+        draft_only = replace(
+            plan, target_model=model, edges={}, target="llama", verifier_arguments=arguments,
+            verifier_python=sys.executable, verifier_cores=plan.edge_cores,
+        )  # fmt: skip
+        alone = await self.enter_async_context(Services(draft_only))
         client = Client(await self._http(alone.verifier_url, ANSWER_TIMEOUT_S))
         return LiveArm(client, None, None, alone.pids["verifier"])
 

@@ -60,21 +60,18 @@ class Run:
         return found
 
     def _nothing_yet(self) -> Results:
-        first = self.plan.links[0]
+        plan, services, first = self.plan, self.services, self.plan.links[0]
         link: dict[str, float | None] = {"jitter_ms": first.jitter_ms, "loss": first.loss}
-        models = self.services.models
-        return Results(this_host(), commit(), models, link, self._settings(), [], [])
-
-    def _settings(self) -> Settings:
-        return {
-            "arms": [arm.name for arm in self.plan.arms],
-            "tokens": self.plan.tokens,
-            "repeats": self.plan.repeats,
-            "seed": self.plan.seed,
-            "verifier_cores": _listed(self.services.verifier_cores),
-            "edge_cores": _listed(self.services.edge_cores),
+        settings: Settings = {
+            "arms": [arm.name for arm in plan.arms],
+            "tokens": plan.tokens,
+            "repeats": plan.repeats,
+            "seed": plan.seed,
+            "verifier_cores": _listed(services.verifier_cores),
+            "edge_cores": _listed(services.edge_cores),
             "driver_cores": _listed(os.sched_getaffinity(0)),
         }
+        return Results(this_host(), commit(), services.models, link, settings, [], [])
 
 
 def _listed(cores: Collection[int]) -> str:

@@ -6,7 +6,7 @@ It measures what useless drafts cost, and shows that drafts cannot change the te
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -23,10 +23,12 @@ STEP_S: Final = 0.02
 
 
 class UselessDrafter:
-    """A Drafter with any number of slots.
+    """A Drafter that is the slot of each of its sessions.
 
     chance: the source of its tokens. separate: whether each needs its distribution.
     """
+
+    context_tokens = 1 << 30
 
     def __init__(
         self, vocabulary_size: int, chance: np.random.Generator, *, separate: bool
@@ -35,22 +37,8 @@ class UselessDrafter:
         self._chance = chance
         self._separate = separate
 
-    def take(self, prompt: Sequence[TokenId]) -> UselessSlot:
-        return UselessSlot(self._draw)
-
-    def _draw(self) -> DraftToken:
-        token = int(self._chance.integers(self._vocabulary_size))
-        certain = QuantisedDistribution(np.array([token]), np.array([Q_SCALE]))
-        return DraftToken(token, 1.0, certain if self._separate else None)
-
-    def close(self) -> None:
-        pass
-
-
-class UselessSlot:
-    def __init__(self, draw: Callable[[], DraftToken]) -> None:
-        self.context_tokens = 1 << 30
-        self._draw = draw
+    def take(self, prompt: Sequence[TokenId]) -> UselessDrafter:
+        return self
 
     async def step(
         self,
@@ -61,14 +49,18 @@ class UselessSlot:
     ) -> list[DraftToken]:
         """Return a random token with confidence 1 and, in `separate`, all weight on it."""
         await asyncio.sleep(STEP_S)
-        return [self._draw()]
+        token = int(self._chance.integers(self._vocabulary_size))
+        certain = QuantisedDistribution(np.array([token]), np.array([Q_SCALE]))
+        return [DraftToken(token, 1.0, certain if self._separate else None)]
 
     def leave(self) -> None:
-        pass
+        """End a session."""
+
+    def close(self) -> None:
+        """Hold nothing."""
 
 
 def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
     """Return the drafter for an edge with these settings."""
-    return UselessDrafter(
-        model.vocabulary_size, np.random.default_rng(), separate=settings.judge == "separate"
-    )
+    separate = settings.judge == "separate"
+    return UselessDrafter(model.vocabulary_size, np.random.default_rng(), separate=separate)

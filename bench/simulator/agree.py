@@ -38,16 +38,12 @@ class Agreement:
     measured: float
 
     @property
-    def ratio(self) -> float:
-        return self.simulated / self.measured
-
-    @property
     def agrees(self) -> bool:
-        return abs(self.ratio - 1.0) <= WITHIN
+        return abs(self.simulated / self.measured - 1.0) <= WITHIN
 
     def __str__(self) -> str:
-        mark = "" if self.agrees else " !"
-        return f"{self.simulated:.2f} / {self.measured:.2f} = {self.ratio:.2f}{mark}"
+        ratio, mark = self.simulated / self.measured, "" if self.agrees else " !"
+        return f"{self.simulated:.2f} / {self.measured:.2f} = {ratio:.2f}{mark}"
 
 
 def compare(simulated: Sequence[SimulatedRow], measured: Results) -> list[Agreement]:
@@ -101,9 +97,10 @@ def table(found: Sequence[Agreement]) -> Table:
 
 def summary(cells: Sequence[Agreement]) -> list[str]:
     """Return a line for each arm: in how many cells both agree."""
-    lines = []
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        own = [cell for cell in cells if cell.arm == arm]
-        agree = sum(cell.agrees for cell in own)
-        lines.append(f"{arm}: {agree} of {len(own)} cells within {WITHIN:.0%}")
-    return lines
+    agreeing: dict[str, list[bool]] = {}
+    for cell in cells:
+        agreeing.setdefault(cell.arm, []).append(cell.agrees)
+    return [
+        f"{arm}: {sum(own)} of {len(own)} cells within {WITHIN:.0%}"
+        for arm, own in agreeing.items()
+    ]

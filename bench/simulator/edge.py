@@ -10,7 +10,7 @@ from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from models.kv_reuse import common_prefix
 from speculation.drafting.machine import DraftMachine, DraftStep
-from speculation.protocol.messages import Down, Opened, Pushed, TokenId, Totals
+from speculation.protocol.messages import Down, Opened, Pushed, TokenId
 from speculation.sampling.draft_token import DraftToken
 
 
@@ -23,7 +23,9 @@ class Answer:
 
     drafted: int = 0
     edge_cpu_s: float = 0.0
-    totals: Totals = field(default_factory=Totals)
+    judged: int = 0
+    accepted: int = 0
+    target_passes: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -32,15 +34,8 @@ class Answer:
         return sum(count for _, count in self.arrivals)
 
     @property
-    def accepted(self) -> int:
-        return self.totals.accepted
-
-    @property
-    def target_passes(self) -> int:
-        return self.totals.passes
-
-    @property
     def ttft_s(self) -> float:
+        """The time from asking to the first tokens."""
         return self.arrivals[0][0]
 
     @property
@@ -112,8 +107,10 @@ class Edge:
             since_s = self._clock.now_s - self._asked_s
             self.answer.arrivals.append((since_s, len(outcome.commit.tokens)))
         if outcome.finish is not None:
-            self.answer.totals = outcome.finish.totals
-            self.answer.drafted += self.machine.counts.looked_up
+            totals, answer = outcome.finish.totals, self.answer
+            answer.judged, answer.accepted = totals.judged, totals.accepted
+            answer.target_passes = totals.passes
+            answer.drafted += self.machine.counts.looked_up
             self._done()
         else:
             self._act()

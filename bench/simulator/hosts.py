@@ -76,15 +76,12 @@ def gpu(
     there. None: all passes take the same time, as on a device far from full.
     """
 
-    def curve(seconds: float, twice_at: int | None) -> Curve:
-        more = {} if twice_at is None else {twice_at: 2 * seconds}
-        return Curve({1: seconds, **more})
+    def curve(seconds: float, twice_at: int | None = twice_at) -> Curve:
+        return Curve({1: seconds} if twice_at is None else {1: seconds, twice_at: 2 * seconds})
 
-    return Hosts(
-        curve(target_s, twice_at),
-        curve(draft_s, twice_at and DEVICE_TWICE_AT),
-        colocated_s=None if colocated_s is None else curve(colocated_s, twice_at),
-    )
+    shared_s = None if colocated_s is None else curve(colocated_s)
+    device_s = curve(draft_s, twice_at and DEVICE_TWICE_AT)
+    return Hosts(curve(target_s), device_s, colocated_s=shared_s)
 
 
 def measured(speeds: Speeds) -> Hosts:

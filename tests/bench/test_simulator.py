@@ -67,7 +67,7 @@ def test_every_arm_commits_all_of_the_targets_answer(
     answer = run(arm, source, rtt_ms=rtt_ms, jitter_ms=jitter * rtt_ms)
 
     assert answer.tokens == 40
-    assert answer.totals.accepted <= answer.totals.judged <= answer.drafted
+    assert answer.accepted <= answer.judged <= answer.drafted
     assert all(gap_ms >= 0 for gap_ms in answer.gaps_ms)
 
 
