@@ -143,6 +143,8 @@ class Timed(Protocol):
     def ttft_ms(self) -> float: ...
     @property
     def gaps_ms(self) -> Sequence[float]: ...
+    @property
+    def later(self) -> tuple[float, float]: ...
 
 
 class Results(msgspec.Struct, frozen=True):
@@ -169,7 +171,7 @@ def speedup(answer: Answer, cloud: Mapping[Key, Answer]) -> float:
     return answer.tokens_per_s / cloud[answer.asked].tokens_per_s
 
 
-def rate(answers: Sequence[Answer]) -> float:
+def rate(answers: Sequence[Timed]) -> float:
     """Return the tokens per second of these answers together."""
     tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
     return float(sum(tokens) / sum(seconds))

@@ -90,10 +90,10 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     every, step = list(sources.values()), max(1, len(sources) // CLIENTS)
     crowd = [every[i * step :][:ANSWERS] for i in range(CLIENTS)]
     asked = {name: [[source, source]] for name, source in sources.items()} | {"crowd": crowd}
-    for arm, (point, hosts), rtt_ms in product(ARMS, HOSTS.items(), RTTS_MS):
-        for name, clients in asked.items():
-            there = world.World(hosts, Conditions(rtt_ms))
-            yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
+    every_cell = product(ARMS, HOSTS.items(), RTTS_MS, asked.items())
+    for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
+        there = world.World(hosts, Conditions(rtt_ms))
+        yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
 
 
 def read(path: Path) -> dict[str, str]:
@@ -130,8 +130,8 @@ def main(
     compare: tuple[Path, Path] | None = None,
 ) -> None:
     """Write a log, over the traces of a folder or else made-up answers; or compare two."""
-    for text in report(read(compare[0]), read(compare[1])) if compare else ():
-        typer.echo(text)
+    if compare:
+        typer.echo("\n".join(report(*map(read, compare))))
     if out:
         files = sorted(traces.glob("*.npz")) if traces else ()
         replayed = {file.stem: traced(Trace.load(file)) for file in files}

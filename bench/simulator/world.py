@@ -68,7 +68,10 @@ class _Run:
             return
         source, *rest = sources
         up, down = (Path(self._conditions, self._chance) for _ in range(2))
-        request = _open(source, self._arm)
+        request = Open(
+            model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
+            max_tokens=len(source.tokens), stop_tokens=(), fill=self._arm.fill,
+        )  # fmt: skip
 
         def done() -> None:
             edge.answer.bytes_up, edge.answer.bytes_down = up.bytes, down.bytes
@@ -98,23 +101,16 @@ class _Run:
         )
 
 
-def _open(source: Source, arm: Arm) -> Open:
-    return Open(
-        model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
-        max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
-    )  # fmt: skip
-
-
 def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return how fast both ends are for this arm."""
+    """Return how fast both ends are for this arm.
+
+    Passes of a colocated arm include the draft model's gamma steps, for all sessions: each has
+    gamma + 1 rows.
+    """
     if arm.waits and hosts.alone_s is not None:
         hosts = replace(hosts, draft_s=hosts.alone_s)
-    return _colocated(hosts, arm) if arm.colocated else hosts
-
-
-def _colocated(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return hosts whose passes include the draft model's gamma steps, for all sessions: each
-    has gamma + 1 rows."""
+    if not arm.colocated:
+        return hosts
     drafts = hosts.colocated_s or Curve({1: hosts.draft_s.of(1)})
 
     def drafting_s(rows: int) -> float:
