@@ -82,7 +82,7 @@ def services() -> Iterator[Services]:
     until_healthy(url)
     plain, useless, separate = (
         edge(url),
-        edge(url, module="bench.run.useless_drafter"),
+        edge(url, "useless", module="bench.run.rounds"),
         edge(url, "--judge", "separate"),
     )
     started = Services(
