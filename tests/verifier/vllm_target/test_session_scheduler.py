@@ -23,7 +23,6 @@ from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.core.session_slot import SessionSlot
 from verifier.vllm_target.core.slot_table import SlotTable
-from verifier.vllm_target.verify_request import Shape
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -44,7 +43,7 @@ class Scheduler(SimpleNamespace):
 
     def __init__(self) -> None:
         request = Open("m", "v", (), Sampling(), 0, 9, ())
-        admission = Admission("s", request, 1, Limits(), Shape(), 100)
+        admission = Admission("s", request, 1, Limits(), (), 100)
         machine, slots = RecordingMachine(), SlotTable()
         machine.open("s", request, Limits(), vocabulary_size=100, now=0.0)
         self.slot = SessionSlot(admission, machine.session("s"))

@@ -27,7 +27,7 @@ from speculation.sampling.noise import place
 from speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.core.session_slot import RECENT_FRAMES, SessionSlot
-from verifier.vllm_target.verify_request import Shape, VerifyRequest
+from verifier.vllm_target.verify_request import VerifyRequest
 
 PROMPT_TOKENS = 10
 ROWS = 3
@@ -40,7 +40,7 @@ class Core:
     def __init__(self, **fields: Any) -> None:
         settings: dict[str, Any] = {"seed": 9, "max_tokens": 20, "stop_tokens": (0,)}
         request = Open("m", "v", (), Sampling(), **(settings | fields))
-        admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), Shape(), 1000)
+        admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), (), 1000)
         self.machine = VerifyMachine(repeat(0.5))
         self.machine.open("s", request, admission.limits, vocabulary_size=1000, now=0.0)
         self.slot = SessionSlot(admission, self.machine.session("s"))
@@ -79,8 +79,7 @@ def rejected(token: int, *allowed: int) -> Rejection:
 
 def test_an_admission_survives_its_journey() -> None:
     request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
-    shape = Shape.of(request.sampling, ((5, -1.5),))
-    admission = Admission("s", request, 44, Limits(3, 9), shape, 99)
+    admission = Admission("s", request, 44, Limits(3, 9), ((5, -1.5),), 99)
 
     assert Admission.unpack(admission.pack()) == admission
 

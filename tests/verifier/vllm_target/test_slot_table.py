@@ -7,13 +7,12 @@ from speculation.verifying.session import VerifyingSession
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.core.session_slot import SessionSlot
 from verifier.vllm_target.core.slot_table import REMEMBERED, SlotTable
-from verifier.vllm_target.verify_request import Shape
 
 
 def slot(name: str) -> SessionSlot:
     request = Open("m", "v", (), Sampling(), 0, 9, ())
     made = SessionSlot(
-        Admission(name, request, 1, Limits(), Shape(), 10),
+        Admission(name, request, 1, Limits(), (), 10),
         VerifyingSession(request, Limits(), vocabulary_size=10),
     )
     made.send([Finish("stop"), Finish("length")])
