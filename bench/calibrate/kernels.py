@@ -24,8 +24,7 @@ from bench.data.tables import console
 from speculation.protocol.messages import Sampling
 from speculation.sampling.judging import Judgement
 from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.batch_judging import judge_at_once
-from verifier.vllm_target.worker.judging import judge_lazily
+from verifier.vllm_target.worker.judging import judge
 
 SAMPLINGS: Final = {
     "T=0": Sampling(0.0),
@@ -78,8 +77,7 @@ def accepted_everywhere(sampling: Sampling, logits: Tensor) -> list[VerifyReques
 
 def judged(requests: Sequence[VerifyRequest], logits: Tensor) -> list[Judgement]:
     """Judge the step where its logits are, as the worker does there."""
-    judge = judge_lazily if logits.device.type == "cpu" else judge_at_once
-    return judge(requests, TableLogits(logits))
+    return judge(requests, TableLogits(logits), lazily=logits.device.type == "cpu")
 
 
 def timed_s(requests: Sequence[VerifyRequest], logits: Tensor, repeats: int) -> float:

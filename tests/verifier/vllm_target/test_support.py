@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 
 from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
 from verifier.vllm_target.worker import noise as torch_noise  # noqa: E402
-from verifier.vllm_target.worker.judging import distribution, tokens_of  # noqa: E402
-from verifier.vllm_target.worker.rows import Columns, Row  # noqa: E402
+from verifier.vllm_target.worker.judging import judge  # noqa: E402
+from verifier.vllm_target.worker.rows import Columns, Look  # noqa: E402
 
 SEEDS = st.integers(0, 2**63 - 1)
 PLACES = st.integers(0, 2**32 - 1)
@@ -39,16 +39,25 @@ class Logits:
         return torch.stack([self.rows[number] for number, _ in wanted])
 
 
-def ask(sampling: Sampling, seed: int = 0, at: int = 0, number: int = 0) -> Row:
-    return Row(number, 0, VerifyRequest(sampling, "coupled", seed, at))
+def ask(sampling: Sampling, seed: int = 0, at: int = 0) -> VerifyRequest:
+    return VerifyRequest(sampling, "coupled", seed, at)
+
+
+def tokens_of(requests: list[VerifyRequest], step: Logits) -> list[int]:
+    return [judged.tokens[0] for judged in judge(requests, step, lazily=True)]
 
 
 def prefixes(seed: int, at: int) -> torch.Tensor:
-    return Columns.of([ask(Sampling(), seed, at)], torch.device("cpu")).prefixes
+    look = Look(0, 0, ask(Sampling(), seed, at), 1, "token")
+    return Columns.of([look], torch.device("cpu")).prefixes
 
 
 def found(logits: torch.Tensor, sampling: Sampling) -> distributions.Distribution:
-    return distribution(ask(sampling), Logits(logits))
+    """Return a row's distribution: it rejects -1, which is no token, with all of it."""
+    request = VerifyRequest(sampling, "separate", 0, 0, (-1,), (1,), (0.5, 0.5))
+    (judged,) = judge([request], Logits(logits), lazily=True)
+    assert judged.rejection
+    return judged.rejection.p
 
 
 def row(seed: int, size: int = 2000, spread: float = 3.0) -> distributions.Logits:
@@ -105,11 +114,14 @@ def test_a_row_has_the_distribution_that_the_core_gives_it(
 @settings(max_examples=50, deadline=None)
 def test_a_row_has_the_same_token_in_any_batch(samplings: list[Sampling], number: int) -> None:
     step = Logits(*(torch.from_numpy(row(number + i)) for i in range(len(samplings))))
-    rows = [ask(sampling, i, 7 + i, i) for i, sampling in enumerate(samplings)]
+    requests = [ask(sampling, i, 7 + i) for i, sampling in enumerate(samplings)]
 
-    together = tokens_of(rows, step)
+    together = tokens_of(requests, step)
 
-    assert together == [tokens_of([row], step)[0] for row in rows]
+    alone = [
+        tokens_of([ask], Logits(each))[0] for ask, each in zip(requests, step.rows, strict=True)
+    ]
+    assert together == alone
 
 
 @given(st.integers(0, 10**6), SAMPLINGS)

@@ -24,8 +24,7 @@ from vllm.v1.sample import rejection_sampler
 from gateway.hosting.parent_death import die_with_parent
 from speculation.sampling.judging import Judgement
 from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.batch_judging import judge_at_once
-from verifier.vllm_target.worker.judging import judge_lazily
+from verifier.vllm_target.worker.judging import judge
 from verifier.vllm_target.worker.rows import upload
 
 PLACEHOLDER = -1
@@ -162,8 +161,8 @@ class SamplerHooks:
         if not self._step.judged:
             last = verify_rows if self._step.last_rows is None else self._step.last_rows
             starts = list(accumulate(counts, initial=0))
-            judge = judge_lazily if device.type == "cpu" else judge_at_once
-            judged = judge(requests, Logits(verify_rows, last, starts, counts, places))
+            logits = Logits(verify_rows, last, starts, counts, places)
+            judged = judge(requests, logits, lazily=device.type == "cpu")
             self._step.judged = {ids[i]: each for i, each in zip(places, judged, strict=True)}
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)
         for i, request in zip(places, requests, strict=True):

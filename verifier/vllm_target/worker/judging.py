@@ -1,13 +1,22 @@
-"""Judges a step on a CPU: row by row of each session, lazily.
+"""Judges the draft tokens of a step, in rounds of looks at many sessions' rows.
 
-Rows after a rejected draft token are never looked at. The rows of sessions judged `coupled` go
-in waves: wave j holds the j-th row of each session whose first j draft tokens were accepted.
-On an accelerator, where each wave would wait for the device, `batch_judging` judges instead.
+In each round the host waits for the device once.
+
+    at once   for an accelerator, where waiting is dear: the first round looks at every row, for
+              one number of each. Only where something is missing there is a second and last
+              round: rows that needed more candidates, and in `separate` the distribution of the
+              row that a pass ends with.
+    lazily    for a CPU, where looking is dear: a round looks at the next row of each session
+              whose draft tokens were accepted so far, and never at one after a rejected token.
+
+Both ways give the same judgements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
 from typing import Final
 
 import numpy as np
@@ -15,87 +24,99 @@ from numpy.typing import NDArray
 
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
-from speculation.sampling.judging import Judgement, judge_separate
+from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.chunks import Chunk, chunks
-from verifier.vllm_target.worker.rows import Columns, Row, StepLogits
-from verifier.vllm_target.worker.support import Support
+from verifier.vllm_target.worker.looks import look_at
+from verifier.vllm_target.worker.rows import Look, StepLogits, Wanted
 
-FIRST_CANDIDATES: Final = 64
-"""Candidates that a cut row is first looked for among; most supports are smaller."""
+CANDIDATES: Final = 512
+"""Candidates of a row's first look, so that few rows need a second. Not tuned: no GPU was at
+hand when it was chosen. `python -m bench.calibrate.kernels --device cuda` times a step."""
 
 GROWTH: Final = 8
-"""How many times as many candidates a row gets whose support was not found."""
+"""How many times as many candidates a row's next look has on a CPU, where sorting is dear."""
 
 
-def judge_lazily(requests: Sequence[VerifyRequest], step: StepLogits) -> list[Judgement]:
+def judge(
+    requests: Sequence[VerifyRequest], step: StepLogits, *, lazily: bool
+) -> list[Judgement]:
     """Return the outcome of each request's pass; of a silent one, nothing."""
-    judged = [Judgement((), accepted=0)] * len(requests)
-    coupled = []
-    for number, request in enumerate(requests):
-        if request.silent:
-            continue
+    passes = {
+        number: _Pass(number, request, step.vocabulary_size, lazily)
+        for number, request in enumerate(requests)
+        if not request.silent
+    }
+    unfinished = list(passes)
+    while looks := [look for number in unfinished for look in passes[number].wanted()]:
+        for look, found in look_at(looks, step):
+            passes[look.number].learn(look, found)
+        unfinished = list(dict.fromkeys(look.number for look in looks))
+    nothing = Judgement((), accepted=0)
+    return [passes[n].judgement if n in passes else nothing for n in range(len(requests))]
+
+
+class _Pass:
+    """One session's rows. One that is not known is taken to accept its draft token."""
+
+    judgement: Judgement
+    """The outcome, once nothing is `wanted`."""
+
+    def __init__(
+        self, number: int, request: VerifyRequest, vocabulary_size: int, lazily: bool
+    ) -> None:
+        self._request = request
+        self._vocabulary_size = vocabulary_size
+        self._lazily = lazily
+        self._accepting = [_certain(token) for token in (*request.draft, 0)]
+        self._rows = self._accepting.copy()
+        self._known: set[int] = set()
+        wants: Wanted = "token" if request.judge == "coupled" else "all" if lazily else "p"
+        first = Look(number, 0, request, CANDIDATES, wants)
+        self._looks: list[Look | None] = [
+            replace(first, index=index) for index in range(len(self._rows))
+        ]
+        """Of each row the next look; None where nothing is left to learn."""
+
+    def wanted(self) -> list[Look]:
+        """Judge by what is known; return the looks without which that is not certain."""
+        self.judgement = self._judge()
+        last = self.judgement.accepted
+        self._rows[:last] = self._accepting[:last]  # accepted: the distribution has served
+        wanted = [
+            look
+            for index, look in enumerate(self._looks[: last + 1])
+            if look and (index == last or index not in self._known)
+        ]
+        return wanted[:1] if self._lazily else wanted
+
+    def _judge(self) -> Judgement:
+        request, row = self._request, self._rows.__getitem__
         if request.judge == "coupled":
-            coupled.append(Row(number, 0, request))
-        else:
-            judged[number] = _separate(number, request, step)
-    for number, judgement in _coupled(coupled, step):
-        judged[number] = judgement
-    return judged
+            return judge_coupled(row, request.draft, request.seed, request.at)
+        return judge_separate(row, request.draft, request.q, iter(request.u))
+
+    def learn(self, look: Look, found: NDArray[np.float32]) -> None:
+        """Take in what a look found; see `Look.wants`."""
+        index, size = look.index, self._vocabulary_size
+        after: Wanted = "token" if look.wants == "token" else "all"
+        if isnan(found[0]):
+            count = look.candidates * GROWTH if self._lazily else size
+            self._looks[index] = replace(look, candidates=count, wants=after)
+            return
+        self._looks[index] = replace(look, wants=after) if look.wants == "p" else None
+        match look.wants:
+            case "token":
+                self._rows[index] = _certain(int(found[0]))
+            case "p" if index < len(self._request.draft):
+                token = np.array([self._request.draft[index]])
+                self._rows[index] = Distribution(token, found.astype(np.float64))
+                self._known.add(index)
+            case "all":
+                if index in self._known:  # another batch may round otherwise: this p decided
+                    found[self._request.draft[index]] = self._rows[index].p[0]
+                tokens = np.flatnonzero(found)
+                self._rows[index] = Distribution(tokens, found[tokens].astype(np.float64))
 
 
-def _separate(number: int, request: VerifyRequest, step: StepLogits) -> Judgement:
-    def row(index: int) -> Distribution:
-        return distribution(Row(number, index, request), step)
-
-    return judge_separate(row, request.draft, request.q, iter(request.u))
-
-
-def _coupled(wave: list[Row], step: StepLogits) -> Iterator[tuple[int, Judgement]]:
-    generated: dict[int, list[TokenId]] = {row.number: [] for row in wave}
-    while wave:
-        following = []
-        for row, token in zip(wave, tokens_of(wave, step), strict=True):
-            tokens, draft = generated[row.number], row.request.draft
-            tokens.append(token)
-            if row.index < len(draft) and draft[row.index] == token:
-                following.append(Row(row.number, row.index + 1, row.request))
-            else:
-                yield row.number, Judgement(tuple(tokens), accepted=row.index)
-        wave = following
-
-
-def tokens_of(rows: Sequence[Row], step: StepLogits) -> list[TokenId]:
-    """Return the target's token of each row, under the noise."""
-    tokens: dict[tuple[int, int], TokenId] = {}
-    for chunk, support, columns in _looks(rows, step):
-        best = support.best(columns.prefixes).tolist()
-        keys = [(row.number, row.index) for row in chunk.rows]
-        tokens.update(zip(keys, best, strict=True))
-    return [tokens[row.number, row.index] for row in rows]
-
-
-def distribution(row: Row, step: StepLogits) -> Distribution:
-    """Return one row's distribution."""
-    *_, (_, support, _) = _looks([row], step)
-    return distribution_of(support.spread(step.vocabulary_size)[0].numpy())
-
-
-def distribution_of(p: NDArray[np.float32]) -> Distribution:
-    """Return the distribution with these probabilities. p: float32[V]."""
-    tokens = np.flatnonzero(p)
-    return Distribution(tokens, p[tokens].astype(np.float64))
-
-
-def _looks(rows: Sequence[Row], step: StepLogits) -> Iterator[tuple[Chunk, Support, Columns]]:
-    """Look at rows among more and more candidates; the last look at a row has its support."""
-    count = FIRST_CANDIDATES
-    while rows:
-        wide: list[Row] = []
-        for chunk in chunks(rows, count, step):
-            support, columns, found = chunk.supports(step)
-            yield chunk, support, columns
-            wide += [
-                row for row, end in zip(chunk.rows, found.tolist(), strict=True) if not end
-            ]
-        rows, count = wide, count * GROWTH
+def _certain(token: TokenId) -> Distribution:
+    return Distribution(np.array([token]), np.ones(1))

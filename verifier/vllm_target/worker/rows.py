@@ -1,4 +1,4 @@
-"""The rows of a step that are judged, and their sampling settings on the logits' device.
+"""The rows of a step that are looked at, and their sampling settings on the logits' device.
 
     n  rows      V  vocabulary size
 
@@ -37,8 +37,13 @@ class StepLogits(Protocol):
         ...
 
 
+Wanted = Literal["token", "p", "all"]
+
+
 @dataclass(frozen=True, slots=True)
-class Row:
+class Look:
+    """One row, and what is to be found of it."""
+
     number: int
     """Which of the step's requests it belongs to."""
 
@@ -46,6 +51,12 @@ class Row:
     """Row i judges draft token i; the row after the last one gives the bonus token."""
 
     request: VerifyRequest
+    candidates: int
+    """Tokens among which the row's support is looked for; V of them always hold it."""
+
+    wants: Wanted
+    """float32, NaN if the support is not found: `token` is [1], the target's token, exact below
+    2**24; `p` is [1], the probability of the draft token; `all` is [V], those of all tokens."""
 
     @property
     def kind(self) -> Kind:
@@ -56,22 +67,11 @@ class Row:
         return "cut" if cuts else "whole"
 
 
-def rows_of(requests: Sequence[VerifyRequest]) -> list[Row]:
-    """Return every row that may have to be judged."""
-    return [
-        Row(number, index, request)
-        for number, request in enumerate(requests)
-        if not request.silent
-        for index in range(len(request.draft) + 1)
-    ]
-
-
-def logits_of(rows: Sequence[Row], step: StepLogits) -> Tensor:
+def logits_of(rows: Sequence[Look], step: StepLogits) -> Tensor:
     """Return the logits of rows, with logit_bias added: float32[n, V]."""
-    skipped = [row.request.injected - len(row.request.draft) for row in rows]
-    wanted = [(row.number, row.index + first) for row, first in zip(rows, skipped, strict=True)]
-    logits = step.take(wanted)
-    biases = [(i, *pair) for i, row in enumerate(rows) for pair in row.request.bias]
+    each = [(row, row.request) for row in rows]
+    logits = step.take([(row.number, row.index + r.injected - len(r.draft)) for row, r in each])
+    biases = [(i, *pair) for i, (_, request) in enumerate(each) for pair in request.bias]
     if biases:
         places, tokens, values = zip(*biases, strict=True)
         at = upload(np.array([places, tokens], np.int64), logits.device)
@@ -95,14 +95,11 @@ class Columns:
     """int32[n, 1]: see `noise`."""
 
     @staticmethod
-    def of(rows: Sequence[Row], device: torch.device) -> Columns:
+    def of(rows: Sequence[Look], device: torch.device) -> Columns:
         """Copy the settings to the device."""
-        each = [(row.request, row.request.sampling) for row in rows]
-        settings = [(s.temperature, s.min_p, s.top_p, s.top_k) for _, s in each]
-        noise = [
-            (request.seed % 2**32, request.seed >> 32, (request.at + row.index) % 2**32)
-            for row, (request, _) in zip(rows, each, strict=True)
-        ]
+        each = [(row.request, row.request.sampling, row.index) for row in rows]
+        settings = [(s.temperature, s.min_p, s.top_p, s.top_k) for _, s, _ in each]
+        noise = [(r.seed % 2**32, r.seed >> 32, (r.at + i) % 2**32) for r, _, i in each]
         temperature, min_p, top_p, top_k = upload(np.array(settings), device).split(1, dim=1)
         words = upload(np.array(noise, np.uint32).view(np.int32), device)
         return Columns(temperature, min_p, top_p, top_k.to(torch.int64), prefixes_of(words))

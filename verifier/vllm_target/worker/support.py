@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from verifier.vllm_target.worker.noise import coarse, gumbel
-from verifier.vllm_target.worker.rows import Columns
+from verifier.vllm_target.worker.rows import Columns, Kind
 
 FINALISTS: Final = 8
 """Tokens of a row that are ranked in float64: float32 is right to 1e-5, and more tokens than
@@ -36,14 +36,14 @@ class Support:
     """float[n, C]: log p up to a constant of the row; -inf outside the support."""
 
     def best(self, prefixes: Tensor) -> Tensor:
-        """Return argmax(log p + noise) by row: int64[n]."""
+        """Return argmax(log p + noise) by row: int64[n, 1]."""
         tokens, logs = self.tokens, self.logs
         if tokens.shape[1] > FINALISTS:
             scores = logs.to(torch.float32) + coarse(prefixes, tokens)
             finalists = scores.topk(FINALISTS, dim=1).indices
             tokens, logs = tokens.gather(1, finalists), logs.gather(1, finalists)
         best = (logs + gumbel(prefixes, tokens)).argmax(dim=1, keepdim=True)
-        return tokens.gather(1, best)[:, 0]
+        return tokens.gather(1, best)
 
     def p(self) -> Tensor:
         """Return the probabilities, as they are sent: float32[n, C]."""
@@ -51,8 +51,8 @@ class Support:
         return (weights / weights.sum(dim=1, keepdim=True)).to(torch.float32)
 
     def p_of(self, tokens: Tensor) -> Tensor:
-        """Return the probability of one token by row: float32[n]. tokens: int64[n, 1]."""
-        return self.p().masked_fill_(self.tokens != tokens, 0.0).sum(dim=1)
+        """Return the probability of one token by row: float32[n, 1]. tokens: int64[n, 1]."""
+        return self.p().masked_fill_(self.tokens != tokens, 0.0).sum(dim=1, keepdim=True)
 
     def spread(self, size: int) -> Tensor:
         """Return the probability of every token: float32[n, V]."""
@@ -60,40 +60,34 @@ class Support:
         return p.new_zeros(len(p), size).scatter_(1, self.tokens, p)
 
 
-def greedy(logits: Tensor) -> Support:
-    """Return the likeliest token; the lowest of several: argmax alone promises no order."""
-    best = logits.amax(dim=1, keepdim=True)
-    tokens = (logits == best).to(torch.uint8).argmax(dim=1, keepdim=True)
-    return Support(tokens, torch.zeros(tokens.shape, dtype=torch.float64, device=logits.device))
-
-
-def whole(logits: Tensor, columns: Columns) -> Support:
-    """Return the whole vocabulary."""
-    tokens = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
-    return Support(tokens, _scaled(logits, columns))
-
-
-def _scaled(logits: Tensor, columns: Columns) -> Tensor:
-    """Divide by the temperature; then the largest is 0."""
+def supports(
+    kind: Kind, logits: Tensor, columns: Columns, count: int
+) -> tuple[Support, Tensor]:
+    """Return the supports, and which were found among `count` candidates: bool[n, 1]."""
+    always = torch.ones(len(logits), 1, dtype=torch.bool, device=logits.device)
+    if kind == "greedy":
+        # the lowest of several: argmax alone promises no order
+        best = logits.amax(dim=1, keepdim=True)
+        tokens = (logits == best).to(torch.uint8).argmax(dim=1, keepdim=True)
+        return Support(tokens, torch.zeros_like(tokens, dtype=torch.float64)), always
     scaled = logits / columns.temperature.to(logits.dtype)
     scaled -= scaled.amax(dim=1, keepdim=True)
-    return scaled
+    if kind == "cut":
+        return _cut(scaled, columns, count)
+    tokens = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
+    return Support(tokens, scaled), always
 
 
-def cut(logits: Tensor, columns: Columns, count: int) -> tuple[Support, Tensor]:
-    """Return the supports among `count` candidates, and which are found: bool[n]."""
-    scaled = _scaled(logits, columns)
+def _cut(scaled: Tensor, columns: Columns, count: int) -> tuple[Support, Tensor]:
     weights = torch.exp(scaled)
     weights.masked_fill_(weights < columns.min_p, 0.0)
     total = weights.sum(dim=1, keepdim=True, dtype=torch.float64)
     values, tokens = _candidates(scaled, count)
     logs = values.to(torch.float64)
     kept = _kept(logs, columns, total)
-    least = logs.masked_fill(~kept, 0.0).amin(dim=1)
-    ends = (logs[:, -1] < least) & (columns.top_k[:, 0] < count)
-    return Support(tokens, logs.masked_fill(~kept, -torch.inf)), ends | (
-        count >= scaled.shape[1]
-    )
+    least = logs.masked_fill(~kept, 0.0).amin(dim=1, keepdim=True)
+    found = (logs[:, -1:] < least) & (columns.top_k < count) | (count >= scaled.shape[1])
+    return Support(tokens, logs.masked_fill(~kept, -torch.inf)), found
 
 
 def _candidates(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
