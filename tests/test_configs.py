@@ -1,4 +1,4 @@
-"""Every file in configs/ is accepted by the service it is for, and says the defaults truly."""
+"""Every file in configs/ is accepted by the service it is for, and holds the true defaults."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_no_other_file_is_shipped_untested() -> None:
     assert shipped == {"edge.toml", "verifier.toml", "local.toml", "local-vllm.toml"}
 
 
-def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_a_setting_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "edge.toml").write_text('verifer_url = "http://127.0.0.1:9000"\n')
 
     with pytest.raises(ValueError, match="verifer_url"):

@@ -119,4 +119,4 @@ class Posts:
                 error = upstream_errors.from_response(response)
                 if isinstance(error, Unavailable):
                     raise error
-                raise EngineFault(f"the verifier refuses a draft: {error.message}")
+                raise EngineFault(f"the verifier does not take a draft: {error.message}")

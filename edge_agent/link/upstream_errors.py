@@ -52,7 +52,7 @@ def from_response(response: httpx.Response) -> ApiError:
             return Overloaded(error.message, retry_after_s=_retry_after_s(response))
         case 502 | 503 | 504:
             return Unavailable(f"the verifier is not ready: {error.message}")
-    return EngineFault(f"the verifier said {status}: {error.message}", code=error.code)
+    return EngineFault(f"the verifier answered {status}: {error.message}", code=error.code)
 
 
 def from_fault(message: Fault) -> ApiError:

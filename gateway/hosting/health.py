@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import httpx
@@ -35,9 +36,7 @@ async def until_healthy(
 
 async def _until_healthy(service: Service, client: httpx.AsyncClient) -> None:
     while True:
-        try:
+        with suppress(httpx.TransportError):  # it does not listen yet
             if (await client.get(f"{service.url}/health")).status_code == 200:
                 return
-        except httpx.TransportError:
-            pass  # it does not listen yet
         await asyncio.sleep(POLL_S)

@@ -16,15 +16,7 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -50,14 +42,14 @@ class ServiceError(Exception):
 
 
 class ServiceDied(ServiceError):
-    def __init__(self, name: str, status: int, last_lines: Iterable[str]) -> None:
+    def __init__(self, name: str, status: int, last_lines: Collection[str]) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
         super().__init__("\n".join([f"the {name} ended with {how}", *last_lines]))
         self.name, self.status = name, status
 
 
 class NeverHealthy(ServiceError):
-    def __init__(self, name: str, within_s: float, last_lines: Iterable[str] = ()) -> None:
+    def __init__(self, name: str, within_s: float, last_lines: Collection[str] = ()) -> None:
         reason = f"the {name} was not healthy within {within_s:g} s"
         super().__init__("\n".join([reason, *last_lines]))
         self.name, self.within_s = name, within_s

@@ -27,6 +27,9 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     There is one worker, because a target exists once. load: returns the app; it is called in
     the worker.
     """
+    http2 = HTTP2Settings(
+        max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
+    )
     server = Granian(
         "app",  # unused: `load` returns the app
         address=settings.host,
@@ -36,9 +39,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         loop=Loops.asyncio,
         http=HTTPModes.auto,
         websockets=False,
-        http2_settings=HTTP2Settings(
-            max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
-        ),
+        http2_settings=http2,
         backpressure=MAX_STREAMS * 2,
         log_level=LogLevels.warning,
         ssl_cert=settings.tls.certificate if settings.tls else None,

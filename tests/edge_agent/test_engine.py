@@ -61,9 +61,9 @@ async def test_the_session_asks_for_what_the_job_wants(metrics: EdgeMetrics) -> 
     (asked,) = uplink.opened
     assert (asked.model, asked.vocabulary, asked.prompt) == ("big", "mine", (1, 2))
     assert (asked.seed, asked.max_tokens, asked.stop_tokens) == (9, 20, (7,))
-    told = asked.sampling
-    assert (told.temperature, told.min_p, told.top_k, told.top_p) == (0.5, 0.1, 3, 0.9)
-    assert bytes(told.extras["logit_bias"]) == b'{"5":1}'
+    wanted = asked.sampling
+    assert (wanted.temperature, wanted.min_p, wanted.top_k, wanted.top_p) == (0.5, 0.1, 3, 0.9)
+    assert bytes(wanted.extras["logit_bias"]) == b'{"5":1}'
     assert (asked.judge, asked.fill, asked.top_logprobs) == ("coupled", "auto", 4)
 
 

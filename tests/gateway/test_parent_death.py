@@ -40,7 +40,7 @@ async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> No
     gone = await until_gone(pid, within_s=5)
     if not gone:
         os.kill(pid, signal.SIGKILL)  # or its pipe would hold up the wait
-    await parent.wait()
+    await parent.communicate()  # to the end of its pipe, or its transport stays open
 
     assert gone
 
@@ -93,7 +93,7 @@ async def test_a_multiprocessing_child_dies_with_its_parent(tmp_path: Path) -> N
     gone = await until_gone(int(pid), within_s=5)
     if not gone:
         os.kill(int(pid), signal.SIGKILL)
-    await parent.wait()
+    await parent.communicate()  # to the end of its pipe, or its transport stays open
 
     assert watches == ["True", "True"]
     assert gone
