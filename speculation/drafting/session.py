@@ -73,9 +73,7 @@ class DraftingSession:
 
     def flush(self, *, pauses: bool = False) -> Draft | None:
         """Return the draft tokens not yet sent, if any, as the next message to the verifier.
-
-        pauses: none will follow until there is a Commit.
-        """
+        pauses: none will follow until there is a Commit."""
         new = self.chain[self.away :]
         if not new:
             return None
@@ -86,10 +84,8 @@ class DraftingSession:
         return Draft(self.epoch, start, behind, tokens, q, forced=forced, pauses=pauses)
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
-        """Take in a Commit and return its tokens that were not known before.
-
-        Raise RemoteProtocolError for what no honest verifier sends.
-        """
+        """Take in a Commit and return its tokens that were not known before. Raise
+        RemoteProtocolError for what no honest verifier sends."""
         known = len(self.committed) - commit.start
         self._check(commit, known)
         tokens = commit.tokens[known:]

@@ -65,11 +65,9 @@ class Index:
 def resumption(
     dropped: Sequence[TokenId], text: Sequence[TokenId], at: int, *, most: int
 ) -> Match | None:
-    """Return where a broken chain continues like the text after it does, if anywhere.
-
-    dropped: the chain from its wrong token on, which had the index `at` in the text. The place
-    with most agreeing tokens before it wins, up to `most`; among equals, the nearest.
-    """
+    """Return where a broken chain continues like the text after it does, if anywhere: the place
+    with most agreeing tokens before it, up to `most`, and among equals the nearest.
+    dropped: the chain from its wrong token on, which had the index `at` in the text."""
     found = []
     for end in range(1, len(dropped)):
         pairs = zip(reversed(dropped[:end]), reversed(text), range(most), strict=False)

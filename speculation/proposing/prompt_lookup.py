@@ -91,10 +91,8 @@ def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -
 
 def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
     """Return how many tokens a step should read ahead, each of them right as often as `right`.
-
-    read_s: what reading one of them takes. Each token that the draft model agrees with saves a
-    step if all before it do.
-    """
+    read_s: what reading one takes. Each token that the draft model agrees with saves a step
+    if all before it do."""
 
     def gain_s(count: int) -> float:
         saved = sum(right**n for n in range(1, count + 1))

@@ -72,11 +72,7 @@ class HeldChain:
         weights = (0,) * len(tokens) if draft.q is None else draft.q
         placed = enumerate(zip(tokens, weights, strict=True), draft.start + draft.forced)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
-        self._compare(text, draft.start - draft.behind + draft.forced)
-
-    def follow(self, text: Sequence[TokenId]) -> None:
-        """Compare the chain with a text that has grown."""
-        self._compare(text, self._agreed)
+        self.follow(text, draft.start - draft.behind + draft.forced)
 
     def rejected(self, position: int) -> None:
         """End the chain at a draft token that was rejected; the text is not known there yet."""
@@ -90,8 +86,9 @@ class HeldChain:
         self._drafts.clear()
         self.broken = True
 
-    def _compare(self, text: Sequence[TokenId], known: int) -> None:
-        """Compare from the first unknown position on. Before `known` the edge agrees."""
+    def follow(self, text: Sequence[TokenId], known: int = 0) -> None:
+        """Compare the chain with the text from the first position on that is not known to
+        agree. Before `known` the edge agrees."""
         while self._agreed < len(text):
             if draft := self._drafts.pop(self._agreed, None):
                 right = draft[0] == text[self._agreed]

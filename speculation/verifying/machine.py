@@ -148,7 +148,8 @@ class VerifyMachine:
         return Offer(start, 0.0)
 
     def _hold_s(self, name: str, now: float) -> float:
-        held, session = self._sessions[name], self._sessions[name].session
+        held = self._sessions[name]
+        session = held.session
         if session.finished or session.rejection:
             return inf
         state = waiting(session, held.arrivals, now)
