@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
-from starlette.types import Receive
+from starlette.types import Message, Receive, Send
 
 from gateway.detokenise import Detokeniser, TextDelta
 from gateway.errors import ClientGone, EngineFault, first_error
@@ -22,16 +22,14 @@ ChoiceStream = AsyncGenerator[TextDelta]
 Emit = Callable[[int, TextDelta], Awaitable[None]]
 
 
-async def stream_choice(
-    deltas: AsyncGenerator[Delta], detokeniser: Detokeniser
-) -> ChoiceStream:
+async def stream_choice(deltas: AsyncGenerator[Delta], text: Detokeniser) -> ChoiceStream:
     """Yield the text of one choice. The engine's generator is closed before the last TextDelta.
 
     Raises what the engine raises, and EngineFault if it ends without a finish.
     """
     async with aclosing(deltas):
         async for delta in deltas:
-            text_delta = detokeniser.read(delta)
+            text_delta = text.read(delta)
             if text_delta.finish is not None:
                 break
             yield text_delta
@@ -73,6 +71,14 @@ async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
     return result
+
+
+async def send_to_client(send: Send, message: Message) -> None:
+    """Raise ClientGone when the server reports that the connection is closed."""
+    try:
+        await send(message)
+    except OSError as error:
+        raise ClientGone("the client went away") from error
 
 
 async def _enqueue(

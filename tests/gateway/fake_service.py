@@ -1,4 +1,4 @@
-"""A stand-in for a service: `python fake_service.py PORT [dies|ignores-sigterm]`."""
+"""A fake service: `python fake_service.py PORT [dies|ignores-sigterm]`."""
 
 from __future__ import annotations
 
