@@ -22,14 +22,16 @@ ChoiceStream = AsyncGenerator[TextDelta]
 Emit = Callable[[int, TextDelta], Awaitable[None]]
 
 
-async def stream_choice(deltas: AsyncGenerator[Delta], text: Detokeniser) -> ChoiceStream:
+async def stream_choice(
+    deltas: AsyncGenerator[Delta], detokeniser: Detokeniser
+) -> ChoiceStream:
     """Yield the text of one choice. The engine's generator is closed before the last TextDelta.
 
     Raises what the engine raises, and EngineFault if it ends without a finish.
     """
     async with aclosing(deltas):
         async for delta in deltas:
-            text_delta = text.read(delta)
+            text_delta = detokeniser.read(delta)
             if text_delta.finish is not None:
                 break
             yield text_delta

@@ -109,8 +109,8 @@ class Accounts:
             error=account.error,
             prompt_tokens=account.prompt_tokens,
             completion_tokens=account.completion_tokens,
-            first_token_s=_rounded(account.first_token_s),
-            duration_s=_rounded(account.elapsed_s),
+            first_token_s=account.first_token_s and round(account.first_token_s, 6),
+            duration_s=round(account.elapsed_s, 6),
             traceback=_traceback(account.fault),
         )
 
@@ -130,7 +130,3 @@ def _request_id(scope: Scope) -> str:
 def _traceback(fault: Exception | None) -> str | None:
     """Return text, because log renderers may print a traceback's variables: the prompt."""
     return None if fault is None else "".join(traceback.format_exception(fault))
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)

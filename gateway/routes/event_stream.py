@@ -49,9 +49,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await cancel_on_disconnect(receive, lambda: self._stream(send))
-            await send_to_client(
-                send, self._end()
-            )  # not above: servers then report a disconnect
+            # The watch for a disconnect has ended, because servers report the end as one.
+            await send_to_client(send, self._end())
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:

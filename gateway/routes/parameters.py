@@ -82,10 +82,8 @@ def check_extras(given: Mapping[str, object], facts: Facts) -> Mapping[str, obje
 
 def _is_neutral(name: str, value: object) -> bool:
     """Tell whether a value is equal to a neutral one, where `false` does not count as 0."""
-    return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-        for neutral in _NEUTRAL.get(name, ())
-    )
+    neutral = _NEUTRAL.get(name, ())
+    return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral)
 
 
 def _check_served(name: str, facts: Facts) -> None:
