@@ -1,14 +1,15 @@
-"""Counts one request's tokens and times for the log line, the metrics and `timings`."""
+"""Counts one request's tokens and times for the log line, the metrics and the answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 
 from gateway.detokenise import TextDelta
+from gateway.errors import ApiError, EngineFault
 from gateway.metrics import Metrics
 from gateway.ports import Statistics
-from gateway.statistics import total
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""
@@ -43,6 +44,14 @@ class Account:
     def elapsed_s(self) -> float:
         return self.clock() - self.started_s
 
+    def failed(self, raised: Exception) -> ApiError:
+        """Record what was raised, and return the error that the client gets."""
+        if not isinstance(raised, ApiError):
+            self.fault = raised
+            raised = EngineFault("internal error")
+        self.error = raised.error_code
+        return raised
+
     def took_prompt(self, tokens: int) -> None:
         self.prompt_tokens = tokens
         self.metrics.prompt_tokens.inc(tokens)
@@ -56,6 +65,18 @@ class Account:
             self.metrics.generation_tokens.inc(delta.tokens)
             self._observe_latency(index, delta.tokens)
 
+    def total(self) -> Statistics:
+        """Add up the statistics of all choices."""
+        parts = self.statistics.values()
+        positions = (part.accepted_per_position for part in parts)
+        return Statistics(
+            target_passes=sum(part.target_passes for part in parts),
+            drafts=sum(part.drafts for part in parts),
+            draft_tokens=sum(part.draft_tokens for part in parts),
+            accepted_tokens=sum(part.accepted_tokens for part in parts),
+            accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
+        )
+
     def usage(self) -> dict[str, int]:
         """Return OpenAI's `usage`."""
         return {
@@ -64,18 +85,22 @@ class Account:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
 
-    def timings(self) -> dict[str, float]:
-        """Return llama.cpp's `timings`; "prompt" is the time to the first token."""
+    def extensions(self) -> dict[str, object]:
+        """Return the fields that end an answer: vLLM's `metrics` and llama.cpp's `timings`."""
+        known = _speculative_decoding(self.total()) if self.statistics else None
+        return {"metrics": {"speculative_decoding": known}, "timings": self._timings()}
+
+    def _timings(self) -> dict[str, float]:
+        """Here "prompt" is the time to the first token."""
         prompt_s = self.first_token_s or 0.0
         predicted_s = self.elapsed_s - prompt_s
-        counted = total(self.statistics.values())
-        rate = self.completion_tokens / predicted_s if predicted_s else 0.0
+        counted = self.total()
         return {
             "prompt_n": self.prompt_tokens,
             "prompt_ms": prompt_s * 1000,
             "predicted_n": self.completion_tokens,
             "predicted_ms": predicted_s * 1000,
-            "predicted_per_second": rate,
+            "predicted_per_second": _ratio(self.completion_tokens, predicted_s),
             "draft_n": counted.draft_tokens,
             "draft_n_accepted": counted.accepted_tokens,
         }
@@ -90,3 +115,27 @@ class Account:
         if last_s is not None:
             for _ in range(tokens):
                 self.metrics.token_gap_s.observe((now_s - last_s) / tokens)
+
+
+def _speculative_decoding(counted: Statistics) -> dict[str, object]:
+    """Return vLLM's `metrics.speculative_decoding` (summary), with two fields of our own.
+
+    `acceptance_histogram[j]` is the number of passes that accepted exactly j draft tokens, of
+    those that verified any. Our own fields are `num_target_passes`, which includes fill-in
+    passes, and `num_accepted_tokens_per_pos`.
+    """
+    at_least = (counted.drafts, *counted.accepted_per_position, 0)
+    return {
+        "mean_acceptance_length": 1.0 + _ratio(counted.accepted_tokens, counted.drafts),
+        "draft_acceptance_rate": _ratio(counted.accepted_tokens, counted.draft_tokens),
+        "acceptance_histogram": [here - further for here, further in pairwise(at_least)],
+        "num_spec_steps": counted.drafts,
+        "num_accepted_draft_tokens": counted.accepted_tokens,
+        "num_draft_tokens": counted.draft_tokens,
+        "num_target_passes": counted.target_passes,
+        "num_accepted_tokens_per_pos": list(counted.accepted_per_position),
+    }
+
+
+def _ratio(part: int, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -18,23 +18,23 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from gateway.account import Clock
-from gateway.errors import ApiError, InvalidRequest, NotFound
+from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
-from gateway.middleware import Accounts, BodyLimit, Keys
+from gateway.middleware import Accounts
 from gateway.ports import SEEDS, Engine, TokenizerSource
-from gateway.responses import error_response, json_response
-from gateway.routes.chat_completions import chat_completions
-from gateway.routes.completions import completions
-from gateway.routes.models import list_models, retrieve_model
-from gateway.routes.monitoring import health, prometheus_metrics
+from gateway.responses import json_response
+from gateway.routes.chat_completions import ChatAnswer, ChatRequest
+from gateway.routes.completions import CompletionAnswer, CompletionRequest
+from gateway.routes.generation import generate
 from gateway.routes.services import Services
+from gateway.routes.status import health, list_models, prometheus_metrics, retrieve_model
 from gateway.settings import GatewaySettings
 
 Handler = Callable[[Services, Request], Awaitable[Response]]
 
 _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
-    ("POST", "/v1/chat/completions", chat_completions),
-    ("POST", "/v1/completions", completions),
+    ("POST", "/v1/chat/completions", partial(generate, ChatRequest, ChatAnswer)),
+    ("POST", "/v1/completions", partial(generate, CompletionRequest, CompletionAnswer)),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", retrieve_model),
     ("GET", "/health", health),
@@ -55,22 +55,18 @@ def create_app(
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
-    The caller may add routes: API keys, the body limit, request ids, the log line and the
-    translation of gateway.errors apply to them too. /metrics shows `registry`, or a registry of
-    the app's own if it is None; `metrics`, if given, must be registered there already.
-    `draw_seed` returns the seed of a request that names none.
+    The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
+    `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
+    registered there already. `draw_seed` returns the seed of a request that names none.
     """
     registry = registry or CollectorRegistry()
+    metrics = metrics or Metrics(registry)
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
         openapi_url=None,
-        middleware=[
-            Middleware(Accounts, metrics=metrics or Metrics(registry), clock=clock),
-            Middleware(Keys, keys=settings.api_keys),
-            Middleware(BodyLimit, limit_bytes=settings.body_limit_bytes),
-        ],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_exception},
+        middleware=[Middleware(Accounts, settings=settings, metrics=metrics, clock=clock)],
+        exception_handlers={HTTPException: _http_exception},
     )
     services = Services(
         engine=engine,
@@ -86,15 +82,10 @@ def create_app(
     return app
 
 
-async def _api_error(request: Request, error: ApiError) -> Response:
-    request.state.account.error = error.error_code
-    return error_response(error)
-
-
 async def _http_exception(request: Request, error: HTTPException) -> Response:
     """Translate Starlette's own errors: an unknown path, or a method that a path lacks."""
     if error.status_code == NotFound.status:
-        return await _api_error(request, NotFound(f"there is no {request.url.path}"))
+        raise NotFound(f"there is no {request.url.path}")
     invalid = InvalidRequest(error.detail, code="invalid_request")
-    request.state.account.error = invalid.error_code
+    request.state.account.failed(invalid)
     return json_response(invalid.body(), error.status_code, error.headers)

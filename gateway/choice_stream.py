@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
-from starlette.types import Receive
+from starlette.types import Message, Receive, Send
 
 from gateway.detokenise import Detokeniser, TextDelta
 from gateway.errors import ClientGone, EngineFault, first_error
@@ -73,6 +73,14 @@ async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
     return result
+
+
+async def send_to_client(send: Send, message: Message) -> None:
+    """Raise ClientGone when the server reports that the connection is closed."""
+    try:
+        await send(message)
+    except OSError as error:
+        raise ClientGone("the client went away") from error
 
 
 async def _enqueue(

@@ -116,15 +116,12 @@ class Message:
 class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened, or raise ValueError."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of plain text; markers of special tokens in it stay text."""
-        ...
 
     def piece(self, token: int) -> bytes:
         """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
-        ...
 
 
 TokenizerSource = Callable[[], Awaitable[Tokenizer]]
@@ -137,11 +134,9 @@ TokenizerSource = Callable[[], Awaitable[Tokenizer]]
 class Engine(Protocol):
     async def facts(self) -> Facts:
         """Raise gateway.errors.Unavailable while the target cannot be reached."""
-        ...
 
     def generate(self, job: Job) -> AsyncGenerator[Delta]:
         """Stream one choice. Closing the generator cancels the work at both ends.
 
         Raises gateway.errors.ApiError, before the first Delta or between two.
         """
-        ...

@@ -9,14 +9,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Final
 
 import msgspec
 
 from models.errors import UnknownModel
 from models.llama import Quantisation
-
-_SHIPPED: Final = "catalogue.toml"
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,10 +86,9 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def recipe(self, name: str) -> Recipe:
         """Return how to make the file of a model or variant. Raises UnknownModel."""
-        if name in self.models:
-            return Recipe(name, name, self.models[name], None)
-        if name in self.variants:
-            variant = self.variants[name]
+        if model := self.models.get(name):
+            return Recipe(name, name, model, None)
+        if variant := self.variants.get(name):
             base = self.recipe(variant.model)
             return Recipe(name, base.name, base.file, variant.quantisation)
         known = sorted([*self.models, *self.variants, *self.pairs])
@@ -100,9 +96,8 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def files(self, name: str) -> list[str]:
         """Return the names of the models and variants that a model, variant or pair needs."""
-        if name in self.pairs:
-            return [self.pairs[name].draft, self.pairs[name].target]
-        return [self.recipe(name).name]
+        pair = self.pairs.get(name)
+        return [pair.draft, pair.target] if pair else [self.recipe(name).name]
 
 
 def read(text: str) -> Catalogue:
@@ -116,4 +111,4 @@ def read(text: str) -> Catalogue:
 
 def shipped() -> Catalogue:
     """Return the catalogue that comes with the package."""
-    return read(files("models").joinpath(_SHIPPED).read_text("utf-8"))
+    return read(files("models").joinpath("catalogue.toml").read_text("utf-8"))

@@ -1,11 +1,8 @@
 """Converts a GGUF file to safetensors, for targets that do not read GGUF.
 
 The written directory holds what vLLM needs (weights, config, tokenizer, chat template) and
-`vocabulary.gguf`, the GGUF's metadata without its weights. Read from that file, the tokens and
-their fingerprint are exactly those of the GGUF itself.
-
-The extra `cloud-cpu` installs what this needs (transformers, torch, accelerate and gguf). They
-are imported inside the functions, so that this package does not depend on them.
+`vocabulary.gguf`, the GGUF's metadata without its weights; tokens and fingerprint read from it
+are exactly the GGUF's own. The extra `cloud-cpu` installs what is imported in the functions.
 """
 
 from __future__ import annotations
@@ -54,8 +51,7 @@ def copy_metadata(source: Path, target: Path) -> None:
     for name, entry in fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             kind, *item_kinds = entry.types
-            item_kind = item_kinds[-1] if item_kinds else None
-            writer.add_key_value(name, entry.contents(), kind, item_kind)
+            writer.add_key_value(name, entry.contents(), kind, *item_kinds[-1:])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -16,60 +16,44 @@
     - DiskFull        there is no room for the file; what was fetched is kept for the next pull
 """
 
-from __future__ import annotations
+
+class ModelError(Exception): ...
 
 
-class ModelError(Exception):
-    """The root of this package's errors."""
+class CannotOpen(ModelError): ...
 
 
-class CannotOpen(ModelError):
-    pass
+class CannotQuantise(ModelError): ...
 
 
-class CannotQuantise(ModelError):
-    pass
+class CannotDequantise(ModelError): ...
 
 
-class CannotDequantise(ModelError):
-    pass
+class DecodeError(ModelError): ...
 
 
-class DecodeError(ModelError):
-    """After DecodeFailed, `Context.length` returns how much each sequence holds."""
+class BadSegment(DecodeError): ...
 
 
-class BadSegment(DecodeError):
-    pass
+class NoRoom(DecodeError): ...
 
 
-class NoRoom(DecodeError):
-    pass
+class DecodeFailed(DecodeError): ...
 
 
-class DecodeFailed(DecodeError):
-    pass
+class UnknownModel(ModelError): ...
 
 
-class UnknownModel(ModelError):
-    pass
+class NotPulled(ModelError): ...
 
 
-class NotPulled(ModelError):
-    pass
+class PullError(ModelError): ...
 
 
-class PullError(ModelError):
-    pass
+class SourceFailed(PullError): ...
 
 
-class SourceFailed(PullError):
-    pass
+class WrongHash(PullError): ...
 
 
-class WrongHash(PullError):
-    pass
-
-
-class DiskFull(PullError):
-    pass
+class DiskFull(PullError): ...

@@ -41,9 +41,6 @@ _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
 """llama.cpp's attention computes 64 rows and more in tiles, which round differently."""
 
-_PIECE_BYTES: Final = 64
-"""The size of the first buffer for a token's text; a longer text takes a second call."""
-
 _SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
 """Discards llama.cpp's log, because its return codes report what fails."""
 
@@ -57,12 +54,11 @@ class Model:
     def __init__(self, path: Path, vocabulary_only: bool = False) -> None:
         settings = lib.llama_model_default_params()
         settings.vocab_only = vocabulary_only
-        model = lib.llama_model_load_from_file(str(path).encode(), settings)
-        vocabulary = lib.llama_model_get_vocab(model) if model else None
-        if model is None or vocabulary is None:
+        self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
+        vocabulary = lib.llama_model_get_vocab(self.handle) if self.handle else None
+        if vocabulary is None:
             raise CannotOpen(f"{path} is missing, or is not a GGUF file llama.cpp can read")
         self.path = path
-        self.handle = model
         self._vocabulary = vocabulary
         self.vocabulary_size = lib.llama_vocab_n_tokens(vocabulary)
 
@@ -77,17 +73,15 @@ class Model:
         data = text.encode()
         room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
         tokens = (ctypes.c_int32 * room)()
-        call = lib.llama_tokenize
-        count = call(self._vocabulary, data, len(data), tokens, room, False, special)
-        return list(tokens[:count])
+        given = self._vocabulary, data, len(data), tokens, room, False, special
+        return list(tokens[: lib.llama_tokenize(*given)])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The meaning of the tokens; the first use takes 0.3 s for 152k tokens."""
-        tokens = range(self.vocabulary_size)
-        raw = self._vocabulary
+        tokens, raw = range(self.vocabulary_size), self._vocabulary
         return Vocabulary(
-            pieces=tuple(self._render(token) for token in tokens),
+            pieces=tuple(map(self._render, tokens)),
             attributes=tuple(int(lib.llama_vocab_get_attr(raw, token)) for token in tokens),
             ends=frozenset(token for token in tokens if lib.llama_vocab_is_eog(raw, token)),
             eos=lib.llama_vocab_eos(raw),
@@ -118,7 +112,7 @@ class Model:
         return lib.llama_vocab_bos(self._vocabulary) if wanted else None
 
     def _render(self, token: int) -> bytes:
-        size = _PIECE_BYTES
+        size = 64  # bytes, enough for most tokens; a longer one takes a second call
         while True:
             buffer = ctypes.create_string_buffer(size)
             count = lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
@@ -152,14 +146,12 @@ class Context:
         settings.kv_unified = False
         settings.type_k = settings.type_v = _CACHE_TYPES[cache]
         settings.no_perf = True
-        handle = lib.llama_init_from_model(model.handle, settings) if model.handle else None
-        memory = lib.llama_get_memory(handle) if handle else None
-        if handle is None or memory is None:
+        self._handle = model.handle and lib.llama_init_from_model(model.handle, settings)
+        self._memory = self._handle and lib.llama_get_memory(self._handle)
+        if not self._memory:
             raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
         self.model = model
         self.limits = Limits(sequences, context_tokens, batch_tokens, model.vocabulary_size)
-        self._handle: int | None = handle
-        self._memory: int | None = memory
         self._rows: list[int] = []
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         shape = (batch_tokens,)
@@ -186,10 +178,7 @@ class Context:
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def decode(self, segments: Sequence[Segment]) -> None:
-        """Decode the segments' rows in one pass.
-
-        Raises BadSegment, NoRoom or DecodeFailed.
-        """
+        """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
         check(segments, self.limits, self.length)
         self._fill(segments)
         self._rows = []
@@ -202,10 +191,8 @@ class Context:
 
         The array is a view of llama.cpp's buffer and valid until the next decode.
         """
-        if not 0 <= index < len(self._rows):
-            raise BadSegment(
-                f"the pass has logits of {len(self._rows)} rows, not of row {index}"
-            )
+        if not 0 <= index < (held := len(self._rows)):
+            raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
         row = lib.llama_get_logits_ith(self._handle, self._rows[index])
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
 
@@ -240,7 +227,6 @@ def quantise(source: Path, target: Path, kind: Quantisation) -> None:
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:
     """Return the string that a function of llama.cpp writes to a buffer."""
-    size = read(model, index, None, 0) + 1
-    buffer = ctypes.create_string_buffer(max(size, 1))
+    buffer = ctypes.create_string_buffer(max(read(model, index, None, 0), 0) + 1)
     read(model, index, buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace")

@@ -26,15 +26,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a Context."""
+    """What a Context can hold: tokens in each sequence, and `batch_tokens` rows in a pass."""
 
     sequences: int
     context_tokens: int
-    """The tokens that one sequence can hold."""
-
     batch_tokens: int
-    """The rows that one pass can have."""
-
     vocabulary_size: int
 
 
@@ -46,18 +42,14 @@ def check(segments: Sequence[Segment], limits: Limits, length: Callable[[int], i
     if len({segment.sequence for segment in segments}) < len(segments):
         raise BadSegment("two segments of one sequence")
     for segment in segments:
-        _check_one(segment, limits, length)
-
-
-def _check_one(segment: Segment, limits: Limits, length: Callable[[int], int]) -> None:
-    name = f"sequence {segment.sequence}"
-    if not 0 <= segment.sequence < limits.sequences:
-        raise BadSegment(f"{name} is not in 0..{limits.sequences - 1}")
-    if not segment.tokens:
-        raise BadSegment(f"{name}: no tokens")
-    if min(segment.tokens) < 0 or max(segment.tokens) >= limits.vocabulary_size:
-        raise BadSegment(f"{name}: a token is not in 0..{limits.vocabulary_size - 1}")
-    if (held := length(segment.sequence)) != segment.start:
-        raise BadSegment(f"{name} holds {held} tokens; it cannot go on at {segment.start}")
-    if segment.start + len(segment.tokens) > limits.context_tokens:
-        raise NoRoom(f"{name} would pass {limits.context_tokens} tokens")
+        name = f"sequence {segment.sequence}"
+        if not 0 <= segment.sequence < limits.sequences:
+            raise BadSegment(f"{name} is not in 0..{limits.sequences - 1}")
+        if not segment.tokens:
+            raise BadSegment(f"{name}: no tokens")
+        if min(segment.tokens) < 0 or max(segment.tokens) >= limits.vocabulary_size:
+            raise BadSegment(f"{name}: a token is not in 0..{limits.vocabulary_size - 1}")
+        if (held := length(segment.sequence)) != segment.start:
+            raise BadSegment(f"{name} holds {held} tokens; it cannot go on at {segment.start}")
+        if segment.start + len(segment.tokens) > limits.context_tokens:
+            raise NoRoom(f"{name} would pass {limits.context_tokens} tokens")

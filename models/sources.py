@@ -34,13 +34,10 @@ def sha256_of(path: Path) -> str:
 
 
 class Source(Protocol):
-    """A place from which models can be fetched."""
-
     name: str
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         """Write the model to `partial`, which may hold its first bytes. Raises SourceFailed."""
-        ...
 
 
 class Folder:
@@ -74,29 +71,19 @@ class Hub:
         if not model.repository:
             raise SourceFailed("the model has no repository on the hub")
         url = self._url.format(repository=model.repository, file=model.file)
-        timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
-        try:
-            with httpx.Client(
-                timeout=timeout, follow_redirects=True, transport=self._transport
-            ) as client:
-                self._download(client, url, partial, model.bytes, progress)
-        except httpx.HTTPError as error:
-            raise SourceFailed(f"{url}: {error}") from error
-
-    def _download(
-        self, client: httpx.Client, url: str, partial: Path, total: int, progress: Progress
-    ) -> None:
         done = partial.stat().st_size if partial.exists() else 0
-        if done >= total:
+        if done >= model.bytes:
             return
         headers = {"Range": f"bytes={done}-"} if done else {}
-        with client.stream("GET", url, headers=headers) as response:
-            if response.status_code not in (200, 206):
-                raise SourceFailed(f"{url}: HTTP {response.status_code}")
-            resumed = response.status_code == 206
-            done = done if resumed else 0
-            with partial.open("ab" if resumed else "wb") as file:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
-                    file.write(chunk)
-                    done += len(chunk)
-                    progress("downloading", done, total)
+        timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+        client = httpx.Client(timeout=timeout, follow_redirects=True, transport=self._transport)
+        try:
+            with client, client.stream("GET", url, headers=headers) as answer:
+                if answer.status_code not in (200, 206):
+                    raise SourceFailed(f"{url}: HTTP {answer.status_code}")
+                with partial.open("ab" if answer.status_code == 206 else "wb") as file:
+                    for chunk in answer.iter_bytes(_CHUNK_BYTES):
+                        file.write(chunk)
+                        progress("downloading", file.tell(), model.bytes)
+        except httpx.HTTPError as error:
+            raise SourceFailed(f"{url}: {error}") from error

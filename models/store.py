@@ -5,9 +5,7 @@
     partial/SHA256       a file that is being fetched
     wheels/SHA256/       the wheels from which that file is made
 
-The next pull resumes an interrupted one. A file with a wrong sha256 is deleted.
-
-`open_store` reads the environment:
+The next pull resumes an interrupted one. `open_store` reads the environment:
 
     PICOSPEC_CACHE           models are stored in its folder models/ (default ~/.cache/picospec)
     PICOSPEC_MODEL_SOURCES   sources, in the order they are tried (default folder,hub,wheels)
@@ -24,15 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from models.catalogue import Catalogue, ModelFile, Recipe, shipped
 from models.errors import DiskFull, NotPulled, PullError, SourceFailed, WrongHash
 from models.llama import quantise
 from models.sources import Folder, Hub, Progress, Source, sha256_of
 from models.wheels import Wheels
-
-_SOURCES: Final = "folder,hub,wheels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +71,14 @@ class Store:
         Raises UnknownModel, CannotQuantise or PullError.
         """
         recipes = [self.catalogue.recipe(part) for part in self.catalogue.files(name)]
-        with self._locked(), _disk_full():
-            return [self._obtain(recipe, progress) for recipe in recipes]
+        try:
+            with self._locked():
+                return [self._obtain(recipe, progress) for recipe in recipes]
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            reason = "no space is left; what was fetched is kept for the next pull"
+            raise DiskFull(reason) from error
 
     def verify(self, name: str) -> None:
         """Check a name's files. Raises NotPulled, and WrongHash after deleting a wrong file."""
@@ -94,50 +95,44 @@ class Store:
         if link.exists():
             return link
         if recipe.quantisation is None:
-            return self._name(recipe.name, self._fetch(recipe.file, progress))
+            return self._name(link, self._fetch(recipe.file, progress))
         base = self._obtain(self.catalogue.recipe(recipe.model), progress)
         progress(f"writing {recipe.quantisation}", 0, recipe.file.bytes)
         unnamed = self._folder("partial") / f"{recipe.name}.gguf"
         quantise(base, unnamed, recipe.quantisation)
-        return self._name(recipe.name, self._keep(unnamed, sha256_of(unnamed)))
+        return self._name(link, unnamed.replace(self._folder("blobs") / sha256_of(unnamed)))
 
     def _fetch(self, model: ModelFile, progress: Progress) -> Path:
         """Return the model's blob, from the first source that has it. Raises PullError."""
         blob = self._folder("blobs") / model.sha256
         if blob.exists():
             return blob
-        failures: list[PullError] = []
+        reasons: list[str] = []
+        failure: type[PullError] = SourceFailed
         for source in self._sources:
             try:
                 return self._fetch_from(source, model, progress)
             except (SourceFailed, WrongHash) as error:
-                failures.append(error)
-                error.add_note(source.name)
-        reasons = "; ".join(f"{error.__notes__[0]}: {error}" for error in failures)
-        wrong = any(isinstance(error, WrongHash) for error in failures)
-        raise (WrongHash if wrong else SourceFailed)(f"{model.file}: {reasons or 'no sources'}")
+                reasons.append(f"{source.name}: {error}")
+                failure = WrongHash if isinstance(error, WrongHash) else failure
+        raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}")
 
     def _fetch_from(self, source: Source, model: ModelFile, progress: Progress) -> Path:
         partial = self._folder("partial") / model.sha256
-        there = partial.stat().st_size if partial.exists() else 0
-        free = shutil.disk_usage(self.root).free
-        if free < model.bytes - there:
-            raise DiskFull(f"{model.file} needs {model.bytes - there} bytes, {free} are free")
+        needed = model.bytes - (partial.stat().st_size if partial.exists() else 0)
+        if needed > (free := shutil.disk_usage(self.root).free):
+            raise DiskFull(f"{model.file} needs {needed} bytes, {free} are free")
         source.fetch(model, partial, progress)
         progress("checking", model.bytes, model.bytes)
         if (found := sha256_of(partial)) != model.sha256:
             partial.unlink()
             raise WrongHash(f"sha256 {found}, not {model.sha256}")
-        blob = self._keep(partial, model.sha256)
+        blob = partial.replace(self._folder("blobs") / model.sha256)
         shutil.rmtree(self.root / "wheels" / model.sha256, ignore_errors=True)
         return blob
 
-    def _keep(self, file: Path, sha256: str) -> Path:
-        return file.replace(self._folder("blobs") / sha256)
-
-    def _name(self, name: str, blob: Path) -> Path:
+    def _name(self, link: Path, blob: Path) -> Path:
         """Link a name to a blob, atomically: readers see the old link or the new one."""
-        link = self._link(name)
         fresh = link.with_suffix(".fresh")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("..") / "blobs" / blob.name)
@@ -177,19 +172,8 @@ def open_store(environment: Mapping[str, str]) -> Store:
         "hub": Hub(environment.get("PICOSPEC_MODEL_HUB") or catalogue.hub_url),
         "wheels": Wheels(root / "wheels"),
     }
-    names = (environment.get("PICOSPEC_MODEL_SOURCES") or _SOURCES).split(",")
+    every = ",".join(known)
+    names = (environment.get("PICOSPEC_MODEL_SOURCES") or every).split(",")
     if unknown := set(names) - set(known):
-        raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {_SOURCES}")
+        raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {every}")
     return Store(root, catalogue, [known[name] for name in names])
-
-
-@contextmanager
-def _disk_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DiskFull(
-            "no space is left; what was fetched is kept for the next pull"
-        ) from error

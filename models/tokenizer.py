@@ -13,7 +13,7 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import jinja2
 from jinja2.ext import loopcontrols
@@ -23,12 +23,8 @@ from models.vocabulary import Vocabulary
 
 Clock = Callable[[], datetime.datetime]
 
-_PRIVATE_USE: Final = range(0xE000, 0xF8FF)
-
 
 class Turn(Protocol):
-    """A chat message."""
-
     @property
     def role(self) -> str: ...
     @property
@@ -91,15 +87,11 @@ class GgufTokenizer:
         return self._markers.sub(lambda found: found[0][0] + sentinel + found[0][1:], text)
 
     def _tokens(self, rendered: str, sentinel: str) -> Iterator[int]:
-        end = 0
-        for marker in self._markers.finditer(rendered):
-            yield from self._text(rendered[end : marker.start()], sentinel)
-            yield self._vocabulary.markers[marker[0]]
-            end = marker.end()
-        yield from self._text(rendered[end:], sentinel)
-
-    def _text(self, text: str, sentinel: str) -> list[int]:
-        return self._model.tokenize(text.replace(sentinel, ""), False) if text else []
+        for part in self._markers.split(rendered):
+            if part in self._vocabulary.markers:
+                yield self._vocabulary.markers[part]
+            elif text := part.replace(sentinel, ""):
+                yield from self._model.tokenize(text, False)
 
     def _text_of(self, token: int | None) -> str:
         return "" if token is None else self._vocabulary.piece(token, True).decode()
@@ -113,7 +105,10 @@ def _compile(template: str, now: Clock) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
-    environment.filters["tojson"] = _json
+    # Jinja's own tojson escapes HTML, as chat templates do not expect.
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda layout: now().strftime(layout)
     try:
@@ -122,22 +117,17 @@ def _compile(template: str, now: Clock) -> jinja2.Template:
         raise ValueError(f"the chat template cannot be read: {error}") from error
 
 
-def _json(value: object, indent: int | None = None) -> str:
-    """Replace Jinja's tojson, which escapes HTML, as chat templates do not expect."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches the longest of the texts, as llama.cpp does."""
+    """Return a pattern whose group is the longest of the texts, as llama.cpp matches them."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _unused(text: str) -> str:
     """Return a private-use character that the text does not contain."""
     used = set(text)
-    return next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)

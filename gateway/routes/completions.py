@@ -1,19 +1,15 @@
-"""POST /v1/completions."""
+"""The body and the answer of POST /v1/completions."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
-from starlette.requests import Request
-from starlette.responses import Response
 
 from gateway.detokenise import LogprobEntry
 from gateway.ports import FinishReason, Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.generation import generate
-from gateway.routes.request import GenerationRequest, Integer, TokenIds, parse
-from gateway.routes.services import Services
+from gateway.routes.request import GenerationRequest, Integer, TokenIds
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
@@ -64,9 +60,6 @@ class CompletionAnswer(Answer):
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def first_chunk(self) -> None:
-        return None
-
     def text_chunk(self, text: str, entries: Entries) -> Json:
         return self.choice(text, entries, None)
 
@@ -76,12 +69,6 @@ class CompletionAnswer(Answer):
     def choice(self, text: str, entries: Entries, finish: FinishReason | None) -> Json:
         logprobs = _logprobs(entries) if self.wants_logprobs else None
         return {"text": text, "logprobs": logprobs, "finish_reason": finish}
-
-
-async def completions(services: Services, request: Request) -> Response:
-    """Continue one or several texts."""
-    body = await parse(CompletionRequest, request)
-    return await generate(services, request, body, CompletionAnswer)
 
 
 def _logprobs(entries: Entries) -> Json:

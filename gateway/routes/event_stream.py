@@ -14,11 +14,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.account import Account
-from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge
+from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge, send_to_client
 from gateway.detokenise import TextDelta
-from gateway.errors import ApiError, ClientGone, EngineFault
-from gateway.responses import error_response
-from gateway.routes.answer import Answer, Json, statistics_fields
+from gateway.errors import ClientGone
+from gateway.routes.answer import Answer, Json
 
 _START: Final[Message] = {
     "type": "http.response.start",
@@ -35,12 +34,7 @@ class EventStream(Response):
     """One answer, sent once. It closes `streams` before it returns or raises."""
 
     def __init__(
-        self,
-        answer: Answer,
-        streams: Sequence[ChoiceStream],
-        account: Account,
-        *,
-        usage: bool,
+        self, answer: Answer, streams: Sequence[ChoiceStream], account: Account, *, usage: bool
     ) -> None:
         super().__init__()
         self._answer = answer
@@ -55,21 +49,22 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await cancel_on_disconnect(receive, lambda: self._stream(send))
-            await _send(send, self._end())  # not above: servers then report a disconnect
+            # The watch for a disconnect has ended, because servers report the end as one.
+            await send_to_client(send, self._end())
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
-        except ApiError as error:
-            await self._fail(error, scope, receive, send)
-        except Exception as fault:
-            self._account.fault = fault
-            await self._fail(EngineFault("internal error"), scope, receive, send)
+        except Exception as raised:
+            if not self._begun:
+                raise
+            error = self._account.failed(raised)
+            await send({**_events(error.body()), "more_body": False})
 
     async def _stream(self, send: Send) -> None:
         async def emit(index: int, delta: TextDelta) -> None:
             if not self._begun:
-                await _send(send, _START)
+                await send_to_client(send, _START)
             self._account.count(index, delta)
-            await _send(send, _events(*self._chunks(index, delta)))
+            await send_to_client(send, _events(*self._chunks(index, delta)))
 
         await merge(self._streams, emit)
 
@@ -77,8 +72,8 @@ class EventStream(Response):
         if not self._usage:
             return _events(done=True)
         body = self._answer.body([], chunk=True)
-        usage = {"usage": self._account.usage(), **statistics_fields(self._account)}
-        return _events({**body, **usage}, done=True)
+        usage = self._account.usage()
+        return _events({**body, "usage": usage, **self._account.extensions()}, done=True)
 
     def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
         first = self._answer.first_chunk() if index not in self._begun else None
@@ -91,18 +86,11 @@ class EventStream(Response):
             self._running -= 1
             last = self._chunk(index, self._answer.last_chunk(delta.finish))
             ends_answer = not self._running and not self._usage
-            yield {**last, **statistics_fields(self._account)} if ends_answer else last
+            yield {**last, **self._account.extensions()} if ends_answer else last
 
     def _chunk(self, index: int, choice: Json) -> Json:
         body = self._answer.body([{"index": index, **choice}], chunk=True)
         return {**body, "usage": None} if self._usage else body
-
-    async def _fail(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        self._account.error = error.error_code
-        if self._begun:
-            await send({**_events(error.body()), "more_body": False})
-        else:
-            await error_response(error)(scope, receive, send)
 
 
 def _events(*objects: object, done: bool = False) -> Message:
@@ -110,11 +98,3 @@ def _events(*objects: object, done: bool = False) -> Message:
     encoded = [msgspec.json.encode(item) for item in objects]
     body = b"".join(b"data: %b\n\n" % event for event in encoded + [b"[DONE]"] * done)
     return {"type": "http.response.body", "body": body, "more_body": not done}
-
-
-async def _send(send: Send, message: Message) -> None:
-    """Send; raise ClientGone when the server reports that the connection is closed."""
-    try:
-        await send(message)
-    except OSError as error:
-        raise ClientGone("the client went away") from error

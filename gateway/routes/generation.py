@@ -1,10 +1,11 @@
-"""Answers a request for choices, as chat completions and completions do."""
+"""Answers a request for choices: turns it into jobs, and streams them from the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,20 +13,23 @@ from starlette.responses import Response
 from gateway.account import Account
 from gateway.choice_stream import stream_choice
 from gateway.detokenise import Detokeniser
-from gateway.ports import Facts, Job, Tokenizer
-from gateway.routes.answer import Answer
+from gateway.errors import InvalidRequest
+from gateway.ports import SEEDS, Facts, Job, Tokenizer
+from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
-from gateway.routes.jobs import check_choices, plan_jobs
-from gateway.routes.json_answer import json_answer
 from gateway.routes.parameters import check_extras
-from gateway.routes.request import GenerationRequest
+from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 
 
 async def generate(
-    services: Services, request: Request, body: GenerationRequest, make_answer: type[Answer]
+    schema: type[GenerationRequest],
+    make_answer: type[Answer],
+    services: Services,
+    request: Request,
 ) -> Response:
-    """Generate the choices that the body asks for. Raises ApiError."""
+    """Generate the choices that the request asks for. Raises ApiError."""
+    body = await parse(schema, request)
     account: Account = request.state.account
     facts = await services.facts_of(body.model)
     tokenizer = await services.tokenizer()
@@ -47,15 +51,56 @@ async def generate(
 
 
 async def _jobs(
-    services: Services,
-    body: GenerationRequest,
-    facts: Facts,
-    tokenizer: Tokenizer,
-    name: str,
+    services: Services, body: GenerationRequest, facts: Facts, tokenizer: Tokenizer, name: str
 ) -> list[Job]:
-    check_choices(body, max_choices=services.max_choices)
+    """Return the jobs `name`-0, `name`-1, ...; choice i is seeded with seed + i."""
+    if body.prompt_count * body.n > services.max_choices:
+        raise InvalidRequest(
+            f"{body.prompt_count} prompts times n = {body.n} exceeds"
+            f" {services.max_choices} choices",
+            param="n" if body.prompt_count == 1 else "prompt",
+        )
     extras = check_extras(body.model_extra or {}, facts)
     loop = asyncio.get_running_loop()
     prompts = await loop.run_in_executor(services.executor, body.tokenise, tokenizer)
+    limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
     seed = services.draw_seed() if body.seed is None else body.seed
-    return plan_jobs(body, prompts, facts, extras=extras, name=name, seed=seed)
+    return [
+        Job(
+            request_id=f"{name}-{index}",
+            prompt=prompts[index // body.n],
+            max_tokens=limits[index // body.n],
+            sampling=body.sampling,
+            seed=(seed + index) % SEEDS,
+            top_logprobs=body.wanted_logprobs,
+            extras=extras,
+        )
+        for index in range(len(prompts) * body.n)
+    ]
+
+
+def _max_tokens(
+    body: GenerationRequest, prompt: TokenIds, facts: Facts, extras: Mapping[str, object]
+) -> int:
+    """Return how many tokens may be generated, or raise InvalidRequest if it does not fit."""
+    field = body.prompt_field
+    if not prompt:
+        raise InvalidRequest("the prompt is empty", param=field)
+    if not 0 <= min(prompt) <= max(prompt) < facts.vocabulary_size:
+        raise InvalidRequest(
+            f"token ids must be from 0 to {facts.vocabulary_size - 1}", param=field
+        )
+    room = facts.context_tokens - len(prompt)
+    wanted = body.wanted_tokens
+    if room < (wanted or 1):
+        raise InvalidRequest(
+            f"the context has {facts.context_tokens} tokens; the prompt takes {len(prompt)}"
+            f" and the completion asks for {wanted or 1}",
+            param=field,
+            code="context_length_exceeded",
+        )
+    max_tokens = wanted or min(room, body.default_tokens or room)
+    least = extras.get("min_tokens")
+    if isinstance(least, int) and least > max_tokens:
+        raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")
+    return max_tokens

@@ -31,44 +31,32 @@ class _ResponseFormat(StrictModel):
 
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
-Repetition = Annotated[Number, Field(gt=0, le=2)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
 
-SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = MappingProxyType(
-    {
-        "presence_penalty": TypeAdapter(Penalty),
-        "frequency_penalty": TypeAdapter(Penalty),
-        "repetition_penalty": TypeAdapter(Repetition),
-        "logit_bias": TypeAdapter(dict[Annotated[int, Field(ge=0)], Bias]),
-        "response_format": TypeAdapter(_ResponseFormat),
-        "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
-        "ignore_eos": TypeAdapter(Flag),
-    }
-)
+SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = {
+    "presence_penalty": TypeAdapter(Penalty),
+    "frequency_penalty": TypeAdapter(Penalty),
+    "repetition_penalty": TypeAdapter(Annotated[Number, Field(gt=0, le=2)]),
+    "logit_bias": TypeAdapter(dict[Annotated[int, Field(ge=0)], Bias]),
+    "response_format": TypeAdapter(_ResponseFormat),
+    "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
+    "ignore_eos": TypeAdapter(Flag),
+}
 """Parameters that an engine may serve, with the checks of their values."""
 
-_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-    {
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "repetition_penalty": (1,),
-        "logit_bias": ({},),
-        "response_format": ({"type": "text"},),
-        "min_tokens": (0,),
-        "ignore_eos": (False,),
-        "tools": ([],),
-        "tool_choice": ("none",),
-        "functions": ([],),
-        "function_call": ("none",),
-        "modalities": (["text"],),
-        "store": (False,),
-        "service_tier": ("auto", "default"),
-        "echo": (False,),
-        "best_of": (1,),
-        **dict.fromkeys(("audio", "moderation", "prediction", "reasoning_effort"), ()),
-        **dict.fromkeys(("suffix", "verbosity", "web_search_options"), ()),
-    }
-)
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), (0,)),
+    **dict.fromkeys(("repetition_penalty", "best_of"), (1,)),
+    **dict.fromkeys(("ignore_eos", "store", "echo"), (False,)),
+    **dict.fromkeys(("tools", "functions"), ([],)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none",)),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    **dict.fromkeys(("audio", "moderation", "prediction", "reasoning_effort"), ()),
+    **dict.fromkeys(("suffix", "verbosity", "web_search_options"), ()),
+}
 """Known parameters that can change the output, each with the values at which it does not."""
 
 _PROMPT_CACHE = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
@@ -94,10 +82,8 @@ def check_extras(given: Mapping[str, object], facts: Facts) -> Mapping[str, obje
 
 def _is_neutral(name: str, value: object) -> bool:
     """Tell whether a value is equal to a neutral one, where `false` does not count as 0."""
-    return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-        for neutral in _NEUTRAL.get(name, ())
-    )
+    neutral = _NEUTRAL.get(name, ())
+    return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral)
 
 
 def _check_served(name: str, facts: Facts) -> None:
@@ -115,23 +101,14 @@ def _checked(name: str, value: object, facts: Facts) -> object:
     except ValidationError as error:
         raise invalid(error, under=name) from None
     if name == "logit_bias":
-        _check_tokens(checked, facts)
+        for token in checked:
+            if token >= facts.vocabulary_size:
+                raise InvalidRequest(f"no such token: {token}", param=f"logit_bias.{token}")
+    if name != "response_format":
         return checked
-    if name == "response_format":
-        _check_schema(checked)
-        return value
-    return checked
-
-
-def _check_tokens(bias: Mapping[int, float], facts: Facts) -> None:
-    for token in bias:
-        if token >= facts.vocabulary_size:
-            raise InvalidRequest(f"no such token: {token}", param=f"logit_bias.{token}")
-
-
-def _check_schema(wanted: _ResponseFormat) -> None:
-    if (wanted.type == "json_schema") != (wanted.json_schema is not None):
+    if (checked.type == "json_schema") != (checked.json_schema is not None):
         raise InvalidRequest(
             "json_schema goes with the type json_schema, and only with it",
             param="response_format.json_schema",
         )
+    return value

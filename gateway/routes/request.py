@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
@@ -38,13 +37,11 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 TokenIds = tuple[int, ...]
 Body = TypeVar("Body", bound=BaseModel)
 
-_CODES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "json_invalid": "invalid_json",
-        "missing": "missing_required_parameter",
-        "extra_forbidden": "unknown_parameter",
-    }
-)
+_CODES: Final[Mapping[str, str]] = {
+    "json_invalid": "invalid_json",
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+}
 
 
 def _as_list(value: object) -> object:
@@ -141,11 +138,9 @@ async def parse(schema: type[Body], request: Request) -> Body:
 def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
     """Translate the first error of a validation; `under` is the field that was validated."""
     first = error.errors()[0]
-    path = [*([under] if under else []), *(str(step) for step in first["loc"])]
-    param = ".".join(path) or None
-    kind = first["type"]
+    param = ".".join(str(step) for step in (under, *first["loc"]) if step is not None) or None
     reason = first["msg"].removeprefix("Value error, ")
-    if kind == "json_invalid":
+    if first["type"] == "json_invalid":
         reason = "the body is not valid JSON"
     message = f"{param}: {reason}" if param else reason
-    return InvalidRequest(message, param=param, code=_CODES.get(kind))
+    return InvalidRequest(message, param=param, code=_CODES.get(first["type"]))

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.account import Account
-from gateway.choice_stream import cancel_on_disconnect
+from gateway.choice_stream import cancel_on_disconnect, send_to_client
 from gateway.errors import ClientGone
 from speculation.protocol import wire
 from speculation.protocol.messages import Opened
@@ -58,8 +58,5 @@ class Downstream(Response):
 
 
 async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
-    """Send; raise ClientGone when the client has closed the connection."""
-    try:
-        await send({"type": "http.response.body", "body": data, "more_body": more})
-    except OSError as error:
-        raise ClientGone("the client went away") from error
+    body: Message = {"type": "http.response.body", "body": data, "more_body": more}
+    await send_to_client(send, body)
