@@ -98,9 +98,8 @@ class Measurement:
         """Return periods by rows, up to as many draft tokens as the verifier judges."""
         found: list[Commit] = []
         for question in questions:
-            found += (await verifier.answer(question.prompt, self.tokens // 4))[
-                passes.WARM_UP :
-            ]
+            commits = await verifier.answer(question.prompt, self.tokens // 4)
+            found += commits[passes.WARM_UP :]
         for drafts in passes.DRAFTS:
             for question in questions:
                 found += await verifier.rows(question, drafts, ahead=True)

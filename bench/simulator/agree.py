@@ -68,7 +68,8 @@ def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterato
         group = Group(family, temperature, _sources(measured, traces, family, temperature))
         cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
         for rtt_ms in dict.fromkeys(row.rtt_ms for row in cells):
-            names = [row.arm for row in cells if row.rtt_ms == rtt_ms and row.kind in ARMS]
+            arms = [row.arm for row in cells if row.rtt_ms == rtt_ms]
+            names = [arm for arm in arms if arm.partition(":")[0] in ARMS]
             conditions = Conditions(rtt_ms, measured.link.get("jitter_ms") or 0.0)
             yield from rows(World(hosts, conditions), [group], [rtt_ms], names)
 

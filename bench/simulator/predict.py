@@ -21,6 +21,7 @@ import typer
 from rich.progress import track
 
 from bench import options
+from bench.data.files import save
 from bench.data.tables import grid, markdown
 from bench.link.path import Conditions
 from bench.simulator.capacity import CLIENTS, SHARED, Crowd, alternating, capacity, crowds
@@ -99,9 +100,7 @@ def main(
         for point in track(POINTS, f"T = {heat:g}")
     }
     sources = alternating([g for g in found if g.temperature == heats[0]])
-    served = [
-        c for point in track(POINTS, "crowds") for c in crowds(sources, point, POINTS[point])
-    ]
+    served = [c for p in track(POINTS, "crowds") for c in crowds(sources, p, POINTS[p])]
     out.mkdir(parents=True, exist_ok=True)
     tables = [f"T = {heat:g}\n\n{speedup_table(cells, heat)}" for heat in heats]
     tables += [f"T = {heats[0]:g}", crowd_table(served), capacity_table(served)]
@@ -112,9 +111,7 @@ def main(
         for row in some
     ]
     document = {"simulated": True, "cells": points, "crowds": served}
-    (out / "predictions.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(document), indent=1)
-    )
+    save(document, out / "predictions.json")
     draw(cells, served, out)
 
 
