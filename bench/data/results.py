@@ -58,8 +58,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Core time that other virtual machines took meanwhile, see bench.data.host.stolen_s."""
 
     draft_model_tokens: int = 0
-    """Tokens that the draft model generated, judged or not; 0 in files from before this field
-    had its name."""
+    """Tokens that the draft model generated, judged or not; 0 in older files."""
 
     @property
     def later(self) -> tuple[float, float]:
@@ -194,10 +193,8 @@ def figures(answers: Sequence[Timed]) -> dict[str, Any]:
 
 
 def rows(answers: Sequence[Answer]) -> list[Row]:
-    """Return a row for each arm, family, link and temperature, in the order they came in.
-
-    Answers to what cloud has not been asked yet are left out.
-    """
+    """Return a row for each arm, family, link and temperature, in the order they came in,
+    without answers to what cloud has not been asked yet."""
     cloud = references(answers)
     grouped: dict[tuple[object, ...], list[Answer]] = defaultdict(list)
     for a in answers:

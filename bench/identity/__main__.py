@@ -49,8 +49,7 @@ def main(
     temperatures: options.Temperatures = "0,1",
     explain: Annotated[bool, typer.Option(help="Show how close a difference was.")] = False,
 ) -> None:
-    """Compare the text from edges with the plain engine's. Options it does not know go to the
-    verifier, as --vllm.dtype float32."""
+    """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
     asking = partial(ask, tokens=tokens, likeliest=LIKELIEST if explain else None)
     vocabulary = Model(find(draft_model, open_store(os.environ)), vocabulary_only=True)
     asked = read(prompts, per_family=per_family)

@@ -30,10 +30,8 @@ class Run:
     out: Path
 
     async def go(self, console: Console) -> Results:
-        """Ask everything; the file is whole after every answer.
-
-        Raises ServiceError, ModelError, AnswerError, or httpx.TransportError.
-        """
+        """Ask everything; the file is whole after every answer. Raises ServiceError,
+        ModelError, AnswerError, or httpx.TransportError."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         progress = Progress(*columns, console=console)
         found, link = self._nothing_yet(), None

@@ -1,8 +1,7 @@
 """What the simulator predicts for a run, compared with what the run measured.
 
-The prompts are the run's, cut to the same number of tokens; so are arms, links and
-temperatures. The speeds are those that `speeds` measured: no rate of the run enters the
-prediction.
+Arms, links, temperatures and prompts are the run's, cut to the same number of tokens. Its rates
+do not enter the prediction: the speeds are those that `speeds` measured.
 """
 
 from __future__ import annotations
@@ -78,9 +77,9 @@ def _sources(
     measured: Results, traces: Sequence[Trace], family: str, temperature: float
 ) -> list[Source]:
     lengths: dict[str, int] = {}
-    for answer in references(measured.answers).values():
-        if (answer.family, answer.temperature) == (family, temperature):
-            lengths.setdefault(answer.prompt, answer.tokens)  # the first repeat has a trace
+    for a in references(measured.answers).values():
+        if (a.family, a.temperature) == (family, temperature):
+            lengths.setdefault(a.prompt, a.tokens)  # the first repeat has a trace
     found = {trace.prompt_id: trace for trace in traces if trace.temperature == temperature}
     for prompt, tokens in lengths.items():
         if prompt not in found or len(found[prompt].tokens) < tokens - 2:

@@ -29,7 +29,8 @@ def draw(
     """Write the plots and return their files. cells: by operating point and temperature."""
     means: Panels = {
         (f"T = {heat:g}", point): {
-            arm: values for (arm, family), values in speedups(found).items() if family == "all"
+            "cloud": dict.fromkeys((row.rtt_ms for row in found), 1.0),
+            **{arm: of for (arm, family), of in speedups(found).items() if family == "all"},
         }
         for (point, heat), found in cells.items()
     }
@@ -61,7 +62,6 @@ def _panels(panels: Panels, across: str, up: str) -> Figure:
         axis = axes[rows.index(row)][columns.index(column)]
         for arm, values in lines.items():
             axis.plot(list(values), list(values.values()), label=arm, marker=".")
-        axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set(title=", ".join(filter(None, (column, row))), xlabel=across)
     for first, *_ in axes:
         first.set(ylabel=up, ylim=(0, None))
