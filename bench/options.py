@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
 
-from bench.data.prompts import Prompt, read
 from gateway.errors import first_error
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -44,14 +42,9 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def chosen(path: Path, families: str, per_family: int | None) -> Sequence[Prompt]:
-    """Read the prompts that the options name. Raises OSError or ValueError."""
-    return read(path, names(families), per_family)
-
-
 def fail(console: Console, errors: BaseExceptionGroup[BaseException]) -> NoReturn:
     """End the command with the first error of a group."""
     first = first_error(errors)
-    named = f"{type(first).__name__}: {first}"
-    console.print(named, style="red", markup=False, soft_wrap=True)
+    text = f"{type(first).__name__}: {first}"
+    console.print(text, style="red", markup=False, soft_wrap=True)
     sys.exit(1)

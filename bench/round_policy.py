@@ -4,10 +4,9 @@ sync:G    Vanilla speculation (Leviathan et al. 2023): draft G tokens, send them
 paper:G   PicoSpec as published (arXiv:2603.19133): while a round of G is away, the next one is
           drafted from the edge's own last token. One round is away at a time.
 
-Draft model, wire, judge and verifier are the product's, so that only the policy differs. The
-target generates a bonus token after a round that was accepted. `paper` drafts one token more
-while it waits, which that token confirms: it loses nothing by the bonus token, because where
-the next round disagrees with it, that round would have been rejected a round trip later.
+The target generates a bonus token after a round that was accepted. `paper` drafts one token
+more while it waits, which that token confirms: it loses nothing by the bonus token, because
+where the next round disagrees with it, that round would have been rejected a round trip later.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from speculation.proposing.latencies import Latencies
 from speculation.protocol.messages import Limits
 
 MAX_GAMMA: Final = 16
-"""Draft tokens in the longest round. In the simulator longer ones are never the best over all
-families."""
+"""Draft tokens in the longest round: in the simulator longer ones are never the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +43,7 @@ class RoundPolicy:
             return session.unsent < self.gamma + (session.away > 0)
         return not session.away and session.unsent < self.gamma
 
-    def may_look_up(
-        self, session: DraftingSession, latencies: Latencies, limits: Limits
-    ) -> bool:
+    def may_look_up(self, *_: object) -> bool:
         return False
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:

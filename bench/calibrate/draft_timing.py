@@ -16,23 +16,20 @@ READ: Final = (1, 2, 4, 8, 16)
 """Tokens read in a step: one in a chain, more where the target went ahead of it."""
 
 REPEATS: Final = 8
+GREEDY: Final = coupled(Sampling(temperature=0.0), seed=0, prompt_tokens=0)
 
 
 async def steps(slot: DraftSlot, question: Question) -> dict[int, float]:
-    """Return the median step in seconds, by the tokens read.
-
-    The answer must have as many tokens as the largest step reads.
-    """
+    """Return the median step in seconds, by the tokens read. The answer has as many or more."""
     prompt, answer = question.prompt, question.answer
-    sampler = coupled(Sampling(temperature=0.0), 0, len(prompt))
     found: dict[int, float] = {}
-    await slot.step(list(prompt), sampler)
+    await slot.step(list(prompt), GREEDY)
     for count in READ:
         seconds = []
         for _ in range(REPEATS):
-            await slot.step(list(prompt), sampler)
+            await slot.step(list(prompt), GREEDY)
             began_s = perf_counter()
-            await slot.step([*prompt, *answer[:count]], sampler)
+            await slot.step([*prompt, *answer[:count]], GREEDY)
             seconds.append(perf_counter() - began_s)
         found[count] = median(seconds)
     return found
@@ -40,6 +37,5 @@ async def steps(slot: DraftSlot, question: Question) -> dict[int, float]:
 
 async def forever(slot: DraftSlot, question: Question) -> None:
     """Draft along the answer, over and over, until cancelled."""
-    sampler = coupled(Sampling(temperature=0.0), 0, len(question.prompt))
     for count in cycle(range(len(question.answer))):
-        await slot.step([*question.prompt, *question.answer[:count]], sampler)
+        await slot.step([*question.prompt, *question.answer[:count]], GREEDY)

@@ -63,9 +63,8 @@ class TableLogits:
 
 def accepted_everywhere(sampling: Sampling, logits: Tensor) -> list[VerifyRequest]:
     """Return requests whose draft tokens are what a CPU generates."""
-    requests = [
-        VerifyRequest(sampling, "coupled", seed=i, at=9 * i) for i in range(len(logits))
-    ]
+    numbers = range(len(logits))
+    requests = [VerifyRequest(sampling, "coupled", seed=i, at=9 * i) for i in numbers]
     for row in range(logits.shape[1] - 1):
         here = [replace(each, draft=(), at=each.at + row) for each in requests]
         requests = [

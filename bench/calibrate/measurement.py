@@ -65,9 +65,8 @@ class Measurement:
         show = self.console.print
         firsts_s = [await verifier.first_s(prompt) for prompt in prompts]
         show(f"first tokens: {[round(s, 3) for s in firsts_s]} s")
-        questions = [
-            Question(p, await verifier.tokens(p, self.tokens)) for p in prompts[:TIMED]
-        ]
+        timed = prompts[:TIMED]
+        questions = [Question(p, await verifier.tokens(p, self.tokens)) for p in timed]
         pass_s = await self._curve(verifier, questions)
         stack_s = await _stack_s(verifier, questions)
         disturbed_s, posts = await verifier.disturbed(prompts[0], DISTURBED_PASSES)
@@ -92,17 +91,14 @@ class Measurement:
             "stack_s": stack_s, "message_s": message_s,
         }  # fmt: skip
 
-    async def _curve(
-        self, verifier: Verifier, questions: Sequence[Question]
-    ) -> dict[int, float]:
+    async def _curve(self, verifier: Verifier, some: Sequence[Question]) -> dict[int, float]:
         """Return periods by rows, up to as many draft tokens as the verifier judges."""
         found: list[Commit] = []
-        for question in questions:
-            found += (await verifier.answer(question.prompt, self.tokens // 4))[
-                passes.WARM_UP :
-            ]
+        for question in some:
+            commits = await verifier.answer(question.prompt, self.tokens // 4)
+            found += commits[passes.WARM_UP :]
         for drafts in passes.DRAFTS:
-            for question in questions:
+            for question in some:
                 found += await verifier.rows(question, drafts, ahead=True)
             self.console.print({rows: round(s, 4) for rows, s in curve(found).items()})
         return curve(found)
@@ -122,9 +118,9 @@ async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
     """Return what a round trip takes at no distance, beyond what lies between two passes."""
     waits_s: dict[bool, float] = {}
     for ahead in (True, False):
-        commits = [
-            c for q in questions for c in await verifier.rows(q, STACK_DRAFTS, ahead=ahead)
-        ]
+        commits: list[Commit] = []
+        for question in questions:
+            commits += await verifier.rows(question, STACK_DRAFTS, ahead=ahead)
         if not commits:
             raise TimingError("the answers were too short to be timed")
         waits_s[ahead] = median(commit.queue_s for commit in commits)

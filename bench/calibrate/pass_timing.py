@@ -63,12 +63,12 @@ class Question:
     answer: tuple[TokenId, ...]
 
 
+@dataclass(frozen=True, slots=True)
 class Verifier:
     """Times passes of the verifier behind an uplink, at temperature 0."""
 
-    def __init__(self, uplink: Uplink, facts: ModelFacts) -> None:
-        self._uplink = uplink
-        self._facts = facts
+    uplink: Uplink
+    facts: ModelFacts
 
     async def answer(self, prompt: Sequence[TokenId], tokens: int) -> list[Commit]:
         """Return the Commits of the target alone, without draft tokens."""
@@ -80,10 +80,8 @@ class Verifier:
         return tuple(token for commit in commits for token in commit.tokens)
 
     async def rows(self, question: Question, drafts: int, *, ahead: bool) -> list[Commit]:
-        """Return the Commits of passes over `drafts` draft tokens; fewer if one was rejected.
-
-        ahead: back to back; else stop and wait.
-        """
+        """Return the Commits of passes over `drafts` draft tokens, sent back to back (`ahead`)
+        or stop and wait; fewer if one was rejected."""
         tokens = len(question.answer)
         link = self._link(question.prompt, tokens, fill="never")
         return (await _run(link, Drafted(question, drafts, ahead)))[WARM_UP:]
@@ -111,9 +109,9 @@ class Verifier:
         return period_s(commits[WARM_UP:]), next(posts) / len(commits)
 
     def _link(self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always") -> Link:
-        model, vocabulary = self._facts.model, self._facts.vocabulary
+        model, vocabulary = self.facts.model, self.facts.vocabulary
         greedy = Sampling(temperature=0.0)
-        return self._uplink.open(
+        return self.uplink.open(
             Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
         )
 
@@ -192,10 +190,8 @@ def curve(commits: Sequence[Commit]) -> dict[int, float]:
 
 
 def line(prompt_tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Return the straight line through first passes: its start at no tokens, and its slope.
-
-    Where longer prompts are not slower, these are the mean and 0.
-    """
+    """Return the start at no tokens and the slope of the line through first passes; the mean
+    and 0 where longer prompts are not slower."""
     if len(set(prompt_tokens)) > 1:
         slope, start = np.polyfit(prompt_tokens, seconds, 1)
         if slope > 0.0 and start > 0.0:

@@ -1,4 +1,4 @@
-"""JSON files of structs: written whole or not at all; a bad file's error names it."""
+"""JSON files: written whole or not at all; a bad file's error names it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def save(found: msgspec.Struct, path: Path) -> None:
+def save(found: object, path: Path) -> None:
     """Write the file under another name, then rename it: an interrupted write harms nothing."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))

@@ -13,8 +13,6 @@ import msgspec
 BUSY_LOAD = 0.5
 """One-minute load before the run above which a host counts as busy: its figures mean little."""
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 class Host(msgspec.Struct, frozen=True):
     processor: str
@@ -61,7 +59,7 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(REPOSITORY), *arguments]
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
 
 

@@ -30,10 +30,8 @@ def sampling(temperature: float) -> Sampling:
 def read(
     path: Path = SHIPPED, families: Collection[str] = (), per_family: int | None = None
 ) -> list[Prompt]:
-    """Return the prompts of some families, or of all, in the file's order.
-
-    Raises OSError, or ValueError that names the line, or a family that the file does not have.
-    """
+    """Return the prompts of some families, or of all, in the file's order. Raises OSError, or
+    ValueError that names the line, or a family that the file does not have."""
     taken: Counter[str] = Counter()
     prompts = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):

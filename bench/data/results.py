@@ -58,8 +58,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Core time that other virtual machines took meanwhile, see bench.data.host.stolen_s."""
 
     draft_model_tokens: int = 0
-    """Tokens that the draft model generated, judged or not; 0 in files from before this field
-    had its name."""
+    """Tokens that the draft model generated, judged or not; 0 in older files."""
 
     @property
     def later(self) -> tuple[float, float]:
@@ -119,11 +118,6 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     edge_cpu_s: float
 
     @property
-    def kind(self) -> str:
-        """The arm's name without its round length."""
-        return self.arm.partition(":")[0]
-
-    @property
     def place(self) -> tuple[str, str, float, float]:
         """Identifies the cell in a comparison over links without a rate."""
         return self.arm, self.family, self.rtt_ms, self.temperature
@@ -166,11 +160,6 @@ def references(answers: Iterable[Answer]) -> dict[Key, Answer]:
     return found
 
 
-def speedup(answer: Answer, cloud: Mapping[Key, Answer]) -> float:
-    """Return the ratio of tokens/s. Raises KeyError when cloud was not asked the same."""
-    return answer.tokens_per_s / cloud[answer.asked].tokens_per_s
-
-
 def rate(answers: Sequence[Timed]) -> float:
     """Return the tokens per second of these answers together."""
     tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
@@ -204,10 +193,8 @@ def figures(answers: Sequence[Timed]) -> dict[str, Any]:
 
 
 def rows(answers: Sequence[Answer]) -> list[Row]:
-    """Return a row for each arm, family, link and temperature, in the order they came in.
-
-    Answers to what cloud has not been asked yet are left out.
-    """
+    """Return a row for each arm, family, link and temperature, in the order they came in,
+    without answers to what cloud has not been asked yet."""
     cloud = references(answers)
     grouped: dict[tuple[object, ...], list[Answer]] = defaultdict(list)
     for a in answers:
@@ -218,12 +205,13 @@ def rows(answers: Sequence[Answer]) -> list[Row]:
 
 def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer]) -> Row:
     first = group[0]
+    ratios = [a.tokens_per_s / cloud[a.asked].tokens_per_s for a in group]
     return Row(
         arm=first.arm, family=first.family, temperature=first.temperature,
         rtt_ms=first.rtt_ms, rate_mbit=first.rate_mbit,
         prompts=len({a.prompt for a in group}),
         tokens_per_s=round(rate(group), 4),
-        speedup_vs_cloud=round(geometric_mean([speedup(a, cloud) for a in group]), 4),
+        speedup_vs_cloud=round(geometric_mean(ratios), 4),
         identical_to_cloud=all(same_texts(group, cloud)),
         **figures(group),
     )  # fmt: skip

@@ -1,8 +1,7 @@
 """Geometric means of speed-ups, with intervals that say how far the prompts carry.
 
-The prompts are the sample: repeats of one prompt are averaged first. An interval is a
-percentile bootstrap over prompts (Efron 1979), within each family; a family with one prompt
-gives none.
+Repeats of one prompt are averaged first. An interval is a percentile bootstrap over prompts
+(Efron 1979), within each family; a family with one prompt gives none.
 """
 
 from __future__ import annotations
@@ -40,10 +39,8 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def mean(ratios: Iterable[tuple[str, str, float]]) -> Mean | None:
-    """Return the geometric mean over families of the geometric means over their prompts.
-
-    ratios: (family, prompt, positive ratio), one a repeat; None if there are none.
-    """
+    """Return the geometric mean over families of the geometric means over their prompts; None
+    for no ratios. ratios: (family, prompt, positive ratio), one a repeat."""
     grouped: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for family, prompt, ratio in ratios:
         grouped[family][prompt].append(ratio)

@@ -14,8 +14,7 @@ Names = TypeVar("Names", bound=tuple[str, ...])
 def grid(names: Names, cells: Mapping[tuple[Names, str], str]) -> tuple[Line, list[Line]]:
     """Return head and lines of a table, both in the order in which the cells come.
 
-    names: headings of the columns that name a line. cells: by line and heading; where a line
-    has none under a heading, the cell is empty.
+    names: headings of the columns that name a line. cells: by line and heading.
     """
     headings = list(dict.fromkeys(heading for _, heading in cells))
     lines = dict.fromkeys(line for line, _ in cells)

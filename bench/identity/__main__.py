@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from bench import options
 from bench.data.prompts import SHIPPED, read
-from bench.identity.answers import Answer, Asking, ask, noise_of
+from bench.identity.answers import Answer, ask, noise_of
 from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
 from bench.identity.ties import Parting, parting
 from bench.run.services import Services, ServicesPlan, verifier_arguments
@@ -49,9 +49,8 @@ def main(
     temperatures: options.Temperatures = "0,1",
     explain: Annotated[bool, typer.Option(help="Show how close a difference was.")] = False,
 ) -> None:
-    """Compare the text from edges with the plain engine's. Options it does not know go to the
-    verifier, as --vllm.dtype float32."""
-    asking = Asking(tokens, LIKELIEST if explain else None)
+    """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
+    asking = partial(ask, tokens=tokens, likeliest=LIKELIEST if explain else None)
     vocabulary = Model(find(draft_model, open_store(os.environ)), vocabulary_only=True)
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)
@@ -70,7 +69,7 @@ def main(
     async def run() -> None:
         async with Services(plan) as services:
             urls = services.verifier_url, services.edge_urls
-            compared = compare(*urls, batches, partial(ask, asking), explained)
+            compared = compare(*urls, batches, asking, explained)
             with Progress(console=Console(stderr=True)) as progress:
                 total = sum(len(some) for _, some in batches) * (1 + len(plan.edges))
                 task = progress.add_task("asking", total=total)

@@ -20,14 +20,6 @@ TIMEOUT_S: Final = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """What is the same in all questions. tokens, likeliest: as in bench.run.client.Question."""
-
-    tokens: int
-    likeliest: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """What one service generated for one prompt."""
 
@@ -46,9 +38,17 @@ class Answer:
         return list(map(_scores, self.reply.logprobs))
 
 
-async def ask(asking: Asking, url: str, arm: str, prompt: Prompt, temperature: float) -> Answer:
+async def ask(
+    url: str,
+    arm: str,
+    prompt: Prompt,
+    temperature: float,
+    *,
+    tokens: int,
+    likeliest: int | None,
+) -> Answer:
     """Ask for one answer. Raises AnswerError, or httpx.TransportError."""
-    question = Question(prompt.prompt, temperature, SEED, asking.tokens, asking.likeliest)
+    question = Question(prompt.prompt, temperature, SEED, tokens, likeliest)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
 

@@ -39,10 +39,7 @@ async def compare(
     ask: Ask,
     explain: Explain,
 ) -> AsyncGenerator[Answer]:
-    """Yield the answers of the plain engine and of every edge, one service after another.
-
-    batches: temperatures, and the prompts that are asked at once.
-    """
+    """Yield the answers of the plain engine and of every edge, one service after another."""
 
     async def answers_of(
         url: str, arm: str, heat: float, prompts: Sequence[Prompt]

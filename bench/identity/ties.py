@@ -29,10 +29,7 @@ class TokenScores:
 
     def of(self, piece: bytes) -> float | None:
         """Return a token's log-probability at this position, if it is known."""
-        known = {self.piece: self.logprob}
-        for other, logprob in self.likeliest:
-            known.setdefault(other, logprob)
-        return known.get(piece)
+        return (dict(reversed(self.likeliest)) | {self.piece: self.logprob}).get(piece)
 
     @property
     def step(self) -> float:
@@ -81,14 +78,12 @@ def parting(
     ours, theirs = plain[position : position + 1], edge[position : position + 1]
     a, b = (rows[0].piece if rows else b"" for rows in (ours, theirs))
     lead = noise(position, a) - noise(position, b)
-    return Parting(
-        position,
-        a.decode("utf-8", "backslashreplace"),
-        b.decode("utf-8", "backslashreplace"),
-        _gap(ours, a, b, lead),
-        _gap(theirs, b, a, -lead),
-        (*ours, *theirs)[0].step,
-    )
+    gaps = _gap(ours, a, b, lead), _gap(theirs, b, a, -lead)
+    return Parting(position, _text(a), _text(b), *gaps, (*ours, *theirs)[0].step)
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "backslashreplace")
 
 
 def _gap(row: Sequence[TokenScores], own: bytes, other: bytes, lead: float) -> float | None:

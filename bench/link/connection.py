@@ -1,9 +1,8 @@
 """One TCP connection carried over two paths, which deliver bytes, ends and resets late.
 
-Rules:
-* what enters a lane leaves it at the time its path gives, never before what entered earlier;
-* a lane holds at most `max_in_flight_bytes`; beyond that its sender is not read;
-* an end in one direction leaves the other open (half-close); a reset ends both.
+* What enters a lane leaves it at the time its path gives, never before what entered earlier.
+* A lane holds at most `max_in_flight_bytes`; beyond that its sender is not read.
+* An end in one direction leaves the other open (half-close); a reset ends both.
 """
 
 from __future__ import annotations
@@ -80,12 +79,9 @@ class Lane:
         self._enqueue(self._path.arrival(self._loop.time(), 0), ending)
         self._deliver()
 
-    def block(self) -> None:
-        """Keep what is due until `unblock`, because the far socket is full."""
-        self._blocked = True
-
-    def unblock(self) -> None:
-        self._blocked = False
+    def block(self, blocked: bool) -> None:
+        """Keep what is due while the far socket is full."""
+        self._blocked = blocked
         self._deliver()
 
     def drop(self) -> None:
@@ -161,10 +157,10 @@ class End(asyncio.Protocol):
             self.outgoing.end(Ending.RESET)
 
     def pause_writing(self) -> None:
-        self.incoming.block()
+        self.incoming.block(True)
 
     def resume_writing(self) -> None:
-        self.incoming.unblock()
+        self.incoming.block(False)
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -1,12 +1,9 @@
 """One direction of an emulated link: when each segment arrives at the far end.
 
-Rules:
-* all connections share the line: bytes leave one after the other at `rate_mbit`;
-* a segment then travels rtt / 2, give or take half the jitter (uniform);
-* a lost segment arrives one retransmission timeout later (RFC 6298 keeps it above the RTT);
-* within a connection bytes keep their order, so a late segment delays all behind it.
-
-The path has no clock and no chance of its own: both are arguments.
+* All connections share the line: bytes leave one after the other at `rate_mbit`.
+* A segment then travels rtt / 2, give or take half the jitter (uniform).
+* A lost segment arrives one retransmission timeout later (RFC 6298 keeps it above the RTT).
+* Within a connection bytes keep their order, so a late segment delays all behind it.
 """
 
 from __future__ import annotations
@@ -49,10 +46,6 @@ class Conditions:
     def rtt_s(self) -> float:
         return self.rtt_ms / 1000
 
-    @property
-    def retransmit_s(self) -> float:
-        return max(MIN_RETRANSMIT_S, self.rtt_s)
-
 
 class Path:
     """The line and the distance in one direction, shared by all connections."""
@@ -82,5 +75,5 @@ class Path:
         if conditions.jitter_ms:
             travel_s += (self._chance.random() - 0.5) * conditions.jitter_ms / 1000
         if conditions.loss and self._chance.random() < conditions.loss:
-            travel_s += conditions.retransmit_s
+            travel_s += max(MIN_RETRANSMIT_S, conditions.rtt_s)
         return travel_s

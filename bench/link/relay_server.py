@@ -3,10 +3,8 @@
 `async with Link((host, port), Conditions(rtt_ms=100)) as link:` listens on `link.port` and
 carries each connection to that host and port.
 
-Rules:
-* a connection costs one round trip before its first byte moves, as TCP's handshake does;
-* bytes are counted once, where they enter the link, without TCP's own headers;
-* faults happen on request only: `cut` resets all connections.
+* A connection costs one round trip before its first byte moves, as TCP's handshake does.
+* Bytes are counted once, where they enter the link, without TCP's own headers.
 """
 
 from __future__ import annotations

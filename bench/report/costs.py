@@ -40,10 +40,7 @@ def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
 
 
 def figures(compared: Comparison, arm: str, link: Link) -> dict[str, str]:
-    """Return an arm's figures over a link by their names; "" where it was not measured.
-
-    Means are geometric, over all families.
-    """
+    """Return an arm's figures over a link, and all families, by their names; "" for none."""
     answers = compared.of(arm, link)
     costs = cost(answers, compared) if answers else defaultdict(str)
     own_ms = gap_ms(answers, 99)

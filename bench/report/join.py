@@ -18,7 +18,14 @@ def joined(found: Sequence[Results]) -> Results:
     first, repeats = found[0], 0
     answers: list[Answer] = []
     for each in found:
-        _check(first, each)
+        for name, ours, theirs in (
+            ("models", first.models, each.models),
+            ("link", first.link, each.link),
+            ("tokens", first.settings["tokens"], each.settings["tokens"]),
+            ("processor", first.host.processor, each.host.processor),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{name}: the runs differ, {ours} and {theirs}")
         answers += [
             msgspec.structs.replace(answer, repeat=answer.repeat + repeats)
             for answer in each.answers
@@ -30,14 +37,3 @@ def joined(found: Sequence[Results]) -> Results:
     return msgspec.structs.replace(
         first, commit=commits, settings=settings, rows=rows(answers), answers=answers
     )
-
-
-def _check(first: Results, other: Results) -> None:
-    for name, ours, theirs in (
-        ("models", first.models, other.models),
-        ("link", first.link, other.link),
-        ("tokens", first.settings["tokens"], other.settings["tokens"]),
-        ("processor", first.host.processor, other.host.processor),
-    ):
-        if ours != theirs:
-            raise ValueError(f"{name}: the runs differ, {ours} and {theirs}")

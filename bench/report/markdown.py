@@ -43,12 +43,9 @@ def _conditions(results: Results) -> list[str]:
         **{f"link {name}": value for name, value in results.link.items()},
         **results.settings,
     }
-    lines = table(("what", "value"), ((name, _plain(value)) for name, value in facts.items()))
-    return ([BUSY.format(load=host.load_before)] if host.busy else []) + [lines]
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    plain = {k: ", ".join(v) if isinstance(v, list) else str(v) for k, v in facts.items()}
+    busy = [BUSY.format(load=host.load_before)] if host.busy else []
+    return [*busy, table(("what", "value"), plain.items())]
 
 
 def _temperature(compared: Comparison, temperature: float) -> list[str]:

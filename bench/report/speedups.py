@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from bench.data.results import Answer, Results, references, speedup
+from bench.data.results import Answer, Key, Results, references
 from bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
@@ -32,20 +32,12 @@ class Comparison:
 
     def speedup(self, arm: str, link: Link, families: Sequence[str]) -> Mean | None:
         """Return the geometric mean against cloud; None where the arm was not asked."""
-        return mean(
-            (a.family, a.prompt, speedup(a, self.cloud))
-            for a in self.of(arm, link)
-            if a.family in families and a.asked in self.cloud
-        )
+        own = (a for a in self.of(arm, link) if a.family in families)
+        return _faster(own, self.cloud)
 
     def against(self, arm: str, other: str, link: Link) -> Mean | None:
         """Return how much faster `arm` is than `other`, over all families."""
-        rates = {a.asked: a.tokens_per_s for a in self.of(other, link)}
-        return mean(
-            (a.family, a.prompt, a.tokens_per_s / rates[a.asked])
-            for a in self.of(arm, link)
-            if a.asked in rates
-        )
+        return _faster(self.of(arm, link), {a.asked: a for a in self.of(other, link)})
 
     def best(self, kind: str, link: Link) -> str | None:
         """Return the arm of a kind whose round length is the fastest over this link."""
@@ -56,3 +48,12 @@ class Comparison:
             and (measured := self.speedup(arm, link, self.families))
         }
         return max(found, key=lambda arm: found[arm]) if found else None
+
+
+def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | None:
+    """Return how much faster answers are than others to the same questions."""
+    return mean(
+        (a.family, a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
+        for a in answers
+        if a.asked in others
+    )

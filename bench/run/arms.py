@@ -1,22 +1,15 @@
-"""The systems compared; docs/performance.md says what each arm is.
-
-They share the target, hosts, link, prompts and seeds.
-"""
+"""The systems compared; docs/performance.md says what each arm is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bench.link.path import Conditions
 from bench.round_policy import RoundPolicy
-from bench.run.services import EdgePlan
+from bench.run.services import LINKED, EdgePlan
 
 GAMMA: Final = 4
 """Tokens a round of an arm whose name does not say: the paper's."""
-
-LINKED: Final = Conditions()
-"""The link of an edge until a turn sets its conditions."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 
@@ -66,10 +59,9 @@ def _arm(name: str) -> Arm:
     kind, _, gamma = name.partition(":")
     if kind not in _ROUNDS:
         raise ValueError(f"no arm is called {name!r}; there are {', '.join(NAMES)}")
-    gamma = gamma or str(GAMMA)
-    rounds = f"{'sync' if kind == 'colocated' else kind}:{gamma}"
+    name = f"{kind}:{gamma or GAMMA}"
+    rounds = name.replace("colocated", "sync")
     RoundPolicy.parse(rounds)
     if kind == "colocated":
-        edge = EdgePlan(fill="never", colocated=True, rounds=rounds)
-        return Arm(f"{kind}:{gamma}", "near", edge)
-    return Arm(f"{kind}:{gamma}", "far", EdgePlan(fill="never", link=LINKED, rounds=rounds))
+        return Arm(name, "near", EdgePlan(fill="never", colocated=True, rounds=rounds))
+    return Arm(name, "far", EdgePlan(fill="never", link=LINKED, rounds=rounds))

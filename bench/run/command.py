@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from bench import options
-from bench.data.prompts import SHIPPED
+from bench.data.prompts import SHIPPED, read
 from bench.link.path import Conditions
 from bench.run.arms import NAMES, parse
 from bench.run.client import AnswerError
@@ -57,7 +57,7 @@ def run(
         links = product(options.numbers(rate) if rate else [None], options.numbers(rtt))
         plan = Plan(
             parse(arms),
-            options.chosen(prompts, families, per_family),
+            read(prompts, options.names(families), per_family),
             [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
             options.numbers(temperatures), tokens, repeats, seed,
         )  # fmt: skip

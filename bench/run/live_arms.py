@@ -13,10 +13,10 @@ import httpx
 
 from bench.data.host import processor_s, stolen_s
 from bench.link.path import Conditions
-from bench.link.relay_server import HOST, Link
+from bench.link.relay_server import Link
 from bench.run.arms import Arm
 from bench.run.client import Client, Question, Reply
-from bench.run.services import Services, ServicesPlan, Started, port
+from bench.run.services import Services, ServicesPlan, Started
 from edge_agent.draft_model.loading import find
 from models.store import open_store
 
@@ -79,11 +79,7 @@ class LiveArm:
         return reply, (await self._costs()).since(before)
 
     async def _warm_up(self, question: Question) -> None:
-        """Ask for the beginning of the answer until the draft model has generated a token.
-
-        The draft model reads a chunk of the prompt at a time, and stops when the answer is
-        complete.
-        """
+        """Ask for the beginning of the answer until the draft model has generated a token."""
         short = replace(question, tokens=1 if self.edge is None else 2)
         before = await self._costs()
         for _ in range(MAX_WARM_UPS):
@@ -134,25 +130,19 @@ class LiveArms(Started):
         services = self._services
         match arm.place:
             case "cloud":
-                url, link = await self._linked(services.verifier_url)
+                url, link = await self.linked(services.verifier_url)
             case "near":
-                url, link = await self._linked(services.edge_urls[arm.name])
+                url, link = await self.linked(services.edge_urls[arm.name])
             case "far":
                 url, link = services.edge_urls[arm.name], services.links[arm.name]
-                self._links.append(link)
             case "alone":
                 return await self._alone()
+        self._links.append(link)
         edge = await self._http(services.edge_urls[arm.name], 30) if arm.edge else None
         if edge and arm.place == "far":
             self._far_edges.append(edge)
         client = Client(await self._http(url, ANSWER_TIMEOUT_S))
         return LiveArm(client, link, edge, services.pids.get(arm.name))
-
-    async def _linked(self, url: str) -> tuple[str, Link]:
-        """Return a URL at which a service is found through a link."""
-        link = await self.enter_async_context(Link((HOST, port(url))))
-        self._links.append(link)
-        return f"http://{HOST}:{link.port}", link
 
     async def _http(self, url: str, timeout_s: float) -> httpx.AsyncClient:
         http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout_s)

@@ -10,13 +10,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from bench.data.files import save
@@ -36,12 +30,10 @@ class Run:
     out: Path
 
     async def go(self, console: Console) -> Results:
-        """Ask everything; the file is whole after every answer.
-
-        Raises ServiceError, ModelError, AnswerError, or httpx.TransportError.
-        """
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        """Ask everything; the file is whole after every answer. Raises ServiceError,
+        ModelError, AnswerError, or httpx.TransportError."""
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        progress = Progress(*columns, console=console)
         found, link = self._nothing_yet(), None
         planned = list(turns(self.plan))
         task = progress.add_task("starting", total=len(planned))
@@ -80,13 +72,10 @@ def _listed(cores: Collection[int]) -> str:
 
 def _table(found: Sequence[Row]) -> Table:
     """Return arms and temperatures down, families and links across."""
-    cells = {
-        (
-            (r.arm, f"{r.temperature:g}"),
-            f"{r.family} {link_name(r.rtt_ms, r.rate_mbit)}",
-        ): _cell(r)
-        for r in found
-    }
+    cells = {}
+    for r in found:
+        heading = f"{r.family} {link_name(r.rtt_ms, r.rate_mbit)}"
+        cells[(r.arm, f"{r.temperature:g}"), heading] = _cell(r)
     return console_table(*grid(("arm", "T"), cells))
 
 

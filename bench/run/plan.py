@@ -2,9 +2,8 @@
 
 The order is repeat by repeat, prompt by prompt (families in turn), link by link; at each link
 all arms follow one another, and each time another arm begins. So what is compared was asked
-within minutes, and a machine whose speed drifts changes all of it. `cloud` generates one token
-a pass at any distance: it is asked over the first link in every repeat, and over the last link
-in the first repeat, as a check.
+within minutes. `cloud` generates one token a pass at any distance: it is asked over the first
+link in every repeat, and over the last link in the first repeat, as a check.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.settings_sources import as_environment
 
+LINKED = Conditions()
+"""The conditions of a link until a turn sets them."""
+
 HEALTHY_WITHIN_S = 300.0
 """Limit of the time until all services are healthy."""
 
@@ -47,8 +50,7 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("drafter", "judge", "fill", "lookup")
-        return {name: getattr(self, name) for name in names}
+        return {n: getattr(self, n) for n in ("drafter", "judge", "fill", "lookup")}
 
 
 def pins(text: str = "") -> Pins:
@@ -88,19 +90,13 @@ class ServicesPlan:
 
 def verifier_arguments(target: str, sessions: int, more: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the arguments of a verifier that serves `sessions` answers at once, and one that
-    has not left yet. vLLM: otherwise as configs/local-vllm.toml has it.
-
-    more: arguments of the user, which win.
-    """
+    has not left yet; for vLLM the others are as in configs/local-vllm.toml. `more` wins."""
     slots = str(sessions + 1)
     if target == "llama":
         return "--llama.slots", slots, *more
     return (
-        "--vllm.dtype", "bfloat16",
-        "--vllm.max_model_len", "4096",
-        "--vllm.max_num_seqs", slots,
-        "--vllm.kv_cache_memory_bytes", str(1 << 29),
-        *more,
+        "--vllm.dtype", "bfloat16", "--vllm.max_model_len", "4096",
+        "--vllm.max_num_seqs", slots, "--vllm.kv_cache_memory_bytes", str(1 << 29), *more,
     )  # fmt: skip
 
 
@@ -118,6 +114,12 @@ class Started(AsyncExitStack):
             await self.aclose()
             raise
         return self
+
+    async def linked(self, url: str, conditions: Conditions = LINKED) -> tuple[str, Link]:
+        """Return a URL at which a service is found through a link, and the link."""
+        link = Link((HOST, port(url)), conditions)
+        await self.enter_async_context(link)
+        return f"http://{HOST}:{link.port}", link
 
 
 class Services(Started):
@@ -153,29 +155,22 @@ class Services(Started):
             "--port", str(port(self.verifier_url)), "--target", plan.target,
             "--model", plan.target_model, *plan.verifier_arguments,
         )  # fmt: skip
-        return Service(
-            "verifier", command, self.verifier_url, plan.verifier_cores, plan.environment
-        )
+        cores = plan.verifier_cores
+        return Service("verifier", command, self.verifier_url, cores, plan.environment)
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
+        verifier_url = self.verifier_url
+        if edge.link:
+            verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
         module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
-            "--verifier-url", await self._verifier_url(name, edge.link),
-            "--draft-model", self.plan.draft_model,
+            "--verifier-url", verifier_url, "--draft-model", self.plan.draft_model,
         )  # fmt: skip
         settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
         cores = self.plan.verifier_cores if edge.colocated else self.plan.edge_cores
         return Service(name, command, url, cores, settings)
-
-    async def _verifier_url(self, name: str, conditions: Conditions | None) -> str:
-        """Return where an edge finds the verifier: behind its link, if it has one."""
-        if conditions is None:
-            return self.verifier_url
-        link = Link((HOST, port(self.verifier_url)), conditions)
-        self.links[name] = await self.enter_async_context(link)
-        return f"http://{HOST}:{link.port}"
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,20 +23,16 @@ STEP_S: Final = 0.02
 """Duration of a step: about what a draft model of 0.5 billion weights takes on one core."""
 
 
+@dataclass(slots=True)
 class UselessDrafter:
-    """A Drafter that is the slot of each of its sessions.
+    """A Drafter that is the slot of each of its sessions."""
 
-    chance: the source of its tokens. separate: whether each needs its distribution.
-    """
+    vocabulary_size: int
+    chance: np.random.Generator
+    separate: bool
+    """Whether each token needs its distribution."""
 
-    context_tokens = 1 << 30
-
-    def __init__(
-        self, vocabulary_size: int, chance: np.random.Generator, *, separate: bool
-    ) -> None:
-        self._vocabulary_size = vocabulary_size
-        self._chance = chance
-        self._separate = separate
+    context_tokens: int = 1 << 30
 
     def take(self, prompt: Sequence[TokenId]) -> UselessDrafter:
         return self
@@ -49,9 +46,9 @@ class UselessDrafter:
     ) -> list[DraftToken]:
         """Return a random token with confidence 1 and, in `separate`, all weight on it."""
         await asyncio.sleep(STEP_S)
-        token = int(self._chance.integers(self._vocabulary_size))
+        token = int(self.chance.integers(self.vocabulary_size))
         certain = QuantisedDistribution(np.array([token]), np.array([Q_SCALE]))
-        return [DraftToken(token, 1.0, certain if self._separate else None)]
+        return [DraftToken(token, 1.0, certain if self.separate else None)]
 
     def leave(self) -> None:
         """End a session."""
@@ -63,4 +60,4 @@ class UselessDrafter:
 def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
     """Return the drafter for an edge with these settings."""
     separate = settings.judge == "separate"
-    return UselessDrafter(model.vocabulary_size, np.random.default_rng(), separate=separate)
+    return UselessDrafter(model.vocabulary_size, np.random.default_rng(), separate)

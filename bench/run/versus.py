@@ -2,12 +2,11 @@
 
     python -m bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
 
-The prompts are dealt into slices. Each checkout runs `bench run` on each slice, in the order
-old new, new old, old new, so that a host whose speed drifts changes both alike. An answer of
-the new checkout is paired with the old one's to the same prompt and seed over the same link;
-bench.data.statistics averages the ratios. The arm `cloud` is the control: its ratio shows what
-the host alone does. Both checkouts run in this Python environment, and PYTHONPATH decides whose
-code it imports, also in the processes that vLLM spawns. A finished turn is not run again.
+Each checkout runs `bench run` on each slice of the prompts, in the order old new, new old, old
+new, so that a host whose speed drifts changes both alike. Answers to the same prompt and seed
+over the same link are paired. The arm `cloud` is the control: its ratio shows what the host
+alone does. Both run in this Python environment, and PYTHONPATH decides whose code it imports,
+also in the processes that vLLM spawns. A finished turn is not run again.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def results(turn: Turn) -> Path:
 def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
     """Write the prompts to files, in turn; each file has some of every family."""
     dealt = sorted(prompts, key=lambda prompt: prompt.family)
-    paths = [folder / f"slice{n}.jsonl" for n in range(slices)]
-    for n, path in enumerate(paths):
+    for n, path in enumerate(paths := [folder / f"slice{n}.jsonl" for n in range(slices)]):
         path.write_bytes(msgspec.json.Encoder().encode_lines(dealt[n::slices]))
     return paths
 
@@ -98,10 +96,8 @@ def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str
 def verdict(name: str, ratios: Sequence[tuple[str, str, float]]) -> str:
     """Return the mean of (family, prompt, ratio), its interval, and whether that suffices."""
     found = mean(ratios)
-    if found is None:
-        return f"{name}: not measured"
-    if found.low is None or found.high is None:
-        return f"{name}: {found.value:.3f}; one prompt a family gives no interval"
+    if found is None or found.low is None or found.high is None:
+        return f"{name}: {found}; one prompt a family gives no interval"
     suffices = found.low >= MIN_RATIO and found.high - found.low <= MAX_WIDTH
     interval = f"[{found.low:.3f}, {found.high:.3f}], width {found.high - found.low:.3f}"
     return f"{name}: {found.value:.3f} {interval}: {'yes' if suffices else 'NO'}"
@@ -118,10 +114,9 @@ def main(
 ) -> None:
     """Measure both checkouts by turns. Options it does not know go to `bench run`."""
     checkouts = {"old": old.resolve(), "new": new.resolve()}
-    folder = out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     prompts = read(families=options.names(families), per_family=per_family)
-    dealt = deal(prompts, slices, folder)
+    dealt = deal(prompts, slices, out.resolve())
     for n, own in enumerate(dealt):
         for side in ("old", "new") if n % 2 == 0 else ("new", "old"):
             run((side, own), checkouts[side], context.args)

@@ -1,8 +1,7 @@
 """What the simulator predicts for a run, compared with what the run measured.
 
-The prompts are the run's, cut to the same number of tokens; so are arms, links and
-temperatures. The speeds are those that `speeds` measured: no rate of the run enters the
-prediction.
+Arms, links, temperatures and prompts are the run's, cut to the same number of tokens. Its rates
+do not enter the prediction: the speeds are those that `speeds` measured.
 """
 
 from __future__ import annotations
@@ -68,7 +67,8 @@ def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterato
         group = Group(family, temperature, _sources(measured, traces, family, temperature))
         cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
         for rtt_ms in dict.fromkeys(row.rtt_ms for row in cells):
-            names = [row.arm for row in cells if row.rtt_ms == rtt_ms and row.kind in ARMS]
+            arms = [row.arm for row in cells if row.rtt_ms == rtt_ms]
+            names = [arm for arm in arms if arm.partition(":")[0] in ARMS]
             conditions = Conditions(rtt_ms, measured.link.get("jitter_ms") or 0.0)
             yield from rows(World(hosts, conditions), [group], [rtt_ms], names)
 
@@ -77,9 +77,9 @@ def _sources(
     measured: Results, traces: Sequence[Trace], family: str, temperature: float
 ) -> list[Source]:
     lengths: dict[str, int] = {}
-    for answer in references(measured.answers).values():
-        if (answer.family, answer.temperature) == (family, temperature):
-            lengths.setdefault(answer.prompt, answer.tokens)  # the first repeat has a trace
+    for a in references(measured.answers).values():
+        if (a.family, a.temperature) == (family, temperature):
+            lengths.setdefault(a.prompt, a.tokens)  # the first repeat has a trace
     found = {trace.prompt_id: trace for trace in traces if trace.temperature == temperature}
     for prompt, tokens in lengths.items():
         if prompt not in found or len(found[prompt].tokens) < tokens - 2:

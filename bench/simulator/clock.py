@@ -38,10 +38,8 @@ class Clock:
 
 
 class Curve:
-    """Seconds as a function of rows: straight between the points given, and beyond the last.
-
-    One point makes it constant.
-    """
+    """Seconds as a function of rows: straight between the points and beyond the last; one point
+    makes it constant."""
 
     def __init__(
         self, seconds: Mapping[int, float], besides: Callable[[int], float] = lambda rows: 0.0
@@ -79,10 +77,6 @@ class Line:
         self._path = path
         self._deliver: Callable[..., None] = deliver
         self._last_s = 0.0
-
-    @property
-    def bytes(self) -> int:
-        return self._path.bytes
 
     def send(self, message: Message) -> None:
         arrival_s = self._path.arrival(self._clock.now_s, len(encode(message)))

@@ -7,17 +7,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from bench import options
-from bench.data.files import load
+from bench.data.files import load, save
 from bench.data.results import Results
-from bench.data.tables import console as console_table
-from bench.data.tables import grid
+from bench.data.tables import console, grid
 from bench.link.path import Conditions
 from bench.simulator import agree as agreeing
 from bench.simulator.hosts import hosts_of
@@ -45,8 +43,7 @@ def simulate(
         raise typer.BadParameter(str(error)) from error
     simulated = [row for group in track(found) for row in rows(world, [group], rtts_ms, names)]
     if out:
-        document = {"host": hosts, "simulated": True, "rows": simulated}
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
+        save({"host": hosts, "simulated": True, "rows": simulated}, out)
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
         Console().print(table_of(list(some), f"speed-up over cloud, T = {temperature:g}"))
 
@@ -63,10 +60,9 @@ def agree(
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     cells = agreeing.compare(predicted, run)
-    console = Console()
     title = "speed-up over cloud, simulated / measured; ! beyond 10 %"
-    console.print(title, agreeing.table(cells))
-    console.print(*agreeing.summary(cells), sep="\n")
+    Console().print(title, agreeing.table(cells))
+    Console().print(*agreeing.summary(cells), sep="\n")
 
 
 def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
@@ -76,4 +72,4 @@ def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
         for place, by_rtt in speedups(found).items()
         for rtt_ms, value in by_rtt.items()
     }
-    return console_table(*grid(("arm", "family"), cells), title)
+    return console(*grid(("arm", "family"), cells), title)

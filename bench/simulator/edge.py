@@ -49,10 +49,7 @@ class Answer:
 
     @property
     def later(self) -> tuple[int, float]:
-        """The tokens after the first ones, and the time from those to the end.
-
-        So cloud's rate is 1/T at any distance.
-        """
+        """The tokens after the first ones, and the time from those to the end."""
         return self.tokens - self.arrivals[0][1], self.seconds - self.ttft_s
 
     @property

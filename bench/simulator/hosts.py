@@ -95,8 +95,7 @@ def measured(speeds: Speeds) -> Hosts:
 
 
 def hosts_of(text: str) -> Hosts:
-    """Return CPU_BOX for "cpu", constant times for "72/24", and what `speeds` measured for the
-    name of its file.
+    """Read "cpu" (CPU_BOX), constant times such as "72/24", or the name of a file of `speeds`.
 
     Raises ValueError for anything else, OSError for a file that cannot be read.
     """

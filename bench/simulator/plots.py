@@ -17,6 +17,9 @@ from bench.simulator.table import SimulatedRow, speedups
 
 DPI = 90
 
+Panels = Mapping[tuple[str, str], Mapping[str, Mapping[float, float]]]
+"""By row and column of the figure: what each arm has at each place of the horizontal axis."""
+
 
 def draw(
     cells: Mapping[tuple[str, float], Sequence[SimulatedRow]],
@@ -24,7 +27,23 @@ def draw(
     folder: Path,
 ) -> list[Path]:
     """Write the plots and return their files. cells: by operating point and temperature."""
-    drawn = {"predicted-speedup": _predicted(cells), "predicted-capacity": _capacity(crowds)}
+    means: Panels = {
+        (f"T = {heat:g}", point): {
+            "cloud": dict.fromkeys((row.rtt_ms for row in found), 1.0),
+            **{arm: of for (arm, family), of in speedups(found).items() if family == "all"},
+        }
+        for (point, heat), found in cells.items()
+    }
+    rates: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
+    for c in crowds:
+        by_arm = rates.setdefault(("", c.point), {})
+        by_arm.setdefault(c.arm, {})[c.clients] = c.tokens_per_s
+    drawn = {
+        "predicted-speedup": _panels(means, "RTT, ms", "speed-up over cloud (simulated)"),
+        "predicted-capacity": _panels(
+            rates, "clients of one verifier", "tokens/s of each (simulated)"
+        ),
+    }
     files = []
     for name, figure in drawn.items():
         files.append(folder / f"{name}.png")
@@ -33,39 +52,19 @@ def draw(
     return files
 
 
-def _predicted(cells: Mapping[tuple[str, float], Sequence[SimulatedRow]]) -> Figure:
-    """Draw temperatures down, operating points across; lines are means over families."""
-    points = list(dict.fromkeys(point for point, _ in cells))
-    heats = list(dict.fromkeys(heat for _, heat in cells))
+def _panels(panels: Panels, across: str, up: str) -> Figure:
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
     figure, axes = pyplot.subplots(
-        len(heats), len(points), figsize=(11.0, 3.0 * len(heats)), sharey="row",
+        len(rows), len(columns), figsize=(11.0, 3.2 * len(rows)), sharey="row",
         squeeze=False, layout="constrained",
     )  # fmt: skip
-    for (point, heat), found in cells.items():
-        axis = axes[heats.index(heat)][points.index(point)]
-        for (arm, family), values in speedups(found).items():
-            if family == "all":
-                axis.plot(list(values), list(values.values()), label=arm, marker=".")
-        axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(title=f"{point}, T = {heat:g}", xlabel="RTT, ms")
-    for line in axes:
-        line[0].set(ylabel="speed-up over cloud (simulated)", ylim=(0, None))
+    for (row, column), lines in panels.items():
+        axis = axes[rows.index(row)][columns.index(column)]
+        for arm, values in lines.items():
+            axis.plot(list(values), list(values.values()), label=arm, marker=".")
+        axis.set(title=", ".join(filter(None, (column, row))), xlabel=across)
+    for first, *_ in axes:
+        first.set(ylabel=up, ylim=(0, None))
     lines, names = axes[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=len(names))
-    return figure
-
-
-def _capacity(crowds: Sequence[Crowd]) -> Figure:
-    points = list(dict.fromkeys(crowd.point for crowd in crowds))
-    figure, axes = pyplot.subplots(
-        1, len(points), figsize=(11.0, 3.2), squeeze=False, layout="constrained"
-    )
-    for axis, point in zip(axes[0], points, strict=True):
-        for arm in dict.fromkeys(crowd.arm for crowd in crowds):
-            own = [c for c in crowds if (c.point, c.arm) == (point, arm)]
-            rates = [c.tokens_per_s for c in own]
-            axis.plot([c.clients for c in own], rates, label=arm, marker=".")
-        axis.set(title=point, xlabel="clients of one verifier", ylim=(0, None))
-    axes[0][0].set_ylabel("tokens/s of each (simulated)")
-    axes[0][0].legend(fontsize="small")
     return figure

@@ -2,11 +2,8 @@
 
 An operating point is a target on a GPU, a draft model on a device, and the same draft model on
 the GPU, three times as fast. The first two are those of arXiv:2603.19133; the others have an
-engine of 10 ms a token. Which draft tokens are accepted comes from traces; times are assumed:
-
-* a pass over TWICE_AT rows takes twice as long as over one, others in proportion;
-* prompts take no time: what is compared begins with the first token;
-* software and processors at both ends add nothing.
+engine of 10 ms a token. Which draft tokens are accepted comes from traces; docs/performance.md
+lists what is assumed of the times.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ import typer
 from rich.progress import track
 
 from bench import options
+from bench.data.files import save
 from bench.data.tables import grid, markdown
 from bench.link.path import Conditions
 from bench.simulator.capacity import CLIENTS, SHARED, Crowd, alternating, capacity, crowds
@@ -29,6 +27,8 @@ from bench.simulator.table import Group, SimulatedRow, groups, rows, speedups
 from bench.simulator.world import World
 
 TWICE_AT: Final = 256
+"""Rows of a pass that takes twice as long as one over a single row."""
+
 POINTS: Final[Mapping[str, Hosts]] = {
     f"{target:g}/{draft:g} ms": gpu(target / 1e3, draft / 1e3, colocated / 1e3, TWICE_AT)
     for target, draft, colocated in ((72, 24, 8), (146, 43, 14.3), (10, 5, 1.7), (10, 10, 3.3))
@@ -99,9 +99,7 @@ def main(
         for point in track(POINTS, f"T = {heat:g}")
     }
     sources = alternating([g for g in found if g.temperature == heats[0]])
-    served = [
-        c for point in track(POINTS, "crowds") for c in crowds(sources, point, POINTS[point])
-    ]
+    served = [c for p in track(POINTS, "crowds") for c in crowds(sources, p, POINTS[p])]
     out.mkdir(parents=True, exist_ok=True)
     tables = [f"T = {heat:g}\n\n{speedup_table(cells, heat)}" for heat in heats]
     tables += [f"T = {heats[0]:g}", crowd_table(served), capacity_table(served)]
@@ -112,9 +110,7 @@ def main(
         for row in some
     ]
     document = {"simulated": True, "cells": points, "crowds": served}
-    (out / "predictions.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(document), indent=1)
-    )
+    save(document, out / "predictions.json")
     draw(cells, served, out)
 
 

@@ -64,8 +64,7 @@ class Source:
         return DraftToken(WRONG + position, self._confidences[position])
 
     def drafts(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
-        """Return the draft tokens of a step that reads `ahead` as well as `context`, as
-        edge_agent.draft_model.drafter describes it."""
+        """Return what edge_agent.draft_model.drafter says of a step that reads `ahead` too."""
         room = len(self.tokens) - len(context) - 1
         return drafts_while_matching(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
 

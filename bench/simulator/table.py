@@ -37,10 +37,8 @@ class Group:
 
 
 def groups(folder: Path, families: Sequence[str]) -> list[Group]:
-    """Read the traces of a folder, grouped by temperature and family. Empty: all families.
-
-    Raises OSError or ValueError, also where there are none.
-    """
+    """Read the traces of some families, or of all, grouped by temperature and family. Raises
+    OSError or ValueError, also where there are none."""
     found = [t for t in load_folder(folder) if not families or t.family in families]
     if not found:
         raise ValueError(f"no traces of these families in {folder}")
@@ -57,10 +55,8 @@ class SimulatedRow(Cell, frozen=True, kw_only=True):
 
 
 def candidates(name: str) -> list[Arm]:
-    """Return the arms that a name stands for: "sync" is tried at each gamma, "sync:4" at 4.
-
-    Raises ValueError for a name that is not in ARMS.
-    """
+    """Return the arms that a name means: "sync" is tried at each gamma, "sync:4" at 4. Raises
+    ValueError for a name that is not in ARMS."""
     kind, _, gamma = name.partition(":")
     if name in PLAIN:
         return [PLAIN[name]]

@@ -18,8 +18,7 @@ from speculation.verifying.session import Pass
 NOISELESS: Final = 0  # the source's distributions have one token each: no noise is ever drawn
 
 TICK_S: Final = 1e-6
-"""After what happened, a colocated target looks again this much later: when all drafts of that
-instant have come."""
+"""A colocated target waits this long, so that all drafts of one instant have come."""
 
 
 @dataclass(slots=True, eq=False)

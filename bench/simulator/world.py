@@ -60,17 +60,15 @@ class _Run:
         )
 
     def ask(self, sources: list[Source], unused: int = 0) -> None:
-        """Ask for the first of the sources; ask for the next one when it is answered.
-
-        unused: drafts of the answer before that the verifier did not take.
-        """
+        """Ask for one source after another. unused: drafts of the answer before that the
+        verifier did not take."""
         if not sources:
             return
-        source, *rest = sources
+        arm, (source, *rest) = self._arm, sources
         up, down = (Path(self._conditions, self._chance) for _ in range(2))
         request = Open(
             model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
-            max_tokens=len(source.tokens), stop_tokens=(), fill=self._arm.fill,
+            max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
         )  # fmt: skip
 
         def done() -> None:
@@ -78,18 +76,7 @@ class _Run:
             self.answers.append(edge.answer)
             self.ask(rest, edge.machine.session.unused)
 
-        edge = Edge(
-            self.clock, source, self._machine(request, unused), self._hosts.draft_s,
-            drafting=self._verifier.drafting, done=done,
-        )  # fmt: skip
-        served = Served(str(next(self._names)), source, Line(self.clock, down, edge.receive))
-        edge.uplink = Line(self.clock, up, partial(self._verifier.receive, served))
-        edge.uplink.send(request)
-        edge.start(self._hosts.draft_prefill_s * len(source.prompt))
-
-    def _machine(self, request: Open, unused: int) -> DraftMachine:
-        arm = self._arm
-        return DraftMachine(
+        machine = DraftMachine(
             request,
             arm.policy or StreamPolicy(),
             self._world.limits,
@@ -99,14 +86,17 @@ class _Run:
             lookup=PromptLookup(request.prompt) if arm.lookup else None,
             unused=unused,
         )
+        drafting, draft_s = self._verifier.drafting, self._hosts.draft_s
+        edge = Edge(self.clock, source, machine, draft_s, drafting=drafting, done=done)
+        served = Served(str(next(self._names)), source, Line(self.clock, down, edge.receive))
+        edge.uplink = Line(self.clock, up, partial(self._verifier.receive, served))
+        edge.uplink.send(request)
+        edge.start(self._hosts.draft_prefill_s * len(source.prompt))
 
 
 def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return how fast both ends are for this arm.
-
-    Passes of a colocated arm include the draft model's gamma steps, for all sessions: each has
-    gamma + 1 rows.
-    """
+    """Return how fast both ends are for this arm. Passes of a colocated arm include the draft
+    model's gamma steps, for all sessions: each has gamma + 1 rows."""
     if arm.waits and hosts.alone_s is not None:
         hosts = replace(hosts, draft_s=hosts.alone_s)
     if not arm.colocated:

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from bench import options
 from bench.data.files import load
-from bench.data.prompts import SHIPPED
+from bench.data.prompts import SHIPPED, read
 from bench.data.results import Results
 from bench.traces.record import Subject, answered, traces
 from edge_agent.draft_model.loading import find
@@ -41,7 +41,7 @@ def record(
     try:
         target = pairs[target_model].target if target_model in pairs else target_model
         files = find(target, store), find(draft_model, store)
-        chosen = options.chosen(prompts, families, per_family)
+        chosen = read(prompts, options.names(families), per_family)
         if answers:
             subjects = answered(load(answers, Results), {p.id: p for p in chosen})
         else:

@@ -1,9 +1,8 @@
 """What the real models generate, recorded: one Trace a prompt, on disk as one .npz file.
 
-A trace holds, for each position of the target's answer, the likeliest tokens of the target and
-of the draft model with their logits, so that any policy can be replayed without the models.
-Where the draft model misses the target's token, the trace also holds what it drafts next: a
-chain goes on with that until the edge learns that it broke.
+Any policy can be replayed with a trace, without the models. Where the draft model misses the
+target's token, the trace also holds what it drafts next: a chain goes on with that until the
+edge learns that it broke.
 """
 
 from __future__ import annotations
@@ -23,12 +22,6 @@ PER_TOKEN: Final = (
     "after_miss_tokens", "after_miss_confidences", "overlap",
 )  # fmt: skip
 
-EARLIER_NAMES: Final = {
-    "after_miss_tokens": "astray_tokens",
-    "after_miss_confidences": "astray_confidences",
-}
-"""Names of fields in files recorded before these had their present names."""
-
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -46,21 +39,18 @@ class Trace:
     """int32[n, N], likeliest first."""
 
     target_logits: Logits
-    """float32[n, N]: log p at temperature 1, over all V tokens. N = 1 where only the answer is
-    known."""
+    """float32[n, N]: log p at temperature 1. N = 1 where only the answer is known."""
 
     draft_tokens: Ids
     draft_logits: Logits
     after_miss_tokens: Ids
-    """int32[n, m]: where the draft token is not the target's, what is drafted after it; -1
-    elsewhere."""
+    """int32[n, m]: what is drafted after a draft token that misses; -1 elsewhere."""
 
     after_miss_confidences: Logits
     """float32[n, m]: the confidences of these draft tokens."""
 
     overlap: Logits
-    """float32[n]: sum of min(p, q) over all V: what optimal rejection sampling accepts. NaN
-    where p is not known."""
+    """float32[n]: sum of min(p, q): what rejection sampling accepts. NaN: p is not known."""
 
     def cut(self, tokens: int) -> Trace:
         """Return the trace of the answer's first `tokens` tokens."""
@@ -77,11 +67,9 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read what `save` wrote. Raises ValueError for a file that is not a trace."""
         with np.load(path) as data:
-            named = {name: old for name, old in EARLIER_NAMES.items() if old in data}
+            named = {name.replace("astray", "after_miss"): name for name in data}  # older files
             try:
-                return cls(
-                    **{f.name: _plain(data[named.get(f.name, f.name)]) for f in fields(cls)}
-                )
+                return cls(**{f.name: _plain(data[named[f.name]]) for f in fields(cls)})
             except KeyError as error:
                 raise ValueError(f"{path} is not a trace: {error}") from None
 

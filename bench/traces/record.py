@@ -101,10 +101,8 @@ def _trace(
     answer: Sequence[TokenId],
     p: Sequence[Logits],
 ) -> Trace:
-    """Draft along an answer. Sequence 0 of the context is overwritten.
-
-    p: the target's logits, float32[V] for each token of the answer; empty: they are not known.
-    """
+    """Draft along an answer. p: the target's logits, float32[V] for each of its tokens; empty
+    where they are not known."""
     settings = sampling(subject.temperature)
     sampler = coupled(settings, subject.seed, len(prompt))
     q, after_miss_tokens, after_miss_confidences = _draft(draft, prompt, answer, sampler)

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from bench.data.prompts import Prompt, read
-from bench.identity.answers import Answer, Asking, ask
+from bench.identity.answers import Answer, ask
 from bench.identity.comparison import EDGES, batched, compare
 from bench.run.services import Services, ServicesPlan
 
@@ -35,7 +35,7 @@ async def asked(
         services.verifier_url,
         services.edge_urls,
         batched(temperatures, prompts, 1),
-        partial(ask, Asking(tokens)),
+        partial(ask, tokens=tokens, likeliest=None),
         lambda plain, edge: None,
     )
     return [answer async for answer in compared]
