@@ -79,10 +79,7 @@ class TlsSettings(BaseModel):
 
 class VerifierSettings(BaseSettings):
     model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="PICOSPEC_VERIFIER__",
-        env_nested_delimiter="__",
+        frozen=True, extra="forbid", env_prefix="PICOSPEC_VERIFIER__", env_nested_delimiter="__"
     )
 
     host: str = "127.0.0.1"

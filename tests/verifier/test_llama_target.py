@@ -23,7 +23,8 @@ from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject,
 from speculation.protocol.wire import Framed
 from speculation.sampling.distributions import QuantisedDistribution
 from speculation.sampling.draft_token import DraftToken
-from verifier.llama_target import LlamaSettings, LlamaTarget
+from verifier.llama_target.settings import LlamaSettings
+from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.plain_engine import PlainEngine, opening
 from verifier.target import Target, TargetFull, UnknownSession

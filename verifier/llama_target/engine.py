@@ -1,7 +1,7 @@
 """The thread's side of the embedded target: everything here runs in one thread, in order.
 
-A sequence's KV may hold more than is true: drafts that fell, or a session that ended. Nothing
-is cleaned up after a pass; whoever decodes next first forgets what is beyond its own start.
+A sequence's KV may hold more than is true: rejected drafts, or a session that ended.
+Nothing is cleaned up after a pass; who decodes next first forgets what is beyond its own start.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from models.llama import Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Logits
 from speculation.verifying.machine import Verdict
 from verifier.llama_target.judging import Part, judge
 from verifier.llama_target.settings import LlamaSettings
@@ -62,9 +60,6 @@ class Engine:
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
         verdicts, first = [], 0
         for part in parts:
-            verdicts.append(judge(part, partial(self._row, first)))
+            verdicts.append(judge(part, lambda i, first=first: self._context.logits(first + i)))
             first += len(part.tokens)
         return verdicts
-
-    def _row(self, first: int, i: int) -> Logits:
-        return self._context.logits(first + i)

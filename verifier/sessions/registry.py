@@ -68,11 +68,8 @@ class Sessions:
         self._running[session.name] = session, task
         self._metrics.open.inc()
         task.add_done_callback(partial(self._over, session))
-        await asyncio.sleep(
-            0
-        )  # the target raises TargetFull or Unservable before it first waits
+        await asyncio.sleep(0)  # a target turns sessions away before it first waits
         if session.turned_away:
-            self._forget(session.name)
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session

@@ -1,11 +1,11 @@
-"""Puts sessions' frames on vLLM's outputs, or on outputs made for them."""
+"""Puts sessions' frames on vLLM's outputs, and takes log-probabilities from them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
@@ -25,20 +25,6 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
     carried: dict[str, Any] = output.kv_transfer_params or {}
     output.kv_transfer_params = {**carried, FIELD: [first, frames, slot.complaint]}
     output.new_logprobs = None
-
-
-def make(request: Request, slot: SessionSlot) -> EngineCoreOutput:
-    """Return an output without tokens, for frames in a step where vLLM has no output."""
-    output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
-    attach(output, slot)
-    return output
-
-
-def add(
-    outputs: dict[int, EngineCoreOutputs], request: Request, output: EngineCoreOutput
-) -> None:
-    """Put an output among those for the request's client."""
-    outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
 
 
 def logprobs(

@@ -126,11 +126,7 @@ class PicoScheduler(SessionScheduler):
         return batches
 
     def _ran(
-        self,
-        verdicts: dict[str, Verdict],
-        passed: Passed,
-        output: SchedulerOutput,
-        now: float,
+        self, verdicts: dict[str, Verdict], passed: Passed, output: SchedulerOutput, now: float
     ) -> None:
         """Let the machine take the verdicts, and keep what each session sends as frames."""
         rows = output.total_num_scheduled_tokens
@@ -151,7 +147,8 @@ class PicoScheduler(SessionScheduler):
                     outputs.attach(output, found[1])
                     self._end(*found, output)
         for request, slot in passed.values():
-            outputs.add(batches, request, self._output(request, slot))
+            batch = batches.setdefault(request.client_index, EngineCoreOutputs())
+            batch.outputs.append(self._output(request, slot))
 
 
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:

@@ -121,10 +121,8 @@ class Engine:
         not do, RemoteProtocolError for a message that no honest edge sends.
         """
         due = 0
-        rendered = {
-            "type": "token",
-            "prompt_token_ids": list(prompt),
-        }  # text would go through a thread
+        # rendered: text would go through a thread
+        rendered = {"type": "token", "prompt_token_ids": list(prompt)}
         try:
             outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
             async with aclosing(outputs):
