@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -26,7 +27,9 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
     registry = CollectorRegistry()
     gateway = Metrics(registry)
-    host = Host(make(PassMetrics(registry, gateway)), give_up=_give_up)
+    # without a target this process ends, and the one that started it reports that
+    give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
+    host = Host(make(PassMetrics(registry, gateway)), give_up)
     sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
 
     async def end() -> None:
@@ -48,11 +51,6 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     )
     Routes(host, sessions).add_to(app)
     return app
-
-
-def _give_up() -> None:
-    """End this process, which has nothing to serve; the one that started it reports it."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @asynccontextmanager

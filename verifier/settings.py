@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.hosting import settings_sources as sources
@@ -36,10 +36,8 @@ are dear on a CPU and one rejected draft token makes the rest of a long pass use
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
-class SessionSettings(BaseModel):
+class SessionSettings(BaseModel, frozen=True, extra="forbid"):
     """How long a session may wait, and how many there may be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
     """How many may run at once; one more gets a 429. A target may have slots for fewer."""
@@ -57,9 +55,7 @@ class SessionSettings(BaseModel):
     """`separate`: ends a session whose edge does not send a rejected token's replacement."""
 
 
-class SpeculationSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class SpeculationSettings(BaseModel, frozen=True, extra="forbid"):
     max_verify: Annotated[int, Field(ge=1, le=256)] | None = None
     """Most draft tokens of a session judged in one pass. None: see MAX_VERIFY."""
 
@@ -67,9 +63,7 @@ class SpeculationSettings(BaseModel):
     """Most draft tokens of a session kept beyond its last committed token."""
 
 
-class TlsSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class TlsSettings(BaseModel, frozen=True, extra="forbid"):
     certificate: Path
     """PEM, the whole chain."""
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from models.llama import Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
+from speculation.sampling.distributions import Logits
 from speculation.verifying.machine import Verdict
 from verifier.llama_target.judging import Part, judge
 from verifier.llama_target.settings import LlamaSettings
@@ -60,6 +62,9 @@ class Engine:
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
         verdicts, first = [], 0
         for part in parts:
-            verdicts.append(judge(part, lambda i, first=first: self._context.logits(first + i)))
+            verdicts.append(judge(part, partial(self._row, first)))
             first += len(part.tokens)
         return verdicts
+
+    def _row(self, first: int, i: int) -> Logits:
+        return self._context.logits(first + i)

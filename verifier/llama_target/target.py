@@ -74,10 +74,6 @@ class LlamaTarget(Described):
         """Load the model and time it, in the thread, and let the scheduler run."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
-        most = min(self._limits.max_verify, engine.context_tokens - 1)
-        self._machine.latency = await loop.run_in_executor(
-            self._thread, measured, engine.time_pass, most
-        )
         self._scheduler = Scheduler(
             engine,
             self._machine,
@@ -157,12 +153,15 @@ class LlamaTarget(Described):
             self._place(self._waiting.popleft(), self._scheduler)
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
+        """Let a session take part, with a sequence of the KV cache."""
         slot.sequence, slot.prefilled = self._places.take(slot.request.prompt)
         scheduler.add(slot)
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
         self.describe(engine.model, engine.context_tokens, FEATURES)
+        most = min(self._limits.max_verify, engine.context_tokens - 1)
+        self._machine.latency = measured(engine.time_pass, most)
         return engine
 
     def _close(self) -> None:

@@ -35,20 +35,20 @@ class Session:
         self._timeouts = timeouts
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._reader: Reader | None = None
         self._cause: Fault | None = None
 
     def start(self, request: Open) -> asyncio.Task[None]:
         """Run the session in a task of its own, which never raises."""
-        self._task = asyncio.create_task(self._run(request), name=f"session {self.name}")
-        return self._task
+        self.task = asyncio.create_task(self._run(request), name=f"session {self.name}")
+        return self.task
 
     def cancel(self, cause: Fault) -> None:
         """End the session, unless it has ended. Its KV is free within a pass."""
-        if self._task and not self.log.ending and self._cause is None:
+        if self.task and not self.log.ending and self._cause is None:
             self._cause = cause
-            self._task.cancel()
+            self.task.cancel()
 
     async def push(self, message: Framed[Pushed]) -> None:
         """Hand a message up. Raises UnknownSession; a RemoteProtocolError ends the session."""

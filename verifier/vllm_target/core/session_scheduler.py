@@ -26,7 +26,6 @@ from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Pushed
 from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.core import outputs
 from verifier.vllm_target.core.hooks import must_step
 from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot
 from verifier.vllm_target.core.slot_table import SlotTable
@@ -52,10 +51,11 @@ class SessionScheduler(Scheduler):
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         if FIELD in extra and self._slots.of(request.request_id) is None:
             asked = Admission.unpack(extra[FIELD])
-            name, size, now = asked.session, asked.vocabulary_size, time.monotonic()
-            opening = asked.request, asked.limits
-            self._machine.open(name, *opening, vocabulary_size=size, now=now)
-            slot = SessionSlot(asked, self._machine.session(name))
+            now, size = time.monotonic(), asked.vocabulary_size
+            self._machine.open(
+                asked.session, asked.request, asked.limits, vocabulary_size=size, now=now
+            )
+            slot = SessionSlot(asked, self._machine.session(asked.session))
             self._slots.add(request.request_id, slot)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +107,7 @@ class SessionScheduler(Scheduler):
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
         """Return an output of our own, without tokens, with the session's latest frames."""
         output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
-        outputs.attach(output, slot)
+        attach(output, slot)
         self._end(request, slot, output)
         return output
 
@@ -149,6 +149,18 @@ class SessionScheduler(Scheduler):
 def has_read_its_text(request: Request) -> bool:
     """Return whether all but the last token of a request is in the KV cache."""
     return bool(request.num_computed_tokens >= request.num_tokens - 1)
+
+
+def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
+    """Let an output carry its session's latest frames: [first's number, frames, complaint].
+
+    vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
+    frames, so vLLM need not carry them too.
+    """
+    first, frames = slot.recent
+    carried: dict[str, Any] = output.kv_transfer_params or {}
+    output.kv_transfer_params = {**carried, FIELD: [first, frames, slot.complaint]}
+    output.new_logprobs = None
 
 
 # vLLM's own RPC finds methods of the core by name, and reads their signatures
