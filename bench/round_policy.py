@@ -35,14 +35,9 @@ class RoundPolicy:
     def parse(cls, text: str) -> Self:
         """Read "sync:4" or "paper:4". Raises ValueError."""
         name, _, gamma = text.partition(":")
-        if (
-            name not in ("sync", "paper")
-            or not gamma.isdecimal()
-            or not 1 <= int(gamma) <= MAX_GAMMA
-        ):
-            raise ValueError(
-                f"expected sync:G or paper:G with G in 1..{MAX_GAMMA}, not {text!r}"
-            )
+        known = name in ("sync", "paper") and gamma.isdecimal()
+        if not known or not 1 <= int(gamma) <= MAX_GAMMA:
+            raise ValueError(f"expected sync:G or paper:G, G in 1..{MAX_GAMMA}, not {text!r}")
         return cls(int(gamma), overlaps=name == "paper")
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:

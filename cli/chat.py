@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cli.chat_client import ChatError, Turn, model_name, stream_answer
+from cli.chat_client import ChatError, Turn, client_of, model_name, stream_answer
 from cli.chat_stats import Reading, describe
 from gateway.errors import first_error
 
@@ -36,21 +36,16 @@ class AnswerView:
         *complete, self._line = (self._line + text).split("\n")
         for line in complete:
             self._live.console.print(Text(line), soft_wrap=True)
-        self._show()
+        self._live.update(Group(Text(self._line), Text(self._stats, style="dim")))
 
     def show_stats(self, stats: str) -> None:
         self._stats = stats
-        self._show()
-
-    def _show(self) -> None:
-        self._live.update(Group(Text(self._line), Text(self._stats, style="dim")))
+        self.write("")
 
 
 async def answer(client: httpx.AsyncClient, turns: Sequence[Turn], console: Console) -> str:
     """Stream one answer to the console; return its text. Raises ChatError."""
-    model = await model_name(client)
-    pieces: list[str] = []
-    before = await _read(client)
+    model, before, pieces = await model_name(client), await _read(client), list[str]()
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
         async with asyncio.TaskGroup() as tasks:
@@ -81,7 +76,7 @@ async def _read(client: httpx.AsyncClient) -> Reading:
     return Reading.parse(response.text, time.monotonic())
 
 
-def chat(url: str, api_key: str | None, console: Console, ask_user: Callable[[], str]) -> None:
+def chat(url: str, key: str | None, console: Console, ask_user: Callable[[], str]) -> None:
     """Answer questions until the input ends.
 
     An answer that fails or is interrupted is left out of the conversation, with its question.
@@ -96,7 +91,7 @@ def chat(url: str, api_key: str | None, console: Console, ask_user: Callable[[],
             continue
         asked = [*turns, Turn("user", question)]
         try:
-            text = asyncio.run(_one_answer(url, api_key, asked, console))
+            text = asyncio.run(_ask(url, key, asked, console))
         except KeyboardInterrupt:
             console.print("interrupted", style="yellow")
         except ChatError as error:
@@ -105,15 +100,9 @@ def chat(url: str, api_key: str | None, console: Console, ask_user: Callable[[],
             turns = [*asked, Turn("assistant", text)]
 
 
-async def _one_answer(
-    url: str, api_key: str | None, turns: Sequence[Turn], console: Console
-) -> str:
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = httpx.Timeout(SILENCE_S, connect=5.0)
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=timeout, trust_env=False
-    ) as client:
-        try:
+async def _ask(url: str, key: str | None, turns: Sequence[Turn], console: Console) -> str:
+    try:
+        async with client_of(url, key, SILENCE_S) as client:
             return await answer(client, turns, console)
-        except ExceptionGroup as group:
-            raise first_error(group) from None
+    except ExceptionGroup as group:
+        raise first_error(group) from None

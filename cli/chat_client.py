@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 
 import httpx
 import msgspec
@@ -34,12 +35,11 @@ class _Chunk(msgspec.Struct):
     error: _Error | None = None
 
 
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: Sequence[_Model]
+def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncClient:
+    """Return a client that shows the key. silence_s: its limit on the time without a byte."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(silence_s, connect=5.0)
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
 
 async def model_name(client: httpx.AsyncClient) -> str:
@@ -50,7 +50,7 @@ async def model_name(client: httpx.AsyncClient) -> str:
         raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
     if response.status_code != 200:
         raise ChatError(_reason(response))
-    return msgspec.json.decode(response.content, type=_Models).data[0].id
+    return str(response.json()["data"][0]["id"])
 
 
 async def stream_answer(
@@ -83,8 +83,7 @@ def _text(event: str) -> str:
 
 
 def _reason(response: httpx.Response) -> str:
-    try:
-        error = msgspec.json.decode(response.content, type=_Chunk).error
-    except msgspec.MsgspecError:
-        error = None
-    return error.message if error else f"{response.url} answered {response.status_code}"
+    with suppress(msgspec.MsgspecError):
+        if error := msgspec.json.decode(response.content, type=_Chunk).error:
+            return error.message
+    return f"{response.url} answered {response.status_code}"

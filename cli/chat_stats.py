@@ -22,8 +22,6 @@ class Reading:
     """Counters of the edge at one moment; those that it does not report are 0."""
 
     at_s: float
-    """Time of the reading by the monotonic clock."""
-
     generated_tokens: float = 0
     drafted_tokens: float = 0
     accepted_tokens: float = 0
@@ -43,11 +41,9 @@ def describe(before: Reading, after: Reading) -> str:
     tokens = after.generated_tokens - before.generated_tokens
     drafted = after.drafted_tokens - before.drafted_tokens
     accepted = after.accepted_tokens - before.accepted_tokens
-    parts = []
-    if seconds > 0 and tokens > 0:
-        parts.append(f"{tokens / seconds:.1f} tokens/s")
-    if drafted > 0:
-        parts.append(f"{accepted / drafted:.0%} of drafts accepted")
-    if after.rtt_s > 0:
-        parts.append(f"RTT {after.rtt_s * 1000:.0f} ms")
-    return " · ".join(parts)
+    parts = (
+        f"{tokens / seconds:.1f} tokens/s" if seconds > 0 and tokens > 0 else "",
+        f"{accepted / drafted:.0%} of drafts accepted" if drafted > 0 else "",
+        f"RTT {after.rtt_s * 1000:.0f} ms" if after.rtt_s > 0 else "",
+    )
+    return " · ".join(filter(None, parts))

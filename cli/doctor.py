@@ -23,7 +23,8 @@ from models.store import Store
 
 OLDEST_PYTHON: Final = (3, 11)
 TIMEOUT_S: Final = 3.0
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+HOST: Final = "127.0.0.1"
+LOOPBACK: Final = (HOST, "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,11 @@ def check_engine(module: str = "models.llama") -> Finding:
     return Finding("llama.cpp", True, "can be imported")
 
 
-def check_cores(count: int) -> Finding:
+def check_cores() -> Finding:
     """Count the cores. One is enough, but then the two ends take turns on it."""
+    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     found = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
-    return Finding("cores", count > 0, found)
+    return Finding("cores", True, found)
 
 
 def check_cache(directory: Path) -> Finding:
@@ -82,16 +84,23 @@ def check_models(store: Store, name: str) -> Finding:
 def check_port(name: str, port: int, variable: str) -> Finding:
     """Check that a port is free, or that a healthy service of ours listens on it."""
     subject = f"{name} port {port}"
+    if (reason := why_not_free(port)) is None:
+        return Finding(subject, True, "free")
+    if _is_healthy(f"http://{HOST}:{port}"):
+        return Finding(subject, True, f"a healthy {name} has it")
+    remedy = f"stop what holds it, or choose another with {variable}"
+    return Finding(subject, False, reason, remedy)
+
+
+def why_not_free(port: int) -> str | None:
+    """Return the reason why nothing can listen on a port of this machine, or None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((HOST, port))
         except OSError as error:
-            if _is_healthy(f"http://127.0.0.1:{port}"):
-                return Finding(subject, True, f"a healthy {name} has it")
-            remedy = f"stop what holds it, or choose another with {variable}"
-            return Finding(subject, False, error.strerror or str(error), remedy)
-    return Finding(subject, True, "free")
+            return error.strerror or str(error)
+    return None
 
 
 def check_verifier(url: str) -> Finding:
@@ -112,17 +121,9 @@ def _is_healthy(url: str) -> bool:
     return response.status_code == 200
 
 
-def this_machine() -> tuple[Finding, ...]:
-    """Run the checks that do not depend on settings."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return (check_python(sys.version_info[:2]), check_engine(), check_cores(cores))
-
-
 def report(findings: Sequence[Finding], console: Console) -> bool:
     """Print a table of the findings; return whether all are ok."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "what", "found", "what to do"):
-        table.add_column(heading)
+    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
         remedy = "" if finding.ok else finding.remedy

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
+from typer import Option
 
 from cli import doctor as checks
 from cli.chat import chat as chat_in_terminal
@@ -28,13 +29,10 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 
-EdgePort = Annotated[int, typer.Option(envvar="EDGE_PORT", help="Port of the edge.")]
-VerifierPort = Annotated[
-    int, typer.Option(envvar="VERIFIER_PORT", help="Port of the verifier.")
-]
+EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
+VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
 Keys = Annotated[
-    str,
-    typer.Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used."),
+    str, Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used.")
 ]
 
 PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
@@ -45,65 +43,51 @@ def up(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with the tables [edge] and [verifier].")
+        Path | None, Option(help="TOML file with the tables [edge] and [verifier].")
     ] = None,
     pin: Annotated[
         str | None,
-        typer.Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
+        Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
     ] = None,
-    wait: Annotated[float, typer.Option(help="Seconds to become healthy in.")] = 300.0,
+    wait: Annotated[float, Option(help="Seconds to become healthy in.")] = 300.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C."""
     console = Console()
     try:
-        plan = Plan(
-            edge_port=edge_port,
-            verifier_port=verifier_port,
-            settings={} if config is None else read_settings(config),
-            pins=_pins(pin),
-            healthy_within_s=wait,
-            api_key=_first_key(os.environ.get("PICOSPEC_API_KEYS", "")),
-        )
+        settings = {} if config is None else read_settings(config)
+        key = _first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
+        plan = Plan(edge_port, verifier_port, settings, _pins(pin), wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
     except ServiceError as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
-@app.command(context_settings=PASS_ON)
-def edge(context: typer.Context) -> None:
-    """Run the edge alone; --help shows its options."""
-    _become("edge_agent", context.args)
+def _add(name: str, *module: str, help: str) -> None:
+    """Add a command that becomes a module, which so gets the signals and sets the status."""
+
+    @app.command(name, help=help, context_settings=PASS_ON)
+    def become(context: typer.Context) -> None:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", *module, *context.args])
 
 
-@app.command(context_settings=PASS_ON)
-def verifier(context: typer.Context) -> None:
-    """Run the verifier alone; --help shows its options."""
-    _become("verifier", context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def bench(context: typer.Context) -> None:
-    """Measure; --help shows how."""
-    _become("bench", context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def simulate(context: typer.Context) -> None:
-    """Replay recorded traces on a virtual clock; --help shows how."""
-    _become("bench", ["simulate", *context.args])
+_add("edge", "edge_agent", help="Run the edge alone; --help shows its options.")
+_add("verifier", "verifier", help="Run the verifier alone; --help shows its options.")
+_add("bench", "bench", help="Measure; --help shows how.")
+replays = "Replay recorded traces on a virtual clock; --help shows how."
+_add("simulate", "bench", "simulate", help=replays)
 
 
 @app.command()
 def chat(
-    url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible service.")] = None,
+    url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
 ) -> None:
     """Talk to the model in this terminal. Ctrl-C ends an answer, Ctrl-D the conversation."""
     console = Console()
-    where = url or f"http://127.0.0.1:{edge_port}"
-    key = _first_key(api_keys)
+    where, key = url or f"http://127.0.0.1:{edge_port}", _first_key(api_keys)
     chat_in_terminal(where, key, console, lambda: console.input("[bold cyan]> [/]"))
 
 
@@ -111,13 +95,15 @@ def chat(
 def doctor(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
-    verifier_url: Annotated[str | None, typer.Option(help="A verifier elsewhere.")] = None,
-    model: Annotated[str, typer.Option(help="Model or pair to check.")] = "qwen2.5-coder",
+    verifier_url: Annotated[str | None, Option(help="A verifier elsewhere.")] = None,
+    model: Annotated[str, Option(help="Model or pair to check.")] = "qwen2.5-coder",
 ) -> None:
     """Check this machine, and say what to do about what is wrong."""
     store = open_store(os.environ)
     findings = [
-        *checks.this_machine(),
+        checks.check_python(sys.version_info[:2]),
+        checks.check_engine(),
+        checks.check_cores(),
         checks.check_cache(store.root),
         checks.check_models(store, model),
         checks.check_port("edge", edge_port, "EDGE_PORT"),
@@ -140,9 +126,3 @@ def _pins(text: str | None) -> Pins:
 
 def _first_key(keys: str) -> str | None:
     return next((key.strip() for key in keys.split(",") if key.strip()), None)
-
-
-def _become(module: str, arguments: list[str]) -> None:
-    """Replace this process by the service, so that it gets the signals and sets the status."""
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

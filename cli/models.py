@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
 
 import typer
 from rich.console import Console
@@ -37,9 +36,15 @@ def show() -> None:
 def pull(name: str) -> None:
     """Bring a model, a variant or a pair here."""
     with _reported() as console:
-        store = open_store(os.environ)
-        with _bar(console) as progress:
-            paths = store.pull(name, progress)
+        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        text = TextColumn("{task.description}")
+        with Progress(text, *columns, console=console, transient=True) as bars:
+            task = bars.add_task("starting", total=None)
+
+            def show(what: str, done: int, total: int) -> None:
+                bars.update(task, description=what, completed=done, total=total)
+
+            paths = open_store(os.environ).pull(name, show)
         for path in paths:
             console.print(str(path), soft_wrap=True)
 
@@ -53,14 +58,10 @@ def verify(name: str) -> None:
 
 
 @models_app.command()
-def dequantize(source: Path, target: Path, weights: str = "bfloat16") -> None:
+def dequantize(source: Path, target: Path, weights: Weights = "bfloat16") -> None:
     """Write a GGUF file as safetensors, for vLLM; needs the extra cloud-cpu."""
     with _reported() as console:
-        kinds: tuple[Weights, ...] = get_args(Weights)
-        kind = next((kind for kind in kinds if kind == weights), None)
-        if kind is None:
-            raise typer.BadParameter(f"{weights} is not one of {', '.join(kinds)}")
-        dequantise(source, target, kind)
+        dequantise(source, target, weights)
         console.print(str(target), soft_wrap=True)
 
 
@@ -72,13 +73,3 @@ def _reported() -> Iterator[Console]:
     except ModelError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, TransferSpeedColumn(), console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        yield lambda what, done, total: bars.update(
-            task, description=what, completed=done, total=total
-        )

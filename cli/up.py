@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-import httpx
 from rich.console import Console
 from rich.markup import escape
 
+from cli.chat_client import ChatError, client_of, model_name
+from cli.doctor import HOST, why_not_free
 from gateway.hosting.cores import Pins
 from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Service, ServiceError, keep_up
 from gateway.hosting.settings_sources import as_environment
-
-HOST: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +46,18 @@ class Plan:
 
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        verifier = Service(
-            "verifier",
-            _command("verifier", self.verifier_port),
-            self.verifier_url,
-            self.pins.verifier,
-            as_environment("VERIFIER", self.settings.get("verifier", {})),
+        more = ("--verifier-url", self.verifier_url)
+        return (
+            self._service("verifier", "verifier", self.verifier_port, self.pins.verifier),
+            self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more),
         )
-        edge = Service(
-            "edge",
-            (*_command("edge_agent", self.edge_port), "--verifier-url", self.verifier_url),
-            self.edge_url,
-            self.pins.edge,
-            as_environment("EDGE", self.settings.get("edge", {})),
-        )
-        return verifier, edge
 
-
-def _command(module: str, port: int) -> tuple[str, ...]:
-    return sys.executable, "-m", module, "--port", str(port), "--host", HOST
+    def _service(
+        self, name: str, module: str, port: int, cores: frozenset[int], *more: str
+    ) -> Service:
+        command = (sys.executable, "-m", module, "--port", str(port), "--host", HOST, *more)
+        environment = as_environment(name.upper(), self.settings.get(name, {}))
+        return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 
 
 def read_settings(path: Path) -> dict[str, dict[str, object]]:
@@ -88,15 +77,8 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
 
 def check_free(port: int, variable: str) -> None:
     """Raise ServiceError when something listens on `port` already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ServiceError(
-                f"port {port} cannot be had ({reason}); choose another with {variable}"
-            ) from error
+    if why := why_not_free(port):
+        raise ServiceError(f"port {port} cannot be had ({why}); choose another with {variable}")
 
 
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
@@ -109,9 +91,9 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     stopped, ready = asyncio.Event(), asyncio.Event()
 
     def show(name: str, line: str) -> None:
-        if not ready.is_set():
-            return  # the error quotes a service that fails to start
-        console.print(f"[dim]{name:>8} |[/] {escape(line)}", soft_wrap=True, highlight=False)
+        if ready.is_set():  # until then, the error quotes a service that fails
+            text = f"[dim]{name:>8} |[/] {escape(line)}"
+            console.print(text, soft_wrap=True, highlight=False)
 
     async def announce() -> None:
         started_s = time.monotonic()
@@ -122,28 +104,24 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         ready.set()
 
-    with _signals(stopped):
-        await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
 
 
 async def _model_when_healthy(plan: Plan, services: Iterable[Service], console: Console) -> str:
     """Return the name of the model that the edge serves."""
-    keys = {"authorization": f"Bearer {plan.api_key}"} if plan.api_key else {}
-    async with httpx.AsyncClient(trust_env=False, headers=keys) as client:
+    async with client_of(plan.edge_url, plan.api_key) as client:
         with console.status("") as status:
-            await until_healthy(
-                services,
-                client,
-                within_s=plan.healthy_within_s,
-                on_wait=lambda service: status.update(
-                    f"waiting for the {service.name} at {service.url}/health"
-                ),
-            )
+
+            def show(service: Service) -> None:
+                status.update(f"waiting for the {service.name} at {service.url}/health")
+
+            await until_healthy(services, client, plan.healthy_within_s, on_wait=show)
         try:
-            listed = (await client.get(f"{plan.edge_url}/v1/models")).raise_for_status()
-        except httpx.HTTPError as error:
+            return await model_name(client)
+        except ChatError as error:
             raise ServiceError(f"the edge does not name its model: {error}") from error
-    return str(listed.json()["data"][0]["id"])
 
 
 def usage_lines(plan: Plan, model: str) -> tuple[str, ...]:
@@ -157,10 +135,10 @@ def usage_lines(plan: Plan, model: str) -> tuple[str, ...]:
         key = '__import__("os").environ["PICOSPEC_API_KEYS"].split(",")[0]'
     messages = '[{"role": "user", "content": "Write a haiku about light."}]'
     body = f'{{"model": "{model}", "stream": true, "messages": {messages}}}'
+    post = f"curl -N {plan.edge_url}/v1/chat/completions{header}"
     return (
         "",
-        f"curl -N {plan.edge_url}/v1/chat/completions{header}"
-        f" -H 'content-type: application/json' -d '{body}'",
+        f"{post} -H 'content-type: application/json' -d '{body}'",
         "",
         "from openai import OpenAI",
         f'client = OpenAI(base_url="{plan.edge_url}/v1", api_key={key})',
@@ -168,17 +146,3 @@ def usage_lines(plan: Plan, model: str) -> tuple[str, ...]:
         "print(answer.choices[0].message.content)",
         "",
     )
-
-
-@contextmanager
-def _signals(stopped: asyncio.Event) -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and a closed terminal set `stopped`, and not end the process."""
-    loop = asyncio.get_running_loop()
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in wanted:
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        yield
-    finally:
-        for number in wanted:
-            loop.remove_signal_handler(number)

@@ -11,7 +11,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 import uvicorn
-from pydantic import ValidationError
+from typer import Option
 
 from edge_agent.app import build
 from edge_agent.draft_model import loading
@@ -34,27 +34,25 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[
-        int | None, typer.Option(envvar="EDGE_PORT", help="Port to listen on.")
-    ] = None,
-    verifier_url: Annotated[str | None, typer.Option(help="Where the verifier is.")] = None,
+    config: Annotated[Path | None, Option(help="Settings file (TOML).")] = None,
+    host: Annotated[str | None, Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, Option(envvar="EDGE_PORT", help="Port to listen on.")] = None,
+    verifier_url: Annotated[str | None, Option(help="Where the verifier is.")] = None,
     draft_model: Annotated[
-        str | None, typer.Option(help="Pair of the catalogue, or a GGUF file.")
+        str | None, Option(help="Pair of the catalogue, or a GGUF file.")
     ] = None,
-    drafter: Annotated[str | None, typer.Option(help="model or none.")] = None,
-    judge: Annotated[str | None, typer.Option(help="coupled or separate.")] = None,
-    fill: Annotated[str | None, typer.Option(help="always, auto or never.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Answers that draft at once.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the draft model.")] = None,
+    drafter: Annotated[str | None, Option(help="model or none.")] = None,
+    judge: Annotated[str | None, Option(help="coupled or separate.")] = None,
+    fill: Annotated[str | None, Option(help="always, auto or never.")] = None,
+    slots: Annotated[int | None, Option(help="Answers that draft at once.")] = None,
+    threads: Annotated[int | None, Option(help="Threads of the draft model.")] = None,
 ) -> None:
     """Serve the OpenAI API on this machine: draft here, and have the verifier judge."""
-    named = {key: value for key, value in locals().items() if key != "config"}
-    overrides = {name: value for name, value in named.items() if value is not None}
+    named = {name: value for name, value in locals().items() if value is not None}
+    named.pop("config", None)
     try:
-        settings = load(config, os.environ, overrides)
-    except (ValidationError, ValueError, OSError) as error:
+        settings = load(config, os.environ, named)
+    except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
         sys.exit(f"settings: {error}")
     serve(settings)
 

@@ -48,15 +48,11 @@ def build(
     url = str(settings.verifier_url).rstrip("/")
     connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
     uplink = Uplink(connection, metrics)
-    engine = EdgeEngine(
-        uplink,
-        drafter,
-        Speculation(
-            settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
-        ),
-        metrics,
-        vocabulary=model.vocabulary.fingerprint,
+    speculation = Speculation(
+        settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
     )
+    vocabulary = model.vocabulary.fingerprint
+    engine = EdgeEngine(uplink, drafter, speculation, metrics, vocabulary=vocabulary)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -70,13 +66,8 @@ def build(
             await asyncio.to_thread(drafter.close)
             model.close()
 
-    app = create_app(
-        engine,
-        TargetTokenizer(model, uplink.facts),
-        settings.gateway,
-        registry=registry,
-        lifespan=lifespan,
-    )
+    tokenizer = TargetTokenizer(model, uplink.facts)
+    app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
     app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink)))
     return app
 
@@ -88,7 +79,5 @@ async def _health(engine: EdgeEngine, uplink: Uplink, _: Request) -> JSONRespons
     except ApiError as error:
         body = {"status": "unavailable", "verifier": uplink.url, **error.body()}
         return JSONResponse(body, 503)
-    rtt_ms = round(uplink.rtt_s * 1000, 2)
-    return JSONResponse(
-        {"status": "ok", "verifier": uplink.url, "rtt_ms": rtt_ms, "model": facts.model}
-    )
+    ok = {"status": "ok", "verifier": uplink.url, "rtt_ms": round(uplink.rtt_s * 1000, 2)}
+    return JSONResponse({**ok, "model": facts.model})

@@ -29,12 +29,12 @@ async def as_generator(
     items: asyncio.Queue[T | _End] = asyncio.Queue(QUEUE_ITEMS)
 
     async def run() -> None:
+        end = _End()
         try:
             await work(items.put)
         except Exception as error:  # raised again by the generator
-            await items.put(_End(error))
-        else:
-            await items.put(_End())
+            end = _End(error)
+        await items.put(end)
 
     task = asyncio.create_task(run())
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +22,6 @@ from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
 from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
@@ -31,19 +30,15 @@ Emit = Callable[[Commit], Awaitable[None]]
 class Link(Protocol):
     def events(self) -> AsyncGenerator[Down]:
         """Open the session and yield the verifier's messages up to Finish. Raises ApiError."""
-        ...
 
     def send(self, message: Pushed) -> None:
         """Have a message sent; never waits."""
-        ...
 
     async def post(self) -> None:
         """Send what `send` is given, until cancelled."""
-        ...
 
     async def cancel(self) -> None:
         """End the session at the verifier, if it has not ended."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +54,12 @@ class Driver:
     """model: None where no slot was free; then the machine asks for no steps."""
 
     def __init__(
-        self,
-        machine: DraftMachine,
-        link: Link,
-        model: DraftModel | None,
-        metrics: EdgeMetrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, machine: DraftMachine, link: Link, model: DraftModel | None, metrics: EdgeMetrics
     ) -> None:
         self._machine = machine
         self._link = link
         self._model = model
         self._metrics = metrics
-        self._clock = clock
         self._changed = asyncio.Event()
 
     async def run(self, emit: Emit) -> Finish:
@@ -82,9 +70,7 @@ class Driver:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                others = [
-                    tasks.create_task(work) for work in (self._link.post(), self._draft())
-                ]
+                others = tasks.create_task(self._link.post()), tasks.create_task(self._draft())
                 finish = await self._receive(emit)
                 for task in others:
                     task.cancel()
@@ -111,7 +97,7 @@ class Driver:
 
     async def _draft(self) -> None:
         while True:
-            outcome = self._machine.next(self._clock(), busy=False)
+            outcome = self._machine.next(time.monotonic(), busy=False)
             self._send(outcome)
             if outcome.step is not None:
                 await self._step(outcome.step)
@@ -121,20 +107,17 @@ class Driver:
 
     async def _step(self, step: DraftStep) -> None:
         try:
-            tokens = await self._ask(step)
+            if (model := self._model) is None:
+                raise CannotDraft("the session has no draft model")
+            context = [*model.prompt, *step.context]
+            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()
         else:
-            now = self._clock()
+            now = time.monotonic()
             self._metrics.step_s.observe(now - step.asked_at)
             self._machine.drafted(step, tokens, now)
-
-    async def _ask(self, step: DraftStep) -> Sequence[DraftToken]:
-        if (model := self._model) is None:
-            raise CannotDraft("the session has no draft model")
-        context = [*model.prompt, *step.context]
-        return await model.slot.step(context, model.sampler, ahead=step.ahead)
 
     def _send(self, outcome: Outcome) -> None:
         for message in outcome.send:

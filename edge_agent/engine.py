@@ -1,14 +1,13 @@
 """The gateway's Engine at the edge: every job is a session at the verifier, with a draft model.
 
-The model that clients see is the verifier's; the draft model only decides how fast it speaks.
+The model that clients see is the verifier's; the draft model only decides how fast it answers.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -19,33 +18,35 @@ from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.driver import DraftModel, Driver, Link
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.statistics import Tally
+from edge_agent.statistics import with_commit, with_totals
 from gateway.errors import EngineFault, NotFound, Unavailable
-from gateway.ports import Delta, Facts, Job, TokenLogprob
+from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
 from speculation.drafting.machine import DraftCounts, DraftMachine
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Commit, Fill, Judge, ModelFacts, Open, Sampling
+from speculation.protocol.messages import (
+    Commit,
+    Fill,
+    Judge,
+    Limits,
+    ModelFacts,
+    Open,
+    Sampling,
+)
 from speculation.sampling import draft_sampler
 from speculation.sampling.adjustments import adjustment
 
-Chance = Callable[[], np.random.Generator]
 Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Uplink(Protocol):
+    """What edge_agent.link.uplink.Uplink does."""
+
     @property
     def rtt_s(self) -> float: ...
-
-    async def facts(self) -> ModelFacts:
-        """Raises gateway.errors.Unavailable or EngineFault."""
-        ...
-
+    async def facts(self) -> ModelFacts: ...
     def open(self, request: Open) -> Link: ...
-
-    def forget(self) -> None:
-        """The facts may have changed."""
-        ...
+    def forget(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,7 @@ class Speculation:
 
 
 class EdgeEngine:
-    """vocabulary: the draft model's fingerprint. chance: a fresh generator for each session,
-    independent of the verifier's."""
+    """vocabulary: the draft model's fingerprint."""
 
     def __init__(
         self,
@@ -74,16 +74,12 @@ class EdgeEngine:
         metrics: EdgeMetrics,
         *,
         vocabulary: str,
-        chance: Chance = np.random.default_rng,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uplink = uplink
         self._drafter = drafter
         self._speculation = speculation
         self._metrics = metrics
         self._vocabulary = vocabulary
-        self._chance = chance
-        self._clock = clock
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -116,24 +112,24 @@ class EdgeEngine:
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
     ) -> None:
-        tally = Tally()
+        statistics = Statistics()
 
         async def committed(commit: Commit) -> None:
-            tally.take_in(commit)
-            await emit(Delta(commit.tokens, _logprobs(commit), statistics=tally.so_far()))
+            nonlocal statistics
+            statistics = with_commit(statistics, commit)
+            await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
 
-        chance, request = self._chance(), self._open(job, facts, slot)
-        model = None
-        if slot is not None:
-            model = DraftModel(slot, _sampler(request, chance), job.prompt)
-        machine = self._machine(request, facts, slot, chance)
-        link = self._uplink.open(request)
-        driver = Driver(machine, link, model, self._metrics, clock=self._clock)
+        chance = np.random.default_rng()  # independent of other sessions and of the verifier
+        request = self._open(job, facts, slot)
+        machine = self._machine(request, facts.limits, slot, chance)
+        model = DraftModel(slot, _sampler(request, chance), job.prompt) if slot else None
+        driver = Driver(machine, self._uplink.open(request), model, self._metrics)
         finish = await driver.run(committed)
         self._unused = machine.session.unused
-        statistics = tally.finished(finish.totals)
+        statistics = with_totals(statistics, finish.totals)
         self._count(machine.counts, statistics.accepted_tokens)
-        await emit(Delta((), _no_logprobs(job), finish.reason, statistics))
+        logprobs = None if job.top_logprobs is None else ()
+        await emit(Delta((), logprobs, finish.reason, statistics))
 
     def _count(self, counts: DraftCounts, accepted: int) -> None:
         self._metrics.drafted.inc(counts.drafted)
@@ -143,50 +139,36 @@ class EdgeEngine:
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     def _machine(
-        self,
-        request: Open,
-        facts: ModelFacts,
-        slot: DraftSlot | None,
-        chance: np.random.Generator,
+        self, request: Open, limits: Limits, slot: DraftSlot | None, chance: np.random.Generator
     ) -> DraftMachine:
         how = self._speculation
         looks_up = how.lookup and request.judge == "coupled"
         return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
-            facts.limits,
+            limits,
             rtt_s=lambda: self._uplink.rtt_s,
-            u=_uniforms(chance),
+            u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=PromptLookup(request.prompt) if looks_up else None,
             unused=self._unused,
         )
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
-        told = job.sampling
+        extras = {k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()}
+        reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         return Open(
             model=facts.model,
             vocabulary=self._vocabulary,
             prompt=job.prompt,
-            sampling=Sampling(
-                temperature=told.temperature,
-                min_p=told.min_p,
-                top_k=told.top_k,
-                top_p=told.top_p,
-                extras={k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()},
-            ),
+            sampling=Sampling(**asdict(job.sampling), extras=extras),
             seed=job.seed,
             max_tokens=job.max_tokens,
             stop_tokens=tuple(facts.stop_tokens),
             judge=self._speculation.judge,
-            fill=self._fill(job, slot),
+            fill=self._speculation.fill if reaches_end else "auto",  # `never` would not end
             top_logprobs=job.top_logprobs,
         )
-
-    def _fill(self, job: Job, slot: DraftSlot | None) -> Fill:
-        """`never` would wait for ever where the draft model cannot reach the end."""
-        reaches = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
-        return self._speculation.fill if reaches else "auto"
 
 
 def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftSampler:
@@ -198,16 +180,7 @@ def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftS
     return lambda logits, position: draw(adjust(logits, position), position)
 
 
-def _uniforms(chance: np.random.Generator) -> Iterator[float]:
-    while True:
-        yield chance.random()
-
-
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
     if commit.logprobs is None:
         return None
-    return tuple(TokenLogprob(said.logprob, said.top) for said in commit.logprobs)
-
-
-def _no_logprobs(job: Job) -> tuple[TokenLogprob, ...] | None:
-    return None if job.top_logprobs is None else ()
+    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)

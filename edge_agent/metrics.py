@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -18,40 +17,30 @@ _STEP_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0
 
 class EdgeMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        counter = partial(Counter, registry=registry)
-        histogram = partial(Histogram, registry=registry)
-        self.drafted = counter("picospec:edge_draft_tokens", "Tokens the draft model drafted.")
-        self.looked_up = counter(
-            "picospec:edge_lookup_tokens",
-            "Tokens drafted from repeated text, without the draft model.",
-        )
-        self.stale = counter(
-            "picospec:edge_stale_steps",
-            "Draft steps whose context was no longer valid when they ended.",
-        )
-        self.accepted = counter("picospec:edge_accepted_tokens", "Draft tokens accepted.")
-        self.wasted = counter(
-            "picospec:edge_wasted_tokens", "Draft tokens that were not accepted."
-        )
-        self.step_s = histogram(
-            "picospec:edge_draft_step_seconds",
-            "Time from asking the draft model for a step to its end.",
-            buckets=_STEP_BUCKETS,
-        )
-        self.link_bytes = counter(
-            "picospec:edge_link_bytes",
-            "Bytes of frames, without HTTP: up, down, and open for the prompts.",
-            ["direction"],
-        )
-        self.posts = counter("picospec:edge_draft_posts", "Requests that carried drafts.")
-        self.resumes = counter("picospec:edge_link_resumes", "Streams resumed after a cut.")
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"picospec:edge_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"picospec:edge_{name}", text, registry=registry, buckets=buckets)
+
+        looked_up = "Tokens drafted from repeated text, without the draft model."
+        stale = "Draft steps whose context was no longer valid when they ended."
+        step = "Time from asking the draft model for a step to its end."
+        link_bytes = "Bytes of frames, without HTTP: up, down, and open for the prompts."
+        self.drafted = counter("draft_tokens", "Tokens the draft model drafted.")
+        self.looked_up = counter("lookup_tokens", looked_up)
+        self.stale = counter("stale_steps", stale)
+        self.accepted = counter("accepted_tokens", "Draft tokens accepted.")
+        self.wasted = counter("wasted_tokens", "Draft tokens that were not accepted.")
+        self.step_s = histogram("draft_step_seconds", step, _STEP_BUCKETS)
+        self.link_bytes = counter("link_bytes", link_bytes, "direction")
+        self.posts = counter("draft_posts", "Requests that carried drafts.")
+        self.resumes = counter("link_resumes", "Streams resumed after a cut.")
         self.rtt_s = Gauge(
             "picospec:edge_link_rtt_seconds", "Smoothed round trip.", registry=registry
         )
         self.lag_s = histogram(
-            "picospec:edge_event_loop_lag_seconds",
-            "How late the event loop ran a timer.",
-            buckets=_LAG_BUCKETS,
+            "event_loop_lag_seconds", "How late the event loop ran a timer.", _LAG_BUCKETS
         )
 
     async def watch_lag(self, clock: Callable[[], float]) -> None:

@@ -8,47 +8,31 @@ commas between them, and PICOSPEC_VERIFIER_KEY the one that this edge shows the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AnyHttpUrl, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting import settings_sources as sources
-from gateway.settings import GatewaySettings
+from gateway.hosting.settings_sources import Port, ServiceSettings, Table
 from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Fill, Judge
 
-_SECRETS: Final = {
-    "api_keys": "PICOSPEC_API_KEYS",
-    "verifier_key": "PICOSPEC_VERIFIER_KEY",
-}
 _THIS_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
-class DraftingSettings(BaseModel):
-    """When to draft and when to send; see speculation.drafting.policy."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DraftingSettings(Table):
+    """When to draft and when to send; speculation.drafting.policy says what the fields mean."""
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
-    """Drafting pauses when the probability that the whole chain is accepted is below this."""
-
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
-    """Draft tokens that are sent in one message."""
 
 
-class EdgeSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="PICOSPEC_EDGE__",
-        env_nested_delimiter="__",
-    )
+class EdgeSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__")
+    secrets = ServiceSettings.secrets | {"verifier_key": "PICOSPEC_VERIFIER_KEY"}
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    port: Port = 8000
     verifier_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:9000")
     verifier_ca: Path | None = None
     """PEM file of the authority of the verifier's certificate; None means the system's."""
@@ -76,21 +60,8 @@ class EdgeSettings(BaseSettings):
     judge: Judge = "coupled"
     fill: Fill = "auto"
     drafting: DraftingSettings = DraftingSettings()
-
-    body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 << 20
-    max_choices: Annotated[int, Field(ge=1, le=128)] = 16
-    log_format: Literal["console", "json"] = "console"
-
-    api_keys: tuple[SecretStr, ...] = ()
-    verifier_key: SecretStr | None = None
-
-    @property
-    def gateway(self) -> GatewaySettings:
-        return GatewaySettings(
-            api_keys=self.api_keys,
-            body_limit_bytes=self.body_limit_bytes,
-            max_choices=self.max_choices,
-        )
+    verifier_key: tuple[SecretStr, ...] = ()
+    """The key that this edge shows the verifier, if any."""
 
     @property
     def draft_settings(self) -> DraftSettings:
@@ -99,24 +70,8 @@ class EdgeSettings(BaseSettings):
     @property
     def shown_key(self) -> str | None:
         """The key for the verifier. Both ends may share the clients' keys on one machine."""
-        if self.verifier_key is not None:
-            return self.verifier_key.get_secret_value()
-        if self.api_keys and self.verifier_url.host in _THIS_MACHINE:
-            return self.api_keys[0].get_secret_value()
-        return None
+        shared = self.api_keys if self.verifier_url.host in _THIS_MACHINE else ()
+        return next((key.get_secret_value() for key in self.verifier_key + shared), None)
 
 
-def load(
-    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
-) -> EdgeSettings:
-    """Return the settings. Raises pydantic.ValidationError, OSError, or ValueError for TOML.
-
-    overrides: these win over environment and file; tables are nested as in the file.
-    """
-    verifier_key = environ.get(_SECRETS["verifier_key"], "").strip()
-    values = {
-        **overrides,
-        "api_keys": sources.keys(environ.get(_SECRETS["api_keys"], "")),
-        "verifier_key": SecretStr(verifier_key) if verifier_key else None,
-    }
-    return sources.load(EdgeSettings, path, values, _SECRETS)
+load = EdgeSettings.load

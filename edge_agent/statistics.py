@@ -1,39 +1,33 @@
-"""What speculation did for one job, counted from its Commits and set right by its Finish."""
+"""What speculation did for one job, counted from its Commits and corrected by its Finish."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from itertools import repeat, zip_longest
 
 from gateway.ports import Statistics
 from speculation.protocol.messages import Commit, Totals
 
 
-class Tally:
-    """A Commit does not say how many drafts its pass judged: until the Finish, only passes with
-    an accepted draft count as such, and only accepted drafts are known to be judged."""
+def with_commit(before: Statistics, commit: Commit) -> Statistics:
+    """Count one more Commit, which does not say how many draft tokens its pass judged.
 
-    def __init__(self) -> None:
-        self._passes = 0
-        self._accepted = 0
-        self._per_position: list[int] = []
+    Until the Finish, only passes with an accepted draft token count as having had any, and only
+    accepted draft tokens count as judged.
+    """
+    accepted = repeat(1, commit.accepted)
+    per_position = zip_longest(before.accepted_per_position, accepted, fillvalue=0)
+    counts = tuple(earlier + now for earlier, now in per_position)
+    drafts, total = counts[0] if counts else 0, sum(counts)
+    return Statistics(before.target_passes + 1, drafts, total, total, counts)
 
-    def take_in(self, commit: Commit) -> None:
-        self._passes += 1
-        self._accepted += commit.accepted
-        missing = commit.accepted - len(self._per_position)
-        self._per_position.extend([0] * missing)
-        for i in range(commit.accepted):
-            self._per_position[i] += 1
 
-    def so_far(self) -> Statistics:
-        drafts = self._per_position[0] if self._per_position else 0
-        return Statistics(
-            self._passes, drafts, self._accepted, self._accepted, tuple(self._per_position)
-        )
-
-    def finished(self, totals: Totals) -> Statistics:
-        return Statistics(
-            totals.passes,
-            totals.passes - totals.filled,
-            totals.judged,
-            totals.accepted,
-            tuple(self._per_position),
-        )
+def with_totals(counted: Statistics, totals: Totals) -> Statistics:
+    """Return the statistics of a finished job, whose totals the verifier has sent."""
+    return replace(
+        counted,
+        target_passes=totals.passes,
+        drafts=totals.passes - totals.filled,
+        draft_tokens=totals.judged,
+        accepted_tokens=totals.accepted,
+    )

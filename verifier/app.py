@@ -44,7 +44,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     app = create_app(
         PlainEngine(host),
         host.tokenizer,
-        settings.gateway,
+        settings,
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,

@@ -7,19 +7,15 @@ API keys come from PICOSPEC_API_KEYS (comma separated) and from nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting import settings_sources as sources
-from gateway.settings import GatewaySettings
+from gateway.hosting.settings_sources import Port, ServerSettings, Table
 from speculation.protocol.messages import Limits
 from verifier.llama_target.settings import LlamaSettings
 
-_SECRETS: Final = {"api_keys": "PICOSPEC_API_KEYS"}
 EXACT_DRAFTS: Final = 62
 """Most draft tokens of a session in one pass of llama.cpp. With the token before them they take
 63 rows; from 64 rows on its attention rounds differently, and texts could change."""
@@ -36,7 +32,7 @@ are dear on a CPU and one rejected draft token makes the rest of a long pass use
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
-class SessionSettings(BaseModel, frozen=True, extra="forbid"):
+class SessionSettings(Table):
     """How long a session may wait, and how many there may be."""
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -55,7 +51,7 @@ class SessionSettings(BaseModel, frozen=True, extra="forbid"):
     """`separate`: ends a session whose edge does not send a rejected token's replacement."""
 
 
-class SpeculationSettings(BaseModel, frozen=True, extra="forbid"):
+class SpeculationSettings(Table):
     max_verify: Annotated[int, Field(ge=1, le=256)] | None = None
     """Most draft tokens of a session judged in one pass. None: see MAX_VERIFY."""
 
@@ -63,22 +59,10 @@ class SpeculationSettings(BaseModel, frozen=True, extra="forbid"):
     """Most draft tokens of a session kept beyond its last committed token."""
 
 
-class TlsSettings(BaseModel, frozen=True, extra="forbid"):
-    certificate: Path
-    """PEM, the whole chain."""
+class VerifierSettings(ServerSettings):
+    model_config = SettingsConfigDict(env_prefix="PICOSPEC_VERIFIER__")
 
-    key: Path
-    """PEM, PKCS#8."""
-
-
-class VerifierSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="PICOSPEC_VERIFIER__", env_nested_delimiter="__"
-    )
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 9000
-    tls: TlsSettings | None = None
+    port: Port = 9000
     target: Literal["llama", "vllm"] = "llama"
     model: str = "qwen2.5-coder"
     """A pair of the catalogue (its target is served), or the path of a model."""
@@ -89,16 +73,10 @@ class VerifierSettings(BaseSettings):
     sessions: SessionSettings = SessionSettings()
     speculation: SpeculationSettings = SpeculationSettings()
     llama: LlamaSettings = LlamaSettings()
-    vllm: dict[str, Any] = {}
+    vllm: dict[str, Any] = Field(default_factory=dict)
     """Engine options, passed on to vLLM as they are."""
 
     body_limit_bytes: Annotated[int, Field(ge=1 << 21)] = 8 << 20
-    max_choices: Annotated[int, Field(ge=1, le=128)] = 16
-    log_format: Literal["console", "json"] = "console"
-    stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
-    """A worker that has not stopped by then is killed."""
-
-    api_keys: tuple[SecretStr, ...] = ()
 
     @model_validator(mode="after")
     def _pass_holds_a_draft(self) -> Self:
@@ -112,14 +90,6 @@ class VerifierSettings(BaseSettings):
         return self
 
     @property
-    def gateway(self) -> GatewaySettings:
-        return GatewaySettings(
-            api_keys=self.api_keys,
-            body_limit_bytes=self.body_limit_bytes,
-            max_choices=self.max_choices,
-        )
-
-    @property
     def limits(self) -> Limits:
         """The limits that a session is opened with."""
         return Limits(
@@ -130,12 +100,4 @@ class VerifierSettings(BaseSettings):
         )
 
 
-def load(
-    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
-) -> VerifierSettings:
-    """Return the settings. Raises pydantic.ValidationError, OSError, or ValueError for TOML.
-
-    overrides: nested, as the file is.
-    """
-    values = {**overrides, "api_keys": sources.keys(environ.get(_SECRETS["api_keys"], ""))}
-    return sources.load(VerifierSettings, path, values, _SECRETS)
+load = VerifierSettings.load

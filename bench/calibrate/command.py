@@ -34,13 +34,9 @@ def speeds(
 ) -> None:
     """Measure both ends as `run` starts them, half the machine each; 3 to 6 minutes."""
     plan = ServicesPlan(
-        target_model,
-        draft_model,
-        {},
-        target=target,
-        verifier_arguments=verifier_arguments(target, 1, context.args),
-        verifier_python=verifier_python,
-    )
+        target_model, draft_model, {}, target,
+        verifier_arguments(target, 1, context.args), verifier_python,
+    )  # fmt: skip
     prompts = read(families=options.names(families), per_family=2)
     os.sched_setaffinity(0, plan.edge_cores)  # as in `run`
     console = Console()

@@ -18,9 +18,9 @@ from typing import Annotated, Final
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from bench.data.tables import console
 from speculation.protocol.messages import Sampling
 from speculation.sampling.judging import Judgement
 from verifier.vllm_target.verify_request import VerifyRequest
@@ -33,6 +33,7 @@ SAMPLINGS: Final = {
     "T=.7 top_k 50": Sampling(0.7, top_k=50),
 }
 
+HEAD: Final = ("sampling", "tokens", "other than a CPU's", "ms a step")
 PEAKS: Final = 40
 """Tokens of a row that get up to 20 logits more than the others."""
 
@@ -109,17 +110,14 @@ def main(
     here = step(sessions, drafts, vocabulary)
     there = here.to(device)
     title = torch.cuda.get_device_name() if there.is_cuda else device
-    shown = Table("sampling", "tokens", "other than a CPU's", "ms a step", title=title)
+    lines = []
     for name, sampling in SAMPLINGS.items():
         requests = accepted_everywhere(sampling, here)
         expected, found = judged(requests, here), judged(requests, there)
-        shown.add_row(
-            name,
-            str(sum(len(judgement.tokens) for judgement in expected)),
-            str(differing(expected, found)),
-            f"{1000 * timed_s(requests, there, repeats):.1f}",
-        )
-    Console().print(shown)
+        tokens = sum(len(judgement.tokens) for judgement in expected)
+        ms = f"{1000 * timed_s(requests, there, repeats):.1f}"
+        lines.append((name, str(tokens), str(differing(expected, found)), ms))
+    Console().print(console(HEAD, lines, title))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from statistics import median
@@ -14,15 +13,8 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from bench.calibrate import draft_timing
-from bench.calibrate.pass_timing import (
-    DRAFTS,
-    WARM_UP,
-    Question,
-    TimingError,
-    Verifier,
-    curve,
-    line,
-)
+from bench.calibrate import pass_timing as passes
+from bench.calibrate.pass_timing import Question, TimingError, Verifier, curve, line, meanwhile
 from bench.data.host import commit, this_host
 from bench.data.prompts import Prompt
 from bench.data.speeds import Speeds
@@ -61,10 +53,8 @@ class Measurement:
             with closing(Model(file)) as model:
                 facts = await uplink.facts()
                 tokenizer = GgufTokenizer(model, facts.chat_template or None)
-                prompts = [
-                    tuple(tokenizer.chat([Message("user", prompt.prompt)]))
-                    for prompt in self.prompts
-                ]
+                asked = ([Message("user", prompt.prompt)] for prompt in self.prompts)
+                prompts = [tuple(tokenizer.chat(messages)) for messages in asked]
                 measured = await self._measure(Verifier(uplink, facts), prompts, model)
         return Speeds(host, commit(), self.plan.models, **measured)
 
@@ -76,7 +66,7 @@ class Measurement:
         firsts_s = [await verifier.first_s(prompt) for prompt in prompts]
         show(f"first tokens: {[round(s, 3) for s in firsts_s]} s")
         questions = [
-            Question(p, _tokens(await verifier.answer(p, self.tokens))) for p in prompts[:TIMED]
+            Question(p, await verifier.tokens(p, self.tokens)) for p in prompts[:TIMED]
         ]
         pass_s = await self._curve(verifier, questions)
         stack_s = await _stack_s(verifier, questions)
@@ -90,10 +80,10 @@ class Measurement:
             if slot is None:
                 raise TimingError("the draft model has no room for the prompt")
             alone_s = await draft_timing.steps(slot, first)
-            async with _meanwhile(verifier.answer(first.prompt, len(first.answer))):
+            async with meanwhile(verifier.answer(first.prompt, len(first.answer))):
                 draft_s = await draft_timing.steps(slot, first)
             show("draft steps:", draft_s, "while the target is idle:", alone_s)
-            async with _meanwhile(draft_timing.forever(slot, first)):
+            async with meanwhile(draft_timing.forever(slot, first)):
                 drafting_s = await self._curve(verifier, questions)
         at_once_s, prefill_s = line([len(p) for p in prompts], firsts_s)
         return {
@@ -108,8 +98,10 @@ class Measurement:
         """Return periods by rows, up to as many draft tokens as the verifier judges."""
         found: list[Commit] = []
         for question in questions:
-            found += (await verifier.answer(question.prompt, self.tokens // 4))[WARM_UP:]
-        for drafts in DRAFTS:
+            found += (await verifier.answer(question.prompt, self.tokens // 4))[
+                passes.WARM_UP :
+            ]
+        for drafts in passes.DRAFTS:
             for question in questions:
                 found += await verifier.rows(question, drafts, ahead=True)
             self.console.print({rows: round(s, 4) for rows, s in curve(found).items()})
@@ -137,18 +129,3 @@ async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
             raise TimingError("the answers were too short to be timed")
         waits_s[ahead] = median(commit.queue_s for commit in commits)
     return max(0.0, waits_s[False] - waits_s[True])
-
-
-@asynccontextmanager
-async def _meanwhile(work: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
-    """Run `work` concurrently with the block, and cancel it at its end."""
-    other = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        other.cancel()
-        await asyncio.wait([other])
-
-
-def _tokens(commits: Sequence[Commit]) -> tuple[TokenId, ...]:
-    return tuple(token for commit in commits for token in commit.tokens)

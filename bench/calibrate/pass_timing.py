@@ -12,12 +12,13 @@ stop and wait   The next pass's draft tokens are sent when the Commit arrives: `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from statistics import median
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -73,6 +74,11 @@ class Verifier:
         """Return the Commits of the target alone, without draft tokens."""
         return await _run(self._link(prompt, tokens))
 
+    async def tokens(self, prompt: Sequence[TokenId], tokens: int) -> tuple[TokenId, ...]:
+        """Return the target's answer."""
+        commits = await self.answer(prompt, tokens)
+        return tuple(token for commit in commits for token in commit.tokens)
+
     async def rows(self, question: Question, drafts: int, *, ahead: bool) -> list[Commit]:
         """Return the Commits of passes over `drafts` draft tokens; fewer if one was rejected.
 
@@ -93,34 +99,23 @@ class Verifier:
         """Return the median period while useless messages arrive, and how many arrived in
         a period."""
         link = self._link(prompt, passes)
-        posts = 0
+        posts = count()
 
         async def post() -> None:
-            nonlocal posts
-            while True:
+            for _ in posts:
                 link.send(Draft(0, 1, 1, (0,)))
-                posts += 1
                 await asyncio.sleep(POST_EVERY_S)
 
-        posting = asyncio.create_task(post())
-        try:
+        async with meanwhile(post()):
             commits = await _run(link)
-        finally:
-            posting.cancel()
-        return period_s(commits[WARM_UP:]), posts / len(commits)
+        return period_s(commits[WARM_UP:]), next(posts) / len(commits)
 
     def _link(self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always") -> Link:
-        request = Open(
-            model=self._facts.model,
-            vocabulary=self._facts.vocabulary,
-            prompt=tuple(prompt),
-            sampling=Sampling(temperature=0.0),
-            seed=0,
-            max_tokens=tokens,
-            stop_tokens=(),
-            fill=fill,
+        model, vocabulary = self._facts.model, self._facts.vocabulary
+        greedy = Sampling(temperature=0.0)
+        return self._uplink.open(
+            Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
         )
-        return self._uplink.open(request)
 
 
 class Drafted:
@@ -129,25 +124,22 @@ class Drafted:
     def __init__(self, question: Question, drafts: int, ahead: bool) -> None:
         self.done = False
         self._answer = question.answer
-        self._drafts = drafts
-        self._ahead = ahead
+        self._first_reach = drafts + 1
+        self._reach = 2 * drafts + 1 if ahead else drafts
         self._session = DraftingSession(max_tokens=len(question.answer), stop_tokens=())
-        self._passes = MAX_PASSES + WARM_UP
+        self._passes = 0
 
     def receive(self, message: Down) -> Draft | None:
         """Return what is sent in answer to the message, if anything."""
-        reach = self._drafts + 1
+        session, reach = self._session, self._first_reach
         if isinstance(message, Commit):
-            self._session.receive(message)
-            self.done = self._session.epoch > 0 or self._passes <= 1  # the chain broke
-            self._passes -= 1
-            reach = 2 * self._drafts + 1 if self._ahead else self._drafts
-        elif not isinstance(message, Opened):
+            session.receive(message)
+            self._passes += 1
+            broken = session.epoch > 0
+            self.done = broken or self._passes == MAX_PASSES + WARM_UP
+            reach = self._reach
+        if self.done or not isinstance(message, Commit | Opened):
             return None
-        return None if self.done else self._send(reach)
-
-    def _send(self, reach: int) -> Draft | None:
-        session = self._session
         known = len(session.committed)
         for token in self._answer[known + len(session.chain) : known + reach]:
             session.extend(DraftToken(token, 1.0))
@@ -170,6 +162,17 @@ async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
         posting.cancel()
     await link.cancel()
     return commits
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
+    """Run `work` concurrently with the block, and cancel it at its end."""
+    other = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        other.cancel()
+        await asyncio.wait([other])
 
 
 def period_s(commits: Sequence[Commit]) -> float:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 BUSY_LOAD = 0.5
-"""One-minute load before the run above which a host counts as busy."""
+"""One-minute load before the run above which a host counts as busy: its figures mean little."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -28,7 +27,6 @@ class Host(msgspec.Struct, frozen=True):
 
     @property
     def busy(self) -> bool:
-        """Whether others used the machine, so that its figures mean little."""
         return self.load_before > BUSY_LOAD
 
 
@@ -64,12 +62,17 @@ def commit() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(REPOSITORY), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
 
 
 def processor_s(group: int) -> float:
     """Return the processor seconds of a process group's living members; 0 off Linux."""
-    return sum(_ticks(group)) / os.sysconf("SC_CLK_TCK")
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on
+            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[2]) == group)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def stolen_s(stat: Path = Path("/proc/stat")) -> float:
@@ -78,11 +81,3 @@ def stolen_s(stat: Path = Path("/proc/stat")) -> float:
     with suppress(OSError, ValueError, IndexError):
         return int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
     return 0.0
-
-
-def _ticks(group: int) -> Iterator[int]:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on
-            if int(fields[2]) == group:
-                yield int(fields[11]) + int(fields[12])

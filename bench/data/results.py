@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -19,6 +20,12 @@ Settings = dict[str, str | int | float | list[str]]
 
 Key = tuple[str, float, int]
 """Identifies a question: prompt, temperature and repeat, the same for every arm and link."""
+
+SUMMED: Final = (
+    "tokens", "seconds", "drafted", "accepted", "target_passes", "bytes_up", "bytes_down",
+    "edge_cpu_s",
+)  # fmt: skip
+"""Fields of a cell that are the sums of its answers'."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -75,10 +82,6 @@ class Answer(msgspec.Struct, frozen=True):
     def asked(self) -> Key:
         return self.prompt, self.temperature, self.repeat
 
-    @property
-    def row(self) -> tuple[str, str, float, float | None, float]:
-        return self.arm, self.family, self.rtt_ms, self.rate_mbit, self.temperature
-
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One cell of a comparison, measured or simulated."""
@@ -133,6 +136,17 @@ class Row(Cell, frozen=True, kw_only=True):
     """Whether every text is what `cloud` answered to the same prompt with the same seed."""
 
 
+class Timed(Protocol):
+    """An answer, measured or simulated; it also has the fields SUMMED."""
+
+    @property
+    def ttft_ms(self) -> float: ...
+    @property
+    def gaps_ms(self) -> Sequence[float]: ...
+    @property
+    def later(self) -> tuple[float, float]: ...
+
+
 class Results(msgspec.Struct, frozen=True):
     host: Host
     commit: str
@@ -157,13 +171,18 @@ def speedup(answer: Answer, cloud: Mapping[Key, Answer]) -> float:
     return answer.tokens_per_s / cloud[answer.asked].tokens_per_s
 
 
-def rate(answers: Sequence[Answer]) -> float:
+def rate(answers: Sequence[Timed]) -> float:
     """Return the tokens per second of these answers together."""
     tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
     return float(sum(tokens) / sum(seconds))
 
 
-def gap_ms(answers: Iterable[Answer], percentile: float) -> float:
+def link_name(rtt_ms: float, rate_mbit: float | None) -> str:
+    """Return what tables call a link."""
+    return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
+
+
+def gap_ms(answers: Iterable[Timed], percentile: float) -> float:
     """Return a percentile of the gaps between arrivals; 0 where there are none."""
     gaps_ms = [gap for answer in answers for gap in answer.gaps_ms] or [0.0]
     return float(np.percentile(gaps_ms, percentile))
@@ -174,32 +193,37 @@ def same_texts(answers: Iterable[Answer], cloud: Mapping[Key, Answer]) -> list[b
     return [a.text == cloud[a.asked].text for a in answers if a.asked in cloud]
 
 
+def figures(answers: Sequence[Timed]) -> dict[str, Any]:
+    """Return fields of a cell, computed alike for measured and simulated answers."""
+    return {
+        "ttft_ms_p50": round(float(np.median([answer.ttft_ms for answer in answers])), 2),
+        "gap_ms_p50": round(gap_ms(answers, 50), 2),
+        "gap_ms_p99": round(gap_ms(answers, 99), 2),
+        **{name: round(sum(getattr(a, name) for a in answers), 4) for name in SUMMED},
+    }
+
+
 def rows(answers: Sequence[Answer]) -> list[Row]:
     """Return a row for each arm, family, link and temperature, in the order they came in.
 
     Answers to what cloud has not been asked yet are left out.
     """
     cloud = references(answers)
-    grouped: dict[tuple[str, str, float, float | None, float], list[Answer]] = defaultdict(list)
-    for answer in answers:
-        if answer.asked in cloud:
-            grouped[answer.row].append(answer)
+    grouped: dict[tuple[object, ...], list[Answer]] = defaultdict(list)
+    for a in answers:
+        if a.asked in cloud:
+            grouped[a.arm, a.family, a.rtt_ms, a.rate_mbit, a.temperature].append(a)
     return [_row(group, cloud) for group in grouped.values()]
 
 
 def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer]) -> Row:
-    arm, family, rtt_ms, rate_mbit, temperature = group[0].row
-    counted = ("tokens", "drafted", "accepted", "target_passes", "bytes_up", "bytes_down")
+    first = group[0]
     return Row(
-        arm=arm, family=family, rtt_ms=rtt_ms, rate_mbit=rate_mbit, temperature=temperature,
+        arm=first.arm, family=first.family, temperature=first.temperature,
+        rtt_ms=first.rtt_ms, rate_mbit=first.rate_mbit,
         prompts=len({a.prompt for a in group}),
-        seconds=round(sum(a.seconds for a in group), 4),
         tokens_per_s=round(rate(group), 4),
         speedup_vs_cloud=round(geometric_mean([speedup(a, cloud) for a in group]), 4),
-        ttft_ms_p50=round(float(np.median([a.ttft_ms for a in group])), 2),
-        gap_ms_p50=round(gap_ms(group, 50), 2),
-        gap_ms_p99=round(gap_ms(group, 99), 2),
-        edge_cpu_s=round(sum(a.edge_cpu_s for a in group), 3),
         identical_to_cloud=all(same_texts(group, cloud)),
-        **{field: sum(getattr(a, field) for a in group) for field in counted},
+        **figures(group),
     )  # fmt: skip

@@ -8,7 +8,7 @@ gives none.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,7 +49,10 @@ def mean(ratios: Iterable[tuple[str, str, float]]) -> Mean | None:
         grouped[family][prompt].append(ratio)
     if not grouped:
         return None
-    families = [_logs(prompts) for prompts in grouped.values()]
+    families = [
+        np.array([np.mean(np.log(repeats)) for repeats in prompts.values()])
+        for prompts in grouped.values()
+    ]
     value = float(np.exp(np.mean([logs.mean() for logs in families])))
     if any(len(logs) < 2 for logs in families):
         return Mean(value)
@@ -57,10 +60,6 @@ def mean(ratios: Iterable[tuple[str, str, float]]) -> Mean | None:
     draws = np.mean([_resampled(logs, chance) for logs in families], axis=0)
     low, high = np.exp(np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Mean(value, float(low), float(high))
-
-
-def _logs(prompts: Mapping[str, Sequence[float]]) -> Floats:
-    return np.array([np.mean(np.log(repeats)) for repeats in prompts.values()])
 
 
 def _resampled(logs: Floats, chance: np.random.Generator) -> Floats:

@@ -4,20 +4,17 @@
     python -m bench.identity --target vllm --target-model DIRECTORY --verifier-python PYTHON \
         --sessions 12 --explain --vllm.dtype bfloat16
 
-Each prompt goes to the verifier's plain engine and to every edge, through the openai SDK, with
-one seed. A difference is a defect, and makes the exit status 1, unless --explain finds that it
-was a near-tie (bench.identity.ties).
+Each prompt goes to the verifier's plain engine and to every edge, with one seed. A difference
+is a defect, and makes the exit status 1, unless --explain finds that it was a near-tie
+(bench.identity.ties).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,8 +23,8 @@ from rich.progress import Progress
 
 from bench import options
 from bench.data.prompts import SHIPPED, read
+from bench.identity.answers import Answer, Asking, ask, noise_of
 from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
-from bench.identity.sdk_client import Answer, Asking, ask, noise_of
 from bench.identity.ties import Parting, parting
 from bench.run.services import Services, ServicesPlan, verifier_arguments
 from edge_agent.draft_model.loading import find
@@ -51,7 +48,6 @@ def main(
     edges: Annotated[str, typer.Option(help=f"Of {', '.join(EDGES)}.")] = "model,late,noise",
     temperatures: options.Temperatures = "0,1",
     explain: Annotated[bool, typer.Option(help="Show how close a difference was.")] = False,
-    out: Annotated[Path | None, typer.Option("--jsonl", help="Appended to.")] = None,
 ) -> None:
     """Compare the text from edges with the plain engine's. Options it does not know go to the
     verifier, as --vllm.dtype float32."""
@@ -59,18 +55,11 @@ def main(
     vocabulary = Model(find(draft_model, open_store(os.environ)), vocabulary_only=True)
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)
+    slots = {"PICOSPEC_EDGE__SLOTS": str(sessions), "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
     plan = ServicesPlan(
-        target_model,
-        draft_model,
-        {name: EDGES[name] for name in edges.split(",")},
-        target=target,
-        verifier_arguments=verifier_arguments(target, sessions, context.args),
-        verifier_python=verifier_python,
-        environment={
-            "PICOSPEC_EDGE__SLOTS": str(sessions),
-            "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048",
-        },
-    )
+        target_model, draft_model, {name: EDGES[name] for name in edges.split(",")}, target,
+        verifier_arguments(target, sessions, context.args), verifier_python, environment=slots,
+    )  # fmt: skip
 
     def explained(plain: Answer, edge: Answer) -> Parting | None:
         noise = noise_of(vocabulary.vocabulary, plain)
@@ -88,10 +77,6 @@ def main(
                 async for answer in compared:
                     answers.append(answer)
                     progress.advance(task)
-                    if out:
-                        with out.open("a") as lines:
-                            kept = asdict(replace(answer, scores=()))
-                            lines.write(json.dumps(kept) + "\n")
 
     asyncio.run(run())
     Console().print("\n".join(tally(answers)), markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequen
 from dataclasses import replace
 
 from bench.data.prompts import Prompt
-from bench.identity.sdk_client import Answer
+from bench.identity.answers import Answer
 from bench.identity.ties import Parting
 from bench.link.path import Conditions
 from bench.run.services import EdgePlan
@@ -17,8 +17,8 @@ EDGES = {
     "far": EdgePlan(link=Conditions(100.0, 20.0)),
     "late": EdgePlan(fill="always", link=Conditions(300.0, 100.0)),
     "eager": EdgePlan(fill="never"),
-    "noise": EdgePlan(drafter="noise"),
-    "bad": EdgePlan(drafter="noise", fill="never"),
+    "noise": EdgePlan(rounds="useless"),
+    "bad": EdgePlan(rounds="useless", fill="never"),
     "none": EdgePlan(drafter="none"),
     "separate": EdgePlan(judge="separate"),
 }
@@ -27,8 +27,6 @@ EDGES = {
 
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
 """Ask(url, arm, prompt, temperature)."""
-
-_COUNTED = ("num_target_passes", "num_draft_tokens", "num_accepted_draft_tokens")
 
 Explain = Callable[[Answer, Answer], Parting | None]
 """Explain(plain, edge): where two answers part."""
@@ -58,13 +56,11 @@ async def compare(
         for answer in expected:
             yield answer
         for arm, url in edge_urls.items():
-            for answer, plain in zip(
-                await answers_of(url, arm, heat, prompts), expected, strict=True
-            ):
-                same = answer.text == plain.text
-                yield replace(
-                    answer, identical=same, parting=None if same else explain(plain, answer)
-                )
+            answers = await answers_of(url, arm, heat, prompts)
+            for answer, plain in zip(answers, expected, strict=True):
+                same = answer.reply.text == plain.reply.text
+                parting = None if same else explain(plain, answer)
+                yield replace(answer, identical=same, parting=parting)
 
 
 def is_defect(answer: Answer) -> bool:
@@ -80,7 +76,8 @@ def tally(answers: Sequence[Answer]) -> list[str]:
         own = [a for a in answers if (a.arm, a.temperature) == (arm, t)]
         same = sum(a.identical is not False for a in own)
         passes, judged, accepted = (
-            sum(a.speculation.get(name, 0) for a in own) for name in _COUNTED
+            sum(getattr(a.reply, name) for a in own)
+            for name in ("target_passes", "drafted", "accepted")
         )
         lines.append(
             f"{arm} T={t:g}: {same}/{len(own)} identical; {passes} passes judged"

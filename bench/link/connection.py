@@ -144,7 +144,6 @@ class End(asyncio.Protocol):
         """connected: is called with this end when its socket is open."""
         self._connected = connected
         self._transport: asyncio.Transport | None = None
-        self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -177,13 +176,11 @@ class End(asyncio.Protocol):
                 self._transport.write_eof()
 
     def pause_reading(self) -> None:
-        if self._transport is not None and not self._paused:
-            self._paused = True
+        if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and self._paused:
-            self._paused = False
+        if self._transport is not None:
             self._transport.resume_reading()
 
     def close(self) -> None:

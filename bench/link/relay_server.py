@@ -1,23 +1,24 @@
 """A TCP relay that adds round-trip time, jitter, a rate and losses, and needs no root.
 
 `async with Link((host, port), Conditions(rtt_ms=100)) as link:` listens on `link.port` and
-carries each connection to that host and port. `python -m bench.link` runs a link alone.
+carries each connection to that host and port.
 
 Rules:
 * a connection costs one round trip before its first byte moves, as TCP's handshake does;
 * bytes are counted once, where they enter the link, without TCP's own headers;
-* faults happen on request only: `cut` resets all connections, `refuse` resets new ones.
+* faults happen on request only: `cut` resets all connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 from random import Random
-from types import TracebackType
 from typing import Self
 
 from bench.link.connection import End, Ending, Lane
 from bench.link.path import Conditions, Path
+
+HOST = "127.0.0.1"
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
 """Limit per connection and direction: 100 Mbit/s over an RTT of 300 ms fill less."""
@@ -66,7 +67,7 @@ class Connection:
         for lane, end in ((self._up, self._server), (self._down, self._client)):
             lane.drop()
             end.reset()
-        self._link.forget(self)
+        self._link.connections.discard(self)
 
     def _end(self, target: End, ending: Ending) -> None:
         if ending is Ending.RESET:
@@ -77,7 +78,7 @@ class Connection:
         if len(self._arrived) == 2:
             self._client.close()
             self._server.close()
-            self._link.forget(self)
+            self._link.connections.discard(self)
 
 
 class Link:
@@ -89,46 +90,33 @@ class Link:
         conditions: Conditions = Conditions(),  # noqa: B008 - frozen
         *,
         seed: int = 0,
-        host: str = "127.0.0.1",
-        port: int = 0,
         max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
     ) -> None:
         self.upstream = upstream
         self.conditions = conditions
         self.up = Path(self.conditions, Random(f"{seed} up"))
         self.down = Path(self.conditions, Random(f"{seed} down"))
-        self.host, self.port = host, port
+        self.port = 0
         self.max_in_flight_bytes = max_in_flight_bytes
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._tasks = asyncio.TaskGroup()
-        self._refusing = False
         self._server: asyncio.Server | None = None
-
-    @property
-    def connections(self) -> int:
-        """How many connections are open now."""
-        return len(self._connections)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: End(self.accept), self.host, self.port)
+        self._server = await loop.create_server(lambda: End(self.accept), HOST, 0)
         await self._tasks.__aenter__()
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         if self._server is not None:
             self._server.close()
         self.cut()
         for task in self._connecting:
             task.cancel()
-        await self._tasks.__aexit__(kind, error, trace)
+        await self._tasks.__aexit__(None, None, None)
         await asyncio.sleep(0)  # the sockets close in the loop's next turn
 
     def change(self, conditions: Conditions) -> None:
@@ -137,25 +125,14 @@ class Link:
 
     def cut(self) -> None:
         """Reset every connection at once; later ones are carried as before."""
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.cut()
-
-    def refuse(self, refusing: bool) -> None:
-        """While true, reset each connection as it is made; open ones go on."""
-        self._refusing = refusing
 
     def accept(self, client: End) -> None:
         """Carry a client's socket upstream; called when it is connected."""
-        if self._refusing:
-            client.reset()
-            return
         client.pause_reading()
         connection = Connection(client, self)
-        self._connections.add(connection)
+        self.connections.add(connection)
         task = self._tasks.create_task(connection.connect())
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
-
-    def forget(self, connection: Connection) -> None:
-        """The connection is over; called by the connection itself."""
-        self._connections.discard(connection)

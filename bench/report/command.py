@@ -17,25 +17,25 @@ from bench.report.markdown import markdown
 
 def report(
     results: Annotated[Path, typer.Argument(help="What `run` wrote.")],
-    plots: Annotated[bool, typer.Option(help="Draw them: needs matplotlib.")] = True,
+    plots: Annotated[bool, typer.Option(help="Draw one: needs matplotlib.")] = True,
 ) -> None:
-    """Write OUT.md, and plots as PNG, next to the results."""
+    """Write OUT.md, and a plot as PNG, next to the results."""
     try:
         found = load(results, Results)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     if not found.answers:
         raise typer.BadParameter(f"{results} holds no answers")
-    drawn = []
-    if plots:
+    plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
+    if plot:
         try:
             from bench.report.plots import draw
         except ImportError:
             sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
-        drawn = draw(found, results.parent, results.stem)
+        draw(found, plot)
     page = results.with_suffix(".md")
-    page.write_text(markdown(found, drawn))
-    Console().print(*map(str, (page, *drawn)), sep="\n")
+    page.write_text(markdown(found, plot))
+    Console().print(*map(str, filter(None, (page, plot))), sep="\n")
 
 
 def join(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from bench.data.results import Answer, Key
-from bench.report.speedups import link_name
+from bench.data.results import Answer, Key, link_name
 
 REFERENCE: Final = "edge-only"
 """The arm whose texts are not compared, because they are another model's."""
@@ -23,21 +22,14 @@ def differences(
     answers: Sequence[Answer], cloud: Mapping[Key, Answer]
 ) -> list[tuple[str, ...]]:
     """Return a line of a table, with columns HEAD, for each text that is not cloud's."""
-    return [
-        _line(answer, cloud[answer.asked].text)
-        for answer in answers
-        if answer.arm != REFERENCE
-        and answer.asked in cloud
-        and answer.text != cloud[answer.asked].text
-    ]
-
-
-def _line(answer: Answer, text: str) -> tuple[str, ...]:
-    at = first_difference(text, answer.text)
-    return (
-        answer.arm, link_name((answer.rtt_ms, answer.rate_mbit)), answer.prompt,
-        str(answer.repeat), str(at), _quoted(text[at:]), _quoted(answer.text[at:]),
-    )  # fmt: skip
+    lines: list[tuple[str, ...]] = []
+    for a in answers:
+        if a.arm != REFERENCE and a.asked in cloud and a.text != cloud[a.asked].text:
+            text = cloud[a.asked].text
+            at = first_difference(text, a.text)
+            where = (a.arm, link_name(a.rtt_ms, a.rate_mbit), a.prompt, str(a.repeat), str(at))
+            lines.append((*where, _quoted(text[at:]), _quoted(a.text[at:])))
+    return lines
 
 
 def _quoted(text: str) -> str:

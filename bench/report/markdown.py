@@ -1,15 +1,16 @@
-"""Markdown of a report: what was measured, on what, with links to the plots."""
+"""Markdown of a report: what was measured, on what, with a link to the plot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.data.markdown_table import table
-from bench.data.results import Results
+from bench.data.results import Results, link_name
+from bench.data.tables import grid
+from bench.data.tables import markdown as table
 from bench.report.costs import cost, figures
 from bench.report.differences import HEAD, differences
-from bench.report.speedups import Comparison, Link, link_name
+from bench.report.speedups import Comparison
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "
@@ -23,12 +24,13 @@ DIFFERENT = (
 )
 
 
-def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
-    """Return the whole report. plots: files, linked by their names."""
+def markdown(results: Results, plot: Path | None = None) -> str:
+    """Return the whole report. plot: a file, linked by its name."""
     parts = ["# Bench report", *_conditions(results)]
     for temperature in dict.fromkeys(a.temperature for a in results.answers):
         parts += _temperature(Comparison(results, temperature), temperature)
-    parts += [f"![{path.stem}]({path.name})" for path in plots]
+    if plot:
+        parts.append(f"![{plot.stem}]({plot.name})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -51,36 +53,35 @@ def _plain(value: object) -> str:
 
 def _temperature(compared: Comparison, temperature: float) -> list[str]:
     parts = [f"## Temperature {temperature:g}"]
-    for family in compared.families:
-        parts += [f"### Speed-up over cloud: {family}", _speedups(compared, [family])]
-    if len(compared.families) > 1:
-        title = "### Speed-up over cloud: geometric mean of the families"
-        parts += [title, _speedups(compared, compared.families)]
+    over = {family: [family] for family in compared.families}
+    if len(over) > 1:
+        over["geometric mean of the families"] = compared.families
+    for title, families in over.items():
+        parts += [f"### Speed-up over cloud: {title}", _speedups(compared, families)]
     if OURS in compared.arms:
-        parts += [f"### {OURS} over distance", _over_distance(compared)]
+        over_distance = {
+            ((name,), link_name(*link)): value
+            for link in compared.links
+            for name, value in figures(compared, OURS, link).items()
+        }
+        parts += [f"### {OURS} over distance", table(*grid(("",), over_distance))]
     for link in compared.links:
-        parts += [f"### Costs at {link_name(link)}", _costs(compared, link)]
+        costs = {
+            ((arm,), name): value
+            for arm in compared.arms
+            if (answers := compared.of(arm, link))
+            for name, value in cost(answers, compared).items()
+        }
+        parts += [f"### Costs at {link_name(*link)}", table(*grid(("arm",), costs))]
     if found := differences(compared.answers, compared.cloud):
         parts += ["### Other texts than cloud's", DIFFERENT, table(HEAD, found)]
     return parts
 
 
 def _speedups(compared: Comparison, families: Sequence[str]) -> str:
-    lines = [
-        (arm, *(str(compared.speedup(arm, link, families) or "") for link in compared.links))
+    speedups = {
+        ((arm,), link_name(*link)): str(compared.speedup(arm, link, families) or "")
         for arm in compared.arms
-    ]
-    return table(("arm", *map(link_name, compared.links)), lines)
-
-
-def _over_distance(compared: Comparison) -> str:
-    columns = [figures(compared, OURS, link) for link in compared.links]
-    lines = [(name, *(column[name] for column in columns)) for name in columns[0]]
-    return table(("", *map(link_name, compared.links)), lines)
-
-
-def _costs(compared: Comparison, link: Link) -> str:
-    found = ((arm, compared.of(arm, link)) for arm in compared.arms)
-    costs = [(arm, cost(answers, compared)) for arm, answers in found if answers]
-    head = ("arm", *costs[0][1])
-    return table(head, ((arm, *cost.values()) for arm, cost in costs))
+        for link in compared.links
+    }
+    return table(*grid(("arm",), speedups))

@@ -14,12 +14,6 @@ Link = tuple[float, float | None]
 """rtt_ms and rate_mbit."""
 
 
-def link_name(link: Link) -> str:
-    """Return how a report calls a link."""
-    rtt_ms, rate_mbit = link
-    return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
-
-
 class Comparison:
     """The answers at one temperature."""
 
@@ -28,9 +22,8 @@ class Comparison:
         self.cloud = references(self.answers)
         self.arms = list(dict.fromkeys(a.arm for a in self.answers))
         self.families = list(dict.fromkeys(a.family for a in self.answers))
-        self.links: list[Link] = list(
-            dict.fromkeys((a.rtt_ms, a.rate_mbit) for a in self.answers)
-        )
+        links: dict[Link, None] = dict.fromkeys((a.rtt_ms, a.rate_mbit) for a in self.answers)
+        self.links = list(links)
 
     def of(self, arm: str, link: Link) -> list[Answer]:
         """Return an arm's answers over a link; those of `edge-only`, which has none, always."""

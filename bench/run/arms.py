@@ -1,18 +1,6 @@
-"""The systems compared. They share the target, hosts, link, prompts and seeds.
+"""The systems compared; docs/performance.md says what each arm is.
 
-cloud             the target alone, streaming through the link: what a user has without us
-picospec          this product as it ships: judge `coupled`, fill `auto`
-picospec-separate the same with judge `separate`
-picospec-nofill   the same with fill `never`
-picospec-nolookup the same without prompt lookup
-picospec-useless  the same with a drafter whose draft tokens are random
-sync:G            vanilla speculation, stop and wait, G tokens a round (bench.run.rounds)
-paper:G           PicoSpec as published, one round of G in flight (bench.run.rounds)
-colocated:G       sync:G with its draft model on the verifier's cores; the answer comes through
-                  the link
-colocated-edge    the product's edge next to the verifier, on cores of its own: speculation
-                  without a network, and with a second processor in the data centre
-edge-only         the draft model alone, for reference: another text
+They share the target, hosts, link, prompts and seeds.
 """
 
 from __future__ import annotations
@@ -53,7 +41,7 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
-        Arm("picospec-useless", "far", EdgePlan(drafter="noise", link=LINKED)),
+        Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }

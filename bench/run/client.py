@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from time import perf_counter
 from typing import Any
 
@@ -25,6 +25,9 @@ class Question:
     seed: int
     tokens: int
     """Limit of the answer's length."""
+
+    likeliest: int | None = None
+    """Tokens at each position whose log-probabilities are asked for; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,9 @@ class Reply:
 
     accepted: int = 0
     target_passes: int = 0
+    prompt_tokens: int = 0
+    logprobs: Sequence[dict[str, Any]] = ()
+    """What the API says of each token; empty unless log-probabilities were asked for."""
 
     @property
     def gaps_s(self) -> list[float]:
@@ -67,20 +73,23 @@ class Client:
         """Return the whole answer. Raises AnswerError, or httpx.TransportError."""
         body = await self._body(question)
         began_s = self._clock()
-        received = _Received()
+        chunks: list[tuple[float, dict[str, Any]]] = []
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 raise AnswerError(f"{response.status_code}: {(await response.aread())!r}")
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
-                    received.add(chunk, self._clock() - began_s)
-        return received.reply()
+                    if error := chunk.get("error"):
+                        raise AnswerError(f"{error.get('code')}: {error.get('message', '')}")
+                    chunks.append((self._clock() - began_s, chunk))
+        return _reply(chunks)
 
     async def _body(self, question: Question) -> dict[str, object]:
         if not self._model:
             listed = (await self._http.get("/v1/models")).raise_for_status()
             self._model = listed.json()["data"][0]["id"]
+        likeliest = question.likeliest
         return {
             "model": self._model,
             "messages": [{"role": "user", "content": question.prompt}],
@@ -90,42 +99,29 @@ class Client:
             "max_tokens": question.tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-        }
+        } | ({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest})
 
 
-class _Received:
-    """The chunks of one answer so far."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._arrivals_s: list[float] = []
-        self._seconds: float | None = None
-        self._last: dict[str, Any] = {}
-
-    def add(self, chunk: dict[str, Any], at_s: float) -> None:
-        if error := chunk.get("error"):
-            raise AnswerError(f"{error.get('code')}: {error.get('message', '')}")
-        for choice in chunk["choices"]:
-            if text := choice["delta"].get("content"):
-                self._text.append(text)
-                self._arrivals_s.append(at_s)
-            if choice.get("finish_reason"):
-                self._seconds = at_s
-        self._last = chunk
-
-    def reply(self) -> Reply:
-        usage = self._last.get("usage")
-        if self._seconds is None or usage is None:
-            raise AnswerError("the answer ended before it was complete")
-        speculation = (self._last.get("metrics") or {}).get("speculative_decoding") or {}
-        text = "".join(self._text)
-        return Reply(
-            text,
-            usage["completion_tokens"],
-            tuple(self._arrivals_s),
-            len(self._text[0]) / len(text) if text else 0.0,
-            self._seconds,
-            speculation.get("num_draft_tokens", 0),
-            speculation.get("num_accepted_draft_tokens", 0),
-            speculation.get("num_target_passes", 0),
-        )
+def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
+    """Return what the chunks of a stream, each with its arrival in seconds, hold together."""
+    choices = [(at_s, choice) for at_s, chunk in chunks for choice in chunk["choices"]]
+    ends_s = [at_s for at_s, choice in choices if choice.get("finish_reason")]
+    last = chunks[-1][1] if chunks else {}
+    if not ends_s or (usage := last.get("usage")) is None:
+        raise AnswerError("the answer ended before it was complete")
+    pieces = [(at_s, s) for at_s, choice in choices if (s := choice["delta"].get("content"))]
+    text = "".join(piece for _, piece in pieces)
+    scored = ((choice.get("logprobs") or {}).get("content") or () for _, choice in choices)
+    speculation = (last.get("metrics") or {}).get("speculative_decoding") or {}
+    return Reply(
+        text,
+        usage["completion_tokens"],
+        tuple(at_s for at_s, _ in pieces),
+        len(pieces[0][1]) / len(text) if text else 0.0,
+        ends_s[-1],
+        speculation.get("num_draft_tokens", 0),
+        speculation.get("num_accepted_draft_tokens", 0),
+        speculation.get("num_target_passes", 0),
+        usage["prompt_tokens"],
+        list(chain.from_iterable(scored)),
+    )

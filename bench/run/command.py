@@ -20,8 +20,7 @@ from bench.run.arms import NAMES, parse
 from bench.run.client import AnswerError
 from bench.run.measuring import Run
 from bench.run.plan import Plan
-from bench.run.services import ServicesPlan, verifier_arguments
-from gateway.hosting.cores import Pins, parse_pins, share
+from bench.run.services import ServicesPlan, pins, verifier_arguments
 from gateway.hosting.processes import ServiceError
 from models.errors import ModelError
 
@@ -60,35 +59,19 @@ def run(
             parse(arms),
             options.chosen(prompts, families, per_family),
             [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
-            options.numbers(temperatures),
-            tokens,
-            repeats,
-            seed,
-        )
-        pins = _pins(pin)
+            options.numbers(temperatures), tokens, repeats, seed,
+        )  # fmt: skip
+        cores = pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     services = ServicesPlan(
-        target_model,
-        draft_model,
-        {},
-        target=target,
-        verifier_arguments=verifier_arguments(target, 1, context.args),
-        verifier_python=verifier_python,
-        verifier_cores=pins.verifier,
-        edge_cores=pins.edge,
-        environment=EDGE_ENVIRONMENT,
-    )
-    if pins.edge:
-        os.sched_setaffinity(0, pins.edge)  # links and client are on the user's side
+        target_model, draft_model, {}, target,
+        verifier_arguments(target, 1, context.args), verifier_python,
+        cores.verifier, cores.edge, EDGE_ENVIRONMENT,
+    )  # fmt: skip
+    if cores.edge:
+        os.sched_setaffinity(0, cores.edge)  # links and client are on the user's side
     try:
         asyncio.run(Run(plan, services, out).go(console))
     except* (ServiceError, ModelError, AnswerError, httpx.HTTPError) as errors:
         options.fail(console, errors)
-
-
-def _pins(text: str) -> Pins:
-    if sys.platform != "linux":
-        return Pins()
-    available = os.sched_getaffinity(0)
-    return parse_pins(text, available) if text else share(available)

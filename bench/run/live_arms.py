@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from time import monotonic
@@ -12,10 +13,10 @@ import httpx
 
 from bench.data.host import processor_s, stolen_s
 from bench.link.path import Conditions
-from bench.link.relay_server import Link
+from bench.link.relay_server import HOST, Link
 from bench.run.arms import Arm
 from bench.run.client import Client, Question, Reply
-from bench.run.services import HOST, Services, ServicesPlan, Started, port
+from bench.run.services import Services, ServicesPlan, Started, port
 from edge_agent.draft_model.loading import find
 from models.store import open_store
 
@@ -119,7 +120,7 @@ class LiveArms(Started):
         self._far_edges: list[httpx.AsyncClient] = []
 
     async def _start(self) -> None:
-        await self._open.enter_async_context(self._services)
+        await self.enter_async_context(self._services)
         for arm in self._arms:
             self.by_name[arm.name] = await self._live(arm)
 
@@ -141,9 +142,7 @@ class LiveArms(Started):
                 self._links.append(link)
             case "alone":
                 return await self._alone()
-        edge = None
-        if arm.edge:
-            edge = await self._http(services.edge_urls[arm.name], timeout_s=30)
+        edge = await self._http(services.edge_urls[arm.name], 30) if arm.edge else None
         if edge and arm.place == "far":
             self._far_edges.append(edge)
         client = Client(await self._http(url, ANSWER_TIMEOUT_S))
@@ -151,27 +150,24 @@ class LiveArms(Started):
 
     async def _linked(self, url: str) -> tuple[str, Link]:
         """Return a URL at which a service is found through a link."""
-        link = await self._open.enter_async_context(Link((HOST, port(url))))
+        link = await self.enter_async_context(Link((HOST, port(url))))
         self._links.append(link)
         return f"http://{HOST}:{link.port}", link
 
     async def _http(self, url: str, timeout_s: float) -> httpx.AsyncClient:
         http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout_s)
-        return await self._open.enter_async_context(http)
+        return await self.enter_async_context(http)
 
     async def _alone(self) -> LiveArm:
         """Serve the draft model as a target of its own, on the edge's cores."""
         plan = self._services.plan
-        alone = Services(
-            ServicesPlan(
-                str(find(plan.draft_model, open_store(os.environ))),
-                plan.draft_model,
-                {},
-                verifier_arguments=("--llama.slots", "1", "--llama.threads", "1"),
-                verifier_cores=plan.edge_cores,
-            )
-        )
-        await self._open.enter_async_context(alone)
+        model = str(find(plan.draft_model, open_store(os.environ)))
+        arguments = ("--llama.slots", "1", "--llama.threads", "1")
+        draft_only = replace(
+            plan, target_model=model, edges={}, target="llama", verifier_arguments=arguments,
+            verifier_python=sys.executable, verifier_cores=plan.edge_cores,
+        )  # fmt: skip
+        alone = await self.enter_async_context(Services(draft_only))
         client = Client(await self._http(alone.verifier_url, ANSWER_TIMEOUT_S))
         return LiveArm(client, None, None, alone.pids["verifier"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from bench.data.files import save
 from bench.data.host import commit, this_host
-from bench.data.results import Results, Settings, rows
+from bench.data.results import Results, Row, Settings, link_name, rows
+from bench.data.tables import console as console_table
+from bench.data.tables import grid
 from bench.run.live_arms import LiveArms
-from bench.run.live_table import table
 from bench.run.plan import Plan, answer, turns
 from bench.run.services import ServicesPlan
 
@@ -54,26 +56,42 @@ class Run:
                     answers = [*found.answers, answer(turn, *asked)]
                     found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
                     save(found, self.out)
-                    live.update(Group(table(found.rows), progress))
+                    live.update(Group(_table(found.rows), progress))
         return found
 
     def _nothing_yet(self) -> Results:
-        first = self.plan.links[0]
+        plan, services, first = self.plan, self.services, self.plan.links[0]
         link: dict[str, float | None] = {"jitter_ms": first.jitter_ms, "loss": first.loss}
-        models = self.services.models
-        return Results(this_host(), commit(), models, link, self._settings(), [], [])
-
-    def _settings(self) -> Settings:
-        return {
-            "arms": [arm.name for arm in self.plan.arms],
-            "tokens": self.plan.tokens,
-            "repeats": self.plan.repeats,
-            "seed": self.plan.seed,
-            "verifier_cores": _listed(self.services.verifier_cores),
-            "edge_cores": _listed(self.services.edge_cores),
+        settings: Settings = {
+            "arms": [arm.name for arm in plan.arms],
+            "tokens": plan.tokens,
+            "repeats": plan.repeats,
+            "seed": plan.seed,
+            "verifier_cores": _listed(services.verifier_cores),
+            "edge_cores": _listed(services.edge_cores),
             "driver_cores": _listed(os.sched_getaffinity(0)),
         }
+        return Results(this_host(), commit(), services.models, link, settings, [], [])
 
 
 def _listed(cores: Collection[int]) -> str:
     return ",".join(map(str, sorted(cores))) or "any"
+
+
+def _table(found: Sequence[Row]) -> Table:
+    """Return arms and temperatures down, families and links across."""
+    cells = {
+        (
+            (r.arm, f"{r.temperature:g}"),
+            f"{r.family} {link_name(r.rtt_ms, r.rate_mbit)}",
+        ): _cell(r)
+        for r in found
+    }
+    return console_table(*grid(("arm", "T"), cells))
+
+
+def _cell(row: Row) -> str:
+    """Return a cell; a star marks one in which some text differs from cloud's."""
+    if row.arm == "cloud":
+        return f"{row.tokens_per_s:.1f} tokens/s"
+    return f"{row.speedup_vs_cloud:.2f}" + ("" if row.identical_to_cloud else " *")

@@ -82,25 +82,14 @@ def _asked(arm: Arm, repeat: int, link: int, plan: Plan) -> bool:
 def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
     """Return what is kept of one reply."""
     ttft_s = reply.arrivals_s[0] if reply.arrivals_s else reply.seconds
-    counted = {name: round(value, 3) for name, value in asdict(costs).items()}
-    for name in counted.keys() - {"edge_cpu_s", "stolen_s"}:
-        counted[name] = int(counted[name])
+    counted = {
+        name: round(value, 3) if name.endswith("_s") else int(value)
+        for name, value in asdict(costs).items()
+    }
     return Answer(
-        turn.arm.name,
-        turn.prompt.family,
-        turn.prompt.id,
-        turn.repeat,
-        turn.link.rtt_ms,
-        turn.link.rate_mbit,
-        turn.question.temperature,
-        reply.text,
-        reply.tokens,
-        round(reply.first_share, 5),
-        round(reply.seconds, 5),
-        round(ttft_s * 1000, 2),
-        [round(gap * 1000, 2) for gap in reply.gaps_s],
-        reply.drafted,
-        reply.accepted,
-        reply.target_passes,
-        **counted,
-    )
+        turn.arm.name, turn.prompt.family, turn.prompt.id, turn.repeat,
+        turn.link.rtt_ms, turn.link.rate_mbit, turn.question.temperature,
+        reply.text, reply.tokens, round(reply.first_share, 5), round(reply.seconds, 5),
+        round(ttft_s * 1000, 2), [round(gap * 1000, 2) for gap in reply.gaps_s],
+        reply.drafted, reply.accepted, reply.target_passes, **counted,
+    )  # fmt: skip

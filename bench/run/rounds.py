@@ -1,4 +1,4 @@
-"""An edge that drafts in rounds, as published systems do: see bench.round_policy.
+"""An edge that drafts in rounds, as published systems do (bench.round_policy), or uselessly.
 
 python -m bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 """
@@ -13,28 +13,30 @@ import typer
 from pydantic import ValidationError
 
 from bench.round_policy import RoundPolicy
+from bench.run.useless_drafter import make_drafter
 from edge_agent.__main__ import serve
 from edge_agent.settings import load
 
 
 def main(
-    rounds: Annotated[str, typer.Argument(help="sync:G or paper:G.")],
+    rounds: Annotated[str, typer.Argument(help="sync:G, paper:G or useless.")],
     host: Annotated[str, typer.Option()],
     port: Annotated[int, typer.Option()],
     verifier_url: Annotated[str, typer.Option()],
     draft_model: Annotated[str, typer.Option()],
 ) -> None:
-    """Serve the OpenAI API, drafting in rounds; other settings come from the environment."""
-    named = {
+    """Serve the OpenAI API without lookup; other settings come from the environment."""
+    named: dict[str, object] = {
         "host": host, "port": port, "verifier_url": verifier_url, "draft_model": draft_model,
         "lookup": False,
     }  # fmt: skip
     try:
-        policy = RoundPolicy.parse(rounds)
-        settings = load(None, os.environ, named)
+        if rounds == "useless":
+            serve(load(None, os.environ, named | {"drafter": "none"}), None, make_drafter)
+        else:
+            serve(load(None, os.environ, named), RoundPolicy.parse(rounds))
     except (ValidationError, ValueError) as error:
         sys.exit(f"settings: {error}")
-    serve(settings, policy)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -18,13 +18,14 @@ from typing import Self
 import httpx
 
 from bench.link.path import Conditions
-from bench.link.relay_server import Link
-from gateway.hosting.cores import Pins, share
+from bench.link.relay_server import HOST, Link
+from gateway.hosting.cores import Pins, parse_pins, share
 from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.settings_sources import as_environment
 
-HOST = "127.0.0.1"
+HEALTHY_WITHIN_S = 300.0
+"""Limit of the time until all services are healthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,6 @@ class EdgePlan:
     """One edge, and how it differs from the product's defaults."""
 
     drafter: str = "model"
-    """`noise` is the drafter of bench.run.useless_drafter; others are the edge's own."""
-
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
@@ -44,25 +43,20 @@ class EdgePlan:
     """Whether the edge runs on the verifier's cores."""
 
     rounds: str = ""
-    """A policy of bench.run.rounds, such as "sync:4", in place of the product's own."""
-
-    @property
-    def module(self) -> tuple[str, ...]:
-        """The module that runs this edge, and the arguments that belong to it alone."""
-        if self.rounds:
-            return "bench.run.rounds", self.rounds
-        return ("bench.run.useless_drafter" if self.drafter == "noise" else "edge_agent",)
+    """What bench.run.rounds runs in place of the product, such as "sync:4" or "useless"."""
 
     @property
     def settings(self) -> dict[str, object]:
-        drafter = "none" if self.drafter == "noise" else self.drafter
-        return {
-            "drafter": drafter, "judge": self.judge, "fill": self.fill, "lookup": self.lookup
-        }  # fmt: skip
+        names = ("drafter", "judge", "fill", "lookup")
+        return {name: getattr(self, name) for name in names}
 
 
-def _pins() -> Pins:
-    return share(os.sched_getaffinity(0))
+def pins(text: str = "") -> Pins:
+    """Return the cores that `text` names; by default half of them for each end."""
+    if sys.platform != "linux":
+        return Pins()
+    available = os.sched_getaffinity(0)
+    return parse_pins(text, available) if text else share(available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +69,10 @@ class ServicesPlan:
     verifier_python: str = sys.executable
     """The Python that runs the verifier: vLLM has a virtual environment of its own."""
 
-    verifier_cores: frozenset[int] = field(default_factory=lambda: _pins().verifier)
-    edge_cores: frozenset[int] = field(default_factory=lambda: _pins().edge)
+    verifier_cores: frozenset[int] = field(default_factory=lambda: pins().verifier)
+    edge_cores: frozenset[int] = field(default_factory=lambda: pins().edge)
     """By default each end has half the machine, so that neither slows the other's passes."""
 
-    healthy_within_s: float = 300.0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -111,26 +104,20 @@ def verifier_arguments(target: str, sessions: int, more: Sequence[str] = ()) -> 
     )  # fmt: skip
 
 
-class Started(ABC):
+class Started(AsyncExitStack):
     """Something that is started on `async with` and stopped as a whole on leaving."""
-
-    def __init__(self) -> None:
-        self._open = AsyncExitStack()
 
     @abstractmethod
     async def _start(self) -> None:
-        """Start the parts, and enter each into `_open`."""
+        """Start the parts, and enter each."""
 
     async def __aenter__(self) -> Self:
         try:
             await self._start()
         except BaseException:
-            await self._open.aclose()
+            await self.aclose()
             raise
         return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._open.aclose()
 
 
 class Services(Started):
@@ -146,20 +133,17 @@ class Services(Started):
         """Process groups: "verifier", and each edge by its name."""
 
     async def _start(self) -> None:
-        relays = await self._open.enter_async_context(asyncio.TaskGroup())
+        relays = await self.enter_async_context(asyncio.TaskGroup())
         services = [self._verifier()]
         for name, edge in self.plan.edges.items():
             services.append(await self._edge(name, edge))
         children = [
-            await self._open.enter_async_context(
-                Child(service, lambda name, line: None, relays)
-            )
+            await self.enter_async_context(Child(service, lambda name, line: None, relays))
             for service in services
         ]
         self.pids = {child.service.name: child.pid for child in children}
-        within_s = self.plan.healthy_within_s
         async with httpx.AsyncClient(trust_env=False) as client:
-            healthy = until_healthy(services, client, within_s=within_s)
+            healthy = until_healthy(services, client, within_s=HEALTHY_WITHIN_S)
             await while_alive(children, healthy)
 
     def _verifier(self) -> Service:
@@ -175,8 +159,9 @@ class Services(Started):
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
+        module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
-            sys.executable, "-m", *edge.module, "--host", HOST, "--port", str(port(url)),
+            sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", await self._verifier_url(name, edge.link),
             "--draft-model", self.plan.draft_model,
         )  # fmt: skip
@@ -189,7 +174,7 @@ class Services(Started):
         if conditions is None:
             return self.verifier_url
         link = Link((HOST, port(self.verifier_url)), conditions)
-        self.links[name] = await self._open.enter_async_context(link)
+        self.links[name] = await self.enter_async_context(link)
         return f"http://{HOST}:{link.port}"
 
 

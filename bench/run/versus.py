@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -69,7 +70,7 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
     unfinished = finished.with_suffix(".unfinished")
     files = ("--prompts", str(turn[1]), "--json", str(unfinished))
     command = (sys.executable, "-m", "bench", "run", *BENCH_OPTIONS, *more, *files)
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run(command, cwd=checkout, env=environment, check=True)
     unfinished.rename(finished)
 
@@ -84,12 +85,13 @@ def measured(side: str, slices: Sequence[Path]) -> dict[Key, Answer]:
 def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str]:
     """Yield a line for each arm and speed, and one for texts that differ."""
     pairs = [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
-    for arm in sorted({a.arm for a, _ in pairs}):
-        own = [pair for pair in pairs if pair[0].arm == arm]
-        decode = [(a.family, a.prompt, b.tokens_per_s / a.tokens_per_s) for a, b in own]
-        yield verdict(f"{arm}: tokens/s, new/old", decode)
-        first = [(a.family, a.prompt, a.ttft_ms / b.ttft_ms) for a, b in own]
-        yield verdict(f"{arm}: 1 / time to first token, new/old", first)
+    speeds: Mapping[str, Callable[[Answer], float]] = {
+        "tokens/s": lambda answer: answer.tokens_per_s,
+        "1 / time to first token": lambda answer: 1 / answer.ttft_ms,
+    }
+    for arm, (name, of) in product(sorted({a.arm for a, _ in pairs}), speeds.items()):
+        ratios = [(a.family, a.prompt, of(b) / of(a)) for a, b in pairs if a.arm == arm]
+        yield verdict(f"{arm}: {name}, new/old", ratios)
     yield f"{sum(a.text != b.text for a, b in pairs)} of {len(pairs)} texts differ"
 
 
@@ -123,8 +125,7 @@ def main(
     for n, own in enumerate(dealt):
         for side in ("old", "new") if n % 2 == 0 else ("new", "old"):
             run((side, own), checkouts[side], context.args)
-    for line in report(measured("old", dealt), measured("new", dealt)):
-        typer.echo(line)
+    typer.echo("\n".join(report(measured("old", dealt), measured("new", dealt))))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Final
 from rich.table import Table
 
 from bench.data.results import Results, references
+from bench.data.tables import console, grid
 from bench.link.path import Conditions
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source, traced
@@ -37,16 +38,12 @@ class Agreement:
     measured: float
 
     @property
-    def ratio(self) -> float:
-        return self.simulated / self.measured
-
-    @property
     def agrees(self) -> bool:
-        return abs(self.ratio - 1.0) <= WITHIN
+        return abs(self.simulated / self.measured - 1.0) <= WITHIN
 
     def __str__(self) -> str:
-        mark = "" if self.agrees else " !"
-        return f"{self.simulated:.2f} / {self.measured:.2f} = {self.ratio:.2f}{mark}"
+        ratio, mark = self.simulated / self.measured, "" if self.agrees else " !"
+        return f"{self.simulated:.2f} / {self.measured:.2f} = {ratio:.2f}{mark}"
 
 
 def compare(simulated: Sequence[SimulatedRow], measured: Results) -> list[Agreement]:
@@ -90,21 +87,20 @@ def _sources(
     return [traced(found[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
 
 
-def table(cells: Sequence[Agreement]) -> Table:
+def table(found: Sequence[Agreement]) -> Table:
     """Return arms and families down, round trips across."""
-    rtts_ms = sorted({cell.rtt_ms for cell in cells})
-    shown = Table("arm", "T", "family", *(f"{ms:g} ms" for ms in rtts_ms))
-    for line in dict.fromkeys((cell.arm, cell.temperature, cell.family) for cell in cells):
-        by_rtt = {c.rtt_ms: str(c) for c in cells if (c.arm, c.temperature, c.family) == line}
-        shown.add_row(line[0], f"{line[1]:g}", line[2], *(by_rtt.get(ms, "") for ms in rtts_ms))
-    return shown
+    cells = {
+        ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c) for c in found
+    }
+    return console(*grid(("arm", "T", "family"), cells))
 
 
 def summary(cells: Sequence[Agreement]) -> list[str]:
     """Return a line for each arm: in how many cells both agree."""
-    lines = []
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        own = [cell for cell in cells if cell.arm == arm]
-        agree = sum(cell.agrees for cell in own)
-        lines.append(f"{arm}: {agree} of {len(own)} cells within {WITHIN:.0%}")
-    return lines
+    agreeing: dict[str, list[bool]] = {}
+    for cell in cells:
+        agreeing.setdefault(cell.arm, []).append(cell.agrees)
+    return [
+        f"{arm}: {sum(own)} of {len(own)} cells within {WITHIN:.0%}"
+        for arm, own in agreeing.items()
+    ]

@@ -1,14 +1,8 @@
-"""The systems compared, as the few things in which they differ.
+"""The systems compared (see docs/performance.md), as the few things in which they differ.
 
-cloud              the target alone, streaming
-sync               vanilla speculation: draft gamma tokens, send, wait (Leviathan et al. 2023)
-paper              PicoSpec as published (arXiv:2603.19133), see bench.round_policy
-picospec           this product, fill `auto`
-picospec-nofill    the same, fill `never`
-picospec-nolookup  the same as picospec, without prompt lookup
-colocated          sync beside the target: no link, but drafting takes the target's time
-
-Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
+Here `colocated` is `sync` on the target's host: without a link, but drafting takes the target's
+time. Hosts, link, prompts and the head start while the target reads the prompt are the same for
+all.
 """
 
 from __future__ import annotations
@@ -43,17 +37,21 @@ class Arm:
 
 
 def sync(gamma: int) -> Arm:
+    """Return vanilla speculation with `gamma` draft tokens a round."""
     return Arm("sync", "never", RoundPolicy(gamma), gamma=gamma, waits=True)
 
 
 def paper(gamma: int) -> Arm:
+    """Return PicoSpec as published, see bench.round_policy."""
     return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
 
 
 def colocated(gamma: int) -> Arm:
+    """Return vanilla speculation whose draft model runs on the target's host."""
     policy = RoundPolicy(gamma)
     return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
 
 
 def picospec(name: str = "picospec", *, fill: Fill = "auto", lookup: bool = True) -> Arm:
+    """Return this product, with or without one of its parts."""
     return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), lookup=lookup)

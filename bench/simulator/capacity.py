@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from bench.data.results import rate
 from bench.link.path import Conditions
 from bench.simulator.arms import Arm, colocated, picospec
 from bench.simulator.hosts import Hosts
@@ -58,9 +59,7 @@ def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> 
     """Return the tokens per second of a client, over answers of every family."""
     each = max(ANSWERS, ceil(len(sources) / clients))  # a few clients also ask for all sources
     asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
-    answers = simulate(world, arm, asked)
-    tokens = sum(answer.tokens - answer.log.arrivals[0][1] for answer in answers)
-    return tokens / sum(answer.seconds - answer.ttft_s for answer in answers)
+    return rate(simulate(world, arm, asked))
 
 
 def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:

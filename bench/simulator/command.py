@@ -16,6 +16,8 @@ from rich.table import Table
 from bench import options
 from bench.data.files import load
 from bench.data.results import Results
+from bench.data.tables import console as console_table
+from bench.data.tables import grid
 from bench.link.path import Conditions
 from bench.simulator import agree as agreeing
 from bench.simulator.hosts import hosts_of
@@ -30,22 +32,21 @@ def simulate(
     arms: Annotated[str, typer.Option(help="E.g. cloud,sync,paper:4.")] = ",".join(ARMS),
     families: options.Families = "",
     hosts: options.Hosts = "cpu",
-    jitter_ms: Annotated[float, typer.Option()] = 0.0,
-    rate_mbit: Annotated[float | None, typer.Option()] = None,
     out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Replay traces in the simulator; rounds are taken at their best gamma, cell by cell."""
     try:
         names, rtts_ms = arms.split(","), options.numbers(rtt)
-        links = [Conditions(rtt_ms, jitter_ms, rate_mbit) for rtt_ms in rtts_ms]
-        world = World(hosts_of(hosts), links[0])
+        world = World(hosts_of(hosts), Conditions(min(rtts_ms)))
         for name in names:
             candidates(name)
         found = groups(traces, options.names(families))
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     simulated = [row for group in track(found) for row in rows(world, [group], rtts_ms, names)]
-    _write(simulated, hosts, out)
+    if out:
+        document = {"host": hosts, "simulated": True, "rows": simulated}
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
         Console().print(table_of(list(some), f"speed-up over cloud, T = {temperature:g}"))
 
@@ -54,8 +55,6 @@ def agree(
     measured: Annotated[Path, typer.Argument(help="What `run` wrote.")],
     traces: options.Traces,
     hosts: options.Hosts,
-    arms: Annotated[str, typer.Option(help="All, if not given.")] = "",
-    out: Annotated[Path | None, typer.Option("--json", help="For the prediction.")] = None,
 ) -> None:
     """Compare simulated speed-ups with measured ones, cell by cell."""
     try:
@@ -63,25 +62,18 @@ def agree(
         predicted = list(agreeing.predict(run, load_folder(traces), hosts_of(hosts)))
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
-    _write(predicted, hosts, out)
-    wanted = options.names(arms)
-    cells = [c for c in agreeing.compare(predicted, run) if not wanted or c.arm in wanted]
+    cells = agreeing.compare(predicted, run)
     console = Console()
     title = "speed-up over cloud, simulated / measured; ! beyond 10 %"
     console.print(title, agreeing.table(cells))
     console.print(*agreeing.summary(cells), sep="\n")
 
 
-def _write(found: Sequence[SimulatedRow], hosts: str, path: Path | None) -> None:
-    if path:
-        document = {"host": hosts, "simulated": True, "rows": found}
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
-
-
 def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
     """Return arms and families down, round trips across."""
-    rtts_ms = sorted({row.rtt_ms for row in found})
-    table = Table("arm", "family", *(f"{ms:g} ms" for ms in rtts_ms), title=title)
-    for (arm, family), cells in speedups(found).items():
-        table.add_row(arm, family, *(f"{cells[ms]:.2f}" for ms in rtts_ms))
-    return table
+    cells = {
+        (place, f"{rtt_ms:g} ms"): f"{value:.2f}"
+        for place, by_rtt in speedups(found).items()
+        for rtt_ms, value in by_rtt.items()
+    }
+    return console_table(*grid(("arm", "family"), cells), title)

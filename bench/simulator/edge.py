@@ -4,25 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from models.kv_reuse import common_prefix
 from speculation.drafting.machine import DraftMachine, DraftStep
-from speculation.protocol.messages import Down, Opened, Pushed, TokenId, Totals
+from speculation.protocol.messages import Down, Opened, Pushed, TokenId
 from speculation.sampling.draft_token import DraftToken
 
 
 @dataclass(slots=True)
-class Log:
+class Answer:
     """What one answer was like from where the user sits."""
 
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     """When tokens came (seconds from asking), and how many."""
 
     drafted: int = 0
-    drafting_s: float = 0.0
-    totals: Totals = field(default_factory=Totals)
+    edge_cpu_s: float = 0.0
+    judged: int = 0
+    accepted: int = 0
+    target_passes: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(count for _, count in self.arrivals)
+
+    @property
+    def ttft_s(self) -> float:
+        """The time from asking to the first tokens."""
+        return self.arrivals[0][0]
+
+    @property
+    def ttft_ms(self) -> float:
+        return 1000 * self.ttft_s
+
+    @property
+    def seconds(self) -> float:
+        """The time from asking to the last token."""
+        return self.arrivals[-1][0]
+
+    @property
+    def later(self) -> tuple[int, float]:
+        """The tokens after the first ones, and the time from those to the end.
+
+        So cloud's rate is 1/T at any distance.
+        """
+        return self.tokens - self.arrivals[0][1], self.seconds - self.ttft_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        tokens, seconds = self.later
+        return tokens / seconds if tokens else 0.0
+
+    @property
+    def gaps_ms(self) -> list[float]:
+        """The times between two arrivals of tokens."""
+        return [1000 * (later[0] - sooner[0]) for sooner, later in pairwise(self.arrivals)]
 
 
 class Edge:
@@ -41,7 +82,7 @@ class Edge:
         done: Action,
     ) -> None:
         """drafting: is told until when the draft model works. done: is called at the end."""
-        self.log = Log()
+        self.answer = Answer()
         self.machine = machine
         self._clock = clock
         self._source = source
@@ -64,10 +105,12 @@ class Edge:
         self._send(outcome.send)
         if outcome.commit is not None:
             since_s = self._clock.now_s - self._asked_s
-            self.log.arrivals.append((since_s, len(outcome.commit.tokens)))
+            self.answer.arrivals.append((since_s, len(outcome.commit.tokens)))
         if outcome.finish is not None:
-            self.log.totals = outcome.finish.totals
-            self.log.drafted += self.machine.counts.looked_up
+            totals, answer = outcome.finish.totals, self.answer
+            answer.judged, answer.accepted = totals.judged, totals.accepted
+            answer.target_passes = totals.passes
+            answer.drafted += self.machine.counts.looked_up
             self._done()
         else:
             self._act()
@@ -96,8 +139,8 @@ class Edge:
         self._busy = True
         self._cache = [*step.context, *(drafted.token for drafted in tokens[:-1])]
         self._drafting(self._clock.now_s + step_s)
-        self.log.drafted += len(tokens)
-        self.log.drafting_s += step_s
+        self.answer.drafted += len(tokens)
+        self.answer.edge_cpu_s += step_s
         self._clock.after(step_s, lambda: self._drafted(step, tokens))
 
     def _drafted(self, step: DraftStep, tokens: Sequence[DraftToken]) -> None:

@@ -48,8 +48,6 @@ RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
 FLOAT: Final = re.compile(r"\d+\.\d+(e-?\d+)?")
-WORDS: Final[Mapping[str, str]] = {}
-"""Maps this tree's names of messages and fields to the logs' words, where they differ."""
 
 
 def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
@@ -66,11 +64,13 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
 
         def sent(message: Message) -> None:
             number[:] = number or [next(unused)]
-            write("sent", clock.now_s, *number, *_neutral(message))
+            fields = msgspec.to_builtins(message)
+            fields.pop("version", None)  # the protocol's
+            write("sent", clock.now_s, *number, type(message).__name__, fields)
             send(message)
 
         def arrived(message: Message) -> None:
-            write("arrived", clock.now_s, *number, _neutral(message)[0])
+            write("arrived", clock.now_s, *number, type(message).__name__)
             deliver(message)
 
         made = Line(clock, path, arrived)
@@ -80,16 +80,9 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
     with patch.object(world, "Line", line):
         answers = world.simulate(there, candidates(arm)[0], clients)
     for n, answer in enumerate(answers):
-        cost = answer.log.drafted, answer.bytes_up, answer.bytes_down
+        cost = answer.drafted, answer.bytes_up, answer.bytes_down
         write("answer", n, answer.tokens, answer.ttft_s, answer.seconds, *cost)
     return "".join(lines)
-
-
-def _neutral(message: Message) -> tuple[str, dict[str, object]]:
-    """Return kind and fields in the logs' words, without the protocol's version."""
-    kind, told = type(message).__name__, msgspec.to_builtins(message)
-    fields = {WORDS.get(k, k): v for k, v in told.items() if k != "version"}
-    return WORDS.get(kind, kind), fields
 
 
 def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
@@ -97,10 +90,10 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     every, step = list(sources.values()), max(1, len(sources) // CLIENTS)
     crowd = [every[i * step :][:ANSWERS] for i in range(CLIENTS)]
     asked = {name: [[source, source]] for name, source in sources.items()} | {"crowd": crowd}
-    for arm, (point, hosts), rtt_ms in product(ARMS, HOSTS.items(), RTTS_MS):
-        for name, clients in asked.items():
-            there = world.World(hosts, Conditions(rtt_ms))
-            yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
+    every_cell = product(ARMS, HOSTS.items(), RTTS_MS, asked.items())
+    for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
+        there = world.World(hosts, Conditions(rtt_ms))
+        yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
 
 
 def read(path: Path) -> dict[str, str]:
@@ -137,8 +130,8 @@ def main(
     compare: tuple[Path, Path] | None = None,
 ) -> None:
     """Write a log, over the traces of a folder or else made-up answers; or compare two."""
-    for text in report(read(compare[0]), read(compare[1])) if compare else ():
-        typer.echo(text)
+    if compare:
+        typer.echo("\n".join(report(*map(read, compare))))
     if out:
         files = sorted(traces.glob("*.npz")) if traces else ()
         replayed = {file.stem: traced(Trace.load(file)) for file in files}

@@ -76,34 +76,27 @@ def gpu(
     there. None: all passes take the same time, as on a device far from full.
     """
 
-    def curve(seconds: float, twice_at: int | None) -> Curve:
-        more = {} if twice_at is None else {twice_at: 2 * seconds}
-        return Curve({1: seconds, **more})
+    def curve(seconds: float, twice_at: int | None = twice_at) -> Curve:
+        return Curve({1: seconds} if twice_at is None else {1: seconds, twice_at: 2 * seconds})
 
-    return Hosts(
-        curve(target_s, twice_at),
-        curve(draft_s, twice_at and DEVICE_TWICE_AT),
-        colocated_s=None if colocated_s is None else curve(colocated_s, twice_at),
-    )
+    shared_s = None if colocated_s is None else curve(colocated_s)
+    device_s = curve(draft_s, twice_at and DEVICE_TWICE_AT)
+    return Hosts(curve(target_s), device_s, colocated_s=shared_s)
 
 
 def measured(speeds: Speeds) -> Hosts:
     """Return hosts as fast as measured, whose edge has read the prompt before."""
     return Hosts(
-        Curve(speeds.pass_s),
-        Curve(speeds.draft_s),
-        drafting_s=Curve(speeds.drafting_s),
-        alone_s=Curve(speeds.alone_s),
-        prefill_s=speeds.prefill_s,
-        first_s=speeds.first_s,
-        stack_s=speeds.stack_s,
-        message_s=speeds.message_s,
-    )
+        Curve(speeds.pass_s), Curve(speeds.draft_s),
+        Curve(speeds.drafting_s), Curve(speeds.alone_s),
+        prefill_s=speeds.prefill_s, first_s=speeds.first_s,
+        stack_s=speeds.stack_s, message_s=speeds.message_s,
+    )  # fmt: skip
 
 
 def hosts_of(text: str) -> Hosts:
-    """Return CPU_BOX for "cpu", constant times for "72/24" or, with the time of a colocated
-    draft step, "72/24/8", and what `speeds` measured for the name of its file.
+    """Return CPU_BOX for "cpu", constant times for "72/24", and what `speeds` measured for the
+    name of its file.
 
     Raises ValueError for anything else, OSError for a file that cannot be read.
     """
@@ -111,7 +104,7 @@ def hosts_of(text: str) -> Hosts:
         return CPU_BOX
     if text.endswith(".json"):
         return measured(load(Path(text), Speeds))
-    times_s = [float(ms) / 1000 for ms in text.split("/")]
-    if len(times_s) not in (2, 3):
+    target_ms, slash, draft_ms = text.partition("/")
+    if not slash:
         raise ValueError(f"no hosts {text!r}: give cpu, or target/draft in ms, as 72/24")
-    return gpu(times_s[0], times_s[1], times_s[2] if times_s[2:] else None)
+    return gpu(float(target_ms) / 1000, float(draft_ms) / 1000)

@@ -12,6 +12,7 @@ engine of 10 ms a token. Which draft tokens are accepted comes from traces; time
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,7 +21,7 @@ import typer
 from rich.progress import track
 
 from bench import options
-from bench.data.markdown_table import table
+from bench.data.tables import grid, markdown
 from bench.link.path import Conditions
 from bench.simulator.capacity import CLIENTS, SHARED, Crowd, alternating, capacity, crowds
 from bench.simulator.hosts import Hosts, gpu
@@ -51,35 +52,31 @@ def single(over: Sequence[Group], point: str) -> list[SimulatedRow]:
 
 def speedup_table(cells: Cells, temperature: float) -> str:
     """Return Markdown: points and arms down, round trips across; means over families."""
-    lines = []
-    for (point, heat), found in cells.items():
-        if heat == temperature:
-            means = speedups(found)
-            for arm in ARMS:
-                values = (f"{means[arm, 'all'][ms]:.2f}" for ms in RTTS_MS)
-                lines.append((point, f"`{arm}`", *values))
-    return table(("target/draft", "arm", *(f"{ms:g} ms" for ms in RTTS_MS)), lines)
+    means = {
+        ((point, f"`{arm}`"), f"{rtt_ms:g} ms"): f"{value:.2f}"
+        for (point, heat), found in cells.items()
+        if heat == temperature
+        for arm in ARMS
+        for rtt_ms, value in speedups(found)[arm, "all"].items()
+    }
+    return markdown(*grid(("target/draft", "arm"), means))
 
 
 def crowd_table(found: Sequence[Crowd]) -> str:
     """Return Markdown: arms down, clients across; tokens per second of each client."""
-    lines = []
-    for point, arm in dict.fromkeys((c.point, c.arm) for c in found):
-        values = (f"{c.tokens_per_s:.1f}" for c in found if (c.point, c.arm) == (point, arm))
-        lines.append((point, f"`{arm}`", *values))
-    return table(("target/draft", "arm", *map(str, CLIENTS)), lines)
+    rates = {((c.point, f"`{c.arm}`"), str(c.clients)): f"{c.tokens_per_s:.1f}" for c in found}
+    return markdown(*grid(("target/draft", "arm"), rates))
 
 
 def capacity_table(found: Sequence[Crowd]) -> str:
     """Return Markdown: clients of one verifier who have so many tokens per second each."""
-    lines = []
-    for point, hosts in POINTS.items():
+    served = {}
+    for (point, hosts), share in product(POINTS.items(), SHARES):
         own = [crowd for crowd in found if crowd.point == point]
-        for share in SHARES:
-            rate = share / hosts.pass_s.of(1)
-            served = (_clients(capacity(own, arm, rate)) for arm in SHARED)
-            lines.append((point, f"{rate:.3g}", *served))
-    return table(("target/draft", "tokens/s of each", *(f"`{arm}`" for arm in SHARED)), lines)
+        rate = share / hosts.pass_s.of(1)
+        for arm in SHARED:
+            served[(point, f"{rate:.3g}"), f"`{arm}`"] = _clients(capacity(own, arm, rate))
+    return markdown(*grid(("target/draft", "tokens/s of each"), served))
 
 
 def _clients(count: float) -> str:

@@ -49,25 +49,15 @@ class Source:
         self._drafts = list(drafts)
         self._confidences = list(confidences)
         self._after_miss = list(after_miss) or [()] * len(self.tokens)
-        self._distributions = [
-            Distribution(np.array([token]), np.ones(1)) for token in self.tokens
-        ]
-
-    def distribution(self, position: int) -> Distribution:
-        """Return the target's distribution as its noise left it: the one token it generates."""
-        return self._distributions[position]
+        self.distributions = [Distribution(np.array([t]), np.ones(1)) for t in self.tokens]
+        """The target's distributions as its noise left them: the one token it generates."""
 
     def draft(self, context: Sequence[TokenId]) -> DraftToken:
         """Return the draft token after `context`, which are output tokens only."""
-        position = len(context)
-        at = common_prefix(context, self.tokens)
-        if at < position:
-            return self._draft_after_miss(context, at)
-        return DraftToken(self._drafts[position], self._confidences[position])
-
-    def _draft_after_miss(self, context: Sequence[TokenId], at: int) -> DraftToken:
-        """Return the draft token after a context that leaves the answer at `at`."""
-        position, since = len(context), list(context[at:])
+        position, at = len(context), common_prefix(context, self.tokens)
+        if at == position:
+            return DraftToken(self._drafts[position], self._confidences[position])
+        since = list(context[at:])  # what followed the miss
         recorded = [self._drafts[at], *(each.token for each in self._after_miss[at])]
         if since == recorded[: len(since)] and len(since) < len(recorded):
             return self._after_miss[at][len(since) - 1]
@@ -93,18 +83,17 @@ def traced(trace: Trace) -> Source:
     sampler = coupled(sampling(trace.temperature), trace.seed, len(trace.prompt))
     rows = enumerate(zip(trace.draft_tokens, trace.draft_logits, strict=True))
     drafts = [sampler(dense(tokens, logits), position) for position, (tokens, logits) in rows]
+    after_miss = trace.after_miss_tokens.tolist(), trace.after_miss_confidences.tolist()
     return Source(
         trace.prompt.tolist(),
         trace.tokens.tolist(),
         [draft.token for draft in drafts],
         [draft.confidence for draft in drafts],
-        list(map(_after_miss, trace.after_miss_tokens, trace.after_miss_confidences)),
+        [
+            [DraftToken(t, c) for t, c in zip(tokens, confidences, strict=True) if t >= 0]
+            for tokens, confidences in zip(*after_miss, strict=True)
+        ],
     )
-
-
-def _after_miss(tokens: Ids, confidences: Logits) -> list[DraftToken]:
-    pairs = zip(tokens.tolist(), confidences.tolist(), strict=True)
-    return [DraftToken(token, confidence) for token, confidence in pairs if token >= 0]
 
 
 def dense(tokens: Ids, logits: Logits) -> Logits:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Final
 
-from bench.data.results import Cell
+from bench.data.results import Cell, figures
 from bench.data.statistics import geometric_mean
 from bench.simulator.arms import Arm, colocated, paper, picospec, sync
+from bench.simulator.edge import Answer
 from bench.simulator.source import Source, traced
-from bench.simulator.world import Answer, World, simulate
+from bench.simulator.world import World, simulate
 from bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -84,21 +84,12 @@ def rows(
 def _best(world: World, group: Group, name: str, cloud_rate: float) -> SimulatedRow:
     runs = [(arm, _answers(world, arm, group)) for arm in candidates(name)]
     arm, answers = max(runs, key=lambda run: _rate(run[1]))
-    gaps_ms = sorted(1000 * gap_s for answer in answers for gap_s in answer.gaps_s)
     return SimulatedRow(
         arm=name, family=group.family, temperature=group.temperature, gamma=arm.gamma or None,
         rtt_ms=world.conditions.rtt_ms, rate_mbit=world.conditions.rate_mbit,
-        prompts=len(answers), tokens=sum(answer.tokens for answer in answers),
-        seconds=sum(answer.seconds for answer in answers), tokens_per_s=_rate(answers),
+        prompts=len(answers), tokens_per_s=_rate(answers),
         speedup_vs_cloud=_rate(answers) / cloud_rate,
-        ttft_ms_p50=1000 * median(answer.ttft_s for answer in answers),
-        gap_ms_p50=median(gaps_ms), gap_ms_p99=quantiles(gaps_ms, n=100)[-1],
-        drafted=sum(answer.log.drafted for answer in answers),
-        accepted=sum(answer.log.totals.accepted for answer in answers),
-        target_passes=sum(answer.log.totals.passes for answer in answers),
-        bytes_up=sum(answer.bytes_up for answer in answers),
-        bytes_down=sum(answer.bytes_down for answer in answers),
-        edge_cpu_s=sum(answer.log.drafting_s for answer in answers),
+        **figures(answers),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The target's host as a driver of the VerifyMachine on virtual time. One pass runs at a time."""
+"""The target's host as a driver of the VerifyMachine on virtual time."""
 
 from __future__ import annotations
 
@@ -51,19 +51,17 @@ class Verifier:
         self._drafting_until_s = 0.0
         self._due_s = inf
 
-    def receive(self, up: Up, served: Served) -> None:
+    def receive(self, served: Served, up: Up) -> None:
         """Take in a message of the session that `served` names."""
-        now_s = self._clock.now_s
+        name, now_s = served.name, self._clock.now_s
         if isinstance(up, Open):
-            self._served[served.name] = served
-            self._machine.open(
-                served.name, up, self._limits, vocabulary_size=VOCABULARY, now=now_s
-            )
+            self._served[name] = served
+            self._machine.open(name, up, self._limits, vocabulary_size=VOCABULARY, now=now_s)
             served.downlink.send(Opened("", self._limits))
         else:
             self._disturbed_s += self._hosts.message_s * self._running
-            if served.name in self._served:  # else its answer has ended meanwhile
-                self._machine.received(served.name, up, arrived=now_s)
+            if name in self._served:  # else its answer has ended meanwhile
+                self._machine.received(name, up, arrived=now_s)
         self._consider_soon()
 
     def drafting(self, until_s: float) -> None:
@@ -87,12 +85,9 @@ class Verifier:
         if self._running:
             return
         now_s = self._clock.now_s
-        offer = self._machine.offer(
-            [name for name, served in self._served.items() if served.prefilled],
-            now_s,
-            rows=self._rows,
-            without_drafts=[n for n, served in self._served.items() if not served.prefilled],
-        )
+        ready = [name for name, served in self._served.items() if served.prefilled]
+        new = [name for name in self._served if name not in ready]
+        offer = self._machine.offer(ready, now_s, rows=self._rows, without_drafts=new)
         if offer.start:
             self._start(offer, now_s)
         elif offer.wait_s < inf:
@@ -121,17 +116,17 @@ class Verifier:
             self._end(plan)
 
     def _duration_s(self, plan: PassPlan) -> float:
+        hosts, rows = self._hosts, self._rows_of(plan)
         new = [self._served[n] for n in plan.passes if not self._served[n].prefilled]
-        rows = self._rows_of(plan)
-        pass_s = self._hosts.pass_s.of(rows) if rows else 0.0
-        prompts_s = (len(served.source.prompt) * self._hosts.prefill_s for served in new)
-        return pass_s + sum(prompts_s) + self._hosts.first_s * len(new)
+        prompts_s = (len(served.source.prompt) * hosts.prefill_s for served in new)
+        return (
+            (hosts.pass_s.of(rows) if rows else 0.0) + sum(prompts_s) + hosts.first_s * len(new)
+        )
 
     def _end(self, plan: PassPlan) -> None:
         self._running = False
         verdicts = {
-            name: Verdict(_judge(self._served[name].source, judged))
-            for name, judged in plan.passes.items()
+            name: Verdict(self._judge(name, each)) for name, each in plan.passes.items()
         }
         whole = all(self._served[name].prefilled for name in plan.passes)
         rows = self._rows_of(plan) if whole else None
@@ -154,8 +149,8 @@ class Verifier:
             if self._served[name].prefilled
         )
 
-
-def _judge(source: Source, judged: Pass) -> Judgement:
-    return judge_coupled(
-        lambda i: source.distribution(judged.start + i), judged.draft, NOISELESS, judged.start
-    )
+    def _judge(self, name: str, judged: Pass) -> Judgement:
+        source, start = self._served[name].source, judged.start
+        return judge_coupled(
+            lambda i: source.distributions[start + i], judged.draft, NOISELESS, start
+        )

@@ -1,17 +1,18 @@
-"""A whole run: clients with devices and links, verifiers, one arm; and what came of it."""
+"""A whole run: clients with devices and links, one verifier, one arm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, cycle, pairwise
+from functools import partial
+from itertools import count
 from math import inf
 from random import Random
 
 from bench.link.path import Conditions, Path
 from bench.simulator.arms import Arm
 from bench.simulator.clock import Clock, Curve, Line
-from bench.simulator.edge import Edge, Log
+from bench.simulator.edge import Answer, Edge
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
 from bench.simulator.verifier import Served, Verifier
@@ -26,7 +27,6 @@ class World:
     hosts: Hosts
     conditions: Conditions
     limits: Limits = field(default_factory=Limits)
-    verifiers: int = 1
     rows: int = 256
     """The most rows of one pass."""
 
@@ -34,48 +34,11 @@ class World:
     """Of the link's jitter and losses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer, as it came."""
-
-    log: Log
-    bytes_up: int
-    bytes_down: int
-
-    @property
-    def tokens(self) -> int:
-        return sum(count for _, count in self.log.arrivals)
-
-    @property
-    def ttft_s(self) -> float:
-        return self.log.arrivals[0][0]
-
-    @property
-    def seconds(self) -> float:
-        """From asking to the last token."""
-        return self.log.arrivals[-1][0]
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Once the first tokens are there: cloud's rate is then 1/T at any distance."""
-        later = self.tokens - self.log.arrivals[0][1]
-        return later / (self.seconds - self.ttft_s) if later else 0.0
-
-    @property
-    def gaps_s(self) -> list[float]:
-        """Between two arrivals of tokens."""
-        times = [second for second, _ in self.log.arrivals]
-        return [later - sooner for sooner, later in pairwise(times)]
-
-
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
-    """Return every answer. Each client asks for its sources one after another.
-
-    Clients are dealt to the verifiers in turn. All begin at 0.
-    """
+    """Return every answer. Each client asks for its sources one after another, from 0 on."""
     run = _Run(world, arm)
-    for sources, verifier in zip(clients, cycle(run.verifiers), strict=False):
-        run.ask(list(sources), verifier)
+    for sources in clients:
+        run.ask(list(sources))
     run.clock.run()
     return run.answers
 
@@ -87,38 +50,40 @@ class _Run:
         self._world = world
         self._arm = arm
         self._hosts = _as_used(world.hosts, arm)
-        self._conditions = _behind(
-            self._hosts, Conditions() if arm.colocated else world.conditions
-        )
+        link = Conditions() if arm.colocated else world.conditions
+        stack_ms = 1000 * self._hosts.stack_s  # of the software at the link's ends
+        self._conditions = replace(link, rtt_ms=link.rtt_ms + stack_ms)
         self._chance = Random(world.seed)
         self._names = count()
-        self.verifiers = [self._verifier() for _ in range(world.verifiers)]
-
-    def _verifier(self) -> Verifier:
-        world = self._world
-        return Verifier(
-            self.clock, world.limits, self._hosts, world.rows, colocated=self._arm.colocated
+        self._verifier = Verifier(
+            self.clock, world.limits, self._hosts, world.rows, colocated=arm.colocated
         )
 
-    def ask(self, sources: list[Source], verifier: Verifier, unused: int = 0) -> None:
-        """Ask for the first of the sources; ask again when it is answered. unused: of the
-        answer before, see DraftingSession."""
+    def ask(self, sources: list[Source], unused: int = 0) -> None:
+        """Ask for the first of the sources; ask for the next one when it is answered.
+
+        unused: drafts of the answer before that the verifier did not take.
+        """
         if not sources:
             return
         source, *rest = sources
         up, down = (Path(self._conditions, self._chance) for _ in range(2))
-        request = _open(source, self._arm)
+        request = Open(
+            model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
+            max_tokens=len(source.tokens), stop_tokens=(), fill=self._arm.fill,
+        )  # fmt: skip
 
         def done() -> None:
-            self.answers.append(Answer(edge.log, up.bytes, down.bytes))
-            self.ask(rest, verifier, edge.machine.session.unused)
+            edge.answer.bytes_up, edge.answer.bytes_down = up.bytes, down.bytes
+            self.answers.append(edge.answer)
+            self.ask(rest, edge.machine.session.unused)
 
         edge = Edge(
             self.clock, source, self._machine(request, unused), self._hosts.draft_s,
-            drafting=verifier.drafting, done=done,
+            drafting=self._verifier.drafting, done=done,
         )  # fmt: skip
         served = Served(str(next(self._names)), source, Line(self.clock, down, edge.receive))
-        edge.uplink = Line(self.clock, up, lambda message: verifier.receive(message, served))
+        edge.uplink = Line(self.clock, up, partial(self._verifier.receive, served))
         edge.uplink.send(request)
         edge.start(self._hosts.draft_prefill_s * len(source.prompt))
 
@@ -136,31 +101,19 @@ class _Run:
         )
 
 
-def _open(source: Source, arm: Arm) -> Open:
-    return Open(
-        model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
-        max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
-    )  # fmt: skip
-
-
 def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return how fast both ends are for this arm."""
+    """Return how fast both ends are for this arm.
+
+    Passes of a colocated arm include the draft model's gamma steps, for all sessions: each has
+    gamma + 1 rows.
+    """
     if arm.waits and hosts.alone_s is not None:
         hosts = replace(hosts, draft_s=hosts.alone_s)
-    return _colocated(hosts, arm) if arm.colocated else hosts
-
-
-def _colocated(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return hosts whose passes include the draft model's gamma steps, for all sessions: each
-    has gamma + 1 rows."""
+    if not arm.colocated:
+        return hosts
     drafts = hosts.colocated_s or Curve({1: hosts.draft_s.of(1)})
 
     def drafting_s(rows: int) -> float:
         return arm.gamma * drafts.of(max(1, rows // (arm.gamma + 1)))
 
     return replace(hosts, pass_s=hosts.pass_s.plus(drafting_s), draft_s=Curve({1: 0.0}))
-
-
-def _behind(hosts: Hosts, conditions: Conditions) -> Conditions:
-    """Return the link with the software at its ends."""
-    return replace(conditions, rtt_ms=conditions.rtt_ms + 1000 * hosts.stack_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,7 @@ from bench import options
 from bench.data.files import load
 from bench.data.prompts import SHIPPED
 from bench.data.results import Results
-from bench.traces.from_answers import Replies
-from bench.traces.record import Recording
+from bench.traces.record import Subject, answered, traces
 from edge_agent.draft_model.loading import find
 from models.errors import ModelError
 from models.store import open_store
@@ -42,14 +42,14 @@ def record(
         target = pairs[target_model].target if target_model in pairs else target_model
         files = find(target, store), find(draft_model, store)
         chosen = options.chosen(prompts, families, per_family)
-        recording: Replies | Recording
         if answers:
-            recording = Replies(load(answers, Results), {p.id: p for p in chosen}, *files)
+            subjects = answered(load(answers, Results), {p.id: p for p in chosen})
         else:
-            heats = options.numbers(temperatures)
-            recording = Recording(*files, chosen, heats, tokens, seed)
+            asked = product(chosen, options.numbers(temperatures))
+            subjects = [Subject(prompt, prompt.family, heat, seed) for prompt, heat in asked]
         out.mkdir(parents=True, exist_ok=True)
-        for path in track(recording.traces(out), "recording", total=recording.total):
-            Console().print(str(path))
+        recorded = traces(*files, subjects, tokens)
+        for trace in track(recorded, "recording", total=len(subjects)):
+            Console().print(str(trace.save(out)))
     except (ModelError, ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None

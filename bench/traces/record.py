@@ -1,10 +1,15 @@
-"""Records traces: the target generates its answer, the draft model drafts at each position of
-it, and where it misses also what comes next."""
+"""Records traces of what a target generates: the draft model drafts at each position of the
+answer, and where it misses also what comes next.
+
+The target generates the answer, or a run's target has: then only the draft model runs, seconds
+a prompt. Text is split into tokens anew; where that gives other tokens than the target
+generated, the text is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +18,7 @@ from typing import Final
 import numpy as np
 
 from bench.data.prompts import Prompt, sampling
+from bench.data.results import Answer, Results
 from bench.traces.files import Ids, Trace
 from gateway.ports import Message
 from models.llama import Context, Logits, Model
@@ -35,102 +41,115 @@ CONTEXT_TOKENS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a trace is recorded of. prompt: its tokens."""
+    """What a trace is recorded of."""
 
+    prompt: Prompt
     family: str
-    prompt_id: str
-    prompt: Sequence[TokenId]
     temperature: float
     seed: int
-
-    @property
-    def sampling(self) -> Sampling:
-        return sampling(self.temperature)
+    reply: Answer | None = None
+    """What a run's target answered; None: the target has yet to generate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    target: Path
-    draft: Path
-    prompts: Sequence[Prompt]
-    temperatures: Sequence[float]
-    tokens: int
-    seed: int
-
-    @property
-    def total(self) -> int:
-        return len(self.prompts) * len(self.temperatures)
-
-    def traces(self, folder: Path) -> Iterator[Path]:
-        """Record one prompt after another at each temperature; yield the files.
-
-        Raises ModelError, OSError, or ValueError for a prompt that the template rejects.
-        """
-        with (
-            closing(Model(self.target)) as target,
-            closing(Model(self.draft)) as draft,
-            closing(Context(target, CONTEXT_TOKENS)) as target_context,
-            closing(Context(draft, CONTEXT_TOKENS)) as draft_context,
-        ):
-            tokenizer = GgufTokenizer(target)
-            for each in self.prompts:
-                prompt = tokenizer.chat([Message("user", each.prompt)])
-                for temperature in self.temperatures:
-                    subject = Subject(each.family, each.id, prompt, temperature, self.seed)
-                    answer, p = _generate(target_context, subject, self.tokens)
-                    yield trace(draft_context, subject, answer, p).save(folder)
+def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:
+    """Return cloud's first answer to each prompt at each temperature."""
+    found: dict[tuple[str, float], Subject] = {}
+    for a in results.answers:
+        if a.arm == "cloud" and a.prompt in prompts:
+            seed = int(str(results.settings["seed"])) + a.repeat
+            subject = Subject(prompts[a.prompt], a.family, a.temperature, seed, a)
+            found.setdefault((a.prompt, a.temperature), subject)
+    return list(found.values())
 
 
-def trace(
-    draft: Context, subject: Subject, answer: Sequence[TokenId], p: Sequence[Logits] = ()
+def traces(
+    target_file: Path,
+    draft_file: Path,
+    subjects: Sequence[Subject],
+    tokens: int,
+    context_tokens: int = CONTEXT_TOKENS,
+) -> Iterator[Trace]:
+    """Record one subject after another; an answer that is generated has up to `tokens` tokens.
+
+    Where all subjects have replies, any file with the target's vocabulary and chat template
+    will do. Raises ModelError, or ValueError for a prompt that the template rejects.
+    """
+    generates = any(subject.reply is None for subject in subjects)
+    with ExitStack() as stack:
+        target = stack.enter_context(closing(Model(target_file, vocabulary_only=not generates)))
+        draft_model = stack.enter_context(closing(Model(draft_file)))
+        draft = stack.enter_context(closing(Context(draft_model, context_tokens)))
+        if generates:
+            generator = stack.enter_context(closing(Context(target, context_tokens)))
+        tokenizer = GgufTokenizer(target)
+        for subject in subjects:
+            prompt = tokenizer.chat([Message("user", subject.prompt.prompt)])
+            p: list[Logits] = []
+            if subject.reply is None:
+                answer, p = _generate(generator, subject, prompt, tokens)
+            else:
+                answer = tokenizer.encode(subject.reply.text)
+                if subject.reply.tokens == len(answer) + 1:
+                    answer = [*answer, target.vocabulary.eos]
+            yield _trace(draft, subject, prompt, answer, p)
+
+
+def _trace(
+    draft: Context,
+    subject: Subject,
+    prompt: Sequence[TokenId],
+    answer: Sequence[TokenId],
+    p: Sequence[Logits],
 ) -> Trace:
     """Draft along an answer. Sequence 0 of the context is overwritten.
 
     p: the target's logits, float32[V] for each token of the answer; empty: they are not known.
     """
-    sampler = coupled(subject.sampling, subject.seed, len(subject.prompt))
-    q, after_miss_tokens, after_miss_confidences = _draft(draft, subject, answer, sampler)
+    settings = sampling(subject.temperature)
+    sampler = coupled(settings, subject.seed, len(prompt))
+    q, after_miss_tokens, after_miss_confidences = _draft(draft, prompt, answer, sampler)
     tokens = np.array(answer, np.int32)
     if p:
         target_tokens, target_logits = _shortened(p)
-        overlap = [_overlap(*both, subject.sampling) for both in zip(p, q, strict=True)]
+        overlap = [_overlap(*both, settings) for both in zip(p, q, strict=True)]
     else:
         target_tokens, target_logits = tokens[:, None], np.zeros((len(tokens), 1), np.float32)
         overlap = [np.nan] * len(tokens)
     return Trace(
-        subject.family, subject.prompt_id, subject.temperature, subject.seed,
-        np.array(subject.prompt, np.int32), tokens, target_tokens, target_logits,
+        subject.family, subject.prompt.id, subject.temperature, subject.seed,
+        np.array(prompt, np.int32), tokens, target_tokens, target_logits,
         *_shortened(q), after_miss_tokens, after_miss_confidences,
         np.array(overlap, np.float32),
     )  # fmt: skip
 
 
 def _generate(
-    target: Context, subject: Subject, tokens: int
+    target: Context, subject: Subject, prompt: Sequence[TokenId], tokens: int
 ) -> tuple[list[TokenId], list[Logits]]:
     """Return the target's answer, and its logits at each position."""
     answer: list[TokenId] = []
     p: list[Logits] = []
     stops = target.model.stop_tokens()
-    _prefill(target, subject.prompt[:-1])
+    _prefill(target, prompt[:-1])
     while len(answer) < tokens and not stops.intersection(answer[-1:]):
-        last = answer[-1] if answer else subject.prompt[-1]
+        last = answer[-1] if answer else prompt[-1]
         target.decode([Segment(0, target.length(0), [last])])
         p.append(target.logits(0).copy())
-        at = place(len(subject.prompt), len(answer))
-        answer.append(distribution(p[-1], subject.sampling).coupled(subject.seed, at))
+        at = place(len(prompt), len(answer))
+        settings = sampling(subject.temperature)
+        answer.append(distribution(p[-1], settings).coupled(subject.seed, at))
     return answer, p
 
 
 def _draft(
-    draft: Context, subject: Subject, answer: Sequence[TokenId], sampler: DraftSampler
+    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
 ) -> tuple[list[Logits], Ids, Logits]:
     """Return the draft model's logits at each position, and what follows its misses."""
-    _prefill(draft, subject.prompt[:-1])
+    _prefill(draft, prompt[:-1])
     logits: list[Logits] = []
     tokens = np.full((len(answer), AFTER_MISS), -1, np.int32)
     confidences = np.zeros((len(answer), AFTER_MISS), np.float32)
-    for position, (token, expected) in enumerate(pairwise((subject.prompt[-1], *answer))):
+    for position, (token, expected) in enumerate(pairwise((prompt[-1], *answer))):
         draft.decode([Segment(0, draft.length(0), [token])])
         logits.append(draft.logits(0).copy())
         drafted = sampler(logits[-1], position)
@@ -164,15 +183,13 @@ def _prefill(context: Context, tokens: Sequence[int]) -> None:
 def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
     """Return, as a Trace has them, the KEPT likeliest tokens of each row, and their
     log-probabilities at temperature 1. rows: float32[V] each."""
-    kept = [_shortened_row(row) for row in rows]
-    return np.array([tokens for tokens, _ in kept]), np.array([logits for _, logits in kept])
-
-
-def _shortened_row(logits: Logits) -> tuple[Ids, Logits]:
-    tokens = top(logits, KEPT)
-    shifted = logits - logits.max()
-    total = np.log(np.exp(shifted, dtype=np.float64).sum())
-    return tokens.astype(np.int32), (shifted[tokens] - total).astype(np.float32)
+    tokens = [top(row, KEPT) for row in rows]
+    shifted = [row - row.max() for row in rows]
+    totals = [np.log(np.exp(row, dtype=np.float64).sum()) for row in shifted]
+    logits = [
+        row[kept] - total for row, kept, total in zip(shifted, tokens, totals, strict=True)
+    ]
+    return np.array(tokens, np.int32), np.array(logits, np.float32)
 
 
 def _overlap(p: Logits, q: Logits, settings: Sampling) -> float:

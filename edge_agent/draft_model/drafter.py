@@ -34,21 +34,17 @@ class DraftSlot(Protocol):
         position yields the draft token after it. Raises CannotDraft. A cancelled step costs at
         most the pass that is running.
         """
-        ...
 
     def leave(self) -> None:
         """Give the slot back. Harmless when repeated."""
-        ...
 
 
 class Drafter(Protocol):
     def take(self, prompt: Sequence[TokenId]) -> DraftSlot | None:
         """Return a free slot that can hold the prompt, or None; the caller leaves it."""
-        ...
 
     def close(self) -> None:
         """Free everything. Steps that still run are cancelled."""
-        ...
 
 
 class NoDrafter:

@@ -12,17 +12,20 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
-from edge_agent.draft_model.slots import KvSlot, LlamaSlot, StepRequest
 from models.kv_reuse import common_prefix, reuse_cost
 from models.segments import Limits, Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
+from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
@@ -38,6 +41,67 @@ class Cache(Protocol):
     def logits(self, index: int) -> Logits: ...
     def truncate(self, sequence: int, length: int) -> None: ...
     def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class KvSlot:
+    """One sequence of the KV cache."""
+
+    index: int
+    tokens: list[TokenId] = field(default_factory=list)
+    """What the cache holds of this sequence. Only the thread changes it."""
+
+    taken: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRequest:
+    """A step that a session asked for, see DraftSlot.step."""
+
+    slot: KvSlot
+    context: Sequence[TokenId]
+    ahead: Sequence[TokenId]
+    position: int
+    """Where the first draft token goes, counted from the end of the prompt."""
+
+    sampler: DraftSampler
+    drafts: Future[list[DraftToken]] = field(default_factory=Future)
+    """The result. The session cancels it when it does not need the step any more."""
+
+
+class LlamaSlot:
+    """A DraftSlot whose steps go to the thread through `requests`."""
+
+    def __init__(
+        self,
+        slot: KvSlot,
+        prompt_tokens: int,
+        requests: queue.SimpleQueue[StepRequest | None],
+        context_tokens: int,
+    ) -> None:
+        self.context_tokens = context_tokens
+        self._slot = slot
+        self._prompt_tokens = prompt_tokens
+        self._requests = requests
+        self._left = False
+
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        sampler: DraftSampler,
+        *,
+        ahead: Sequence[TokenId] = (),
+    ) -> list[DraftToken]:
+        ahead = ahead[: max(0, self.context_tokens - len(context))]
+        position = len(context) - self._prompt_tokens
+        request = StepRequest(self._slot, context, ahead, position, sampler)
+        self._requests.put(request)
+        return await asyncio.wrap_future(request.drafts)
+
+    def leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self._slot.taken = False
 
 
 class LlamaDrafter:
@@ -118,8 +182,7 @@ class LlamaDrafter:
             self._rewind(request)
             start = len(request.slot.tokens)
             most = min(CHUNK_TOKENS, room - len(requests) + place + 1)
-            tokens = list(request.context[start : start + most])
-            rows = 0
+            tokens, rows = list(request.context[start : start + most]), 0
             if start + len(tokens) == len(request.context):
                 ahead = request.ahead[: most - len(tokens)]
                 tokens += ahead

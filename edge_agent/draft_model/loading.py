@@ -37,8 +37,7 @@ def find(name: str, store: Store) -> Path:
 
 def open_model(settings: EdgeSettings, store: Store) -> Model:
     """Open the file, without weights if none are needed. Raises models.errors.ModelError."""
-    path = find(settings.draft_model, store)
-    return Model(path, vocabulary_only=settings.drafter == "none")
+    return Model(find(settings.draft_model, store), vocabulary_only=settings.drafter == "none")
 
 
 def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:

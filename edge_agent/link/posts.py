@@ -7,25 +7,45 @@ it has already received, so a request that failed is simply sent again.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import httpx
+from prometheus_client import Gauge
 
 from edge_agent.link import upstream_errors
 from edge_agent.link.retry import attempts
-from edge_agent.link.round_trip import RoundTrip
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, Unavailable
 from speculation.protocol import wire
 from speculation.protocol.messages import Pushed
+from speculation.smoothing import smoothed
 
 IN_FLIGHT: Final = 8
 """Most requests at a time: one every 25 ms at a round trip of 200 ms. More would only queue in
 the network."""
 
+RTT_WEIGHT: Final = 0.125
+"""Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""
+
 Post = Callable[[str, bytes], Awaitable[httpx.Response]]
 """Post(path, body) raises httpx.TransportError. It is called for every few draft tokens."""
+
+
+class RoundTrip:
+    """The smoothed round trip to the verifier, which answers every post of drafts at once."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self.seconds = 0.0
+        """The smoothed time; 0 until the first sample."""
+
+        self._gauge = gauge
+
+    def observe(self, begun: float) -> None:
+        """Take in a round trip that began at that time and ends now."""
+        self.seconds = smoothed(self.seconds or None, time.monotonic() - begun, RTT_WEIGHT)
+        self._gauge.set(self.seconds)
 
 
 class Posts:
@@ -35,18 +55,10 @@ class Posts:
     within its window.
     """
 
-    def __init__(
-        self,
-        post: Post,
-        *,
-        rtt: RoundTrip,
-        metrics: EdgeMetrics,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, post: Post, rtt: RoundTrip, metrics: EdgeMetrics) -> None:
         self._send = post
         self._rtt = rtt
         self._metrics = metrics
-        self._clock = clock
         self._epoch = 0
         self._waiting: list[Pushed] = []
         self._sendable = asyncio.Event()
@@ -82,7 +94,7 @@ class Posts:
             try:
                 await self._post(path, body)
             except (httpx.TransportError, Unavailable):
-                async for attempt in attempts(window_s, self._clock):
+                async for attempt in attempts(window_s):
                     with attempt:
                         if epoch == self._epoch:
                             await self._post(path, body)
@@ -92,13 +104,13 @@ class Posts:
             room.release()
 
     async def _post(self, path: str, body: bytes) -> None:
-        begun = self._clock()
+        begun = time.monotonic()
         self._metrics.posts.inc()
         self._metrics.link_bytes.labels("up").inc(len(body))
         response = await self._send(path, body)
         match response.status_code:
             case 204:
-                self._rtt.observe(self._clock() - begun)
+                self._rtt.observe(begun)
             case 404:
                 pass  # the session has just ended, and the stream says how
             case 429:

@@ -6,7 +6,8 @@ host that cannot be reached may come back within the session's resume window.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from typing import Final
 
 import httpx
@@ -23,16 +24,16 @@ REFUSED_WAIT_S: Final = 0.2
 """Time between two attempts at a refused connection."""
 
 
-def attempts(window_s: float, clock: Callable[[], float]) -> AsyncIterator[stamina.Attempt]:
+def attempts(window_s: float) -> AsyncIterator[stamina.Attempt]:
     """Yield attempts until one succeeds, or another would be useless; then raise its error.
 
     Failures of the transport are tried again, and answers that mean a verifier not ready.
     """
-    begun = clock()
+    begun = time.monotonic()
 
     def is_worth_retrying(error: Exception) -> bool | float:
         if is_connection_refused(error):
-            return REFUSED_WAIT_S if clock() - begun < REFUSED_FOR_S else False
+            return REFUSED_WAIT_S if time.monotonic() - begun < REFUSED_FOR_S else False
         return isinstance(error, httpx.TransportError | Unavailable)
 
     return stamina.retry_context(

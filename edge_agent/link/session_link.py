@@ -7,7 +7,7 @@ for long, is resumed from the position reached; the session may then get a messa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
@@ -21,16 +21,7 @@ from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation.protocol import wire
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import (
-    Commit,
-    Down,
-    Fault,
-    Finish,
-    Open,
-    Opened,
-    Pushed,
-    Up,
-)
+from speculation.protocol.messages import Commit, Down, Fault, Finish, Open, Opened, Up
 
 RESPONSE_TIMEOUT_S: Final = 10.0
 """Time until the first byte of a stream's response."""
@@ -45,29 +36,19 @@ class Link:
     """Run `post` concurrently with `events`, then `cancel`; after a Finish it does nothing."""
 
     def __init__(
-        self,
-        client: httpx.AsyncClient,
-        posts: Posts,
-        request: Open,
-        *,
-        metrics: EdgeMetrics,
-        clock: Callable[[], float],
+        self, client: httpx.AsyncClient, posts: Posts, request: Open, metrics: EdgeMetrics
     ) -> None:
         self._client = client
         self._request = request
         self._metrics = metrics
-        self._clock = clock
         self._posts = posts
+        self.send = posts.send
         self._path = ""
         self._window_s = 0.0
         self._opened = asyncio.Event()
         self._position = 0
         self._ended = False
         self._log = structlog.get_logger("edge_agent.link.session_link")
-
-    def send(self, message: Pushed) -> None:
-        """Have a message sent; never waits."""
-        self._posts.send(message)
 
     async def post(self) -> None:
         """Send what `send` is given, once the session is open, until cancelled.
@@ -118,10 +99,13 @@ class Link:
 
     async def _messages(self, response: httpx.Response) -> AsyncGenerator[Down]:
         """Yield the messages of one stream until it ends, is cut, or is silent for too long."""
-        decoder = wire.Decoder()
-        chunks = response.aiter_raw()
+        decoder, chunks = wire.Decoder(), response.aiter_raw()
         try:
-            while chunk := await _next(chunks):
+            while True:
+                async with asyncio.timeout(SILENCE_S):
+                    chunk = await anext(chunks, b"")
+                if not chunk:
+                    return
                 self._metrics.link_bytes.labels("down").inc(len(chunk))
                 for message in decoder.feed(chunk):
                     if isinstance(message, Up):
@@ -155,7 +139,7 @@ class Link:
             raise Unavailable("the verifier went away before the session was open")
         self._metrics.resumes.inc()
         try:
-            async for attempt in attempts(self._window_s, self._clock):
+            async for attempt in attempts(self._window_s):
                 with attempt:
                     return await self._stream("GET", f"{self._path}?from={self._position}")
         except httpx.TransportError as error:
@@ -176,9 +160,3 @@ class Link:
         except TimeoutError as error:
             raise httpx.ReadTimeout("no answer", request=request) from error
         raise upstream_errors.from_response(response)
-
-
-async def _next(chunks: AsyncIterator[bytes]) -> bytes:
-    """Return the next bytes, or b"" at the end; raise TimeoutError after SILENCE_S."""
-    async with asyncio.timeout(SILENCE_S):
-        return await anext(chunks, b"")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,8 +25,7 @@ from pyqwest import (
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from edge_agent.link import upstream_errors
-from edge_agent.link.posts import Post, Posts
-from edge_agent.link.round_trip import RoundTrip
+from edge_agent.link.posts import Post, Posts, RoundTrip
 from edge_agent.link.session_link import Link
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, EngineFault, Unavailable
@@ -95,17 +94,10 @@ def _post_without_httpx(transport: HTTPTransport, url: str, headers: Mapping[str
 class Uplink:
     """The edge's connection to the verifier, which it owns."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        metrics: EdgeMetrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, connection: Connection, metrics: EdgeMetrics) -> None:
         self._client = connection.client
         self._post = connection.post
         self._metrics = metrics
-        self._clock = clock
         self._rtt = RoundTrip(metrics.rtt_s)
         self._facts: ModelFacts | None = None
 
@@ -132,18 +124,18 @@ class Uplink:
 
     async def check(self) -> None:
         """Get the verifier's health, and time it. Raises Unavailable."""
-        begun = self._clock()
+        begun = time.monotonic()
         try:
             await self._get("/health")
         except ApiError:
             self.forget()
             raise
-        self._rtt.observe(self._clock() - begun)
+        self._rtt.observe(begun)
 
     def open(self, request: Open) -> Link:
         """Return a link that opens this session when its events are read."""
-        posts = Posts(self._post, rtt=self._rtt, metrics=self._metrics, clock=self._clock)
-        return Link(self._client, posts, request, metrics=self._metrics, clock=self._clock)
+        posts = Posts(self._post, self._rtt, self._metrics)
+        return Link(self._client, posts, request, self._metrics)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
@@ -158,7 +150,11 @@ class Uplink:
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self.url, error) from error
         if response.status_code != 200:
-            raise _not_the_clients(upstream_errors.from_response(response))
+            answered = upstream_errors.from_response(response)
+            if isinstance(answered, EngineFault | Unavailable):
+                raise answered
+            # the client did not make this request, and must not be blamed for it
+            raise Unavailable(f"the verifier does not answer as one: {answered.message}")
         return response
 
     def _read(self, response: httpx.Response) -> ModelFacts:
@@ -168,14 +164,7 @@ class Uplink:
             raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
         if facts.protocol != PROTOCOL_VERSION:
             raise EngineFault(
-                f"the verifier speaks protocol {facts.protocol}, this edge {PROTOCOL_VERSION}",
+                f"the verifier uses protocol {facts.protocol}, this edge {PROTOCOL_VERSION}",
                 code="protocol_version",
             )
         return facts
-
-
-def _not_the_clients(error: ApiError) -> ApiError:
-    """Return an error that does not blame the client, who did not make this request."""
-    if isinstance(error, EngineFault | Unavailable):
-        return error
-    return Unavailable(f"the verifier does not answer as one: {error.message}")

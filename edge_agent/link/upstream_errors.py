@@ -6,6 +6,8 @@ request. A wrong key, or a draft model with another vocabulary, is a fault of th
 
 from __future__ import annotations
 
+from typing import Final
+
 import httpx
 import msgspec
 
@@ -19,6 +21,8 @@ from gateway.errors import (
     Unavailable,
 )
 from speculation.protocol.messages import Fault
+
+_OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge}
 
 
 class _Error(msgspec.Struct):
@@ -35,26 +39,20 @@ class _Body(msgspec.Struct):
 
 def from_response(response: httpx.Response) -> ApiError:
     """Translate an error response, whose body must have been read."""
-    error = _read(response)
-    match response.status_code:
-        case 400:
-            return InvalidRequest(error.message, param=error.param, code=error.code)
+    error, status = _read(response), response.status_code
+    match status:
+        case 400 | 404 | 413:
+            return _OF_THE_CLIENT[status](error.message, param=error.param, code=error.code)
         case 401 | 403:
             return EngineFault(
                 "the verifier refuses this edge's key (PICOSPEC_VERIFIER_KEY)",
                 code="verifier_unauthorized",
             )
-        case 404:
-            return NotFound(error.message, param=error.param, code=error.code)
-        case 413:
-            return TooLarge(error.message, code=error.code)
         case 429:
             return Overloaded(error.message, retry_after_s=_retry_after_s(response))
         case 502 | 503 | 504:
             return Unavailable(f"the verifier is not ready: {error.message}")
-    return EngineFault(
-        f"the verifier said {response.status_code}: {error.message}", code=error.code
-    )
+    return EngineFault(f"the verifier said {status}: {error.message}", code=error.code)
 
 
 def from_fault(message: Fault) -> ApiError:

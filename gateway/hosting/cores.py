@@ -36,9 +36,8 @@ def parse_pins(text: str, available: Collection[int]) -> Pins:
     pins = Pins(_cores(verifier), _cores(edge))
     missing = sorted((pins.verifier | pins.edge) - set(available))
     if missing:
-        raise ValueError(
-            f"this process may not use cores {missing}; it may use {sorted(available)}"
-        )
+        may = sorted(available)
+        raise ValueError(f"this process may not use cores {missing}; it may use {may}")
     return pins
 
 

@@ -16,7 +16,6 @@ POLL_S: Final = 0.25
 async def until_healthy(
     services: Iterable[Service],
     client: httpx.AsyncClient,
-    *,
     within_s: float,
     on_wait: Callable[[Service], object] = lambda _: None,
 ) -> None:

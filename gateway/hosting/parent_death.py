@@ -2,14 +2,13 @@
 
 A parent that is killed outright cannot stop its children, so each child watches its parent:
 
-    bound_to_parent    is for a service. It runs `python -m gateway.hosting.parent_death PARENT
-                       CORES COMMAND...`, which asks the kernel for SIGTERM at the parent's
-                       death (Linux only), pins itself to CORES and becomes COMMAND; both
-                       settings outlast exec
-    end_with_parent    is for the server's worker. It sends SIGTERM, so that open streams end
-                       with an error, and ends the process after a grace period
-    die_with_parent    is for vLLM's core and workers. It sends SIGKILL, because they have
-                       nothing to finish and would keep the device's memory
+* bound_to_parent is for a service. It runs `python -m gateway.hosting.parent_death PARENT CORES
+  COMMAND...`, which asks the kernel for SIGTERM at the parent's death (Linux only), pins itself
+  to CORES and becomes COMMAND; both settings outlast exec.
+* end_with_parent is for the server's worker. It sends SIGTERM, so that open streams end with an
+  error, and ends the process after a grace period.
+* die_with_parent is for vLLM's core and workers. It sends SIGKILL, because they have nothing to
+  finish and would keep the device's memory.
 
 This module runs before each service starts, and as a plugin in each process of vLLM; therefore
 it imports nothing heavy.
@@ -78,24 +77,19 @@ def _when_gone(parent: int, end: Callable[[], None], name: str) -> None:
     threading.Thread(target=watch, name=name, daemon=True).start()
 
 
-def _ask_for_sigterm(parent: int) -> None:
-    """Have the kernel send SIGTERM at the parent's death; exit if it is gone already."""
+def main(arguments: Sequence[str]) -> None:
+    """Become the command, or exit if the parent is gone already; never return."""
+    parent, listed, *command = arguments
     if sys.platform == "linux":
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
+        if listed:
+            os.sched_setaffinity(0, {int(core) for core in listed.split(",")})
+    if os.getppid() != int(parent):
         sys.exit("the process that started this one is gone")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Become the command; this function does not return."""
-    parent, listed, *command = arguments
-    _ask_for_sigterm(int(parent))
-    if listed and sys.platform == "linux":
-        os.sched_setaffinity(0, {int(core) for core in listed.split(",")})
     os.execvp(command[0], command)
 
 

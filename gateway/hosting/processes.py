@@ -27,7 +27,6 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final, Self
 
 from gateway.errors import first_error
@@ -47,12 +46,10 @@ OnLine = Callable[[str, str], None]
 
 
 class ServiceError(Exception):
-    """Base of what can go wrong with a service."""
+    """The message ends with the service's last lines of output, where there are any."""
 
 
 class ServiceDied(ServiceError):
-    """A service ended by itself; the message ends with its last lines of output."""
-
     def __init__(self, name: str, status: int, last_lines: Iterable[str]) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
         super().__init__("\n".join([f"the {name} ended with {how}", *last_lines]))
@@ -60,8 +57,6 @@ class ServiceDied(ServiceError):
 
 
 class NeverHealthy(ServiceError):
-    """A service did not answer /health in time; the message ends with its last lines."""
-
     def __init__(self, name: str, within_s: float, last_lines: Iterable[str] = ()) -> None:
         reason = f"the {name} was not healthy within {within_s:g} s"
         super().__init__("\n".join([reason, *last_lines]))
@@ -107,12 +102,7 @@ class Child:
         self._relay = self._tasks.create_task(self._relay_lines(read_end))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -188,9 +178,7 @@ async def keep_up(
 
 
 async def while_alive(
-    children: Sequence[Child],
-    until: Awaitable[object],
-    *meanwhile: Coroutine[None, None, None],
+    children: Sequence[Child], until: Awaitable[object], *meanwhile: Coroutine[None, None, None]
 ) -> None:
     """Await `until`, and run `meanwhile` until then, as long as all `children` live.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from fastapi import FastAPI
 from granian import Granian
@@ -15,32 +14,11 @@ from granian.log import LogLevels
 
 from gateway.hosting import logs
 from gateway.hosting.parent_death import end_with_parent
+from gateway.hosting.settings_sources import ServerSettings
 
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
 """Streams of one connection: an edge holds one for each session, and short ones for drafts."""
-
-
-class TlsFiles(Protocol):
-    @property
-    def certificate(self) -> Path: ...
-    @property
-    def key(self) -> Path: ...
-
-
-class ServerSettings(Protocol):
-    """The part of a service's settings that the server needs; it must be picklable."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def tls(self) -> TlsFiles | None: ...
-    @property
-    def log_format(self) -> logs.LogFormat: ...
-    @property
-    def stop_timeout_s(self) -> int: ...
 
 
 def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:

@@ -9,61 +9,87 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
-S = TypeVar("S", bound=BaseSettings)
+from gateway.hosting.logs import LogFormat
+from gateway.settings import GatewaySettings
 
-
-def load(
-    kind: type[S], path: Path | None, values: Mapping[str, Any], secrets: Mapping[str, str]
-) -> S:
-    """Return the settings. Raises pydantic.ValidationError, OSError, or ValueError for TOML.
-
-    values: these win over environment and file; tables are nested as in the file. secrets: maps
-    each field that no file may hold to the variable that holds it.
-    """
-
-    class Loaded(kind):  # type: ignore[valid-type,misc]
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, _file(settings_cls, path, secrets)
-
-    loaded: S = Loaded(**values)
-    return loaded
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def keys(listed: str) -> tuple[SecretStr, ...]:
-    """Read comma-separated keys, without the blank ones."""
+class Table(BaseModel):
+    """Settings that have a table of their own in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServiceSettings(GatewaySettings, BaseSettings):
+    """What every service can set. A service adds its own fields and its `env_prefix`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
+    secrets: ClassVar[dict[str, str]] = {"api_keys": "PICOSPEC_API_KEYS"}
+    """Fields of keys that no file may hold, and the variables that list them, with commas."""
+
+    host: str = "127.0.0.1"
+    log_format: LogFormat = "console"
+
+    @classmethod
+    def load(
+        cls, path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
+    ) -> Self:
+        """Return the settings. Raises pydantic.ValidationError, OSError, ValueError (TOML).
+
+        overrides: these win over environment and file; tables are nested as in the file.
+        """
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"there is no settings file {path}")
+
+        class Loaded(cls):  # type: ignore[valid-type,misc]
+            @classmethod
+            def settings_customise_sources(
+                cls, *_: type[BaseSettings], **given: PydanticBaseSettingsSource
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                file = TomlConfigSettingsSource(cls, toml_file=path)
+                for field in cls.secrets.keys() & file.toml_data.keys():
+                    variable = cls.secrets[field]
+                    raise ValueError(f"{path}: keep {field} out of files; set {variable}")
+                return given["init_settings"], given["env_settings"], file
+
+        keys = {field: _keys(environ.get(name, "")) for field, name in cls.secrets.items()}
+        loaded: Self = Loaded(**{**overrides, **keys})
+        return loaded
+
+
+def _keys(listed: str) -> tuple[SecretStr, ...]:
     return tuple(SecretStr(key.strip()) for key in listed.split(",") if key.strip())
+
+
+class TlsSettings(Table):
+    certificate: Path
+    """PEM, the whole chain."""
+
+    key: Path
+    """PEM, PKCS#8."""
+
+
+class ServerSettings(ServiceSettings):
+    """What a service can set besides, where gateway.hosting.serving serves it."""
+
+    port: Port
+    tls: TlsSettings | None = None
+    stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
+    """A worker that has not stopped by then is killed."""
 
 
 def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:
     """Return settings as the variables that `service` reads; all but text is JSON."""
-    return {
-        f"PICOSPEC_{service}__{name.upper()}": value
-        if isinstance(value, str)
-        else json.dumps(value)
-        for name, value in settings.items()
-    }
-
-
-def _file(
-    settings_cls: type[BaseSettings], path: Path | None, secrets: Mapping[str, str]
-) -> TomlConfigSettingsSource:
-    if path is not None and not path.is_file():
-        raise FileNotFoundError(f"there is no settings file {path}")
-    source = TomlConfigSettingsSource(settings_cls, toml_file=path)
-    for field, variable in secrets.items():
-        if field in source.toml_data:
-            raise ValueError(f"{path}: keep {field} out of files; set {variable}")
-    return source
+    texts = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in settings.items())
+    return {f"PICOSPEC_{service}__{name.upper()}": text for name, text in texts}

@@ -40,9 +40,7 @@ class DraftStep:
     context: list[TokenId]
     """Output tokens that the step follows: the committed ones and the chain."""
 
-    ahead: list[TokenId]
-    """Tokens that the step also reads behind its context."""
-
+    ahead: list[TokenId]  # tokens that the step also reads behind its context
     epoch: int
     asked_at: float
 
@@ -51,9 +49,7 @@ class DraftStep:
 class Outcome:
     """What a driver must do, in the order of the fields."""
 
-    commit: Commit | None = None
-    """Tokens that were not known before."""
-
+    commit: Commit | None = None  # tokens that were not known before
     send: tuple[Pushed, ...] = ()
     step: DraftStep | None = None
     finish: Finish | None = None
@@ -65,8 +61,7 @@ class DraftCounts:
 
     drafted: int = 0
     looked_up: int = 0
-    stale_steps: int = 0
-    """Steps whose chain had broken when they ended."""
+    stale_steps: int = 0  # steps whose chain had broken when they ended
 
 
 class DraftMachine:
@@ -117,25 +112,35 @@ class DraftMachine:
             if self._is_step_due():
                 send += self._flush(drafting=True)
                 return Outcome(send=tuple(send), step=self._step(now))
-            flushed = self._flush(drafting=False)
-            send += flushed
-            if not flushed:  # else what is away may make room for more
+            if not (flushed := self._flush(drafting=False)):
                 return Outcome(send=tuple(send))
+            send += flushed  # what is away now may make room for more
 
     def _look_up(self) -> None:
         """Extend the chain by what was written before, while that pays."""
         if self._lookup is None:
             return
         session, latencies = self.session, self.latencies
-        if not self._is_readable():
+        if session.end >= self._readable_tokens:
             latencies = replace(latencies, draft_s=inf)
-        while session.may_extend and self._may_look_up():
+        while self._may_look_up():
             self._lookup.follow(session.committed, session.chain)
-            found = self._lookup.propose(latencies)
-            if found is None:
+            if (found := self._lookup.propose(latencies)) is None:
                 return
             session.extend(found)
             self.counts.looked_up += 1
+
+    def _may_look_up(self) -> bool:
+        session = self.session
+        return session.may_extend and self._policy.may_look_up(
+            session, self.latencies, self._limits
+        )
+
+    def _is_step_due(self) -> bool:
+        session = self.session
+        if not session.may_extend or session.end >= self._readable_tokens:
+            return False
+        return self._policy.may_draft(session, self.latencies, self._limits)
 
     def _step(self, now: float) -> DraftStep:
         session, ahead = self.session, list[TokenId]()
@@ -153,40 +158,23 @@ class DraftMachine:
         if not (self._separate or self._policy.should_send(self.session, drafting=drafting)):
             return []
         draft = self.session.flush(pauses=not drafting)
-        return [] if draft is None else [draft]
-
-    def _is_step_due(self) -> bool:
-        session = self.session
-        return (
-            session.may_extend
-            and self._policy.may_draft(session, self.latencies, self._limits)
-            and self._is_readable()
-        )
-
-    def _may_look_up(self) -> bool:
-        return self._policy.may_look_up(self.session, self.latencies, self._limits)
-
-    def _is_readable(self) -> bool:
-        return self.session.end < self._readable_tokens
+        return [draft] if draft else []
 
     # --- what the draft model returned
 
     def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
         """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees.
-
-        The first was due; the others extend the chain while it may be extended.
-        """
+        The first was due; the others extend the chain while it may be extended."""
         end = len(step.context)
         self._observe_step(step, now - step.asked_at)
         self._read_epoch, self._read_end = step.epoch, end + len(tokens) - 1
-        session = self.session
-        if (step.epoch, end) != (session.epoch, session.end):
+        if (step.epoch, end) != (self.session.epoch, self.session.end):
             self.counts.stale_steps += 1
             return
         for index, drafted in enumerate(tokens):
-            if index and not (session.may_extend and self._may_look_up()):
+            if index and not self._may_look_up():
                 return
-            session.extend(drafted)
+            self.session.extend(drafted)
             self.counts.drafted += 1
 
     def cannot_draft(self) -> None:
@@ -210,20 +198,15 @@ class DraftMachine:
         match message:
             case Opened(limits=limits):
                 self._limits = limits
-            case Commit():
-                return Outcome(commit=self._commit(message))
+            case Commit(start=start, pass_s=pass_s):
+                fresh = len(self.session.receive(message))
+                if start > 0 and pass_s > 0.0:  # the first pass also read the prompt
+                    self._pass_s = smoothed(self._pass_s or None, pass_s)
+                return Outcome(message.after(len(message.tokens) - fresh) if fresh else None)
             case Reject():
                 redraw = self.session.rejected(message, self._u)
                 recovered = self._flush(drafting=True)
-                return Outcome(send=(*([] if redraw is None else [redraw]), *recovered))
+                return Outcome(send=(*([redraw] if redraw else []), *recovered))
             case Finish():
                 return Outcome(finish=message)
         return Outcome()
-
-    def _commit(self, commit: Commit) -> Commit | None:
-        tokens = self.session.receive(commit)
-        if commit.start > 0 and commit.pass_s > 0.0:  # the first pass also read the prompt
-            self._pass_s = smoothed(self._pass_s or None, commit.pass_s)
-        if not tokens:
-            return None
-        return commit.after(len(commit.tokens) - len(tokens))

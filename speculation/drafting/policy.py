@@ -21,18 +21,14 @@ class DraftPolicy(Protocol):
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
         """Return whether the draft model should make a step that extends the chain."""
-        ...
 
     def may_look_up(
         self, session: DraftingSession, latencies: Latencies, limits: Limits
     ) -> bool:
-        """Return whether a draft token that needs no step of its own should extend the
-        chain."""
-        ...
+        """Return whether a draft token that needs no step should extend the chain."""
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
         """Return whether to send what is unsent. drafting: a step is about to be made."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +71,9 @@ class StreamPolicy:
 
 
 def window(limits: Limits, latencies: Latencies) -> int:
-    """Return how many draft tokens in the chain keep every pass full.
-
-    While one pass judges max_verify tokens, the edge must make those of the next one; what it
-    can draft during a pass and a round trip comes on top. Before the first pass its latency is
-    not known, and the chain may be as long as the verifier allows.
-    """
+    """Return how many draft tokens in the chain keep every pass full: max_verify, and as many
+    as the edge can draft during a pass and a round trip. Before the first pass its latency is
+    not known, and the chain may be as long as the verifier allows."""
     if latencies.pass_s == 0.0:
         return limits.max_ahead
     waited_s = latencies.pass_s + latencies.rtt_s

@@ -35,19 +35,15 @@ MAX_DOUBLINGS: Final = 2
 
 
 def should_rest(session: DraftingSession, latencies: Latencies) -> bool:
-    """Return whether the edge should draft nothing now."""
-    return _misses_rest(session) or _unused_rest(session, latencies)
+    """Return whether the edge should draft nothing now.
 
-
-def _misses_rest(session: DraftingSession) -> bool:
-    """Rest for 1, 2, 4, ... committed tokens after the chain broke."""
-    excess = session.misses - MAX_MISSES
-    return excess >= 0 and session.since_break < min(2**excess, MAX_REST_TOKENS)
-
-
-def _unused_rest(session: DraftingSession, latencies: Latencies) -> bool:
-    """Rest in all of a period but its first tokens. The Commits of two round trips cannot know
-    of a try yet, so a try lasts that much longer, and the rest begins that much later."""
+    Misses: rest for 1, 2, 4, ... committed tokens after the chain broke. Unused: rest in all of
+    a period but its first tokens. The Commits of two round trips cannot know of a try yet, so a
+    try lasts that much longer, and the rest begins that much later.
+    """
+    excess_misses = session.misses - MAX_MISSES
+    if excess_misses >= 0 and session.since_break < min(2**excess_misses, MAX_REST_TOKENS):
+        return True
     on_the_way = 2 * latencies.rtt_s / latencies.pass_s if latencies.pass_s > 0.0 else inf
     excess = session.unused - MAX_UNUSED - on_the_way
     if excess <= 0.0:

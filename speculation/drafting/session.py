@@ -27,14 +27,12 @@ class DraftingSession:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[DraftToken] = []
-        self.misses = 0
-        """Chains in a row whose first draft token was rejected."""
-
+        self.misses = 0  # chains in a row whose first draft token was rejected
         self.unused = unused
         """Commits in a row that agreed with the chain and took nothing from it."""
 
+        self.away = 0  # draft tokens that were sent and that no Commit has confirmed yet
         self._broke_at = 0
-        self._sent = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
         self._tail_owed = False
@@ -46,7 +44,6 @@ class DraftingSession:
 
     @property
     def end(self) -> int:
-        """The position after the chain."""
         return len(self.committed) + len(self.chain)
 
     @property
@@ -61,24 +58,15 @@ class DraftingSession:
 
     @property
     def unsent(self) -> int:
-        return len(self.chain) - self._sent
-
-    @property
-    def away(self) -> int:
-        """Draft tokens that were sent and that no Commit has confirmed yet."""
-        return self._sent
+        return len(self.chain) - self.away
 
     @property
     def may_extend(self) -> bool:
         """Whether any token can follow the chain: neither it nor the text ends the answer."""
-        if self.end >= self._max_tokens:
-            return False
-        if self.chain and self.chain[-1].token in self._stop_tokens:
-            return False
-        return not (self.committed and self.committed[-1] in self._stop_tokens)
+        last = [*self.committed[-1:], *(drafted.token for drafted in self.chain[-1:])]
+        return self.end < self._max_tokens and self._stop_tokens.isdisjoint(last)
 
     def extend(self, drafted: DraftToken) -> None:
-        """Add a token that was drafted after `context`."""
         if not self.may_extend:
             raise LocalProtocolError("nothing can follow this chain")
         self.chain.append(drafted)
@@ -88,20 +76,14 @@ class DraftingSession:
 
         pauses: none will follow until there is a Commit.
         """
-        new = self.chain[self._sent :]
+        new = self.chain[self.away :]
         if not new:
             return None
-        draft = Draft(
-            self.epoch,
-            len(self.committed) + self._sent,
-            self._sent,
-            tuple(drafted.token for drafted in new),
-            tuple(d.q.of(d.token) for d in new if d.q) if new[-1].q or new[0].forced else None,
-            forced=new[0].forced,
-            pauses=pauses,
-        )
-        self._sent = len(self.chain)
-        return draft
+        start, behind, forced = len(self.committed) + self.away, self.away, new[0].forced
+        tokens = tuple(drafted.token for drafted in new)
+        q = tuple(d.q.of(d.token) for d in new if d.q) if new[-1].q or forced else None
+        self.away = len(self.chain)
+        return Draft(self.epoch, start, behind, tokens, q, forced=forced, pauses=pauses)
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
         """Take in a Commit and return its tokens that were not known before.
@@ -112,16 +94,15 @@ class DraftingSession:
         self._check(commit, known)
         tokens = commit.tokens[known:]
         self.committed.extend(tokens)
-        self._count_unused(commit, tokens)
-        if tokens:
-            agreed = _agreed(self.chain, tokens)
-            broken = agreed < min(len(tokens), len(self.chain))
-            self._count_misses(agreed, broken)
-            if broken:
-                self._break()
-            else:
-                del self.chain[:agreed]
-                self._sent = max(0, self._sent - agreed)
+        pairs = zip(self.chain, tokens, strict=False)
+        agreed = sum(1 for _ in takewhile(lambda pair: pair[0].token == pair[1], pairs))
+        broken = agreed < min(len(tokens), len(self.chain))
+        self._count(commit, agreed, broken)
+        if broken:
+            self._break()
+        else:
+            del self.chain[:agreed]
+            self.away = max(0, self.away - agreed)
         return tokens
 
     def _check(self, commit: Commit, known: int) -> None:
@@ -137,23 +118,18 @@ class DraftingSession:
         if logprobs is not None and len(logprobs) != count:
             raise RemoteProtocolError("Commit.logprobs: one for each token")
 
-    def _count_misses(self, agreed: int, broken: bool) -> None:
-        """Count chains that begin wrong. A recovered token that the edge drew itself is always
-        committed, and so shows nothing of the draft model."""
-        if agreed > self._starts_forced:
+    def _count(self, commit: Commit, agreed: int, broken: bool) -> None:
+        """Count misses and unused Commits. A recovered token that the edge drew itself is
+        always committed, and so shows nothing of the draft model."""
+        drafts_agreed = agreed > (1 if self.chain and self.chain[0].forced else 0)
+        if drafts_agreed:
             self.misses = 0
         elif broken:
             self.misses += 1
-
-    def _count_unused(self, commit: Commit, tokens: Sequence[TokenId]) -> None:
         if commit.accepted > 0:
             self.unused = 0
-        elif _agreed(self.chain, tokens) > self._starts_forced:
+        elif drafts_agreed:
             self.unused += 1
-
-    @property
-    def _starts_forced(self) -> bool:
-        return bool(self.chain) and self.chain[0].forced
 
     def rejected(self, reject: Reject, u: Iterator[float]) -> Redraw | None:
         """Draw the recovered token: it becomes the chain, to be flushed.
@@ -168,7 +144,7 @@ class DraftingSession:
             raise RemoteProtocolError(f"Reject.position: no draft is at {reject.position}")
         rejected = self.chain[0]
         if rejected.forced:
-            self._sent = 0
+            self.away = 0
             return None
         if reject.epoch < self.epoch and self._tail_owed:
             return Redraw(self.epoch, reject.position)
@@ -182,7 +158,7 @@ class DraftingSession:
             self._tail_owed = True
             self.epoch += 1
             return Redraw(self.epoch, reject.position)
-        self._count_misses(0, broken=True)
+        self.misses += 1
         self._break()
         self.chain.append(DraftToken(token, confidence=1.0, forced=True))
         return None
@@ -191,11 +167,5 @@ class DraftingSession:
         self.epoch += 1
         self.chain.clear()
         self._broke_at = len(self.committed)
-        self._sent = 0
+        self.away = 0
         self._tail_owed = False
-
-
-def _agreed(chain: Sequence[DraftToken], tokens: Sequence[TokenId]) -> int:
-    """Return how many tokens at the beginning of both are the same."""
-    pairs = zip(chain, tokens, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0].token == pair[1], pairs))

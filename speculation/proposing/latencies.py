@@ -9,11 +9,7 @@ from dataclasses import dataclass
 class Latencies:
     """All are in seconds, and 0 until they are measured."""
 
-    rtt_s: float
-    """One round trip to the verifier."""
-
-    pass_s: float
-    """One pass of the target."""
-
+    rtt_s: float  # one round trip to the verifier
+    pass_s: float  # one pass of the target
     draft_s: float
     """One step of the draft model over one token; inf where no draft model can be asked."""

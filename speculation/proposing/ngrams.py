@@ -12,7 +12,7 @@ from speculation.protocol.messages import TokenId
 LENGTHS: Final = (16, 8, 3, 1)
 """Lengths of the n-grams kept, longest first: a match of 8 to 15 tokens counts as one of 8."""
 
-_Gram = tuple[TokenId, ...]
+Gram = tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,8 @@ class Match:
     """A token that followed where the end of the text stood before."""
 
     token: TokenId
-    at: int
-    """The token's index in the text."""
-
-    length: int
-    """Tokens that agree before it."""
+    at: int  # the token's index in the text
+    length: int  # tokens that agree before it
 
 
 class Index:
@@ -32,9 +29,9 @@ class Index:
 
     def __init__(self, tokens: Iterable[TokenId] = ()) -> None:
         self.tokens: list[TokenId] = []
-        self._after: dict[_Gram, int] = {}  # the index of the token that followed it last
+        self._after: dict[Gram, int] = {}  # the index of the token that followed it last
         self._replaced: list[list[int | None]] = []  # by token: what it overwrote in _after
-        self._ending: list[_Gram] = []  # the n-grams that end the text
+        self._ending: list[Gram] = []  # the n-grams that end the text
         for token in tokens:
             self.append(token)
 
@@ -58,12 +55,10 @@ class Index:
 
     def match(self) -> Match | None:
         """Return what followed the last occurrence of the longest n-gram, one of LENGTHS."""
-        for gram in self._ending:
-            if (at := self._after.get(gram)) is not None:
-                return Match(self.tokens[at], at, len(gram))
-        return None
+        found = ((self._after[gram], gram) for gram in self._ending if gram in self._after)
+        return next((Match(self.tokens[at], at, len(gram)) for at, gram in found), None)
 
-    def _grams(self) -> list[_Gram]:
+    def _grams(self) -> list[Gram]:
         return [tuple(self.tokens[-n:]) for n in LENGTHS if n <= len(self.tokens)]
 
 
@@ -75,16 +70,10 @@ def resumption(
     dropped: the chain from its wrong token on, which had the index `at` in the text. The place
     with most agreeing tokens before it wins, up to `most`; among equals, the nearest.
     """
-    found = [
-        Match(dropped[end], end, agreed)
-        for end in range(1, len(dropped))
-        if (agreed := _agreed(dropped[:end], text, most))
-    ]
+    found = []
+    for end in range(1, len(dropped)):
+        pairs = zip(reversed(dropped[:end]), reversed(text), range(most), strict=False)
+        if agreed := sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)):
+            found.append(Match(dropped[end], end, agreed))
     here = len(text) - at
     return max(found, key=lambda m: (m.length, -abs(m.at - here)), default=None)
-
-
-def _agreed(one: Sequence[TokenId], other: Sequence[TokenId], most: int) -> int:
-    """Return how many tokens at the ends of both are the same, up to `most`."""
-    pairs = zip(reversed(one), reversed(other), range(most), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

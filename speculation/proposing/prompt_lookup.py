@@ -95,21 +95,17 @@ def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
     read_s: what reading one of them takes. Each token that the draft model agrees with saves a
     step if all before it do.
     """
-    if not 0.0 < latencies.draft_s < inf:
-        return 0
 
     def gain_s(count: int) -> float:
         saved = sum(right**n for n in range(1, count + 1))
         return saved * latencies.draft_s - count * read_s
 
-    return max((0, *AHEAD_SIZES), key=gain_s)
+    return max((0, *AHEAD_SIZES), key=gain_s) if 0.0 < latencies.draft_s < inf else 0
 
 
 class PromptLookup:
-    """One session's index, and how often its matches are right.
-
-    Call `follow` after the text or the chain has changed, before `propose` and `ahead`.
-    """
+    """One session's index, and how often its matches are right. Call `follow` after the text or
+    the chain has changed, before `propose` and `ahead`."""
 
     def __init__(self, prompt: Sequence[TokenId]) -> None:
         self._index = Index(prompt)
@@ -122,15 +118,12 @@ class PromptLookup:
         self._dropped_at = 0
 
     def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
-        """Bring the index to the prompt, the committed tokens and the chain.
-
-        A chain that broke left the index at the committed token that differed from it.
-        """
+        """Bring the index to the prompt, the committed tokens and the chain."""
         for position in range(self._committed, len(committed)):
             self._commit(position, committed[position])
         self._committed = len(committed)
-        end = self._prompt_tokens + self._committed
-        for drafted in chain[len(self._index.tokens) - end :]:
+        followed = len(self._index.tokens) - self._prompt_tokens - self._committed
+        for drafted in chain[followed:]:
             self._append(drafted.token)
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
@@ -139,9 +132,8 @@ class PromptLookup:
         if match is None or match.length < MIN_UNREAD_LENGTH:
             return None
         confidence = self._precision[match.length].right
-        if not is_worth_unread(confidence, latencies, read_s=self._reading_s(latencies)):
-            return None
-        return DraftToken(match.token, confidence)
+        worth = is_worth_unread(confidence, latencies, read_s=self._reading_s(latencies))
+        return DraftToken(match.token, confidence) if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""
@@ -168,15 +160,13 @@ class PromptLookup:
         if (match := self._matches[position]) is not None:
             self._precision[match.length].observe(match.token == token)
         at = self._prompt_tokens + position
-        if self._index.tokens[at : at + 1] != [token]:
-            self._cut(at)
-            self._append(token)
-
-    def _cut(self, length: int) -> None:
-        if len(self._index.tokens) > length + 1:
-            self._dropped, self._dropped_at = self._index.tokens[length:], length
-        self._index.truncate(length)
-        del self._matches[length - self._prompt_tokens + 1 :]
+        if (rest := self._index.tokens[at:])[:1] == [token]:
+            return
+        if len(rest) > 1:
+            self._dropped, self._dropped_at = rest, at
+        self._index.truncate(at)
+        del self._matches[position + 1 :]
+        self._append(token)
 
     def _append(self, token: TokenId) -> None:
         self._index.append(token)

@@ -1,13 +1,13 @@
 """How single fields are written and read: codecs, and how they combine.
 
-Every read is checked: what `write` cannot have produced raises MalformedFrame.
+A read raises MalformedFrame for what `write` cannot have produced.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -21,22 +21,22 @@ MAX_VARINT_BYTES: Final = 9  # 63 bits: seeds are the largest numbers sent
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
 class Reader:
-    """A cursor over the body of one frame; every read is checked."""
+    """A cursor over the body of one frame."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.offset = 0
+    data: bytes
+    offset: int = 0
 
     @property
     def left(self) -> int:
-        return len(self._data) - self.offset
+        return len(self.data) - self.offset
 
     def take(self, count: int) -> bytes:
         if count > self.left:
             raise self.fail(f"{count} bytes wanted, {self.left} left")
         self.offset += count
-        return self._data[self.offset - count : self.offset]
+        return self.data[self.offset - count : self.offset]
 
     def fail(self, reason: str) -> MalformedFrame:
         return MalformedFrame(reason, offset=self.offset)
@@ -44,8 +44,6 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Codec(Generic[T]):
-    """How one field is written and read."""
-
     write: Callable[[T], bytes]
     read: Callable[[Reader], T]
 
@@ -53,12 +51,11 @@ class Codec(Generic[T]):
 def _write_uint(value: int) -> bytes:
     if not 0 <= value < 1 << 7 * MAX_VARINT_BYTES:
         raise LocalProtocolError(f"{value} does not fit a varint")
-    out = bytearray()
+    out = b""
     while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
+        out += bytes([value & 0x7F | 0x80])
         value >>= 7
-    out.append(value)
-    return bytes(out)
+    return out + bytes([value])
 
 
 def _read_uint(reader: Reader) -> int:
@@ -73,8 +70,8 @@ def _read_uint(reader: Reader) -> int:
     raise reader.fail(f"a varint of more than {MAX_VARINT_BYTES} bytes")
 
 
-def _read_float(form: str, size: int, reader: Reader) -> float:
-    value: float = struct.unpack(form, reader.take(size))[0]
+def _read_float(reader: Reader) -> float:
+    value: float = struct.unpack("<f", reader.take(4))[0]
     if not math.isfinite(value):
         raise reader.fail("a number that is not finite")
     return value
@@ -93,7 +90,7 @@ def _write_text(value: str) -> bytes:
 
 
 UINT = Codec(_write_uint, _read_uint)
-FLOAT32: Codec[float] = Codec(partial(struct.pack, "<f"), partial(_read_float, "<f", 4))
+FLOAT32: Codec[float] = Codec(partial(struct.pack, "<f"), _read_float)
 TENTH_MS: Codec[float] = Codec(
     lambda s: _write_uint(max(0, round(s * 10_000))), lambda reader: _read_uint(reader) / 10_000
 )
@@ -129,13 +126,11 @@ def many(item: Codec[T]) -> Codec[tuple[T, ...]]:
 def rest(item: Codec[T]) -> Codec[tuple[T, ...]]:
     """Items up to the end of the frame."""
 
-    def read(reader: Reader) -> tuple[T, ...]:
-        items = []
+    def items(reader: Reader) -> Iterator[T]:
         while reader.left:
-            items.append(item.read(reader))
-        return tuple(items)
+            yield item.read(reader)
 
-    return Codec(lambda values: b"".join(map(item.write, values)), read)
+    return Codec(lambda values: b"".join(map(item.write, values)), lambda r: tuple(items(r)))
 
 
 def maybe(item: Codec[T]) -> Codec[T | None]:

@@ -25,13 +25,9 @@ TokenId = int
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The settings that shape a distribution, in the order in which they are applied."""
 
-    temperature: float = 1.0
-    """0 means the argmax."""
-
+    temperature: float = 1.0  # 0 means the argmax
     min_p: float = 0.0
-    top_k: int = 0
-    """0 keeps all."""
-
+    top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
     extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
     """Settings that only some targets serve (ModelFacts.features), by their OpenAI names."""
@@ -42,9 +38,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     model: str
     vocabulary_size: int
-    vocabulary: str
-    """The fingerprint: a hash over the token list and the special tokens."""
-
+    vocabulary: str  # the fingerprint: a hash over the token list and the special tokens
     context_tokens: int
     stop_tokens: list[TokenId]
     chat_template: str
@@ -57,9 +51,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True):
     """What one session may ask of the verifier."""
 
-    max_verify: int = 32
-    """The most draft tokens that one pass judges."""
-
+    max_verify: int = 32  # the most draft tokens that one pass judges
     max_ahead: int = 128
     """The most draft tokens beyond the last committed one that the verifier keeps."""
 
@@ -69,15 +61,11 @@ class Limits(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Begin a session."""
-
     model: str
     vocabulary: str
     prompt: tuple[TokenId, ...]
     sampling: Sampling
-    seed: int
-    """0 <= seed < 2**63."""
-
+    seed: int  # 0 <= seed < 2**63
     max_tokens: int
     stop_tokens: tuple[TokenId, ...]
     judge: Judge = "coupled"
@@ -100,9 +88,7 @@ class Draft:
     q: tuple[int, ...] | None = None
     """`separate`: the weight of each token in the q that it was drawn from, in 1/65536."""
 
-    forced: bool = False
-    """`separate`: tokens[0] is the recovered token; it is no draft token."""
-
+    forced: bool = False  # `separate`: tokens[0] is the recovered token; it is no draft token
     pauses: bool = False
     """No more follow until the edge knows of more committed tokens: the verifier need not wait
     for them."""
@@ -110,10 +96,8 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """`separate`: send the Reject at this position again, with fresh samples of the tail.
-
-    It begins an epoch, which the answer has too: so a repeated answer differs from a fresh one.
-    """
+    """`separate`: send the Reject at this position again, with fresh samples of the tail. It
+    begins an epoch, which the answer has too: so a repeated answer differs from a fresh one."""
 
     epoch: int
     position: int
@@ -144,11 +128,10 @@ class Commit:
     """How many of `tokens` were draft tokens; the target itself generated the others."""
 
     queue_s: float = 0.0
-    """Time from the end of the session's last pass to the start of this one; sent in 0.1 ms."""
+    """Time from the end of the session's last pass to the start of this one. This and pass_s
+    are sent in 0.1 ms."""
 
     pass_s: float = 0.0
-    """Duration of the pass; sent in 0.1 ms."""
-
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     def after(self, known: int) -> Self:
@@ -167,33 +150,22 @@ class Commit:
 @dataclass(frozen=True, slots=True)
 class Reject:
     """`separate`: the draft token at `position` was rejected; the edge draws the recovered
-    token from this p.
-
-    Every probability is a float32, and so is the p that rejected: both ends use one
-    distribution.
-    """
+    token from this p. Every probability is a float32, as in the p that rejected."""
 
     epoch: int
     position: int
-    head: tuple[tuple[TokenId, float], ...]
-    """The most likely tokens and their p."""
-
-    tail_mass: float
-    """Sum of p over all tokens not in the head."""
-
+    head: tuple[tuple[TokenId, float], ...]  # the most likely tokens and their p
+    tail_mass: float  # sum of p over all tokens not in the head
     tail: tuple[tuple[TokenId, float], ...] = ()
     """Tokens drawn from the tail's distribution, in the order drawn, and their p."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a session cost, and what its draft tokens were worth."""
-
     passes: int = 0
     judged: int = 0
     accepted: int = 0
-    filled: int = 0
-    """Fill-in passes: those without a draft token."""
+    filled: int = 0  # fill-in passes: those without a draft token
 
 
 @dataclass(frozen=True, slots=True)

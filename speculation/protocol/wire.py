@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar, get_args
 
+from speculation.protocol import messages
 from speculation.protocol.codec import (
     BOOL,
     FLOAT32,
-    MAX_VARINT_BYTES,
     TENTH_MS,
     TEXT,
     UINT,
@@ -32,100 +32,72 @@ from speculation.protocol.codec import (
     record,
     rest,
 )
+from speculation.protocol.codec import MAX_VARINT_BYTES as MAX_VARINT_BYTES
 from speculation.protocol.errors import LocalProtocolError, MalformedFrame
-from speculation.protocol.messages import (
-    Commit,
-    Draft,
-    Fault,
-    Fill,
-    Finish,
-    FinishReason,
-    Judge,
-    Limits,
-    Message,
-    Open,
-    Opened,
-    Redraw,
-    Reject,
-    Sampling,
-    TokenLogprob,
-    Totals,
-)
-
-__all__ = ["LAYOUTS", "MAX_FRAME_BYTES", "MAX_VARINT_BYTES", "Decoder", "Framed", "encode"]
+from speculation.protocol.messages import Commit, Draft, Message
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""
-
-SPARSE = many(pair(UINT, FLOAT32))
-LOGPROB = record(TokenLogprob, logprob=FLOAT32, top=SPARSE)
-TOTALS = record(Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
-CHAIN: Final[dict[str, Codec[Any]]] = {"epoch": UINT, "start": UINT}
-DRAFT: Final[dict[str, Codec[Any]]] = {**CHAIN, "behind": UINT}
-COMMIT: Final[dict[str, Codec[Any]]] = {
-    **CHAIN, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS,
-}  # fmt: skip
-
-LIMITS = record(
-    Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32, resume_window_s=FLOAT32
-)
 
 NEAR: Final = 32
 """The type of a Draft with fewer draft tokens behind it gives their number, and whether it
 pauses: that saves two bytes in nearly every Draft."""
 
+Fields = dict[str, Codec[Any]]
+CHAIN: Final[Fields] = {"epoch": UINT, "start": UINT}
+PLACE: Final[Fields] = {"epoch": UINT, "position": UINT}
+DRAFT: Final[Fields] = {**CHAIN, "behind": UINT}
+COMMIT: Final[Fields] = {**CHAIN, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS}
+SPARSE = many(pair(UINT, FLOAT32))
+LOGPROB = record(messages.TokenLogprob, logprob=FLOAT32, top=SPARSE)
+TOTALS = record(messages.Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
+TIMEOUTS: Final[Fields] = {"idle_timeout_s": FLOAT32, "resume_window_s": FLOAT32}
+LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, **TIMEOUTS)
+
 
 def _near(kind: int) -> Codec[Draft]:
     pauses, behind = divmod(kind - 64, NEAR)
-    known: dict[str, Codec[Any]] = {
-        "behind": constant(behind),
-        "pauses": constant(bool(pauses)),
-    }
+    known: Fields = {"behind": constant(behind), "pauses": constant(bool(pauses))}
     return record(Draft, **CHAIN, **known, tokens=rest(UINT))
 
 
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
     1: record(
-        Open, version=UINT, model=TEXT, vocabulary=TEXT, prompt=many(UINT),
-        sampling=json(Sampling), seed=UINT, max_tokens=UINT, stop_tokens=many(UINT),
-        judge=one_of(get_args(Judge)), fill=one_of(get_args(Fill)), top_logprobs=maybe(UINT),
+        messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, prompt=many(UINT),
+        sampling=json(messages.Sampling), seed=UINT, max_tokens=UINT, stop_tokens=many(UINT),
+        judge=one_of(get_args(messages.Judge)), fill=one_of(get_args(messages.Fill)),
+        top_logprobs=maybe(UINT),
     ),
     2: record(Draft, **DRAFT, tokens=rest(UINT)),
     3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
-    4: record(Redraw, epoch=UINT, position=UINT),
+    4: record(messages.Redraw, **PLACE),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
-    16: record(Opened, session=TEXT, limits=LIMITS),
+    16: record(messages.Opened, session=TEXT, limits=LIMITS),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
-    19: record(Reject, epoch=UINT, position=UINT, head=SPARSE, tail_mass=FLOAT32, tail=SPARSE),
-    20: record(Finish, reason=one_of(get_args(FinishReason)), totals=TOTALS),
-    21: record(Fault, code=TEXT, text=TEXT, retryable=BOOL),
+    19: record(messages.Reject, **PLACE, head=SPARSE, tail_mass=FLOAT32, tail=SPARSE),
+    20: record(messages.Finish, reason=one_of(get_args(messages.FinishReason)), totals=TOTALS),
+    21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
     **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},
+}  # fmt: skip
+
+ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
+    messages.Open: 1, messages.Redraw: 4, messages.Opened: 16, messages.Reject: 19,
+    messages.Finish: 20, messages.Fault: 21,
 }  # fmt: skip
 
 
 def _layout_of(message: Message) -> int:
     match message:
-        case Open():
-            return 1
         case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
             return 64 + NEAR * pauses + behind
         case Draft(q=None, pauses=pauses):
             return 5 if pauses else 2
         case Draft():
             return 3
-        case Redraw():
-            return 4
-        case Opened():
-            return 16
         case Commit():
             return 17 if message.logprobs is None else 18
-        case Reject():
-            return 19
-        case Finish():
-            return 20
-        case Fault():
-            return 21
+    return ONLY_LAYOUTS[type(message)]
 
 
 def encode(message: Message) -> bytes:
@@ -146,7 +118,6 @@ class Framed(Generic[M_co]):
     __slots__ = ("_frame", "message")
 
     def __init__(self, message: M_co, frame: bytes | None = None) -> None:
-        """frame: the message's bytes, where they are known already."""
         self.message = message
         self._frame = frame
 
@@ -170,7 +141,7 @@ class Decoder:
     def frames(self, data: bytes) -> Iterator[Framed[Message]]:
         """Yield the same messages together with their frames."""
         self._buffer += data
-        while (cut := self._cut()) is not None:
+        while cut := self._cut():
             frame, head_bytes = cut
             yield Framed(_decode(frame[head_bytes:]), frame)
 
@@ -200,10 +171,9 @@ class Decoder:
 
 def _decode(frame: bytes) -> Message:
     reader = Reader(frame)
-    layout = LAYOUTS.get(kind := UINT.read(reader))
-    if layout is None:
+    if (kind := UINT.read(reader)) not in LAYOUTS:
         raise reader.fail(f"no message has type {kind}")
-    message: Message = layout.read(reader)
+    message: Message = LAYOUTS[kind].read(reader)
     if reader.left:
         raise reader.fail(f"{reader.left} surplus bytes after a {type(message).__name__}")
     return message

@@ -24,8 +24,11 @@ def adjustment(request: Open) -> Adjust:
 
     min_tokens    No stop token can be generated before this position.
     """
-    least = _min_tokens(request)
-    stops = list(request.stop_tokens)
+    least, stops = 0, list(request.stop_tokens)
+    if (given := request.sampling.extras.get("min_tokens")) is not None:
+        least = msgspec.json.decode(given, type=int)  # its errors are ValueErrors
+        if not 0 <= least <= request.max_tokens:
+            raise ValueError(f"{least} is not in 0..{request.max_tokens}")
 
     def adjust(logits: Logits, position: int) -> Logits:
         if position >= least or not stops:
@@ -35,13 +38,3 @@ def adjustment(request: Open) -> Adjust:
         return adjusted
 
     return adjust
-
-
-def _min_tokens(request: Open) -> int:
-    given = request.sampling.extras.get("min_tokens")
-    if given is None:
-        return 0
-    least: int = msgspec.json.decode(given, type=int)  # its errors are ValueErrors
-    if not 0 <= least <= request.max_tokens:
-        raise ValueError(f"{least} is not in 0..{request.max_tokens}")
-    return least

@@ -36,19 +36,15 @@ HEAD_COVERS: Final = 0.999
 HEAD_TOKENS: Final = 512
 """Most tokens in the head of a Reject."""
 
-_BLOCK: Final = 64
-"""Tokens of one block in `top`."""
+_BLOCK: Final = 64  # tokens of one block in `top`
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """Tokens that are not listed have probability 0."""
 
-    tokens: Tokens
-    """int64[n], each once."""
-
-    p: Floats
-    """float64[n], positive, sums to 1."""
+    tokens: Tokens  # int64[n], each once
+    p: Floats  # float64[n], positive, sums to 1
 
     def of(self, token: int) -> float:
         """Return the probability of one token."""
@@ -76,10 +72,8 @@ class Distribution:
 def distribution(
     logits: Logits, sampling: Sampling, *, most: int | None = None
 ) -> Distribution:
-    """Return the distribution that `sampling` makes of logits (float32[V]).
-
-    most: only so many of the likeliest tokens are kept, renormalised: a draft needs no more.
-    """
+    """Return the distribution that `sampling` makes of logits (float32[V]). most: only so many
+    of the likeliest tokens are kept, renormalised: a draft needs no more."""
     if sampling.temperature < GREEDY_BELOW:
         return Distribution(np.array([np.argmax(logits)], np.int64), np.ones(1))
     scaled = logits / np.float32(sampling.temperature)
@@ -88,12 +82,13 @@ def distribution(
     if limits:
         tokens = top(scaled, min(limits))
         weights = np.exp(scaled[tokens], dtype=np.float64)
-        kept = _min_p(tokens, weights, sampling.min_p)
-        return _normalised(*_top_p(*kept, sampling.top_p, float(kept[1].sum())))
-    weights = np.exp(scaled)
+        kept = weights >= sampling.min_p * weights[0]
+        tokens, weights = tokens[kept], weights[kept]
+        return _normalised(*_top_p(tokens, weights, sampling.top_p, float(weights.sum())))
+    shares = np.exp(scaled)
     if sampling.min_p > 0.0:
-        weights[weights < sampling.min_p] = 0.0
-    return _normalised(*_nucleus(scaled, weights, sampling.top_p))
+        shares[shares < sampling.min_p] = 0.0
+    return _normalised(*_nucleus(scaled, shares, sampling.top_p))
 
 
 def top(values: Logits, count: int) -> Tokens:
@@ -125,11 +120,6 @@ def _largest(values: Logits, among: Tokens, count: int) -> Tokens:
     return among[np.lexsort((among, -values[among]))]
 
 
-def _min_p(tokens: Tokens, weights: Floats, min_p: float) -> _Weighted:
-    kept = weights >= min_p * weights[0]
-    return tokens[kept], weights[kept]
-
-
 def _top_p(tokens: Tokens, weights: Floats, top_p: float, total: float) -> _Weighted:
     """Cut at the smallest prefix that holds top_p of `total`. tokens: likeliest first."""
     if top_p >= 1.0:
@@ -157,17 +147,13 @@ def _normalised(tokens: Tokens, weights: Floats) -> Distribution:
     return Distribution(tokens[p > 0.0], p[p > 0.0])
 
 
-# --- separate: q in integers, and the head of p
-
-
 @dataclass(frozen=True, slots=True)
 class QuantisedDistribution:
     """A distribution in whole multiples of 1/Q_SCALE. Draft tokens are drawn from this one, and
     only weights are sent, so both ends know q exactly."""
 
     tokens: Tokens
-    weights: Tokens
-    """int64[n], positive, sums to Q_SCALE."""
+    weights: Tokens  # int64[n], positive, sums to Q_SCALE
 
     def of(self, token: int) -> int:
         """Return the weight of one token, 0 if it has none."""
@@ -193,7 +179,7 @@ def head_of(p: Distribution) -> Tokens:
     """Return where in p its head is: the likeliest tokens that cover HEAD_COVERS of it, but at
     most HEAD_TOKENS. A p of no more tokens is all head."""
     order = np.lexsort((p.tokens, -p.p))
-    count = int(np.searchsorted(np.cumsum(p.p[order]), HEAD_COVERS)) + 1
     if len(order) <= HEAD_TOKENS:
-        count = len(order)
+        return order
+    count = int(np.searchsorted(np.cumsum(p.p[order]), HEAD_COVERS)) + 1
     return order[: min(count, HEAD_TOKENS)]

@@ -9,7 +9,7 @@ separate   A draw from the draft model's distribution in whole weights, at a uni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -50,13 +50,13 @@ def coupled(sampling: Sampling, seed: int, prompt_tokens: int) -> DraftSampler:
     def pick(logits: Logits, position: int) -> DraftToken:
         if sampling.temperature < GREEDY_BELOW:
             token = int(top(logits, 1)[0])
-            return DraftToken(token, _softmax(logits, [token])[0])
+            return DraftToken(token, _softmax(logits, token))
         drafted = distribution(logits, sampling, most=COUPLED_TOKENS)
         noise = gumbel(seed, place(prompt_tokens, position), drafted.tokens)
         scores = SHARPNESS * np.log(drafted.p) + noise
         token = int(drafted.tokens[np.argmax(scores)])
-        confidence = _confidence(scores * sampling.temperature, _softmax(logits, [token])[0])
-        return DraftToken(token, confidence)
+        likely = _softmax(logits, token)
+        return DraftToken(token, _confidence(scores * sampling.temperature, likely))
 
     return pick
 
@@ -67,18 +67,17 @@ def separate(sampling: Sampling, uniform: Callable[[], float]) -> DraftSampler:
     def pick(logits: Logits, position: int) -> DraftToken:
         q = quantise(distribution(logits, sampling, most=SEPARATE_TOKENS))
         token = q.at(uniform())
-        if sampling.temperature < GREEDY_BELOW:
-            return DraftToken(token, _softmax(logits, [token])[0], q)
-        return DraftToken(token, q.of(token) / Q_SCALE, q)
+        greedy = sampling.temperature < GREEDY_BELOW
+        confidence = _softmax(logits, token) if greedy else q.of(token) / Q_SCALE
+        return DraftToken(token, confidence, q)
 
     return pick
 
 
-def _softmax(logits: Logits, tokens: Sequence[TokenId]) -> list[float]:
-    """Return the probabilities of these tokens at temperature 1."""
+def _softmax(logits: Logits, token: TokenId) -> float:
+    """Return the probability of a token at temperature 1."""
     weights = np.exp(logits - logits.max())
-    probabilities: list[float] = (weights[tokens] / weights.sum()).tolist()
-    return probabilities
+    return float(weights[token] / weights.sum())
 
 
 def _confidence(scores: Floats, q: float) -> float:

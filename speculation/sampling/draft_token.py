@@ -14,8 +14,6 @@ class DraftToken:
     confidence: float
     """The edge's estimate that it is accepted if all draft tokens before it are."""
 
-    q: QuantisedDistribution | None = None
-    """`separate`: the distribution it was drawn from."""
-
+    q: QuantisedDistribution | None = None  # `separate`: the distribution it was drawn from
     forced: bool = False
     """`separate`: it is the recovered token, which the verifier must commit."""

@@ -43,8 +43,7 @@ class Rejection:
     """A rejected draft token in `separate`, with the whole p that judged it."""
 
     token: TokenId
-    p: Distribution
-    """p rounded to float32, as it is sent."""
+    p: Distribution  # p rounded to float32, as it is sent
 
     def allows(self, recovered: TokenId) -> bool:
         """Return whether a token can be the recovered one: p(token) > 0, and it is not the
@@ -55,13 +54,10 @@ class Rejection:
         """Return p as it is sent. u: one uniform in [0, 1) for each sample of the tail."""
         head, tail = self._cut
         drawn = tail.draw(u) if tail.p.size else []
-        return Reject(
-            epoch,
-            position,
-            tuple(zip(self.p.tokens[head].tolist(), self.p.p[head].tolist(), strict=True)),
-            float(np.float32(tail.p.sum())),
-            tuple((token, tail.of(token)) for token in drawn),
-        )
+        likely = zip(self.p.tokens[head].tolist(), self.p.p[head].tolist(), strict=True)
+        samples = tuple((token, tail.of(token)) for token in drawn)
+        tail_mass = float(np.float32(tail.p.sum()))
+        return Reject(epoch, position, tuple(likely), tail_mass, samples)
 
     @cached_property
     def _cut(self) -> tuple[Tokens, Distribution]:
@@ -82,28 +78,20 @@ class Judgement:
 
 
 def judge_coupled(row: Row, draft: Sequence[TokenId], seed: int, at: int) -> Judgement:
-    """Accept draft tokens while they equal the target's tokens.
-
-    draft: K tokens. at: `noise.place` of the first. The judgement ends with the recovered token
-    or, after K accepted draft tokens, with the bonus token.
-    """
-    own: list[TokenId] = []
-    for i, token in enumerate(draft):
-        own.append(row(i).coupled(seed, at + i))
-        if own[-1] != token:
-            return Judgement(tuple(own), accepted=i)
-    own.append(row(len(draft)).coupled(seed, at + len(draft)))
-    return Judgement(tuple(own), accepted=len(draft))
+    """Accept draft tokens while they equal the target's tokens; end with the recovered token
+    or, after K accepted draft tokens, with the bonus token. at: `noise.place` of draft[0]."""
+    own = [row(0).coupled(seed, at)]
+    while len(own) <= len(draft) and own[-1] == draft[len(own) - 1]:
+        own.append(row(len(own)).coupled(seed, at + len(own)))
+    return Judgement(tuple(own), accepted=len(own) - 1)
 
 
 def judge_separate(
     row: Row, draft: Sequence[TokenId], q: Sequence[int], u: Iterator[float]
 ) -> Judgement:
     """Accept draft[i] with probability min(1, p/q), up to a rejection or, after K accepted
-    draft tokens, the bonus token.
-
-    draft, q: K tokens and their weights in 1/Q_SCALE, positive. u: K + 1 uniforms in [0, 1).
-    """
+    draft tokens, the bonus token. q: the tokens' weights in 1/Q_SCALE, positive. u: K + 1
+    uniforms in [0, 1)."""
     for i, (token, weight) in enumerate(zip(draft, q, strict=True)):
         p = as_sent(row(i))
         if next(u) * weight >= p.of(token) * Q_SCALE:  # u < p/q, without the division

@@ -29,6 +29,9 @@ draft up."""
 MAX_COMMITS: Final = 64
 """Commits remembered, to find the one from which the edge learned that its chain was wrong."""
 
+Sent = tuple[int, float]
+"""Where the text ended after a Commit, and when that was sent."""
+
 
 @dataclass(slots=True)
 class Arrivals:
@@ -41,14 +44,8 @@ class Arrivals:
     interval_s: float = 0.0
     """Between two draft tokens while the edge drafts; 0 until it is known."""
 
-    _commits: deque[tuple[int, float]] = field(
-        default_factory=lambda: deque(maxlen=MAX_COMMITS)
-    )
-    """Where the text ended after a Commit, and when that was sent."""
-
-    _awaited: tuple[int, float] | None = None
-    """The one of them that the next draft token answers."""
-
+    _commits: deque[Sent] = field(default_factory=lambda: deque(maxlen=MAX_COMMITS))
+    _awaited: Sent | None = None  # the one of them that the next draft token answers
     _broke: bool = False
     _paused: bool = False
     _last_at: float | None = None
@@ -81,8 +78,7 @@ class Arrivals:
         self._awaited, self._paused, self._last_at = None, False, now
 
     def paused(self, known: int) -> None:
-        """Note that the edge drafts no more until it knows of more than these committed
-        tokens."""
+        """Note that the edge drafts no more until it knows of more committed tokens."""
         later = (commit for commit in self._commits if commit[0] > known)
         self._awaited, self._broke = next(later, None), False
         self._paused, self._last_at = True, None
@@ -98,8 +94,7 @@ class Arrivals:
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
     def behind(self, session: VerifyingSession) -> int:
-        """Return how many draft tokens must arrive before one is ahead of the text, because
-        the target went on while they were on their way."""
+        """Return how many draft tokens must arrive before one is ahead of the text."""
         begins = max(session.chain.reach, self._awaited[0] if self._awaited else 0)
         return max(0, len(session.committed) - begins)
 

@@ -28,12 +28,8 @@ class HeldChain:
         self.newest = (0, 0)
         """Epoch and end of the newest draft tokens to arrive, void ones left out."""
 
-        self.broken = False
-        """The chain was found wrong, and no pass has begun since."""
-
-        self.wrong_at = 0
-        """The position of the latest difference."""
-
+        self.broken = False  # the chain was found wrong, and no pass has begun since
+        self.wrong_at = 0  # the position of the latest difference
         self.acceptance = ACCEPTANCE_PRIOR
         """The estimated probability that a draft token equals the text if those before it do.
         It is learned from every draft token that arrives, judged or overtaken."""
@@ -52,7 +48,6 @@ class HeldChain:
         return end
 
     def is_void(self, epoch: int) -> bool:
-        """Return whether the chains up to an epoch are known to be wrong."""
         return epoch <= self._void
 
     def drafts(self, start: int, count: int) -> list[tuple[TokenId, int]]:
@@ -60,22 +55,16 @@ class HeldChain:
         return [self._drafts[position] for position in range(start, start + count)]
 
     def begin(self, draft: Draft) -> None:
-        """Note the arrival of a Draft that is not void. `extend` must follow.
-
-        Raise RemoteProtocolError when an epoch has two tokens at one position.
-        """
+        """Note the arrival of a Draft that is not void. `extend` must follow. Raise
+        RemoteProtocolError when an epoch has two tokens at one position."""
         if draft.epoch == self.epoch:
-            self._check_unchanged(draft)
+            for position, token in enumerate(draft.tokens, draft.start):
+                if self._drafts.get(position, (token,))[0] != token:
+                    raise RemoteProtocolError(f"Draft.tokens: position {position} has changed")
         self.newest = max(self.newest, (draft.epoch, draft.start + len(draft.tokens)))
         if draft.epoch > self.epoch:
-            self.epoch = draft.epoch
-            self._agreed = draft.start - draft.behind
+            self.epoch, self._agreed = draft.epoch, draft.start - draft.behind
             self._drafts.clear()
-
-    def _check_unchanged(self, draft: Draft) -> None:
-        for position, token in enumerate(draft.tokens, draft.start):
-            if self._drafts.get(position, (token,))[0] != token:
-                raise RemoteProtocolError(f"Draft.tokens: position {position} has changed")
 
     def extend(self, draft: Draft, text: Sequence[TokenId]) -> None:
         """Keep a Draft's tokens, without the recovered one that it may begin with."""
@@ -104,15 +93,14 @@ class HeldChain:
     def _compare(self, text: Sequence[TokenId], known: int) -> None:
         """Compare from the first unknown position on. Before `known` the edge agrees."""
         while self._agreed < len(text):
-            draft = self._drafts.pop(self._agreed, None)
-            if draft is None and self._agreed >= known:
-                return
-            if draft is not None:
+            if draft := self._drafts.pop(self._agreed, None):
                 right = draft[0] == text[self._agreed]
                 self._learn(right)
                 if not right:
                     self.end(self._agreed)
                     return
+            elif self._agreed >= known:
+                return
             self._agreed += 1
 
     def _learn(self, right: bool) -> None:

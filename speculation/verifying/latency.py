@@ -74,8 +74,7 @@ class _Curve:
 
     rows: list[int]
     usual_s: list[float]
-    bound_s: list[float]
-    """The lowest latency of any pass with at least so many rows."""
+    bound_s: list[float]  # the lowest latency of any pass with at least so many rows
 
     def of(self, rows: int) -> float:
         right = min(bisect_left(self.rows, rows), len(self.rows) - 1)
@@ -87,9 +86,8 @@ class _Curve:
 
 
 def _curve(sizes: Mapping[int, _Size]) -> _Curve:
-    """A pass hardly ever gets faster with more rows, so the cheapest larger one bounds each
-    size, unless it is clearly slower: some CPU kernels take a third longer for one row than
-    for four."""
+    """The cheapest larger size bounds each one, unless it is clearly slower: some CPU kernels
+    take a third longer for one row than for four."""
     rows = sorted(sizes)
     own_s = [sizes[n].usual_s for n in rows]
     bound_s = list(accumulate(reversed(own_s), min))[::-1]
@@ -101,8 +99,7 @@ def _curve(sizes: Mapping[int, _Size]) -> _Curve:
 
 
 class PassLatency:
-    """An online estimate of pass latency, in seconds. Sizes that were never observed are
-    assumed to be cheap, and so get tried."""
+    """An online estimate, in seconds. Sizes never observed count as cheap, and so get tried."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
@@ -113,9 +110,8 @@ class PassLatency:
     def observe(self, rows: int, seconds: float) -> None:
         """Take in one pass. seconds > 0."""
         self._known = None
-        if (size := self._sizes.get(rows)) is None:
-            size = self._sizes[rows] = _Size()
-        else:
+        size = self._sizes.setdefault(rows, _Size())
+        if size.usual_s:
             latest = min(seconds / size.usual_s, MAX_SLOWDOWN * self._slowdown)
             mixed = smoothed(self._slowdown, latest, SLOWDOWN_WEIGHT)
             self._slowdown = mixed ** (1.0 - SLOWDOWN_DECAY)
@@ -129,8 +125,7 @@ class PassLatency:
         """Return the expected latency of a pass; 0 before the first observation."""
         if not self._sizes:
             return 0.0
-        if self._known is None:
-            self._known = _curve(self._sizes)
+        self._known = self._known or _curve(self._sizes)
         return self._known.of(rows) * self._slowdown
 
 

@@ -34,8 +34,6 @@ from speculation.verifying.pass_policy import hold_s, waiting
 from speculation.verifying.row_allocation import allocate
 from speculation.verifying.session import Pass, VerifyingSession
 
-SessionId = str
-
 MIN_HOLD_S: Final = 1e-6
 """A shorter hold is none: it is what rounding leaves of a hold whose time has come."""
 
@@ -44,22 +42,19 @@ MIN_HOLD_S: Final = 1e-6
 class Offer:
     """What the next pass should do."""
 
-    start: Mapping[SessionId, tuple[TokenId, ...]]
+    start: Mapping[str, tuple[TokenId, ...]]
     """Sessions that should take part, with the draft tokens to judge of each. When it is empty,
     no pass should start yet."""
 
-    wait_s: float
-    """When to ask again if no message arrives; inf: not before one arrives."""
-
-    held: Collection[SessionId] = ()
-    """Sessions that wait for draft tokens about to arrive."""
+    wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
+    held: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
 
 
 @dataclass(frozen=True, slots=True)
 class PassPlan:
     """A pass that is running."""
 
-    passes: Mapping[SessionId, Pass]
+    passes: Mapping[str, Pass]
     started: float
 
 
@@ -87,37 +82,26 @@ class VerifyMachine:
     def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
         self.latency = latency or PassLatency()
         self._u = u
-        self._sessions: dict[SessionId, _Held] = {}
+        self._sessions: dict[str, _Held] = {}
 
     # --- sessions
 
     def open(
-        self,
-        name: SessionId,
-        request: Open,
-        limits: Limits,
-        *,
-        vocabulary_size: int,
-        now: float,
+        self, name: str, request: Open, limits: Limits, *, vocabulary_size: int, now: float
     ) -> None:
-        """Let a session take part."""
         session = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
         self._sessions[name] = _Held(session, now)
 
-    def close(self, name: SessionId) -> None:
+    def close(self, name: str) -> None:
         """Forget a session; a pass that runs drops its outcome. Harmless when repeated."""
         self._sessions.pop(name, None)
 
-    def session(self, name: SessionId) -> VerifyingSession:
-        """Return an open session, for the driver to read from."""
+    def session(self, name: str) -> VerifyingSession:
         return self._sessions[name].session
 
-    def received(self, name: SessionId, message: Pushed, *, arrived: float) -> list[Down]:
-        """Take in an edge's message; return what it brings about at once.
-
-        arrived: when it reached the host. Raise RemoteProtocolError for what no honest edge
-        sends.
-        """
+    def received(self, name: str, message: Pushed, *, arrived: float) -> list[Down]:
+        """Take in an edge's message, which reached the host at `arrived`; return what it brings
+        about at once. Raise RemoteProtocolError for what no honest edge sends."""
         held = self._sessions[name]
         chain, arrivals = held.session.chain, held.arrivals
         newest, broken = chain.newest, chain.broken
@@ -132,17 +116,17 @@ class VerifyMachine:
 
     # --- passes
 
-    def wait_s(self, ready: Collection[SessionId], now: float) -> float:
+    def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf before a message arrives."""
         return min((self._hold_s(name, now) for name in ready), default=inf)
 
     def offer(
         self,
-        ready: Collection[SessionId],
+        ready: Collection[str],
         now: float,
         *,
         rows: int,
-        without_drafts: Collection[SessionId] = (),
+        without_drafts: Collection[str] = (),
     ) -> Offer:
         """Return what the next pass should judge. Nothing changes.
 
@@ -158,21 +142,20 @@ class VerifyMachine:
         wait_s = min(holds.values(), default=inf)
         if wait_s > 0.0 and not without_drafts:
             return Offer({}, wait_s, going)
-        start: dict[SessionId, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
+        start: dict[str, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
         for name, count in zip(going, self._allocated(going, len(start), rows), strict=True):
             start[name] = self._sessions[name].session.plan(count).draft
         return Offer(start, 0.0)
 
-    def _hold_s(self, name: SessionId, now: float) -> float:
-        held = self._sessions[name]
-        session = held.session
+    def _hold_s(self, name: str, now: float) -> float:
+        held, session = self._sessions[name], self._sessions[name].session
         if session.finished or session.rejection:
             return inf
         state = waiting(session, held.arrivals, now)
         seconds = hold_s(state, self.latency, session.limits.max_verify)
         return seconds if seconds > MIN_HOLD_S else 0.0
 
-    def _allocated(self, names: Sequence[SessionId], others: int, rows: int) -> list[int]:
+    def _allocated(self, names: Sequence[str], others: int, rows: int) -> list[int]:
         """Return how many draft tokens of each session to judge. others: rows of sessions that
         take none. One row a session is kept for the draft token that fill `never` needs."""
         sessions = [self._sessions[name].session for name in names]
@@ -185,37 +168,27 @@ class VerifyMachine:
         )
         return counts[: len(sessions)]
 
-    def begin(self, taken: Mapping[SessionId, int], now: float) -> PassPlan:
+    def begin(self, taken: Mapping[str, int], now: float) -> PassPlan:
         """Begin the pass that really runs: of each session so many of its offered draft tokens.
         `ran` must follow, for the sessions that are still open then."""
         passes = {}
         for name, count in taken.items():
             session = self._sessions[name].session
-            begun = session.begin(count)
-            if session.request.judge == "separate":
-                begun = replace(begun, u=tuple(islice(self._u, count + 1)))
-            passes[name] = begun
+            uniforms = count + 1 if session.request.judge == "separate" else 0
+            passes[name] = replace(session.begin(count), u=tuple(islice(self._u, uniforms)))
         return PassPlan(passes, now)
 
     def ran(
-        self,
-        plan: PassPlan,
-        verdicts: Mapping[SessionId, Verdict],
-        now: float,
-        *,
-        rows: int | None,
-    ) -> dict[SessionId, list[Down]]:
+        self, plan: PassPlan, verdicts: Mapping[str, Verdict], now: float, *, rows: int | None
+    ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
-
-        rows: of the whole pass; None when its latency says nothing, as when it also read a
-        prompt.
-        """
+        rows: of the whole pass; None when its latency says nothing, as with a prompt in it."""
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
             self.latency.observe(rows, pass_s)
         down = {}
         for name, verdict in verdicts.items():
-            if (held := self._sessions.get(name)) is None:
+            if not (held := self._sessions.get(name)):
                 continue
             down[name] = held.session.resolve(
                 verdict.judgement,

@@ -35,29 +35,21 @@ class Waiting:
 
 def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
     """Return what decides how long to hold the session's pass."""
-    return Waiting(
-        session.request.fill,
-        session.pending,
-        session.chain.acceptance,
-        arrivals.due_s(now),
-        arrivals.behind(session),
-        arrivals.interval_s,
-        arrivals.restart_s,
-    )
+    fill, acceptance = session.request.fill, session.chain.acceptance
+    due_s, behind = arrivals.due_s(now), arrivals.behind(session)
+    interval_s, restart_s = arrivals.interval_s, arrivals.restart_s
+    return Waiting(fill, session.pending, acceptance, due_s, behind, interval_s, restart_s)
 
 
 def hold_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
-    """Return how many seconds to hold the pass: 0 starts it now, inf waits for a draft.
-
-    Ask again whenever a draft arrives. max_verify: draft tokens that a pass may judge.
-    """
+    """Return how many seconds to hold the pass: 0 starts it now, inf waits for a draft. Ask
+    again whenever one arrives. max_verify: draft tokens that a pass may judge."""
     if session.fill == "never":
         return 0.0 if session.pending else inf
     if session.fill == "always" or session.due_s == inf:
         return 0.0
-    if not _is_worth_waiting(session, latency, max_verify):
-        return 0.0
-    return max(0.0, session.due_s + LATE_INTERVALS * session.interval_s)
+    worth = _is_worth_waiting(session, latency, max_verify)
+    return max(0.0, session.due_s + LATE_INTERVALS * session.interval_s) if worth else 0.0
 
 
 def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -> bool:
@@ -75,8 +67,7 @@ def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -
     pass_now_s = latency.of(session.pending + 1)
     for k in range(session.pending + 1, MAX_HELD_FOR + 1):
         gain = expected_tokens(session.acceptance, k) - tokens_now
-        longer_s = latency.of(k + 1) - pass_now_s
-        if reached * gain > rate * (wait_s + longer_s):
+        if reached * gain > rate * (wait_s + (latency.of(k + 1) - pass_now_s)):
             return True
         wait_s += session.interval_s
     return False

@@ -31,12 +31,9 @@ def best_rate(
     acceptance: float, latency: PassLatency, most: int, *, restart_s: float = 0.0
 ) -> float:
     """Return the tokens per second of a session whose draft tokens come in time; inf if T is 0.
-
     most: draft tokens that a pass may judge. restart_s: how long a broken chain takes to begin
-    anew; fill-in passes go on meanwhile.
-    """
-    alone_s = latency.of(1)
-    if alone_s <= 0.0:
+    anew; fill-in passes go on meanwhile."""
+    if (alone_s := latency.of(1)) <= 0.0:
         return inf
     tokens, best = 0.0, 0.0
     for drafts in range(most + 1):
@@ -68,16 +65,13 @@ def allocate(
          for k in range(1, n + 1)),
         reverse=True,
     )[: max(0, rows - len(pending))]  # fmt: skip
-    tokens = accumulate((gain for gain, _ in gains), initial=float(len(pending)))
-    rates = [_rate(n, latency.of(len(pending) + extra)) for extra, n in enumerate(tokens)]
-    best = max(range(len(rates)), key=lambda extra: (rates[extra], extra))
-    if judge_all:
-        best = len(gains)
-    elif rates[best] < MIN_GAIN * rates[0]:
-        best = 0
+    best = len(gains)
+    if not judge_all:
+        tokens = accumulate((gain for gain, _ in gains), initial=float(len(pending)))
+        seconds = (latency.of(len(pending) + extra) for extra in range(len(gains) + 1))
+        rates = [n / s if s > 0.0 else inf for n, s in zip(tokens, seconds, strict=True)]
+        best = max(range(len(rates)), key=lambda extra: (rates[extra], extra))
+        if rates[best] < MIN_GAIN * rates[0]:
+            best = 0
     chosen = [i for _, i in gains[:best]]
     return [chosen.count(i) for i in range(len(pending))]
-
-
-def _rate(tokens: float, seconds: float) -> float:
-    return tokens / seconds if seconds > 0.0 else inf

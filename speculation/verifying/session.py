@@ -45,16 +45,12 @@ Tokens = tuple[TokenId, ...]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one target pass judges for one session: K draft tokens from `start` on. K = 0 is a
-    fill-in pass."""
+    """K draft tokens from `start` on that one target pass judges. K = 0 is a fill-in pass."""
 
     start: int
     draft: Tokens
-    q: tuple[int, ...]
-    """`separate`: K weights in 1/Q_SCALE; else all are 0."""
-
-    u: tuple[float, ...] = ()
-    """`separate`: K + 1 fresh uniforms in [0, 1)."""
+    q: tuple[int, ...]  # `separate`: K weights in 1/Q_SCALE; else all are 0
+    u: tuple[float, ...] = ()  # `separate`: K + 1 fresh uniforms in [0, 1)
 
 
 class VerifyingSession:
@@ -80,12 +76,9 @@ class VerifyingSession:
 
     @property
     def judgeable(self) -> int:
-        """Draft tokens to count with when rows are allocated: no more than a pass takes.
-
-        In `separate` that is all that a pass may take, whatever is pending. The draft tokens
-        after one depend on it: were they to decide whether it is judged, the output would not
-        have the target's distribution.
-        """
+        """Draft tokens to count with when rows are allocated. In `separate` that is all that a
+        pass may take, whatever is pending: the draft tokens after one depend on it. Were they
+        to decide whether it is judged, the output would not have the target's distribution."""
         most = self.limits.max_verify
         return min(self.pending, most) if self.request.judge == "coupled" else most
 
@@ -100,20 +93,17 @@ class VerifyingSession:
         if isinstance(message, Redraw):
             return self._redraw(message, u)
         check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
-        max_ahead = self.limits.max_ahead
-        check_place(message, self.committed, self.rejection, max_ahead=max_ahead)
+        check_place(message, self.committed, self.rejection, max_ahead=self.limits.max_ahead)
         chain, epoch = self.chain, message.epoch
         if self.finished or epoch < chain.epoch or chain.is_void(epoch):
             return []
         chain.begin(message)
-        awaited = message.forced and message.start == len(self.committed)
-        down = self._recover(message.tokens[0]) if awaited else []
+        down: list[Down] = []
+        if message.forced and message.start == len(self.committed):
+            self.rejection = None
+            down = self._commit(Commit(epoch, message.start, message.tokens[:1]))
         chain.extend(message, self.committed)
         return down
-
-    def _recover(self, token: TokenId) -> list[Down]:
-        self.rejection = None
-        return self._commit((token,), accepted=0)
 
     def _redraw(self, message: Redraw, u: Iterator[float]) -> list[Down]:
         is_old = self.chain.is_void(message.epoch) or message.position != len(self.committed)
@@ -164,15 +154,18 @@ class VerifyingSession:
         """Apply the outcome of the pass begun. logprobs: one for each of judgement.tokens."""
         if self._running is None:
             raise LocalProtocolError("no pass has begun")
-        judged, self._running = len(self._running.draft), None
+        judged, self._running, totals = len(self._running.draft), None, self.totals
+        filled = totals.filled + (judged == 0)
         self.totals = replace(
-            self.totals,
-            passes=self.totals.passes + 1,
-            judged=self.totals.judged + judged,
-            filled=self.totals.filled + (judged == 0),
+            totals, passes=totals.passes + 1, judged=totals.judged + judged, filled=filled
+        )
+        epoch, start, kept = (
+            self.chain.epoch,
+            len(self.committed),
+            tuple(logprobs or ()) or None,
         )
         down = self._commit(
-            judgement.tokens, judgement.accepted, queue_s, pass_s, tuple(logprobs or ()) or None
+            Commit(epoch, start, judgement.tokens, judgement.accepted, queue_s, pass_s, kept)
         )
         if judgement.rejection and not self.finished:
             self.rejection = judgement.rejection
@@ -181,27 +174,17 @@ class VerifyingSession:
             down.append(self._reject(judgement.rejection, u))
         return down
 
-    def _commit(
-        self,
-        tokens: Tokens,
-        accepted: int,
-        queue_s: float = 0.0,
-        pass_s: float = 0.0,
-        logprobs: tuple[TokenLogprob, ...] | None = None,
-    ) -> list[Down]:
-        start = len(self.committed)
-        tokens, self.finished = self._ended(tokens)
-        accepted = min(accepted, len(tokens))
+    def _commit(self, commit: Commit) -> list[Down]:
+        """Commit these tokens up to the end of the answer; return what is sent of it."""
+        tokens, self.finished = self._ended(commit.tokens)
+        accepted = min(commit.accepted, len(tokens))
         self.totals = replace(self.totals, accepted=self.totals.accepted + accepted)
         self.committed.extend(tokens)
         self.chain.follow(self.committed)
-        down, epoch = list[Down](), self.chain.epoch
-        if tokens:
-            kept = logprobs and logprobs[: len(tokens)]
-            down.append(Commit(epoch, start, tokens, accepted, queue_s, pass_s, kept))
-        if self.finished:
-            down.append(Finish(self.finished, self.totals))
-        return down
+        kept = commit.logprobs and commit.logprobs[: len(tokens)]
+        sent = replace(commit, tokens=tokens, accepted=accepted, logprobs=kept)
+        finish = [Finish(self.finished, self.totals)] if self.finished else []
+        return [*([sent] if tokens else []), *finish]
 
     def _ended(self, tokens: Tokens) -> tuple[Tokens, FinishReason | None]:
         """Cut the tokens at the end of the answer, if they reach it."""
@@ -212,5 +195,5 @@ class VerifyingSession:
         return tokens[:room], "length" if len(tokens) >= room else None
 
     def _reject(self, rejection: Rejection, u: Iterator[float]) -> Down:
-        uniforms = list(islice(u, TAIL_SAMPLES))
-        return rejection.message(self.chain.epoch, len(self.committed), uniforms)
+        samples = list(islice(u, TAIL_SAMPLES))
+        return rejection.message(self.chain.epoch, len(self.committed), samples)

@@ -26,10 +26,6 @@ def check_form(draft: Draft, judge: Judge, *, vocabulary_size: int) -> None:
         raise RemoteProtocolError("Draft.forced: only in judge `separate`")
     if draft.forced and draft.behind:
         raise RemoteProtocolError("Draft.behind: a recovered token begins its chain")
-    _check_weights(draft, judge)
-
-
-def _check_weights(draft: Draft, judge: Judge) -> None:
     count = len(draft.tokens) - draft.forced
     if (draft.q is None) != (judge == "coupled"):
         raise RemoteProtocolError(f"Draft.q: wrong for judge `{judge}`")
@@ -48,13 +44,9 @@ def check_place(
         raise RemoteProtocolError(f"Draft.start: {ahead} ahead, over {max_ahead}")
     if draft.start - draft.behind > len(committed):
         raise RemoteProtocolError(f"Draft.behind: {draft.behind} leave a gap to the text")
-    if draft.forced:
-        _check_recovered(draft.tokens[0], draft.start, committed, rejection)
-
-
-def _check_recovered(
-    token: TokenId, position: int, committed: Sequence[TokenId], rejection: Rejection | None
-) -> None:
+    if not draft.forced:
+        return
+    token, position = draft.tokens[0], draft.start
     if position < len(committed):
         if committed[position] != token:
             raise RemoteProtocolError(f"Draft.forced: position {position} is committed")

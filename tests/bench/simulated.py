@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bench.link.path import Conditions
 from bench.simulator.arms import Arm
+from bench.simulator.edge import Answer
 from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
-from bench.simulator.world import Answer, World, simulate
+from bench.simulator.world import World, simulate
 from speculation.protocol.messages import Limits
 
 DRAFT_S, PASS_S = 0.01, 0.1

@@ -6,17 +6,18 @@ import asyncio
 from dataclasses import replace
 
 from bench.data.prompts import Prompt
+from bench.identity.answers import Answer
 from bench.identity.comparison import batched, compare, is_defect, tally
-from bench.identity.sdk_client import Answer
 from bench.identity.ties import Parting
+from bench.run.client import Reply
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
 PARTED = Parting(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)
 
 
 def answer(arm: str, prompt: Prompt, heat: float, text: str) -> Answer:
-    counted = {"num_target_passes": 2, "num_draft_tokens": 6, "num_accepted_draft_tokens": 5}
-    return Answer(arm, prompt.id, prompt.family, heat, text, 9, 4, 1.0, counted)
+    reply = Reply(text, 4, (), 0.0, 1.0, drafted=6, accepted=5, target_passes=2)
+    return Answer(arm, prompt.id, heat, reply)
 
 
 class Services:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
@@ -170,7 +168,7 @@ async def test_a_half_close_lets_the_other_direction_go_on() -> None:
         writer.write_eof()
         answer = await reader.read(-1)
         await asyncio.sleep(0.02)
-        still_open = link.connections
+        still_open = len(link.connections)
 
     assert answer == b"QUESTION"
     assert still_open == 0
@@ -188,23 +186,6 @@ async def test_a_cut_resets_open_connections_and_lets_new_ones_through() -> None
             again = await reader.readexactly(5)
 
     assert again == b"again"
-
-
-async def test_a_refusing_link_resets_new_connections_and_keeps_old_ones() -> None:
-    async with (
-        serving() as upstream,
-        Link(upstream) as link,
-        talking_to(link.port) as (old_reader, old_writer),
-    ):
-        await round_trip_ms(old_reader, old_writer)
-        link.refuse(True)
-        with pytest.raises(ConnectionResetError):
-            async with talking_to(link.port) as (reader, writer):
-                await round_trip_ms(reader, writer)
-        await round_trip_ms(old_reader, old_writer)
-        link.refuse(False)
-        async with talking_to(link.port) as (reader, writer):
-            await round_trip_ms(reader, writer)
 
 
 async def test_a_server_that_is_not_there_resets_the_client() -> None:
@@ -240,18 +221,3 @@ async def test_leaving_the_link_leaves_no_task_behind() -> None:
 
     await asyncio.sleep(0.01)
     assert len(asyncio.all_tasks()) == 1
-
-
-async def test_the_link_runs_alone_from_the_command_line() -> None:
-    async with serving() as (host, port):
-        command = [sys.executable, "-m", "bench.link", "--upstream", f"{host}:{port}"]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-        try:
-            assert process.stdout is not None
-            line = await asyncio.wait_for(process.stdout.readline(), 20)
-            own_port = int(line.split()[0].rpartition(b":")[2])
-            async with talking_to(own_port) as (reader, writer):
-                await round_trip_ms(reader, writer)
-        finally:
-            process.terminate()
-            await process.wait()

@@ -171,7 +171,7 @@ def test_texts_part_at_the_first_character_that_differs(one: str, other: str, at
 
 
 @pytest.mark.filterwarnings("default")  # a font cache may be written
-def test_plots_are_drawn(tmp_path: Path) -> None:
+def test_the_speed_ups_are_drawn(tmp_path: Path) -> None:
     found = [
         answer(arm, seconds, family=family, rtt_ms=rtt_ms)
         for arm, seconds in (("cloud", 4.0), ("picospec", 1.0), ("edge-only", 0.5))
@@ -179,9 +179,6 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
         for rtt_ms in (10.0, 100.0)
     ]
 
-    files = draw(results(*found), tmp_path, "out")
+    draw(results(*found), tmp_path / "out-speedup.png")
 
-    assert [path.name for path in files] == [
-        "out-speedup.png", "out-bytes.png", "out-passes.png", "out-gaps.png"
-    ]  # fmt: skip
-    assert all(path.stat().st_size > 1000 for path in files)
+    assert (tmp_path / "out-speedup.png").stat().st_size > 1000

@@ -131,18 +131,10 @@ def test_the_mean_over_families_is_geometric() -> None:
     assert table["sync:4", "all"][20.0] == pytest.approx((code * chat) ** 0.5)
 
 
-@pytest.mark.parametrize("text", ["", "72", "72/", "a/b", "gpu"])
+@pytest.mark.parametrize("text", ["", "72", "72/", "72/24/8", "a/b", "gpu"])
 def test_hosts_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the text is not ours for a bad float
         hosts_of(text)
-
-
-def test_a_colocated_draft_model_has_a_time_of_its_own() -> None:
-    colocated_s = hosts_of("72/24/8").colocated_s
-
-    assert hosts_of("72/24").colocated_s is None
-    assert colocated_s is not None
-    assert colocated_s.of(1) == pytest.approx(0.008)
 
 
 def test_traces_are_grouped_by_temperature_and_family(tmp_path: Path) -> None:

@@ -90,12 +90,3 @@ def test_rows_of_a_pass_cost_all_its_sessions() -> None:
     answers = simulate(World(dear, Conditions()), Arm(), clients)
 
     assert all(a.tokens_per_s == pytest.approx(1 / 0.4, rel=0.1) for a in answers)
-
-
-def test_two_verifiers_serve_as_if_each_were_alone() -> None:
-    dear = gpu(PASS_S, DRAFT_S, twice_at=2)
-    clients = [[synthetic(0.8, 50, seed)] for seed in range(2)]
-
-    answers = simulate(World(dear, Conditions(), verifiers=2), Arm(), clients)
-
-    assert all(a.tokens_per_s == pytest.approx(1 / 0.1) for a in answers)

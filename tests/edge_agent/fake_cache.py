@@ -81,9 +81,7 @@ async def draft_after(slot: DraftSlot | None, context: Sequence[int]) -> int:
 
 
 async def drafts_after(
-    slot: DraftSlot | None,
-    context: Sequence[int],
-    ahead: Sequence[int] = (),
+    slot: DraftSlot | None, context: Sequence[int], ahead: Sequence[int] = ()
 ) -> list[int]:
     assert slot is not None
     async with asyncio.timeout(5):

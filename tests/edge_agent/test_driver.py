@@ -145,29 +145,6 @@ async def test_it_stops_when_the_chain_is_unlikely_and_sends_what_it_has(
     assert link.sent == [Draft(0, 0, 0, (3, 4)), Draft(0, 2, 2, (5,), pauses=True)]
 
 
-async def test_it_drafts_nothing_after_a_stop_token_or_the_last_token(
-    metrics: EdgeMetrics,
-) -> None:
-    script = scripted(sent(3), quiet, Finish("stop"))
-    stopping, lasting = ScriptedLink(script), ScriptedLink(script)
-    await Edge(metrics, stopping, CountingSlot(), stop=7).run()
-    await Edge(metrics, lasting, CountingSlot(), max_tokens=3).run()
-
-    assert stopping.drafted == [3, 4, 5, 6, 7]
-    assert lasting.drafted == [3, 4, 5]
-
-
-async def test_it_drafts_no_further_than_the_draft_model_can_hold(metrics: EdgeMetrics) -> None:
-    script = scripted(sent(2), quiet, *commits(range(3, 13)))
-    link = ScriptedLink(script)
-    edge = Edge(metrics, link, CountingSlot(context_tokens=5))
-
-    await edge.run()
-
-    assert link.drafted == [3, 4]
-    assert edge.emitted == list(range(3, 13))
-
-
 async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier(
     metrics: EdgeMetrics,
 ) -> None:

@@ -9,14 +9,7 @@ from edge_agent.draft_model.drafter import CannotDraft
 from edge_agent.metrics import EdgeMetrics
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId
 from tests.edge_agent.driven import Edge
-from tests.edge_agent.fakes import (
-    LIMITS,
-    CountingSlot,
-    ScriptedLink,
-    quiet,
-    scripted,
-    sent,
-)
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, quiet, scripted, sent
 
 COPIED = tuple(range(100, 140))
 

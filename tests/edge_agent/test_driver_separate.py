@@ -20,13 +20,7 @@ from speculation.protocol.messages import (
 from speculation.sampling.distributions import QuantisedDistribution
 from speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.driven import Edge
-from tests.edge_agent.fakes import (
-    LIMITS,
-    CountingSlot,
-    ScriptedLink,
-    scripted,
-    sent,
-)
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted, sent
 
 
 class DrawingSlot(CountingSlot):

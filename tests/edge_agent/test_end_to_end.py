@@ -82,7 +82,7 @@ def services() -> Iterator[Services]:
     until_healthy(url)
     plain, useless, separate = (
         edge(url),
-        edge(url, module="bench.run.useless_drafter"),
+        edge(url, "useless", module="bench.run.rounds"),
         edge(url, "--judge", "separate"),
     )
     started = Services(
@@ -97,7 +97,11 @@ def services() -> Iterator[Services]:
         process.wait(30)
 
 
-@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "temperature 1"])
+@pytest.mark.parametrize(
+    "settings",
+    [GREEDY, WARM, {**WARM, "min_tokens": 10}],
+    ids=["greedy", "temperature 1", "long"],
+)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_edge_returns_what_the_verifier_generates_alone(
     services: Services, prompt: str, settings: dict[str, object]

@@ -75,7 +75,7 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
 
     settings = load(None, environ, {})
 
-    assert [key.get_secret_value() for key in settings.gateway.api_keys] == ["key1", "key2"]
+    assert [key.get_secret_value() for key in settings.api_keys] == ["key1", "key2"]
     assert settings.shown_key == "three"
     assert "key1" not in repr(settings)
 

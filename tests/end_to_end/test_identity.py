@@ -12,8 +12,8 @@ from functools import partial
 import pytest
 
 from bench.data.prompts import Prompt, read
+from bench.identity.answers import Answer, Asking, ask
 from bench.identity.comparison import EDGES, batched, compare
-from bench.identity.sdk_client import Answer, Asking, ask
 from bench.run.services import Services, ServicesPlan
 
 pytestmark = pytest.mark.models
@@ -52,7 +52,7 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
         answers = await asked(services, prompts, [0.0, 1.0], tokens)
 
     assert [answer for answer in answers if answer.identical is False] == []
-    accepted = sum(a.speculation.get("num_accepted_draft_tokens", 0) for a in answers)
+    accepted = sum(answer.reply.accepted for answer in answers)
     assert accepted > 0  # else the drafts were not put to the test
 
 
@@ -63,9 +63,9 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
         answers = await asked(services, [COPY], [0.0, 1.0], 48)
 
     assert [answer for answer in answers if answer.identical is False] == []
-    alone = [a.speculation for a in answers if a.arm == "none"]  # without a draft model
-    assert sum(each["num_draft_tokens"] for each in alone) > 0
-    assert sum(each["num_accepted_draft_tokens"] for each in alone) > 0
+    alone = [a.reply for a in answers if a.arm == "none"]  # without a draft model
+    assert sum(reply.drafted for reply in alone) > 0
+    assert sum(reply.accepted for reply in alone) > 0
 
 
 async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
@@ -77,5 +77,5 @@ async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
         answers = await asked(services, prompts, [1.0], 24)
 
     separate = [answer for answer in answers if answer.arm == "separate"]
-    assert all(answer.tokens == 24 or answer.text for answer in separate)
-    assert sum(a.speculation["num_accepted_draft_tokens"] for a in separate) > 0
+    assert all(answer.reply.tokens == 24 or answer.reply.text for answer in separate)
+    assert sum(answer.reply.accepted for answer in separate) > 0

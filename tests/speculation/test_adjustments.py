@@ -38,7 +38,7 @@ def test_other_requests_leave_the_logits_alone(request_: Open) -> None:
 
 @pytest.mark.parametrize("value", [-1, 11, 1.5, "3", [1], True])
 def test_what_is_no_least_length_is_an_error(value: object) -> None:
-    with pytest.raises(ValueError, match="11|-1|int"):
+    with pytest.raises(ValueError, match=r"11|-1|int"):
         adjustment(asking(value))
 
 

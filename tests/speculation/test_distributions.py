@@ -87,6 +87,15 @@ def test_every_token_of_a_distribution_is_possible_and_named_once(
     assert len(set(found.tokens.tolist())) == len(found.tokens) <= (most or len(values))
 
 
+def test_settings_that_are_not_given_change_nothing() -> None:
+    values = np.array([1.0, 3.0, 2.0], np.float32)
+
+    found = distribution(values, Sampling())
+
+    assert found.tokens.tolist() == [0, 1, 2]
+    assert found.p == pytest.approx(np.exp(values) / np.exp(values).sum())
+
+
 @pytest.mark.parametrize("temperature", [0.0, 9e-6])
 def test_at_temperature_zero_the_distribution_is_the_argmax(temperature: float) -> None:
     found = distribution(np.array([1, 3, 3, 2], np.float32), Sampling(temperature=temperature))
@@ -164,7 +173,9 @@ def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> No
     peaked = distribution(np.linspace(0, 400, 5000).astype(np.float32), Sampling())
     flat = distribution(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
 
+    tiny = distribution(np.linspace(0, 40, 5).astype(np.float32), Sampling())
     assert len(head_of(small)) == 512
+    assert head_of(tiny).tolist() == [4, 3, 2, 1, 0]
     assert peaked.p[head_of(peaked)].sum() >= distributions.HEAD_COVERS
     assert len(head_of(peaked)) < distributions.HEAD_TOKENS
     assert flat.tokens[head_of(flat)].tolist() == list(range(4999, 4487, -1))

@@ -8,7 +8,7 @@ from speculation.drafting.machine import DraftMachine, DraftStep
 from speculation.drafting.policy import StreamPolicy, window
 from speculation.drafting.rest import MAX_MISSES
 from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Commit, Limits, Open, Opened, Sampling, TokenId
+from speculation.protocol.messages import Commit, Limits, Open, Sampling, TokenId
 from speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
@@ -27,7 +27,6 @@ class Edge:
         *,
         max_tokens: int = 100,
         prompt: tuple[TokenId, ...] = PROMPT,
-        readable_tokens: float = 1000,
         lookup: bool = True,
         rtt_s: float = 0.0,
         limits: Limits = LIMITS,
@@ -39,7 +38,7 @@ class Edge:
             limits,
             rtt_s=lambda: rtt_s,
             u=iter(()),
-            readable_tokens=readable_tokens,
+            readable_tokens=1000,
             lookup=self.lookup if lookup else None,
         )
         self.now_s = 0.0
@@ -77,9 +76,6 @@ class Edge:
         return [drafted.token for drafted in self.machine.session.chain]
 
 
-# --- reading ahead
-
-
 def test_three_repeated_tokens_are_enough_to_read_what_followed_them() -> None:
     edge = Edge()
 
@@ -102,14 +98,6 @@ def test_tokens_are_read_in_vain_where_the_draft_model_goes_on_otherwise() -> No
     assert edge.chain == [20, 21, 22, 23, 24]
 
 
-def test_without_lookup_nothing_is_read_ahead() -> None:
-    edge = Edge(lookup=False)
-    edge.steps(3)
-
-    assert edge.step().ahead == []
-    assert edge.chain == [20, 21, 22, 23]
-
-
 @pytest.mark.parametrize(("max_tokens", "most"), [(100, LIMITS.max_ahead), (9, 9)])
 def test_no_step_goes_beyond_what_the_verifier_keeps_or_the_answer_holds(
     max_tokens: int, most: int
@@ -120,18 +108,6 @@ def test_no_step_goes_beyond_what_the_verifier_keeps_or_the_answer_holds(
         edge.step()
 
     assert len(edge.chain) == most
-
-
-def test_no_step_goes_beyond_what_the_draft_model_can_hold() -> None:
-    edge = Edge(readable_tokens=2, lookup=False)
-
-    edge.steps(2)
-
-    assert not edge.due
-    assert edge.chain == [20, 21]
-
-
-# --- learned times
 
 
 def test_the_latency_of_a_step_is_that_of_steps_that_read_one_token() -> None:
@@ -186,9 +162,6 @@ def test_after_a_break_a_step_teaches_no_latency() -> None:
     assert edge.lookup._read_s == pytest.approx(READ_S)
 
 
-# --- stale steps
-
-
 def test_draft_tokens_of_a_chain_that_broke_meanwhile_are_all_dropped() -> None:
     edge = Edge()
     edge.steps(3)
@@ -207,56 +180,6 @@ def test_draft_tokens_that_follow_a_chain_confirmed_meanwhile_extend_it() -> Non
 
     assert edge.chain == [22, 23, 24, 25, 26]
     assert edge.machine.counts.stale_steps == 0
-
-
-def test_a_stale_step_teaches_its_time_all_the_same() -> None:
-    edge = Edge()
-    edge.step()
-
-    edge.step(Commit(0, 0, (5,)))
-
-    assert edge.chain == []
-    assert edge.machine.latencies.draft_s == pytest.approx(STEP_S)
-
-
-def test_a_draft_model_that_failed_is_asked_for_no_more_steps() -> None:
-    edge = Edge()
-    edge.step()
-
-    edge.machine.cannot_draft()
-
-    assert not edge.due
-    edge.machine.received(Commit(0, 0, (5,)))
-    assert not edge.due
-
-
-def test_while_a_step_is_being_made_no_other_is_asked_for() -> None:
-    outcome = Edge().machine.next(0.0, busy=True)
-
-    assert outcome.step is None
-    assert outcome.send == ()
-
-
-# --- the window
-
-
-def test_before_the_first_pass_the_chain_may_be_as_long_as_the_verifier_allows() -> None:
-    edge = Edge(lookup=False)
-
-    while edge.due:
-        edge.step()
-
-    assert len(edge.chain) == LIMITS.max_ahead
-
-
-def test_what_the_verifier_opens_with_replaces_the_limits_that_were_known() -> None:
-    edge = Edge(lookup=False)
-    edge.machine.received(Opened("s", Limits(max_verify=4, max_ahead=5)))
-
-    while edge.due:
-        edge.step()
-
-    assert len(edge.chain) == 5
 
 
 def test_the_chain_covers_a_pass_and_a_round_trip() -> None:

@@ -61,3 +61,30 @@ def test_a_separate_draft_token_comes_from_the_distribution_that_it_names() -> N
     share = sum(each.token == likeliest for each in drafted) / len(drafted)
     assert share == pytest.approx(q.of(likeliest) / Q_SCALE, abs=0.04)
     assert all(g.confidence == pytest.approx(q.of(g.token) / Q_SCALE) for g in drafted)
+
+
+@pytest.mark.parametrize("make", ["coupled", "separate"])
+def test_a_token_without_rivals_is_about_as_sure_as_the_draft_model(make: str) -> None:
+    only = Sampling(top_k=1)
+    if make == "coupled":
+        pick = draft_sampler.coupled(only, 7, 3)
+    else:
+        pick = draft_sampler.separate(Sampling(temperature=0.0), lambda: 0.5)
+    surer = np.array([0.0, 6.0, 0.0], np.float32)
+    less_sure = np.array([0.0, 1.0, 0.0], np.float32)
+
+    drafted = [pick(logits, 0) for logits in (surer, less_sure)]
+
+    assert [each.token for each in drafted] == [1, 1]
+    assert 0.98 < drafted[0].confidence < 1.0
+    assert 0.4 < drafted[1].confidence < 0.7
+
+
+def test_a_greedy_separate_draft_token_has_all_the_weight() -> None:
+    drafted = draft_sampler.separate(Sampling(temperature=0.0), lambda: 0.9)(LOGITS, 0)
+
+    assert drafted.q is not None
+    assert (drafted.q.tokens.tolist(), drafted.q.weights.tolist()) == (
+        [int(np.argmax(LOGITS))],
+        [Q_SCALE],
+    )

@@ -102,6 +102,12 @@ def test_without_drafts_the_target_draws_from_p() -> None:
     assert judged == [0, 0, 1, 1]
 
 
+def test_a_token_whose_p_rounds_to_nothing_is_impossible() -> None:
+    p = as_sent(Distribution(np.array([4, 5, 6]), np.array([0.5, 1e-60, 0.5])))
+
+    assert (p.tokens.tolist(), p.p.tolist()) == ([4, 6], [0.5, 0.5])
+
+
 # --- separate: the rejection
 
 

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.verifying.latency import MAX_SAMPLES, MIN_SAMPLES, PassLatency, measured
+from speculation.verifying.latency import (
+    FORGET_AFTER,
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    PassLatency,
+    measured,
+)
 from tests.speculation.latencies import latency
 
 
@@ -67,6 +73,18 @@ def test_a_pause_is_not_a_slow_host() -> None:
     learned.observe(1, 100.0)
 
     assert learned.of(1) == learned.of(2) == pytest.approx(1.5, rel=0.01)
+
+
+def test_a_size_with_few_samples_is_forgotten_after_so_many_passes() -> None:
+    learned = PassLatency()
+    learned.observe(9, 50.0)
+    for _ in range(FORGET_AFTER - 2):
+        learned.observe(1, 1.0)
+    assert learned.of(9) > 40.0
+
+    learned.observe(1, 1.0)
+
+    assert learned.of(9) == learned.of(1) == pytest.approx(1.0)
 
 
 def test_sizes_not_seen_for_long_are_known_still() -> None:

@@ -7,7 +7,7 @@ from itertools import count
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speculation.drafting.session import DraftingSession
@@ -60,13 +60,17 @@ def commit(session: DraftingSession, *tokens: TokenId) -> None:
     session.receive(Commit(session.epoch, len(session.committed), tokens))
 
 
+EVENTS = ["draft", "draft", "draft", "right", "lower", "higher", "fill"]
+"""Lower and higher tokens than that of the chain are wrong."""
+
+
 @given(
     prompt=texts,
     events=st.lists(
-        st.tuples(st.sampled_from(["draft", "right", "wrong", "fill"]), st.integers(0, 2)),
-        max_size=60,
+        st.tuples(st.sampled_from(EVENTS), st.integers(0, 2)), min_size=4, max_size=60
     ),
 )
+@settings(max_examples=300)
 def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
     prompt: list[int], events: list[tuple[str, int]]
 ) -> None:
@@ -75,11 +79,11 @@ def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
     for kind, token in events:
         chain = chain_of(session)
         if kind == "draft":
-            session.extend(DraftToken(token, 1.0))
+            session.extend(DraftToken(1 + token, 1.0))
         elif kind == "right" and chain:
             commit(session, *chain[: token + 1])
-        elif kind == "wrong" and chain:
-            commit(session, *chain[:token], 3)
+        elif kind in ("lower", "higher") and chain:
+            commit(session, *chain[:token], 0 if kind == "lower" else 4)
         elif kind == "fill":
             commit(session, *chain, token)
         if token:  # else it lags

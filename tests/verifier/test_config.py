@@ -33,7 +33,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(
 def test_keys_come_from_the_environment(file: Path) -> None:
     settings = load(file, {"PICOSPEC_API_KEYS": "horse, battery,"}, {})
 
-    keys = [key.get_secret_value() for key in settings.gateway.api_keys]
+    keys = [key.get_secret_value() for key in settings.api_keys]
     assert keys == ["horse", "battery"]
     assert "horse" not in repr(settings)
 

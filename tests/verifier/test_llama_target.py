@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -19,24 +20,30 @@ from gateway.ports import Job, Message
 from gateway.ports import Sampling as PlainSampling
 from models.store import open_store
 from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Draft, Finish, Limits, Reject, TokenId
+from speculation.protocol.messages import Commit, Finish, Limits, Open, Reject, TokenId
 from speculation.protocol.wire import Framed
-from speculation.sampling.distributions import QuantisedDistribution
-from speculation.sampling.draft_token import DraftToken
+from tests.verifier.llama_edges import (
+    TOKENS,
+    Drafter,
+    draft_half_right,
+    late,
+    patchy,
+    perfect,
+    useless,
+    with_drafts,
+)
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.plain_engine import PlainEngine, opening
-from verifier.target import Target, TargetFull, UnknownSession
+from verifier.target import TargetFull, Unservable
 from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
-TOKENS = 24
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
 TEMPERATURES = (0.0, 1.0)
-Drafter = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
 
 
 @asynccontextmanager
@@ -74,57 +81,6 @@ async def plain(host: Host, job: Job) -> list[TokenId]:
     deltas = PlainEngine(host).generate(job)
     async with aclosing(deltas):
         return [token async for delta in deltas for token in delta.tokens]
-
-
-def perfect(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
-    return Draft(at, at, 0, tuple(text[at : at + 6])) if at < len(text) else None
-
-
-def useless(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
-    return Draft(at, at, 0, (7, 8, 9))
-
-
-def patchy(text: Sequence[TokenId], at: int, chance: np.random.Generator) -> Draft | None:
-    drafted = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
-    return Draft(at, at, 0, tuple(drafted)) if drafted else None
-
-
-def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
-    start = max(0, at - 3)
-    return Draft(at, start, 0, tuple(text[start : start + 6])) if start < len(text) else None
-
-
-async def with_drafts(
-    host: Host, job: Job, text: Sequence[TokenId], drafter: Drafter, name: str
-) -> tuple[list[TokenId], Finish]:
-    """Run a session whose edge sends a draft after each Commit.
-
-    Perfect drafts are judged however dear their rows are on this machine: fill is `never`, and
-    the first is there before the first pass.
-    """
-    target, chance = host.ready(), np.random.default_rng(5)
-    committed: list[TokenId] = []
-    request = opening(job, target.facts)
-    if drafter is perfect:
-        request = replace(request, fill="never")
-    async with aclosing(target.serve(name, request)) as session:
-        coming = asyncio.create_task(anext(session))
-        await asyncio.sleep(0)
-        if drafter is perfect:
-            await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
-        while not isinstance(message := (await coming).message, Finish):
-            assert isinstance(message, Commit)
-            assert message.start == len(committed)
-            committed += message.tokens
-            coming = asyncio.create_task(anext(session))
-            draft = drafter(text, len(committed), chance)
-            if (
-                draft
-                and len(committed) < TOKENS
-                and committed[-1] not in target.facts.stop_tokens
-            ):
-                await target.push(name, Framed(draft))
-    return committed, message
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -207,7 +163,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
     async with aclosing(target.serve("separate", request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
-        await _draft(target, edge, text)
+        await draft_half_right(target, edge, text)
         while not isinstance(message := (await coming).message, Finish):
             coming = asyncio.create_task(anext(session))
             if isinstance(message, Commit):
@@ -217,29 +173,12 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
                 if redraw := edge.rejected(message, u):
                     await target.push("separate", Framed(redraw))
                     continue
-            await _draft(target, edge, text)
+            await draft_half_right(target, edge, text)
 
     assert rejected > 0
     assert message.totals.accepted > 0
     assert message.totals.filled <= 1  # the last position has no room for a draft
     assert edge.committed == text
-
-
-async def _draft(target: Target, edge: DraftingSession, text: Sequence[TokenId]) -> None:
-    """Extend the chain from a distribution that is half right, and send it."""
-    while edge.may_extend and len(edge.chain) < 4:
-        at = edge.end
-        distribution = QuantisedDistribution(
-            np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15])
-        )
-        edge.extend(
-            DraftToken(
-                distribution.at(0.75 if at % 3 == 2 else 0.25), confidence=0.5, q=distribution
-            )
-        )
-    if draft := edge.flush():
-        with suppress(UnknownSession):  # it may have finished by now
-            await target.push("separate", Framed(draft))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -296,3 +235,36 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     assert target._slots == {}  # type: ignore[attr-defined]
     assert target._places.free == 4  # type: ignore[attr-defined]
     assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []
+
+
+def at_least(request: Open, tokens: object) -> Open:
+    extras = {"min_tokens": msgspec.Raw(msgspec.json.encode(tokens))}
+    return replace(request, sampling=msgspec.structs.replace(request.sampling, extras=extras))
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+async def test_no_answer_ends_before_min_tokens(host: Host, temperature: float) -> None:
+    """The stop tokens are all tokens of the answer that the target gives without min_tokens."""
+    job = job_of(host, PROMPTS[0], temperature)
+    text = await plain(host, job)
+    request = replace(opening(job, host.ready().facts), stop_tokens=tuple(set(text)))
+
+    committed = [await tokens_of(host, "free", request)]
+    committed.append(await tokens_of(host, "bound", at_least(request, 10)))
+
+    assert committed[0] == text[:1]
+    assert not set(committed[1][:10]) & set(text)
+    assert len(committed[1]) >= 10
+
+
+async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
+    async with aclosing(host.ready().serve(name, request)) as replies:
+        messages = [reply.message async for reply in replies]
+    return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+
+
+async def test_a_wrong_min_tokens_is_refused_by_its_name(host: Host) -> None:
+    request = opening(job_of(host, PROMPTS[0], 0.0), host.ready().facts)
+
+    with pytest.raises(Unservable, match="min_tokens"):
+        await anext(host.ready().serve("wrong", at_least(request, TOKENS + 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speculation.protocol import wire
@@ -39,6 +39,7 @@ def tokens_of(entries: list[Entry]) -> list[int]:
 
 
 @given(SIZES, st.data())
+@settings(deadline=None)
 def test_reading_from_a_position_gives_what_follows_it(
     sizes: list[int], data: st.DataObject
 ) -> None:
@@ -61,6 +62,7 @@ def test_reading_from_a_position_gives_what_follows_it(
 
 
 @given(SIZES, st.data())
+@settings(deadline=None)
 def test_a_cut_commit_keeps_the_count_of_its_drafted_tokens(
     sizes: list[int], data: st.DataObject
 ) -> None:
@@ -78,6 +80,7 @@ def test_a_cut_commit_keeps_the_count_of_its_drafted_tokens(
 
 
 @given(SIZES, st.lists(st.booleans(), max_size=12))
+@settings(deadline=None)
 def test_portions_add_up_to_the_whole(sizes: list[int], reads: list[bool]) -> None:
     log, cursor, entries = Log(), Cursor(0), list[Entry]()
     for commit, reads_now in zip(commits_of(sizes), [*reads, *[False] * 12], strict=False):

@@ -3,126 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from gateway.metrics import Metrics
-from speculation.protocol.messages import Commit, Draft, Finish, Limits
-from speculation.sampling.judging import Judgement
-from speculation.verifying.machine import Verdict, VerifyMachine
-from tests.verifier.fake_target import opening
-from verifier.llama_target.judging import Part
-from verifier.llama_target.scheduler import Scheduler
-from verifier.llama_target.slot import Slot
-from verifier.metrics import PassMetrics
+from speculation.protocol.messages import Commit
+from tests.verifier.scheduling import (
+    TOKEN,
+    RecordingEngine,
+    held_s,
+    held_session,
+    scheduling,
+    text_of,
+)
 from verifier.target import TargetFailed
-
-V = 64
-TOKEN = 20
-"""The token that this engine always generates."""
-
-
-class RecordingEngine:
-    """Accepts draft tokens that are TOKEN; passes take pass_s."""
-
-    def __init__(self, pass_s: float = 0.002) -> None:
-        self.calls: list[list[tuple[int, int]] | tuple[int, int, int]] = []
-        """A pass: (sequence, drafts) of each part. A prompt's piece: sequence, start, rows."""
-
-        self.beginnings: list[tuple[int, int]] = []
-        """Of each part of a pass: tokens before it in the KV cache, and its first token."""
-
-        self.fails_at: int | None = None
-        self._pass_s = pass_s
-
-    def prefill(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
-        self.calls.append((sequence, start, len(tokens)))
-
-    def run(self, parts: Sequence[Part]) -> list[Verdict]:
-        self.calls.append([(part.sequence, len(part.judged.draft)) for part in parts])
-        self.beginnings += [(part.held, part.last) for part in parts]
-        if len(self.calls) == self.fails_at:
-            raise RuntimeError("it broke")
-        time.sleep(self._pass_s)
-        return [self._judge(part) for part in parts]
-
-    def _judge(self, part: Part) -> Verdict:
-        accepted = list(itertools.takewhile(lambda token: token == TOKEN, part.judged.draft))
-        return Verdict(Judgement((*accepted, TOKEN), len(accepted)))
-
-    @property
-    def passes(self) -> list[list[tuple[int, int]]]:
-        return [call for call in self.calls if isinstance(call, list)]
-
-
-class Sessions:
-    """A scheduler over its machine, and the sessions of both."""
-
-    def __init__(self, engine: RecordingEngine, thread: Executor, max_rows: int) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.machine = VerifyMachine(iter(()))
-        self._names = itertools.count()
-        self.scheduler = Scheduler(
-            engine,
-            self.machine,
-            thread,
-            PassMetrics(registry, Metrics(registry)),
-            max_rows=max_rows,
-            prefill_rows=4,
-            clock=time.monotonic,
-        )
-
-    def open(self, **fields: object) -> Slot:
-        """Open a session that has no place in the KV cache yet."""
-        name = str(next(self._names))
-        self.machine.open(
-            name,
-            opening(**fields),
-            Limits(max_verify=16, max_ahead=32),
-            vocabulary_size=V,
-            now=time.monotonic(),
-        )
-        return Slot(name, self.machine.session(name))
-
-    def place(self, slot: Slot, sequence: int) -> None:
-        slot.sequence = sequence
-        self.scheduler.add(slot)
-
-    def receive(self, slot: Slot, *tokens: int) -> None:
-        """Let draft tokens arrive at the beginning of a session."""
-        now = time.monotonic()
-        slot.send(self.machine.received(slot.name, Draft(0, 0, 0, tokens), arrived=now))
-        self.scheduler.wake()
-
-    def close(self, slot: Slot) -> None:
-        self.machine.close(slot.name)
-        self.scheduler.remove(slot)
-
-
-@asynccontextmanager
-async def scheduling(engine: RecordingEngine, max_rows: int = 64) -> AsyncIterator[Sessions]:
-    with ThreadPoolExecutor(1) as thread:
-        sessions = Sessions(engine, thread, max_rows)
-        running = asyncio.create_task(sessions.scheduler.run())
-        yield sessions
-        running.cancel()
-        await asyncio.wait([running])
-        assert running.cancelled()
-
-
-async def text_of(slot: Slot) -> list[int]:
-    tokens: list[int] = []
-    async with asyncio.timeout(5):
-        while not isinstance(message := await slot.next(), Finish):
-            assert isinstance(message, Commit)
-            tokens.extend(message.tokens)
-    return tokens
 
 
 async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
@@ -223,22 +116,6 @@ async def test_without_fill_in_passes_nothing_is_generated_before_a_draft_arrive
 
     assert isinstance(first, Commit)
     assert first.accepted == 2
-
-
-def held_session(sessions: Sessions) -> Slot:
-    """Open a session whose draft is rejected, so that its next pass is held for another one."""
-    for rows in (1, 2, 17):
-        sessions.machine.latency.observe(rows, 0.1)
-    slot = sessions.open(prompt=(1,), max_tokens=40, fill="auto")
-    arrivals = sessions.machine._sessions[slot.name].arrivals
-    arrivals.first_s, arrivals.interval_s = 0.02, 0.002
-    sessions.receive(slot, 9)
-    return slot
-
-
-def held_s(sessions: Sessions) -> float:
-    """Return how long passes were held, in all."""
-    return sessions.registry.get_sample_value("picospec:held_seconds_sum") or 0.0
 
 
 async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:

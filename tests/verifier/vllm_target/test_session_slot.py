@@ -79,7 +79,8 @@ def rejected(token: int, *allowed: int) -> Rejection:
 
 def test_an_admission_survives_its_journey() -> None:
     request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
-    admission = Admission("s", request, 44, Limits(3, 9), ((5, -1.5),), 99)
+    bias = ((5, -1.5),)
+    admission = Admission("s", request, 44, Limits(3, 9), bias, 99)
 
     assert Admission.unpack(admission.pack()) == admission
 

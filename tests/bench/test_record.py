@@ -9,17 +9,16 @@ import pytest
 from bench.data.prompts import Prompt
 from bench.data.results import Answer
 from bench.traces.files import Trace
-from bench.traces.from_answers import Replies
+from bench.traces.record import Subject, answered, traces
 from edge_agent.draft_model.loading import find
 from models.store import open_store
 from tests.bench.answers import answer, results
 
 
-def replies(*answers: Answer, file: Path = Path("none")) -> Replies:
+def subjects(*answers: Answer) -> list[Subject]:
     found = results(*answers)
     found.settings["seed"] = 7
-    prompts = {"a": Prompt("a", "chat", "Name a colour.")}
-    return Replies(found, prompts, file, file, context_tokens=256)
+    return answered(found, {"a": Prompt("a", "chat", "Name a colour.")})
 
 
 def test_the_first_answer_of_the_target_alone_is_taken() -> None:
@@ -30,17 +29,16 @@ def test_the_first_answer_of_the_target_alone_is_taken() -> None:
         answer("cloud", 1.0, prompt="unknown"),
     ]
 
-    assert [each.text for each in replies(*answers).wanted] == ["yes"]
+    assert [each.reply for each in subjects(*answers)] == answers[1:2]
 
 
 @pytest.mark.models
-def test_the_draft_model_is_asked_at_every_token_of_the_answer(tmp_path: Path) -> None:
+def test_the_draft_model_is_asked_at_every_token_of_the_answer() -> None:
     file = find("smollm2", open_store({}))
-    answered = answer("cloud", 1.0, prompt="a", text="Blue is a colour.")
+    blue = answer("cloud", 1.0, prompt="a", text="Blue is a colour.")
 
-    [path] = replies(answered, file=file).traces(tmp_path)
+    [found] = traces(file, file, subjects(blue), tokens=0, context_tokens=256)
 
-    found = Trace.load(path)
     assert (found.family, found.seed) == ("code", 7)
     assert len(found.tokens) == len(found.draft_tokens) == len(found.target_tokens)
     assert (found.target_tokens[:, 0] == found.tokens).all()
@@ -48,3 +46,17 @@ def test_the_draft_model_is_asked_at_every_token_of_the_answer(tmp_path: Path) -
     missed = found.draft_tokens[:, 0] != found.tokens
     assert missed.any()
     assert (missed == (found.after_miss_tokens >= 0).T).all()  # kept there only
+
+
+@pytest.mark.models
+def test_a_target_that_is_the_draft_model_agrees_with_it(tmp_path: Path) -> None:
+    file = find("smollm2", open_store({}))
+    subject = Subject(Prompt("a", "chat", "Name a colour."), "chat", 0.0, 7)
+
+    [recorded] = traces(file, file, [subject], tokens=6, context_tokens=256)
+    found = Trace.load(recorded.save(tmp_path))
+
+    assert (found.target_logits == found.draft_logits).all()
+    assert (found.draft_tokens[:, 0] == found.tokens).all()
+    assert found.overlap == pytest.approx(1.0)
+    assert (found.after_miss_tokens == -1).all()

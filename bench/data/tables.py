@@ -1,0 +1,38 @@
+"""Tables: cells laid out as lines and columns, as Markdown or for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from rich.table import Table
+
+Line = Sequence[str]
+Names = TypeVar("Names", bound=tuple[str, ...])
+
+
+def grid(names: Names, cells: Mapping[tuple[Names, str], str]) -> tuple[Line, list[Line]]:
+    """Return head and lines of a table, both in the order in which the cells come.
+
+    names: headings of the columns that name a line. cells: by line and heading; where a line
+    has none under a heading, the cell is empty.
+    """
+    headings = list(dict.fromkeys(heading for _, heading in cells))
+    lines = dict.fromkeys(line for line, _ in cells)
+    return (*names, *headings), [
+        (*line, *(cells.get((line, heading), "") for heading in headings)) for line in lines
+    ]
+
+
+def markdown(head: Line, lines: Iterable[Line]) -> str:
+    """Return a Markdown table. lines: as many cells as the head has."""
+    rule = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def console(head: Line, lines: Iterable[Line], title: str | None = None) -> Table:
+    """Return a table that rich prints."""
+    table = Table(*head, title=title)
+    for line in lines:
+        table.add_row(*line)
+    return table

@@ -1,0 +1,80 @@
+"""An EdgeEngine over a scripted verifier."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.driver import Link
+from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.metrics import EdgeMetrics
+from gateway.ports import Delta, Job, Sampling
+from speculation.protocol.messages import (
+    Down,
+    ModelFacts,
+    Open,
+    TokenId,
+)
+from tests.edge_agent.fakes import (
+    LIMITS,
+    CountingSlot,
+    ScriptedLink,
+)
+
+FACTS = ModelFacts(
+    "big", 1000, "print", 512, [7], "", LIMITS, judges=["coupled"], features=["logit_bias"]
+)
+JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
+
+
+class FakeUplink:
+    rtt_s = 0.01
+
+    def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
+        self.opened: list[Open] = []
+        self.forgotten = 0
+        self.link = ScriptedLink(script)
+
+    async def facts(self) -> ModelFacts:
+        return FACTS
+
+    def open(self, request: Open) -> Link:
+        self.opened.append(request)
+        return self.link
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+class OneSlot:
+    """A Drafter with one slot."""
+
+    def __init__(self, context_tokens: int = 64) -> None:
+        self.slot = CountingSlot(context_tokens=context_tokens)
+
+    def take(self, prompt: Sequence[TokenId]) -> CountingSlot:
+        return self.slot
+
+    def close(self) -> None:
+        pass
+
+
+def engine(
+    uplink: FakeUplink,
+    metrics: EdgeMetrics,
+    drafter: OneSlot | NoDrafter | None = None,
+    speculation: Speculation | None = None,
+) -> EdgeEngine:
+    return EdgeEngine(
+        uplink,
+        drafter or OneSlot(),
+        speculation or Speculation(),
+        metrics,
+        vocabulary="mine",
+    )
+
+
+async def deltas(stream: AsyncGenerator[Delta]) -> list[Delta]:
+    async with asyncio.timeout(2):
+        return [delta async for delta in stream]

@@ -1,0 +1,157 @@
+"""What an engine has its sessions draft, and what it counts of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.engine import Speculation
+from edge_agent.metrics import EdgeMetrics
+from gateway.ports import Job, Sampling
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.latencies import Latencies
+from speculation.protocol.messages import (
+    Commit,
+    Fill,
+    Finish,
+    Limits,
+    TokenId,
+)
+from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, deltas, engine
+from tests.edge_agent.fakes import (
+    CountingSlot,
+    let,
+    on,
+    quiet,
+    scripted,
+)
+
+STEPS = "picospec:edge_draft_step_seconds"
+
+
+@pytest.mark.parametrize(
+    ("drafter", "max_tokens", "fill"),
+    [(OneSlot(), 20, "never"), (OneSlot(), 100, "auto"), (NoDrafter(), 20, "auto")],
+    ids=["a slot", "a slot that cannot hold the answer", "no slot"],
+)
+async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts(
+    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter, max_tokens: int, fill: str
+) -> None:
+    uplink = FakeUplink(scripted(Finish("stop")))
+    job = Job("r", (1, 2), max_tokens, Sampling(), 9)
+
+    edge = engine(uplink, metrics, drafter, Speculation(fill="never"))
+    await deltas(edge.generate(job))
+
+    assert uplink.opened[0].fill == fill
+
+
+@pytest.mark.parametrize("fill", ["never", "auto"])
+async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
+    metrics: EdgeMetrics, fill: Fill
+) -> None:
+    misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
+    uplink, drafter = FakeUplink(scripted(*misses, Finish("length"))), OneSlot(200)
+    edge = engine(uplink, metrics, drafter, Speculation(fill=fill))
+
+    await deltas(edge.generate(replace(JOB, max_tokens=60)))
+
+    chains = len({message.epoch for message in uplink.link.sent})
+    assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
+
+
+async def test_no_more_is_drafted_than_the_slot_can_hold_besides_the_prompt(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+
+    await deltas(engine(uplink, metrics, OneSlot(len(JOB.prompt) + 2)).generate(JOB))
+
+    assert uplink.link.drafted == [3, 4]
+
+
+async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) -> None:
+    class OneToken:
+        def may_draft(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
+            return not session.chain
+
+        def may_look_up(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
+            return False
+
+        def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
+            return session.unsent > 0
+
+    uplink = FakeUplink(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
+    edge = engine(uplink, metrics, speculation=Speculation(policy=OneToken()))
+
+    await deltas(edge.generate(JOB))
+
+    assert uplink.link.drafted == [3, 4]
+
+
+async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
+    metrics = EdgeMetrics(registry := CollectorRegistry())
+    landed, stepping = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: Sequence[TokenId]) -> None:
+        if len(context) == 5:
+            stepping.set()
+            await landed.wait()
+
+    script = scripted(on(stepping), Commit(0, 0, (99,)), let(landed), quiet, Finish("stop"))
+    drafter = OneSlot()
+    drafter.slot = CountingSlot(wait=wait)
+
+    await deltas(engine(FakeUplink(script), metrics, drafter).generate(JOB))
+
+    assert metrics.stale._value.get() == 1
+    assert metrics.accepted._value.get() == 0
+    drafted = metrics.drafted._value.get()
+    assert drafted == metrics.wasted._value.get() > 2
+    assert len(drafter.slot.contexts) == drafted + 1
+    assert registry.get_sample_value(f"{STEPS}_count") == drafted + 1
+
+
+@pytest.mark.parametrize(
+    ("speculation", "looks_up"),
+    [
+        (Speculation(), True),
+        (Speculation(lookup=False), False),
+        (Speculation(judge="separate"), False),
+    ],
+)
+async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
+    metrics: EdgeMetrics, speculation: Speculation, looks_up: bool
+) -> None:
+    uplink = FakeUplink(scripted(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
+    job = Job("r1", (51, 52, 53, 54, 55, 56), 20, Sampling(temperature=0.5), seed=9)
+
+    await deltas(engine(uplink, metrics, NoDrafter(), speculation).generate(job))
+
+    assert (uplink.link.drafted[:3] == [54, 55, 56]) is looks_up
+    assert (metrics.looked_up._value.get() > 0) is looks_up
+
+
+async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
+    metrics: EdgeMetrics,
+) -> None:
+    right = (
+        step
+        for at in range(60)
+        for step in (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1), quiet)
+    )
+    script = scripted(*right, Finish("length"))
+    drafter = OneSlot(context_tokens=200)
+    edge = engine(FakeUplink(script), metrics, drafter)
+    job = replace(JOB, max_tokens=60)
+
+    await deltas(edge.generate(job))
+    first = len(drafter.slot.contexts)
+    await deltas(edge.generate(job))
+
+    assert len(drafter.slot.contexts) - first < first / 2  # no pass took its drafts: it rests
