@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -17,7 +19,6 @@ from verifier.plain_engine import PlainEngine
 from verifier.routes import Routes
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
-from verifier.stopping import ended_by_sigterm
 from verifier.target import Target
 from verifier.target_host import Host
 
@@ -26,7 +27,9 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
     registry = CollectorRegistry()
     gateway = Metrics(registry)
-    host = Host(make(PassMetrics(registry, gateway)), give_up=_give_up)
+    # without a target this process ends, and the one that started it reports that
+    give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
+    host = Host(make(PassMetrics(registry, gateway)), give_up)
     sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
 
     async def end() -> None:
@@ -35,7 +38,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with host.running(), sessions.running(), ended_by_sigterm(end):
+        async with host.running(), sessions.running(), _ended_by_sigterm(end):
             yield
 
     app = create_app(
@@ -50,6 +53,27 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     return app
 
 
-def _give_up() -> None:
-    """End this process, which has nothing to serve; the one that started it reports it."""
-    os.kill(os.getpid(), signal.SIGTERM)
+@asynccontextmanager
+async def _ended_by_sigterm(end: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Let SIGTERM await `end` once, and only then let the server close, by SIGINT.
+
+    The server waits for responses that are being sent, and ours last as long as a session:
+    without this it would wait until it is killed.
+    """
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    async def stop() -> None:
+        await asked.wait()
+        await end()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopping = asyncio.create_task(stop())
+    loop.add_signal_handler(signal.SIGTERM, asked.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        if not asked.is_set():
+            stopping.cancel()
+        await asyncio.wait([stopping])

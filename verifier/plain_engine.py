@@ -31,13 +31,8 @@ class PlainEngine:
     async def facts(self) -> Facts:
         """Raise Unavailable while the target is loading."""
         facts = self._host.ready().facts
-        return Facts(
-            facts.model,
-            facts.context_tokens,
-            frozenset(facts.stop_tokens),
-            facts.vocabulary_size,
-            frozenset(facts.features),
-        )
+        stops, features = frozenset(facts.stop_tokens), frozenset(facts.features)
+        return Facts(facts.model, facts.context_tokens, stops, facts.vocabulary_size, features)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         """Stream one choice; it equals what an edge gets with the same seed."""
@@ -55,18 +50,15 @@ class PlainEngine:
 
 def opening(job: Job, facts: ModelFacts) -> Open:
     """Return the session that a job asks for."""
-    sampling = job.sampling
+    given = job.sampling
+    extras = {
+        name: msgspec.Raw(msgspec.json.encode(value)) for name, value in job.extras.items()
+    }
     return Open(
         model=facts.model,
         vocabulary=facts.vocabulary,
         prompt=job.prompt,
-        sampling=Sampling(
-            temperature=sampling.temperature,
-            min_p=sampling.min_p,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            extras={k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()},
-        ),
+        sampling=Sampling(given.temperature, given.min_p, given.top_k, given.top_p, extras),
         seed=job.seed,
         max_tokens=job.max_tokens,
         stop_tokens=tuple(facts.stop_tokens),

@@ -9,13 +9,24 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol, TypeVar
 
 from gateway.ports import Tokenizer
-from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Pushed, Reject
+from models.llama import Model
+from models.tokenizer import GgufTokenizer
+from speculation.protocol.messages import (
+    Commit,
+    Finish,
+    Limits,
+    ModelFacts,
+    Open,
+    Pushed,
+    Reject,
+)
 from speculation.protocol.wire import Framed
 
+T = TypeVar("T")
 Reply = Commit | Reject | Finish
 """What a target sends to a session's edge."""
 
@@ -31,21 +42,16 @@ class TargetError(Exception):
     """
 
 
-class TargetFull(TargetError):
-    """No slot is free for another session."""
+class TargetFull(TargetError): ...
 
 
-class UnknownSession(TargetError):
-    """No such session, or it has finished."""
+class UnknownSession(TargetError): ...
 
 
-class TargetFailed(TargetError):
-    """The engine broke."""
+class TargetFailed(TargetError): ...
 
 
 class Unservable(TargetError):
-    """This target cannot serve what Open asks for."""
-
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
         self.field = field
@@ -90,3 +96,43 @@ class Target(Protocol):
         Raises UnknownSession, or RemoteProtocolError for what no honest edge sends.
         """
         ...
+
+
+class Described:
+    """The part of a Target that a GGUF file answers for."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self._name = name
+        self._limits = limits
+        self._facts: ModelFacts | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        return started(self._facts)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return started(self._tokenizer)
+
+    def describe(self, model: Model, context_tokens: int, features: Sequence[str]) -> None:
+        """Set both. features: the OpenAI parameters that are served beyond Sampling."""
+        self._tokenizer = GgufTokenizer(model)
+        self._facts = ModelFacts(
+            model=self._name,
+            vocabulary_size=model.vocabulary_size,
+            vocabulary=model.fingerprint(),
+            context_tokens=context_tokens,
+            stop_tokens=sorted(model.stop_tokens()),
+            chat_template=model.metadata().get("tokenizer.chat_template", ""),
+            limits=self._limits,
+            judges=["coupled", "separate"],
+            features=list(features),
+        )
+
+
+def started(value: T | None) -> T:
+    """Return what a target has once it has started. Raises TargetFailed before."""
+    if value is None:
+        raise TargetFailed("the target does not run")
+    return value

@@ -32,7 +32,8 @@ from tests.verifier.llama_edges import (
     useless,
     with_drafts,
 )
-from verifier.llama_target import LlamaSettings, LlamaTarget
+from verifier.llama_target.settings import LlamaSettings
+from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics
 from verifier.plain_engine import PlainEngine, opening
 from verifier.target import TargetFull, Unservable

@@ -3,8 +3,3 @@
 Read it in this order: settings, judging (a pass's logits to judgements), engine (what runs in
 the thread), slot (one session), scheduler (which sessions join a pass), target.
 """
-
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.target import LlamaTarget
-
-__all__ = ["LlamaSettings", "LlamaTarget"]

@@ -1,7 +1,7 @@
 """The thread's side of the embedded target: everything here runs in one thread, in order.
 
-A sequence's KV may hold more than is true: drafts that fell, or a session that ended. Nothing
-is cleaned up after a pass; whoever decodes next first forgets what is beyond its own start.
+A sequence's KV may hold more than is true: rejected drafts, or a session that ended.
+Nothing is cleaned up after a pass; who decodes next first forgets what is beyond its own start.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from speculation.protocol.messages import Open, TokenId, TokenLogprob
 from speculation.sampling.adjustments import adjustment
 from speculation.sampling.distributions import Distribution, Logits, distribution, top
-from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
+from speculation.sampling.judging import judge_coupled, judge_separate
 from speculation.sampling.noise import place
 from speculation.verifying.machine import Verdict
 from speculation.verifying.session import Pass
@@ -42,7 +42,6 @@ class Part:
 
 def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
     """Judge a part's draft tokens. logits(i): float32[V] of row i, i = 0..K."""
-
     request, judged = part.request, part.judged
     adjust = adjustment(request)
 
@@ -54,18 +53,13 @@ def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
         judgement = judge_coupled(row, judged.draft, request.seed, at)
     else:
         judgement = judge_separate(row, judged.draft, judged.q, iter(judged.u))
-    return Verdict(judgement, _logprobs(judgement, logits, request.top_logprobs))
+    if (most := request.top_logprobs) is None:
+        return Verdict(judgement)
+    tokens = enumerate(judgement.tokens)
+    return Verdict(judgement, tuple(_logprob(logits(i), token, most) for i, token in tokens))
 
 
-def _logprobs(
-    judgement: Judgement, logits: Callable[[int], Logits], most: int | None
-) -> tuple[TokenLogprob, ...] | None:
-    if most is None:
-        return None
-    return tuple(logprob(logits(i), token, most) for i, token in enumerate(judgement.tokens))
-
-
-def logprob(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
+def _logprob(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
     """Return log softmax(logits) of a token and of the `most` likeliest. logits: float32[V]."""
     peak = logits.max()
     norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))

@@ -7,7 +7,7 @@ so a long prompt never stops the other sessions for longer than a piece takes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from math import inf
 from typing import Protocol, TypeVar
@@ -104,7 +104,10 @@ class Scheduler:
     async def _pass(self, offer: Offer) -> None:
         slots = {name: self._slots[name] for name in offer.start}
         plan = self._machine.begin({n: len(d) for n, d in offer.start.items()}, self._clock())
-        self._observe_holds(slots.values(), plan.started)
+        for slot in slots.values():
+            if slot.held_since is not None:
+                self._metrics.held(plan.started - slot.held_since)
+                slot.held_since = None
         parts = [slots[name].part(judged) for name, judged in plan.passes.items()]
         outcome = await self._call(list(slots.values()), self._engine.run, parts)
         if outcome is None:
@@ -112,19 +115,10 @@ class Scheduler:
         now, rows = self._clock(), sum(len(part.tokens) for part in parts)
         self._metrics.passed(rows, now - plan.started)
         verdicts = dict(zip(plan.passes, outcome, strict=True))
-        self._observe_verdicts(verdicts, parts)
+        for verdict, part in zip(outcome, parts, strict=True):
+            self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
         for name, down in self._machine.ran(plan, verdicts, now, rows=rows).items():
             slots[name].send(down)
-
-    def _observe_holds(self, slots: Collection[Slot], now: float) -> None:
-        for slot in slots:
-            if slot.held_since is not None:
-                self._metrics.held(now - slot.held_since)
-                slot.held_since = None
-
-    def _observe_verdicts(self, verdicts: Mapping[str, Verdict], parts: Sequence[Part]) -> None:
-        for verdict, part in zip(verdicts.values(), parts, strict=True):
-            self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
 
     async def _prefill(self, slot: Slot) -> None:
         start = slot.prefilled

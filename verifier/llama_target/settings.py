@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from gateway.hosting.settings_sources import Table
 
 
-class LlamaSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class LlamaSettings(Table):
     slots: Annotated[int, Field(ge=1, le=256)] = 8
     """Sessions that run at once. Memory for the KV of all is allocated at the start."""
 

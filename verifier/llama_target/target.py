@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from random import SystemRandom
+from typing import Final
 
-import numpy as np
 import structlog
 
-from gateway.ports import Tokenizer
-from models.tokenizer import GgufTokenizer
-from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.protocol.messages import Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed
 from speculation.sampling.adjustments import adjustment
 from speculation.verifying.latency import measured
@@ -27,13 +24,21 @@ from verifier.llama_target.scheduler import Clock, Scheduler
 from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
-from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession, Unservable
+from verifier.target import (
+    Described,
+    Reply,
+    TargetFailed,
+    TargetFull,
+    UnknownSession,
+    Unservable,
+    started,
+)
 
 FEATURES: Final = ("min_tokens",)
 """OpenAI parameters served beyond Sampling."""
 
 
-class LlamaTarget:
+class LlamaTarget(Described):
     """A GGUF model served in this process. Raises models.errors.ModelError when it starts."""
 
     def __init__(
@@ -46,33 +51,20 @@ class LlamaTarget:
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._name = name
+        super().__init__(name, limits)
         self._path = path
         self._settings = settings
-        self._limits = limits
         self._metrics = metrics
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
         self._places = KvSlots(settings.slots)
         self._slots: dict[str, Slot] = {}
         self._waiting: deque[Slot] = deque()
-        self._machine = VerifyMachine(_uniforms(secrets.randbits(128)))
+        self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
-        self._facts: ModelFacts | None = None
-        self._tokenizer: Tokenizer | None = None
         self._log = structlog.get_logger("verifier")
-
-    @property
-    def facts(self) -> ModelFacts:
-        """Known once started."""
-        return _started(self._facts)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Known once started."""
-        return _started(self._tokenizer)
 
     @property
     def alive(self) -> bool:
@@ -82,10 +74,6 @@ class LlamaTarget:
         """Load the model and time it, in the thread, and let the scheduler run."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
-        most = min(self._limits.max_verify, engine.context_tokens - 1)
-        self._machine.latency = await loop.run_in_executor(
-            self._thread, measured, engine.time_pass, most
-        )
         self._scheduler = Scheduler(
             engine,
             self._machine,
@@ -103,8 +91,7 @@ class LlamaTarget:
         if self._running:
             self._running.cancel()
             await asyncio.wait([self._running])
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
@@ -125,7 +112,7 @@ class LlamaTarget:
         if slot is None or slot.finished:
             raise UnknownSession(f"no session {session}")
         slot.send(self._machine.received(session, message.message, arrived=self._clock()))
-        _started(self._scheduler).wake()
+        started(self._scheduler).wake()
 
     def _over(self, running: asyncio.Task[None]) -> None:
         """The scheduler takes no more turns: it was cancelled, or it has a bug."""
@@ -136,7 +123,7 @@ class LlamaTarget:
             self._log.error("the scheduler failed", exc_info=bug)
 
     def _admit(self, session: str, request: Open) -> Slot:
-        scheduler = _started(self._scheduler)
+        scheduler = started(self._scheduler)
         if not self._places.free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
         try:
@@ -166,43 +153,18 @@ class LlamaTarget:
             self._place(self._waiting.popleft(), self._scheduler)
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
+        """Let a session take part, with a sequence of the KV cache."""
         slot.sequence, slot.prefilled = self._places.take(slot.request.prompt)
         scheduler.add(slot)
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
-        model = engine.model
-        self._tokenizer = GgufTokenizer(model)
-        self._facts = ModelFacts(
-            model=self._name,
-            vocabulary_size=model.vocabulary_size,
-            vocabulary=model.fingerprint(),
-            context_tokens=engine.context_tokens,
-            stop_tokens=sorted(model.stop_tokens()),
-            chat_template=model.metadata().get("tokenizer.chat_template", ""),
-            limits=self._limits,
-            judges=["coupled", "separate"],
-            features=list(FEATURES),
-        )
+        self.describe(engine.model, engine.context_tokens, FEATURES)
+        most = min(self._limits.max_verify, engine.context_tokens - 1)
+        self._machine.latency = measured(engine.time_pass, most)
         return engine
 
     def _close(self) -> None:
         if self._engine:
             self._engine.close()
             self._engine = None
-
-
-def _uniforms(seed: int) -> Iterator[float]:
-    """Yield uniforms in [0, 1) that nobody outside can foresee."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    while True:
-        yield random.random()
-
-
-T = TypeVar("T")
-
-
-def _started(value: T | None) -> T:
-    if value is None:
-        raise TargetFailed("the target does not run")
-    return value

@@ -33,7 +33,7 @@ class Sessions:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+        self._running: dict[str, Session] = {}
         self._ended: dict[str, Session] = {}
         """Oldest first; each can be read again for the resume window."""
 
@@ -49,10 +49,10 @@ class Sessions:
 
     async def end_all(self) -> None:
         """End every session with a Fault that says so, and wait for the tasks."""
-        tasks = [task for _, task in self._running.values()]
-        for session, _ in list(self._running.values()):
+        running = list(self._running.values())
+        for session in running:
             session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
-        if tasks:
+        if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
     async def open(self, request: Open) -> Session:
@@ -64,23 +64,18 @@ class Sessions:
         now = self._clock()
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         session = Session(opened, target, Timeouts(self._settings, now, now), self._clock)
-        task = session.start(request)
-        self._running[session.name] = session, task
+        self._running[session.name] = session
         self._metrics.open.inc()
-        task.add_done_callback(partial(self._over, session))
-        await asyncio.sleep(
-            0
-        )  # the target raises TargetFull or Unservable before it first waits
+        session.start(request).add_done_callback(partial(self._over, session))
+        await asyncio.sleep(0)  # a target turns sessions away before it first waits
         if session.turned_away:
-            self._forget(session.name)
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session
 
     def find(self, name: str) -> Session:
         """Return a session that runs or ended lately. Raises UnknownSession."""
-        running = self._running.get(name)
-        session = running[0] if running else self._ended.get(name)
+        session = self._running.get(name) or self._ended.get(name)
         if session is None:
             raise UnknownSession(f"there is no session {name!r}")
         return session
@@ -109,9 +104,6 @@ class Sessions:
             self._log.error("session failed", session=session.name, exc_info=bug)
         self._ended[session.name] = session
         if len(self._ended) > self._settings.max_sessions:
-            self._forget(next(iter(self._ended)))
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._settings.resume_window_s, self._forget, session.name)
-
-    def _forget(self, name: str) -> None:
-        self._ended.pop(name, None)
+            del self._ended[next(iter(self._ended))]
+        loop, window_s = asyncio.get_running_loop(), self._settings.resume_window_s
+        loop.call_later(window_s, self._ended.pop, session.name, None)

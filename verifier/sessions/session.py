@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
-from types import TracebackType
 from typing import Self
 
 from speculation.protocol.errors import RemoteProtocolError
@@ -36,22 +35,20 @@ class Session:
         self._timeouts = timeouts
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._reader: Reader | None = None
         self._cause: Fault | None = None
 
-    # --- its life
-
     def start(self, request: Open) -> asyncio.Task[None]:
         """Run the session in a task of its own, which never raises."""
-        self._task = asyncio.create_task(self._run(request), name=f"session {self.name}")
-        return self._task
+        self.task = asyncio.create_task(self._run(request), name=f"session {self.name}")
+        return self.task
 
     def cancel(self, cause: Fault) -> None:
         """End the session, unless it has ended. Its KV is free within a pass."""
-        if self._task and not self.log.ending and self._cause is None:
+        if self.task and not self.log.ending and self._cause is None:
             self._cause = cause
-            self._task.cancel()
+            self.task.cancel()
 
     async def push(self, message: Framed[Pushed]) -> None:
         """Hand a message up. Raises UnknownSession; a RemoteProtocolError ends the session."""
@@ -65,9 +62,11 @@ class Session:
 
     async def _run(self, request: Open) -> None:
         try:
-            async with asyncio.timeout(None) as self._timer:
+            replies = self._target.serve(self.name, request)
+            async with asyncio.timeout(None) as self._timer, aclosing(replies):
                 self._rearm()
-                await self._follow(request)
+                async for reply in replies:
+                    self._record(reply)
         except TimeoutError:
             self.end(self._timeouts.expiry()[1])
         except asyncio.CancelledError:
@@ -81,11 +80,6 @@ class Session:
         except Exception as bug:  # the edge gets a Fault, whoever awaits the task the bug
             self.end(Fault("target_failed", "internal error"))
             raise bug
-
-    async def _follow(self, request: Open) -> None:
-        async with aclosing(self._target.serve(self.name, request)) as replies:
-            async for reply in replies:
-                self._record(reply)
 
     def _record(self, reply: Framed[Reply]) -> None:
         self.log.add(reply)
@@ -108,8 +102,6 @@ class Session:
         if self._timer and not self._timer.expired() and self.log.ending is None:
             left_s = self._timeouts.expiry()[0] - self._clock()
             self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
-
-    # --- its reader
 
     def read(self, position: int) -> Reader:
         """Return a reader from an output position on; it takes over from the one before.
@@ -152,12 +144,7 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session.leave(self)
 
     def wake(self) -> None:

@@ -29,18 +29,17 @@ class Timeouts:
 
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session ends if nothing happens, and the Fault it then ends with."""
-        return min(self._rules(), key=lambda rule: rule[0])
+        at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
+        return at + wait_s, Fault(code, f"{text} {wait_s:g} s")
 
-    def _rules(self) -> Iterator[tuple[float, Fault]]:
-        settings = self.settings
-        idle_s = settings.idle_timeout_s if self.started else settings.first_token_timeout_s
-        text = f"no draft came and nothing was said for {idle_s:g} s"
-        yield self.active_at + idle_s, Fault("idle_timeout", text)
+    def _rules(self) -> Iterator[tuple[float, float, str, str]]:
+        """Yield since when a wait lasts, how long it may, and the Fault's code and text."""
+        allowed, said = self.settings, "no draft came and nothing was said for"
+        idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
+        yield self.active_at, idle_s, "idle_timeout", said
         if self.unread_since is not None:
-            window_s = settings.resume_window_s
-            text = f"nobody resumed the session within {window_s:g} s"
-            yield self.unread_since + window_s, Fault("cancelled", text)
+            said = "nobody resumed the session within"
+            yield self.unread_since, allowed.resume_window_s, "cancelled", said
         if self.rejected_at is not None:
-            allowed_s = settings.replacement_timeout_s
-            text = f"no replacement for the refused token within {allowed_s:g} s"
-            yield self.rejected_at + allowed_s, Fault("replacement_timeout", text)
+            said = "no replacement for the refused token within"
+            yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", said

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from speculation.protocol import wire
-from speculation.protocol.errors import LocalProtocolError
+import msgspec
+
 from speculation.protocol.messages import Limits, Open
 from verifier.vllm_target.verify_request import Bias
 
@@ -28,29 +27,11 @@ class Admission:
     bias: Bias
     vocabulary_size: int
 
-    def pack(self) -> dict[str, Any]:
-        """Return it in types that vLLM can carry between processes."""
-        return {
-            "session": self.session,
-            "open": wire.encode(replace(self.request, prompt=())),
-            "prompt_tokens": self.prompt_tokens,
-            "max_verify": self.limits.max_verify,
-            "max_ahead": self.limits.max_ahead,
-            "bias": [list(pair) for pair in self.bias],
-            "vocabulary_size": self.vocabulary_size,
-        }
+    def pack(self) -> bytes:
+        """Return it in a type that vLLM can carry between processes."""
+        return msgspec.msgpack.encode(replace(self, request=replace(self.request, prompt=())))
 
     @staticmethod
-    def unpack(packed: Mapping[str, Any]) -> Admission:
+    def unpack(packed: bytes) -> Admission:
         """Return what was packed."""
-        (request,) = wire.Decoder().feed(packed["open"])
-        if not isinstance(request, Open):
-            raise LocalProtocolError(f"{type(request).__name__} opens no session")
-        return Admission(
-            packed["session"],
-            request,
-            packed["prompt_tokens"],
-            Limits(max_verify=packed["max_verify"], max_ahead=packed["max_ahead"]),
-            tuple((token, value) for token, value in packed["bias"]),
-            packed["vocabulary_size"],
-        )
+        return msgspec.msgpack.decode(packed, type=Admission)

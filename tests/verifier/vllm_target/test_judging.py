@@ -90,6 +90,7 @@ def candidates(count: int, rows: int) -> Iterator[None]:
     """Look at the rows first among so many candidates, and so many rows a chunk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "CANDIDATES", count)
+        patch.setattr(judging, "LAZY_CANDIDATES", count)
         patch.setattr(looks, "CHUNK_BYTES", rows * V * looks.FIRST_BYTES)
         yield
 

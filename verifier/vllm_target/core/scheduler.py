@@ -2,14 +2,9 @@
 commit goes out with vLLM's outputs.
 
 A session is one vLLM request that stays RUNNING for its whole answer, so KV cache, rollback,
-batching, preemption and prefix caching are vLLM's own. Each step:
-
-    schedule            each session that the machine offers gets its draft tokens where vLLM's
-                        own would be; held sessions leave `running` for this one call, and keep
-                        KV and slot
-    (the worker)        judges the rows (worker/extension.py)
-    update_from_output  the machine takes each verdict; what it returns rides on the request's
-                        output
+batching, preemption and prefix caching are vLLM's own. `schedule` puts the draft tokens that
+the machine offers where vLLM's own would be, and leaves held sessions out. The worker judges
+the rows. `update_from_output` hands the verdicts to the machine, and sends what it returns.
 
 Where a step generates nothing for a request, because its first draft token was rejected and the
 edge draws the recovered one, vLLM does not take back the step's tokens: this module does.
@@ -20,16 +15,22 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from gateway.ports import UNLIKELY
+from speculation.protocol.messages import TokenLogprob
 from speculation.sampling.judging import Judgement
 from speculation.verifying.machine import PassPlan, Verdict
-from verifier.vllm_target.core import outputs
 from verifier.vllm_target.core.hooks import aside, no_wider_than_asked
-from verifier.vllm_target.core.session_scheduler import SessionScheduler, has_read_its_text
+from verifier.vllm_target.core.session_scheduler import (
+    SessionScheduler,
+    attach,
+    has_read_its_text,
+)
 from verifier.vllm_target.core.session_slot import SessionSlot
 from verifier.vllm_target.verify_request import VerifyRequest
 
@@ -118,29 +119,19 @@ class PicoScheduler(SessionScheduler):
             generated = model_runner_output.sampled_token_ids[index]
             _correct(request, asked[request_id], generated)
             if not asked[request_id].silent:
-                logprobs = outputs.logprobs(model_runner_output, request, index, len(generated))
+                logprobs = _logprobs(model_runner_output, request, index, len(generated))
                 verdicts[slot.name] = Verdict(judged[request_id], logprobs)
-        self._ran(verdicts, passed, scheduler_output, now)
-        batches = super().update_from_output(scheduler_output, model_runner_output)
-        self._attach(batches, passed)
-        return batches
-
-    def _ran(
-        self,
-        verdicts: dict[str, Verdict],
-        passed: Passed,
-        output: SchedulerOutput,
-        now: float,
-    ) -> None:
-        """Let the machine take the verdicts, and keep what each session sends as frames."""
-        rows = output.total_num_scheduled_tokens
-        only_decodes = rows > 0 and _only_decodes(output)
-        down = self._machine.ran(self._plan, verdicts, now, rows=rows if only_decodes else None)
+        rows = scheduler_output.total_num_scheduled_tokens
+        learned = rows if rows > 0 and _only_decodes(scheduler_output) else None
+        down = self._machine.ran(self._plan, verdicts, now, rows=learned)
         for _, slot in passed.values():
             if slot.name in down:
                 drafts = len(self._plan.passes[slot.name].draft)
                 slot.send(down[slot.name], judged=drafts, rows=rows)
                 rows = 0
+        batches = super().update_from_output(scheduler_output, model_runner_output)
+        self._attach(batches, passed)
+        return batches
 
     def _attach(self, batches: dict[int, EngineCoreOutputs], passed: Passed) -> None:
         """Put the frames on the requests' outputs, which are made where vLLM has none."""
@@ -148,10 +139,11 @@ class PicoScheduler(SessionScheduler):
             for output in batch.outputs:
                 found = passed.pop(output.request_id, None)
                 if found is not None:
-                    outputs.attach(output, found[1])
+                    attach(output, found[1])
                     self._end(*found, output)
         for request, slot in passed.values():
-            outputs.add(batches, request, self._output(request, slot))
+            batch = batches.setdefault(request.client_index, EngineCoreOutputs())
+            batch.outputs.append(self._output(request, slot))
 
 
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
@@ -169,3 +161,24 @@ def _only_decodes(output: SchedulerOutput) -> bool:
         count == 1 + len(drafts.get(request_id, ()))
         for request_id, count in output.num_scheduled_tokens.items()
     )
+
+
+def _logprobs(
+    output: ModelRunnerOutput, request: Request, index: int, count: int
+) -> list[TokenLogprob] | None:
+    """Return the log-probabilities of `count` new tokens; None if the request wants none.
+
+    index: the request's row in the step. vLLM gives each as many alternatives as any request of
+    the step wants.
+    """
+    wanted = request.sampling_params and request.sampling_params.num_logprobs
+    if wanted is None or output.logprobs is None:
+        return None
+    lists = output.logprobs.slice_request(index, count)
+    kept = slice(0, 1 + wanted)
+    tokens = lists.logprob_token_ids[:, kept].tolist()
+    values = np.maximum(lists.logprobs[:, kept], UNLIKELY).tolist()
+    return [
+        TokenLogprob(p[0], tuple(zip(ids[1:], p[1:], strict=True)))
+        for ids, p in zip(tokens, values, strict=True)
+    ]

@@ -26,8 +26,6 @@ from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Pushed
 from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.core import calls as _core  # noqa: F401 - gives the core its methods
-from verifier.vllm_target.core import outputs
 from verifier.vllm_target.core.hooks import must_step
 from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot
 from verifier.vllm_target.core.slot_table import SlotTable
@@ -47,20 +45,15 @@ class SessionScheduler(Scheduler):
         self.preemptions = 0
         die_with_parent()
 
-    # --- sessions come and go with vLLM's requests
-
     def add_request(self, request: Request) -> None:
         """Open the session that the request carries."""
         super().add_request(request)
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         if FIELD in extra and self._slots.of(request.request_id) is None:
             asked = Admission.unpack(extra[FIELD])
+            now, size = time.monotonic(), asked.vocabulary_size
             self._machine.open(
-                asked.session,
-                asked.request,
-                asked.limits,
-                vocabulary_size=asked.vocabulary_size,
-                now=time.monotonic(),
+                asked.session, asked.request, asked.limits, vocabulary_size=size, now=now
             )
             slot = SessionSlot(asked, self._machine.session(asked.session))
             self._slots.add(request.request_id, slot)
@@ -74,7 +67,10 @@ class SessionScheduler(Scheduler):
         self.preemptions += 1
         super()._preempt_request(*args, **kwargs)
 
-    # --- calls of the service
+    def attach(self, engine: EngineCore) -> bool:
+        """Wake this core and send through it between steps; False if this vLLM cannot."""
+        self.engine = engine
+        return hasattr(engine, "input_queue") and hasattr(engine, "output_queue")
 
     def push(self, session: str, frames: bytes, arrived: float) -> str | None:
         """Hand messages to a session; return what is wrong with them: that ends the session.
@@ -105,17 +101,13 @@ class SessionScheduler(Scheduler):
 
     def figures(self) -> dict[str, int]:
         """Return counts for tests and metrics."""
-        return {
-            "steps": self.steps,
-            "sessions": len(self._slots),
-            "preemptions": self.preemptions,
-        }
-
-    # --- what sessions send
+        sessions = len(self._slots)
+        return {"steps": self.steps, "sessions": sessions, "preemptions": self.preemptions}
 
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
-        """Return an output of our own, with the session's latest frames."""
-        output = outputs.make(request, slot)
+        """Return an output of our own, without tokens, with the session's latest frames."""
+        output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
+        attach(output, slot)
         self._end(request, slot, output)
         return output
 
@@ -130,8 +122,6 @@ class SessionScheduler(Scheduler):
         if self.engine is not None:
             batch = EngineCoreOutputs(outputs=[output])
             self.engine.output_queue.put_nowait((request.client_index, batch))
-
-    # --- sleep while every session is held
 
     def has_requests(self) -> bool:
         """Tell the core whether to step; it sleeps while all sessions are held."""
@@ -159,3 +149,24 @@ class SessionScheduler(Scheduler):
 def has_read_its_text(request: Request) -> bool:
     """Return whether all but the last token of a request is in the KV cache."""
     return bool(request.num_computed_tokens >= request.num_tokens - 1)
+
+
+def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
+    """Let an output carry its session's latest frames: [first's number, frames, complaint].
+
+    vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
+    frames, so vLLM need not carry them too.
+    """
+    first, frames = slot.recent
+    carried: dict[str, Any] = output.kv_transfer_params or {}
+    output.kv_transfer_params = {**carried, FIELD: [first, frames, slot.complaint]}
+    output.new_logprobs = None
+
+
+# vLLM's own RPC finds methods of the core by name, and reads their signatures
+EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
+EngineCore.picospec_push = lambda core, session, frames, arrived: core.scheduler.push(
+    session, frames, arrived
+)
+EngineCore.picospec_recall = lambda core, session, first: core.scheduler.recall(session, first)
+EngineCore.picospec_figures = lambda core: core.scheduler.figures()

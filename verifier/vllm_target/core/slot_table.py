@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final
 
 from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot
@@ -15,7 +14,7 @@ class SlotTable:
     def __init__(self) -> None:
         self._slots: dict[str, SessionSlot] = {}
         self._requests: dict[str, str] = {}
-        self._past: OrderedDict[str, SessionSlot] = OrderedDict()
+        self._past: dict[str, SessionSlot] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -40,7 +39,7 @@ class SlotTable:
         self._requests.pop(slot.name, None)
         self._past[slot.name] = slot
         if len(self._past) > REMEMBERED:
-            self._past.popitem(last=False)
+            del self._past[next(iter(self._past))]
         return slot
 
     def recall(self, session: str, first: int) -> list[OutgoingFrame]:

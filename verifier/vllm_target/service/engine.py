@@ -67,7 +67,7 @@ class Engine:
             worker_extension_cls=f"{_HERE}.worker.extension.PicoWorkerExtension",
             speculative_config={
                 "method": "custom_class",
-                "model": f"{_HERE}.core.proposer.NullProposer",
+                "model": f"{_HERE}.worker.extension.NullProposer",
                 "num_speculative_tokens": max_verify + 1,  # and a forced token before them
             },
             async_scheduling=False,
@@ -121,10 +121,8 @@ class Engine:
         not do, RemoteProtocolError for a message that no honest edge sends.
         """
         due = 0
-        rendered = {
-            "type": "token",
-            "prompt_token_ids": list(prompt),
-        }  # text would go through a thread
+        # rendered: text would go through a thread
+        rendered = {"type": "token", "prompt_token_ids": list(prompt)}
         try:
             outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
             async with aclosing(outputs):

@@ -11,9 +11,9 @@ is it an error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -23,12 +23,11 @@ from speculation.protocol.messages import (
     Finish,
     ModelFacts,
     Open,
-    Pushed,
     Sampling,
     TokenId,
 )
 from speculation.protocol.wire import Framed
-from verifier.target import Reply, TargetFailed
+from verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12
 DRAFTED: Final = 9
@@ -43,18 +42,7 @@ WITHIN_S: Final = 120.0
 _SAMPLINGS: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
 
 
-class Serves(Protocol):
-    """As much of a Target as is tested."""
-
-    @property
-    def facts(self) -> ModelFacts: ...
-
-    def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]: ...
-
-    async def push(self, session: str, message: Framed[Pushed]) -> None: ...
-
-
-async def self_test(target: Serves) -> None:
+async def self_test(target: Target) -> None:
     """Raise TargetFailed unless drafts leave the text as it is and some are judged.
 
     Not all need be: where rows are dear, or one pass was slow, they may not be worth it.
@@ -81,7 +69,7 @@ def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:
     return Open(facts.model, facts.vocabulary, prompt, sampling, 7 + i, TOKENS, ())
 
 
-async def _compare(target: Serves, request: Open) -> tuple[str | None, int]:
+async def _compare(target: Target, request: Open) -> tuple[str | None, int]:
     """Return what drafts changed in the text of a request, if anything, and how many were
     judged."""
     plain, _ = await _run(target, "plain", request, ())
@@ -97,24 +85,24 @@ async def _compare(target: Serves, request: Open) -> tuple[str | None, int]:
 
 
 async def _run(
-    target: Serves, name: str, request: Open, drafts: Sequence[TokenId]
+    target: Target, name: str, request: Open, drafts: Sequence[TokenId]
 ) -> tuple[list[TokenId], Finish]:
     """Run a session whose edge sends its drafts once it has the first token."""
     tokens: list[TokenId] = []
     session = f"self-test-{request.seed}-{request.sampling.temperature:g}-{name}"
+    replies = target.serve(session, request)
     try:
-        replies = target.serve(session, request)
         async with asyncio.timeout(WITHIN_S), aclosing(replies):
             async for reply in replies:
                 message = reply.message
                 if isinstance(message, Finish):
                     return tokens, message
                 if isinstance(message, Commit):
-                    if not tokens and drafts:
-                        after = tuple(drafts[len(message.tokens) :])
-                        draft = Draft(1, len(message.tokens), 0, after)
-                        await target.push(session, Framed(draft))
+                    first, count = not tokens, len(message.tokens)
                     tokens.extend(message.tokens)
+                    if first and drafts:
+                        draft = Draft(1, count, 0, tuple(drafts[count:]))
+                        await target.push(session, Framed(draft))
     except TimeoutError:
         raise TargetFailed(
             f"self-test: {session} said {len(tokens)} of {TOKENS} tokens in {WITHIN_S:g} s"

@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.ports import Tokenizer
 from models.llama import Model
-from models.tokenizer import GgufTokenizer
 from speculation.protocol import wire
-from speculation.protocol.messages import (
-    Commit,
-    Finish,
-    Limits,
-    ModelFacts,
-    Open,
-    Pushed,
-)
+from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed
 from verifier.metrics import PassMetrics
-from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Described, Reply, TargetFailed, TargetFull, UnknownSession, started
 from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.inflight import Inflight
 from verifier.vllm_target.service.parameters import FEATURES, engine_request
@@ -34,35 +25,16 @@ if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every ins
     from verifier.vllm_target.service.engine import Engine, Size
 
 
-class VllmTarget:
+class VllmTarget(Described):
     def __init__(
         self, name: str, settings: VllmSettings, limits: Limits, metrics: PassMetrics
     ) -> None:
-        self._name = name
+        super().__init__(name, limits)
         self._settings = settings
-        self._limits = limits
         self._metrics = metrics
         self._engine: Engine | None = None
-        self._facts: ModelFacts | None = None
-        self._tokenizer: GgufTokenizer | None = None
         self._sessions: dict[str, Inflight] = {}
         self._room = 0
-
-    @property
-    def facts(self) -> ModelFacts:
-        """Known once started."""
-        if self._facts is None:
-            raise TargetFailed("the target has not started")
-        return self._facts
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Known once started."""
-        if self._tokenizer is None:
-            raise TargetFailed("the target has not started")
-        return self._tokenizer
-
-    # --- its life
 
     @property
     def alive(self) -> bool:
@@ -94,18 +66,7 @@ class VllmTarget:
                 f" has {vocabulary.vocabulary_size}: it is another model's vocabulary"
             )
         self._room = size.sessions
-        self._tokenizer = GgufTokenizer(vocabulary)
-        self._facts = ModelFacts(
-            model=self._name,
-            vocabulary_size=vocabulary.vocabulary_size,
-            vocabulary=vocabulary.fingerprint(),
-            context_tokens=size.context_tokens,
-            stop_tokens=sorted(vocabulary.stop_tokens()),
-            chat_template=vocabulary.metadata().get("tokenizer.chat_template", ""),
-            limits=self._limits,
-            judges=["coupled", "separate"],
-            features=list(FEATURES),
-        )
+        self.describe(vocabulary, size.context_tokens, FEATURES)
 
     async def stop(self) -> None:
         """End the sessions, then the engine and its processes."""
@@ -117,13 +78,11 @@ class VllmTarget:
 
     async def figures(self) -> dict[str, int]:
         """Return the engine's counts: steps so far, sessions running."""
-        return await self._running().figures()
-
-    # --- sessions
+        return await started(self._engine).figures()
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
-        engine = self._running()
+        engine = started(self._engine)
         if len(self._sessions) >= self._room:
             raise TargetFull(f"all {self._room} sequences are taken")
         wanted = engine_request(session, request, self.facts)
@@ -161,13 +120,8 @@ class VllmTarget:
         Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a
         later push or from `serve`: the engine looks at messages between two steps.
         """
-        engine, inflight = self._running(), self._sessions.get(session)
+        engine, inflight = started(self._engine), self._sessions.get(session)
         if inflight is None:
             raise UnknownSession(f"no session {session}")
         inflight.check()
         await inflight.send(partial(engine.push, session, message.frame))
-
-    def _running(self) -> Engine:
-        if self._engine is None:
-            raise TargetFailed("the target has not started")
-        return self._engine

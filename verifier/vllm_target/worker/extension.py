@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from functools import partial
 from inspect import signature
 from itertools import accumulate
 from typing import Any
@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.sample import rejection_sampler
+from vllm.v1.sample import rejection_sampler, sampler
 
 from gateway.hosting.parent_death import die_with_parent
 from speculation.sampling.judging import Judgement
 from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker.judging import judge
 from verifier.vllm_target.worker.rows import upload
+
+Stock = Callable[..., Any]
+"""What vLLM has in the place of one of our methods."""
 
 PLACEHOLDER = -1
 """vLLM's mark for "no token here" in what a sampler returns."""
@@ -59,15 +62,11 @@ class Logits:
         return int(self.last_rows.shape[1])
 
     def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
-        at = [(self.places[number], row) for number, row in wanted]
-        return torch.stack(
-            [
-                self.verify_rows[self.starts[i] + row]
-                if row < self.counts[i]
-                else self.last_rows[i]
-                for i, row in at
-            ]
-        )
+        return torch.stack([self._row(self.places[number], row) for number, row in wanted])
+
+    def _row(self, i: int, row: int) -> Tensor:
+        after_drafts = row == self.counts[i]
+        return self.last_rows[i] if after_drafts else self.verify_rows[self.starts[i] + row]
 
 
 class PicoWorkerExtension:
@@ -90,65 +89,52 @@ class SamplerHooks:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self._step = Step()
-        sampler = runner.sampler.topk_topp_sampler
-        runner.execute_model = self._taking_requests(runner.execute_model)
-        runner.sample_tokens = self._returning_judgements(runner.sample_tokens)
-        sampler.forward = self._keeping_last_rows(sampler.forward)
-        rejection_sampler.apply_sampling_constraints = self._without_settings(
-            rejection_sampler.apply_sampling_constraints
-        )
-        rejection_sampler.rejection_sample = self._judging(rejection_sampler.rejection_sample)
+        self._wrap(runner, "execute_model", self._take_requests)
+        self._wrap(runner, "sample_tokens", self._return_judgements)
+        self._wrap(runner.sampler.topk_topp_sampler, "forward", self._keep_last_rows)
+        self._wrap(rejection_sampler, "apply_sampling_constraints", self._apply_none)
+        self._names = signature(rejection_sampler.rejection_sample)
+        self._wrap(rejection_sampler, "rejection_sample", self._judge_draft_rows)
         if runner.device.type == "cpu":
-            _never_compile("vllm.v1.sample.sampler", "batched_count_greater_than")
+            _never_compile()
 
-    def _taking_requests(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self._step = Step(getattr(scheduler_output, "picospec_requests", None) or {})
-            return stock(scheduler_output, *args, **kwargs)
+    def _wrap(self, holder: Any, name: str, ours: Callable[..., Any]) -> None:
+        """Call ours in the place of a function of vLLM's, and give it that function."""
+        setattr(holder, name, partial(ours, getattr(holder, name)))
 
-        return execute_model
+    def _take_requests(
+        self, stock: Stock, scheduler_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        self._step = Step(getattr(scheduler_output, "picospec_requests", None) or {})
+        return stock(scheduler_output, *args, **kwargs)
 
-    def _returning_judgements(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def sample_tokens(*args: Any, **kwargs: Any) -> Any:
-            output = stock(*args, **kwargs)
-            if self._step.requests and output is not None:
-                output.picospec_judged = self._step.judged
-            self._step = Step()
-            return output
+    def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        output = stock(*args, **kwargs)
+        if self._step.requests and output is not None:
+            output.picospec_judged = self._step.judged
+        self._step = Step()
+        return output
 
-        return sample_tokens
+    def _keep_last_rows(self, stock: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self._step.requests:
+            return stock(logits, *args, **kwargs)
+        self._step.last_rows = logits
+        if any(request.injected for request in self._step.requests.values()):
+            return torch.zeros(len(logits), dtype=torch.int64, device=logits.device), None
+        # without draft tokens, vLLM up to 0.31 calls no rejection sampler
+        tokens = self._judge(logits[:0], [0] * len(logits), 0)[:, 0]
+        return tokens.clamp(min=0).to(torch.int64), None
 
-    def _keeping_last_rows(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(logits: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self._step.requests:
-                return stock(logits, *args, **kwargs)
-            self._step.last_rows = logits
-            if any(request.injected for request in self._step.requests.values()):
-                return torch.zeros(len(logits), dtype=torch.int64, device=logits.device), None
-            # without draft tokens, vLLM up to 0.31 calls no rejection sampler
-            tokens = self._judge(logits[:0], [0] * len(logits), 0)[:, 0]
-            return tokens.clamp(min=0).to(torch.int64), None
+    def _apply_none(self, stock: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return logits if self._step.requests else stock(logits, *args, **kwargs)
 
-        return forward
-
-    def _without_settings(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def apply_sampling_constraints(logits: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return logits if self._step.requests else stock(logits, *args, **kwargs)
-
-        return apply_sampling_constraints
-
-    def _judging(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        names = signature(stock)
-
-        def rejection_sample(*args: Any, **kwargs: Any) -> Any:
-            if not self._step.requests:
-                return stock(*args, **kwargs)
-            given = names.bind(*args, **kwargs).arguments
-            return self._judge(
-                given["target_logits"], given["num_draft_tokens"], given["max_spec_len"]
-            )
-
-        return rejection_sample
+    def _judge_draft_rows(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        if not self._step.requests:
+            return stock(*args, **kwargs)
+        given = self._names.bind(*args, **kwargs).arguments
+        return self._judge(
+            given["target_logits"], given["num_draft_tokens"], given["max_spec_len"]
+        )
 
     def _judge(self, verify_rows: Tensor, counts: list[int], most: int) -> Tensor:
         """Judge the step, once. verify_rows: float32[sum(counts), V], request after request.
@@ -172,9 +158,25 @@ class SamplerHooks:
         return upload(tokens, device)
 
 
-def _never_compile(module: str, name: str) -> None:
+class NullProposer:
+    """It proposes nothing: vLLM builds its speculative path only if it has a proposer."""
+
+    def __init__(self, vllm_config: object) -> None:
+        """Take vLLM's settings, as its loader gives them."""
+
+    def load_model(self, *args: object, **kwargs: object) -> None:
+        """Load nothing; vLLM's CPU runner calls this of every proposer."""
+
+    def propose(
+        self, sampled_token_ids: Sequence[object], *args: object, **kwargs: object
+    ) -> list[list[int]]:
+        """Return no drafts for each row of the batch."""
+        return [[] for _ in sampled_token_ids]
+
+
+def _never_compile() -> None:
     """Use a function as it was written: compiling it at the first request that wants
     log-probabilities stops every session of a CPU host for up to a minute."""
-    holder = import_module(module)
-    compiled = getattr(holder, name, None)
-    setattr(holder, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
+    compiled = getattr(sampler, "batched_count_greater_than", None)
+    plain = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    sampler.batched_count_greater_than = plain

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
+from sys import maxsize
 from typing import Final
 
 import numpy as np
@@ -30,8 +31,12 @@ from verifier.vllm_target.worker.looks import look_at
 from verifier.vllm_target.worker.rows import Look, StepLogits, Wanted
 
 CANDIDATES: Final = 512
-"""Candidates of a row's first look, so that few rows need a second. Not tuned: no GPU was at
-hand when it was chosen. `python -m bench.calibrate.kernels --device cuda` times a step."""
+"""Candidates of a row's first look on an accelerator, so that few rows need a second. Not
+tuned: no GPU was at hand. `python -m bench.calibrate.kernels --device cuda` times a step."""
+
+LAZY_CANDIDATES: Final = 64
+"""Candidates of a row's first look on a CPU, where 512 take half as long again for the step of
+`python -m bench.calibrate.kernels --device cpu --sessions 4`; most supports are smaller."""
 
 GROWTH: Final = 8
 """How many times as many candidates a row's next look has on a CPU, where sorting is dear."""
@@ -42,7 +47,7 @@ def judge(
 ) -> list[Judgement]:
     """Return the outcome of each request's pass; of a silent one, nothing."""
     passes = {
-        number: _Pass(number, request, step.vocabulary_size, lazily)
+        number: _Pass(number, request, lazily)
         for number, request in enumerate(requests)
         if not request.silent
     }
@@ -61,17 +66,15 @@ class _Pass:
     judgement: Judgement
     """The outcome, once nothing is `wanted`."""
 
-    def __init__(
-        self, number: int, request: VerifyRequest, vocabulary_size: int, lazily: bool
-    ) -> None:
+    def __init__(self, number: int, request: VerifyRequest, lazily: bool) -> None:
         self._request = request
-        self._vocabulary_size = vocabulary_size
         self._lazily = lazily
         self._accepting = [_certain(token) for token in (*request.draft, 0)]
         self._rows = self._accepting.copy()
         self._known: set[int] = set()
         wants: Wanted = "token" if request.judge == "coupled" else "all" if lazily else "p"
-        first = Look(number, 0, request, CANDIDATES, wants)
+        count = LAZY_CANDIDATES if lazily else CANDIDATES
+        first = Look(number, 0, request, count, wants)
         self._looks: list[Look | None] = [
             replace(first, index=index) for index in range(len(self._rows))
         ]
@@ -97,10 +100,10 @@ class _Pass:
 
     def learn(self, look: Look, found: NDArray[np.float32]) -> None:
         """Take in what a look found; see `Look.wants`."""
-        index, size = look.index, self._vocabulary_size
+        index = look.index
         after: Wanted = "token" if look.wants == "token" else "all"
         if isnan(found[0]):
-            count = look.candidates * GROWTH if self._lazily else size
+            count = look.candidates * GROWTH if self._lazily else maxsize
             self._looks[index] = replace(look, candidates=count, wants=after)
             return
         self._looks[index] = replace(look, wants=after) if look.wants == "p" else None

@@ -52,7 +52,7 @@ class Look:
 
     request: VerifyRequest
     candidates: int
-    """Tokens among which the row's support is looked for; V of them always hold it."""
+    """Tokens among which the row's support is looked for; V or more always hold it."""
 
     wants: Wanted
     """float32, NaN if the support is not found: `token` is [1], the target's token, exact below
