@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from models.opening import open_store
+from models.store import open_store
 from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from openai.types.chat.chat_completion import Choice
 
