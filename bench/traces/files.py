@@ -67,7 +67,7 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read what `save` wrote. Raises ValueError for a file that is not a trace."""
         with np.load(path) as data:
-            named = {name.replace("astray", "after_miss"): name for name in data}  # older files
+            named = {name.replace("astray_", "after_miss_"): name for name in data}  # older files
             try:
                 return cls(**{f.name: _plain(data[named[f.name]]) for f in fields(cls)})
             except KeyError as error:
