@@ -46,8 +46,7 @@ def main(
 def _app(settings: VerifierSettings) -> FastAPI:
     """Return the app; models and llama.cpp are loaded in the worker alone, never before."""
     from models.errors import ModelError
-    from verifier.app import build
-    from verifier.targets import make_target
+    from verifier.app import build, make_target
 
     try:
         return build(settings, partial(make_target, settings))

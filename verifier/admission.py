@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import isfinite
 
 from gateway.errors import ApiError, InvalidRequest, NotFound
-from speculation.protocol.messages import ModelFacts, Open, Sampling, TokenId
+from speculation.protocol.messages import ModelFacts, Open, Sampling
 
 MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20
@@ -34,16 +33,12 @@ def check(request: Open, facts: ModelFacts) -> None:
     if request.vocabulary != facts.vocabulary:
         message = f"vocabulary: {request.vocabulary!r} is not the target's"
         raise VocabularyMismatch(f"{message} {facts.vocabulary!r}", param="vocabulary")
-    _check_tokens("prompt", request.prompt, facts)
-    _check_tokens("stop_tokens", request.stop_tokens, facts)
+    for field in ("prompt", "stop_tokens"):
+        if (highest := max(getattr(request, field), default=0)) >= facts.vocabulary_size:
+            raise _invalid(field, f"{highest} is not a token")
     _check_sizes(request, facts)
     _check_sampling(request.sampling, facts)
     _check_judge(request, facts)
-
-
-def _check_tokens(field: str, tokens: Iterable[TokenId], facts: ModelFacts) -> None:
-    if (highest := max(tokens, default=0)) >= facts.vocabulary_size:
-        raise _invalid(field, f"{highest} is not a token")
 
 
 def _check_sizes(request: Open, facts: ModelFacts) -> None:

@@ -62,7 +62,7 @@ class Routes:
         with _translated():
             session = await self.sessions.open(opening)
         request.state.account.took_prompt(len(opening.prompt))
-        return Downstream(session.read(0), request.state.account, opened=session.opened)
+        return Downstream(session.read(0), request.state.account, session.opened)
 
     async def drafts(self, request: Request) -> Response:
         with _translated():

@@ -61,25 +61,20 @@ class Target(Protocol):
     @property
     def facts(self) -> ModelFacts:
         """Known once started."""
-        ...
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The target's own, for the plain engine. Known once started."""
-        ...
 
     @property
     def alive(self) -> bool:
         """False once the engine is lost for good: only another process can serve then."""
-        ...
 
     async def start(self) -> None:
         """Load the model; may take minutes."""
-        ...
 
     async def stop(self) -> None:
         """Free everything, child processes included. Sessions still running end."""
-        ...
 
     def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish. Closing the generator frees its KV within a pass.
@@ -88,14 +83,12 @@ class Target(Protocol):
         and RemoteProtocolError for a message that it looked at only after `push` had returned.
         The request was checked against `facts`.
         """
-        ...
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session; return at once.
 
         Raises UnknownSession, or RemoteProtocolError for what no honest edge sends.
         """
-        ...
 
 
 class Described:

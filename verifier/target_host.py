@@ -29,7 +29,6 @@ class Host:
         self._give_up = give_up
         self._state = "loading"
         self._life: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("verifier")
 
     def ready(self) -> Target:
         """Return the target. Raises Unavailable unless it is ready."""
@@ -66,12 +65,12 @@ class Host:
             self._fail("the target cannot start", error)
             return
         self._state = "ready"
-        self._log.info("ready", model=self._target.facts.model)
+        structlog.get_logger("verifier").info("ready", model=self._target.facts.model)
         while self._target.alive:  # noqa: ASYNC110 - vLLM has a flag, and no event
             await asyncio.sleep(CHECK_S)
         self._fail("the target is lost")
 
     def _fail(self, event: str, error: Exception | None = None) -> None:
         self._state = "failed"
-        self._log.error(event, error=str(error or ""), exc_info=error)
+        structlog.get_logger("verifier").error(event, error=str(error or ""), exc_info=error)
         self._give_up()

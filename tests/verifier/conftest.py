@@ -1,4 +1,4 @@
-"""The fake target behind the real server, and a client that speaks HTTP/2 to it."""
+"""The fake target behind the real server, and a client that uses HTTP/2."""
 
 from __future__ import annotations
 

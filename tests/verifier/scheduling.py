@@ -18,6 +18,7 @@ from speculation.verifying.machine import Verdict, VerifyMachine
 from tests.verifier.fake_target import opening
 from verifier.llama_target.judging import Part
 from verifier.llama_target.scheduler import Scheduler
+from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
 
@@ -71,9 +72,8 @@ class Sessions:
             self.machine,
             thread,
             PassMetrics(registry, Metrics(registry)),
-            max_rows=max_rows,
-            prefill_rows=4,
-            clock=time.monotonic,
+            LlamaSettings(slots=4, max_rows=max_rows, prefill_rows=4),
+            time.monotonic,
         )
 
     def open(self, **fields: object) -> Slot:

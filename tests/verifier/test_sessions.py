@@ -1,4 +1,4 @@
-"""How sessions end when nobody speaks, nobody listens, or the target cannot go on."""
+"""How sessions end when nobody sends, nobody reads, or the target cannot go on."""
 
 from __future__ import annotations
 

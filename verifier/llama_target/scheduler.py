@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -17,6 +18,7 @@ import structlog
 from speculation.protocol.messages import TokenId
 from speculation.verifying.machine import Offer, Verdict, VerifyMachine
 from verifier.llama_target.judging import Part
+from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
 from verifier.target import TargetFailed
@@ -35,7 +37,7 @@ class Passes(Protocol):
 
 
 class Scheduler:
-    """max_rows: of one pass. prefill_rows: prompt tokens of one piece."""
+    """settings: max_rows bounds one pass, prefill_rows one piece of a prompt."""
 
     def __init__(
         self,
@@ -43,9 +45,7 @@ class Scheduler:
         machine: VerifyMachine,
         thread: Executor,
         metrics: PassMetrics,
-        *,
-        max_rows: int,
-        prefill_rows: int,
+        settings: LlamaSettings,
         clock: Clock,
     ) -> None:
         self._slots: dict[str, Slot] = {}  # in the order in which prompts are read
@@ -53,11 +53,9 @@ class Scheduler:
         self._machine = machine
         self._thread = thread
         self._metrics = metrics
-        self._max_rows = max_rows
-        self._prefill_rows = prefill_rows
+        self._settings = settings
         self._clock = clock
         self._changed = asyncio.Event()
-        self._log = structlog.get_logger("verifier")
 
     def add(self, slot: Slot) -> None:
         """Let a session take part: it has its place in the KV cache."""
@@ -88,18 +86,16 @@ class Scheduler:
 
     def _offer(self, now: float) -> Offer:
         ready = [slot.name for slot in self._slots.values() if slot.ready]
-        offer = self._machine.offer(ready, now, rows=self._max_rows)
+        offer = self._machine.offer(ready, now, rows=self._settings.max_rows)
         for name in offer.held:
             slot = self._slots[name]
             slot.held_since = now if slot.held_since is None else slot.held_since
         return offer
 
     async def _sleep(self, seconds: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds if seconds < inf else None):
                 await self._changed.wait()
-        except TimeoutError:
-            return
 
     async def _pass(self, offer: Offer) -> None:
         slots = {name: self._slots[name] for name in offer.start}
@@ -122,7 +118,7 @@ class Scheduler:
 
     async def _prefill(self, slot: Slot) -> None:
         start = slot.prefilled
-        count = min(self._prefill_rows, slot.unread)
+        count = min(self._settings.prefill_rows, slot.unread)
         tokens = slot.request.prompt[start : start + count]
         await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
         slot.prefilled += count
@@ -135,7 +131,9 @@ class Scheduler:
         try:
             return await loop.run_in_executor(self._thread, work, *arguments)
         except Exception as error:  # whatever it is, these sessions are lost and others are not
-            self._log.error("pass failed", sessions=len(slots), exc_info=error)
+            structlog.get_logger("verifier").error(
+                "pass failed", sessions=len(slots), exc_info=error
+            )
             for slot in slots:
                 slot.fail(TargetFailed(f"the target failed: {error}"))
             return None

@@ -64,7 +64,6 @@ class LlamaTarget(Described):
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("verifier")
 
     @property
     def alive(self) -> bool:
@@ -75,13 +74,7 @@ class LlamaTarget(Described):
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
         self._scheduler = Scheduler(
-            engine,
-            self._machine,
-            self._thread,
-            self._metrics,
-            max_rows=self._settings.max_rows,
-            prefill_rows=self._settings.prefill_rows,
-            clock=self._clock,
+            engine, self._machine, self._thread, self._metrics, self._settings, self._clock
         )
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
@@ -120,7 +113,7 @@ class LlamaTarget(Described):
         for slot in self._slots.values():
             slot.fail(TargetFailed("the target has stopped"))
         if not running.cancelled() and (bug := running.exception()):
-            self._log.error("the scheduler failed", exc_info=bug)
+            structlog.get_logger("verifier").error("the scheduler failed", exc_info=bug)
 
     def _admit(self, session: str, request: Open) -> Slot:
         scheduler = started(self._scheduler)

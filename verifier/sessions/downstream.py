@@ -34,9 +34,7 @@ _START: Final[Message] = {
 class Downstream(Response):
     """Sends what one reader reads, and owns the reader."""
 
-    def __init__(
-        self, reader: Reader, account: Account, *, opened: Opened | None = None
-    ) -> None:
+    def __init__(self, reader: Reader, account: Account, opened: Opened | None = None) -> None:
         super().__init__()
         self._reader = reader
         self._account = account

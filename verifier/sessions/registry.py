@@ -37,8 +37,6 @@ class Sessions:
         self._ended: dict[str, Session] = {}
         """Oldest first; each can be read again for the resume window."""
 
-        self._log = structlog.get_logger("verifier")
-
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """On leaving, end all sessions and wait for their tasks."""
@@ -101,7 +99,9 @@ class Sessions:
         if isinstance(session.log.ending, Fault):
             self._metrics.faults.labels(session.log.ending.code).inc()
         if not task.cancelled() and (bug := task.exception()):
-            self._log.error("session failed", session=session.name, exc_info=bug)
+            structlog.get_logger("verifier").error(
+                "session failed", session=session.name, exc_info=bug
+            )
         self._ended[session.name] = session
         if len(self._ended) > self._settings.max_sessions:
             del self._ended[next(iter(self._ended))]

@@ -118,7 +118,6 @@ class Session:
         return self._reader
 
     def is_read_by(self, reader: Reader) -> bool:
-        """Whether nobody has taken over from this reader."""
         return self._reader is reader
 
     def leave(self, reader: Reader) -> None:

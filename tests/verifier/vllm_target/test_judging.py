@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
-from verifier.vllm_target.worker import judging, looks  # noqa: E402
+from verifier.vllm_target.worker import judging  # noqa: E402
 
 judge_lazily = partial(judging.judge, lazily=True)
 judge_at_once = partial(judging.judge, lazily=False)
@@ -91,7 +91,7 @@ def candidates(count: int, rows: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "CANDIDATES", count)
         patch.setattr(judging, "LAZY_CANDIDATES", count)
-        patch.setattr(looks, "CHUNK_BYTES", rows * V * looks.FIRST_BYTES)
+        patch.setattr(judging, "CHUNK_BYTES", rows * V * judging.FIRST_BYTES)
         yield
 
 

@@ -21,8 +21,7 @@ from speculation.protocol.messages import (
 from speculation.sampling.distributions import Q_SCALE
 from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.core.session_slot import SessionSlot
-from verifier.vllm_target.core.slot_table import SlotTable
+from verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from speculation.protocol.messages import Finish, Limits, Open, Sampling
 from speculation.verifying.session import VerifyingSession
 from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.core.session_slot import SessionSlot
-from verifier.vllm_target.core.slot_table import REMEMBERED, SlotTable
+from verifier.vllm_target.core.session_slot import REMEMBERED, SessionSlot, SlotTable
 
 
 def slot(name: str) -> SessionSlot:

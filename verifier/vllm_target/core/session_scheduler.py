@@ -27,8 +27,7 @@ from speculation.protocol.messages import Pushed
 from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import FIELD, Admission
 from verifier.vllm_target.core.hooks import must_step
-from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot
-from verifier.vllm_target.core.slot_table import SlotTable
+from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot, SlotTable
 from verifier.vllm_target.core.timer import Timer
 
 

@@ -84,14 +84,12 @@ class Engine:
     async def _install(self) -> None:
         try:
             await self._llm.collective_rpc("picospec_install")
-            attached = await self._call("attach")
+            if not await self._call("attach"):
+                raise TargetFailed("this vLLM engine has no queues between its processes")
             await self._llm.get_supported_tasks()  # asked once; `generate` needs the answer
         except Exception as error:
             await self.stop()
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
-        if not attached:
-            await self.stop()
-            raise TargetFailed("this vLLM engine has no queues between its processes")
 
     @property
     def size(self) -> Size:
@@ -153,10 +151,8 @@ class Engine:
         return [OutgoingFrame(*each) for each in frames[due - first :]]
 
     async def push(self, session: str, frames: bytes) -> str | None:
-        """Send messages; return, when the engine has taken them in, what is wrong with them.
-
-        The core looks at them between two steps only, so it gets the time of arrival too.
-        """
+        """Send messages; return what is wrong with them once the engine has taken them in:
+        between two steps, so it gets the time of arrival too."""
         answer: str | None = await self._call("push", session, frames, time.monotonic())
         return answer
 

@@ -67,10 +67,11 @@ def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequ
     extras = request.sampling.extras
     if _value(extras, "ignore_eos", bool, False):
         request = replace(request, stop_tokens=())
+    least = _value(extras, "min_tokens", int, 0)
     sampling: dict[str, Any] = {
         "temperature": 1.0,
         "max_tokens": request.max_tokens,
-        "min_tokens": _minimum(request),
+        "min_tokens": int(_within("min_tokens", least, 0, request.max_tokens)),
         "stop_token_ids": list(request.stop_tokens),
         "ignore_eos": True,
         "logprobs": request.top_logprobs,
@@ -99,11 +100,6 @@ def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
         tuple(bias.items()),
         facts.vocabulary_size,
     )
-
-
-def _minimum(request: Open) -> int:
-    least = _value(request.sampling.extras, "min_tokens", int, 0)
-    return int(_within("min_tokens", least, 0, request.max_tokens))
 
 
 def _structured(request: Open) -> dict[str, Any] | None:

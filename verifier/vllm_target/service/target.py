@@ -34,7 +34,6 @@ class VllmTarget(Described):
         self._metrics = metrics
         self._engine: Engine | None = None
         self._sessions: dict[str, Inflight] = {}
-        self._room = 0
 
     @property
     def alive(self) -> bool:
@@ -65,7 +64,6 @@ class VllmTarget(Described):
                 f"the model knows {size.vocabulary} tokens, {self._settings.vocabulary_file}"
                 f" has {vocabulary.vocabulary_size}: it is another model's vocabulary"
             )
-        self._room = size.sessions
         self.describe(vocabulary, size.context_tokens, FEATURES)
 
     async def stop(self) -> None:
@@ -83,8 +81,8 @@ class VllmTarget(Described):
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
         engine = started(self._engine)
-        if len(self._sessions) >= self._room:
-            raise TargetFull(f"all {self._room} sequences are taken")
+        if len(self._sessions) >= (room := engine.size.sessions):
+            raise TargetFull(f"all {room} sequences are taken")
         wanted = engine_request(session, request, self.facts)
         inflight = self._sessions[session] = Inflight()
         try:

@@ -74,13 +74,12 @@ class PicoWorkerExtension:
 
     model_runner: Any
 
-    def picospec_install(self) -> str:
-        """Put the judge in place; return the runner's name."""
+    def picospec_install(self) -> None:
+        """Put the judge in place."""
         runner = self.model_runner
         if not hasattr(runner, "picospec_hooks"):
             runner.picospec_hooks = SamplerHooks(runner)
             die_with_parent()
-        return type(runner).__name__
 
 
 class SamplerHooks:

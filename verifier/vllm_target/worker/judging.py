@@ -1,34 +1,42 @@
 """Judges the draft tokens of a step, in rounds of looks at many sessions' rows.
 
-In each round the host waits for the device once.
+Rows are looked at in chunks that bound the memory; the host waits for the device once a round.
 
     at once   for an accelerator, where waiting is dear: the first round looks at every row, for
-              one number of each. Only where something is missing there is a second and last
-              round: rows that needed more candidates, and in `separate` the distribution of the
-              row that a pass ends with.
+              one number of each. A second and last round follows only for rows that needed more
+              candidates, and in `separate` for the distribution that a pass ends with.
     lazily    for a CPU, where looking is dear: a round looks at the next row of each session
-              whose draft tokens were accepted so far, and never at one after a rejected token.
-
-Both ways give the same judgements.
+              whose draft tokens were accepted so far. The judgements are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import isnan
+from itertools import chain, groupby
+from math import isnan, nan
 from sys import maxsize
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.looks import look_at
-from verifier.vllm_target.worker.rows import Look, StepLogits, Wanted
+from verifier.vllm_target.worker.rows import (
+    Columns,
+    Kind,
+    Look,
+    StepLogits,
+    Wanted,
+    logits_of,
+    upload,
+)
+from verifier.vllm_target.worker.support import supports
 
 CANDIDATES: Final = 512
 """Candidates of a row's first look on an accelerator, so that few rows need a second. Not
@@ -40,6 +48,15 @@ LAZY_CANDIDATES: Final = 64
 
 GROWTH: Final = 8
 """How many times as many candidates a row's next look has on a CPU, where sorting is dear."""
+
+CHUNK_BYTES: Final = 1 << 30
+"""Device memory for the rows of one chunk. vLLM leaves a tenth of a GPU free, which is more."""
+
+FIRST_BYTES: Final = 32
+"""Memory that a look among some candidates takes, by logit: `Support.best` over a whole row."""
+
+SECOND_BYTES: Final = 96
+"""Memory that a look at all of V takes, by logit: a stable sort, and sums in float64."""
 
 
 def judge(
@@ -53,7 +70,7 @@ def judge(
     }
     unfinished = list(passes)
     while looks := [look for number in unfinished for look in passes[number].wanted()]:
-        for look, found in look_at(looks, step):
+        for look, found in _look_at(looks, step):
             passes[look.number].learn(look, found)
         unfinished = list(dict.fromkeys(look.number for look in looks))
     nothing = Judgement((), accepted=0)
@@ -123,3 +140,44 @@ class _Pass:
 
 def _certain(token: TokenId) -> Distribution:
     return Distribution(np.array([token]), np.ones(1))
+
+
+def _look_at(
+    looks: Sequence[Look], step: StepLogits
+) -> Iterator[tuple[Look, NDArray[np.float32]]]:
+    """Wait for the device once; yield what each look finds, in any order: see `Look.wants`."""
+    chunks = list(_chunks(looks, step.vocabulary_size))
+    values = torch.cat([_found(chunk, step).flatten() for chunk in chunks]).cpu().numpy()
+    for look in chain.from_iterable(chunks):
+        width = step.vocabulary_size if look.wants == "all" else 1
+        yield look, values[:width]
+        values = values[width:]
+
+
+def _chunks(looks: Sequence[Look], size: int) -> Iterator[Sequence[Look]]:
+    """Yield looks of one sort together, at most as many as memory allows."""
+    for (_, _, count), alike in groupby(sorted(looks, key=_sort), _sort):
+        row_bytes = size * (FIRST_BYTES if count < size else SECOND_BYTES)
+        most, left = max(1, CHUNK_BYTES // row_bytes), list(alike)
+        yield from (left[start : start + most] for start in range(0, len(left), most))
+
+
+def _sort(look: Look) -> tuple[Kind, Wanted, int]:
+    return look.kind, look.wants, look.candidates
+
+
+def _found(looks: Sequence[Look], step: StepLogits) -> Tensor:
+    """Return what looks of one sort find: float32[n, 1 or V]."""
+    logits = logits_of(looks, step)
+    columns = Columns.of(looks, logits.device)
+    kind, wants, count = _sort(looks[0])
+    support, found = supports(kind, logits, columns, count)
+    match wants:
+        case "token":
+            values = support.best(columns.prefixes)
+        case "p":
+            drafted = [[(*look.request.draft, -1)[look.index]] for look in looks]
+            values = support.p_of(upload(np.array(drafted, np.int64), logits.device))
+        case _:
+            values = support.spread(step.vocabulary_size)
+    return values.to(torch.float32).masked_fill(~found, nan)

@@ -14,13 +14,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-_MASK: Final = 0xFFFFFFFF
 _BYTES_HASHED: Final = 16
 
 
 def gumbel(prefixes: Tensor, tokens: Tensor) -> Tensor:
     """Return the noise of each token of each row: float64[n, m], finite."""
-    hashed = hashes(prefixes, tokens).to(torch.int64) & _MASK
+    hashed = hashes(prefixes, tokens).to(torch.int64) & 0xFFFFFFFF
     u = (hashed.to(torch.float64) + 0.5) * 2.0**-32
     return -torch.log(-torch.log1p(-u))
 

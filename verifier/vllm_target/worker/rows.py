@@ -34,7 +34,6 @@ class StepLogits(Protocol):
 
     def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
         """Return copies of rows: float32[n, V]. wanted: (request, row), row 0 its first."""
-        ...
 
 
 Wanted = Literal["token", "p", "all"]
