@@ -66,8 +66,8 @@ class Trace:
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read what `save` wrote. Raises ValueError for a file that is not a trace."""
-        with np.load(path) as data:
-            named = {name.replace("astray_", "after_miss_"): name for name in data}  # older files
+        with np.load(path) as data:  # older files say "astray"
+            named = {name.replace("astray_", "after_miss_"): name for name in data}
             try:
                 return cls(**{f.name: _plain(data[named[f.name]]) for f in fields(cls)})
             except KeyError as error:

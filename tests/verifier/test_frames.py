@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -38,6 +39,7 @@ class FakeEngine:
     def __init__(self, frames: list[bytes]) -> None:
         self._frames = frames
         self.pushed: list[bytes] = []
+        self.size = SimpleNamespace(sessions=1)
 
     async def generate(self, *_: object) -> AsyncGenerator[OutgoingFrame]:
         for frame in self._frames:
@@ -51,7 +53,7 @@ def vllm_target(engine: FakeEngine) -> VllmTarget:
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
     target = VllmTarget("m", VllmSettings.of("m", {}), FACTS.limits, metrics)
-    target._engine, target._facts, target._room = engine, FACTS, 1  # type: ignore[assignment]
+    target._engine, target._facts = engine, FACTS  # type: ignore[assignment]
     return target
 
 

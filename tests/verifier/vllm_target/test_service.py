@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from models.store import open_store
 from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from openai.types.chat.chat_completion import Choice
 
 from bench.run.services import EdgePlan, Services, ServicesPlan
+from models.store import open_store
 from tests.verifier.vllm_target.conftest import SMALL
 from tests.verifier.vllm_target.scripted import PERSON
 
