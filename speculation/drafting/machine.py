@@ -49,9 +49,9 @@ class DraftStep:
 class Outcome:
     """What a driver must do, in the order of the fields."""
 
-    commit: Commit | None = None  # tokens that were not known before
     send: tuple[Pushed, ...] = ()
     step: DraftStep | None = None
+    commit: Commit | None = None  # tokens that were not known before, to be shown
     finish: Finish | None = None
 
 
@@ -199,10 +199,11 @@ class DraftMachine:
             case Opened(limits=limits):
                 self._limits = limits
             case Commit(start=start, pass_s=pass_s):
-                fresh = len(self.session.receive(message))
+                known = len(message.tokens) - len(self.session.receive(message))
                 if start > 0 and pass_s > 0.0:  # the first pass also read the prompt
                     self._pass_s = smoothed(self._pass_s or None, pass_s)
-                return Outcome(message.after(len(message.tokens) - fresh) if fresh else None)
+                fresh = message.after(known)
+                return Outcome(commit=fresh if fresh.tokens else None)
             case Reject():
                 redraw = self.session.rejected(message, self._u)
                 recovered = self._flush(drafting=True)
