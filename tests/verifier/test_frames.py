@@ -36,8 +36,6 @@ REPLIES: tuple[Message, ...] = (Commit(0, 0, (1, 2)), Finish("length", Totals(pa
 class FakeEngine:
     """What VllmTarget needs of its engine: keeps what is pushed, and sends frames."""
 
-    size = SimpleNamespace(sessions=1)
-
     def __init__(self, frames: list[bytes]) -> None:
         self._frames = frames
         self.pushed: list[bytes] = []
