@@ -162,3 +162,10 @@ async def test_what_a_service_started_ends_with_it() -> None:
         )
 
     assert await until_gone(int(output.lines[0][1]), within_s=2)
+
+
+@pytest.mark.parametrize(
+    ("status", "how"), [(-9, "signal 9"), (0, "status 0"), (3, "status 3")]
+)
+def test_a_dead_service_is_named_with_how_it_ended(status: int, how: str) -> None:
+    assert str(ServiceDied("edge", status, ["last"])) == f"the edge ended with {how}\nlast"
