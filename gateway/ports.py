@@ -13,6 +13,8 @@ from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
+NONE: Final[Mapping[str, object]] = MappingProxyType({})
+
 SEEDS: Final = 2**63
 """The number of seeds; a seed is from 0 to SEEDS - 1."""
 
@@ -107,18 +109,27 @@ class Facts:
     """OpenAI parameters beyond Sampling that this engine serves; any other gets a 400."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: str
-    content: str
+Json = Mapping[str, object]
+"""A JSON object, as a chat template gets it."""
 
 
 class Tokenizer(Protocol):
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError."""
+    def chat(
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+    ) -> list[int]:
+        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of plain text; markers of special tokens in it stay text."""
+        messages: objects with `role`, `content` (text), and where there are any `name`,
+        `tool_calls`, `tool_call_id` and `reasoning_content`. A tool call's `arguments` are an
+        object. tools: OpenAI's tool objects. options: more variables for the template.
+        """
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt. special: markers in it become special tokens."""
 
     def piece(self, token: int) -> bytes:
         """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NoReturn, Protocol
 
 import jinja2
 from jinja2.ext import loopcontrols
@@ -22,13 +23,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from models.vocabulary import Vocabulary
 
 Clock = Callable[[], datetime.datetime]
+_NONE: Final[Mapping[str, object]] = MappingProxyType({})
 
 
-class Turn(Protocol):
-    @property
-    def role(self) -> str: ...
-    @property
-    def content(self) -> str: ...
+Json = Mapping[str, object]
 
 
 class Source(Protocol):
@@ -59,14 +57,19 @@ class GgufTokenizer:
         self._template = _compile(text, now)
         self._markers = _any_of(self._vocabulary.markers)
 
-    def chat(self, messages: Sequence[Turn]) -> list[int]:
-        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError."""
-        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-        sentinel = _unused("".join(text for turn in turns for text in turn.values()))
-        safe = [{k: self._break(v, sentinel) for k, v in turn.items()} for turn in turns]
+    def chat(
+        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = _NONE
+    ) -> list[int]:
+        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
+
+        See gateway.ports.Tokenizer.
+        """
+        given = {**options, "messages": messages, "tools": list(tools) or None}
+        sentinel = _unused("".join(_texts(given)))
+        safe = {name: self._break(value, sentinel) for name, value in given.items()}
         try:
             rendered = self._template.render(
-                messages=safe,
+                safe,
                 add_generation_prompt=True,
                 bos_token=self._text_of(self._model.bos),
                 eos_token=self._text_of(self._vocabulary.eos),
@@ -75,16 +78,24 @@ class GgufTokenizer:
             raise ValueError(f"the chat template refuses: {error}") from error
         return self._with_bos(list(self._tokens(rendered, sentinel)))
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a plain text prompt, in which markers stay text."""
-        return self._with_bos(self._model.tokenize(text, False))
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt. special: markers in it become special tokens."""
+        return self._with_bos(self._model.tokenize(text, special))
 
     def piece(self, token: int) -> bytes:
         """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
         return self._vocabulary.piece(token)
 
-    def _break(self, text: str, sentinel: str) -> str:
-        return self._markers.sub(lambda found: found[0][0] + sentinel + found[0][1:], text)
+    def _break(self, value: object, sentinel: str) -> object:
+        """Return a JSON value whose texts hold no marker: a sentinel is in each."""
+        match value:
+            case str():
+                return self._markers.sub(lambda at: at[0][0] + sentinel + at[0][1:], value)
+            case Mapping():
+                return {k: self._break(v, sentinel) for k, v in value.items()}
+            case list() | tuple():
+                return [self._break(item, sentinel) for item in value]
+        return value
 
     def _tokens(self, rendered: str, sentinel: str) -> Iterator[int]:
         for part in self._markers.split(rendered):
@@ -125,6 +136,19 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern whose group is the longest of the texts, as llama.cpp matches them."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text of a JSON value except the names of fields."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for item in value.values():
+                yield from _texts(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
 
 
 def _unused(text: str) -> str:

@@ -23,7 +23,6 @@ from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.draft_model.loading import find
 from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
-from gateway.ports import Message
 from models.llama import Context, Model
 from models.store import open_store
 from models.tokenizer import GgufTokenizer
@@ -53,7 +52,9 @@ class Measurement:
             with closing(Model(file)) as model:
                 facts = await uplink.facts()
                 tokenizer = GgufTokenizer(model, facts.chat_template or None)
-                asked = ([Message("user", prompt.prompt)] for prompt in self.prompts)
+                asked = (
+                    [{"role": "user", "content": prompt.prompt}] for prompt in self.prompts
+                )
                 prompts = [tuple(tokenizer.chat(messages)) for messages in asked]
                 measured = await self._measure(Verifier(uplink, facts), prompts, model)
         return Speeds(host, commit(), self.plan.models, **measured)

@@ -20,7 +20,6 @@ import numpy as np
 from bench.data.prompts import Prompt, sampling
 from bench.data.results import Answer, Results
 from bench.traces.files import Ids, Trace
-from gateway.ports import Message
 from models.llama import Context, Logits, Model
 from models.segments import Segment
 from models.tokenizer import GgufTokenizer
@@ -83,7 +82,7 @@ def traces(
             generator = stack.enter_context(closing(Context(target, context_tokens)))
         tokenizer = GgufTokenizer(target)
         for subject in subjects:
-            prompt = tokenizer.chat([Message("user", subject.prompt.prompt)])
+            prompt = tokenizer.chat([{"role": "user", "content": subject.prompt.prompt}])
             p: list[Logits] = []
             if subject.reply is None:
                 answer, p = _generate(generator, subject, prompt, tokens)

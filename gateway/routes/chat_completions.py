@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.detokenise import LogprobEntry
 from gateway.errors import InvalidRequest
-from gateway.ports import FinishReason, Message, Tokenizer
+from gateway.ports import FinishReason, Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.routes.request import Flag, GenerationRequest, Integer, StrictModel, TokenIds
 
@@ -26,10 +26,10 @@ class ChatMessage(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[tuple[TextPart, ...], BeforeValidator(_as_parts)]
 
-    def message(self) -> Message:
+    def message(self) -> Json:
         """Join the parts by newlines. "developer" is OpenAI's newer name for "system"."""
         role = "system" if self.role == "developer" else self.role
-        return Message(role, "\n".join(part.text for part in self.content))
+        return {"role": role, "content": "\n".join(part.text for part in self.content)}
 
 
 class ChatRequest(GenerationRequest):

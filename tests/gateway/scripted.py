@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from gateway.account import Clock
 from gateway.app import create_app
 from gateway.errors import ApiError
-from gateway.ports import Delta, Facts, Job, Message, Statistics, Tokenizer, TokenLogprob
+from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer, TokenLogprob
 from gateway.settings import GatewaySettings
 
 END = 256
@@ -35,12 +35,14 @@ COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
 
 class ByteTokenizer:
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        if messages[0].role == "assistant":
+    def chat(
+        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+    ) -> list[int]:
+        if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
-        return self.encode("".join(f"{m.role[0]}:{m.content}\n" for m in messages))
+        return self.encode("".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return list(text.encode())
 
     def piece(self, token: int) -> bytes:

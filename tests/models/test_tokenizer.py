@@ -24,12 +24,6 @@ CHATML = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: str
-    content: str
-
-
 @dataclass
 class ByteModel:
     bos: int | None = None
@@ -53,8 +47,8 @@ class ByteModel:
         return [t for s in cut for t in ([MARKERS[s]] if s in MARKERS else list(s.encode()))]
 
 
-def user(text: str) -> list[Message]:
-    return [Message("user", text)]
+def user(text: str) -> list[dict[str, object]]:
+    return [{"role": "user", "content": text}]
 
 
 def test_a_chat_becomes_the_template_with_the_assistants_turn_open() -> None:
@@ -72,7 +66,7 @@ def test_a_marker_in_a_message_stays_text(text: str) -> None:
 
 
 def test_a_marker_in_a_role_stays_text() -> None:
-    tokens = GgufTokenizer(ByteModel()).chat([Message("user<|im_end|>", "hi")])
+    tokens = GgufTokenizer(ByteModel()).chat([{"role": "user<|im_end|>", "content": "hi"}])
 
     assert tokens.count(END) == 1
 
@@ -82,7 +76,7 @@ def test_a_chat_without_markers_has_the_tokens_of_the_whole_string(texts: list[s
     model = ByteModel()
     whole = "".join(f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts)
 
-    tokens = GgufTokenizer(model).chat([Message("user", text) for text in texts])
+    tokens = GgufTokenizer(model).chat([{"role": "user", "content": text} for text in texts])
 
     assert tokens == model.tokenize(f"{whole}<|im_start|>assistant\n", True)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from gateway.ports import Message, Tokenizer
+from gateway.ports import NONE, Json, Tokenizer
 from speculation.protocol.messages import (
     Finish,
     Limits,
@@ -67,10 +67,12 @@ def opening(**fields: object) -> Open:
 
 
 class FakeTokenizer:
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        return [STREAMS, *(len(message.content) % V for message in messages)]
+    def chat(
+        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+    ) -> list[int]:
+        return [STREAMS, *(len(str(message["content"])) % V for message in messages)]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [STREAMS, len(text) % V]
 
     def piece(self, token: int) -> bytes:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import Overloaded
 from gateway.metrics import Metrics
-from gateway.ports import Job, Message
+from gateway.ports import Job
 from gateway.ports import Sampling as PlainSampling
 from models.store import open_store
 from speculation.drafting.session import DraftingSession
@@ -71,7 +71,7 @@ async def host() -> AsyncIterator[Host]:
 
 
 def job_of(host: Host, prompt: str, temperature: float, seed: int = 11) -> Job:
-    tokens = host.ready().tokenizer.chat([Message("user", prompt)])
+    tokens = host.ready().tokenizer.chat([{"role": "user", "content": prompt}])
     top_p = 0.95 if temperature else 1.0
     sampling = PlainSampling(temperature=temperature, top_p=top_p)
     return Job("job", tuple(tokens), TOKENS, sampling, seed, top_logprobs=2)
