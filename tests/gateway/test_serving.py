@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 
 import httpx
 import pytest
@@ -256,10 +255,10 @@ async def test_prompts_are_tokenised_one_at_a_time_and_never_in_the_event_loop()
     threads: set[int] = set()
 
     class Slow(ByteTokenizer):
-        def chat(self, messages: Sequence[Json], **given: Any) -> list[int]:
+        def chat(self, messages: Sequence[Json], **given: object) -> list[int]:
             threads.add(threading.get_ident())
             time.sleep(0.02)
-            return super().chat(messages, **given)
+            return super().chat(messages)
 
     async with client_of(make_app(ScriptedEngine(), tokenizer=Slow())) as client:
         posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
