@@ -108,6 +108,10 @@ class Facts:
     features: frozenset[str] = frozenset()
     """OpenAI parameters beyond Sampling that this engine serves; any other gets a 400."""
 
+    defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """The model's own temperature, top_p, top_k, min_p and repetition_penalty, for requests
+    that leave them out."""
+
 
 Json = Mapping[str, object]
 """A JSON object, as a chat template gets it."""

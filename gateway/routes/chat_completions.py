@@ -10,19 +10,20 @@ from gateway.detokenise import LogprobEntry
 from gateway.errors import InvalidRequest
 from gateway.ports import FinishReason, Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.request import Flag, GenerationRequest, Integer, StrictModel, TokenIds
+from gateway.routes.request import GenerationRequest, TokenIds
+from gateway.schemas.base import Flag, Integer, RequestModel
 
 
 def _as_parts(value: object) -> object:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class TextPart(StrictModel):
+class TextPart(RequestModel):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(StrictModel):
+class ChatMessage(RequestModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[tuple[TextPart, ...], BeforeValidator(_as_parts)]
 
@@ -36,27 +37,15 @@ class ChatRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "messages"
 
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)]
-    max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
     logprobs: Flag = False
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
-
-    @field_validator("max_completion_tokens")
-    @classmethod
-    def _is_the_only_limit(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("max_tokens") not in (None, value):
-            raise ValueError("max_tokens and max_completion_tokens differ; give one")
-        return value
 
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("logprobs") is False:
+        if value and info.data.get("logprobs") is False:
             raise ValueError("top_logprobs needs logprobs: true")
         return value
-
-    @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:

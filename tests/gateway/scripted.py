@@ -56,6 +56,7 @@ class ScriptedEngine:
     script: Sequence[bytes] | Callable[[Job], Sequence[bytes]] = (b"Hi", b" there")
     then: Exception | None = None
     features: frozenset[str] = frozenset()
+    defaults: Mapping[str, float] = field(default_factory=dict)
     statistics: Statistics = COUNTED
     jobs: list[Job] = field(default_factory=list)
     closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -67,7 +68,8 @@ class ScriptedEngine:
     async def facts(self) -> Facts:
         if self.down is not None:
             raise self.down
-        return Facts(MODEL, CONTEXT_TOKENS, frozenset({END}), END + 1, self.features)
+        stops = frozenset({END})
+        return Facts(MODEL, CONTEXT_TOKENS, stops, END + 1, self.features, self.defaults)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)
