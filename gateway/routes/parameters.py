@@ -34,7 +34,7 @@ MAX_STOP_TOKENS: Final = 64
 SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = {
     "presence_penalty": TypeAdapter(Penalty),
     "frequency_penalty": TypeAdapter(Penalty),
-    "repetition_penalty": TypeAdapter(Annotated[Number, Field(gt=0, le=2)]),
+    "repetition_penalty": TypeAdapter(Annotated[Number, Field(ge=0.01, le=2)]),
     "logit_bias": TypeAdapter(Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)]),
     "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
     "ignore_eos": TypeAdapter(Flag),

@@ -12,6 +12,7 @@ from typing import Annotated, Final, NoReturn
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -34,6 +35,14 @@ _CODES: Final[Mapping[str, str]] = {
     "missing": "missing_required_parameter",
     "unsupported": "unsupported_parameter",
 }
+
+
+def _only_false(value: object) -> object:
+    return value if value is False else unsupported("this is not supported")
+
+
+Unserved = Annotated[bool, BeforeValidator(_only_false)]
+"""A field that this service knows and does not serve: false, or absent."""
 
 
 class RequestModel(BaseModel):

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from pydantic_core import from_json
 
 from gateway.errors import InvalidRequest
-from gateway.schemas.base import Flag, RequestModel, invalid, unknown_fields, unsupported
+from gateway.schemas.base import Flag, RequestModel, Unserved, invalid, unknown_fields
 
 NAME: Final = "structured_outputs"
 """The name of the constraint in Job.extras and in Facts.features."""
@@ -42,10 +42,6 @@ def _sized(value: Any) -> Any:  # noqa: ANN401 - whatever type is validated
     return value
 
 
-def _only_false(value: object) -> object:
-    return value if value is False else unsupported("this option is not supported")
-
-
 Schema = Annotated[dict[str, object], BeforeValidator(_parsed), AfterValidator(_sized)]
 _Text = Annotated[str, Field(min_length=1), AfterValidator(_sized)]
 _Choice = Annotated[
@@ -53,7 +49,6 @@ _Choice = Annotated[
     Field(min_length=1, max_length=MAX_CHOICES),
     AfterValidator(_sized),
 ]
-_Unserved = Annotated[bool, BeforeValidator(_only_false)]
 
 
 class _Named(RequestModel):
@@ -94,10 +89,10 @@ class _StructuredOutputs(RequestModel):
     regex: _Text | None = None
     choice: _Choice | None = None
     grammar: _Text | None = None
-    structural_tag: _Unserved = False
-    whitespace_pattern: _Unserved = False
-    disable_any_whitespace: _Unserved = False
-    disable_additional_properties: _Unserved = False
+    structural_tag: Unserved = False
+    whitespace_pattern: Unserved = False
+    disable_any_whitespace: Unserved = False
+    disable_additional_properties: Unserved = False
 
     def constraint(self) -> Constraint:
         kinds: Constraint = {

@@ -27,7 +27,7 @@ EXTREMES = [
     {"messages": [{"role": "user", "content": "a" * (CONTEXT_TOKENS - len("u:\n") - 1)}]},
     {"logprobs": True, "top_logprobs": 20},
     {"presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 2},
-    {"repetition_penalty": 1e-9, "logit_bias": {"0": -100, "256": 100}},
+    {"repetition_penalty": 0.01, "logit_bias": {"0": -100, "256": 100}},
     {"min_tokens": 8, "max_tokens": 8},
     {"stop_token_ids": [0, 256] * 32},
     {"logit_bias": {str(token): 1 for token in range(257)}},
