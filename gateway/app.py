@@ -23,7 +23,8 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounts
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
-from gateway.routes.chat_completions import ChatAnswer, ChatRequest
+from gateway.routes.chat_answer import ChatAnswer
+from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.generation import generate
 from gateway.routes.services import Services

@@ -118,6 +118,10 @@ Json = Mapping[str, object]
 
 
 class Tokenizer(Protocol):
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+
     def chat(
         self,
         messages: Sequence[Json],
@@ -127,9 +131,10 @@ class Tokenizer(Protocol):
     ) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
 
-        messages: objects with `role`, `content` (text), and where there are any `name`,
-        `tool_calls`, `tool_call_id` and `reasoning_content`. A tool call's `arguments` are an
-        object. tools: OpenAI's tool objects. options: more variables for the template.
+        messages: objects with `role`, `content` (a text, or None beside tool calls), and where
+        there are any `name`, `tool_calls`, `tool_call_id` and `reasoning_content`. A tool
+        call's `arguments` are an object, or a text that is none. tools: OpenAI's tool objects.
+        options: more variables for the template.
         """
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:

@@ -53,6 +53,11 @@ class Tokenizer:
         """The chat template's text; empty if there is none."""
         return self._template.text if self._template else ""
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+        return self._template is not None and self._template.takes_tools
+
     def chat(
         self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = _NONE
     ) -> list[int]:
@@ -62,6 +67,8 @@ class Tokenizer:
         """
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
+        if not self._template.takes_null:
+            messages = [_with_text(message) for message in messages]
         given = {"messages": messages, "tools": tools, "options": options}
         sentinel = _unused("".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}
@@ -98,6 +105,10 @@ class Tokenizer:
                 yield self.vocabulary.markers[part]
             elif text := part.replace(sentinel, ""):
                 yield from self._encoder.tokenize(text, False)
+
+
+def _with_text(message: Json) -> Json:
+    return {**message, "content": ""} if message.get("content", "") is None else message
 
 
 def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:

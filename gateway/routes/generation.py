@@ -33,6 +33,7 @@ async def generate(
     account: Account = request.state.account
     facts = await services.facts_of(body.model)
     given = check_parameters(body.model_extra or {}, facts)
+    body.check_served(facts)
     account.ignored = shown_names((*given.ignored, *body.unknown_inside()))
     tokenizer = await services.tokenizer()
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"

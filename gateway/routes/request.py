@@ -22,7 +22,7 @@ from pydantic import (
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.errors import ClientGone
-from gateway.ports import Sampling, Tokenizer
+from gateway.ports import Facts, Sampling, Tokenizer
 from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -114,6 +114,9 @@ class GenerationRequest(RequestModel):
     @abstractmethod
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         """Return the tokens of each prompt, or raise InvalidRequest."""
+
+    def check_served(self, facts: Facts) -> None:
+        """Raise InvalidRequest for what the engine does not serve."""
 
     def sampling(self, defaults: Mapping[str, float]) -> Sampling:
         """Return the request's settings, and the model's own `defaults` where it has none."""

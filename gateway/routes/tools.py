@@ -47,7 +47,7 @@ class ToolUse:
 class _Function(RequestModel):
     name: Name
     description: str | None = None
-    parameters: Schema = {}
+    parameters: Annotated[Schema, Field(default_factory=dict)]
     """The JSON schema of the arguments; an empty one stands for a function without any."""
 
     strict: Flag = False

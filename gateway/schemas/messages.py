@@ -53,12 +53,13 @@ Parts = Annotated[tuple[Part, ...], BeforeValidator(as_parts)]
 
 
 def text_of(parts: tuple[Part, ...]) -> str:
+    """Join the parts by newlines, as vLLM does for templates that expect a text."""
     return "\n".join(part.text for part in parts)
 
 
 class FunctionCall(RequestModel):
     name: Annotated[str, Field(min_length=1)]
-    arguments: Annotated[Any, AfterValidator(_as_object)] = {}
+    arguments: Annotated[Any, AfterValidator(_as_object), Field(default_factory=dict)]
 
 
 class ToolCall(RequestModel):

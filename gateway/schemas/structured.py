@@ -131,7 +131,7 @@ FIELDS: Final = frozenset(_FIELDS)
 
 
 def constraint_of(name: str, value: object) -> tuple[Constraint | None, list[str]]:
-    """Return what a field of FIELDS asks for, None if for nothing, and the unknown fields in it.
+    """Return what a field of FIELDS asks for, None if for nothing, and what it ignores.
 
     Raises InvalidRequest.
     """

@@ -34,10 +34,17 @@ MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
 
+@dataclass
 class ByteTokenizer:
+    """Takes a byte for a token. Its chats show roles and contents; `rendered` has the rest."""
+
+    takes_tools: bool = True
+    rendered: list[dict[str, object]] = field(default_factory=list)
+
     def chat(
         self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
     ) -> list[int]:
+        self.rendered.append({"messages": messages, "tools": tools, "options": options})
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
         return self.encode("".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages))
