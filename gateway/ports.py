@@ -140,6 +140,12 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the tokens of a raw prompt. special: markers in it become special tokens."""
 
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        """Return the tokens of a prompt for the text between two; markers in them stay text.
+
+        Raises ValueError if the model has no tokens for that.
+        """
+
     def piece(self, token: int) -> bytes:
         """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from models.chat_template import ChatTemplate, Json
+from models.infill import Hole, infill_format
 from models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
@@ -82,6 +83,21 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the tokens of a raw prompt. special: markers in it become special tokens."""
         return _beginning(self._encoder.begins_raw, self._encoder.tokenize(text, special))
+
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        """Return a prompt for the text between two. Raises ValueError if the model has none."""
+        if self._infill is None:
+            raise ValueError("the model has no tokens for filling in between two texts")
+        texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
+        parts = (
+            self._encoder.tokenize(texts[part], False) if isinstance(part, Hole) else [part]
+            for part in self._infill
+        )
+        return _beginning(self._encoder.begins_raw, list(chain.from_iterable(parts)))
+
+    @cached_property
+    def _infill(self) -> Sequence[int | Hole] | None:
+        return infill_format(self.vocabulary)
 
     def piece(self, token: int) -> bytes:
         """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""

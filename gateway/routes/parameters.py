@@ -21,6 +21,7 @@ from gateway.ports import Facts
 from gateway.schemas import structured
 from gateway.schemas.base import Flag, Integer, Number, invalid
 from gateway.schemas.known import NEUTRAL, is_neutral
+from gateway.schemas.messages import Prediction, text_of
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
@@ -42,8 +43,8 @@ SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = {
         Annotated[list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)]
     ),
 }
-"""Parameters that an engine may serve, with the checks of their values. The other one is
-`structured_outputs`, to which all fields of `structured.FIELDS` lead."""
+"""Parameters that an engine may serve, with the checks of their values. It may also serve
+`structured_outputs`, to which all fields of `structured.FIELDS` lead, and `prediction`."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     **NEUTRAL,
@@ -62,6 +63,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
 }
 """llama-server's names. The schema reads the first two; what it left was given twice."""
 
+_PREDICTION: Final = TypeAdapter(Prediction)
 _PENALTIES: Final = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
 
 
@@ -94,6 +96,8 @@ def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
         elif meant in SERVABLE:
             _require(meant, facts, name)
             extras[meant] = _checked(meant, value, facts, name)
+        elif name == "prediction" and name in facts.features:
+            extras[name] = _predicted(value)
         elif name in NEUTRAL:
             raise _unsupported(name)
         else:
@@ -108,6 +112,14 @@ def shown_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names as a header and the log may show them: once each, short and few."""
     safe = (name if _SHOWABLE.fullmatch(name) else "?" for name in names)
     return tuple(dict.fromkeys(safe))[:MAX_SHOWN]
+
+
+def _predicted(value: object) -> str:
+    """Return the text that the client expects. It changes no answer, only its speed."""
+    try:
+        return text_of(_PREDICTION.validate_python(value).content)
+    except ValidationError as error:
+        raise invalid(error, under="prediction") from None
 
 
 def _one_name(name: str, given: Mapping[str, object]) -> str:

@@ -57,6 +57,13 @@ def text_of(parts: tuple[Part, ...]) -> str:
     return "\n".join(part.text for part in parts)
 
 
+class Prediction(RequestModel):
+    """OpenAI's predicted output: text that the answer is expected to have much of."""
+
+    type: Literal["content"]
+    content: Parts
+
+
 class FunctionCall(RequestModel):
     name: Annotated[str, Field(min_length=1)]
     arguments: Annotated[Any, AfterValidator(_as_object), Field(default_factory=dict)]

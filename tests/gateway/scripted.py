@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import uvicorn
@@ -52,6 +52,9 @@ class ByteTokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return list(text.encode())
 
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        return self.encode(f"<{prefix}|{suffix}>")
+
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < END else b""
 
@@ -63,6 +66,7 @@ class ScriptedEngine:
     script: Sequence[bytes] | Callable[[Job], Sequence[bytes]] = (b"Hi", b" there")
     then: Exception | None = None
     features: frozenset[str] = frozenset()
+    context_tokens: int = CONTEXT_TOKENS
     defaults: Mapping[str, float] = field(default_factory=dict)
     statistics: Statistics = COUNTED
     jobs: list[Job] = field(default_factory=list)
@@ -76,7 +80,8 @@ class ScriptedEngine:
         if self.down is not None:
             raise self.down
         stops = frozenset({END})
-        return Facts(MODEL, CONTEXT_TOKENS, stops, END + 1, self.features, self.defaults)
+        facts = Facts(MODEL, self.context_tokens, stops, END + 1, self.features)
+        return replace(facts, defaults=self.defaults)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)

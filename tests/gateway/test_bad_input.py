@@ -57,7 +57,7 @@ BAD_CHATS = [
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": None}, "messages", "missing_required_parameter"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "missing_required_parameter"),
-    ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "invalid_value"),
     (asks([{"type": "image_url"}]), "messages.0.content.0.type", "invalid_value"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "invalid_value"),
     (asks("a" * (CONTEXT_TOKENS - 3)), "messages", "context_length_exceeded"),

@@ -78,6 +78,25 @@ async def test_minus_one_is_no_limit_and_no_seed() -> None:
     assert engine.jobs[0].seed == 41
 
 
+PARTS = [{"type": "text", "text": text} for text in ("ab", "cd")]
+
+
+@pytest.mark.parametrize("content", ["ab\ncd", PARTS])
+async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_else(
+    content: object,
+) -> None:
+    prediction = {"prediction": {"type": "content", "content": content}}
+    using, other = ScriptedEngine(features=frozenset({"prediction"})), ScriptedEngine()
+
+    statuses = [(await post(engine, prediction))[0] for engine in (using, other)]
+    bad = await post(using, {"prediction": {"type": "content", "content": 7}})
+
+    assert statuses == [200, 200]
+    assert using.jobs[0].extras == {"prediction": "ab\ncd"}
+    assert other.jobs[0].extras == {}
+    assert bad == (400, "prediction.content")
+
+
 async def test_a_stop_token_ends_the_text_and_is_not_shown() -> None:
     engine = ScriptedEngine([b"Hi", b"!"], features=ALL)
     async with client_of(make_app(engine)) as client:
