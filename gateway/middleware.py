@@ -119,6 +119,7 @@ class Accounts:
 async def _send_with_id(account: Account, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
         account.status = message["status"]
+        message = {**message}  # the stream's is a constant, and MutableHeaders writes to it
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = account.request_id
         if account.ignored:

@@ -143,6 +143,7 @@ async def test_what_was_ignored_is_in_a_header_and_once_in_the_log(stream: bool)
     assert [", ".join(entry["ignored"]) for entry in logs] == [
         answer.headers["x-picospec-ignored"]
     ]
+    assert "x-picospec-ignored" not in (await post(CHAT | {"stream": stream})).headers
 
 
 async def test_names_in_the_header_are_few_short_and_clean() -> None:
