@@ -30,6 +30,7 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""
 
 MAX_STOPS: Final = 16
+Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)]
 
 TokenIds = tuple[int, ...]
 Body = TypeVar("Body", bound=BaseModel)
@@ -43,7 +44,12 @@ def _minus_one_is_none(value: object) -> object:
     return None if type(value) is int and value == -1 else value
 
 
-Limit = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_minus_one_is_none)]
+Limit = Annotated[
+    Annotated[Integer, Field(ge=1)] | None,
+    BeforeValidator(
+        _minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
+    ),
+]
 """A number of tokens; -1, as llama-server takes it, is no limit."""
 
 Seed = Annotated[
@@ -75,9 +81,7 @@ class GenerationRequest(RequestModel):
     stream_options: StreamOptions | None = None
     max_tokens: Limit = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
     max_completion_tokens: Limit = None
-    stop: Annotated[
-        tuple[Stop, ...], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)
-    ] = ()
+    stop: Annotated[Stops, BeforeValidator(_as_list, json_schema_input_type=Stop | Stops)] = ()
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] = 0

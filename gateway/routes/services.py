@@ -22,6 +22,7 @@ class Services:
 
     model_aliases: frozenset[str]
     max_choices: int
+    keep_alive_s: float
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""

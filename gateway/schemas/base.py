@@ -48,7 +48,7 @@ Unserved = Annotated[bool, BeforeValidator(_only_false)]
 class RequestModel(BaseModel):
     """A JSON object of a request. Unknown fields are kept in `model_extra`."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
