@@ -147,5 +147,5 @@ def constraint_of(name: str, value: object) -> tuple[Constraint | None, list[str
         checked = adapter.validate_python(value)
     except ValidationError as error:
         raise invalid(error, under=name) from None
-    inside = unknown_fields(checked, f"{name}.") if isinstance(checked, RequestModel) else ()
-    return convert(checked), list(inside)
+    inside = unknown_fields(checked, f"{name}.") if isinstance(checked, RequestModel) else []
+    return convert(checked), inside
