@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,14 +42,14 @@ async def generate(
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
-    stop_tokens = facts.stop_tokens.union(given.stop_tokens)
-    streams = [
-        stream_choice(
-            services.engine.generate(job),
-            Detokeniser(tokenizer.piece, stop_tokens=stop_tokens, stops=body.stop),
-        )
-        for job in jobs
-    ]
+    detokeniser = partial(
+        Detokeniser,
+        tokenizer.piece,
+        stop_tokens=facts.stop_tokens.union(given.stop_tokens),
+        stops=body.stop,
+        include_stop=body.include_stop_str_in_output,
+    )
+    streams = [stream_choice(services.engine.generate(job), detokeniser()) for job in jobs]
     streams = body.shown(streams, tokenizer)
     if body.stream:
         return EventStream(

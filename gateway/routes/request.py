@@ -82,6 +82,9 @@ class GenerationRequest(RequestModel):
     max_tokens: Limit = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
     max_completion_tokens: Limit = None
     stop: Annotated[Stops, BeforeValidator(_as_list, json_schema_input_type=Stop | Stops)] = ()
+    include_stop_str_in_output: Flag = False
+    """vLLM's: the stop string or stop token that ends the text is part of it."""
+
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] = 0
