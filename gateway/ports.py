@@ -114,6 +114,10 @@ Json = Mapping[str, object]
 
 
 class Tokenizer(Protocol):
+    @property
+    def template(self) -> str:
+        """The chat template's text; empty if there is none."""
+
     def chat(
         self,
         messages: Sequence[Json],
