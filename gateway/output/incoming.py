@@ -36,7 +36,7 @@ class Incoming:
         """The position; `held[at:]` is the text that was not read."""
 
         self.ended = False
-        """No more text comes."""
+        """No more text comes, and the parser was resumed after the last."""
 
         self.used = 0
         """The number of characters before `held`, since the beginning of the text."""
@@ -75,15 +75,12 @@ class Incoming:
     def space(self) -> Steps[str]:
         return (yield from self.match(_SPACE))
 
-    def take(self, literal: str, *, cut: bool = False) -> Steps[bool]:
-        """Read `literal` if it comes next; tell whether it did.
-
-        cut: at the end of the text, its beginning is enough.
-        """
+    def take(self, literal: str) -> Steps[bool]:
+        """Read `literal` if it comes next; tell whether it did."""
         while True:
             here = self.held[self.at : self.at + len(literal)]
-            if here == literal or (cut and self.ended and literal.startswith(here)):
-                self.at += len(here)
+            if here == literal:
+                self.at += len(literal)
                 return True
             if self.ended or not literal.startswith(here):
                 return False

@@ -1,15 +1,16 @@
 """Grammars that make a model write tool calls, in the Lark syntax of llguidance.
 
-What such a grammar accepts, the parser of the same format reads as calls. JSON is spaced as chat
-templates space it, which is what models have learnt.
+What such a grammar accepts, the parser of the same format reads as calls. JSON has the spaces
+that chat templates give it, because models have learnt these.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Final
 
+from gateway.output.json_text import encode
 from gateway.output.reasoning import Tags
 from gateway.output.schemas import COMBINING, Schema
 
@@ -29,7 +30,8 @@ _ANY: Final = "(?s:.*)"
 
 
 def literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """Return a text as Lark quotes it."""
+    return encode(text)
 
 
 def marker(text: str, special: Special) -> str:
@@ -38,7 +40,8 @@ def marker(text: str, special: Special) -> str:
 
 
 def json_value(schema: Schema) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
+    """Return what stands in a Lark rule for a JSON value of the schema."""
+    return "%json " + encode({**schema, "x-guidance": _SPACING})
 
 
 def arguments(schema: Schema) -> str:
@@ -70,17 +73,19 @@ def _unanchored(pattern: str) -> str:
     """Return a regular expression for the whole of a text in which `pattern` is found."""
     before = "" if pattern.startswith("^") else _ANY
     after = "" if pattern.endswith("$") else _ANY
-    return f"{before}(?:{pattern.removeprefix('^').removesuffix('$')}){after}"
+    inner = pattern.removeprefix("^").removesuffix("$")
+    quoted = re.sub(r"(\\.)|/", lambda at: at[1] or r"\/", inner).replace("\n", r"\n")
+    return f"{before}(?:{quoted}){after}"
 
 
 def repeated(call: str, before: str, *, parallel: bool) -> str:
-    """Return one call or, in parallel, several of them, with `before` in front of the others."""
+    """Return one call or, in parallel, several, with `before` in front of all but the first."""
     return f"{call} ({before} {call})*" if parallel else call
 
 
 def escaped(text: str) -> str:
     """Return a regular expression for a text, as it is written between slashes."""
-    return "".join(c if c.isalnum() or c in " <>=_\"'" else f"\\{c}" for c in text)
+    return re.escape(text).replace("\n", "n").replace("/", r"\/")
 
 
 def free_text(trigger: str, special: Special) -> str:
@@ -96,7 +101,6 @@ def reasoning(tags: Tags, special: Special) -> str:
     opening = marker(tags.opening, special)
     rules = f"reasoning: {opening} closing\nGAP: /\\n{{0,2}}/\n"
     if tags.closing in special:
-        return (
-            f"{rules}closing: THOUGHT {marker(tags.closing, special)} GAP\nTHOUGHT: /{_ANY}/\n"
-        )
+        closing = marker(tags.closing, special)
+        return f"{rules}closing: THOUGHT {closing} GAP\nTHOUGHT: /{_ANY}/\n"
     return f"{rules}closing: thought GAP\nthought[lazy]: /{_ANY}{escaped(tags.closing)}/\n"

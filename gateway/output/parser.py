@@ -1,7 +1,7 @@
 """Reads the Deltas of a choice whose text is more than content.
 
-The tokens are read one by one, so that what a client gets in the end cannot depend on how Deltas
-group them.
+The tokens are read one by one, so that what a client gets in the end cannot depend on how they
+are grouped.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ class OutputParser:
         before = self._message.thinking
         self._entries.add(shown.entries)
         self._text.feed(shown.text)
-        self._text.ended = shown.finish is not None
         next(self._steps, None)
+        if shown.finish is not None:
+            self._text.ended = True
+            next(self._steps, None)
         return before or self._message.thinking
 
     def _finish(self, shown: TextDelta) -> Finish | None:

@@ -36,11 +36,9 @@ def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
     listed = schema.get("required", ())
     required = set(listed) if isinstance(listed, Sequence) else set()
     if not required <= named.keys():
-        raise ValueError(
-            f"an argument is required that has no schema: {required - named.keys()}"
-        )
-    if combining := COMBINING & schema.keys():
-        raise ValueError(f"{combining.pop()} is not supported in this model's format of calls")
+        raise ValueError("a required argument is not among the properties")
+    for keyword in COMBINING & schema.keys():
+        raise ValueError(f"{keyword} is not supported in this model's format of calls")
     for name, value in named.items():
         yield name, value, name in required
 

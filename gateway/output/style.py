@@ -1,4 +1,4 @@
-"""How one model writes: its tags of reasoning, its format of calls, and their special tokens."""
+"""How one model writes: the tags of its reasoning, and the format of its tool calls."""
 
 from __future__ import annotations
 

@@ -82,12 +82,16 @@ def read_calls(
     after all becomes content.
     """
     while (yield from _content_until(text, out, opening)):
+        begun = out.calls
         try:
             yield from read_call()
             yield from text.space()
             text.use()
         except Malformed:
-            out.content(text.use(), text.used)
+            if not text.ended or out.calls == begun:
+                out.content(text.use(), text.used)
+        if text.ended and out.calls > begun:
+            text.use(len(text.held))  # the text is cut within the call
         if out.complete:
             return
 

@@ -38,4 +38,4 @@ def _call(text: Incoming, out: Message) -> Steps[None]:
     yield from text.space()
     yield from JsonCall(text, out).read()
     yield from text.match(_SURPLUS)
-    yield from text.take(_CLOSE, cut=True)
+    yield from text.take(_CLOSE)

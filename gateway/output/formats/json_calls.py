@@ -6,12 +6,12 @@ next turn so gets the same tokens again, and their KV is reused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container
 from typing import Final
 
 from gateway.output.extent import read_value, stream_value
 from gateway.output.incoming import Incoming, Malformed, Steps
+from gateway.output.json_text import decode
 from gateway.output.lark import arguments, literal
 from gateway.output.message import Message
 from gateway.output.schemas import Schemas
@@ -49,25 +49,36 @@ class JsonCall:
         self._begun = False
 
     def read(self) -> Steps[None]:
-        """Read the object. Raises Malformed."""
-        text = self._text
-        yield from text.expect("{")
-        yield from self._field()
-        while not (yield from text.take("}")):
-            yield from text.expect(",")
-            yield from self._field()
+        """Read the object. Raises Malformed if it is no call.
+
+        If something is wrong after its arguments have begun, it ends with them.
+        """
+        try:
+            yield from self._fields()
+        except Malformed:
+            if not self._begun:
+                raise
+            self._text.at = 0
+            return
         if not self._begun:
             arguments = _as_object(self._arguments)
             self._out.begin_call(self._known_name())
             self._out.arguments(arguments)
             self._out.end_call()
-        text.use()
+        self._text.use()
+
+    def _fields(self) -> Steps[None]:
+        yield from self._text.expect("{")
+        yield from self._field()
+        while not (yield from self._text.take("}")):
+            yield from self._text.expect(",")
+            yield from self._field()
 
     def _field(self) -> Steps[None]:
         """Read `"name": value` and the space around it."""
         text = self._text
         yield from text.space()
-        field = decode((yield from read_value(text)))
+        field = _decode((yield from read_value(text)))
         if self._names is not None and field not in _FIELDS:
             raise Malformed("calls have no such field")
         yield from text.space()
@@ -83,7 +94,7 @@ class JsonCall:
             return
         value = yield from read_value(self._text)
         if field == "name":
-            self._name = self._checked(decode(value))
+            self._name = self._checked(_decode(value))
         elif field in _ARGUMENTS:
             self._arguments = value
 
@@ -109,19 +120,18 @@ def _as_object(arguments: str) -> str:
     if arguments == "null":
         return "{}"
     if arguments.startswith('"'):
-        decoded = decode(arguments)
+        decoded = _decode(arguments)
         arguments = decoded if isinstance(decoded, str) else ""
-        decode(arguments)
+        _decode(arguments)
     if not arguments.startswith("{"):
         raise Malformed("arguments are an object")
     return arguments
 
 
-def decode(value: str) -> object:
-    """Return the value of a JSON text. Raises Malformed."""
+def _decode(value: str) -> object:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return decode(value)
+    except ValueError as error:
         raise Malformed("this is not JSON") from error
 
 

@@ -7,7 +7,6 @@ must name the tools. Each call is passed on as a whole, because its arguments ar
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 from typing import Final
@@ -15,11 +14,13 @@ from typing import Final
 from gateway.output.extent import PYTHON, read_value
 from gateway.output.formats.base import Format, pass_content
 from gateway.output.incoming import Incoming, Malformed, Steps
+from gateway.output.json_text import decode, encode
 from gateway.output.lark import Special, json_value, literal, repeated
 from gateway.output.message import Message
 from gateway.output.schemas import Schema, Schemas, parameters
 
 _NAME: Final = re.compile(r"[\w.-]*")
+_WORD: Final = re.compile(r"\w*")
 
 
 class Pythonic(Format):
@@ -55,9 +56,9 @@ def _list(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
 def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     yield from text.space()
     name = yield from text.match(_NAME)
-    if name not in tools or (yield from text.peek()) != "(":
-        raise Malformed("a call has the name of a tool, and arguments")
-    arguments = _as_json((yield from read_value(text, PYTHON)))
+    if name not in tools:
+        raise Malformed("there is no such tool")
+    arguments = yield from _arguments(text)
     out.begin_call(name)
     out.arguments(arguments)
     out.end_call()
@@ -65,37 +66,45 @@ def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     yield from text.space()
 
 
-def _as_json(arguments: str) -> str:
-    """Return the JSON object of keyword arguments, given in their brackets."""
-    source = f"f{arguments}"
+def _arguments(text: Incoming) -> Steps[str]:
+    """Read keyword arguments in brackets, and return them as a JSON object."""
+    arguments: list[str] = []
+    yield from text.expect("(")
+    yield from text.space()
+    while not (yield from text.take(")")):
+        if arguments:
+            yield from text.expect(",")
+            yield from text.space()
+        arguments.append((yield from _argument(text)))
+        yield from text.space()
+    return f"{{{', '.join(arguments)}}}"
+
+
+def _argument(text: Incoming) -> Steps[str]:
+    name = yield from text.match(_WORD)
+    yield from text.expect("=")
+    yield from text.space()
+    value = yield from read_value(text, PYTHON)
+    return f"{encode(name)}: {_as_json(value)}"
+
+
+def _as_json(value: str) -> str:
+    """Return the text of a literal: of JSON, as it is, or of Python."""
+    try:
+        decode(value)
+    except ValueError:
+        return _python_as_json(value)
+    return value
+
+
+def _python_as_json(value: str) -> str:
     try:
         with warnings.catch_warnings(action="ignore"):  # about unknown escapes in strings
-            call = ast.parse(source, mode="eval").body
-        text = json.dumps(_values(source, call), ensure_ascii=False, allow_nan=False)
+            text = encode(ast.literal_eval(value))
         text.encode()
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise Malformed("these are not keyword arguments") from error
+        raise Malformed("this is no literal") from error
     return text
-
-
-def _values(source: str, call: ast.expr) -> dict[str, object]:
-    if not isinstance(call, ast.Call) or call.args:
-        raise ValueError("each argument has a name")
-    return {_name(keyword): _value(source, keyword.value) for keyword in call.keywords}
-
-
-def _name(keyword: ast.keyword) -> str:
-    if keyword.arg is None:
-        raise ValueError("each argument has a name")
-    return keyword.arg
-
-
-def _value(source: str, node: ast.expr) -> object:
-    """Return the value of an argument in JSON, which has other words than Python, or Python."""
-    try:
-        return json.loads(ast.get_source_segment(source, node) or "")
-    except ValueError:
-        return ast.literal_eval(node)
 
 
 def _rules(call: str, schema: Schema) -> str:
@@ -106,6 +115,10 @@ def _rules(call: str, schema: Schema) -> str:
     rules = []
     first = following = ""
     for index, (name, value, needed) in reversed(list(enumerate(parameters(schema)))):
+        if not _WORD.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be the name of an argument in this model's format"
+            )
         argument = f"{call}_{index}"
         rules.append(f"{argument}: {literal(name + '=')} {argument}_value\n")
         rules.append(f"{argument}_value: {json_value(value)}\n")

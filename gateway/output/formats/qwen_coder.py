@@ -6,14 +6,14 @@ JSON, or a string if it is not.
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
-from typing import Final, NoReturn
+from typing import Final
 
 from gateway.output.extent import read_value
 from gateway.output.formats.base import Format, read_calls
 from gateway.output.incoming import Incoming, Malformed, Steps
+from gateway.output.json_text import decode, encode
 from gateway.output.lark import Special, json_value, literal, marker, repeated, string_until
 from gateway.output.message import Message
 from gateway.output.schemas import Schema, Schemas, kind_of, kinds, parameters, properties
@@ -38,17 +38,12 @@ class QwenCoder(Format):
         yield from read_calls(text, out, opening, partial(_call, text, out, tools))
 
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        before = f'"\\n" {marker(_OPEN, special)}'
-        named = [
-            f"{literal(f'\n{_FUNCTION}{name}>\n')} function_{index}"
-            for index, name in enumerate(tools)
-        ]
-        return (
-            f"calls: {repeated('call', before, parallel=parallel)}\n"
-            f"call: ({' | '.join(named)}) {literal(f'{_FUNCTION_END}\n')}"
-            f" {marker(_CLOSE, special)}\n"
-            + "".join(_rules(f"function_{i}", tool) for i, tool in enumerate(tools.values()))
-        )
+        begins = [literal(f"\n{_FUNCTION}{name}>\n") for name in tools]
+        named = " | ".join(f"{begin} function_{i}" for i, begin in enumerate(begins))
+        call = f'({named}) "{_FUNCTION_END}" "\\n" {marker(_CLOSE, special)}'
+        calls = repeated("call", rf'"\n" {marker(_OPEN, special)}', parallel=parallel)
+        rules = "".join(_rules(f"function_{i}", tool) for i, tool in enumerate(tools.values()))
+        return f"calls: {calls}\ncall: {call}\n{rules}"
 
 
 def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
@@ -64,7 +59,7 @@ def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     finally:
         out.end_call()
     yield from text.space()
-    yield from text.take(_CLOSE, cut=True)
+    yield from text.take(_CLOSE)
 
 
 def _arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
@@ -75,7 +70,7 @@ def _arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
         key = yield from text.match(_KEY)
         yield from text.expect(">")
         text.use()
-        out.arguments(f"{before}{_quoted(key)}: ")
+        out.arguments(f"{before}{encode(key)}: ")
         before = ", "
         yield from _value(text, out, schemas.get(key, {}))
         yield from text.space()
@@ -104,7 +99,7 @@ def _stream_string(text: Incoming, out: Message) -> Steps[None]:
     out.arguments('"')
     while True:
         end, found = text.settled((_PARAMETER_END, "\n" + _PARAMETER_END))
-        out.arguments(_quoted(text.use(end))[1:-1])
+        out.arguments(encode(text.use(end))[1:-1])
         if found:
             break
         if text.ended:
@@ -129,20 +124,12 @@ def _as_json(value: str, allowed: frozenset[str]) -> str:
     """Return a value as JSON: as itself if it is JSON of an allowed type, or as a string."""
     word = _WORDS.get(value, value)
     try:
-        kind = kind_of(json.loads(word, parse_constant=_reject))
-    except (ValueError, RecursionError):
-        return _quoted(value)
+        kind = kind_of(decode(word))
+    except ValueError:
+        return encode(value)
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
-        return _quoted(value)
+        return encode(value)
     return word
-
-
-def _reject(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _rules(function: str, schema: Schema) -> str:
@@ -150,6 +137,10 @@ def _rules(function: str, schema: Schema) -> str:
     rules = []
     sequence = ['""']
     for index, (name, value, needed) in enumerate(parameters(schema)):
+        if not _KEY.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be the name of an argument in this model's format"
+            )
         parameter = f"{function}_{index}"
         begin = literal(f"{_PARAMETER}{name}>\n")
         rules.append(f'{parameter}: {begin} {parameter}_value "\\n"\n')
