@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -35,6 +35,15 @@ class Parsed:
     reasoning: str
     calls: tuple[CallPiece, ...]
     reasoning_tokens: int
+
+
+def joined(parts: Sequence[Parsed]) -> Parsed:
+    """Return what was found in several deltas as one."""
+    return Parsed(
+        "".join(part.reasoning for part in parts),
+        tuple(_merged([piece for part in parts for piece in part.calls])),
+        sum(part.reasoning_tokens for part in parts),
+    )
 
 
 class Message:

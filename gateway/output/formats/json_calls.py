@@ -79,7 +79,7 @@ class JsonCall:
         text = self._text
         yield from text.space()
         field = _decode((yield from read_value(text)))
-        if self._names is not None and field not in _FIELDS:
+        if not isinstance(field, str) or (self._names is not None and field not in _FIELDS):
             raise Malformed("calls have no such field")
         yield from text.space()
         yield from text.expect(":")
@@ -87,7 +87,7 @@ class JsonCall:
         yield from self._value(field)
         yield from text.space()
 
-    def _value(self, field: object) -> Steps[None]:
+    def _value(self, field: str) -> Steps[None]:
         if field in _ARGUMENTS and self._streams and (yield from self._text.peek()) == "{":
             self._begun = True
             yield from stream_arguments(self._text, self._out, self._known_name())
@@ -130,7 +130,10 @@ def _as_object(arguments: str) -> str:
 
 def _decode(value: str) -> object:
     try:
-        return decode(value)
+        decoded = decode(value)
+        if isinstance(decoded, str):
+            decoded.encode()  # half of a surrogate pair is no text
+        return decoded
     except ValueError as error:
         raise Malformed("this is not JSON") from error
 

@@ -116,9 +116,7 @@ def _rules(call: str, schema: Schema) -> str:
     first = following = ""
     for index, (name, value, needed) in reversed(list(enumerate(parameters(schema)))):
         if not _WORD.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot be the name of an argument in this model's format"
-            )
+            raise ValueError(f"this model cannot write an argument of the name {name!r}")
         argument = f"{call}_{index}"
         rules.append(f"{argument}: {literal(name + '=')} {argument}_value\n")
         rules.append(f"{argument}_value: {json_value(value)}\n")

@@ -138,9 +138,7 @@ def _rules(function: str, schema: Schema) -> str:
     sequence = ['""']
     for index, (name, value, needed) in enumerate(parameters(schema)):
         if not _KEY.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot be the name of an argument in this model's format"
-            )
+            raise ValueError(f"this model cannot write an argument of the name {name!r}")
         parameter = f"{function}_{index}"
         begin = literal(f"{_PARAMETER}{name}>\n")
         rules.append(f'{parameter}: {begin} {parameter}_value "\\n"\n')

@@ -1,4 +1,4 @@
-"""Writes random texts that a grammar accepts, byte by byte, as a model under llguidance would."""
+"""Writes random texts that a grammar accepts, byte by byte, as a model under it would."""
 
 from __future__ import annotations
 
