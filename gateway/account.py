@@ -35,6 +35,9 @@ class Account:
     fault: Exception | None = None
     """An exception that is a bug of this service; its traceback is logged."""
 
+    ignored: tuple[str, ...] = ()
+    """Fields of the request that cannot change the answer and had no effect."""
+
     first_token_s: float | None = None
     """Time from the start of the request to its first generated token."""
 

@@ -74,6 +74,7 @@ def create_app(
         tokenizer=tokenizer,
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
+        model_aliases=frozenset(settings.model_aliases),
         max_choices=settings.max_choices,
         draw_seed=draw_seed,
         started=int(time.time()),

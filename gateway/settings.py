@@ -17,5 +17,8 @@ class GatewaySettings(BaseModel):
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""
 
+    model_aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Other names by which clients may ask for the model."""
+
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
     """Limit of the choices that one request may ask for: its prompts times `n`."""

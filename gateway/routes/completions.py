@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field
 from gateway.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.ports import Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.request import GenerationRequest, Integer, TokenIds
+from gateway.routes.request import GenerationRequest, TokenIds
+from gateway.schemas.base import Integer
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:

@@ -20,15 +20,19 @@ class Services:
     executor: Executor
     """Runs templates and tokenisation, which would stall every stream for a long prompt."""
 
+    model_aliases: frozenset[str]
     max_choices: int
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
 
-    async def facts_of(self, model: str) -> Facts:
-        """Return the engine's facts; raise NotFound for any model but the engine's."""
+    async def facts_of(self, model: str | None) -> Facts:
+        """Return the engine's facts; raise NotFound for any model but the engine's.
+
+        model: None, where a request names none, and the aliases mean the engine's too.
+        """
         facts = await self.engine.facts()
-        if model != facts.model:
+        if model is not None and model != facts.model and model not in self.model_aliases:
             message = f"the model {model!r} does not exist; this service has {facts.model!r}"
             raise NotFound(message, param="model", code="model_not_found")
         return facts
