@@ -141,8 +141,12 @@ class Tokenizer(Protocol):
         options: more variables for the template.
         """
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt. special: markers in it become special tokens."""
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt.
+
+        special: markers in it become special tokens. begin: the tokens that begin every prompt
+        of this model come first.
+        """
 
     def infill(self, prefix: str, suffix: str) -> list[int]:
         """Return the tokens of a prompt for the text between two; markers in them stay text.
@@ -150,8 +154,11 @@ class Tokenizer(Protocol):
         Raises ValueError if the model has no tokens for that.
         """
 
-    def piece(self, token: int) -> bytes:
-        """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return a token's UTF-8 bytes, perhaps part of a character.
+
+        special: a special token has its spelling; otherwise it has b"".
+        """
 
 
 TokenizerSource = Callable[[], Awaitable[Tokenizer]]

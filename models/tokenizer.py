@@ -80,9 +80,10 @@ class Tokenizer:
             tokens = self._encoder.tokenize(rendered, True)
         return _beginning(self._encoder.begins_chat, tokens)
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt. special: markers in it become special tokens."""
-        return _beginning(self._encoder.begins_raw, self._encoder.tokenize(text, special))
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt. See gateway.ports.Tokenizer."""
+        tokens = self._encoder.tokenize(text, special)
+        return _beginning(self._encoder.begins_raw, tokens) if begin else tokens
 
     def infill(self, prefix: str, suffix: str) -> list[int]:
         """Return a prompt for the text between two. Raises ValueError if the model has none."""
@@ -99,9 +100,9 @@ class Tokenizer:
     def _infill(self) -> Sequence[int | Hole] | None:
         return infill_format(self.vocabulary)
 
-    def piece(self, token: int) -> bytes:
-        """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
-        return self.vocabulary.piece(token)
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return a token's UTF-8 bytes, perhaps part of a character. See Vocabulary.piece."""
+        return self.vocabulary.piece(token, special)
 
     def _break(self, value: object, sentinel: str) -> object:
         """Return a JSON value whose texts hold no marker: a sentinel is in each."""

@@ -49,6 +49,7 @@ async def generate(
         )
         for job in jobs
     ]
+    streams = body.shown(streams, tokenizer)
     if body.stream:
         return EventStream(answer, streams, account, usage=body.include_usage)
     return await json_answer(answer, streams, account, request.receive)

@@ -6,7 +6,7 @@ A field that no schema has is checked by `parameters`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
 )
 from starlette.requests import ClientDisconnect, Request
 
+from gateway.choice_stream import ChoiceStream
 from gateway.errors import ClientGone
 from gateway.ports import Facts, Sampling, Tokenizer
 from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
@@ -117,6 +118,12 @@ class GenerationRequest(RequestModel):
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for what the engine does not serve."""
+
+    def shown(
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+    ) -> list[ChoiceStream]:
+        """Return the choices, in order, as this request wants to see them."""
+        return list(streams)
 
     def sampling(self, defaults: Mapping[str, float]) -> Sampling:
         """Return the request's settings, and the model's own `defaults` where it has none."""

@@ -39,6 +39,7 @@ class ByteTokenizer:
     """Takes a byte for a token. Its chats show roles and contents; `rendered` has the rest."""
 
     takes_tools: bool = True
+    begins: tuple[int, ...] = ()
     rendered: list[dict[str, object]] = field(default_factory=list)
 
     def chat(
@@ -49,14 +50,14 @@ class ByteTokenizer:
             raise ValueError("the conversation must not begin with the assistant")
         return self.encode("".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages))
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return list(text.encode())
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        return [*self.begins, *text.encode()] if begin else list(text.encode())
 
     def infill(self, prefix: str, suffix: str) -> list[int]:
         return self.encode(f"<{prefix}|{suffix}>")
 
-    def piece(self, token: int) -> bytes:
-        return bytes([token]) if token < END else b""
+    def piece(self, token: int, special: bool = False) -> bytes:
+        return bytes([token]) if token < END else b"<end>" if special else b""
 
 
 @dataclass
