@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from gateway.output.formats.choose import FormatName
+
 
 class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -19,6 +21,9 @@ class GatewaySettings(BaseModel):
 
     model_aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Other names by which clients may ask for the model."""
+
+    tool_format: FormatName | None = None
+    """How the model writes tool calls, if its chat template does not tell it rightly."""
 
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
     """Limit of the choices that one request may ask for: its prompts times `n`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.detokenise import Detokeniser
+from gateway.detokenise import Detokeniser, Piece
 from gateway.output.formats.base import Format, pass_content
 from gateway.output.formats.choose import FORMATS, FormatName, choose
 from gateway.output.incoming import Incoming, Steps
@@ -28,60 +28,75 @@ class Style:
 
     def reader(
         self,
+        detokeniser: Callable[[Piece], Detokeniser],
         prompt: Sequence[int],
         tools: Schemas,
         *,
-        parallel: bool,
-        stop_tokens: frozenset[int],
-        stops: Sequence[str],
+        parallel: bool = True,
+        splits_reasoning: bool = True,
     ) -> Detokeniser | OutputParser:
-        """Return what reads the Deltas of one choice.
+        """Return what reads the Deltas of a choice that continues `prompt`.
 
         Where there can be neither calls nor reasoning, all text is content and nothing is
-        parsed. tools: what may be called; parallel: more than once.
+        parsed. tools: what may be called; parallel: more than one call may be.
         """
-        piece = self.tokenizer.piece
-        if not tools and self.tags is None:
-            return Detokeniser(piece, stop_tokens=stop_tokens, stops=stops)
-        shown = self._shown(self.format.markers if tools else ())
-
-        def spell(token: int) -> bytes:
-            return shown.get(token) or piece(token)
-
-        opened = self.tags is not None and is_opened(self.tags, prompt, spell)
+        tags = self.tags if splits_reasoning else None
+        if not tools and tags is None:
+            return detokeniser(self.tokenizer.piece)
+        spell = self._spelling((*_markers(tags), *(self.format.markers if tools else ())))
+        opened = tags is not None and is_opened(tags, prompt, spell)
         return OutputParser(
-            Detokeniser(spell, stop_tokens=stop_tokens, stops=stops),
+            detokeniser(spell),
             Message(partial(_new_id, self.format.id_length), parallel=parallel),
-            partial(self._parse, tools=tools, opened=opened),
+            partial(_parse, tags=tags, opened=opened, form=self.format, tools=tools),
         )
 
-    def _shown(self, markers: Sequence[str]) -> dict[int, bytes]:
-        """Return the spelling of the special tokens that a parser must see."""
-        texts = (*markers, *_texts(self.tags))
-        return {self.special[text]: text.encode() for text in texts if text in self.special}
-
-    def _parse(
-        self, text: Incoming, out: Message, *, tools: Schemas, opened: bool
-    ) -> Steps[None]:
-        if self.tags is not None:
-            yield from read_reasoning(text, out, self.tags, opened=opened)
-        if tools:
-            yield from self.format.read(text, out, tools)
-        else:
-            yield from pass_content(text, out)
+    def _spelling(self, markers: Sequence[str]) -> Piece:
+        """Return what tells a token's bytes, also for the markers that are special tokens."""
+        seen = {self.special[text]: text.encode() for text in markers if text in self.special}
+        piece = self.tokenizer.piece
+        return lambda token: seen.get(token) or piece(token)
 
 
-def style_of(tokenizer: Tokenizer, name: FormatName | None = None) -> Style:
-    """Return the style of a tokenizer's model; `name` replaces what its template tells.
+class Styles:
+    """Remembers the style of the tokenizer in use, which changes with the target."""
 
-    It tokenises, so it is called where gateway.ports.TokenizerSource allows that.
-    """
-    form = FORMATS[name or choose(tokenizer.template)]
-    tags = tags_of(tokenizer.template)
-    return Style(tokenizer, form, tags, _special(tokenizer, (*form.markers, *_texts(tags))))
+    def __init__(self, name: FormatName | None = None) -> None:
+        """name: the format of calls, where a chat template does not tell it rightly."""
+        self._name = name
+        self._latest: Style | None = None
+
+    def known(self, tokenizer: Tokenizer) -> Style | None:
+        latest = self._latest
+        return latest if latest is not None and latest.tokenizer is tokenizer else None
+
+    def find(self, tokenizer: Tokenizer) -> Style:
+        """Find out the style, in the thread in which a tokenizer may encode."""
+        form = FORMATS[self._name or choose(tokenizer.template)]
+        tags = tags_of(tokenizer.template)
+        special = _special(tokenizer, (*_markers(tags), *form.markers))
+        self._latest = Style(tokenizer, form, tags, special)
+        return self._latest
 
 
-def _texts(tags: Tags | None) -> tuple[str, ...]:
+def _parse(
+    text: Incoming,
+    out: Message,
+    *,
+    tags: Tags | None,
+    opened: bool,
+    form: Format,
+    tools: Schemas,
+) -> Steps[None]:
+    if tags is not None:
+        yield from read_reasoning(text, out, tags, opened=opened)
+    if tools:
+        yield from form.read(text, out, tools)
+    else:
+        yield from pass_content(text, out)
+
+
+def _markers(tags: Tags | None) -> tuple[str, ...]:
     return () if tags is None else (tags.opening, tags.closing)
 
 

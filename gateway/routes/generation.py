@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from gateway.account import Account
 from gateway.choice_stream import stream_choice
-from gateway.detokenise import Detokeniser
 from gateway.errors import InvalidRequest
 from gateway.ports import SEEDS, Facts, Job, Tokenizer
 from gateway.routes.answer import Answer, json_answer
@@ -36,6 +35,7 @@ async def generate(
     body.check_served(facts)
     account.ignored = shown_names((*given.ignored, *body.unknown_inside()))
     tokenizer = await services.tokenizer()
+    style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, tokenizer, name, given.extras)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
@@ -45,7 +45,7 @@ async def generate(
     streams = [
         stream_choice(
             services.engine.generate(job),
-            Detokeniser(tokenizer.piece, stop_tokens=stop_tokens, stops=body.stop),
+            body.reader(style, job.prompt, stop_tokens=stop_tokens),
         )
         for job in jobs
     ]
