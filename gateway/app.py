@@ -22,6 +22,7 @@ from gateway.account import Clock
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts
+from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
@@ -94,6 +95,7 @@ def create_app(
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
         model_aliases=frozenset(settings.model_aliases),
+        styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,
         keep_alive_s=settings.keep_alive_s,
         draw_seed=draw_seed,

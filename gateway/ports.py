@@ -119,6 +119,10 @@ Json = Mapping[str, object]
 
 class Tokenizer(Protocol):
     @property
+    def template(self) -> str:
+        """The chat template's text; empty if there is none."""
+
+    @property
     def takes_tools(self) -> bool:
         """Whether the chat template shows tools to the model."""
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from gateway.output.formats.choose import FormatName
+
 
 class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,9 @@ class GatewaySettings(BaseModel):
 
     keep_alive_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
     """A stream in which nothing was shown yet gets a comment this often, in seconds."""
+
+    tool_format: FormatName | None = None
+    """How the model writes tool calls, if its chat template does not tell it rightly."""
 
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
     """Limit of the choices that one request may ask for: its prompts times `n`."""

@@ -7,7 +7,10 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from gateway.choice_stream import DeltaReader
 from gateway.errors import InvalidRequest
+from gateway.output.schemas import schemas_of
+from gateway.output.style import Style
 from gateway.ports import Facts, Tokenizer
 from gateway.routes.request import GenerationRequest, TokenIds
 from gateway.routes.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
@@ -72,6 +75,17 @@ class ChatRequest(GenerationRequest):
     @property
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def reader(
+        self, style: Style, prompt: TokenIds, *, stop_tokens: frozenset[int]
+    ) -> DeltaReader:
+        return style.reader(
+            self._detokeniser(stop_tokens),
+            prompt,
+            schemas_of(self.tool_use.tools),
+            parallel=self.tool_use.parallel,
+            splits_reasoning=self.splits_reasoning,
+        )
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for calls that need a grammar, if the engine has none."""

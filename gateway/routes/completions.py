@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.choice_stream import ChoiceStream
-from gateway.detokenise import LogprobEntry
+from gateway.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.errors import InvalidRequest
-from gateway.ports import FinishReason, Tokenizer
+from gateway.ports import Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.routes.request import GenerationRequest, TokenIds
 from gateway.schemas.base import Flag, Integer
@@ -122,12 +122,15 @@ class CompletionAnswer(Answer):
     chunk_object = "text_completion"
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
-        return self.choice(text, entries, None)
+        return self._choice(text, entries, None)
 
-    def last_chunk(self, finish: FinishReason) -> Json:
+    def last_chunk(self, finish: Finish) -> Json:
         return {"text": "", "logprobs": None, "finish_reason": finish}
 
-    def choice(self, text: str, entries: Entries, finish: FinishReason | None) -> Json:
+    def choice(self, whole: TextDelta) -> Json:
+        return self._choice(whole.text, whole.entries, whole.finish)
+
+    def _choice(self, text: str, entries: Entries, finish: Finish | None) -> Json:
         logprobs = _logprobs(entries) if self.wants_logprobs else None
         return {"text": text, "logprobs": logprobs, "finish_reason": finish}
 

@@ -105,12 +105,12 @@ class EventStream(Response):
         return _events({**body, "usage": usage, **self._account.extensions()}, done=True)
 
     def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
-        first = self._answer.first_chunk() if index not in self._begun else None
+        first = self._answer.first_chunk(delta) if index not in self._begun else None
         self._begun.add(index)
         if first is not None:
             yield self._chunk(index, first)
-        if delta.text or delta.entries:
-            yield self._chunk(index, self._answer.text_chunk(delta.text, delta.entries))
+        for chunk in self._answer.chunks(delta):
+            yield self._chunk(index, chunk)
         if delta.finish is not None:
             self._running -= 1
             last = self._chunk(index, self._answer.last_chunk(delta.finish))

@@ -6,14 +6,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.account import Account
 from gateway.choice_stream import stream_choice
-from gateway.detokenise import Detokeniser
 from gateway.errors import InvalidRequest
 from gateway.ports import SEEDS, Facts, Job, Tokenizer
 from gateway.routes.answer import Answer, json_answer
@@ -37,19 +35,20 @@ async def generate(
     body.check_served(facts)
     account.ignored = shown_names((*given.ignored, *body.unknown_inside()))
     tokenizer = await services.tokenizer()
+    style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, tokenizer, name, given.extras)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
-    detokeniser = partial(
-        Detokeniser,
-        tokenizer.piece,
-        stop_tokens=facts.stop_tokens.union(given.stop_tokens),
-        stops=body.stop,
-        include_stop=body.include_stop_str_in_output,
-    )
-    streams = [stream_choice(services.engine.generate(job), detokeniser()) for job in jobs]
+    stop_tokens = facts.stop_tokens.union(given.stop_tokens)
+    streams = [
+        stream_choice(
+            services.engine.generate(job),
+            body.reader(style, job.prompt, stop_tokens=stop_tokens),
+        )
+        for job in jobs
+    ]
     streams = body.shown(streams, tokenizer)
     if body.stream:
         return EventStream(

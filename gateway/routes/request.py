@@ -6,7 +6,8 @@ A field that no schema has is checked by `parameters`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
@@ -21,8 +22,10 @@ from pydantic import (
 )
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.choice_stream import ChoiceStream
+from gateway.choice_stream import ChoiceStream, DeltaReader
+from gateway.detokenise import Detokeniser, Piece
 from gateway.errors import ClientGone
+from gateway.output.style import Style
 from gateway.ports import Facts, Sampling, Tokenizer
 from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
 
@@ -122,6 +125,20 @@ class GenerationRequest(RequestModel):
     @abstractmethod
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         """Return the tokens of each prompt, or raise InvalidRequest."""
+
+    def reader(
+        self, style: Style, prompt: TokenIds, *, stop_tokens: frozenset[int]
+    ) -> DeltaReader:
+        """Return what reads one choice; `prompt` is the one that it continues."""
+        return self._detokeniser(stop_tokens)(style.tokenizer.piece)
+
+    def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
+        return partial(
+            Detokeniser,
+            stop_tokens=stop_tokens,
+            stops=self.stop,
+            include_stop=self.include_stop_str_in_output,
+        )
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for what the engine does not serve."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import NotFound
-from gateway.ports import Engine, Facts, TokenizerSource
+from gateway.output.style import Style, Styles
+from gateway.ports import Engine, Facts, Tokenizer, TokenizerSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,18 @@ class Services:
     """Runs templates and tokenisation, which would stall every stream for a long prompt."""
 
     model_aliases: frozenset[str]
+    styles: Styles
     max_choices: int
     keep_alive_s: float
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
+
+    async def style_of(self, tokenizer: Tokenizer) -> Style:
+        if (style := self.styles.known(tokenizer)) is not None:
+            return style
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.executor, self.styles.find, tokenizer)
 
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.

@@ -39,6 +39,7 @@ class ByteTokenizer:
     """Takes a byte for a token. Its chats show roles and contents; `rendered` has the rest."""
 
     takes_tools: bool = True
+    template: str = ""
     begins: tuple[int, ...] = ()
     rendered: list[dict[str, object]] = field(default_factory=list)
 
