@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import NoReturn
 
 import jinja2
@@ -28,8 +29,30 @@ class ChatTemplate:
         self, text: str, variables: Json, *, now: Clock = datetime.datetime.now
     ) -> None:
         self.text = text
-        self._template = _compile(text, now)
+        environment = _environment(now)
+        try:
+            parsed = environment.parse(text)
+            self._template = environment.from_string(parsed)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template cannot be read: {error}") from error
         self._variables = variables
+        self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
+        """Whether it shows tools to the model."""
+
+    @cached_property
+    def takes_null(self) -> bool:
+        """Whether the content of a message may be None beside its tool calls.
+
+        Some templates look for None, and others would write it or add it to a text.
+        """
+        call = {"name": "f", "arguments": {}}
+        calls = [{"id": "a" * 9, "type": "function", "function": call}]
+        asked = {"role": "user", "content": "a"}
+        answered = {"role": "assistant", "content": None, "tool_calls": calls}
+        try:
+            return "None" not in self.render([asked, answered], (), {})
+        except ValueError:
+            return False
 
     def render(self, messages: Sequence[Json], tools: Sequence[Json], options: Json) -> str:
         """Return the chat with the assistant's turn opened. Raises ValueError.
@@ -55,17 +78,14 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compile(template: str, now: Clock) -> jinja2.Template:
+def _environment(now: Clock) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda layout: now().strftime(layout)
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template cannot be read: {error}") from error
+    return environment
 
 
 def _to_json(
