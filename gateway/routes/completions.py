@@ -58,7 +58,12 @@ class CompletionRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "prompt"
     default_tokens: ClassVar[int | None] = 16  # OpenAI's default
 
-    prompt: Annotated[tuple[str | TokenIds, ...], BeforeValidator(_as_prompts)]
+    prompt: Annotated[
+        tuple[str | TokenIds, ...],
+        BeforeValidator(
+            _as_prompts, json_schema_input_type=str | TokenIds | tuple[str | TokenIds, ...]
+        ),
+    ]
     logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     suffix: str = ""
     """The text that comes after the completion."""

@@ -54,7 +54,13 @@ async def generate(
     ]
     streams = body.shown(streams, tokenizer)
     if body.stream:
-        return EventStream(answer, streams, account, usage=body.include_usage)
+        return EventStream(
+            answer,
+            streams,
+            account,
+            usage=body.include_usage,
+            keep_alive_s=services.keep_alive_s,
+        )
     return await json_answer(answer, streams, account, request.receive)
 
 

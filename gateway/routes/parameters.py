@@ -64,6 +64,13 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
 """llama-server's names. The schema reads the first two; what it left was given twice."""
 
 _PREDICTION: Final = TypeAdapter(Prediction)
+PARAMETERS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    **SERVABLE,
+    **structured.ADAPTERS,
+    "prediction": _PREDICTION,
+}
+"""All of them, with the checks of their values."""
+
 _PENALTIES: Final = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
 
 

@@ -34,6 +34,7 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""
 
 MAX_STOPS: Final = 16
+Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)]
 
 TokenIds = tuple[int, ...]
 Body = TypeVar("Body", bound=BaseModel)
@@ -47,7 +48,12 @@ def _minus_one_is_none(value: object) -> object:
     return None if type(value) is int and value == -1 else value
 
 
-Limit = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_minus_one_is_none)]
+Limit = Annotated[
+    Annotated[Integer, Field(ge=1)] | None,
+    BeforeValidator(
+        _minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
+    ),
+]
 """A number of tokens; -1, as llama-server takes it, is no limit."""
 
 Seed = Annotated[
@@ -79,9 +85,10 @@ class GenerationRequest(RequestModel):
     stream_options: StreamOptions | None = None
     max_tokens: Limit = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
     max_completion_tokens: Limit = None
-    stop: Annotated[
-        tuple[Stop, ...], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)
-    ] = ()
+    stop: Annotated[Stops, BeforeValidator(_as_list, json_schema_input_type=Stop | Stops)] = ()
+    include_stop_str_in_output: Flag = False
+    """vLLM's: the stop string or stop token that ends the text is part of it."""
+
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] = 0
@@ -133,7 +140,12 @@ class GenerationRequest(RequestModel):
         return content
 
     def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
-        return partial(Detokeniser, stop_tokens=stop_tokens, stops=self.stop)
+        return partial(
+            Detokeniser,
+            stop_tokens=stop_tokens,
+            stops=self.stop,
+            include_stop=self.include_stop_str_in_output,
+        )
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for what the engine does not serve."""

@@ -25,6 +25,7 @@ class Services:
     model_aliases: frozenset[str]
     styles: Styles
     max_choices: int
+    keep_alive_s: float
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""

@@ -44,7 +44,7 @@ class ToolUse:
         return self.choice == "required" or bool(self.strict)
 
 
-class _Function(RequestModel):
+class Function(RequestModel):
     name: Name
     description: str | None = None
     parameters: Annotated[Schema, Field(default_factory=dict)]
@@ -55,7 +55,7 @@ class _Function(RequestModel):
 
 class Tool(RequestModel):
     type: Literal["function"]
-    function: _Function
+    function: Function
 
     def shown(self) -> Json:
         """Return the tool as chat templates expect it."""
@@ -66,31 +66,39 @@ class Tool(RequestModel):
         return {"type": "function", "function": function}
 
 
-class _Named(RequestModel):
+class NamedFunction(RequestModel):
     name: str
+
+
+Word = Literal["none", "auto", "required"]
 
 
 def _as_choice(value: object) -> object:
     return {"type": value} if isinstance(value, str) else value
 
 
-class _Choice(RequestModel):
+class Choice(RequestModel):
     type: Literal["none", "auto", "required", "function"]
-    function: Annotated[_Named | None, Field(validate_default=True)] = None
+    function: Annotated[NamedFunction | None, Field(validate_default=True)] = None
 
     @field_validator("function")
     @classmethod
-    def _goes_with_its_type(cls, value: _Named | None, info: ValidationInfo) -> _Named | None:
+    def _goes_with_its_type(
+        cls, value: NamedFunction | None, info: ValidationInfo
+    ) -> NamedFunction | None:
         if value is None and info.data.get("type") == "function":
             missing()
         return value
 
 
 Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS)]
-ToolChoice = Annotated[_Choice, BeforeValidator(_as_choice)]
+ToolChoice = Annotated[
+    Choice,
+    BeforeValidator(_as_choice, json_schema_input_type=Word | Choice),
+]
 
 
-def check_choice(choice: _Choice, tools: Sequence[Tool]) -> None:
+def check_choice(choice: Choice, tools: Sequence[Tool]) -> None:
     """Raise ValueError for a choice that these tools cannot satisfy."""
     if choice.type == "required" and not tools:
         raise ValueError("there are no tools")
@@ -98,7 +106,7 @@ def check_choice(choice: _Choice, tools: Sequence[Tool]) -> None:
         raise ValueError(f"there is no tool {choice.function.name}")
 
 
-def tool_use(tools: Sequence[Tool], choice: _Choice | None, *, parallel: bool) -> ToolUse:
+def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> ToolUse:
     """Return what a request asks for, where `choice` has been checked against `tools`."""
     if not tools or (choice is not None and choice.type == "none"):
         return ToolUse()

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Final, NoReturn
 
 from pydantic import (
@@ -48,7 +48,7 @@ Unserved = Annotated[bool, BeforeValidator(_only_false)]
 class RequestModel(BaseModel):
     """A JSON object of a request. Unknown fields are kept in `model_extra`."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -58,14 +58,17 @@ class RequestModel(BaseModel):
         return {name: item for name, item in value.items() if item is not None}
 
 
-def unknown_fields(body: RequestModel, path: str = "") -> Iterator[str]:
-    """Yield the names of all fields that no schema has, such as `messages.cache_control`."""
-    for name in body.model_extra or ():
-        yield path + name
-    for name, value in body:
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, RequestModel):
-                yield from unknown_fields(item, f"{path}{name}.")
+def unknown_fields(body: RequestModel, path: str = "") -> list[str]:
+    """Return the names of all fields that no schema has, such as `messages.cache_control`."""
+    found = [path + name for name in body.model_extra or ()]
+    for name, value in body.__dict__.items():
+        if isinstance(value, RequestModel):
+            found += unknown_fields(value, f"{path}{name}.")
+        elif isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, RequestModel):
+                    found += unknown_fields(item, f"{path}{name}.")
+    return found
 
 
 def missing() -> NoReturn:

@@ -42,7 +42,6 @@ _VLLM: Final[Mapping[str, tuple[object, ...]]] = {
     "early_stopping": (False,),
     "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
-    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),

@@ -49,7 +49,9 @@ class Part(RequestModel):
     text: str = Field(validation_alias=AliasChoices("text", "refusal", *_REASONING))
 
 
-Parts = Annotated[tuple[Part, ...], BeforeValidator(as_parts)]
+Parts = Annotated[
+    tuple[Part, ...], BeforeValidator(as_parts, json_schema_input_type=str | tuple[Part, ...])
+]
 
 
 def text_of(parts: tuple[Part, ...]) -> str:

@@ -42,7 +42,11 @@ def _sized(value: Any) -> Any:  # noqa: ANN401 - whatever type is validated
     return value
 
 
-Schema = Annotated[dict[str, object], BeforeValidator(_parsed), AfterValidator(_sized)]
+Schema = Annotated[
+    dict[str, object],
+    BeforeValidator(_parsed, json_schema_input_type=dict[str, object] | str),
+    AfterValidator(_sized),
+]
 _Text = Annotated[str, Field(min_length=1), AfterValidator(_sized)]
 _Choice = Annotated[
     list[Annotated[str, Field(min_length=1)]],
@@ -51,7 +55,7 @@ _Choice = Annotated[
 ]
 
 
-class _Named(RequestModel):
+class NamedSchema(RequestModel):
     content: Annotated[Schema, Field(alias="schema")]
     name: str | None = None
     description: str | None = None
@@ -59,9 +63,9 @@ class _Named(RequestModel):
     """It has no effect: a schema is always kept to."""
 
 
-class _ResponseFormat(RequestModel):
+class ResponseFormat(RequestModel):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: _Named | None = None
+    json_schema: NamedSchema | None = None
     bare: Annotated[Schema | None, Field(alias="schema")] = None
     """The schema, where llama-server takes it."""
 
@@ -73,7 +77,7 @@ class _ResponseFormat(RequestModel):
                 return {"json_object": True}
             case (("json_object" | "json_schema"), None, dict(schema)):
                 return {"json": schema}
-            case "json_schema", _Named(content=schema), _:
+            case "json_schema", NamedSchema(content=schema), _:
                 return {"json": schema}
         raise InvalidRequest(
             "json_schema goes with the type json_schema, and only with it",
@@ -81,7 +85,7 @@ class _ResponseFormat(RequestModel):
         )
 
 
-class _StructuredOutputs(RequestModel):
+class StructuredOutputs(RequestModel):
     """vLLM's StructuredOutputsParams."""
 
     content: Annotated[Schema | None, Field(alias="json")] = None
@@ -116,8 +120,8 @@ def _as(kind: str) -> Callable[[object], Constraint | None]:
 
 
 _FIELDS: Final[Mapping[str, tuple[TypeAdapter[Any], Callable[[Any], Constraint | None]]]] = {
-    "response_format": (TypeAdapter(_ResponseFormat), _ResponseFormat.constraint),
-    "structured_outputs": (TypeAdapter(_StructuredOutputs), _StructuredOutputs.constraint),
+    "response_format": (TypeAdapter(ResponseFormat), ResponseFormat.constraint),
+    "structured_outputs": (TypeAdapter(StructuredOutputs), StructuredOutputs.constraint),
     "guided_json": (TypeAdapter(Schema), _as("json")),
     "guided_json_object": (TypeAdapter(Flag), _as("json_object")),
     "guided_regex": (TypeAdapter(_Text), _as("regex")),
@@ -128,6 +132,9 @@ _FIELDS: Final[Mapping[str, tuple[TypeAdapter[Any], Callable[[Any], Constraint |
 }
 FIELDS: Final = frozenset(_FIELDS)
 """The fields that ask for structured output."""
+
+ADAPTERS: Final = {name: adapter for name, (adapter, _) in _FIELDS.items()}
+"""The checks of their values."""
 
 
 def constraint_of(name: str, value: object) -> tuple[Constraint | None, list[str]]:
@@ -140,5 +147,5 @@ def constraint_of(name: str, value: object) -> tuple[Constraint | None, list[str
         checked = adapter.validate_python(value)
     except ValidationError as error:
         raise invalid(error, under=name) from None
-    inside = unknown_fields(checked, f"{name}.") if isinstance(checked, RequestModel) else ()
-    return convert(checked), list(inside)
+    inside = unknown_fields(checked, f"{name}.") if isinstance(checked, RequestModel) else []
+    return convert(checked), inside

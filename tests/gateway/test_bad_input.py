@@ -49,6 +49,7 @@ BAD_CHATS = [
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "invalid_value"),
+    ({"include_stop_str_in_output": 1}, "include_stop_str_in_output", "invalid_value"),
     ({"n_predict": 0}, "n_predict", "invalid_value"),
     ({"max_tokens": 4, "n_predict": 4}, "n_predict", "invalid_value"),
     ({"n": 1, "n_cmpl": 1}, "n_cmpl", "invalid_value"),

@@ -97,14 +97,18 @@ async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_e
     assert bad == (400, "prediction.content")
 
 
-async def test_a_stop_token_ends_the_text_and_is_not_shown() -> None:
-    engine = ScriptedEngine([b"Hi", b"!"], features=ALL)
-    async with client_of(make_app(engine)) as client:
-        answer = await client.post(
-            "/v1/chat/completions", json=CHAT | {"stop_token_ids": [ord("!")]}
-        )
+@pytest.mark.parametrize("stopping", [{"stop_token_ids": [ord("!")]}, {"stop": ["!"]}])
+async def test_what_ends_the_text_is_part_of_it_only_if_the_request_says_so(
+    stopping: dict[str, object],
+) -> None:
+    texts = []
+    for included in ({}, {"include_stop_str_in_output": True}):
+        async with client_of(make_app(ScriptedEngine([b"Hi", b"!"], features=ALL))) as client:
+            body = CHAT | stopping | included
+            answer = await client.post("/v1/chat/completions", json=body)
+        texts.append(answer.json()["choices"][0]["message"]["content"])
 
-    assert answer.json()["choices"][0]["message"]["content"] == "Hi"
+    assert texts == ["Hi", "Hi!"]
 
 
 async def test_the_models_own_settings_apply_where_the_request_has_none() -> None:
