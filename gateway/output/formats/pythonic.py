@@ -26,7 +26,7 @@ _WORD: Final = re.compile(r"\w*")
 class Pythonic(Format):
     markers = ()
     trigger = ""
-    no_call = r"\s*[^\s\[](?s:.*)"
+    untagged = r"\s*\["
 
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         try:
