@@ -26,6 +26,9 @@ from speculation.sampling.draft_sampler import DraftSampler
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
 
+StepSampler = Callable[[DraftStep], DraftSampler]
+"""Returns the sampler of a step, which may depend on the text that the step follows."""
+
 
 class Link(Protocol):
     def events(self) -> AsyncGenerator[Down]:
@@ -46,7 +49,7 @@ class DraftModel:
     """What one session's steps are made with."""
 
     slot: DraftSlot
-    sampler: DraftSampler
+    sampler: StepSampler
     prompt: tuple[TokenId, ...]
 
 
@@ -110,7 +113,8 @@ class Driver:
             if (model := self._model) is None:
                 raise CannotDraft("the session has no draft model")
             context = [*model.prompt, *step.context]
-            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
+            sampler = model.sampler(step)
+            tokens = await model.slot.step(context, sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()

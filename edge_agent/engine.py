@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
-from edge_agent.driver import DraftModel, Driver, Link
+from edge_agent.driver import DraftModel, Driver, Link, StepSampler
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
-from gateway.errors import EngineFault, NotFound, Unavailable
+from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
-from speculation.drafting.machine import DraftCounts, DraftMachine
+from speculation.drafting.machine import DraftCounts, DraftMachine, DraftStep
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,
     Fill,
@@ -31,10 +31,11 @@ from speculation.protocol.messages import (
     Limits,
     ModelFacts,
     Open,
-    Sampling,
 )
+from speculation.protocol.opening import opening
 from speculation.sampling import draft_sampler
-from speculation.sampling.adjustments import adjustment
+from speculation.sampling.adjustments import Adjust, adjustment
+from speculation.sampling.draft_sampler import DraftSampler
 
 Emit = Callable[[Delta], Awaitable[None]]
 
@@ -120,9 +121,13 @@ class EdgeEngine:
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
 
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
-        request = self._open(job, facts, slot)
+        try:
+            request = self._open(job, facts, slot)
+            sampler = _samplers(request, facts, chance)
+        except InvalidSetting as error:
+            raise InvalidRequest(str(error), param=error.name) from error
         machine = self._machine(request, facts.limits, slot, chance)
-        model = DraftModel(slot, _sampler(request, chance), job.prompt) if slot else None
+        model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, self._uplink.open(request), model, self._metrics)
         finish = await driver.run(committed)
         self._unused = machine.session.unused
@@ -155,29 +160,30 @@ class EdgeEngine:
         )
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
-        extras = {k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()}
+        how = self._speculation
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
-        return Open(
-            model=facts.model,
-            vocabulary=self._vocabulary,
-            prompt=job.prompt,
-            sampling=Sampling(**asdict(job.sampling), extras=extras),
-            seed=job.seed,
-            max_tokens=job.max_tokens,
-            stop_tokens=tuple(facts.stop_tokens),
-            judge=self._speculation.judge,
-            fill=self._speculation.fill if reaches_end else "auto",  # `never` would not end
-            top_logprobs=job.top_logprobs,
-        )
+        fill = how.fill if reaches_end else "auto"  # `never` would not end
+        return opening(job, facts, vocabulary=self._vocabulary, judge=how.judge, fill=fill)
 
 
-def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftSampler:
-    adjust = adjustment(request)
+def _samplers(request: Open, facts: ModelFacts, chance: np.random.Generator) -> StepSampler:
+    """Return what draws the draft tokens of a step. Raise InvalidSetting."""
+    adjust = adjustment(request, vocabulary_size=facts.vocabulary_size)
     if request.judge == "separate":
         draw = draft_sampler.separate(request.sampling, chance.random)
     else:
         draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
-    return lambda logits, position: draw(adjust(logits, position), position)
+    if adjust is None:
+        return lambda step: draw
+    return partial(_adjusted, adjust, draw)
+
+
+def _adjusted(adjust: Adjust, draw: DraftSampler, step: DraftStep) -> DraftSampler:
+    """Return a step's sampler, which draws from adjusted logits. A row of `ahead` is used only
+    where the draft tokens before it equal those ahead: they are the text before its position.
+    """
+    text = [*step.context, *step.ahead]
+    return lambda logits, position: draw(adjust(logits, text[:position]), position)
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
