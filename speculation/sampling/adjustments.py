@@ -110,24 +110,25 @@ class Adjustment:
         return rules.stop_tokens if self.position < rules.min_tokens else _NOTHING
 
     @property
+    def penalised(self) -> Tokens:
+        """The tokens that penalties concern, each once: int64[n]."""
+        return _NOTHING if self.seen is None else self.seen.tokens
+
+    @property
     def less(self) -> Logits:
-        """What is subtracted from the logit of each of the seen tokens: float32[n]."""
-        if self.seen is None:
-            return np.zeros(0, np.float32)
-        counts = self.seen.counts
+        """What is subtracted from the logit of each of `penalised`: float32[n]."""
+        counts = np.zeros(0, np.float32) if self.seen is None else self.seen.counts
         once = np.where(counts > 0, self.rules.presence, np.float32(0.0))
         return self.rules.frequency * counts + once
 
     def apply(self, logits: Logits) -> Logits:
         """Return what logits (float32[V]) become; themselves where that is no change."""
-        rules, seen, barred = self.rules, self.seen, self.barred
-        if seen is None and not (rules.biased.size or barred.size):
+        rules, seen, barred = self.rules, self.penalised, self.barred
+        if not (rules.biased.size or seen.size or barred.size):
             return logits
         changed = logits.copy()
         changed[rules.biased] += rules.bias
-        if seen is not None:
-            found = changed[seen.tokens]
-            changed[seen.tokens] = penalised(found, rules.repetition, self.less)
+        changed[seen] = penalise(changed[seen], rules.repetition, self.less)
         if barred.size:
             kept = changed[barred]
             changed[barred] = -np.inf
@@ -136,7 +137,7 @@ class Adjustment:
         return changed
 
 
-def penalised(
+def penalise(
     logits: Logits,
     repetition: np.float32 | Logits,
     less: Logits,
