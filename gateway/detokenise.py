@@ -2,8 +2,8 @@
 
 * The outcome depends on the tokens only, not on how Deltas group them.
 * A part of a UTF-8 character is never shown. Bytes that cannot become one give U+FFFD.
-* The text ends before the stop string that is complete first (the longest, if two are complete
-  at the same character). Text that may be the beginning of one is withheld until that is known.
+* The text ends at the stop string that is complete first (the longest, if two are complete at
+  the same character). Text that may be the beginning of one is withheld until that is known.
 """
 
 from __future__ import annotations
@@ -48,15 +48,23 @@ class TextDelta:
 
 
 class Detokeniser:
-    """Converts the Deltas of one choice, in order."""
+    """Converts the Deltas of one choice, in order.
+
+    include_stop: whether the stop string or stop token that ends the text is part of it.
+    """
 
     def __init__(
-        self, piece: Piece, *, stop_tokens: frozenset[int], stops: Sequence[str]
+        self,
+        piece: Piece,
+        *,
+        stop_tokens: frozenset[int],
+        stops: Sequence[str],
+        include_stop: bool = False,
     ) -> None:
         self._piece = piece
-        self._stop_tokens = stop_tokens
+        self._hidden = frozenset[int]() if include_stop else stop_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops, include_stop=include_stop)
         self._pending: deque[LogprobEntry] = deque()
         self._decoded_chars = 0
         self._shown_chars = 0
@@ -76,7 +84,7 @@ class Detokeniser:
         """Return the text to show and the number of tokens read."""
         text = ""
         for count, token in enumerate(delta.tokens, start=1):
-            if token not in self._stop_tokens:
+            if token not in self._hidden:
                 if delta.logprobs is not None:
                     self._pending.append(self._entry(token, delta.logprobs[count - 1]))
                 text += self._show(self._utf8.decode(self._piece(token)))
@@ -102,12 +110,14 @@ class Detokeniser:
 
 
 class StopStrings:
-    """Finds the first of `stops` in text that is fed piece by piece."""
+    """Finds the first of `stops` in text that is fed piece by piece, and ends the text before
+    it, or after it if `include_stop`."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)
+        self._include_stop = include_stop
         self._withheld = ""
         self.hit = False
         """A stop string was found, and the text has ended."""
@@ -117,7 +127,8 @@ class StopStrings:
         text = self._withheld + text
         if found := self._find(text):
             self.hit, self._withheld = True, ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            return text[: end if self._include_stop else start]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._withheld = text[len(text) - keep :]
         return text[: len(text) - keep]
