@@ -17,17 +17,14 @@ import structlog
 
 from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.step_sampler import StepSampler
 from gateway.errors import EngineFault, first_error
 from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
-from speculation.sampling.draft_sampler import DraftSampler
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
-
-StepSampler = Callable[[DraftStep], DraftSampler]
-"""Returns the sampler of a step, which may depend on the text that the step follows."""
 
 
 class Link(Protocol):

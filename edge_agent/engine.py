@@ -15,12 +15,14 @@ import numpy as np
 
 from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
-from edge_agent.driver import DraftModel, Driver, Link, StepSampler
+from edge_agent.driver import DraftModel, Driver, Link
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
+from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
-from speculation.drafting.machine import DraftCounts, DraftMachine, DraftStep
+from models.vocabulary import Relation, Vocabulary
+from speculation.drafting.machine import DraftCounts, DraftMachine
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.errors import InvalidSetting
@@ -33,9 +35,6 @@ from speculation.protocol.messages import (
     Open,
 )
 from speculation.protocol.opening import opening
-from speculation.sampling import draft_sampler
-from speculation.sampling.adjustments import Adjust, adjustment
-from speculation.sampling.draft_sampler import DraftSampler
 
 Emit = Callable[[Delta], Awaitable[None]]
 
@@ -64,8 +63,15 @@ class Speculation:
     """What replaces StreamPolicy, as where a published system is measured."""
 
 
+class Pairing(Protocol):
+    """What edge_agent.target_tokenizer.TargetTokenizer knows."""
+
+    @property
+    def relation(self) -> Relation | None: ...
+
+
 class EdgeEngine:
-    """vocabulary: the draft model's fingerprint."""
+    """vocabulary: the draft model's; None without one."""
 
     def __init__(
         self,
@@ -73,14 +79,15 @@ class EdgeEngine:
         drafter: Drafter,
         speculation: Speculation,
         metrics: EdgeMetrics,
-        *,
-        vocabulary: str,
+        pairing: Pairing,
+        vocabulary: Vocabulary | None,
     ) -> None:
         self._uplink = uplink
         self._drafter = drafter
         self._speculation = speculation
         self._metrics = metrics
-        self._vocabulary = vocabulary
+        self._pairing = pairing
+        self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -97,7 +104,7 @@ class EdgeEngine:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         facts = await self._uplink.facts()
-        slot = self._drafter.take(job.prompt)
+        slot = self._slot(job)
         try:
             deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
             async with aclosing(deltas):
@@ -109,6 +116,11 @@ class EdgeEngine:
         finally:
             if slot is not None:
                 slot.leave()
+
+    def _slot(self, job: Job) -> DraftSlot | None:
+        """Take a slot where the draft model numbers its tokens as the target does."""
+        related = self._pairing.relation in ("identical", "padded")
+        return self._drafter.take(job.prompt) if related else None
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
@@ -123,7 +135,7 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
-            sampler = _samplers(request, facts, chance)
+            sampler = step_sampler(request, facts, chance, self._draft_tokens)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         machine = self._machine(request, facts.limits, slot, chance)
@@ -163,27 +175,7 @@ class EdgeEngine:
         how = self._speculation
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
-        return opening(job, facts, vocabulary=self._vocabulary, judge=how.judge, fill=fill)
-
-
-def _samplers(request: Open, facts: ModelFacts, chance: np.random.Generator) -> StepSampler:
-    """Return what draws the draft tokens of a step. Raise InvalidSetting."""
-    adjust = adjustment(request, vocabulary_size=facts.vocabulary_size)
-    if request.judge == "separate":
-        draw = draft_sampler.separate(request.sampling, chance.random)
-    else:
-        draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
-    if adjust is None:
-        return lambda step: draw
-    return partial(_adjusted, adjust, draw)
-
-
-def _adjusted(adjust: Adjust, draw: DraftSampler, step: DraftStep) -> DraftSampler:
-    """Return a step's sampler, which draws from adjusted logits. A row of `ahead` is used only
-    where the draft tokens before it equal those ahead: they are the text before its position.
-    """
-    text = [*step.context, *step.ahead]
-    return lambda logits, position: draw(adjust(logits, text[:position]), position)
+        return opening(job, facts, judge=how.judge, fill=fill)
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:

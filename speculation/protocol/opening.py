@@ -58,14 +58,10 @@ def opening(
     asked: Asked,
     facts: ModelFacts,
     *,
-    vocabulary: str | None = None,
     judge: Judge = "coupled",
     fill: Fill = "auto",
 ) -> Open:
-    """Return the session that a client asks for. Raise InvalidSetting for what is no token.
-
-    vocabulary: the fingerprint of the edge's; the target's where there is no edge.
-    """
+    """Return the session that a client asks for. Raise InvalidSetting for what is no token."""
     given = asked.sampling
     extras = {
         name: msgspec.Raw(msgspec.json.encode(value))
@@ -74,7 +70,7 @@ def opening(
     }
     return Open(
         model=facts.model,
-        vocabulary=facts.vocabulary if vocabulary is None else vocabulary,
+        vocabulary=facts.vocabulary,
         prompt=asked.prompt,
         sampling=Sampling(given.temperature, given.min_p, given.top_k, given.top_p, extras),
         seed=asked.seed,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edge_agent.engine import _samplers
+from edge_agent.step_sampler import step_sampler
 from speculation.drafting.machine import DraftStep
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import (
@@ -37,7 +37,7 @@ from verifier.llama_target.judging import Part, judge
 V = 4
 STOP = 3
 PROMPT = (2, 0)
-FACTS = ModelFacts("m", V, "v", 99, [STOP], "", Limits(), ["coupled", "separate"], [])
+FACTS = ModelFacts("m", V, "v", 99, [STOP], Limits(), ["coupled", "separate"], [])
 SETTINGS = {
     "presence_penalty": 0.9,
     "frequency_penalty": -0.7,
@@ -66,7 +66,7 @@ class Session:
         self.verifier = VerifyingSession(request, Limits(), vocabulary_size=V)
         self.edge = DraftingSession(max_tokens=4, stop_tokens=(STOP,))
         self.adjust = adjustment(request, vocabulary_size=V)
-        self._sampler = _samplers(request, FACTS, self.chance)
+        self._sampler = step_sampler(request, FACTS, self.chance, V)
         self._drafts, self._drafter = drafts, drafter
 
     def run(self) -> Text:
@@ -192,7 +192,7 @@ def test_the_edge_drafts_from_what_the_judge_judges(how: Judge) -> None:
 
 
 def test_a_row_that_was_read_ahead_is_adjusted_by_the_tokens_ahead_of_it() -> None:
-    sampler = _samplers(opening("coupled"), FACTS, np.random.default_rng(0))
+    sampler = step_sampler(opening("coupled"), FACTS, np.random.default_rng(0), V)
     context, ahead = [1, 2], [0, 0, 1]
 
     read_ahead = sampler(DraftStep(context, ahead, 0, 0.0))

@@ -11,7 +11,7 @@ from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import Limits, ModelFacts, Open
 from speculation.protocol.opening import opening
 
-FACTS = ModelFacts("big", 100, "print", 512, [7, 8], "", Limits(), ["coupled"], [])
+FACTS = ModelFacts("big", 100, "print", 512, [7, 8], Limits(), ["coupled"], [])
 
 
 def opened(**extras: object) -> Open:
