@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from time import perf_counter
 from typing import Any
@@ -30,7 +30,7 @@ class Question:
     likeliest: int | None = None
     """Tokens at each position whose log-probabilities are asked for; None: none."""
 
-    settings: Mapping[str, object] = NONE
+    settings: Mapping[str, object] = field(default_factory=lambda: NONE)
     """More fields of the request."""
 
 

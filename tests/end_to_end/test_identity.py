@@ -80,21 +80,15 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     assert sum(reply.accepted for reply in alone) > 0
 
 
-async def test_a_text_that_penalties_shape_is_the_same_with_a_drafter_and_a_useless_one() -> (
-    None
-):
-    prompts = read(per_family=2)[:6]
-    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("far", "noise")})
+async def test_a_text_shaped_by_penalties_is_the_same_with_right_and_useless_drafts() -> None:
+    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("eager", "noise")})
 
     async with Services(plan) as services:
-        answers = await asked(services, prompts, [0.0, 1.0], 24, SHAPED)
+        answers = await asked(services, read(per_family=2)[:6], [0.0, 1.0], 12, SHAPED)
 
     assert [answer for answer in answers if answer.identical is False] == []
-    accepted = {name: 0 for name in plan.edges}
-    for answer in answers:
-        if answer.arm in accepted:
-            accepted[answer.arm] += answer.reply.accepted
-    assert accepted["far"] > 60
+    eager = [answer.reply for answer in answers if answer.arm == "eager"]
+    assert sum(reply.accepted for reply in eager) > 30
 
 
 async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
