@@ -81,9 +81,9 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
 
 
 async def test_a_text_shaped_by_penalties_is_the_same_with_right_and_useless_drafts() -> None:
-    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("eager", "noise")})
+    edges = {name: EDGES[name] for name in ("eager", "noise")}
 
-    async with Services(plan) as services:
+    async with Services(ServicesPlan("smollm2", "smollm2", edges)) as services:
         answers = await asked(services, read(per_family=2)[:6], [0.0, 1.0], 12, SHAPED)
 
     assert [answer for answer in answers if answer.identical is False] == []
