@@ -57,6 +57,15 @@ def _check(options: Json) -> None:
     raise ValueError("documents: expected a list of objects")
 
 
+def joined(default: str, with_tools: str) -> str:
+    """Return one template of two: the first is for chats without tools.
+
+    A line break after a tag is no text, and neither is the one that ends a template.
+    """
+    first, last = (text.removesuffix("\n") for text in (with_tools, default))
+    return f"{{% if tools %}}\n{first}{{%+ else %}}\n{last}{{%+ endif %}}"
+
+
 class _Generation(Extension):
     """Renders the body of {% generation %}, a tag with which templates mark the assistant's
     turns for training. The body is a block: what is set in it ends with it."""

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from models.chat_template import ChatTemplate
+from models.chat_template import ChatTemplate, joined
 from models.tokenizer import Tokenizer
 from models.vocabulary import Vocabulary
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, chats
@@ -123,6 +123,23 @@ def test_a_template_does_not_find_special_tokens_in_messages() -> None:
     ]
 
     assert [b"hm" in text for text in shown] == [False, True]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_two_templates_one_is_for_chats_with_tools(name: str) -> None:
+    one, other = template(name), template("features")
+    clock = {"now": lambda: TODAY}
+    first = ChatTemplate(joined(one.text, other.text), FAMILIES[name].named, **clock)
+    second = ChatTemplate(joined(other.text, one.text), FAMILIES[name].named, **clock)
+
+    found = all_chats(
+        FAMILIES[name],
+        lambda chat: (second if chat.tools else first).render(
+            chat.messages, chat.tools, chat.options
+        ),
+    )
+
+    assert found == STORED[name]
 
 
 def test_every_template_is_rendered() -> None:
