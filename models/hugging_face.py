@@ -161,12 +161,10 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
     files = {name: _read(folder / path) for name, path in _TEMPLATES.items()}
     templates = {name: file.decode() for name, file in files.items() if file is not None}
     if not templates:
-        given = config.get("chat_template") or _json(folder / "chat_template.json").get(
-            "chat_template"
-        )
+        given = {**_json(folder / "chat_template.json"), **config}.get("chat_template") or ""
         several = isinstance(given, list)
         templates = {e["name"]: e["template"] for e in given} if several else {"default": given}
-    default, with_tools = templates.get("default") or "", templates.get("tool_use")
+    default, with_tools = templates.get("default", ""), templates.get("tool_use")
     return joined(default, with_tools) if with_tools else default
 
 
