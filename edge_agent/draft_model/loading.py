@@ -22,17 +22,12 @@ from speculation.protocol.messages import ModelFacts
 MakeDrafter = Callable[[Model, EdgeSettings], Drafter]
 
 
-def find(name: str, store: Store) -> Path:
-    """Return the draft model's file.
+def find(reference: str, store: Store) -> Path:
+    """Return the draft model's file; see models.store for what a reference can be.
 
-    name: a path, or a name in the catalogue: of a pair, whose draft model is used, of a variant
-    or of a model. Raises models.errors.UnknownModel or NotPulled.
+    Raises models.errors.UnknownModel or NotPulled.
     """
-    path = Path(name)
-    if path.suffix == ".gguf" or path.is_file():
-        return path
-    pairs = store.catalogue.pairs
-    return store.path(pairs[name].draft if name in pairs else name)
+    return store.find(reference, "draft").path
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model:
