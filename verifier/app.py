@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
 from gateway.metrics import Metrics
-from models.exactness import is_exact
+from models.gguf import is_exact
 from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
@@ -91,22 +91,23 @@ async def _ended_by_sigterm(end: Callable[[], Awaitable[None]]) -> AsyncGenerato
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
     """Return the target that the settings ask for, not started.
 
-    Raises models.errors.ModelError for a model that is not there.
+    Raises models.errors.ModelError for a model that is not there, and OSError for a template.
     """
     store = open_store(os.environ)
+    file = settings.chat_template
+    template = None if file is None else file.read_text("utf-8")
     if settings.target == "vllm":
-        table = dict(settings.vllm)
-        if "vocabulary" in table:
-            table["vocabulary"] = store.find(table["vocabulary"], "draft").path
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
-        options = VllmSettings.of(settings.model, table)
-        return VllmTarget(name, options, settings.limits, metrics)
+        options = VllmSettings.of(settings.model.removeprefix("hf://"), settings.vllm)
+        return VllmTarget(name, options, settings.limits, metrics, template=template)
     found = store.find(settings.model, "target")
     if not is_exact(found.path):
         structlog.get_logger("verifier").warning(
-            "these weights are not exact: draft tokens may change a text",
+            "the weights are not exact: draft tokens may change a text",
             path=str(found.path),
             remedy=f"picospec models pull --as target {settings.model}",
         )
     name = settings.served_name or found.name
-    return LlamaTarget(name, found.path, settings.llama, settings.limits, metrics)
+    return LlamaTarget(
+        name, found.path, settings.llama, settings.limits, metrics, template=template
+    )

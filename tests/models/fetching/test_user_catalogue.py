@@ -8,8 +8,8 @@ import pytest
 
 from models.catalogue import ModelFile, Pair, shipped
 from models.errors import InvalidCatalogue, UnknownModel
+from models.fetching.user_catalogue import UserCatalogue, user_file
 from models.store import open_store
-from models.user_catalogue import UserCatalogue, user_file
 
 WRITTEN = """\
 # my models

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import CannotOpen
-from models.exactness import is_exact
+from models.gguf import is_exact
 from models.store import open_store
 
 F32, F16, Q4_0, Q8_0, Q6_K = 0, 1, 2, 8, 14
