@@ -17,7 +17,7 @@ from cli.chat import chat as chat_in_terminal
 from cli.models import models_app
 from cli.up import Plan, read_settings
 from cli.up import up as run_up
-from gateway.hosting.cores import Pins, parse_pins, share
+from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from gateway.hosting.processes import ServiceError
 from models.store import open_store
 
@@ -117,9 +117,9 @@ def doctor(
 def _pins(text: str | None) -> Pins:
     if sys.platform != "linux":
         return Pins()
-    available = os.sched_getaffinity(0)
+    available = usable()
     try:
-        return share(available) if text is None else parse_pins(text, available)
+        return share(cores_of(available)) if text is None else parse_pins(text, available)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--pin") from None
 

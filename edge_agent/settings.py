@@ -53,7 +53,13 @@ class EdgeSettings(ServiceSettings):
     context_tokens: Annotated[int, Field(ge=64)] = 8192
     """Tokens that a slot holds. An answer that grows longer goes on without drafts."""
 
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Threads of the draft model. None: one for each core this process may use."""
+
+    gpu_layers: Annotated[int, Field(ge=-1)] = -1
+    """Layers of the draft model that a GPU computes, if llama.cpp was built for one; -1 means
+    all of them."""
+
     cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """CPU cores that this process may use (Linux only); empty means all."""
 

@@ -58,8 +58,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     repository: str = ""
     """The name of its repository on the model hub; empty if it has none."""
 
-    tokenizer: str = ""
-    """GGUF's tokenizer.ggml.pre: models where it differs cannot have the same vocabulary."""
+    vocabulary: str = ""
+    """Its Vocabulary.digest: it drafts for models that have the same one. Empty if unknown."""
 
     wheels: tuple[Wheel, ...] = ()
     members: str = ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from edge_agent.draft_model.drafter import Drafter, NoDrafter
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.settings import EdgeSettings
+from gateway.hosting.cores import compute_threads
 from models.llama import Context, Model
 from models.store import Store
 
@@ -24,7 +25,9 @@ def find(reference: str, store: Store) -> Path:
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:
     """Open the draft model, if there is to be one. Raises models.errors.ModelError."""
-    return None if settings.drafter == "none" else Model(find(settings.draft_model, store))
+    if settings.drafter == "none":
+        return None
+    return Model(find(settings.draft_model, store), gpu_layers=settings.gpu_layers)
 
 
 def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
@@ -32,6 +35,7 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     if model is None:
         return NoDrafter()
     context_tokens = min(settings.context_tokens, model.context_tokens)
+    threads = settings.threads or compute_threads()
     return LlamaDrafter(
-        Context(model, context_tokens, sequences=settings.slots, threads=settings.threads)
+        Context(model, context_tokens, sequences=settings.slots, threads=threads)
     )
