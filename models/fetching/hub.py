@@ -129,8 +129,12 @@ class _Report:
 @contextmanager
 def _failures(repository: str) -> Iterator[None]:
     """Raise what goes wrong at the hub as SourceFailed; a full disk stays an OSError."""
-    import httpx2
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that it uses
+    )
 
     try:
         yield
@@ -141,7 +145,7 @@ def _failures(repository: str) -> Iterator[None]:
         status = error.response.status_code
         hint = "; is it private (HF_TOKEN)?" if status in (401, 403, 404) else ""
         raise SourceFailed(f"{repository}: HTTP {status}{hint}") from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, HFValidationError, ValueError) as error:
+    except (HTTPError, HFValidationError, ValueError) as error:
         raise SourceFailed(f"{repository}: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
