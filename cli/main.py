@@ -19,6 +19,7 @@ from cli.up import Plan, read_settings
 from cli.up import up as run_up
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from gateway.hosting.processes import ServiceError
+from models.errors import ModelError
 from models.store import open_store
 
 app = typer.Typer(
@@ -42,6 +43,12 @@ PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_o
 def up(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
+    target: Annotated[
+        str | None, Option(help="Large model: a name, owner/repo, hf://..., or a path.")
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="Draft model: the same, or none. Default: one that fits.")
+    ] = None,
     config: Annotated[
         Path | None, Option(help="TOML file with the tables [edge] and [verifier].")
     ] = None,
@@ -51,14 +58,19 @@ def up(
     ] = None,
     wait: Annotated[float, Option(help="Seconds to become healthy in.")] = 300.0,
 ) -> None:
-    """Run both ends on this machine, until Ctrl-C."""
-    console = Console()
+    """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
+    from cli.preparing import Wanted, prepare, with_threads
+
+    console, pins = Console(), _pins(pin)
     try:
         settings = {} if config is None else read_settings(config)
+        wanted = Wanted.of(settings, os.environ, target=target, draft=draft)
+        arguments = prepare(wanted, open_store(os.environ), console)
         key = _first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
-        plan = Plan(edge_port, verifier_port, settings, _pins(pin), wait, key)
+        threaded = with_threads(settings, pins)
+        plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
-    except ServiceError as error:
+    except (ServiceError, ModelError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 

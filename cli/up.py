@@ -31,6 +31,9 @@ class Plan:
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Settings of "edge" and "verifier", each as in that service's own file."""
 
+    arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What "edge" and "verifier" get on their command lines; it wins over the settings."""
+
     pins: Pins = field(default_factory=Pins)
     healthy_within_s: float = 300.0
     api_key: str | None = None
@@ -55,6 +58,7 @@ class Plan:
     def _service(
         self, name: str, module: str, port: int, cores: frozenset[int], *more: str
     ) -> Service:
+        more = (*more, *self.arguments.get(name, ()))
         command = (sys.executable, "-m", module, "--port", str(port), "--host", HOST, *more)
         environment = as_environment(name.upper(), self.settings.get(name, {}))
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)

@@ -37,8 +37,9 @@ class EdgeSettings(ServiceSettings):
     verifier_ca: Path | None = None
     """PEM file of the authority of the verifier's certificate; None means the system's."""
 
-    draft_model: str = "qwen2.5-coder"
-    """A pair of the catalogue (its draft model is used), or the path of a GGUF file."""
+    draft_model: str = "auto"
+    """What models.store calls a reference (of a pair, its draft model is used); "auto": a draft
+    of the catalogue that fits the target, or none; "none"."""
 
     drafter: Literal["model", "none"] = "model"
     """With `none` only lookup drafts."""

@@ -64,7 +64,7 @@ class Store:
         self.root = root
         self.catalogue = catalogue
         self._blobs = Blobs(root, sources)
-        self._hub = hub
+        self.hub = hub
 
     def find(self, reference: str, role: Role) -> Found:
         """Return the file of a reference, for a target the exact one if pull has made it.
@@ -97,7 +97,7 @@ class Store:
                     raise UnknownModel(f"{path} does not exist")
                 return ModelFile(str(path.absolute()), bytes=path.stat().st_size)
             case HubReference() as hub:
-                files = self._hub.files(hub.repository)
+                files = self.hub.files(hub.repository)
                 return files[hub.choose(files, role)]
             case recipe:
                 raise UnknownModel(f"{recipe.name} is in the catalogue already")
@@ -120,15 +120,18 @@ class Store:
                 blob.unlink()
                 raise WrongHash(f"{path} had sha256 {found}, not {blob.name}: pull it again")
 
-    def remove(self, reference: str) -> None:
-        """Delete a reference's files from the store, and the exact ones made of them.
+    def remove(self, reference: str) -> int:
+        """Delete a reference's files, and the exact ones made of them; return the bytes freed.
 
-        A path's own file stays. Raises UnknownModel or NotPulled.
+        Nothing outside the store is deleted. Raises UnknownModel.
         """
         with self._blobs.changing():
-            here = self._here(reference)
+            try:
+                here = self._here(reference)
+            except NotPulled:
+                return 0
             own = [path for path in here if path.is_symlink() and self.root in path.parents]
-            self._blobs.drop([*map(self._exact_link, here), *own])
+            return self._blobs.drop([*map(self._exact_link, here), *own])
 
     def _meaning(self, reference: str, role: Role) -> Path | HubReference | Recipe:
         path = Path(reference).expanduser()
@@ -172,7 +175,7 @@ class Store:
 
     def _pull_from_hub(self, hub: HubReference, role: Role, progress: Progress) -> Path:
         try:
-            files = self._hub.files(hub.repository)
+            files = self.hub.files(hub.repository)
         except SourceFailed:
             if here := self._of_repository(hub):
                 return here[hub.choose(here, role)]

@@ -59,13 +59,16 @@ class Blobs:
         fresh.symlink_to(os.path.relpath(blob, link.parent))
         return fresh.replace(link)
 
-    def drop(self, links: Sequence[Path]) -> None:
-        """Delete links, and then every blob that has no link."""
+    def drop(self, links: Sequence[Path]) -> int:
+        """Delete links, and then every blob that has no link; return the bytes freed."""
         for link in links:
             link.unlink(missing_ok=True)
         named = {link.resolve() for link in self.root.rglob("*.gguf") if link.is_symlink()}
-        for blob in set(self._folder("blobs").resolve().iterdir()) - named:
+        unused = set(self._folder("blobs").resolve().iterdir()) - named
+        freed = sum(blob.stat().st_size for blob in unused)
+        for blob in unused:
             blob.unlink()
+        return freed
 
     @contextmanager
     def changing(self) -> Iterator[None]:

@@ -129,23 +129,20 @@ class _Report:
 @contextmanager
 def _failures(repository: str) -> Iterator[None]:
     """Raise what goes wrong at the hub as SourceFailed; a full disk stays an OSError."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that it uses
-    )
+    from huggingface_hub import errors
 
+    # HTTPError is that of the HTTP library, which differs between versions
+    network: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         reason = f"accept its terms at huggingface.co/{repository}, and set HF_TOKEN"
         raise SourceFailed(f"{repository}: {reason}") from error
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         status = error.response.status_code
         hint = "; is it private (HF_TOKEN)?" if status in (401, 403, 404) else ""
         raise SourceFailed(f"{repository}: HTTP {status}{hint}") from error
-    except (HTTPError, HFValidationError, ValueError) as error:
+    except (network, errors.HFValidationError, ValueError) as error:
         raise SourceFailed(f"{repository}: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:

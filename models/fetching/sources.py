@@ -38,6 +38,9 @@ class Repositories(Protocol):
     def files(self, repository: str) -> Mapping[str, ModelFile]:
         """Return the repository's GGUF files by their names. Raises SourceFailed."""
 
+    def directory(self, repository: str) -> Path:
+        """Fetch what vLLM reads of a repository, and return its place. Raises SourceFailed."""
+
 
 class Folder:
     """A directory that holds the files under the catalogue's file names."""

@@ -44,6 +44,9 @@ class NoHub:
     def files(self, repository: str) -> dict[str, ModelFile]:
         raise SourceFailed("no hub")
 
+    def directory(self, repository: str) -> Path:
+        raise SourceFailed("no hub")
+
 
 Make = Callable[..., Store]
 
