@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cli.chat_client import ChatError, client_of, model_name
-from cli.doctor import HOST, why_not_free
+from cli.doctor.machine import HOST, why_not_free
 from gateway.hosting.cores import Pins
 from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Service, ServiceError, keep_up

@@ -55,7 +55,7 @@ class EdgeSettings(ServiceSettings):
     """Tokens that a slot holds. An answer that grows longer goes on without drafts."""
 
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Threads of the draft model. None: one for each core this process may use."""
+    """Threads of the draft model. None: one for each core this process may use, less one."""
 
     gpu_layers: Annotated[int, Field(ge=-1)] = -1
     """Layers of the draft model that a GPU computes, if llama.cpp was built for one; -1 means

@@ -242,6 +242,11 @@ class Context:
         self._batch.n_tokens = row
 
 
+def can_use_gpu() -> bool:
+    """Return whether this build of llama.cpp can run layers on a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
 def quantise(source: Path, target: Path, kind: Quantisation) -> None:
     """Write `source` in another quantisation. Raises CannotQuantise, without leaving a file."""
     unfinished = target.with_name(f"{target.name}.unfinished")

@@ -35,7 +35,14 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     if model is None:
         return NoDrafter()
     context_tokens = min(settings.context_tokens, model.context_tokens)
-    threads = settings.threads or compute_threads()
     return LlamaDrafter(
-        Context(model, context_tokens, sequences=settings.slots, threads=threads)
+        Context(model, context_tokens, sequences=settings.slots, threads=threads_of(settings))
     )
+
+
+def threads_of(settings: EdgeSettings) -> int:
+    """Return how many threads the draft model has.
+
+    A core is left to the event loop: it would interrupt a thread that all others wait for.
+    """
+    return settings.threads or max(1, compute_threads() - 1)
