@@ -59,7 +59,7 @@ def pull(
     """Bring a model here; as a target, with weights whose passes are exact."""
     with _reported() as console:
         store = open_store(os.environ)
-        with progress_bar(console, reference) as progress:
+        with progress_bar(Console(stderr=True), reference) as progress:
             paths = store.pull(reference, progress, role.value if role else None)
         for path in paths:
             console.print(str(path), soft_wrap=True)
