@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from rich.console import Console
 
-from edge_agent.draft_model.choosing import AUTO, NONE, pull_if_missing
+from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
 from gateway.hosting.cores import Pins, compute_threads
 from gateway.hosting.processes import ServiceError
 from gateway.hosting.progress_bar import progress_bar

@@ -13,8 +13,7 @@ import httpx
 
 from cli.doctor.finding import Finding, milliseconds
 from cli.doctor.prediction import ACCEPTANCE, speed_up
-from edge_agent.draft_model.choosing import AUTO, NONE
-from edge_agent.draft_model.loading import threads_of
+from edge_agent.draft_model.loading import AUTO, NONE, threads_of
 from edge_agent.link.uplink import Uplink
 from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer

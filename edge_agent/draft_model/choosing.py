@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 import structlog
-from rich.console import Console
 
+from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
 from edge_agent.link.uplink import Uplink
 from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
 from gateway.errors import ApiError
-from gateway.hosting.progress_bar import progress_bar
-from models.errors import NotPulled
 from models.fetching.drafts import fitting_draft
 from models.store import Store
 from models.tokenizer_cache import TokenizerCache
-
-AUTO: Final = "auto"
-NONE: Final = "none"
-"""Values of the setting draft_model that name no model."""
 
 
 def with_draft_model(
@@ -44,15 +37,6 @@ def with_draft_model(
         return settings.model_copy(update={"drafter": "none"})
     pull_if_missing(name, store)
     return settings.model_copy(update={"draft_model": name})
-
-
-def pull_if_missing(name: str, store: Store) -> None:
-    """Fetch a draft model, and show how far that is. Raises models.errors.ModelError."""
-    try:
-        store.find(name, "draft")
-    except NotPulled:
-        with progress_bar(Console(stderr=True), name) as show:
-            store.pull(name, show, "draft")
 
 
 async def _fitting(uplink: Uplink, store: Store) -> str | None:

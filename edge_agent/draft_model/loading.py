@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+from rich.console import Console
 
 from edge_agent.draft_model.drafter import Drafter, NoDrafter
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.settings import EdgeSettings
 from gateway.hosting.cores import compute_threads
+from gateway.hosting.progress_bar import progress_bar
+from models.errors import NotPulled
 from models.llama import Context, Model
 from models.store import Store
+
+AUTO: Final = "auto"
+NONE: Final = "none"
+"""Values of the setting draft_model that name no model."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
 
@@ -21,6 +30,15 @@ def find(reference: str, store: Store) -> Path:
     Raises models.errors.UnknownModel or NotPulled.
     """
     return store.find(reference, "draft").path
+
+
+def pull_if_missing(name: str, store: Store) -> None:
+    """Fetch a draft model, and show how far that is. Raises models.errors.ModelError."""
+    try:
+        store.find(name, "draft")
+    except NotPulled:
+        with progress_bar(Console(stderr=True), name) as show:
+            store.pull(name, show, "draft")
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:
