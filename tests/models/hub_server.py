@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+COMMIT = "0" * 40
 
 
 @dataclass
@@ -88,15 +91,20 @@ def _hub(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if hub.token and self.headers["authorization"] != f"Bearer {hub.token}":
                 self.answer(401, x_error_code="RepoNotFound")
             elif path.startswith("api/models/"):
-                self.describe(path.removeprefix("api/models/"))
+                repository, _, tree = path.removeprefix("api/models/").partition("/tree/")
+                self.describe(repository.removesuffix("/revision/main"), bool(tree))
             else:
-                self.locate(path.replace("/resolve/main/", "/"))
+                self.locate(re.sub(f"/resolve/(main|{COMMIT})/", "/", path))
 
-        def describe(self, repository: str) -> None:
+        def describe(self, repository: str, tree: bool) -> None:
             if (files := hub.repositories.get(repository)) is None:
                 return self.answer(404, x_error_code="RepoNotFound")
             siblings = [_sibling(name, data, hub) for name, data in files.items()]
-            body = {"id": repository, "siblings": siblings, "cardData": {"license": "mit"}}
+            card = {"license": "mit"}
+            body: object = siblings
+            if not tree:
+                about = {"id": repository, "sha": COMMIT, "cardData": card}
+                body = {**about, "siblings": siblings}
             self.answer(200, json.dumps(body).encode(), content_type="application/json")
 
         def locate(self, path: str) -> None:
@@ -108,7 +116,7 @@ def _hub(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 location=f"{hub.storage}/{path}",
                 x_linked_etag=f'"{etag}"',
                 x_linked_size=str(len(data)),
-                x_repo_commit="0" * 40,
+                x_repo_commit=COMMIT,
             )
 
     return Handler
@@ -134,5 +142,7 @@ def _storage(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
 
 def _sibling(name: str, data: bytes, hub: FakeHub) -> dict[str, object]:
-    lfs = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
-    return {"rfilename": name, "size": len(data)} | ({} if hub.hides_hashes else {"lfs": lfs})
+    digest = hashlib.sha256(data).hexdigest()
+    lfs = {"size": len(data), "sha256": digest, "oid": digest, "pointerSize": 134}
+    sibling = {"rfilename": name, "path": name, "type": "file", "size": len(data), "oid": "0"}
+    return sibling | ({} if hub.hides_hashes else {"lfs": lfs})

@@ -250,3 +250,28 @@ def test_a_hub_that_answers_with_something_else_is_a_clear_error(
 
     with pytest.raises(SourceFailed, match="someone/toy"):
         client.files("someone/toy")
+
+
+def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, tmp_path: Path) -> None:
+    server.hides_hashes = True
+    store = opened(server, tmp_path)
+    (store.root / "partial").mkdir(parents=True)
+    (store.root / "partial" / "unknown").write_bytes(b"of another file")
+
+    (path,) = store.pull("someone/Toy-GGUF:Q4_0", silent)
+
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [("someone/Toy-GGUF/toy-Q4_0.gguf", "")]
+
+
+def test_a_directory_for_vllm_is_fetched_without_other_formats(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = {"config.json": b"{}", "model.safetensors": CONTENT, "model.bin": CONTENT}
+    server.repositories = {"someone/safe": files}
+
+    place = opened(server, tmp_path).hub.directory("someone/safe")
+
+    assert sorted(file.name for file in place.iterdir()) == ["config.json", "model.safetensors"]
+    assert (place / "model.safetensors").read_bytes() == CONTENT
