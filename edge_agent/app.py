@@ -48,7 +48,12 @@ def build(
     drafter = make_drafter(model, settings)
     uplink = open_uplink(settings, metrics)
     speculation = Speculation(
-        settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
+        settings.judge,
+        settings.fill,
+        settings.draft_settings,
+        settings.lookup,
+        settings.grammars,
+        policy,
     )
     vocabulary = None if model is None else model.vocabulary
     tokenizer = TargetTokenizer(uplink, TokenizerCache(store.root / "tokenizers"), vocabulary)
@@ -66,6 +71,7 @@ def build(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await engine.close()
             await uplink.close()
             await asyncio.to_thread(drafter.close)
             if model is not None:

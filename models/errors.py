@@ -54,6 +54,10 @@ class InvalidGrammar(ModelError):
         self.where = where
         self.reason = reason
 
+    def field(self, name: str) -> str:
+        """Return the path of the wrong part. name: of the field that asked for the grammar."""
+        return f"{name}.{self.where}" if self.where else name
+
 
 class GrammarFailed(ModelError): ...
 
