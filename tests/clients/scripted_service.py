@@ -57,7 +57,7 @@ class Scripted:
 
 
 def main(port: int) -> None:
-    path = open_store(os.environ).path("qwen2.5-coder-1.5b-q8_0")
+    path = open_store(os.environ).find("qwen2.5-coder-1.5b-q8_0", "target").path
     tokenizer = tokenizer_file(path).open()
 
     async def source() -> Tokenizer:
