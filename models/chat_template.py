@@ -57,25 +57,52 @@ class ChatTemplate:
     def render(self, messages: Sequence[Json], tools: Sequence[Json], options: Json) -> str:
         """Return the chat with the assistant's turn opened. Raises ValueError.
 
-        options: more variables, which replace those of the template.
+        options: more variables, which replace those of the template. Some are known to many
+        templates: `documents`, `enable_thinking`, `add_generation_prompt`.
         """
-        given = {**self._variables, **options}
-        given |= {"messages": messages, "tools": tools or None, "documents": None}
+        _check(options)
+        given = {"add_generation_prompt": True, "documents": None, **self._variables, **options}
+        given |= {"messages": messages, "tools": tools or None}
         try:
-            return self._template.render({"add_generation_prompt": True, **given})
-        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            return self._template.render(given)
+        except Exception as error:  # the template is code from outside: it may raise anything
             raise ValueError(f"the chat template refuses: {error}") from error
+
+
+def _check(options: Json) -> None:
+    if taken := {"messages", "tools"} & options.keys():
+        raise ValueError(f"{min(taken)} is no template variable: it has a field of its own")
+    match options.get("documents"):
+        case None:
+            return
+        case list(documents) if all(isinstance(each, Mapping) for each in documents):
+            return
+    raise ValueError("documents: expected a list of objects")
+
+
+def joined(default: str, with_tools: str) -> str:
+    """Return one template of two: the first is for chats without tools.
+
+    A line break after a tag is no text, and neither is the one that ends a template.
+    """
+    first, last = (text.removesuffix("\n") for text in (with_tools, default))
+    return f"{{% if tools %}}\n{first}{{%+ else %}}\n{last}{{%+ endif %}}"
 
 
 class _Generation(Extension):
     """Renders the body of {% generation %}, a tag with which templates mark the assistant's
-    turns for training."""
+    turns for training. The body is a block: what is set in it ends with it."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja has it so
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_body")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _environment(now: Clock) -> ImmutableSandboxedEnvironment:

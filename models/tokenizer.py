@@ -1,7 +1,8 @@
 """Converts chats and raw prompts to a target's tokens.
 
 * Only the chat template makes special tokens. A marker such as <|im_end|> in a message stays
-  text: a sentinel character is put into it before rendering and removed from the result.
+  text: a sentinel is put into it before rendering and removed from the result. So a template
+  does not find a special token that it looks for in messages, and shows it as text.
 * A rendered chat without sentinels is tokenised as a whole. Otherwise the text between two
   markers is tokenised at once, as it is when the whole string is tokenised.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -71,7 +72,7 @@ class Tokenizer:
         if not self._template.takes_null:
             messages = [_with_text(message) for message in messages]
         given = {"messages": messages, "tools": tools, "options": options}
-        sentinel = _unused("".join(_texts(given)))
+        sentinel = _unused(self.template + "".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}
         rendered = self._template.render(**safe)  # type: ignore[arg-type]  # as it was given
         if sentinel in rendered:
@@ -139,7 +140,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield every text of a JSON value, and the names of its fields."""
+    """Yield every text and number of a JSON value, and the names of its fields."""
     match value:
         case str():
             yield value
@@ -149,12 +150,12 @@ def _texts(value: object) -> Iterator[str]:
         case list() | tuple():
             for item in value:
                 yield from _texts(item)
+        case _:
+            yield str(value)
 
 
 def _unused(text: str) -> str:
-    """Return a private-use character that the text does not contain. Raises ValueError."""
-    used = set(text)
-    unused = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
-    if (sentinel := next(unused, None)) is None:
-        raise ValueError("the messages use every private-use character")
-    return sentinel
+    """Return a number that the text does not contain; templates may encode texts as JSON or in
+    Python's notation, and digits come through both."""
+    numbers = (str(10**exponent) for exponent in count(16))
+    return next(number for number in numbers if number not in text)

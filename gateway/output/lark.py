@@ -74,8 +74,12 @@ def _unanchored(pattern: str) -> str:
     before = "" if pattern.startswith("^") else _ANY
     after = "" if pattern.endswith("$") else _ANY
     inner = pattern.removeprefix("^").removesuffix("$")
-    quoted = re.sub(r"(\\.)|/", lambda at: at[1] or r"\/", inner).replace("\n", r"\n")
-    return f"{before}(?:{quoted}){after}"
+    return f"{before}(?:{_quoted(inner)}){after}"
+
+
+def _quoted(pattern: str) -> str:
+    """Return a regular expression as it is written between slashes."""
+    return re.sub(r"(\\.)|/", lambda at: at[1] or r"\/", pattern).replace("\n", r"\n")
 
 
 def repeated(call: str, before: str, *, parallel: bool) -> str:
@@ -88,12 +92,33 @@ def escaped(text: str) -> str:
     return re.escape(text).replace("\n", "n").replace("/", r"\/")
 
 
-def free_text(trigger: str, special: Special) -> str:
-    """Return rules for `free`, a text without calls, and `before`, up to the first trigger."""
+def content(constraint: Mapping[str, object]) -> str:
+    """Return the rule for `content` that keeps to a constraint. Raises ValueError."""
+    match constraint:
+        case {"json": Mapping() as schema}:
+            return f"content: {json_value(schema)}\n"
+        case {"json_object": True}:
+            return f"content: {json_value({'type': 'object'})}\n"
+        case {"regex": str(pattern)}:
+            return f"content: /{_quoted(pattern)}/\n"
+        case {"choice": list(texts)}:
+            return f"content: {' | '.join(literal(str(text)) for text in texts)}\n"
+    raise ValueError("a grammar of its own does not go with tools or reasoning")
+
+
+def free_text(trigger: str, special: Special, untagged: str) -> str:
+    """Return rules for `free`, text without calls, and `before`, text up to the first trigger.
+
+    untagged: how neither begins, as a regular expression.
+    """
+    unlike = f" & ~/{untagged}{_ANY}/" if untagged else ""
+    text = f"free: TEXT\nTEXT: /{_ANY}/{unlike}"
+    if not trigger:
+        return f"{text}\n"
     if trigger in special:
-        return f"free: TEXT\nTEXT: /{_ANY}/\nbefore: TEXT {marker(trigger, special)}\n"
+        return f"{text}\nbefore: TEXT {marker(trigger, special)}\n"
     ends = f"{_ANY}{escaped(trigger)}"
-    return f"free: TEXT\nTEXT: /{_ANY}/ & ~/{ends}{_ANY}/\nbefore[lazy]: /{ends}/\n"
+    return f"{text} & ~/{ends}{_ANY}/\nbefore[lazy]: BEFORE\nBEFORE: /{ends}/{unlike}\n"
 
 
 def reasoning(tags: Tags, special: Special) -> str:

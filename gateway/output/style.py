@@ -10,6 +10,7 @@ from functools import partial
 from gateway.detokenise import Detokeniser, Piece
 from gateway.output.formats.base import Format, pass_content
 from gateway.output.formats.choose import FORMATS, FormatName, choose
+from gateway.output.grammar import Constraint, Wanted, grammar
 from gateway.output.incoming import Incoming, Steps
 from gateway.output.message import Message
 from gateway.output.parser import OutputParser
@@ -50,6 +51,19 @@ class Style:
             Message(partial(_new_id, self.format.id_length), parallel=parallel),
             partial(_parse, tags=tags, opened=opened, form=self.format, tools=tools),
         )
+
+    def constraint(
+        self, prompt: Sequence[int], wanted: Wanted, *, splits_reasoning: bool = True
+    ) -> Constraint | None:
+        """Return what an answer to `prompt` keeps to: None, `wanted.content`, or a grammar.
+
+        Raises ValueError for what a grammar of this model cannot express.
+        """
+        tags = self.tags if splits_reasoning else None
+        if not wanted.tools and (wanted.content is None or tags is None):
+            return wanted.content
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(_markers(tags)))
+        return {"grammar": grammar(wanted, self.format, self.special, tags, opened=opened)}
 
     def _spelling(self, markers: Sequence[str]) -> Piece:
         """Return what tells a token's bytes, also for the markers that are special tokens."""

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.choice_stream import DeltaReader
 from gateway.errors import InvalidRequest
+from gateway.output.grammar import Constraint, Wanted
 from gateway.output.schemas import schemas_of
 from gateway.output.style import Style
 from gateway.ports import Facts, Tokenizer
@@ -86,6 +87,24 @@ class ChatRequest(GenerationRequest):
             parallel=self.tool_use.parallel,
             splits_reasoning=self.splits_reasoning,
         )
+
+    def constraint(
+        self, style: Style, prompt: TokenIds, content: Constraint | None
+    ) -> Constraint | None:
+        use = self.tool_use
+        if content is None and not use.needs_grammar:
+            return None
+        tools = schemas_of(use.tools)
+        wanted = Wanted(
+            tools if use.name is None else {use.name: tools[use.name]},
+            required=use.choice == "required",
+            parallel=use.parallel,
+            content=content,
+        )
+        try:
+            return style.constraint(prompt, wanted, splits_reasoning=self.splits_reasoning)
+        except ValueError as error:
+            raise InvalidRequest(f"tools: {error}", param="tools") from error
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for calls that need a grammar, if the engine has none."""

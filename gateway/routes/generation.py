@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,12 +14,14 @@ from starlette.responses import Response
 from gateway.account import Account
 from gateway.choice_stream import stream_choice
 from gateway.errors import InvalidRequest
-from gateway.ports import SEEDS, Facts, Job, Tokenizer
+from gateway.output.style import Style
+from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
 from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
+from gateway.schemas import structured
 
 
 async def generate(
@@ -37,7 +40,7 @@ async def generate(
     tokenizer = await services.tokenizer()
     style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(services, body, facts, tokenizer, name, given.extras)
+    jobs = await _jobs(services, body, facts, style, name, given.extras)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
@@ -65,7 +68,7 @@ async def _jobs(
     services: Services,
     body: GenerationRequest,
     facts: Facts,
-    tokenizer: Tokenizer,
+    style: Style,
     name: str,
     extras: Mapping[str, object],
 ) -> list[Job]:
@@ -77,7 +80,8 @@ async def _jobs(
             param="n" if body.prompt_count == 1 else "prompt",
         )
     loop = asyncio.get_running_loop()
-    prompts = await loop.run_in_executor(services.executor, body.tokenise, tokenizer)
+    prompts = await loop.run_in_executor(services.executor, body.tokenise, style.tokenizer)
+    constrained = [_constrained(body, style, prompt, extras) for prompt in prompts]
     limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
     sampling = body.sampling(facts.defaults)
     seed = services.draw_seed() if body.seed is None else body.seed
@@ -89,10 +93,23 @@ async def _jobs(
             sampling=sampling,
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
-            extras=extras,
+            extras=constrained[index // body.n],
         )
         for index in range(len(prompts) * body.n)
     ]
+
+
+def _constrained(
+    body: GenerationRequest, style: Style, prompt: TokenIds, extras: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return the extras of a job, in which the constraint is about its whole answer."""
+    content = extras.get(structured.NAME)
+    constraint = body.constraint(
+        style, prompt, content if isinstance(content, Mapping) else None
+    )
+    if constraint is content:
+        return extras
+    return MappingProxyType({**extras, structured.NAME: constraint})
 
 
 def _max_tokens(

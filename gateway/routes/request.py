@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from gateway.choice_stream import ChoiceStream, DeltaReader
 from gateway.detokenise import Detokeniser, Piece
 from gateway.errors import ClientGone
+from gateway.output.grammar import Constraint
 from gateway.output.style import Style
 from gateway.ports import Facts, Sampling, Tokenizer
 from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
@@ -131,6 +132,12 @@ class GenerationRequest(RequestModel):
     ) -> DeltaReader:
         """Return what reads one choice; `prompt` is the one that it continues."""
         return self._detokeniser(stop_tokens)(style.tokenizer.piece)
+
+    def constraint(
+        self, style: Style, prompt: TokenIds, content: Constraint | None
+    ) -> Constraint | None:
+        """Return what an answer keeps to, where its `content` does. Raises InvalidRequest."""
+        return content
 
     def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
         return partial(

@@ -6,11 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-from gateway.output import lark
 from gateway.output.incoming import Incoming, Malformed, Steps
 from gateway.output.lark import Special
 from gateway.output.message import Message
-from gateway.output.reasoning import Tags
 from gateway.output.schemas import Schemas
 
 
@@ -23,11 +21,14 @@ class Format(ABC):
     trigger: ClassVar[str]
     """What comes before the first call, or "" if calls are just the beginning of the answer."""
 
-    no_call: ClassVar[str] = ""
-    """Without a trigger: a regular expression for text that does not begin like a call."""
+    untagged: ClassVar[str] = ""
+    """A regular expression for how an answer begins that may be a call without a trigger."""
 
     id_length: ClassVar[int | None] = None
     """The number of letters and digits of which an id consists; None: any id will do."""
+
+    also: ClassVar[str] = ""
+    """What else an answer may be under a grammar that does not require calls, in Lark."""
 
     @abstractmethod
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
@@ -39,35 +40,6 @@ class Format(ABC):
 
         Raises ValueError for a schema that this format cannot express.
         """
-
-    def grammar(
-        self,
-        tools: Schemas,
-        special: Special,
-        *,
-        required: bool,
-        parallel: bool = True,
-        tags: Tags | None = None,
-        opened: bool = False,
-    ) -> str:
-        """Return the Lark grammar of an answer with calls of these tools, and no other calls.
-
-        required: there is at least one, and no content. tags: the model may reason first;
-        opened: it is reasoning already. Raises ValueError as `calls` does.
-        """
-        rules = [self.calls(tools, special, parallel=parallel)]
-        if required:
-            answer = f"{lark.marker(self.trigger, special) if self.trigger else ''} calls"
-        elif self.trigger:
-            rules.append(lark.free_text(self.trigger, special))
-            answer = "(free | before calls)"
-        else:
-            rules.append(f"free: TEXT?\nTEXT: /{self.no_call}/\n")
-            answer = "(free | calls)"
-        if tags is not None:
-            rules.append(lark.reasoning(tags, special))
-            answer = f"{'closing' if opened else 'reasoning?'} {answer}"
-        return f"%llguidance {{}}\nstart: {answer}\n{''.join(rules)}"
 
 
 def read_calls(

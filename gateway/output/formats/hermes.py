@@ -1,4 +1,7 @@
-"""Calls of Hermes, Qwen 2.5, Qwen 3 and many others: <tool_call>{...}</tool_call>."""
+"""Calls of Hermes, Qwen 2.5, Qwen 3 and many others: <tool_call>{...}</tool_call>.
+
+Qwen2.5-Coder writes them in a fence, ```json, instead of the tags that its template shows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from gateway.output.formats.base import Format, read_calls
-from gateway.output.formats.json_calls import JsonCall, json_call_rules
+from gateway.output.formats.json_calls import UNTAGGED, JsonCall, json_call_rules, read_untagged
 from gateway.output.incoming import Incoming, Steps
 from gateway.output.lark import Special, marker, repeated
 from gateway.output.message import Message
@@ -22,8 +25,11 @@ _SURPLUS: Final = re.compile(r"[\s}]*")
 class Hermes(Format):
     markers = (_OPEN, _CLOSE)
     trigger = _OPEN
+    untagged = UNTAGGED
+    also = ' | object | "```json\\n" object "\\n```"'
 
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+        yield from read_untagged(text, out, tools)
         yield from read_calls(text, out, (_OPEN,), partial(_call, text, out))
 
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:

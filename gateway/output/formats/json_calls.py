@@ -6,6 +6,7 @@ next turn so gets the same tokens again, and their KV is reused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from typing import Final
 
@@ -17,6 +18,10 @@ from gateway.output.message import Message
 from gateway.output.schemas import Schemas
 
 _ARGUMENTS: Final = ("arguments", "parameters")
+UNTAGGED: Final = r"\s*(```(json)?)?\s*\{"
+"""How text begins that `read_untagged` may find to be a call, as a regular expression."""
+
+_SEPARATOR: Final = re.compile(r"[\s;]*")
 _FIELDS: Final = frozenset({"name", "type", "id", *_ARGUMENTS})
 
 
@@ -30,6 +35,28 @@ def stream_arguments(text: Incoming, out: Message, name: str) -> Steps[None]:
         out.end_call()
 
 
+def read_untagged(text: Incoming, out: Message, names: Container[str]) -> Steps[None]:
+    """Read calls that are the first thing in an answer, perhaps fenced as code in Markdown is.
+
+    They must name a tool and have arguments, because JSON that a user asked for looks alike.
+    """
+    try:
+        yield from text.space()
+        while not out.complete:
+            fenced = (yield from text.take("```json")) or (yield from text.take("```"))
+            yield from text.space()
+            yield from JsonCall(text, out, names).read()
+            yield from text.space()
+            if fenced:
+                yield from text.take("```")
+            yield from text.match(_SEPARATOR)
+            text.use()
+            if text.ended:
+                text.use(len(text.held))  # the text is cut within the end of a fence
+    except Malformed:
+        out.content(text.use(), text.used)
+
+
 class JsonCall:
     """One call, which begins for the client as soon as its name and `{` are there.
 
@@ -40,12 +67,12 @@ class JsonCall:
     def __init__(
         self, text: Incoming, out: Message, names: Container[str] | None = None
     ) -> None:
-        """names: the only names of a call, which then has no unusual fields; None: any name."""
+        """names: the names of which a call has one, and no unusual field; None: any name."""
         self._text = text
         self._out = out
         self._names = names
         self._name: str | None = None
-        self._arguments = "null"
+        self._arguments: str | None = None
         self._begun = False
 
     def read(self) -> Steps[None]:
@@ -61,7 +88,7 @@ class JsonCall:
             self._text.at = 0
             return
         if not self._begun:
-            arguments = _as_object(self._arguments)
+            arguments = self._whole_arguments()
             self._out.begin_call(self._known_name())
             self._out.arguments(arguments)
             self._out.end_call()
@@ -97,6 +124,11 @@ class JsonCall:
             self._name = self._checked(_decode(value))
         elif field in _ARGUMENTS:
             self._arguments = value
+
+    def _whole_arguments(self) -> str:
+        if self._arguments is None and self._names is not None:
+            raise Malformed("this may be any JSON")
+        return _as_object(self._arguments or "null")
 
     @property
     def _streams(self) -> bool:

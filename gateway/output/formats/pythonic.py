@@ -26,7 +26,7 @@ _WORD: Final = re.compile(r"\w*")
 class Pythonic(Format):
     markers = ()
     trigger = ""
-    no_call = r"\s*[^\s\[](?s:.*)"
+    untagged = r"\s*\["
 
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         try:
@@ -82,6 +82,7 @@ def _arguments(text: Incoming) -> Steps[str]:
 
 def _argument(text: Incoming) -> Steps[str]:
     name = yield from text.match(_WORD)
+    yield from text.space()
     yield from text.expect("=")
     yield from text.space()
     value = yield from read_value(text, PYTHON)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,7 +31,6 @@ FEATURES = {
     "frequency_penalty": 1.2,
     "repetition_penalty": 1.3,
     "logit_bias": {"28": 5.0, "30": -100.0},
-    "ignore_eos": True,
     "min_tokens": 30,
     "structured_outputs": {"json": PERSON},
 }
@@ -41,13 +41,48 @@ def with_extras(sampling: Sampling, **extras: object) -> Sampling:
     return msgspec.structs.replace(sampling, extras=raw)
 
 
+SHAPED = {
+    "presence_penalty": 0.8,
+    "frequency_penalty": 0.3,
+    "repetition_penalty": 1.2,
+    "logit_bias": {28: 4.0, 30: -100.0, 198: 2.0},
+    "min_tokens": 30,
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_a_greedy_text_that_settings_shape_is_the_one_that_vllm_itself_generates(
+    target: VllmTarget, prompt: str
+) -> None:
+    stop = tuple(target.facts.stop_tokens)
+    shaped = with_extras(GREEDY, **SHAPED)
+    request = opening(target, prompt, shaped, max_tokens=40, stop_tokens=stop)
+    expected = await vllms(target, prompt, SHAPED | {"max_tokens": 40, "temperature": 0.0})
+
+    answer = await drafted(target, "shaped", request, expected, Script(wrong=0.2))
+
+    assert answer.tokens == expected
+
+
+async def vllms(target: VllmTarget, prompt: str, asked: dict[str, Any]) -> list[int]:
+    """Return what vLLM generates by itself, with its own settings and samplers."""
+    from vllm import SamplingParams
+
+    stop = list(target.facts.stop_tokens)
+    own = SamplingParams(**asked, stop_token_ids=stop, detokenize=False)
+    tokens = {"prompt_token_ids": target.tokenizer.encode(prompt)}
+    outputs = target._engine._llm.generate(tokens, own, f"own {prompt}")  # type: ignore[union-attr]
+    return [list(output.outputs[0].token_ids) async for output in outputs][-1]
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [*FEATURES, "all"])
 async def test_a_feature_gives_the_same_text_with_drafts(
     target: VllmTarget, sampling: Sampling, name: str
 ) -> None:
     stop = tuple(target.facts.stop_tokens)
-    shaped = with_extras(sampling, **{name: FEATURES[name]})
+    settings = SHAPED if name == "all" else {name: FEATURES[name]}
+    shaped = with_extras(sampling, **settings)
     request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
     expected = await plain(target, f"plain {name}", request)
 

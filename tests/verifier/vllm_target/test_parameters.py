@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
+from speculation.sampling.logit_settings import LogitSettings
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD, Admission
 from verifier.vllm_target.service import compat
@@ -44,20 +45,15 @@ def test_only_the_sessions_stop_tokens_stop() -> None:
     assert asked["stop_token_ids"] == [2]
 
 
-def test_ignore_eos_takes_the_stop_tokens_from_both_ends() -> None:
-    asked = engine_request("s", opening(ignore_eos=True), FACTS).sampling
-
-    assert asked["stop_token_ids"] == []
-    assert admitted(asked).request.stop_tokens == ()
-
-
-def test_penalties_and_bias_are_passed_on() -> None:
+def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
     asked = engine_request(
-        "s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS
+        "s", opening(presence_penalty=1, logit_bias={"7": -3}, min_tokens=4), FACTS
     ).sampling
 
-    assert asked["presence_penalty"] == 1.0
-    assert admitted(asked).bias == ((7, -3.0),)
+    assert not {"presence_penalty", "logit_bias", "min_tokens"} & asked.keys()
+    settings = LogitSettings(presence_penalty=1.0, logit_bias={7: -3.0}, min_tokens=4)
+    assert admitted(asked).settings == settings
+    assert admitted(asked).request.sampling.extras == {}
 
 
 @pytest.mark.parametrize(
