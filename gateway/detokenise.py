@@ -12,11 +12,14 @@ import codecs
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.errors import EngineFault
+from gateway.output.message import Parsed
 from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
 
 Piece = Callable[[int], bytes]
+Finish = FinishReason | Literal["tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,10 @@ class TextDelta:
     """Tokens that count for usage: all that were generated, up to the end of a stop string."""
 
     entries: tuple[LogprobEntry, ...] = ()
-    finish: FinishReason | None = None
+    finish: Finish | None = None
     statistics: Statistics | None = None
+    parsed: Parsed | None = None
+    """The rest of the message, if a parser reads this choice; `text` is then its content."""
 
 
 class Detokeniser:
@@ -76,7 +81,7 @@ class Detokeniser:
         text, tokens = self._read_tokens(delta)
         if delta.finish is not None:
             text += self._show(self._utf8.decode(b"", final=True)) + self._stops.finish()
-        finish: FinishReason | None = "stop" if self._stops.hit else delta.finish
+        finish: Finish | None = "stop" if self._stops.hit else delta.finish
         self._shown_chars += len(text)
         return TextDelta(text, tokens, self._shown_entries(finish), finish, delta.statistics)
 
@@ -100,7 +105,7 @@ class Detokeniser:
         top = tuple((self._piece(other), logprob) for other, logprob in found.top)
         return LogprobEntry(self._piece(token), found.logprob, top, self._decoded_chars)
 
-    def _shown_entries(self, finish: FinishReason | None) -> tuple[LogprobEntry, ...]:
+    def _shown_entries(self, finish: Finish | None) -> tuple[LogprobEntry, ...]:
         """Return the pending entries whose text is shown, so none from a stop string on."""
         everything = finish is not None and not self._stops.hit
         shown = []
@@ -129,7 +134,7 @@ class StopStrings:
             self.hit, self._withheld = True, ""
             end, start = min(found)
             return text[: end if self._include_stop else start]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._withheld = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -144,7 +149,7 @@ class StopStrings:
         return [(start + len(stop), start) for stop, start in starts if start >= 0]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -58,7 +58,7 @@ async def serving() -> AsyncIterator[Host]:
     registry = CollectorRegistry()
     target = LlamaTarget(
         "smollm2",
-        open_store(os.environ).path("smollm2-135m-q8_0"),
+        open_store(os.environ).find("smollm2", "target").path,
         LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
         PassMetrics(registry, Metrics(registry)),

@@ -32,10 +32,7 @@ FEATURES = {
     "repetition_penalty": 1.3,
     "logit_bias": {"28": 5.0, "30": -100.0},
     "min_tokens": 30,
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {"name": "person", "schema": PERSON},
-    },
+    "structured_outputs": {"json": PERSON},
 }
 
 
@@ -99,7 +96,7 @@ async def test_a_feature_gives_the_same_text_with_drafts(
 
 
 async def test_structured_output_is_json_of_the_schema(target: VllmTarget) -> None:
-    shaped = with_extras(DRAWN, response_format=FEATURES["response_format"])
+    shaped = with_extras(DRAWN, structured_outputs=FEATURES["structured_outputs"])
     stop = tuple(target.facts.stop_tokens)
     request = opening(target, "A person as JSON: ", shaped, max_tokens=200, stop_tokens=stop)
 
@@ -147,7 +144,7 @@ async def test_logprobs_are_the_same_with_drafts(target: VllmTarget) -> None:
 async def test_a_token_the_grammar_rules_out_has_a_log_probability_too(
     target: VllmTarget,
 ) -> None:
-    shaped = with_extras(DRAWN, response_format=FEATURES["response_format"])
+    shaped = with_extras(DRAWN, structured_outputs=FEATURES["structured_outputs"])
     stop = tuple(target.facts.stop_tokens)
     request = opening(
         target, PROMPTS[0], shaped, max_tokens=30, stop_tokens=stop, top_logprobs=20
@@ -199,8 +196,8 @@ async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(
         ({"logit_bias": {"5": 1e9}}, "logit_bias"),
         ({"logit_bias": {str(token): 1.0 for token in range(2000)}}, "logit_bias"),
         ({"min_tokens": 1000}, "min_tokens"),
-        ({"response_format": {"type": "poem"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"structured_outputs": {"poem": "haiku"}}, "structured_outputs"),
+        ({"structured_outputs": {}}, "structured_outputs"),
     ],
 )
 async def test_what_cannot_be_served_is_refused_by_its_name(
@@ -217,8 +214,8 @@ async def test_what_cannot_be_served_is_refused_by_its_name(
 async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
     target: VllmTarget,
 ) -> None:
-    nonsense = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
-    request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=nonsense))
+    nonsense = {"json": {"type": "nonsense"}}
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, structured_outputs=nonsense))
     asking = asyncio.create_task(plain(target, "nonsense", request))
 
     await asyncio.sleep(0)
@@ -233,8 +230,8 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
 async def test_a_schema_that_is_no_schema_is_refused_and_harms_nobody(
     target: VllmTarget,
 ) -> None:
-    broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}
-    request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=broken))
+    broken = {"json": {"type": 7}}
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, structured_outputs=broken))
 
     with pytest.raises(Unservable):
         await plain(target, "broken schema", request)

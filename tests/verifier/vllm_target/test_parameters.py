@@ -57,24 +57,25 @@ def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "structured"),
+    "wanted",
     [
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, {"json_object": True}),
-        (
-            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}},
-            {"json": {"a": 1}},
-        ),
+        {"json": {"a": 1}},
+        {"json_object": True},
+        {"regex": "a+"},
+        {"choice": ["a", "b"]},
+        {"grammar": "root ::= a"},
     ],
 )
-def test_response_formats_become_structured_outputs(wanted: object, structured: object) -> None:
-    assert engine_request("s", opening(response_format=wanted), FACTS).structured == structured
+def test_a_constraint_is_passed_on_to_vllm(wanted: dict[str, object]) -> None:
+    request = opening(structured_outputs=wanted)
+
+    assert engine_request("s", request, FACTS).structured == wanted
 
 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
-    request = replace(opening(response_format={"type": "json_object"}), judge="separate")
+    request = replace(opening(structured_outputs={"json_object": True}), judge="separate")
 
-    with pytest.raises(Unservable, match="response_format"):
+    with pytest.raises(Unservable, match="structured_outputs"):
         engine_request("s", request, FACTS)
 
 
@@ -88,7 +89,9 @@ def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
         {"repetition_penalty": 0},
         {"min_tokens": 65},
         {"min_tokens": 1.5},
-        {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+        {"structured_outputs": {"json": {}, "json_object": True}},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"structural_tag": "a"}},
     ],
 )
 def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:

@@ -17,19 +17,20 @@ from speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
 from verifier.target import Unservable, unservable
 from verifier.vllm_target.admission import FIELD, Admission
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, "response_format")
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, "structured_outputs")
 """OpenAI parameters served beyond Sampling."""
 
 T = TypeVar("T")
 
 
-class _Schema(msgspec.Struct, frozen=True):
-    schema: dict[str, Any]
+class _Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exactly one of these is set; vLLM names them so, too."""
 
-
-class _Format(msgspec.Struct, frozen=True):
-    type: str
-    json_schema: _Schema | None = None
+    json: dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +74,19 @@ def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
 
 
 def _structured(request: Open) -> dict[str, Any] | None:
-    wanted = _value(request.sampling.extras, "response_format", _Format, _Format("text"))
-    match wanted:
-        case _Format("text", None):
-            return None
-        case _ if request.judge != "coupled":
-            # a grammar drops draft tokens by their value: the rest would not have p
-            raise Unservable("sampling.extras.response_format", "only in judge `coupled`")
-        case _Format("json_object", None):
-            return {"json_object": True}
-        case _Format("json_schema", _Schema(schema=schema)):
-            return {"json": schema}
-    raise Unservable("sampling.extras.response_format", f"cannot serve type {wanted.type!r}")
+    name = "structured_outputs"
+    if name not in request.sampling.extras:
+        return None
+    if request.judge != "coupled":
+        # a grammar drops draft tokens by their value: the rest would not have p
+        raise Unservable(f"sampling.extras.{name}", "only in judge `coupled`")
+    wanted = msgspec.structs.asdict(
+        _value(request.sampling.extras, name, _Constraint, _Constraint())
+    )
+    given = {kind: value for kind, value in wanted.items() if value is not None}
+    if len(given) != 1:
+        raise Unservable(f"sampling.extras.{name}", "not exactly one constraint")
+    return given
 
 
 def _value(extras: dict[str, msgspec.Raw], name: str, kind: type[T], default: T) -> T:
