@@ -1,1 +1,1 @@
-"""Grammars that the text of an answer must keep to, and where an answer stands in its grammar."""
+"""Grammars that the text of an answer must keep to, and where answers stand in them."""

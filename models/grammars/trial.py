@@ -3,7 +3,7 @@
 llguidance limits a step, but not everything: a schema of 80 bytes can take 5 s and 300 MB, and
 one of 130 kB overflows the stack. So this process compiles a grammar before the service does,
 and generates some texts of it, because many a grammar shows only then that it takes seconds or
-that no text satisfies it. At a limit the system ends the process, and the service starts another.
+that no text satisfies it. At a limit the system ends the process; the service starts another.
 
 The process reads lines of JSON and answers each with one: first a vocabulary, then Attempts.
 """
@@ -165,10 +165,11 @@ class Trial:
 
 
 def _inner(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield the schemas inside a schema, with the path to each."""
+    """Yield the schemas inside a schema, with the path to each: definitions first, because
+    what refers to a wrong one is wrong as well."""
     if not isinstance(schema, dict):
         return
-    for name, inner in schema.items():
+    for name, inner in sorted(schema.items(), key=lambda item: item[0] not in _SHARED):
         if name in _SINGLE:
             yield name, inner
         if name in _MAPS and isinstance(inner, dict):
@@ -183,6 +184,7 @@ def _in(mask: bytes, tokens: Sequence[int]) -> list[int]:
 
 
 def main() -> None:
+    """Answer attempts until the input ends."""
     with suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     threading.stack_size(STACK_BYTES)
