@@ -10,6 +10,7 @@ from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Delta, Job, Sampling
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
     Down,
@@ -22,6 +23,7 @@ from tests.edge_agent.fakes import (
     CountingSlot,
     ScriptedLink,
 )
+from tests.models.grammars.small import TOKENIZER
 
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], LIMITS, judges=["coupled"], features=["logit_bias"]
@@ -50,6 +52,10 @@ class FakeUplink:
 
 class Paired:
     relation: Relation | None = "identical"
+
+    async def __call__(self) -> Tokenizer:
+        """A small one. Only answers with a grammar need it."""
+        return TOKENIZER
 
 
 class OneSlot:
