@@ -223,9 +223,17 @@ async def test_with_a_right_key_every_path_is_open_and_two_always_are(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"body_limit_bytes": 1023}, {"max_choices": 0}, {"max_choices": 129}]
+    "settings",
+    [
+        {"body_limit_bytes": 1023},
+        {"max_choices": 0},
+        {"max_choices": 129},
+        {"keep_alive_s": 0},
+        {"model_aliases": [""]},
+        {"cors_origins": [""]},
+    ],
 )
-def test_settings_beyond_their_range_are_rejected(settings: dict[str, int]) -> None:
+def test_settings_beyond_their_range_are_rejected(settings: dict[str, object]) -> None:
     make_app(ScriptedEngine(), body_limit_bytes=1024, max_choices=1)
     make_app(ScriptedEngine(), max_choices=128)
 
