@@ -17,7 +17,6 @@ def asks(content: object, **more: object) -> dict[str, object]:
 
 CHAT = {"model": MODEL, **asks("Hello")}
 TEXT = {"model": MODEL, "prompt": "Hello"}
-KEY = {"authorization": "Bearer right"}
 
 BAD_CHATS = [
     ({"temperature": -0.1}, "temperature", "invalid_value"),
@@ -193,33 +192,6 @@ async def test_the_limit_of_choices_is_the_services() -> None:
 
     assert [answer.status_code for answer in answers] == [200, 400]
     assert answers[1].json()["error"]["param"] == "n"
-
-
-@pytest.mark.parametrize("key", [None, "Bearer wrong", "Basic right", "right"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/nowhere"])
-async def test_without_a_right_key_every_path_is_a_401(
-    engine: ScriptedEngine, path: str, key: str | None
-) -> None:
-    headers = {"x-api-key": "right"} if key is None else {"authorization": key}
-    async with client_of(make_app(engine, api_keys=["other", "right"])) as client:
-        answer = await client.post(path, content=b"{", headers=headers)
-
-    assert answer.status_code == 401
-    assert answer.json()["error"]["code"] == "invalid_api_key"
-    assert answer.headers["www-authenticate"] == "Bearer"
-
-
-async def test_with_a_right_key_every_path_is_open_and_two_always_are(
-    engine: ScriptedEngine,
-) -> None:
-    async with client_of(make_app(engine, api_keys=["other", "right"])) as client:
-        statuses = [
-            (await client.get("/v1/models", headers=KEY)).status_code,
-            (await client.get("/health")).status_code,
-            (await client.get("/metrics")).status_code,
-        ]
-
-    assert statuses == [200, 200, 200]
 
 
 @pytest.mark.parametrize(
