@@ -1,4 +1,4 @@
-"""With keys set, every path needs one of them, but for those that show nothing of any client."""
+"""With keys set, every path needs one, but for those that show nothing of any client."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import pytest
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 KEY = {"authorization": "Bearer right"}
+PATHS = ["/v1/chat/completions", "/tokenize", "/v1/models", "/v1/nowhere"]
 
 
 @pytest.mark.parametrize("key", [None, "Bearer wrong", "Basic right", "right"])
-@pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/tokenize", "/v1/models", "/v1/nowhere"]
-)
+@pytest.mark.parametrize("path", PATHS)
 async def test_without_a_right_key_every_path_is_a_401(path: str, key: str | None) -> None:
     headers = {"x-api-key": "right"} if key is None else {"authorization": key}
     async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
