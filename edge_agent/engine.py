@@ -94,13 +94,7 @@ class EdgeEngine:
         facts = await self._uplink.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
-        return Facts(
-            facts.model,
-            facts.context_tokens,
-            frozenset(facts.stop_tokens),
-            facts.vocabulary_size,
-            frozenset(facts.features),
-        )
+        return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         facts = await self._uplink.facts()

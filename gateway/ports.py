@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, Self
 
 FinishReason = Literal["stop", "length"]
 
@@ -95,6 +95,23 @@ class Delta:
     any Delta, an engine should send them with each."""
 
 
+class Described(Protocol):
+    """What both engines know of their target, as the verifier describes it."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def stop_tokens(self) -> Sequence[int]: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def features(self) -> Sequence[str]: ...
+    @property
+    def defaults(self) -> Mapping[str, float]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Properties of the engine's model."""
@@ -111,6 +128,17 @@ class Facts:
     defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """The model's own temperature, top_p, top_k, min_p and repetition_penalty, for requests
     that leave them out."""
+
+    @classmethod
+    def of(cls, target: Described) -> Self:
+        return cls(
+            target.model,
+            target.context_tokens,
+            frozenset(target.stop_tokens),
+            target.vocabulary_size,
+            frozenset(target.features),
+            MappingProxyType(dict(target.defaults)),
+        )
 
 
 Json = Mapping[str, object]

@@ -22,18 +22,20 @@ from models.store import open_store
 
 def examine(
     config: Path | None,
-    url: str,
+    url: str | None,
     draft: str | None,
     model: str,
     edge_port: int,
     verifier_port: int,
 ) -> list[Finding]:
-    """Check this machine and the verifier at `url`, with the settings that an edge would have.
+    """Check this machine and the verifier, with the settings that an edge would have.
 
+    url, draft: the verifier and the draft model; None: those of the settings.
     Raises ValueError for settings, OSError, models.errors.ModelError.
     """
     logs.configure("console")
-    named = {"verifier_url": url} | ({"draft_model": draft} if draft else {})
+    options = {"verifier_url": url, "draft_model": draft}
+    named = {name: value for name, value in options.items() if value is not None}
     settings, store = load(config, os.environ, named), open_store(os.environ)
     here = [
         machine.check_python(sys.version_info[:2]),

@@ -59,7 +59,7 @@ class Message:
         """The text that comes next is reasoning."""
 
         self.complete = False
-        """The only call that the client wants has ended, so that no more text is needed."""
+        """The only call that the client wants has ended. What comes after it is left out."""
 
         self._content = ""
         self._spans: list[range] = []
@@ -68,7 +68,7 @@ class Message:
 
     def content(self, text: str, end: int) -> None:
         """Add content, which ends before character `end` of the model's text."""
-        if text:
+        if text and not self.complete:
             self._content += text
             self._spans.append(range(end - len(text), end))
 
@@ -76,12 +76,14 @@ class Message:
         self._reasoning += text
 
     def begin_call(self, name: str) -> None:
+        if self.complete:
+            return
         self._pieces.append(CallStart(self.calls, self._new_id(), name))
         self.calls += 1
 
     def arguments(self, text: str) -> None:
         """Add a piece of the arguments of the last call."""
-        if text:
+        if text and not self.complete:
             self._pieces.append(CallArguments(self.calls - 1, text))
 
     def end_call(self) -> None:

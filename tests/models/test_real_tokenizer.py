@@ -28,7 +28,7 @@ def model(smollm: Callable[[str], Model]) -> Model:
 def qwen() -> Tokenizer:
     store = open_store(os.environ)
     store.pull("qwen2.5-coder-0.5b-q4_0", lambda what, done, total: None)
-    return tokenizer_file(store.path("qwen2.5-coder-0.5b-q4_0")).open()
+    return tokenizer_file(store.find("qwen2.5-coder-0.5b-q4_0", "draft").path).open()
 
 
 @settings(max_examples=50, deadline=None)

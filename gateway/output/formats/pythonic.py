@@ -82,6 +82,7 @@ def _arguments(text: Incoming) -> Steps[str]:
 
 def _argument(text: Incoming) -> Steps[str]:
     name = yield from text.match(_WORD)
+    yield from text.space()
     yield from text.expect("=")
     yield from text.space()
     value = yield from read_value(text, PYTHON)

@@ -99,11 +99,11 @@ def _stream_string(text: Incoming, out: Message) -> Steps[None]:
     out.arguments('"')
     while True:
         end, found = text.settled((_PARAMETER_END, "\n" + _PARAMETER_END))
+        if text.ended and not found:
+            raise Malformed("the value does not end")
         out.arguments(encode(text.use(end))[1:-1])
         if found:
             break
-        if text.ended:
-            raise Malformed("the value does not end")
         yield
     out.arguments('"')
 
