@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
 import numpy as np
 
 from speculation.drafting.session import DraftingSession
@@ -44,6 +45,14 @@ PERSON = {
     "additionalProperties": False,
 }
 """A JSON schema."""
+SHAPED = {
+    "presence_penalty": 0.8,
+    "frequency_penalty": 0.3,
+    "repetition_penalty": 1.2,
+    "logit_bias": {28: 4.0, 30: -100.0, 198: 2.0},
+    "min_tokens": 30,
+}
+"""All settings that change logits."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
+
+
+def with_extras(sampling: Sampling, **extras: object) -> Sampling:
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extras.items()}
+    return msgspec.structs.replace(sampling, extras=raw)
 
 
 def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: object) -> Open:
