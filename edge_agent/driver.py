@@ -18,7 +18,8 @@ import structlog
 from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, first_error
-from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
 from speculation.sampling.draft_sampler import DraftSampler

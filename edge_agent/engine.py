@@ -21,7 +21,8 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
-from speculation.drafting.machine import DraftCounts, DraftMachine
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.messages import (
