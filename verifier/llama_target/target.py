@@ -147,7 +147,7 @@ class LlamaTarget(Described):
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
         """Let a session take part, with a sequence of the KV cache."""
-        slot.sequence, slot.prefilled = self._places.take(slot.request.prompt)
+        slot.sequence, slot.prefilled = self._places.take(slot.opening)
         scheduler.add(slot)
 
     def _load(self) -> Engine:

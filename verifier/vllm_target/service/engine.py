@@ -110,9 +110,11 @@ class Engine:
         await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
 
     async def generate(
-        self, session: str, prompt: tuple[int, ...], wanted: EngineRequest
+        self, session: str, text: tuple[int, ...], wanted: EngineRequest
     ) -> AsyncGenerator[OutgoingFrame]:
         """Yield the frames of one session, each once and in order, to the last.
+
+        text: what the session begins with, which is vLLM's prompt.
 
         The request is on its way to the core before this first waits: what is pushed later
         comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
@@ -120,7 +122,7 @@ class Engine:
         """
         due = 0
         # rendered: text would go through a thread
-        rendered = {"type": "token", "prompt_token_ids": list(prompt)}
+        rendered = {"type": "token", "prompt_token_ids": list(text)}
         try:
             outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
             async with aclosing(outputs):

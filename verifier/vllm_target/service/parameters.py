@@ -67,11 +67,11 @@ def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequ
     extras = request.sampling.extras
     if _value(extras, "ignore_eos", bool, False):
         request = replace(request, stop_tokens=())
-    least = _value(extras, "min_tokens", int, 0)
+    least = int(_within("min_tokens", _value(extras, "min_tokens", int, 0), 0, request.max_tokens))
     sampling: dict[str, Any] = {
         "temperature": 1.0,
-        "max_tokens": request.max_tokens,
-        "min_tokens": int(_within("min_tokens", least, 0, request.max_tokens)),
+        "max_tokens": request.max_tokens - len(request.committed),
+        "min_tokens": max(0, least - len(request.committed)),
         "stop_token_ids": list(request.stop_tokens),
         "ignore_eos": True,
         "logprobs": request.top_logprobs,

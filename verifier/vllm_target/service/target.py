@@ -86,7 +86,8 @@ class VllmTarget(Described):
         wanted = engine_request(session, request, self.facts)
         inflight = self._sessions[session] = Inflight()
         try:
-            frames = engine.generate(session, request.prompt, wanted)
+            text = (*request.prompt, *request.committed)
+            frames = engine.generate(session, text, wanted)
             async with aclosing(frames):
                 async for outgoing in frames:
                     inflight.check()
