@@ -37,7 +37,9 @@ def main(
     config: Annotated[Path | None, Option(help="Settings file (TOML).")] = None,
     host: Annotated[str | None, Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, Option(envvar="EDGE_PORT", help="Port to listen on.")] = None,
-    verifier_url: Annotated[str | None, Option(help="Where the verifier is.")] = None,
+    verifier_url: Annotated[
+        list[str] | None, Option(help="Where a verifier is; may be repeated.")
+    ] = None,
     draft_model: Annotated[
         str | None, Option(help="Pair of the catalogue, or a GGUF file.")
     ] = None,
@@ -50,6 +52,8 @@ def main(
     """Serve the OpenAI API on this machine: draft here, and have the verifier judge."""
     named = {name: value for name, value in locals().items() if value is not None}
     named.pop("config", None)
+    if urls := named.pop("verifier_url", None):
+        named |= {"verifier_urls": urls, "verifier_url": None}  # in place of any file's
     try:
         settings = load(config, os.environ, named)
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors

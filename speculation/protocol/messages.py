@@ -54,8 +54,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     protocol: int = PROTOCOL_VERSION
     identity: str = ""
-    """A digest of all that shapes a text: weights, engine, and its settings. Where two verifiers
-    have the same one, either can go on with an answer that the other began."""
+    """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
+    that have the same one, either can go on with an answer that the other began."""
 
 
 class Limits(msgspec.Struct, frozen=True):

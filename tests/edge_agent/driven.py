@@ -13,7 +13,7 @@ from speculation.drafting.policy import DraftPolicy, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
 from speculation.sampling import draft_sampler
-from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink
+from tests.edge_agent.fakes import LIMITS, CountingSlot, OneSession, ScriptedLink
 
 PROMPT = (50, 51, 52)
 """So that CountingSlot drafts 3 for position 0."""
@@ -50,7 +50,7 @@ class Edge:
         )
         self.emitted: list[TokenId] = []
         model = DraftModel(slot, sampler, prompt) if slot else None
-        self.driver = Driver(self.machine, link, model, metrics)
+        self.driver = Driver(self.machine, OneSession(link), model, metrics)
 
     async def emit(self, commit: Commit) -> None:
         assert commit.start == len(self.emitted)

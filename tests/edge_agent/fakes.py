@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
+from gateway.errors import ApiError
 from speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
     Finish,
     Limits,
+    Open,
     Opened,
     Pushed,
     TokenId,
@@ -99,6 +101,21 @@ class ScriptedLink:
         while len(self.drafted) < tokens:
             self._changed.clear()
             await self._changed.wait()
+
+
+class OneSession:
+    """Opens one session, whose link is given; what it fails with is final."""
+
+    rtt_s = 0.0
+
+    def __init__(self, link: ScriptedLink) -> None:
+        self._link = link
+
+    def open(self, request: Open) -> ScriptedLink:
+        return self._link
+
+    async def again(self, error: ApiError) -> None:
+        raise error
 
 
 Step = Down | Callable[[ScriptedLink], Awaitable[object]]

@@ -76,7 +76,7 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
     settings = load(None, environ, {})
 
     assert [key.get_secret_value() for key in settings.api_keys] == ["key1", "key2"]
-    assert settings.shown_key == "three"
+    assert settings.key_for(settings.verifiers[0]) == "three"
     assert "key1" not in repr(settings)
 
 
@@ -86,4 +86,4 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
 def test_clients_keys_are_shown_to_no_verifier_elsewhere(url: str, shown: str | None) -> None:
     settings = load(None, {"PICOSPEC_API_KEYS": "one"}, {"verifier_url": url})
 
-    assert settings.shown_key == shown
+    assert settings.key_for(settings.verifiers[0]) == shown

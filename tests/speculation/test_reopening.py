@@ -1,4 +1,4 @@
-"""Wherever its verifier is lost, an answer goes on at another one as if nothing had happened."""
+"""Wherever its verifier is lost, an answer goes on at another one as if nothing had been."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from speculation.protocol.messages import (
 from speculation.sampling import distributions
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import judge_separate
+from speculation.sampling.judging import Judgement, judge_separate
 from speculation.verifying import session as verifying
 from speculation.verifying.session import VerifyingSession
 from tests.speculation import markov
@@ -180,7 +180,7 @@ def test_separate_keeps_the_targets_distribution_when_verifiers_are_lost() -> No
 
 @pytest.mark.usefixtures("head_of_three")
 def test_it_would_not_if_a_rejection_were_forgotten() -> None:
-    found = pvalue([Ends(Random(i), answers_rejections=False).run() for i in range(12)])
+    found = pvalue([Ends(Random(i), answers_rejections=False).run() for i in range(25)])
 
     assert found < 1e-9, found
 
@@ -284,6 +284,6 @@ def test_a_session_that_goes_on_gives_what_is_left_of_the_answer() -> None:
     verifier = VerifyingSession(request, LIMITS, vocabulary_size=7)
     verifier.begin(0)
 
-    down = verifier.resolve(verifying.Judgement((2, 4, 5), 0))
+    down = verifier.resolve(Judgement((2, 4, 5), 0))
 
     assert down == [Commit(0, 2, (2, 4)), Finish("length", Totals(1, 0, 0, 1))]

@@ -60,7 +60,7 @@ class Log:
                 self.ending, self._last = ending, entry
 
     def read(self, cursor: Cursor) -> list[Entry]:
-        """Return what follows the cursor, and move it there. The cursor is not before `start`."""
+        """Return what follows the cursor, which is at `start` or later, and move it there."""
         entries: list[Entry] = list(self._from(cursor.position))
         cursor.position = max(cursor.position, self.tokens)
         if self._reject and cursor.rejects < self._rejects:

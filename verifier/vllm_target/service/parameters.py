@@ -67,7 +67,9 @@ def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequ
     extras = request.sampling.extras
     if _value(extras, "ignore_eos", bool, False):
         request = replace(request, stop_tokens=())
-    least = int(_within("min_tokens", _value(extras, "min_tokens", int, 0), 0, request.max_tokens))
+    least = int(
+        _within("min_tokens", _value(extras, "min_tokens", int, 0), 0, request.max_tokens)
+    )
     sampling: dict[str, Any] = {
         "temperature": 1.0,
         "max_tokens": request.max_tokens - len(request.committed),
