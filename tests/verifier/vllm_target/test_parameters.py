@@ -15,7 +15,7 @@ from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.parameters import FEATURES, engine_request
 from verifier.vllm_target.service.settings import VllmSettings
 
-FACTS = ModelFacts("m", 100, "v", 256, [2], "", Limits(), ["coupled"], list(FEATURES))
+FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
 
 
 def opening(**extras: object) -> Open:
