@@ -20,9 +20,12 @@ from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, InvalidRequest, Overloaded, TooLarge, Unavailable
 from speculation.protocol.messages import Open
 
-MAX_OPENS: Final = 3
-"""Sessions in a row without a new token after which the answer is given up: if it is the answer
-that breaks a verifier, it must not break all of them."""
+MAX_LOST: Final = 3
+"""Sessions that may be lost at one position of the text; then the answer is given up. If it is
+the answer that breaks verifiers, it must not break all of them."""
+
+LEAVING: Final = "shutting_down"
+"""The Fault of a verifier that hands its sessions over, and is not broken."""
 
 JITTER_S: Final = 0.2
 """Longest wait before a lost session is opened elsewhere, so that all sessions of a verifier do
@@ -60,7 +63,7 @@ class Failover:
         """Verifiers that will never take it, as with a wrong key or another model."""
 
         self._lost_at: float | None = None  # when a session was lost last
-        self._fruitless = 0  # sessions since the last new token
+        self._lost_here = 0  # sessions lost since the last new token
         self._waits = 0  # since a session was opened
         self._identity = ""
         self._begun_at = 0  # the session's first position
@@ -110,11 +113,12 @@ class Failover:
             raise error
         self._lost_at = self._link.lost_at or time.monotonic()
         self._tried, self._waits = {self._uplink}, 0
-        progressed = self._link.position > self._begun_at
-        self._fruitless = 0 if progressed else self._fruitless + 1
-        if self._fruitless >= MAX_OPENS:
-            tried = f"{MAX_OPENS} sessions in a row were lost without a new token"
-            raise Unavailable(f"{tried}; the last: {error}", code=error.error_code) from error
+        if self._link.position > self._begun_at:
+            self._lost_here = 0
+        self._lost_here += error.error_code != LEAVING
+        if self._lost_here >= MAX_LOST:
+            reason = f"{MAX_LOST} verifiers were lost at one token of the answer"
+            raise Unavailable(f"{reason}; the last: {error}", code=error.error_code) from error
 
     def _turned_away(self, error: ApiError) -> None:
         if self._lost_at is None and isinstance(error, InvalidRequest | TooLarge):

@@ -9,12 +9,10 @@ from typing import Final
 import httpx
 import stamina
 
-from edge_agent.link.upstream_errors import is_connection_refused
 from gateway.errors import Unavailable
 
-REFUSED_WAIT_S: Final = 0.2
-"""Time between two attempts at a refused connection: it costs nothing to find that out, and the
-process may be back at any time."""
+MAX_WAIT_S: Final = 0.5
+"""Longest wait between two attempts, so that a link that is back is found soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +29,20 @@ class Retries:
 def attempts(
     within_s: float, goes_on: Callable[[Exception], bool] = lambda _: True
 ) -> AsyncIterator[stamina.Attempt]:
-    """Yield attempts, or one if within_s is 0, until one succeeds, or another would be useless; then raise its error.
+    """Yield attempts until one succeeds, or another would be useless; then raise its error.
 
-    Failures of the transport are tried again, and answers that mean a verifier not ready, as
-    long as `goes_on` returns True for them.
+    within_s: how long to try; 0 for one attempt. Failures of the transport are tried again, and
+    answers that mean a verifier not ready, as long as `goes_on` returns True for them.
     """
 
-    def is_worth_retrying(error: Exception) -> bool | float:
-        if not isinstance(error, httpx.TransportError | Unavailable) or not goes_on(error):
-            return False
-        return REFUSED_WAIT_S if is_connection_refused(error) else True
+    def is_worth_retrying(error: Exception) -> bool:
+        return isinstance(error, httpx.TransportError | Unavailable) and goes_on(error)
 
     return stamina.retry_context(
         on=is_worth_retrying,
         attempts=None if within_s else 1,
         timeout=within_s or None,
         wait_initial=0.05,
-        wait_max=1.0,
+        wait_max=MAX_WAIT_S,
         wait_jitter=0.05,
     )

@@ -103,19 +103,23 @@ class ScriptedLink:
             await self._changed.wait()
 
 
-class OneSession:
-    """Opens one session, whose link is given; what it fails with is final."""
+class ScriptedSessions:
+    """Opens one session for each link; what the last one fails with is final."""
 
     rtt_s = 0.0
 
-    def __init__(self, link: ScriptedLink) -> None:
-        self._link = link
+    def __init__(self, *links: ScriptedLink) -> None:
+        self.opened: list[Open] = []
+        self._links = links
 
     def open(self, request: Open) -> ScriptedLink:
-        return self._link
+        self.opened.append(request)
+        return self._links[len(self.opened) - 1]
 
     async def again(self, error: ApiError) -> None:
-        raise error
+        await asyncio.sleep(0)
+        if len(self.opened) == len(self._links):
+            raise error
 
 
 Step = Down | Callable[[ScriptedLink], Awaitable[object]]

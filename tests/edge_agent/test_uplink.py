@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from edge_agent.link.connection import Connection
+from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
@@ -183,7 +184,7 @@ async def test_a_verifier_killed_while_generating_is_unavailable_within_two_seco
 ) -> None:
     doomed = start()
     uplink = Uplink(Connection(doomed.url, key=None, ca_certificate=None), metrics)
-    link = uplink.open(request(max_tokens=400))
+    link = uplink.open(request(max_tokens=400), Retries(within_s=1.0))
     killed_at: list[float] = []
 
     async def follow() -> None:

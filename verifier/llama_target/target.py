@@ -156,7 +156,7 @@ class LlamaTarget(Described):
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
         file = tokenizer_file(self._path, self._template)
-        self.describe(file, engine.context_tokens, FEATURES)
+        self.describe(file, engine.context_tokens, FEATURES, engine.shapes)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+import vllm
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
@@ -107,6 +109,14 @@ class Engine:
             configured.model_config.max_model_len,
             configured.scheduler_config.max_num_seqs,
         )
+
+    @property
+    def version(self) -> str:
+        """vLLM and torch, and the device that they run on."""
+        device = current_platform.get_device_name()
+        if current_platform.is_cpu():
+            device = torch.backends.cpu.get_cpu_capability()
+        return f"vllm {vllm.__version__} torch {torch.__version__} {device}"
 
     @property
     def alive(self) -> bool:
