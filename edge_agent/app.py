@@ -48,17 +48,7 @@ def build(
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
     drafter = make_drafter(model, settings)
-    ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
-    uplinks = [
-        Uplink(
-            Connection(
-                str(url).rstrip("/"), key=settings.key_for(url), ca_certificate=ca_certificate
-            ),
-            metrics,
-        )
-        for url in settings.verifiers
-    ]
-    verifiers = Verifiers(uplinks, metrics, settings.failover_deadline_s)
+    verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
         settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
     )
@@ -91,6 +81,17 @@ def build(
         0, Route("/health", partial(_health, engine, verifiers, tokenizer))
     )
     return app
+
+
+def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
+    """Return the verifiers, with connections made at their first use. Raises OSError."""
+    certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    connections = [
+        Connection(str(url).rstrip("/"), key=settings.key_for(url), ca_certificate=certificate)
+        for url in settings.verifiers
+    ]
+    uplinks = [Uplink(connection, metrics) for connection in connections]
+    return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
 async def _health(

@@ -18,12 +18,12 @@ import structlog
 
 from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.step_sampler import StepSampler
 from gateway.errors import ApiError, EngineFault, first_error
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
-from speculation.sampling.draft_sampler import DraftSampler
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
@@ -59,7 +59,7 @@ class DraftModel:
     """What one session's steps are made with."""
 
     slot: DraftSlot
-    sampler: DraftSampler
+    sampler: StepSampler
     prompt: tuple[TokenId, ...]
 
 
@@ -160,7 +160,8 @@ class Driver:
             if (model := self._model) is None:
                 raise CannotDraft("the session has no draft model")
             context = [*model.prompt, *step.context]
-            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
+            sampler = model.sampler(step)
+            tokens = await model.slot.step(context, sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()

@@ -51,7 +51,7 @@ class Edge:
             lookup=PromptLookup(prompt) if lookup else None,
         )
         self.emitted: list[TokenId] = []
-        model = DraftModel(slot, sampler, prompt) if slot else None
+        model = DraftModel(slot, lambda _: sampler, prompt) if slot else None
         self.sessions = ScriptedSessions(link, *later)
         self.driver = Driver(self.machine, self.sessions, model, metrics)
 
