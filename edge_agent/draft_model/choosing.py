@@ -26,7 +26,8 @@ def with_draft_model(
 ) -> EdgeSettings:
     """Return settings that name a draft model of this machine, or say that there is none.
 
-    connect: opens connections to the verifiers, which are closed again. Raises models.errors.ModelError, OSError.
+    connect: returns the verifiers, which are closed again. Raises models.errors.ModelError,
+    OSError.
     """
     name: str | None = settings.draft_model
     if settings.drafter == "none" or name == NONE:
