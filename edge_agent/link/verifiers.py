@@ -56,6 +56,7 @@ class Verifiers:
                 error = error or failed
             else:
                 self.current = uplink
+                self._metrics.rtt_s.set(uplink.rtt_s)
                 return facts
         raise error or Unavailable("there is no verifier")
 
@@ -105,8 +106,9 @@ class Verifiers:
         while len(self.uplinks) > 1:
             await self.probe()
             for uplink in self.uplinks:
-                with suppress(ApiError):
-                    await (uplink.facts() if uplink.health.ready else asyncio.sleep(0))
+                if uplink.health.ready:
+                    with suppress(ApiError):
+                        await uplink.facts()
             await asyncio.sleep(PROBE_S * uniform(0.5, 1.5))
 
     async def check(self) -> None:

@@ -259,7 +259,13 @@ def test_where_none_comes_back_there_is_an_error_after_the_deadline(fleet: Fleet
     assert 1.4 < time.monotonic() - killed_at[0] < 3.0
     assert answer.error is not None
     assert answer.error["code"] == "verifier_unavailable"
-    assert httpx.get(f"{edge}/health").status_code == 503
+    health = httpx.get(f"{edge}/health")
+    assert health.status_code == 503
+    assert "no verifier answers" in health.json()["error"]["message"]
+    body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}]}
+    begun = time.monotonic()
+    assert httpx.post(f"{edge}/v1/chat/completions", json=body).status_code == 503
+    assert time.monotonic() - begun < 1.0  # an answer that has not begun waits for nothing
 
 
 def _until(holds: Callable[[], bool]) -> None:
