@@ -34,12 +34,12 @@ class EdgeSettings(ServiceSettings):
     secrets = ServiceSettings.secrets | {"verifier_key": "PICOSPEC_VERIFIER_KEY"}
 
     port: Port = 8000
-    verifier_url: AnyHttpUrl | None = None
-    """Where the verifier is, if there is one only. Of both fields at most one is set."""
+    verifier_urls: Annotated[tuple[AnyHttpUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
+    """Where the verifiers are. Those of one identity (same weights, engine and settings) take
+    over each other's answers."""
 
-    verifier_urls: tuple[AnyHttpUrl, ...] = ()
-    """Where the verifiers are; none named: on this machine, port 9000. Those of one identity
-    (same weights, engine and settings) take over each other's answers."""
+    verifier_url: AnyHttpUrl | None = None
+    """Where the verifier is, if there is only one: it is set in place of `verifier_urls`."""
 
     verifier_ca: Path | None = None
     """PEM file of the authority of the verifiers' certificates; None means the system's."""
@@ -86,9 +86,8 @@ class EdgeSettings(ServiceSettings):
 
     @property
     def verifiers(self) -> tuple[AnyHttpUrl, ...]:
-        """Where the verifiers are; one at least."""
-        one = (self.verifier_url,) if self.verifier_url else (_LOCAL_VERIFIER,)
-        return self.verifier_urls or one
+        """Where the verifiers are, in either spelling."""
+        return (self.verifier_url,) if self.verifier_url else self.verifier_urls
 
     def key_for(self, verifier: AnyHttpUrl) -> str | None:
         """The key for a verifier. Both ends may share the clients' keys on one machine."""
@@ -97,7 +96,7 @@ class EdgeSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _names_verifiers_once(self) -> Self:
-        if self.verifier_url and self.verifier_urls:
+        if self.verifier_url and "verifier_urls" in self.model_fields_set:
             raise ValueError("set verifier_url or verifier_urls, and not both")
         if len(set(self.verifier_urls)) < len(self.verifier_urls):
             raise ValueError("verifier_urls: one is named twice")

@@ -36,7 +36,7 @@ def examine(
     logs.configure("console")
     named: dict[str, object] = {} if draft is None else {"draft_model": draft}
     if url is not None:
-        named |= {"verifier_url": url, "verifier_urls": ()}
+        named |= {"verifier_urls": [url], "verifier_url": None}
     settings, store = load(config, os.environ, named), open_store(os.environ)
     here = [
         machine.check_python(sys.version_info[:2]),
@@ -49,7 +49,7 @@ def examine(
         machine.check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
     for verifier in settings.verifiers:
-        alone = settings.model_copy(update={"verifier_url": verifier, "verifier_urls": ()})
+        alone = settings.model_copy(update={"verifier_url": verifier})
         (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
         here += asyncio.run(check_verifier(alone, store, uplink))
     return here
