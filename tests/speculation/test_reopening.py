@@ -273,6 +273,7 @@ def test_a_verifier_that_goes_on_takes_no_token_before_its_text() -> None:
     )
 
     assert verifier.committed == [3, 1]
+    assert verifier.chain.reach == 2
     verifier.receive(Draft(0, 1, 0, (1, 5)))
     assert verifier.plan(9).draft == (5,)
     with pytest.raises(RemoteProtocolError, match="gap"):
