@@ -45,7 +45,8 @@ class Scripted:
 
     async def facts(self) -> Facts:
         vocabulary = self._tokenizer.vocabulary
-        return Facts(MODEL, 32768, vocabulary.stop_tokens, len(vocabulary.pieces))
+        size, features = len(vocabulary.pieces), frozenset({"structured_outputs"})
+        return Facts(MODEL, 32768, vocabulary.stop_tokens, size, features)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         pieces = self._tokenizer.vocabulary.pieces
