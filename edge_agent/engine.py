@@ -15,14 +15,15 @@ import numpy as np
 
 from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
-from edge_agent.driver import DraftModel, Driver, Link
+from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
 from models.vocabulary import Relation, Vocabulary
-from speculation.drafting.machine import DraftCounts, DraftMachine
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.errors import InvalidSetting
@@ -39,13 +40,19 @@ from speculation.protocol.opening import opening
 Emit = Callable[[Delta], Awaitable[None]]
 
 
-class Uplink(Protocol):
-    """What edge_agent.link.uplink.Uplink does."""
+class Route(Sessions, Protocol):
+    """What edge_agent.link.failover.Failover does."""
 
     @property
-    def rtt_s(self) -> float: ...
+    def rtt_s(self) -> float:
+        """The round trip to the verifier of the session that was opened last."""
+
+
+class Verifiers(Protocol):
+    """What edge_agent.link.verifiers.Verifiers does."""
+
     async def facts(self) -> ModelFacts: ...
-    def open(self, request: Open) -> Link: ...
+    def answer(self) -> Route: ...
     def forget(self) -> None: ...
 
 
@@ -75,14 +82,14 @@ class EdgeEngine:
 
     def __init__(
         self,
-        uplink: Uplink,
+        verifiers: Verifiers,
         drafter: Drafter,
         speculation: Speculation,
         metrics: EdgeMetrics,
         pairing: Pairing,
         vocabulary: Vocabulary | None,
     ) -> None:
-        self._uplink = uplink
+        self._verifiers = verifiers
         self._drafter = drafter
         self._speculation = speculation
         self._metrics = metrics
@@ -91,13 +98,13 @@ class EdgeEngine:
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
-        facts = await self._uplink.facts()
+        facts = await self._verifiers.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
         return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        facts = await self._uplink.facts()
+        facts = await self._verifiers.facts()
         slot = self._slot(job)
         try:
             deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
@@ -105,7 +112,7 @@ class EdgeEngine:
                 async for delta in deltas:
                     yield delta
         except (NotFound, Unavailable):
-            self._uplink.forget()
+            self._verifiers.forget()
             raise
         finally:
             if slot is not None:
@@ -132,9 +139,10 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, self._draft_tokens)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        machine = self._machine(request, facts.limits, slot, chance)
+        route = self._verifiers.answer()
+        machine = self._machine(request, facts.limits, slot, chance, route)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
-        driver = Driver(machine, self._uplink.open(request), model, self._metrics)
+        driver = Driver(machine, route, model, self._metrics)
         finish = await driver.run(committed)
         self._unused = machine.session.unused
         statistics = with_totals(statistics, finish.totals)
@@ -150,7 +158,12 @@ class EdgeEngine:
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     def _machine(
-        self, request: Open, limits: Limits, slot: DraftSlot | None, chance: np.random.Generator
+        self,
+        request: Open,
+        limits: Limits,
+        slot: DraftSlot | None,
+        chance: np.random.Generator,
+        route: Route,
     ) -> DraftMachine:
         how = self._speculation
         looks_up = how.lookup and request.judge == "coupled"
@@ -158,7 +171,7 @@ class EdgeEngine:
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             limits,
-            rtt_s=lambda: self._uplink.rtt_s,
+            rtt_s=lambda: route.rtt_s,
             u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=PromptLookup(request.prompt) if looks_up else None,

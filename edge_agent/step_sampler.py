@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speculation.drafting.machine import DraftStep
+from speculation.drafting.outcome import DraftStep
 from speculation.protocol.messages import ModelFacts, Open
 from speculation.sampling import draft_sampler
 from speculation.sampling.adjustments import Adjust, adjustment

@@ -26,6 +26,7 @@ from speculation.protocol.messages import (
     Reject,
 )
 from speculation.protocol.wire import Framed
+from verifier.identity import identity_of
 
 T = TypeVar("T")
 Reply = Commit | Reject | Finish
@@ -129,9 +130,14 @@ class Described:
         return self._packed
 
     def describe(
-        self, file: TokenizerFile, context_tokens: int, features: Sequence[str]
+        self,
+        file: TokenizerFile,
+        context_tokens: int,
+        features: Sequence[str],
+        shapes: Sequence[object],
     ) -> None:
-        """Set all three. features: the OpenAI parameters that are served beyond Sampling."""
+        """Set all three. features: the OpenAI parameters that are served beyond Sampling.
+        shapes: the weights, the engine and its settings, as far as they shape a text."""
         self._tokenizer, self._packed = file.open(), file.pack()
         vocabulary = self._tokenizer.vocabulary
         self._facts = ModelFacts(
@@ -145,6 +151,7 @@ class Described:
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 
 

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from edge_agent.step_sampler import step_sampler
-from speculation.drafting.machine import DraftStep
+from speculation.drafting.outcome import DraftStep
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import (
     Commit,

@@ -93,7 +93,7 @@ def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: objec
 
 async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
     """Run a session without drafts."""
-    answer = Answer()
+    answer = Answer(list(request.committed))
     async with aclosing(target.serve(session, request)) as messages:
         async for reply in messages:
             message = reply.message
@@ -116,8 +116,9 @@ async def drafted(
     """Run a session whose edge drafts the oracle's tokens, as often wrong and as late as the
     script wants."""
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
+    edge.committed.extend(request.committed)
     draft = drafter(oracle, script, target.facts.vocabulary_size)
-    answer = Answer()
+    answer = Answer(list(request.committed))
     async with (
         aclosing(target.serve(session, request)) as messages,
         asyncio.TaskGroup() as tasks,
