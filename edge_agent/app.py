@@ -19,14 +19,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.draft_model import loading
-from edge_agent.draft_model.loading import MakeDrafter, TargetTokenizer
+from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
+from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.errors import ApiError
 from models.store import Store
+from models.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
 
 
@@ -51,33 +53,41 @@ def build(
     speculation = Speculation(
         settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
     )
-    vocabulary = model.vocabulary.fingerprint
-    engine = EdgeEngine(uplink, drafter, speculation, metrics, vocabulary=vocabulary)
+    vocabulary = None if model is None else model.vocabulary
+    tokenizer = TargetTokenizer(uplink, TokenizerCache(store.root / "tokenizers"), vocabulary)
+    engine = EdgeEngine(uplink, drafter, speculation, metrics, tokenizer, vocabulary)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        watch = asyncio.create_task(metrics.watch_lag(time.monotonic))
+        tasks = [
+            asyncio.create_task(metrics.watch_lag(time.monotonic)),
+            asyncio.create_task(tokenizer.introduce()),
+        ]
         try:
             yield
         finally:
-            watch.cancel()
-            await asyncio.wait([watch])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await uplink.close()
             await asyncio.to_thread(drafter.close)
-            model.close()
+            if model is not None:
+                model.close()
 
-    tokenizer = TargetTokenizer(model, uplink.facts)
     app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
-    app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink)))
+    app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink, tokenizer)))
     return app
 
 
-async def _health(engine: EdgeEngine, uplink: Uplink, _: Request) -> JSONResponse:
+async def _health(
+    engine: EdgeEngine, uplink: Uplink, tokenizer: TargetTokenizer, _: Request
+) -> JSONResponse:
     try:
         facts = await engine.facts()
         await uplink.check()
+        await tokenizer()
     except ApiError as error:
         body = {"status": "unavailable", "verifier": uplink.url, **error.body()}
         return JSONResponse(body, 503)
     ok = {"status": "ok", "verifier": uplink.url, "rtt_ms": round(uplink.rtt_s * 1000, 2)}
-    return JSONResponse({**ok, "model": facts.model})
+    return JSONResponse({**ok, "model": facts.model, "vocabularies": tokenizer.relation})

@@ -21,6 +21,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from models.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftCounts, DraftMachine
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
@@ -63,8 +64,15 @@ class Speculation:
     """What replaces StreamPolicy, as where a published system is measured."""
 
 
+class Pairing(Protocol):
+    """What edge_agent.target_tokenizer.TargetTokenizer knows."""
+
+    @property
+    def relation(self) -> Relation | None: ...
+
+
 class EdgeEngine:
-    """vocabulary: the draft model's fingerprint."""
+    """vocabulary: the draft model's; None without one."""
 
     def __init__(
         self,
@@ -72,14 +80,15 @@ class EdgeEngine:
         drafter: Drafter,
         speculation: Speculation,
         metrics: EdgeMetrics,
-        *,
-        vocabulary: str,
+        pairing: Pairing,
+        vocabulary: Vocabulary | None,
     ) -> None:
         self._uplink = uplink
         self._drafter = drafter
         self._speculation = speculation
         self._metrics = metrics
-        self._vocabulary = vocabulary
+        self._pairing = pairing
+        self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -96,7 +105,7 @@ class EdgeEngine:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         facts = await self._uplink.facts()
-        slot = self._drafter.take(job.prompt)
+        slot = self._slot(job)
         try:
             deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
             async with aclosing(deltas):
@@ -108,6 +117,11 @@ class EdgeEngine:
         finally:
             if slot is not None:
                 slot.leave()
+
+    def _slot(self, job: Job) -> DraftSlot | None:
+        """Take a slot where the draft model numbers its tokens as the target does."""
+        related = self._pairing.relation in ("identical", "padded")
+        return self._drafter.take(job.prompt) if related else None
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
@@ -122,7 +136,9 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         request = self._open(job, facts, slot)
         machine = self._machine(request, facts.limits, slot, chance)
-        model = DraftModel(slot, _sampler(request, chance), job.prompt) if slot else None
+        common = min(facts.vocabulary_size, self._draft_tokens)
+        sampler = _sampler(request, chance, common)
+        model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, self._uplink.open(request), model, self._metrics)
         finish = await driver.run(committed)
         self._unused = machine.session.unused
@@ -159,7 +175,7 @@ class EdgeEngine:
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         return Open(
             model=facts.model,
-            vocabulary=self._vocabulary,
+            vocabulary=facts.vocabulary,
             prompt=job.prompt,
             sampling=Sampling(**asdict(job.sampling), extras=extras),
             seed=job.seed,
@@ -171,13 +187,16 @@ class EdgeEngine:
         )
 
 
-def _sampler(request: Open, chance: np.random.Generator) -> draft_sampler.DraftSampler:
+def _sampler(
+    request: Open, chance: np.random.Generator, tokens: int
+) -> draft_sampler.DraftSampler:
+    """tokens: the ids that are tokens of both models; the draft model proposes no others."""
     adjust = adjustment(request)
     if request.judge == "separate":
         draw = draft_sampler.separate(request.sampling, chance.random)
     else:
         draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
-    return lambda logits, position: draw(adjust(logits, position), position)
+    return lambda logits, position: draw(adjust(logits[:tokens], position), position)
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:

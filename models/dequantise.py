@@ -1,19 +1,20 @@
 """Converts a GGUF file to safetensors, for targets that do not read GGUF.
 
-The written directory holds what vLLM needs (weights, config, tokenizer, chat template) and
-`vocabulary.gguf`, the GGUF's metadata without its weights; tokens and fingerprint read from it
-are exactly the GGUF's own. The extra `cloud-cpu` installs what is imported in the functions.
+The written directory holds what vLLM needs: weights, config, tokenizer and chat template. The
+extra `cloud-cpu` installs what is imported in the functions.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Literal
 
 from models.errors import CannotDequantise
+from models.llama import Model
+from models.vocabulary import Vocabulary
 
-VOCABULARY: Final = "vocabulary.gguf"
 Weights = Literal["bfloat16", "float16", "float32"]
 
 
@@ -37,21 +38,30 @@ def dequantise(source: Path, target: Path, weights: Weights = "bfloat16") -> Non
             dtype=getattr(torch, weights),
             quantization_config=transformers.GgufConfig(dequantize=True),
         ).save_pretrained(target)
-        copy_metadata(source, target / VOCABULARY)
+        amend(target, Model(source, vocabulary_only=True).vocabulary)
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise CannotDequantise(f"{source}: {error}") from error
 
 
-def copy_metadata(source: Path, target: Path) -> None:
-    """Write a GGUF file that has the metadata of `source` and no tensors."""
-    import gguf
+def amend(folder: Path, vocabulary: Vocabulary) -> None:
+    """Correct what transformers writes of a GGUF file's tokenizer: it counts padding among the
+    tokens, and knows one token that ends a turn where there may be several."""
+    size = len(vocabulary.pieces)
+    tokenizer = _read(folder / "tokenizer.json")
+    known = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {text: token for text, token in known.items() if token < size}
+    added = tokenizer["added_tokens"]
+    tokenizer["added_tokens"] = [each for each in added if each["id"] < size]
+    _write(folder / "tokenizer.json", tokenizer)
+    generation = _read(folder / "generation_config.json")
+    stops = sorted(vocabulary.stop_tokens)
+    _write(folder / "generation_config.json", {**generation, "eos_token_id": stops})
 
-    fields = gguf.GGUFReader(source).fields
-    writer = gguf.GGUFWriter(target, fields["general.architecture"].contents())
-    for name, entry in fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            kind, *item_kinds = entry.types
-            writer.add_key_value(name, entry.contents(), kind, *item_kinds[-1:])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False), "utf-8")

@@ -36,6 +36,7 @@ _FILE_TYPES: Final = {
 """The types of a file and of its output matrix. llama.cpp's default for the matrix is Q8_0, and
 a small model with a large vocabulary would spend two fifths of each step on reading it."""
 
+_SPECIAL: Final = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _CACHE_TYPES: Final = {"F16": lib.GGML_TYPE_F16, "Q8_0": lib.GGML_TYPE_Q8_0}
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
@@ -78,20 +79,28 @@ class Model:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The meaning of the tokens; the first use takes 0.3 s for 152k tokens."""
-        tokens, raw = range(self.vocabulary_size), self._vocabulary
-        return Vocabulary(
-            pieces=tuple(map(self._render, tokens)),
-            attributes=tuple(int(lib.llama_vocab_get_attr(raw, token)) for token in tokens),
-            ends=frozenset(token for token in tokens if lib.llama_vocab_is_eog(raw, token)),
-            eos=lib.llama_vocab_eos(raw),
+        """The meaning of the tokens; the first use takes 0.3 s for 152k tokens.
+
+        llama.cpp treats some tokens as special that the file calls text, because of their
+        spelling (Qwen's "</s>"). Here they are text: they are shown and end nothing.
+        """
+        raw, size = self._vocabulary, self.vocabulary_size
+        attributes = [int(lib.llama_vocab_get_attr(raw, token)) for token in range(size)]
+        while size and attributes[size - 1] & lib.LLAMA_TOKEN_ATTR_UNUSED:
+            size -= 1
+        marker, text = _SPECIAL, lib.LLAMA_TOKEN_ATTR_NORMAL
+        special = frozenset(
+            t for t in range(size) if attributes[t] & marker and not attributes[t] & text
         )
-
-    def stop_tokens(self) -> frozenset[int]:
-        return self.vocabulary.stop_tokens
-
-    def fingerprint(self) -> str:
-        return self.vocabulary.fingerprint
+        eos = int(lib.llama_vocab_eos(raw))
+        ends = {token for token in range(size) if lib.llama_vocab_is_eog(raw, token)}
+        return Vocabulary(
+            pieces=tuple(map(self._render, range(size))),
+            special=special,
+            stop_tokens=frozenset(ends & (special | {eos})),
+            eos=eos if 0 <= eos < size else None,
+            padding=self.vocabulary_size - size,
+        )
 
     def metadata(self) -> dict[str, str]:
         """Return the file's key-value pairs except arrays."""
@@ -106,10 +115,26 @@ class Model:
         return int(facts[f"{facts['general.architecture']}.context_length"])
 
     @property
-    def bos(self) -> int | None:
-        """The token that must begin every prompt; None if the model needs none."""
+    def begins_raw(self) -> tuple[int, ...]:
+        """The token that must begin every prompt, if there is one."""
         wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
-        return lib.llama_vocab_bos(self._vocabulary) if wanted else None
+        return (lib.llama_vocab_bos(self._vocabulary),) if wanted else ()
+
+    begins_chat = begins_raw
+
+    def named_tokens(self) -> dict[str, str]:
+        """Return the spellings of the tokens that chat templates name, by their names."""
+        read = {
+            "bos_token": lib.llama_vocab_bos,
+            "eos_token": lib.llama_vocab_eos,
+            "pad_token": lib.llama_vocab_pad,
+        }
+        tokens = {name: find(self._vocabulary) for name, find in read.items()}
+        return {
+            name: self.vocabulary.piece(token, special=True).decode("utf-8", "replace")
+            for name, token in tokens.items()
+            if token >= 0
+        }
 
     def _render(self, token: int) -> bytes:
         size = 64  # bytes, enough for most tokens; a longer one takes a second call

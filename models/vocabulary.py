@@ -1,57 +1,67 @@
-"""The meaning of each token id: its bytes, and whether it is text, special, or ends a turn.
-
-llama.cpp treats some tokens as special that the file calls text, because of their spelling
-(Qwen's "</s>"). They carry both attributes. Here they are text: they are shown and end nothing.
-"""
+"""The meaning of each token id: its bytes, and whether it is text, special, or ends a turn."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final, Literal
 
-_UNKNOWN, _NORMAL, _CONTROL = 1 << 0, 1 << 2, 1 << 3
-"""Bits of llama.cpp's llama_token_attr."""
+Relation = Literal["identical", "padded", "different"]
+"""How two vocabularies are related; see `relate`."""
+
+_MAX_MARKER_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, indexed by id. pieces, attributes: [V]."""
+    """The tokens of a model, indexed by id. V: their number, without padding."""
 
     pieces: tuple[bytes, ...]
-    """The bytes of every token; those of a special token are its spelling."""
+    """The bytes of every token: [V]. Those of a special token are its spelling."""
 
-    attributes: tuple[int, ...]
-    ends: frozenset[int]
-    """The tokens at which llama.cpp ends a generation."""
+    special: frozenset[int]
+    """The tokens that are markers, such as <|im_end|>, instead of text."""
 
-    eos: int
+    stop_tokens: frozenset[int]
+    """The tokens that end a turn."""
+
+    eos: int | None = None
+    """The token that ends a text: one of those that end a turn."""
+
+    padding: int = 0
+    """Ids from V on that the model computes logits of, and that are no tokens."""
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return a token's bytes; b"" for a special token, unless `special` is set."""
-        return self.pieces[token] if special or not self.is_special(token) else b""
+        """Return a token's bytes; b"" for an id that is no token and, unless `special` is set,
+        for a special token."""
+        if token >= len(self.pieces) or (token in self.special and not special):
+            return b""
+        return self.pieces[token]
 
     def is_special(self, token: int) -> bool:
-        """Tell whether a token is a marker such as <|im_end|> instead of text."""
-        attributes = self.attributes[token]
-        return bool(attributes & (_CONTROL | _UNKNOWN)) and not attributes & _NORMAL
+        return token in self.special
 
     @cached_property
     def markers(self) -> dict[str, int]:
         """The spellings of the special tokens, with their ids."""
-        special = (token for token in range(len(self.pieces)) if self.is_special(token))
-        return {self.pieces[t].decode("utf-8", "replace"): t for t in special if self.pieces[t]}
+        spelt = ((token, self.pieces[token]) for token in sorted(self.special))
+        return {
+            piece.decode("utf-8", "replace"): token
+            for token, piece in spelt
+            if 0 < len(piece) <= _MAX_MARKER_BYTES
+        }
 
-    @cached_property
-    def stop_tokens(self) -> frozenset[int]:
-        """The tokens that end a turn."""
-        return frozenset(t for t in self.ends if t == self.eos or self.is_special(t))
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """32 hex digits; in models where they are equal, token ids have the same meaning."""
-        digest = hashlib.sha256()
-        for piece, attributes in zip(self.pieces, self.attributes, strict=True):
-            digest.update(len(piece).to_bytes(4, "little") + piece)
-            digest.update(attributes.to_bytes(4, "little"))
-        return digest.hexdigest()[:32]
+def relate(target: Vocabulary, draft: Vocabulary) -> Relation:
+    """Establish, token by token, whether ids mean the same in both models.
+
+    padded: equal ids have equal pieces, and the draft model can read every id of the target,
+    perhaps as one of its own padding. Ids past the target's tokens are never drawn.
+    """
+    shared = min(len(target.pieces), len(draft.pieces))
+    if target.pieces[:shared] != draft.pieces[:shared]:
+        return "different"
+    if len(draft.pieces) + draft.padding < len(target.pieces):
+        return "different"
+    sizes = {(len(each.pieces), each.padding) for each in (target, draft)}
+    return "identical" if len(sizes) == 1 else "padded"

@@ -18,13 +18,15 @@ install() {
 }
 
 dequantize() {
-    # A directory that was not finished is made again.
+    # The directory gets its name when it is finished. One with vocabulary.gguf is of an older
+    # version, whose tokenizer counts padding as tokens.
     target="$cache/safetensors/$2"
-    [ -f "$target/vocabulary.gguf" ] && return
-    rm -rf "$target"
+    [ -d "$target" ] && ! [ -f "$target/vocabulary.gguf" ] && return
+    rm -rf "$target" "$target.unfinished"
     picospec=.venv-vllm/bin/picospec
     source=$($picospec models pull "$1" | tail -1)
-    $picospec models dequantize "$source" "$target"
+    $picospec models dequantize "$source" "$target.unfinished"
+    mv "$target.unfinished" "$target"
 }
 
 "$here/setup.sh" run # Python and build tools are there, llama.cpp is built

@@ -50,7 +50,7 @@ def _app(settings: VerifierSettings) -> FastAPI:
 
     try:
         return build(settings, partial(make_target, settings))
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         sys.exit(f"verifier: {error}")
 
 

@@ -14,7 +14,7 @@ MAX_TOP_K = 2**31 - 1
 
 
 class VocabularyMismatch(ApiError):
-    """The draft model numbers its tokens otherwise: its drafts would be other text."""
+    """The edge has another tokenizer: its prompt would be another text."""
 
     status, type, code = 409, "invalid_request_error", "vocabulary_mismatch"
 

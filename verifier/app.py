@@ -90,18 +90,17 @@ async def _ended_by_sigterm(end: Callable[[], Awaitable[None]]) -> AsyncGenerato
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
     """Return the target that the settings ask for, not started.
 
-    Raises models.errors.ModelError for a model that is not there.
+    Raises models.errors.ModelError for a model that is not there, and OSError for a template.
     """
     store = open_store(os.environ)
+    file = settings.chat_template
+    template = None if file is None else file.read_text("utf-8")
     if settings.target == "vllm":
-        table = dict(settings.vllm)
-        if "vocabulary" in table:
-            table["vocabulary"] = _resolve(table["vocabulary"], None, store)[1]
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
-        options = VllmSettings.of(settings.model, table)
-        return VllmTarget(name, options, settings.limits, metrics)
+        options = VllmSettings.of(settings.model, settings.vllm)
+        return VllmTarget(name, options, settings.limits, metrics, template=template)
     name, path = _resolve(settings.model, settings.served_name, store)
-    return LlamaTarget(name, path, settings.llama, settings.limits, metrics)
+    return LlamaTarget(name, path, settings.llama, settings.limits, metrics, template=template)
 
 
 def _resolve(model: str, served_name: str | None, store: Store) -> tuple[str, Path]:

@@ -5,6 +5,7 @@ POST   /v1/speculate/{session}/drafts    Drafts and Redraws
 GET    /v1/speculate/{session}?from=     the stream again, from an output position on
 DELETE /v1/speculate/{session}           cancel
 GET    /v1/model-facts                   what the edge must know of the target
+GET    /v1/tokenizer                     the target's tokenizer, packed
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Routes:
     def add_to(self, app: FastAPI) -> None:
         """Add the routes; the app translates gateway.errors."""
         app.add_route("/v1/model-facts", self.facts, methods=["GET"])
+        app.add_route("/v1/tokenizer", self.tokenizer, methods=["GET"])
         app.add_route("/v1/speculate", self.open, methods=["POST"])
         app.add_route("/v1/speculate/{session}/drafts", self.drafts, methods=["POST"])
         app.add_route("/v1/speculate/{session}", self.resume, methods=["GET"])
@@ -53,6 +55,10 @@ class Routes:
     async def facts(self, _: Request) -> Response:
         facts = msgspec.json.encode(self.host.ready().facts)
         return Response(facts, media_type="application/json")
+
+    async def tokenizer(self, _: Request) -> Response:
+        packed = self.host.ready().packed_tokenizer
+        return Response(packed, media_type="application/octet-stream")
 
     async def open(self, request: Request) -> Response:
         facts = self.host.ready().facts

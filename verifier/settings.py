@@ -7,6 +7,7 @@ API keys come from PICOSPEC_API_KEYS (comma separated) and from nowhere else.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -69,6 +70,9 @@ class VerifierSettings(ServerSettings):
 
     served_name: str | None = None
     """The name by which clients ask for the model. None: its catalogue name, or its file's."""
+
+    chat_template: Path | None = None
+    """A file in Jinja that replaces the model's own chat template."""
 
     sessions: SessionSettings = SessionSettings()
     speculation: SpeculationSettings = SpeculationSettings()

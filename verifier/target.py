@@ -13,8 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, TypeVar
 
 from gateway.ports import Tokenizer
-from models.llama import Model
-from models.tokenizer import GgufTokenizer
+from models.tokenizer_file import TokenizerFile
 from speculation.protocol.messages import (
     Commit,
     Finish,
@@ -67,6 +66,10 @@ class Target(Protocol):
         """The target's own, for the plain engine. Known once started."""
 
     @property
+    def packed_tokenizer(self) -> bytes:
+        """The target's own, as edges get it. Known once started."""
+
+    @property
     def alive(self) -> bool:
         """False once the engine is lost for good: only another process can serve then."""
 
@@ -92,13 +95,14 @@ class Target(Protocol):
 
 
 class Described:
-    """The part of a Target that a GGUF file answers for."""
+    """The part of a Target that its tokenizer answers for."""
 
     def __init__(self, name: str, limits: Limits) -> None:
         self._name = name
         self._limits = limits
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
+        self._packed = b""
 
     @property
     def facts(self) -> ModelFacts:
@@ -108,19 +112,27 @@ class Described:
     def tokenizer(self) -> Tokenizer:
         return started(self._tokenizer)
 
-    def describe(self, model: Model, context_tokens: int, features: Sequence[str]) -> None:
-        """Set both. features: the OpenAI parameters that are served beyond Sampling."""
-        self._tokenizer = GgufTokenizer(model)
+    @property
+    def packed_tokenizer(self) -> bytes:
+        return self._packed
+
+    def describe(
+        self, file: TokenizerFile, context_tokens: int, features: Sequence[str]
+    ) -> None:
+        """Set all three. features: the OpenAI parameters that are served beyond Sampling."""
+        self._tokenizer, self._packed = file.open(), file.pack()
+        vocabulary = self._tokenizer.vocabulary
         self._facts = ModelFacts(
             model=self._name,
-            vocabulary_size=model.vocabulary_size,
-            vocabulary=model.fingerprint(),
+            vocabulary_size=len(vocabulary.pieces),
+            vocabulary=file.digest,
             context_tokens=context_tokens,
-            stop_tokens=sorted(model.stop_tokens()),
-            chat_template=model.metadata().get("tokenizer.chat_template", ""),
+            stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
             judges=["coupled", "separate"],
             features=list(features),
+            padding=vocabulary.padding,
+            defaults=file.defaults,
         )
 
 

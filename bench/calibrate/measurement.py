@@ -25,7 +25,7 @@ from edge_agent.link.uplink import Uplink, connect
 from edge_agent.metrics import EdgeMetrics
 from models.llama import Context, Model
 from models.store import open_store
-from models.tokenizer import GgufTokenizer
+from models.tokenizer_file import TokenizerFile
 from speculation.protocol.messages import Commit, TokenId
 
 TIMED: Final = 2
@@ -51,7 +51,7 @@ class Measurement:
         async with Services(self.plan) as services, _uplink(services.verifier_url) as uplink:
             with closing(Model(file)) as model:
                 facts = await uplink.facts()
-                tokenizer = GgufTokenizer(model, facts.chat_template or None)
+                tokenizer = TokenizerFile.unpack(await uplink.tokenizer()).open()
                 asked = (
                     [{"role": "user", "content": prompt.prompt}] for prompt in self.prompts
                 )

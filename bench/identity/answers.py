@@ -64,7 +64,7 @@ def noise_of(vocabulary: Vocabulary, answer: Answer) -> Noise:
     def noise(position: int, piece: bytes) -> float:
         if answer.temperature == 0:
             return 0.0
-        token = vocabulary.pieces.index(piece) if piece else vocabulary.eos
+        token = vocabulary.pieces.index(piece) if piece else vocabulary.eos or 0
         at = place(answer.reply.prompt_tokens, position)
         return answer.temperature * float(gumbel(SEED, at, np.array([token]))[0])
 

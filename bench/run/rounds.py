@@ -32,7 +32,7 @@ def main(
     }  # fmt: skip
     try:
         if rounds == "useless":
-            serve(load(None, os.environ, named | {"drafter": "none"}), None, make_drafter)
+            serve(load(None, os.environ, named), None, make_drafter)
         else:
             serve(load(None, os.environ, named), RoundPolicy.parse(rounds))
     except (ValidationError, ValueError) as error:

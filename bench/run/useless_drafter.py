@@ -57,7 +57,7 @@ class UselessDrafter:
         """Hold nothing."""
 
 
-def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
+def make_drafter(model: Model | None, settings: EdgeSettings) -> UselessDrafter:
     """Return the drafter for an edge with these settings."""
-    separate = settings.judge == "separate"
-    return UselessDrafter(model.vocabulary_size, np.random.default_rng(), separate)
+    tokens = 1 if model is None else len(model.vocabulary.pieces)
+    return UselessDrafter(tokens, np.random.default_rng(), settings.judge == "separate")

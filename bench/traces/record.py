@@ -22,7 +22,7 @@ from bench.data.results import Answer, Results
 from bench.traces.files import Ids, Trace
 from models.llama import Context, Logits, Model
 from models.segments import Segment
-from models.tokenizer import GgufTokenizer
+from models.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Sampling, TokenId
 from speculation.sampling.distributions import distribution, top
 from speculation.sampling.draft_sampler import DraftSampler, coupled
@@ -80,7 +80,7 @@ def traces(
         draft = stack.enter_context(closing(Context(draft_model, context_tokens)))
         if generates:
             generator = stack.enter_context(closing(Context(target, context_tokens)))
-        tokenizer = GgufTokenizer(target)
+        tokenizer = tokenizer_file(target_file).open()
         for subject in subjects:
             prompt = tokenizer.chat([{"role": "user", "content": subject.prompt.prompt}])
             p: list[Logits] = []
@@ -88,8 +88,9 @@ def traces(
                 answer, p = _generate(generator, subject, prompt, tokens)
             else:
                 answer = tokenizer.encode(subject.reply.text)
-                if subject.reply.tokens == len(answer) + 1:
-                    answer = [*answer, target.vocabulary.eos]
+                eos = target.vocabulary.eos
+                if eos is not None and subject.reply.tokens == len(answer) + 1:
+                    answer = [*answer, eos]
             yield _trace(draft, subject, prompt, answer, p)
 
 
@@ -126,7 +127,7 @@ def _generate(
     """Return the target's answer, and its logits at each position."""
     answer: list[TokenId] = []
     p: list[Logits] = []
-    stops = target.model.stop_tokens()
+    stops = target.model.vocabulary.stop_tokens
     _prefill(target, prompt[:-1])
     while len(answer) < tokens and not stops.intersection(answer[-1:]):
         last = answer[-1] if answer else prompt[-1]

@@ -29,11 +29,15 @@ from edge_agent.link.posts import Post, Posts, RoundTrip
 from edge_agent.link.session_link import Link
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, EngineFault, Unavailable
+from models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
 REQUEST_TIMEOUT_S: Final = 5.0
+TOKENIZER_TIMEOUT_S: Final = 600.0
+"""A tokenizer has megabytes, and comes once."""
+
 _FIRST_SAMPLES: Final = 3
 """Round trips measured at the start, because the first ones include what connecting costs."""
 
@@ -122,6 +126,22 @@ class Uplink:
             self._facts = facts
         return self._facts
 
+    async def tokenizer(self) -> bytes:
+        """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
+        try:
+            async with self._client.stream(
+                "GET", "/v1/tokenizer", timeout=TOKENIZER_TIMEOUT_S
+            ) as response:
+                packed = bytearray()
+                async for chunk in response.aiter_bytes():
+                    packed += chunk
+                    if len(packed) > MAX_PACKED_BYTES:
+                        raise EngineFault(f"a tokenizer of more than {MAX_PACKED_BYTES} bytes")
+        except httpx.TransportError as error:
+            raise upstream_errors.unreachable(self.url, error) from error
+        self._check(httpx.Response(response.status_code, content=bytes(packed)))
+        return bytes(packed)
+
     async def check(self) -> None:
         """Get the verifier's health, and time it. Raises Unavailable."""
         begun = time.monotonic()
@@ -149,13 +169,16 @@ class Uplink:
             response = await self._client.get(path)
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self.url, error) from error
+        self._check(response)
+        return response
+
+    def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             answered = upstream_errors.from_response(response)
             if isinstance(answered, EngineFault | Unavailable):
                 raise answered
             # the client did not make this request, and must not be blamed for it
             raise Unavailable(f"the verifier does not answer as one: {answered.message}")
-        return response
 
     def _read(self, response: httpx.Response) -> ModelFacts:
         try:

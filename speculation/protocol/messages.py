@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]
@@ -37,14 +37,17 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """What the edge must know of the target before it renders a prompt. It is sent as JSON."""
 
     model: str
-    vocabulary_size: int
-    vocabulary: str  # the fingerprint: a hash over the token list and the special tokens
+    vocabulary_size: int  # the ids that are tokens; no other is ever generated
+    vocabulary: str  # the digest of the target's tokenizer, see GET /v1/tokenizer
     context_tokens: int
     stop_tokens: list[TokenId]
-    chat_template: str
     limits: Limits
     judges: list[Judge]
     features: list[str]
+    padding: int = 0  # ids past the tokens that the target computes logits of
+    defaults: dict[str, float] = {}
+    """The sampling settings that the model's makers recommend, by their OpenAI names."""
+
     protocol: int = PROTOCOL_VERSION
 
 

@@ -10,6 +10,7 @@ from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Delta, Job, Sampling
+from models.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
     Down,
     ModelFacts,
@@ -23,7 +24,7 @@ from tests.edge_agent.fakes import (
 )
 
 FACTS = ModelFacts(
-    "big", 1000, "print", 512, [7], "", LIMITS, judges=["coupled"], features=["logit_bias"]
+    "big", 1000, "print", 512, [7], LIMITS, judges=["coupled"], features=["logit_bias"]
 )
 JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 
@@ -45,6 +46,10 @@ class FakeUplink:
 
     def forget(self) -> None:
         self.forgotten += 1
+
+
+class Paired:
+    relation: Relation | None = "identical"
 
 
 class OneSlot:
@@ -71,7 +76,8 @@ def engine(
         drafter or OneSlot(),
         speculation or Speculation(),
         metrics,
-        vocabulary="mine",
+        Paired(),
+        Vocabulary((b"",) * 1000, frozenset(), frozenset()),
     )
 
 

@@ -79,7 +79,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 FACTS = {
     "model": "plain", "vocabulary_size": VOCABULARY, "vocabulary": "fake",
-    "context_tokens": 512, "stop_tokens": [7], "chat_template": "",
+    "context_tokens": 512, "stop_tokens": [7],
     "judges": ["coupled", "separate"], "features": [],
     "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": PROTOCOL_VERSION,
 }  # fmt: skip

@@ -59,7 +59,7 @@ async def test_the_session_asks_for_what_the_job_wants(metrics: EdgeMetrics) -> 
     await deltas(engine(uplink, metrics).generate(job))
 
     (asked,) = uplink.opened
-    assert (asked.model, asked.vocabulary, asked.prompt) == ("big", "mine", (1, 2))
+    assert (asked.model, asked.vocabulary, asked.prompt) == ("big", "print", (1, 2))
     assert (asked.seed, asked.max_tokens, asked.stop_tokens) == (9, 20, (7,))
     wanted = asked.sampling
     assert (wanted.temperature, wanted.min_p, wanted.top_k, wanted.top_p) == (0.5, 0.1, 3, 0.9)

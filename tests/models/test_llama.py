@@ -178,5 +178,5 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_the_model_knows_its_facts(model: Model) -> None:
     assert model.context_tokens == 8192
     assert model.vocabulary.piece(2, special=True) == b"<|im_end|>"
-    assert 2 in model.stop_tokens()
+    assert 2 in model.vocabulary.stop_tokens
     assert model.metadata()["general.architecture"] == "llama"

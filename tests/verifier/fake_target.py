@@ -39,7 +39,6 @@ FACTS = ModelFacts(
     vocabulary="f" * 32,
     context_tokens=256,
     stop_tokens=[STOP_TOKEN],
-    chat_template="",
     limits=Limits(max_verify=4, max_ahead=8),
     judges=["coupled", "separate"],
     features=[],
@@ -105,6 +104,10 @@ class FakeTarget:
     @property
     def tokenizer(self) -> Tokenizer:
         return FakeTokenizer()
+
+    @property
+    def packed_tokenizer(self) -> bytes:
+        return b"packed"
 
     async def start(self) -> None:
         if not self._starts:

@@ -26,6 +26,7 @@ class Engine:
 
     def __init__(self, path: Path, settings: LlamaSettings) -> None:
         self.model = Model(path)
+        self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
         self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
         threads = settings.threads or len(os.sched_getaffinity(0))
         self._context = Context(
@@ -67,4 +68,4 @@ class Engine:
         return verdicts
 
     def _row(self, first: int, i: int) -> Logits:
-        return self._context.logits(first + i)
+        return self._context.logits(first + i)[: self._tokens]

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from models.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed
 from speculation.sampling.adjustments import adjustment
@@ -49,12 +50,14 @@ class LlamaTarget(Described):
         limits: Limits,
         metrics: PassMetrics,
         *,
+        template: str | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(name, limits)
         self._path = path
         self._settings = settings
         self._metrics = metrics
+        self._template = template
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
         self._places = KvSlots(settings.slots)
@@ -152,7 +155,8 @@ class LlamaTarget(Described):
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
-        self.describe(engine.model, engine.context_tokens, FEATURES)
+        file = tokenizer_file(self._path, self._template)
+        self.describe(file, engine.context_tokens, FEATURES)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from models.errors import CannotOpen
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD, Admission
@@ -17,7 +15,7 @@ from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.parameters import FEATURES, engine_request
 from verifier.vllm_target.service.settings import VllmSettings
 
-FACTS = ModelFacts("m", 100, "v", 256, [2], "", Limits(), ["coupled"], list(FEATURES))
+FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
 
 
 def opening(**extras: object) -> Open:
@@ -104,16 +102,12 @@ def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:
 
 def test_options_may_be_spelt_as_on_vllms_command_line() -> None:
     settings = VllmSettings.of(
-        "dir", {"tensor-parallel-size": 2, "--dtype": "auto", "vocabulary": "x.gguf"}
+        "dir", {"tensor-parallel-size": 2, "--dtype": "auto", "tokenizer": "elsewhere"}
     )
 
-    assert settings.options == {"tensor_parallel_size": 2, "dtype": "auto"}
-    assert settings.vocabulary == Path("x.gguf")
-
-
-def test_a_model_without_a_vocabulary_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CannotOpen, match=r"vocabulary\.gguf"):
-        _ = VllmSettings.of(str(tmp_path), {}).vocabulary_file
+    given = {"tensor_parallel_size": 2, "dtype": "auto", "tokenizer": "elsewhere"}
+    assert settings.options == given
+    assert settings.tokenizer == "elsewhere"
 
 
 @pytest.mark.parametrize("name", sorted(compat.OURS))

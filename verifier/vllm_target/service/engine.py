@@ -56,8 +56,13 @@ class Engine:
         self._llm = llm
 
     @staticmethod
-    async def start(model: str, options: Mapping[str, Any], max_verify: int) -> Engine:
-        """Load the model, which takes seconds to minutes; the event loop stays free."""
+    async def start(
+        model: str, options: Mapping[str, Any], max_verify: int, tokens: int
+    ) -> Engine:
+        """Load the model, which takes seconds to minutes; the event loop stays free.
+
+        tokens: how many of the model's ids are tokens; the ids after them are never drawn.
+        """
         for name, value in {**_ENVIRONMENT, **_preloads()}.items():
             os.environ.setdefault(name, value)
         arguments = {"enforce_eager": current_platform.is_cpu(), **options}
@@ -78,12 +83,15 @@ class Engine:
         except Exception as error:  # vLLM raises what it likes; nothing was started
             raise TargetFailed(f"vLLM cannot start: {error}") from error
         engine = Engine(llm)
-        await engine._install()
+        await engine._install(tokens)
         return engine
 
-    async def _install(self) -> None:
+    async def _install(self, tokens: int) -> None:
         try:
-            await self._llm.collective_rpc("picospec_install")
+            if self.size.vocabulary < tokens:
+                known = self.size.vocabulary
+                raise TargetFailed(f"the model knows {known} ids, its tokenizer has {tokens}")
+            await self._llm.collective_rpc("picospec_install", args=(tokens,))
             if not await self._call("attach"):
                 raise TargetFailed("this vLLM engine has no queues between its processes")
             await self._llm.get_supported_tasks()  # asked once; `generate` needs the answer

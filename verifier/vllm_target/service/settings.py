@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from models.dequantise import VOCABULARY
-from models.errors import CannotOpen
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,31 +15,16 @@ class VllmSettings:
     options: Mapping[str, Any]
     """vLLM's engine options, by their Python names (`tensor_parallel_size`)."""
 
-    vocabulary: Path | None = None
-    """A GGUF file with the same tokens, weights not needed. None: the one that
-    `models dequantize` left in the model's directory."""
-
     self_test: bool = True
 
     @staticmethod
     def of(model: str, table: Mapping[str, Any]) -> VllmSettings:
         """Read the table [vllm]; keys may be spelt as vLLM's command line spells them."""
         options = {name.lstrip("-").replace("-", "_"): value for name, value in table.items()}
-        vocabulary = options.pop("vocabulary", None)
-        return VllmSettings(
-            str(options.pop("model", model)),
-            options,
-            Path(vocabulary) if vocabulary else None,
-            bool(options.pop("self_test", True)),
-        )
+        model, self_test = options.pop("model", model), options.pop("self_test", True)
+        return VllmSettings(str(model), options, bool(self_test))
 
     @property
-    def vocabulary_file(self) -> Path:
-        """Raises CannotOpen if there is none."""
-        found = self.vocabulary or Path(self.model) / VOCABULARY
-        if not found.is_file():
-            raise CannotOpen(
-                f"{found} is missing: set `vocabulary` in [vllm] to a GGUF file of the same"
-                " family, so that drafts and text can be read"
-            )
-        return found
+    def tokenizer(self) -> str:
+        """A directory or repository as vLLM reads it: the model's own unless one is named."""
+        return str(self.options.get("tokenizer") or self.model)

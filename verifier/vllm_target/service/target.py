@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
-from models.llama import Model
+from models.hugging_face import directory_of
+from models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed
@@ -22,14 +25,21 @@ from verifier.vllm_target.service.settings import VllmSettings
 
 if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
     from verifier.vllm_target.core.session_slot import OutgoingFrame
-    from verifier.vllm_target.service.engine import Engine, Size
+    from verifier.vllm_target.service.engine import Engine
 
 
 class VllmTarget(Described):
     def __init__(
-        self, name: str, settings: VllmSettings, limits: Limits, metrics: PassMetrics
+        self,
+        name: str,
+        settings: VllmSettings,
+        limits: Limits,
+        metrics: PassMetrics,
+        *,
+        template: str | None = None,
     ) -> None:
         super().__init__(name, limits)
+        self._template = template
         self._settings = settings
         self._metrics = metrics
         self._engine: Engine | None = None
@@ -45,12 +55,14 @@ class VllmTarget(Described):
         from verifier.vllm_target.service.engine import Engine
         from verifier.vllm_target.service.selftest import self_test
 
-        vocabulary = Model(self._settings.vocabulary_file, vocabulary_only=True)
+        file, tokens = await asyncio.to_thread(self._tokenizer_file)
         self._engine = await Engine.start(
-            self._settings.model, self._settings.options, self._limits.max_verify
+            self._settings.model, self._settings.options, self._limits.max_verify, tokens
         )
         try:
-            self._describe(vocabulary, self._engine.size)
+            size = self._engine.size
+            file = msgspec.structs.replace(file, padding=size.vocabulary - tokens)
+            self.describe(file, size.context_tokens, FEATURES)
             structlog.get_logger("verifier").info("loaded", model=self._name)
             if self._settings.self_test:
                 await self_test(self)
@@ -58,13 +70,12 @@ class VllmTarget(Described):
             await self.stop()
             raise
 
-    def _describe(self, vocabulary: Model, size: Size) -> None:
-        if size.vocabulary < vocabulary.vocabulary_size:
-            raise TargetFailed(
-                f"the model knows {size.vocabulary} tokens, {self._settings.vocabulary_file}"
-                f" has {vocabulary.vocabulary_size}: it is another model's vocabulary"
-            )
-        self.describe(vocabulary, size.context_tokens, FEATURES)
+    def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
+        """Return the target's tokenizer, and how many tokens it has. Raises CannotOpen."""
+        revision = self._settings.options.get("tokenizer_revision")
+        folder = directory_of(self._settings.tokenizer, revision)
+        file = tokenizer_file(folder, self._template)
+        return file, len(file.open().vocabulary.pieces)
 
     async def stop(self) -> None:
         """End the sessions, then the engine and its processes."""

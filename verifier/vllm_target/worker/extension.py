@@ -57,16 +57,16 @@ class Logits:
     places: Sequence[int]
     """Of each of our requests, its place in vLLM's batch."""
 
-    @property
-    def vocabulary_size(self) -> int:
-        return int(self.last_rows.shape[1])
+    vocabulary_size: int
+    """The ids that are tokens; what a row has beyond them is padding, and is cut off."""
 
     def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
         return torch.stack([self._row(self.places[number], row) for number, row in wanted])
 
     def _row(self, i: int, row: int) -> Tensor:
         after_drafts = row == self.counts[i]
-        return self.last_rows[i] if after_drafts else self.verify_rows[self.starts[i] + row]
+        logits = self.last_rows[i] if after_drafts else self.verify_rows[self.starts[i] + row]
+        return logits[: self.vocabulary_size]
 
 
 class PicoWorkerExtension:
@@ -74,19 +74,20 @@ class PicoWorkerExtension:
 
     model_runner: Any
 
-    def picospec_install(self) -> None:
-        """Put the judge in place."""
+    def picospec_install(self, tokens: int) -> None:
+        """Put the judge in place. tokens: see Logits.vocabulary_size."""
         runner = self.model_runner
         if not hasattr(runner, "picospec_hooks"):
-            runner.picospec_hooks = SamplerHooks(runner)
+            runner.picospec_hooks = SamplerHooks(runner, tokens)
             die_with_parent()
 
 
 class SamplerHooks:
     """Wraps the runner's step and the two samplers. Without requests, vLLM's own code runs."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, tokens: int) -> None:
         self._runner = runner
+        self._tokens = tokens
         self._step = Step()
         self._wrap(runner, "execute_model", self._take_requests)
         self._wrap(runner, "sample_tokens", self._return_judgements)
@@ -146,7 +147,7 @@ class SamplerHooks:
         if not self._step.judged:
             last = verify_rows if self._step.last_rows is None else self._step.last_rows
             starts = list(accumulate(counts, initial=0))
-            logits = Logits(verify_rows, last, starts, counts, places)
+            logits = Logits(verify_rows, last, starts, counts, places, self._tokens)
             judged = judge(requests, logits, lazily=device.type == "cpu")
             self._step.judged = {ids[i]: each for i, each in zip(places, judged, strict=True)}
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)

@@ -1,0 +1,74 @@
+"""The target's own tokenizer at the edge, and the relation of the draft model's vocabulary.
+
+The verifier sends the tokenizer once; the edge keeps it by its digest, and needs no file of the
+target's family.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+import structlog
+
+from gateway.errors import ApiError, EngineFault
+from models.errors import CannotOpen
+from models.tokenizer import Tokenizer
+from models.tokenizer_cache import TokenizerCache
+from models.vocabulary import Relation, Vocabulary, relate
+from speculation.protocol.messages import ModelFacts
+
+RETRY_S: Final = 2.0
+"""Time between two attempts to reach a verifier that is away when the edge starts."""
+
+
+class Uplink(Protocol):
+    async def facts(self) -> ModelFacts: ...
+    async def tokenizer(self) -> bytes: ...
+
+
+class TargetTokenizer:
+    """A gateway.ports.TokenizerSource. draft: None without a draft model."""
+
+    def __init__(self, uplink: Uplink, cache: TokenizerCache, draft: Vocabulary | None) -> None:
+        self._uplink = uplink
+        self._cache = cache
+        self._draft = draft
+        self._digest = ""
+        self._tokenizer: Tokenizer | None = None
+        self._opening = asyncio.Lock()
+        self.relation: Relation | None = None
+        """None without a draft model, and until the verifier has been reached."""
+
+    async def __call__(self) -> Tokenizer:
+        """Raises gateway.errors.Unavailable, or EngineFault for an unusable tokenizer."""
+        digest = (await self._uplink.facts()).vocabulary
+        if self._tokenizer is None or digest != self._digest:
+            async with self._opening:
+                if digest != self._digest:
+                    self._tokenizer = await self._open(digest)
+                    self._digest = digest
+        return self._tokenizer  # type: ignore[return-value]  # it was opened with the digest
+
+    async def introduce(self) -> None:
+        """Fetch the tokenizer as soon as the verifier can be reached."""
+        while True:
+            try:
+                await self()
+                return
+            except ApiError:
+                await asyncio.sleep(RETRY_S)
+
+    async def _open(self, digest: str) -> Tokenizer:
+        try:
+            tokenizer = await asyncio.to_thread(self._cache.find, digest)
+            if tokenizer is None:
+                packed = await self._uplink.tokenizer()
+                tokenizer = await asyncio.to_thread(self._cache.keep, digest, packed)
+        except (CannotOpen, OSError) as error:
+            message = f"the verifier's tokenizer: {error}"
+            raise EngineFault(message, code="bad_tokenizer") from error
+        if self._draft is not None:
+            self.relation = await asyncio.to_thread(relate, tokenizer.vocabulary, self._draft)
+            structlog.get_logger("edge_agent").info("vocabularies", relation=self.relation)
+        return tokenizer

@@ -1,0 +1,114 @@
+"""Copies a GGUF file's metadata without its weights: all that a tokenizer needs.
+
+    file      = "GGUF" version:u32 tensors:u64 pairs:u64 pair*pairs ...
+    pair      = key:string kind:u32 value
+    string    = length:u64 bytes          array = kind:u32 count:u64 value*count
+
+The walk over the pairs checks every length, because the bytes may come from another machine.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from models.errors import CannotOpen
+
+Data = bytes | mmap.mmap
+
+_HEADER: Final = struct.Struct("<4sIQQ")
+_VERSIONS: Final = (2, 3)
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_STRING, _ARRAY = 8, 9
+_SIZES: Final[Mapping[int, int]] = {
+    **dict.fromkeys((0, 1, 7), 1),
+    **dict.fromkeys((2, 3), 2),
+    **dict.fromkeys((4, 5, 6), 4),
+    **dict.fromkeys((10, 11, 12), 8),
+}
+"""Bytes of a value, by its kind: integers, floats and booleans."""
+
+MAX_PAIRS: Final = 4096
+"""Most pairs of one file; those of known models have fewer than 100."""
+
+
+def metadata_of(path: Path) -> bytes:
+    """Return a GGUF file that has the metadata of `path` and no tensors. Raises CannotOpen."""
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            version, _, pairs = _header(data)
+            return (
+                _HEADER.pack(b"GGUF", version, 0, pairs)
+                + data[_HEADER.size : _end(data, pairs)]
+            )
+    except (OSError, ValueError) as error:
+        raise CannotOpen(f"{path}: {error}") from error
+
+
+def check_metadata(data: bytes) -> None:
+    """Raise ValueError unless `data` is a whole GGUF file without tensors."""
+    _, tensors, pairs = _header(data)
+    if tensors or _end(data, pairs) != len(data):
+        raise ValueError("a tokenizer has no tensors, and nothing after its metadata")
+
+
+def _header(data: Data) -> tuple[int, int, int]:
+    """Return version, tensors and pairs."""
+    if len(data) < _HEADER.size:
+        raise ValueError("no GGUF file")
+    magic, version, tensors, pairs = _HEADER.unpack_from(data)
+    if magic != b"GGUF" or version not in _VERSIONS or pairs > MAX_PAIRS:
+        raise ValueError("no GGUF file that can be read")
+    return version, tensors, pairs
+
+
+def _end(data: Data, pairs: int) -> int:
+    """Return where the last pair ends."""
+    at = _HEADER.size
+    try:
+        for _ in range(pairs):
+            at = _after_string(data, at)
+            (kind,) = _U32.unpack_from(data, at)
+            at = _after_value(data, at + _U32.size, kind)
+    except struct.error:
+        raise ValueError("the metadata is cut") from None
+    return at
+
+
+def _after_value(data: Data, at: int, kind: int) -> int:
+    if kind == _STRING:
+        return _after_string(data, at)
+    if kind != _ARRAY:
+        return _within(data, at + _size(kind))
+    (kind,), (count,) = _U32.unpack_from(data, at), _U64.unpack_from(data, at + _U32.size)
+    at += _U32.size + _U64.size
+    if kind != _STRING:
+        return _within(data, at + count * _size(kind))
+    if count > len(data) // _U64.size:
+        raise ValueError("an array is longer than the file")
+    for _ in range(count):
+        at = _after_string(data, at)
+    return at
+
+
+def _after_string(data: Data, at: int) -> int:
+    (length,) = _U64.unpack_from(data, at)
+    return _within(data, at + _U64.size + length)
+
+
+def _within(data: Data, at: int) -> int:
+    if at > len(data):
+        raise ValueError("the metadata is cut")
+    return at
+
+
+def _size(kind: int) -> int:
+    if kind not in _SIZES:
+        raise ValueError(f"no value has the kind {kind}")
+    return _SIZES[kind]

@@ -1,0 +1,190 @@
+"""Reads tokenizers of Hugging Face's format, on the library `tokenizers`.
+
+A directory holds tokenizer.json (the tokenizer itself), tokenizer_config.json (the names of its
+tokens), chat_template.jinja (or the template in tokenizer_config.json) and
+generation_config.json (which tokens end a turn, and how its makers sample).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+from huggingface_hub import snapshot_download
+
+from models.errors import CannotOpen
+from models.vocabulary import Vocabulary
+
+FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "config.json",
+)
+"""Everything that is read of a repository."""
+
+_SPACE: Final = "\u2581"
+"""SentencePiece's mark for a space."""
+
+
+class HuggingFaceEncoder:
+    """models.tokenizer.Encoder of a tokenizer.json. Raises CannotOpen.
+
+    eos, stop_tokens, padding: see Vocabulary; the file has none of them.
+    """
+
+    begins_chat: tuple[int, ...] = ()
+    """Chat templates write the first token themselves."""
+
+    def __init__(
+        self,
+        data: bytes,
+        eos: int | None = None,
+        stop_tokens: frozenset[int] = frozenset(),
+        padding: int = 0,
+    ) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            self._decoder = json.loads(data).get("decoder")
+        except Exception as error:  # the library raises Exception itself
+            raise CannotOpen(f"tokenizer.json cannot be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._eos = eos
+        self._stop_tokens = stop_tokens
+        self._padding = padding
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        added = self._tokenizer.get_added_tokens_decoder()
+        plain = self._tokenizer.get_vocab(with_added_tokens=False)
+        pieces = dict(_pieces(plain, self._decoder))
+        pieces |= {token: found.content.encode() for token, found in added.items()}
+        size = max(pieces, default=-1) + 1
+        return Vocabulary(
+            pieces=tuple(pieces.get(token, b"") for token in range(size)),
+            special=frozenset(token for token, found in added.items() if found.special),
+            stop_tokens=frozenset(token for token in self._stop_tokens if token < size),
+            eos=self._eos,
+            padding=self._padding,
+        )
+
+    @cached_property
+    def begins_raw(self) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode("").ids)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        self._tokenizer.encode_special_tokens = not special
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def directory_of(model: str, revision: str | None = None) -> Path:
+    """Return the directory of a model's tokenizer. Raises CannotOpen.
+
+    model: a directory, or the name of a repository, of which only FILES are fetched.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:  # the library's own errors are of these kinds
+        raise CannotOpen(f"{model}: {error}") from error
+
+
+def read_directory(folder: Path) -> dict[str, Any]:
+    """Return what a directory says of its tokenizer. Raises CannotOpen.
+
+    The fields are those of models.tokenizer_file.TokenizerFile.
+    """
+    data = _read(folder / "tokenizer.json")
+    if data is None:
+        raise CannotOpen(f"{folder} has no tokenizer.json")
+    config = _json(folder / "tokenizer_config.json")
+    generation = _json(folder / "generation_config.json")
+    named = _named_tokens({**_json(folder / "special_tokens_map.json"), **config})
+    vocabulary = tokenizers.Tokenizer.from_buffer(data)
+    eos = vocabulary.token_to_id(named.get("eos_token", ""))
+    stops = {eos}
+    for source in (generation, _json(folder / "config.json")):
+        given = source.get("eos_token_id")
+        stops |= set(given if isinstance(given, list) else [given])
+    return {
+        "data": data,
+        "template": _template(folder, config),
+        "named_tokens": named,
+        "eos": eos,
+        "stop_tokens": sorted(token for token in stops if token is not None),
+        "defaults": _defaults(generation),
+    }
+
+
+def _pieces(
+    vocabulary: Mapping[str, int], decoder: Mapping[str, Any] | None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the bytes of each id that is not an added token, by the kind of decoder."""
+    steps = (decoder or {}).get("decoders") or [decoder or {}]
+    kinds = {step.get("type") for step in steps}
+    alphabet = _byte_alphabet()
+    for text, token in vocabulary.items():
+        if "ByteLevel" in kinds:
+            known = all(char in alphabet for char in text)
+            yield token, bytes(alphabet[char] for char in text) if known else text.encode()
+        elif "ByteFallback" in kinds and len(text) == 6 and text.startswith("<0x"):
+            yield token, bytes([int(text[3:5], 16)])
+        else:
+            yield token, text.replace(_SPACE, " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the bytes by the characters that byte-level BPE writes for them (GPT-2)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    alphabet = {chr(byte): byte for byte in shown}
+    return alphabet | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+
+def _template(folder: Path, config: Mapping[str, Any]) -> str:
+    if (file := _read(folder / "chat_template.jinja")) is not None:
+        return file.decode()
+    given = config.get("chat_template") or _json(folder / "chat_template.json").get(
+        "chat_template"
+    )
+    if isinstance(given, list):  # several by name, the one for chats among them
+        given = {each["name"]: each["template"] for each in given}.get("default")
+    return given or ""
+
+
+def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:
+    """Return the sampling settings that the model's makers recommend."""
+    if generation.get("do_sample") is False:
+        return {}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {name: generation[name] for name in names if generation.get(name) is not None}
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the spellings of `bos_token` and its like, which are texts or objects of one."""
+    given = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in given.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    data = _read(path)
+    try:
+        found = json.loads(data) if data is not None else {}
+    except ValueError as error:
+        raise CannotOpen(f"{path}: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,138 @@
+"""A target's tokenizer as one file: read from its model, sent to edges, checked there, opened.
+
+Both ends open the same file with the same library: llama.cpp for a GGUF model's metadata, and
+`tokenizers` for a tokenizer.json. A file is named by its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import msgspec
+
+from models.chat_template import ChatTemplate
+from models.errors import CannotOpen
+from models.gguf import check_metadata, metadata_of
+from models.hugging_face import HuggingFaceEncoder, read_directory
+from models.llama import Model
+from models.tokenizer import Encoder, Tokenizer
+
+MAX_BYTES: Final = 64 << 20
+"""Most bytes of a tokenizer, before compression; the largest known ones have 35 MB."""
+
+MAX_PACKED_BYTES: Final = 32 << 20
+"""Most bytes of a tokenizer as it is sent."""
+
+MAX_TEMPLATE_CHARS: Final = 1 << 20
+
+
+class TokenizerFile(msgspec.Struct, frozen=True):
+    """What a tokenizer is made of."""
+
+    kind: Literal["gguf", "huggingface"]
+    data: bytes
+    """A GGUF file without tensors, or a tokenizer.json."""
+
+    template: str = ""
+    """The chat template; empty if the model has none."""
+
+    named_tokens: dict[str, str] = {}
+    """What a chat template knows by the names `bos_token`, `eos_token` and so on."""
+
+    eos: int | None = None
+    """See Vocabulary. A GGUF file knows its own, as it does the next two."""
+
+    stop_tokens: list[int] = []
+    """The tokens that end a turn."""
+
+    padding: int = 0
+    """See Vocabulary."""
+
+    defaults: dict[str, float] = {}
+    """The sampling settings that the model's makers recommend, by their OpenAI names."""
+
+    @property
+    def digest(self) -> str:
+        """The name of this tokenizer: 32 hex digits."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()[:32]
+
+    def pack(self) -> bytes:
+        """Return the bytes that are sent and stored."""
+        return zlib.compress(msgspec.msgpack.encode(self), level=6)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Read packed bytes from anywhere. Raises CannotOpen; nothing large is allocated."""
+        try:
+            inflater = zlib.decompressobj()
+            data = inflater.decompress(packed, MAX_BYTES)
+            if not inflater.eof:
+                raise ValueError(f"cut, or more than {MAX_BYTES} bytes")
+            found = msgspec.msgpack.decode(data, type=cls)
+            if len(found.template) > MAX_TEMPLATE_CHARS:
+                raise ValueError(f"a template of more than {MAX_TEMPLATE_CHARS} characters")
+            if found.kind == "gguf":
+                check_metadata(found.data)
+        except (ValueError, zlib.error) as error:
+            raise CannotOpen(f"the tokenizer cannot be read: {error}") from error
+        return found
+
+    def open(self) -> Tokenizer:
+        """Return the tokenizer. Raises CannotOpen."""
+        try:
+            template = ChatTemplate(self.template, self.named_tokens) if self.template else None
+        except ValueError as error:
+            raise CannotOpen(str(error)) from error
+        return Tokenizer(self._encoder(), template)
+
+    def _encoder(self) -> Encoder:
+        if self.kind == "huggingface":
+            return HuggingFaceEncoder(
+                self.data, self.eos, frozenset(self.stop_tokens), self.padding
+            )
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+            file.write(self.data)
+            file.flush()
+            return Model(Path(file.name), vocabulary_only=True)
+
+
+def tokenizer_file(model: Path, template: str | None = None, rows: int = 0) -> TokenizerFile:
+    """Read the tokenizer of a model. Raises CannotOpen.
+
+    model: a GGUF file, or a directory of Hugging Face's files. template: replaces the model's
+    own. rows: ids that the model computes logits of; a directory does not say it.
+    """
+    if model.is_dir():
+        found = TokenizerFile("huggingface", **read_directory(model))
+        size = len(HuggingFaceEncoder(found.data).vocabulary.pieces)
+        found = msgspec.structs.replace(found, padding=max(0, rows - size))
+    else:
+        gguf = Model(model, vocabulary_only=True)
+        facts = gguf.metadata()
+        found = TokenizerFile(
+            "gguf",
+            metadata_of(model),
+            template=facts.get("tokenizer.chat_template", ""),
+            named_tokens=gguf.named_tokens(),
+            defaults=_recommended(facts),
+        )
+        gguf.close()
+    return found if template is None else msgspec.structs.replace(found, template=template)
+
+
+def _recommended(facts: Mapping[str, str]) -> dict[str, float]:
+    """Return the sampling settings in a GGUF file's metadata."""
+    names = {
+        "temperature": "temp",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "min_p": "min_p",
+        "repetition_penalty": "penalty_repeat",
+    }
+    keys = {name: f"general.sampling.{key}" for name, key in names.items()}
+    return {name: float(facts[key]) for name, key in keys.items() if key in facts}

@@ -1,0 +1,97 @@
+"""The edge gets the target's tokenizer once, and knows how the draft model is related to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.target_tokenizer import TargetTokenizer
+from gateway.errors import EngineFault
+from models.store import open_store
+from models.tokenizer_cache import TokenizerCache
+from models.tokenizer_file import TokenizerFile, tokenizer_file
+from models.vocabulary import Vocabulary
+from speculation.protocol.messages import ModelFacts
+from tests.edge_agent.engines import FACTS
+
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture(scope="module")
+def file() -> TokenizerFile:
+    return tokenizer_file(open_store(os.environ).path("smollm2-135m-q8_0"))
+
+
+@dataclass
+class Verifier:
+    """An uplink to a verifier with this tokenizer."""
+
+    file: TokenizerFile
+    packed: bytes | None = None
+    sent: int = 0
+    known: ModelFacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = msgspec.structs.replace(FACTS, vocabulary=self.file.digest)
+
+    async def facts(self) -> ModelFacts:
+        return self.known
+
+    async def tokenizer(self) -> bytes:
+        self.sent += 1
+        return self.file.pack() if self.packed is None else self.packed
+
+
+async def test_the_tokenizer_is_sent_once_and_kept(file: TokenizerFile, tmp_path: Path) -> None:
+    verifier, cache = Verifier(file), TokenizerCache(tmp_path)
+    draft = file.open().vocabulary
+
+    for _ in range(2):
+        target = TargetTokenizer(verifier, cache, draft)
+        assert target.relation is None
+        assert (await target()).vocabulary == draft
+        await target()
+        assert target.relation == "identical"
+    assert verifier.sent == 1
+
+
+@pytest.mark.parametrize("size", [1000, 49151])
+async def test_a_smaller_foreign_vocabulary_is_different(
+    file: TokenizerFile, tmp_path: Path, size: int
+) -> None:
+    own = file.open().vocabulary
+    foreign = Vocabulary(own.pieces[1 : size + 1], frozenset(), frozenset())
+    target = TargetTokenizer(Verifier(file), TokenizerCache(tmp_path), foreign)
+
+    await target()
+
+    assert target.relation == "different"
+
+
+async def test_a_verifier_with_another_model_is_followed(
+    file: TokenizerFile, tmp_path: Path
+) -> None:
+    verifier = Verifier(file)
+    target = TargetTokenizer(verifier, TokenizerCache(tmp_path), None)
+    first = await target()
+    verifier.file = msgspec.structs.replace(file, template="{{ messages[0].content }}")
+    verifier.known = msgspec.structs.replace(FACTS, vocabulary=verifier.file.digest)
+
+    assert first.template != (await target()).template
+    assert verifier.sent == 2
+
+
+async def test_a_hostile_tokenizer_is_an_error_that_names_it(
+    file: TokenizerFile, tmp_path: Path
+) -> None:
+    target = TargetTokenizer(Verifier(file, b"hostile"), TokenizerCache(tmp_path), None)
+
+    with pytest.raises(EngineFault, match="tokenizer") as raised:
+        await target()
+
+    assert raised.value.error_code == "bad_tokenizer"
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,146 @@
+"""A tokenizer file opens to the same tokenizer at both ends; a hostile one is never opened."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from models import tokenizer_cache
+from models.errors import CannotOpen
+from models.llama import Model
+from models.tokenizer_cache import TokenizerCache
+from models.tokenizer_file import MAX_BYTES, TokenizerFile, tokenizer_file
+
+TEXT = "def f(x):\n    return x  # é 日本 🎉 <|im_end|>"
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
+
+@pytest.fixture
+def gguf(smollm: Callable[[str], Model]) -> TokenizerFile:
+    return tokenizer_file(smollm("q8_0").path)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A byte-level tokenizer of 256 bytes and two markers, in Hugging Face's files."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    made.add_tokens(["<think>"])
+    files = {
+        "tokenizer_config.json": {
+            "bos_token": {"content": "<|im_start|>"},
+            "eos_token": "<|im_end|>",
+            "chat_template": [{"name": "default", "template": TEMPLATE}],
+        },
+        "generation_config.json": {"eos_token_id": [256, 257], "temperature": 0.7, "top_k": 20},
+    }
+    made.save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_a_packed_gguf_tokenizer_is_the_models_own(
+    smollm: Callable[[str], Model], gguf: TokenizerFile
+) -> None:
+    model, opened = smollm("q8_0"), TokenizerFile.unpack(gguf.pack()).open()
+
+    assert opened.vocabulary == model.vocabulary
+    assert opened.encode(TEXT) == model.tokenize(TEXT, True)
+
+
+def test_hugging_faces_files_say_pieces_markers_ends_and_defaults(directory: Path) -> None:
+    found = TokenizerFile.unpack(tokenizer_file(directory, rows=300).pack())
+    tokenizer = found.open()
+    vocabulary = tokenizer.vocabulary
+
+    assert found.defaults == {"temperature": 0.7, "top_k": 20}
+    assert vocabulary.markers == {"<|im_start|>": 256, "<|im_end|>": 257}
+    assert (vocabulary.stop_tokens, vocabulary.eos) == ({256, 257}, 257)
+    assert (len(vocabulary.pieces), vocabulary.padding) == (259, 41)
+    shown = b"".join(vocabulary.piece(token, special=True) for token in tokenizer.encode(TEXT))
+    assert shown == TEXT.encode()
+    assert tokenizer.encode("<|im_end|><think>") == [257, 258]
+    assert 257 not in tokenizer.encode("<|im_end|>", special=False)
+
+
+def test_a_chat_of_hugging_faces_files_follows_the_template(directory: Path) -> None:
+    tokenizer = tokenizer_file(directory).open()
+
+    tokens = tokenizer.chat([{"role": "user", "content": "a<|im_end|>"}])
+
+    assert (tokens[0], tokens[-1], tokens.count(257)) == (256, 257, 1)
+
+
+def test_a_template_of_ones_own_replaces_the_models(directory: Path) -> None:
+    tokenizer = tokenizer_file(directory, "<|im_end|>").open()
+
+    assert tokenizer.chat([{"role": "user", "content": "a"}]) == [257]
+
+
+def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotOpen, match=r"no tokenizer\.json"):
+        tokenizer_file(tmp_path)
+
+
+def test_a_tokenizer_is_tried_out_once_and_then_found(
+    gguf: TokenizerFile, tmp_path: Path
+) -> None:
+    cache = TokenizerCache(tmp_path / "kept")
+
+    assert cache.find(gguf.digest) is None
+    assert cache.keep(gguf.digest, gguf.pack()).encode(TEXT) == gguf.open().encode(TEXT)
+    found = cache.find(gguf.digest)
+    assert found is not None
+    assert found.vocabulary == gguf.open().vocabulary
+
+
+def hostile(gguf: TokenizerFile) -> dict[str, bytes]:
+    """Return packed tokenizers that must not be opened, by what is wrong with each."""
+    change = msgspec.structs.replace
+    long = gguf.data.replace(b"\4\0\0\0\0\0\0\0", b"\xff" * 8)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    return {
+        "bomb": zlib.compress(bytes(MAX_BYTES + 1)),
+        "cut": gguf.pack()[:-100],
+        "other type": zlib.compress(msgspec.msgpack.encode({"kind": "pickle", "data": b""})),
+        "no tokens": change(gguf, kind="huggingface", data=b"{}").pack(),
+        "tensors": change(gguf, data=gguf.data[:8] + b"\1" + gguf.data[9:]).pack(),
+        "garbage": change(gguf, data=long).pack(),
+        "template": change(gguf, template="{% for %}").pack(),
+        "endless template": change(gguf, template=endless).pack(),
+    }
+
+
+HOSTILE = ("bomb", "cut", "other type", "no tokens", "tensors", "garbage", "template")
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "endless template"])
+def test_a_hostile_tokenizer_is_an_error_and_nothing_is_kept(
+    name: str, gguf: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_cache, "TRIAL_S", 5.0)
+    packed = hostile(gguf)[name]
+    try:
+        digest = TokenizerFile.unpack(packed).digest
+    except CannotOpen:
+        digest = "0" * 32
+
+    with pytest.raises(CannotOpen):
+        TokenizerCache(tmp_path / "kept").keep(digest, packed)
+    assert not list((tmp_path / "kept").glob("*"))
+
+
+def test_a_tokenizer_of_another_digest_is_an_error(gguf: TokenizerFile, tmp_path: Path) -> None:
+    with pytest.raises(CannotOpen, match="digest"):
+        TokenizerCache(tmp_path).keep("0" * 32, gguf.pack())
