@@ -1,8 +1,8 @@
-"""The draft model's distribution over the tokens of another vocabulary, the target's.
+"""The draft model's distribution over the target's tokens, where the vocabularies differ.
 
-A draft token counts for the target token that its text begins with. So the target's noise,
-masks and penalties apply as they are, and where both vocabularies have a token, both ends draw
-it with the same noise.
+A draft model's token counts for the target token that its text begins with. So the masks and
+penalties of a request, which are in target ids, apply as they are; and a token that both
+vocabularies have is drawn with the same noise at both ends.
 """
 
 from __future__ import annotations
@@ -18,25 +18,28 @@ from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
 
 _UNREACHABLE: Final = 1e-300
-"""Weight of a target token that begins no draft token: it is drawn only if a mask leaves
-nothing else."""
+"""The weight of a target token that begins no token of the draft model, beside 1 for the
+likeliest: it is drawn only where a mask leaves nothing else."""
 
 
 class Projection:
-    """special: what special draft tokens are in the target's vocabulary; those that are not in
-    it are never drawn."""
+    """special: the target's tokens for special tokens of the draft model; special tokens
+    without one are never drawn."""
 
     def __init__(
-        self, draft: Vocabulary, target: Retokeniser, size: int, special: Mapping[int, TokenId]
+        self, draft: Vocabulary, target: Retokeniser, special: Mapping[int, TokenId]
     ) -> None:
-        def begins_with(token: int) -> int:
+        size = self._size = len(target.vocabulary.pieces)
+
+        def first(token: int, piece: bytes) -> int:
             if draft.is_special(token):
                 return special.get(token, size)
-            found = target.prefix(draft.pieces[token])
+            found = target.longest_prefix(piece)
             return size if found is None else found
 
-        self._size = size
-        self._first = np.array([begins_with(token) for token in range(len(draft.pieces))])
+        self._first = np.array([first(*each) for each in enumerate(draft.pieces)], np.int64)
+        """For each token of the draft model, the target token that it counts for; the number
+        of target tokens if there is none."""
 
     def __call__(self, logits: Logits) -> Logits:
         """Return float32[V of the target] from float32[V of the draft model]."""
@@ -46,6 +49,6 @@ class Projection:
         return projected
 
     def likeliest(self, logits: Logits, token: TokenId) -> int | None:
-        """Return the likeliest draft token that counts for a target token, if there is one."""
+        """Return the draft model's likeliest token that counts for a target token, if any."""
         group = np.flatnonzero(self._first == token)
         return int(group[np.argmax(logits[group])]) if group.size else None
