@@ -10,6 +10,7 @@ for whatever reason, is only a wrong draft token: judging `coupled` compares tok
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -22,6 +23,7 @@ from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
+WORDS = True
 MAX_PENDING: Final = 8
 """Tokens that the draft model may write without a certain boundary; then what is there is
 proposed all the same."""
@@ -117,6 +119,14 @@ class ForeignSlot:
 
     def _certain(self, start: int) -> list[DraftToken]:
         pending = self._text.spelt[start:]
+        if not pending:
+            return []
+        target = self._translation.target
+        whole = target.tokenise(pending)
+        if WORDS and self._text.tokens:
+            d = self._translation.draft.vocabulary.pieces[self._text.tokens[-1]]
+            if target.vocabulary.pieces[whole[-1]] == d and re.fullmatch(rb" [A-Za-z]+", d):
+                return self._drafts(start, whole)
         tokens = self._translation.target.stable(pending)
         if not tokens and self._text.drawn_since(start) >= MAX_PENDING:
             tokens = self._translation.target.tokenise(pending)
