@@ -1,5 +1,6 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test
+# make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
@@ -32,7 +33,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest $(ARGS)
+	@$(STEP) "tests" $(BIN)/pytest -m "not clients" $(ARGS)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
@@ -69,6 +70,13 @@ run-vllm: .venv-vllm/.ready-run
 test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
 		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target $(ARGS)
+
+test-clients: test-clients-ready models
+	@$(STEP) "tests of clients" $(BIN)/pytest tests/clients $(ARGS)
+
+.PHONY: test-clients test-clients-ready
+test-clients-ready: .venv/.ready-dev
+	@$(STEP) "clients installed" scripts/setup-clients.sh
 
 test-vllm-matrix: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m scripts/vllm-matrix.sh $(VLLM_VERSIONS)

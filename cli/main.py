@@ -12,13 +12,16 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from cli import doctor as checks
 from cli.chat import chat as chat_in_terminal
+from cli.doctor.finding import report
+from cli.doctor.machine import HOST, check_gpu, gpu_here
 from cli.models import models_app
 from cli.up import Plan, read_settings
 from cli.up import up as run_up
-from gateway.hosting.cores import Pins, parse_pins, share
+from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from gateway.hosting.processes import ServiceError
+from models.errors import ModelError
+from models.llama import can_use_gpu
 from models.store import open_store
 
 app = typer.Typer(
@@ -42,6 +45,12 @@ PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_o
 def up(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
+    target: Annotated[
+        str | None, Option(help="Large model: a name, owner/repo, hf://..., or a path.")
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="Draft model: the same, or none. Default: one that fits.")
+    ] = None,
     config: Annotated[
         Path | None, Option(help="TOML file with the tables [edge] and [verifier].")
     ] = None,
@@ -51,14 +60,21 @@ def up(
     ] = None,
     wait: Annotated[float, Option(help="Seconds to become healthy in.")] = 300.0,
 ) -> None:
-    """Run both ends on this machine, until Ctrl-C."""
-    console = Console()
+    """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
+    from cli.preparing import Wanted, prepare, with_threads
+
+    console, pins = Console(), _pins(pin)
     try:
         settings = {} if config is None else read_settings(config)
+        if not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
+            console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
+        wanted = Wanted.of(settings, os.environ, target=target, draft=draft)
+        arguments = prepare(wanted, open_store(os.environ), console)
         key = _first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
-        plan = Plan(edge_port, verifier_port, settings, _pins(pin), wait, key)
+        threaded = with_threads(settings, pins)
+        plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
-    except ServiceError as error:
+    except (ServiceError, ModelError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
@@ -95,31 +111,30 @@ def chat(
 def doctor(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
+    config: Annotated[Path | None, Option(help="Settings file of the edge (TOML).")] = None,
     verifier_url: Annotated[str | None, Option(help="A verifier elsewhere.")] = None,
-    model: Annotated[str, Option(help="Model or pair to check.")] = "qwen2.5-coder",
+    draft: Annotated[str | None, Option(help="Draft model to check, as of the edge.")] = None,
+    model: Annotated[str, Option(help="Model or pair whose files to check.")] = "qwen2.5-coder",
 ) -> None:
-    """Check this machine, and say what to do about what is wrong."""
-    store = open_store(os.environ)
-    findings = [
-        checks.check_python(sys.version_info[:2]),
-        checks.check_engine(),
-        checks.check_cores(),
-        checks.check_cache(store.root),
-        checks.check_models(store, model),
-        checks.check_port("edge", edge_port, "EDGE_PORT"),
-        checks.check_port("verifier", verifier_port, "VERIFIER_PORT"),
-        checks.check_verifier(verifier_url or f"http://127.0.0.1:{verifier_port}"),
-    ]
-    if not checks.report(findings, Console()):
+    """Check this machine and the verifier, and say what to do about what is wrong."""
+    from cli.doctor.examination import examine
+
+    local = config is None and "PICOSPEC_EDGE__VERIFIER_URL" not in os.environ
+    url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
+    try:
+        findings = examine(config, url, draft, model, edge_port, verifier_port)
+    except (ModelError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if not report(findings, Console()):
         raise typer.Exit(1)
 
 
 def _pins(text: str | None) -> Pins:
     if sys.platform != "linux":
         return Pins()
-    available = os.sched_getaffinity(0)
+    available = usable()
     try:
-        return share(available) if text is None else parse_pins(text, available)
+        return share(cores_of(available)) if text is None else parse_pins(text, available)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--pin") from None
 

@@ -1,60 +1,108 @@
-"""`picospec models`: list, pull and verify."""
+"""`picospec models`: list, pull, add, remove and verify."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from typer import Argument, Option
 
+from gateway.hosting.progress_bar import progress_bar
+from models.catalogue import Pair
 from models.dequantise import Weights, dequantise
-from models.errors import ModelError
+from models.errors import ModelError, UnknownModel
+from models.fetching.user_catalogue import UserCatalogue, user_file
 from models.store import open_store
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 
 
+class As(StrEnum):
+    """What a model is to be used for."""
+
+    DRAFT = "draft"
+    TARGET = "target"
+
+
+Reference = Annotated[str, Argument(help="A name, owner/repo, owner/repo:Q4_K_M, or hf://...")]
+
+
 @models_app.command("list")
 def show() -> None:
-    """Show the models that can be pulled, and those that are here."""
+    """Show the models that can be pulled by name, and those that are here."""
     with _reported() as console:
         store = open_store(os.environ)
         table = Table("name", "GB", "file")
         for entry in store.entries():
-            table.add_row(entry.name, f"{entry.bytes / 1e9:.2f}", str(entry.path or "-"))
+            size = f"{entry.bytes / 1e9:.2f}" if entry.bytes else "?"
+            table.add_row(entry.name, size, str(entry.path or "-"))
         console.print(table)
         for name, pair in store.catalogue.pairs.items():
             console.print(f"pair {name}: {pair.draft} drafts for {pair.target}")
 
 
 @models_app.command()
-def pull(name: str) -> None:
-    """Bring a model, a variant or a pair here."""
+def pull(
+    reference: Reference,
+    role: Annotated[
+        As | None,
+        Option("--as", help="Its use: it decides which file of a repository is best."),
+    ] = None,
+) -> None:
+    """Bring a model here; as a target, with weights whose passes are exact."""
     with _reported() as console:
-        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        text = TextColumn("{task.description}")
-        with Progress(text, *columns, console=console, transient=True) as bars:
-            task = bars.add_task("starting", total=None)
-
-            def show(what: str, done: int, total: int) -> None:
-                bars.update(task, description=what, completed=done, total=total)
-
-            paths = open_store(os.environ).pull(name, show)
+        store = open_store(os.environ)
+        with progress_bar(Console(stderr=True), reference) as progress:
+            paths = store.pull(reference, progress, role.value if role else None)
         for path in paths:
             console.print(str(path), soft_wrap=True)
 
 
 @models_app.command()
-def verify(name: str) -> None:
-    """Read the files of a name again, and compare their sha256."""
+def add(
+    name: str,
+    reference: Annotated[str, Argument(help="owner/repo:Q4_K_M, hf://..., or a path.")],
+    draft_for: Annotated[
+        list[str], Option(help="A target of the catalogue that it drafts for; may be repeated.")
+    ] = [],  # noqa: B006 - typer reads it, and nothing changes it
+) -> None:
+    """Give a model a name in your own catalogue, and pair it with targets."""
     with _reported() as console:
-        open_store(os.environ).verify(name)
-        console.print(f"{name} is as it should be")
+        store, own = open_store(os.environ), UserCatalogue(user_file(os.environ))
+        if name in store.catalogue.names and name not in own.read().names:
+            raise UnknownModel(f"{name} is a name of the built-in catalogue; choose another")
+        targets = [store.catalogue.part(target, "target") for target in draft_for]
+        model = store.describe(reference, "draft" if targets else "target")
+        own.add(name, model, {f"{target}+{name}": Pair(name, target) for target in targets})
+        console.print(
+            f"{name} is {model.repository}/{model.file} in {own.file}", soft_wrap=True
+        )
+
+
+@models_app.command()
+def remove(reference: Reference) -> None:
+    """Delete a model's files from the store, and its entry if you have added it."""
+    with _reported() as console:
+        store, own = open_store(os.environ), UserCatalogue(user_file(os.environ))
+        freed = store.remove(reference)
+        if reference in own.read().names:
+            own.remove(reference)
+        console.print(f"{reference} is removed; {freed / 1e9:.2f} GB are free again")
+
+
+@models_app.command()
+def verify(reference: Reference) -> None:
+    """Read a model's files again, and compare their sha256."""
+    with _reported() as console:
+        open_store(os.environ).verify(reference)
+        console.print(f"{reference} is as it should be")
 
 
 @models_app.command()
@@ -70,6 +118,8 @@ def _reported() -> Iterator[Console]:
     """Turn a ModelError into one line on stderr and exit code 1."""
     try:
         yield Console()
-    except ModelError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
+    except (ModelError, OSError) as error:
+        console = Console(stderr=True)
+        console.print("error:", style="red", end=" ")
+        console.print(str(error), soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(1) from error

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cli.chat_client import ChatError, client_of, model_name
-from cli.doctor import HOST, why_not_free
+from cli.doctor.machine import HOST, why_not_free
 from gateway.hosting.cores import Pins
 from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Service, ServiceError, keep_up
@@ -30,6 +30,9 @@ class Plan:
     verifier_port: int = 9000
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Settings of "edge" and "verifier", each as in that service's own file."""
+
+    arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What "edge" and "verifier" get on their command lines; it wins over the settings."""
 
     pins: Pins = field(default_factory=Pins)
     healthy_within_s: float = 300.0
@@ -55,6 +58,7 @@ class Plan:
     def _service(
         self, name: str, module: str, port: int, cores: frozenset[int], *more: str
     ) -> Service:
+        more = (*more, *self.arguments.get(name, ()))
         command = (sys.executable, "-m", module, "--port", str(port), "--host", HOST, *more)
         environment = as_environment(name.upper(), self.settings.get(name, {}))
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, NoReturn
 
 import typer
 import uvicorn
+from prometheus_client import CollectorRegistry
 from typer import Option
 
-from edge_agent.app import build
+from edge_agent.app import build, open_uplink
 from edge_agent.draft_model import loading
+from edge_agent.draft_model.choosing import with_draft_model
 from edge_agent.draft_model.loading import MakeDrafter
+from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
 from models.errors import ModelError
@@ -39,7 +43,12 @@ def main(
     port: Annotated[int | None, Option(envvar="EDGE_PORT", help="Port to listen on.")] = None,
     verifier_url: Annotated[str | None, Option(help="Where the verifier is.")] = None,
     draft_model: Annotated[
-        str | None, Option(help="Pair of the catalogue, or a GGUF file.")
+        str | None,
+        Option(
+            "--draft",
+            "--draft-model",
+            help="Draft model: a name, owner/repo, path, auto or none.",
+        ),
     ] = None,
     drafter: Annotated[str | None, Option(help="model or none.")] = None,
     judge: Annotated[str | None, Option(help="coupled or separate.")] = None,
@@ -67,8 +76,11 @@ def serve(
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
+    metrics = EdgeMetrics(CollectorRegistry())
     try:
-        api = build(settings, open_store(os.environ), policy, make_drafter)
+        store = open_store(os.environ)
+        settings = with_draft_model(settings, store, partial(open_uplink, settings, metrics))
+        api = build(settings, store, policy, make_drafter)
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")
     uvicorn.run(

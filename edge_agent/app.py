@@ -46,10 +46,7 @@ def build(
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
     drafter = make_drafter(model, settings)
-    ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
-    url = str(settings.verifier_url).rstrip("/")
-    connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
-    uplink = Uplink(connection, metrics)
+    uplink = open_uplink(settings, metrics)
     speculation = Speculation(
         settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
     )
@@ -77,6 +74,14 @@ def build(
     app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
     app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink, tokenizer)))
     return app
+
+
+def open_uplink(settings: EdgeSettings, metrics: EdgeMetrics) -> Uplink:
+    """Return the connection to the verifier, made at its first use. Raises OSError."""
+    ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    url = str(settings.verifier_url).rstrip("/")
+    connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
+    return Uplink(connection, metrics)
 
 
 async def _health(

@@ -17,11 +17,11 @@ import structlog
 
 from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.step_sampler import StepSampler
 from gateway.errors import EngineFault, first_error
 from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
-from speculation.sampling.draft_sampler import DraftSampler
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
@@ -46,7 +46,7 @@ class DraftModel:
     """What one session's steps are made with."""
 
     slot: DraftSlot
-    sampler: DraftSampler
+    sampler: StepSampler
     prompt: tuple[TokenId, ...]
 
 
@@ -110,7 +110,8 @@ class Driver:
             if (model := self._model) is None:
                 raise CannotDraft("the session has no draft model")
             context = [*model.prompt, *step.context]
-            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
+            sampler = model.sampler(step)
+            tokens = await model.slot.step(context, sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from edge_agent.as_generator import as_generator
@@ -19,12 +18,14 @@ from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.driver import DraftModel, Driver, Link
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
-from gateway.errors import EngineFault, NotFound, Unavailable
+from edge_agent.step_sampler import step_sampler
+from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
 from models.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftCounts, DraftMachine
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,
     Fill,
@@ -32,10 +33,8 @@ from speculation.protocol.messages import (
     Limits,
     ModelFacts,
     Open,
-    Sampling,
 )
-from speculation.sampling import draft_sampler
-from speculation.sampling.adjustments import adjustment
+from speculation.protocol.opening import opening
 
 Emit = Callable[[Delta], Awaitable[None]]
 
@@ -95,13 +94,7 @@ class EdgeEngine:
         facts = await self._uplink.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
-        return Facts(
-            facts.model,
-            facts.context_tokens,
-            frozenset(facts.stop_tokens),
-            facts.vocabulary_size,
-            frozenset(facts.features),
-        )
+        return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         facts = await self._uplink.facts()
@@ -134,10 +127,12 @@ class EdgeEngine:
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
 
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
-        request = self._open(job, facts, slot)
+        try:
+            request = self._open(job, facts, slot)
+            sampler = step_sampler(request, facts, chance, self._draft_tokens)
+        except InvalidSetting as error:
+            raise InvalidRequest(str(error), param=error.name) from error
         machine = self._machine(request, facts.limits, slot, chance)
-        common = min(facts.vocabulary_size, self._draft_tokens)
-        sampler = _sampler(request, chance, common)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, self._uplink.open(request), model, self._metrics)
         finish = await driver.run(committed)
@@ -171,32 +166,10 @@ class EdgeEngine:
         )
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
-        extras = {k: msgspec.Raw(msgspec.json.encode(v)) for k, v in job.extras.items()}
+        how = self._speculation
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
-        return Open(
-            model=facts.model,
-            vocabulary=facts.vocabulary,
-            prompt=job.prompt,
-            sampling=Sampling(**asdict(job.sampling), extras=extras),
-            seed=job.seed,
-            max_tokens=job.max_tokens,
-            stop_tokens=tuple(facts.stop_tokens),
-            judge=self._speculation.judge,
-            fill=self._speculation.fill if reaches_end else "auto",  # `never` would not end
-            top_logprobs=job.top_logprobs,
-        )
-
-
-def _sampler(
-    request: Open, chance: np.random.Generator, tokens: int
-) -> draft_sampler.DraftSampler:
-    """tokens: the ids that are tokens of both models; the draft model proposes no others."""
-    adjust = adjustment(request)
-    if request.judge == "separate":
-        draw = draft_sampler.separate(request.sampling, chance.random)
-    else:
-        draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
-    return lambda logits, position: draw(adjust(logits[:tokens], position), position)
+        fill = how.fill if reaches_end else "auto"  # `never` would not end
+        return opening(job, facts, judge=how.judge, fill=fill)
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:

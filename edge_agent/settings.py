@@ -37,8 +37,9 @@ class EdgeSettings(ServiceSettings):
     verifier_ca: Path | None = None
     """PEM file of the authority of the verifier's certificate; None means the system's."""
 
-    draft_model: str = "qwen2.5-coder"
-    """A pair of the catalogue (its draft model is used), or the path of a GGUF file."""
+    draft_model: str = "auto"
+    """What models.store calls a reference (of a pair, its draft model is used); "auto": a draft
+    of the catalogue that fits the target, or none; "none"."""
 
     drafter: Literal["model", "none"] = "model"
     """With `none` only lookup drafts."""
@@ -53,7 +54,13 @@ class EdgeSettings(ServiceSettings):
     context_tokens: Annotated[int, Field(ge=64)] = 8192
     """Tokens that a slot holds. An answer that grows longer goes on without drafts."""
 
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Threads of the draft model. None: one for each core this process may use, less one."""
+
+    gpu_layers: Annotated[int, Field(ge=-1)] = -1
+    """Layers of the draft model that a GPU computes, if llama.cpp was built for one; -1 means
+    all of them."""
+
     cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """CPU cores that this process may use (Linux only); empty means all."""
 

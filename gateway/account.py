@@ -23,6 +23,9 @@ class Account:
     started_s: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """The completion tokens that are reasoning."""
+
     status: int = 0
     """The HTTP status to log and count: 499 if the client left, even after a 200 was sent."""
 
@@ -31,6 +34,9 @@ class Account:
 
     fault: Exception | None = None
     """An exception that is a bug of this service; its traceback is logged."""
+
+    ignored: tuple[str, ...] = ()
+    """Fields of the request that cannot change the answer and had no effect."""
 
     first_token_s: float | None = None
     """Time from the start of the request to its first generated token."""
@@ -60,6 +66,8 @@ class Account:
         """Count what choice `index` generated."""
         if delta.statistics is not None:
             self.statistics[index] = delta.statistics
+        if delta.parsed is not None:
+            self.reasoning_tokens += delta.parsed.reasoning_tokens
         if delta.tokens:
             self.completion_tokens += delta.tokens
             self.metrics.generation_tokens.inc(delta.tokens)
@@ -77,12 +85,13 @@ class Account:
             accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
         )
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, object]:
         """Return OpenAI's `usage`."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
     def extensions(self) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
@@ -21,24 +22,41 @@ from gateway.account import Clock
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts
+from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
-from gateway.routes.chat_completions import ChatAnswer, ChatRequest
+from gateway.routes.chat_answer import ChatAnswer
+from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import CompletionAnswer, CompletionRequest
+from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
 from gateway.routes.services import Services
 from gateway.routes.status import health, list_models, prometheus_metrics, retrieve_model
+from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
 
-Handler = Callable[[Services, Request], Awaitable[Response]]
-
-_ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
-    ("POST", "/v1/chat/completions", partial(generate, ChatRequest, ChatAnswer)),
-    ("POST", "/v1/completions", partial(generate, CompletionRequest, CompletionAnswer)),
-    ("GET", "/v1/models", list_models),
-    ("GET", "/v1/models/{name:path}", retrieve_model),
-    ("GET", "/health", health),
-    ("GET", "/metrics", prometheus_metrics),
+ROUTES: Final = (
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        "Answer a chat",
+        partial(generate, ChatRequest, ChatAnswer),
+        ChatRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/completions",
+        "Go on with a text",
+        partial(generate, CompletionRequest, CompletionAnswer),
+        CompletionRequest,
+    ),
+    Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
+    Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
+    Route("GET", "/v1/models", "The model, by each of its names", list_models),
+    Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
+    Route("GET", "/health", "Whether the model can serve", health),
+    Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
+    Route("GET", "/version", "The version of this service", answer_version),
 )
 
 
@@ -64,8 +82,11 @@ def create_app(
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
-        openapi_url=None,
-        middleware=[Middleware(Accounts, settings=settings, metrics=metrics, clock=clock)],
+        openapi_url=None,  # FastAPI's pages load scripts from elsewhere
+        middleware=[
+            *_cors(settings),
+            Middleware(Accounts, settings=settings, metrics=metrics, clock=clock),
+        ],
         exception_handlers={HTTPException: _http_exception},
     )
     services = Services(
@@ -73,13 +94,31 @@ def create_app(
         tokenizer=tokenizer,
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
+        model_aliases=frozenset(settings.model_aliases),
+        styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,
+        keep_alive_s=settings.keep_alive_s,
         draw_seed=draw_seed,
         started=int(time.time()),
     )
-    for method, path, handler in _ROUTES:
-        app.add_route(path, partial(handler, services), methods=[method])
+    for route in (*ROUTES, *documents(ROUTES)):
+        app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
+
+
+def _cors(settings: GatewaySettings) -> list[Middleware]:
+    """Let pages of other origins call. It is outermost, so that they can read errors, too."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-picospec-ignored", "retry-after"],
+        )
+    ]
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.types import Message, Receive, Send
 
-from gateway.detokenise import Detokeniser, TextDelta
+from gateway.detokenise import TextDelta
 from gateway.errors import ClientGone, EngineFault, first_error
 from gateway.ports import Delta
 
@@ -22,16 +22,20 @@ ChoiceStream = AsyncGenerator[TextDelta]
 Emit = Callable[[int, TextDelta], Awaitable[None]]
 
 
-async def stream_choice(
-    deltas: AsyncGenerator[Delta], detokeniser: Detokeniser
-) -> ChoiceStream:
+class DeltaReader(Protocol):
+    """A Detokeniser, or a parser of what one shows."""
+
+    def read(self, delta: Delta) -> TextDelta: ...
+
+
+async def stream_choice(deltas: AsyncGenerator[Delta], reader: DeltaReader) -> ChoiceStream:
     """Yield the text of one choice. The engine's generator is closed before the last TextDelta.
 
     Raises what the engine raises, and EngineFault if it ends without a finish.
     """
     async with aclosing(deltas):
         async for delta in deltas:
-            text_delta = detokeniser.read(delta)
+            text_delta = reader.read(delta)
             if text_delta.finish is not None:
                 break
             yield text_delta

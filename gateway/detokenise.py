@@ -2,8 +2,8 @@
 
 * The outcome depends on the tokens only, not on how Deltas group them.
 * A part of a UTF-8 character is never shown. Bytes that cannot become one give U+FFFD.
-* The text ends before the stop string that is complete first (the longest, if two are complete
-  at the same character). Text that may be the beginning of one is withheld until that is known.
+* The text ends at the stop string that is complete first (the longest, if two are complete at
+  the same character). Text that may be the beginning of one is withheld until that is known.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import codecs
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.errors import EngineFault
+from gateway.output.message import Parsed
 from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
 
 Piece = Callable[[int], bytes]
+Finish = FinishReason | Literal["tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +46,30 @@ class TextDelta:
     """Tokens that count for usage: all that were generated, up to the end of a stop string."""
 
     entries: tuple[LogprobEntry, ...] = ()
-    finish: FinishReason | None = None
+    finish: Finish | None = None
     statistics: Statistics | None = None
+    parsed: Parsed | None = None
+    """The rest of the message, if a parser reads this choice; `text` is then its content."""
 
 
 class Detokeniser:
-    """Converts the Deltas of one choice, in order."""
+    """Converts the Deltas of one choice, in order.
+
+    include_stop: whether the stop string or stop token that ends the text is part of it.
+    """
 
     def __init__(
-        self, piece: Piece, *, stop_tokens: frozenset[int], stops: Sequence[str]
+        self,
+        piece: Piece,
+        *,
+        stop_tokens: frozenset[int],
+        stops: Sequence[str],
+        include_stop: bool = False,
     ) -> None:
         self._piece = piece
-        self._stop_tokens = stop_tokens
+        self._hidden = frozenset[int]() if include_stop else stop_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops, include_stop=include_stop)
         self._pending: deque[LogprobEntry] = deque()
         self._decoded_chars = 0
         self._shown_chars = 0
@@ -68,7 +81,7 @@ class Detokeniser:
         text, tokens = self._read_tokens(delta)
         if delta.finish is not None:
             text += self._show(self._utf8.decode(b"", final=True)) + self._stops.finish()
-        finish: FinishReason | None = "stop" if self._stops.hit else delta.finish
+        finish: Finish | None = "stop" if self._stops.hit else delta.finish
         self._shown_chars += len(text)
         return TextDelta(text, tokens, self._shown_entries(finish), finish, delta.statistics)
 
@@ -76,7 +89,7 @@ class Detokeniser:
         """Return the text to show and the number of tokens read."""
         text = ""
         for count, token in enumerate(delta.tokens, start=1):
-            if token not in self._stop_tokens:
+            if token not in self._hidden:
                 if delta.logprobs is not None:
                     self._pending.append(self._entry(token, delta.logprobs[count - 1]))
                 text += self._show(self._utf8.decode(self._piece(token)))
@@ -92,7 +105,7 @@ class Detokeniser:
         top = tuple((self._piece(other), logprob) for other, logprob in found.top)
         return LogprobEntry(self._piece(token), found.logprob, top, self._decoded_chars)
 
-    def _shown_entries(self, finish: FinishReason | None) -> tuple[LogprobEntry, ...]:
+    def _shown_entries(self, finish: Finish | None) -> tuple[LogprobEntry, ...]:
         """Return the pending entries whose text is shown, so none from a stop string on."""
         everything = finish is not None and not self._stops.hit
         shown = []
@@ -102,12 +115,14 @@ class Detokeniser:
 
 
 class StopStrings:
-    """Finds the first of `stops` in text that is fed piece by piece."""
+    """Finds the first of `stops` in text that is fed piece by piece, and ends the text before
+    it, or after it if `include_stop`."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)
+        self._include_stop = include_stop
         self._withheld = ""
         self.hit = False
         """A stop string was found, and the text has ended."""
@@ -117,8 +132,9 @@ class StopStrings:
         text = self._withheld + text
         if found := self._find(text):
             self.hit, self._withheld = True, ""
-            return text[: min(found)[1]]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+            end, start = min(found)
+            return text[: end if self._include_stop else start]
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._withheld = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -133,7 +149,7 @@ class StopStrings:
         return [(start + len(stop), start) for stop, start in starts if start >= 0]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -23,7 +23,7 @@ from gateway.responses import error_response
 from gateway.settings import GatewaySettings
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
+_OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/openapi.json", "/docs"})
 
 
 class Accounts:
@@ -107,6 +107,7 @@ class Accounts:
             path=scope["path"],
             status=status,
             error=account.error,
+            **({"ignored": account.ignored} if account.ignored else {}),
             prompt_tokens=account.prompt_tokens,
             completion_tokens=account.completion_tokens,
             first_token_s=account.first_token_s and round(account.first_token_s, 6),
@@ -118,7 +119,11 @@ class Accounts:
 async def _send_with_id(account: Account, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
         account.status = message["status"]
-        MutableHeaders(scope=message)["x-request-id"] = account.request_id
+        message = {**message}  # the stream's is a constant, and MutableHeaders writes to it
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = account.request_id
+        if account.ignored:
+            headers["x-picospec-ignored"] = ", ".join(account.ignored)
     await send(message)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, Self
 
 FinishReason = Literal["stop", "length"]
 
@@ -95,6 +95,23 @@ class Delta:
     any Delta, an engine should send them with each."""
 
 
+class Described(Protocol):
+    """What both engines know of their target, as the verifier describes it."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def stop_tokens(self) -> Sequence[int]: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def features(self) -> Sequence[str]: ...
+    @property
+    def defaults(self) -> Mapping[str, float]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Properties of the engine's model."""
@@ -108,12 +125,35 @@ class Facts:
     features: frozenset[str] = frozenset()
     """OpenAI parameters beyond Sampling that this engine serves; any other gets a 400."""
 
+    defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """The model's own temperature, top_p, top_k, min_p and repetition_penalty, for requests
+    that leave them out."""
+
+    @classmethod
+    def of(cls, target: Described) -> Self:
+        return cls(
+            target.model,
+            target.context_tokens,
+            frozenset(target.stop_tokens),
+            target.vocabulary_size,
+            frozenset(target.features),
+            MappingProxyType(dict(target.defaults)),
+        )
+
 
 Json = Mapping[str, object]
 """A JSON object, as a chat template gets it."""
 
 
 class Tokenizer(Protocol):
+    @property
+    def template(self) -> str:
+        """The chat template's text; empty if there is none."""
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+
     def chat(
         self,
         messages: Sequence[Json],
@@ -123,16 +163,30 @@ class Tokenizer(Protocol):
     ) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
 
-        messages: objects with `role`, `content` (text), and where there are any `name`,
-        `tool_calls`, `tool_call_id` and `reasoning_content`. A tool call's `arguments` are an
-        object. tools: OpenAI's tool objects. options: more variables for the template.
+        messages: objects with `role`, `content` (a text, or None beside tool calls), and where
+        there are any `name`, `tool_calls`, `tool_call_id` and `reasoning_content`. A tool
+        call's `arguments` are an object, or a text that is none. tools: OpenAI's tool objects.
+        options: more variables for the template.
         """
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt. special: markers in it become special tokens."""
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt.
 
-    def piece(self, token: int) -> bytes:
-        """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
+        special: markers in it become special tokens. begin: the tokens that begin every prompt
+        of this model come first.
+        """
+
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        """Return the tokens of a prompt for the text between two; markers in them stay text.
+
+        Raises ValueError if the model has no tokens for that.
+        """
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return a token's UTF-8 bytes, perhaps part of a character.
+
+        special: a special token has its spelling; otherwise it has b"".
+        """
 
 
 TokenizerSource = Callable[[], Awaitable[Tokenizer]]

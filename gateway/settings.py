@@ -6,16 +6,31 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from gateway.output.formats.choose import FormatName
+
 
 class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     api_keys: tuple[SecretStr, ...] = ()
-    """Each of these keys opens every path; /health and /metrics need none. With no keys set,
-    all paths are open."""
+    """Each of these keys opens every path; /health, /metrics, /openapi.json and /docs need
+    none. With no keys set, all paths are open."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""
+
+    model_aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Other names by which clients may ask for the model."""
+
+    cors_origins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Origins whose pages may call this service from a browser, such as
+    "https://chat.example"; "*" stands for all."""
+
+    keep_alive_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    """A stream in which nothing was shown yet gets a comment this often, in seconds."""
+
+    tool_format: FormatName | None = None
+    """How the model writes tool calls, if its chat template does not tell it rightly."""
 
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
     """Limit of the choices that one request may ask for: its prompts times `n`."""

@@ -1,6 +1,7 @@
 """The catalogue: models, variants (a model in another quantisation), and pairs of two of them.
 
-A model is identified by its sha256, so that any source of its bytes will do.
+A model is identified by its sha256, so that any source of its bytes will do. The package ships
+a catalogue, and models.fetching.user_catalogue adds the user's entries of the same form.
 """
 
 from __future__ import annotations
@@ -9,11 +10,21 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
 
 import msgspec
 
-from models.errors import UnknownModel
+from models.errors import InvalidCatalogue, UnknownModel
 from models.llama import Quantisation
+
+Role = Literal["draft", "target"]
+"""What a model is used for; a pair has one model for each."""
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*$")]
+"""A name in the catalogue, which is also that of a file in the store."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,7 +33,7 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     """Its name: name-version-py3-none-any.whl."""
 
-    sha256: str
+    sha256: Sha256
 
     @property
     def requirement(self) -> str:
@@ -31,19 +42,37 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{name}=={version}"
 
 
-class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One GGUF file, and where it can be fetched."""
 
     file: str
-    licence: str
-    bytes: int
-    sha256: str
+    """Its name in the repository. A model without a repository is on this machine: a path."""
+
+    licence: str = ""
+    bytes: int = 0
+    """0 if unknown."""
+
+    sha256: Sha256 = ""
+    """Empty if unknown: the hub's own is checked then. Models in wheels must have it."""
+
     repository: str = ""
     """The name of its repository on the model hub; empty if it has none."""
+
+    vocabulary: str = ""
+    """Its Vocabulary.digest: it drafts for models that have the same one. Empty if unknown."""
 
     wheels: tuple[Wheel, ...] = ()
     members: str = ""
     """A glob pattern for the parts inside the wheels."""
+
+    def __post_init__(self) -> None:
+        if self.wheels and not self.sha256:
+            raise ValueError("a model in wheels needs its sha256")
+
+    @property
+    def local(self) -> Path | None:
+        """The file, if it is one of this machine that is not fetched."""
+        return None if self.repository or self.wheels else Path(self.file).expanduser()
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,45 +99,71 @@ class Recipe:
     quantisation: Quantisation | None
 
 
+_TABLES: Final = ("models", "variants", "pairs")
+
+
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be pulled, by its name."""
 
-    hub_url: str
-    models: Mapping[str, ModelFile] = {}
-    variants: Mapping[str, Variant] = {}
-    pairs: Mapping[str, Pair] = {}
+    models: Mapping[Name, ModelFile] = {}
+    variants: Mapping[Name, Variant] = {}
+    pairs: Mapping[Name, Pair] = {}
 
-    def pair(self, name: str) -> Pair:
-        """Return a pair. Raises UnknownModel."""
-        if name not in self.pairs:
-            raise UnknownModel(f"no pair {name!r}; there are {', '.join(sorted(self.pairs))}")
-        return self.pairs[name]
+    @property
+    def names(self) -> list[str]:
+        return sorted(name for table in _TABLES for name in getattr(self, table))
+
+    def part(self, name: str, role: Role) -> str:
+        """Return the name of the model or variant that a pair has for a role, or else `name`.
+
+        Raises UnknownModel.
+        """
+        pair = self.pairs.get(name)
+        return self.recipe(getattr(pair, role) if pair else name).name
 
     def recipe(self, name: str) -> Recipe:
         """Return how to make the file of a model or variant. Raises UnknownModel."""
         if model := self.models.get(name):
             return Recipe(name, name, model, None)
-        if variant := self.variants.get(name):
-            base = self.recipe(variant.model)
-            return Recipe(name, base.name, base.file, variant.quantisation)
-        known = sorted([*self.models, *self.variants, *self.pairs])
-        raise UnknownModel(f"no model {name!r}; there are {', '.join(known)}")
+        variant = self.variants.get(name)
+        if variant and (base := self.models.get(variant.model)):
+            return Recipe(name, variant.model, base, variant.quantisation)
+        name = variant.model if variant else name
+        raise UnknownModel(f"no model {name!r}; there are {', '.join(self.names)}")
 
     def files(self, name: str) -> list[str]:
         """Return the names of the models and variants that a model, variant or pair needs."""
         pair = self.pairs.get(name)
         return [pair.draft, pair.target] if pair else [self.recipe(name).name]
 
+    def drafts_of(self, target: str) -> list[str]:
+        """Return the drafts of the pairs that have this target, by its name or its model's."""
+        of_pairs = [(pair.draft, self.recipe(pair.target)) for pair in self.pairs.values()]
+        return [draft for draft, of in of_pairs if target in (of.name, of.model)]
 
-def read(text: str) -> Catalogue:
-    """Parse a catalogue in TOML. Raises UnknownModel for a name that it does not define."""
-    catalogue = msgspec.convert(tomllib.loads(text), Catalogue)
-    for name in [*catalogue.variants, *catalogue.pairs]:
-        for part in catalogue.files(name):
-            catalogue.recipe(part)
-    return catalogue
+    def __or__(self, other: Self) -> Self:
+        """Return both, checked. Raises InvalidCatalogue for a name that both define."""
+        if twice := set(self.names) & set(other.names):
+            raise InvalidCatalogue(f"{min(twice)} is a name of the built-in catalogue")
+        tables = {name: {**getattr(self, name), **getattr(other, name)} for name in _TABLES}
+        return type(self)(**tables).checked()
+
+    def checked(self) -> Self:
+        """Return the catalogue. Raises UnknownModel for a name that it does not define."""
+        for name in [*self.variants, *self.pairs]:
+            for part in self.files(name):
+                self.recipe(part)
+        return self
+
+
+def parse(text: str) -> Catalogue:
+    """Read a catalogue in TOML; another may define what it names. Raises InvalidCatalogue."""
+    try:
+        return msgspec.convert(tomllib.loads(text), Catalogue)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidCatalogue(str(error)) from error
 
 
 def shipped() -> Catalogue:
     """Return the catalogue that comes with the package."""
-    return read(files("models").joinpath("catalogue.toml").read_text("utf-8"))
+    return parse(files("models").joinpath("catalogue.toml").read_text("utf-8")).checked()

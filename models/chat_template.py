@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import NoReturn
 
 import jinja2
@@ -28,44 +29,90 @@ class ChatTemplate:
         self, text: str, variables: Json, *, now: Clock = datetime.datetime.now
     ) -> None:
         self.text = text
-        self._template = _compile(text, now)
+        environment = _environment(now)
+        try:
+            parsed = environment.parse(text)
+            self._template = environment.from_string(parsed)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template cannot be read: {error}") from error
         self._variables = variables
+        self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
+        """Whether it shows tools to the model."""
+
+    @cached_property
+    def takes_null(self) -> bool:
+        """Whether the content of a message may be None beside its tool calls.
+
+        Some templates look for None, and others would write it or add it to a text.
+        """
+        call = {"name": "f", "arguments": {}}
+        calls = [{"id": "a" * 9, "type": "function", "function": call}]
+        asked = {"role": "user", "content": "a"}
+        answered = {"role": "assistant", "content": None, "tool_calls": calls}
+        try:
+            return "None" not in self.render([asked, answered], (), {})
+        except ValueError:
+            return False
 
     def render(self, messages: Sequence[Json], tools: Sequence[Json], options: Json) -> str:
         """Return the chat with the assistant's turn opened. Raises ValueError.
 
-        options: more variables, which replace those of the template.
+        options: more variables, which replace those of the template. Some are known to many
+        templates: `documents`, `enable_thinking`, `add_generation_prompt`.
         """
-        given = {**self._variables, **options}
-        given |= {"messages": messages, "tools": tools or None, "documents": None}
+        _check(options)
+        given = {"add_generation_prompt": True, "documents": None, **self._variables, **options}
+        given |= {"messages": messages, "tools": tools or None}
         try:
-            return self._template.render({"add_generation_prompt": True, **given})
-        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            return self._template.render(given)
+        except Exception as error:  # the template is code from outside: it may raise anything
             raise ValueError(f"the chat template refuses: {error}") from error
+
+
+def _check(options: Json) -> None:
+    if taken := {"messages", "tools"} & options.keys():
+        raise ValueError(f"{min(taken)} is no template variable: it has a field of its own")
+    match options.get("documents"):
+        case None:
+            return
+        case list(documents) if all(isinstance(each, Mapping) for each in documents):
+            return
+    raise ValueError("documents: expected a list of objects")
+
+
+def joined(default: str, with_tools: str) -> str:
+    """Return one template of two: the first is for chats without tools.
+
+    A line break after a tag is no text, and neither is the one that ends a template.
+    """
+    first, last = (text.removesuffix("\n") for text in (with_tools, default))
+    return f"{{% if tools %}}\n{first}{{%+ else %}}\n{last}{{%+ endif %}}"
 
 
 class _Generation(Extension):
     """Renders the body of {% generation %}, a tag with which templates mark the assistant's
-    turns for training."""
+    turns for training. The body is a block: what is set in it ends with it."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja has it so
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_body")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
-def _compile(template: str, now: Clock) -> jinja2.Template:
+def _environment(now: Clock) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda layout: now().strftime(layout)
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template cannot be read: {error}") from error
+    return environment
 
 
 def _to_json(

@@ -8,8 +8,9 @@
     - BadSegment      a bug of the caller: a gap, an unknown token or sequence, too many rows
     - NoRoom          the sequence or the cache is full; nothing was decoded
     - DecodeFailed    llama.cpp failed; truncate the sequences before they are used again
-  - UnknownModel      the catalogue does not have the name
-  - NotPulled         the catalogue has the name, but the store does not have the file
+  - InvalidCatalogue  a catalogue cannot be read, or defines a name twice
+  - UnknownModel      no catalogue has the name, or a repository does not have the file
+  - NotPulled         the model is known, but the store does not have the file
   - PullError
     - SourceFailed    one source cannot give the file; the next one is tried
     - WrongHash       a fetched or stored file does not have the hash of the catalogue
@@ -39,6 +40,9 @@ class NoRoom(DecodeError): ...
 
 
 class DecodeFailed(DecodeError): ...
+
+
+class InvalidCatalogue(ModelError): ...
 
 
 class UnknownModel(ModelError): ...

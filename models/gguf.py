@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -31,24 +32,29 @@ _SIZES: Final[Mapping[int, int]] = {
 }
 """Bytes of a value, by its kind: integers, floats and booleans."""
 
+_F32, _Q4_0, _Q8_0 = 0, 2, 8
+"""Types of weights in ggml's numbers."""
+
 MAX_PAIRS: Final = 4096
 """Most pairs of one file; those of known models have fewer than 100."""
 
 
 def metadata_of(path: Path) -> bytes:
     """Return a GGUF file that has the metadata of `path` and no tensors. Raises CannotOpen."""
-    try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            version, _, pairs = _header(data)
-            return (
-                _HEADER.pack(b"GGUF", version, 0, pairs)
-                + data[_HEADER.size : _end(data, pairs)]
-            )
-    except (OSError, ValueError) as error:
-        raise CannotOpen(f"{path}: {error}") from error
+    with _mapped(path) as data:
+        version, _, pairs = _header(data)
+        return _HEADER.pack(b"GGUF", version, 0, pairs) + data[_HEADER.size : _end(data, pairs)]
+
+
+def is_exact(path: Path) -> bool:
+    """Return whether a row's logits can be the same whatever rows share its pass.
+
+    That needs matrices in Q8_0 or Q4_0 (models.llama). Those in F32 do not count unless there
+    are no others, because every quantisation leaves some so. Raises CannotOpen.
+    """
+    with _mapped(path) as data:
+        types = set(_matrix_types(data)) - {_F32}
+    return bool(types) and types <= {_Q4_0, _Q8_0}
 
 
 def check_metadata(data: bytes) -> None:
@@ -56,6 +62,32 @@ def check_metadata(data: bytes) -> None:
     _, tensors, pairs = _header(data)
     if tensors or _end(data, pairs) != len(data):
         raise ValueError("a tokenizer has no tensors, and nothing after its metadata")
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Map a file; raise what goes wrong with it meanwhile as CannotOpen."""
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            yield data
+    except (OSError, ValueError, struct.error) as error:
+        raise CannotOpen(f"{path}: {error}") from error
+
+
+def _matrix_types(data: Data) -> Iterator[int]:
+    """Yield the type of each tensor that has more than one dimension."""
+    _, tensors, pairs = _header(data)
+    at = _end(data, pairs)
+    for _ in range(tensors):
+        at = _after_string(data, at)
+        (dimensions,) = _U32.unpack_from(data, at)
+        at = _within(data, at + _U32.size + dimensions * _U64.size)
+        if dimensions > 1:
+            yield _U32.unpack_from(data, at)[0]
+        at = _within(data, at + _U32.size + _U64.size)
 
 
 def _header(data: Data) -> tuple[int, int, int]:

@@ -16,15 +16,20 @@ from typing import Any, Final
 import tokenizers
 from huggingface_hub import snapshot_download
 
+from models.chat_template import joined
 from models.errors import CannotOpen
 from models.vocabulary import Vocabulary
 
+_TEMPLATES: Final = {
+    "default": "chat_template.jinja",
+    "tool_use": "additional_chat_templates/tool_use.jinja",
+}
 FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
     "chat_template.json",
+    *_TEMPLATES.values(),
     "generation_config.json",
     "config.json",
 )
@@ -152,14 +157,15 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str:
-    if (file := _read(folder / "chat_template.jinja")) is not None:
-        return file.decode()
-    given = config.get("chat_template") or _json(folder / "chat_template.json").get(
-        "chat_template"
-    )
-    if isinstance(given, list):  # several by name, the one for chats among them
-        given = {each["name"]: each["template"] for each in given}.get("default")
-    return given or ""
+    """Return the chat template, made of two if there is one for chats with tools."""
+    files = {name: _read(folder / path) for name, path in _TEMPLATES.items()}
+    templates = {name: file.decode() for name, file in files.items() if file is not None}
+    if not templates:
+        given = {**_json(folder / "chat_template.json"), **config}.get("chat_template", "")
+        several = isinstance(given, list)
+        templates = {e["name"]: e["template"] for e in given} if several else {"default": given}
+    default, with_tools = templates.get("default", ""), templates.get("tool_use")
+    return joined(default, with_tools) if with_tools else default
 
 
 def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:

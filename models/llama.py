@@ -50,11 +50,18 @@ lib.llama_backend_init()
 
 
 class Model:
-    """A GGUF file; with vocabulary_only, without its weights. Raises CannotOpen."""
+    """A GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
-    def __init__(self, path: Path, vocabulary_only: bool = False) -> None:
+    gpu_layers: layers that a GPU computes, if llama.cpp was built for one; -1 means all. Its
+    passes are faster, and not exact.
+    """
+
+    def __init__(
+        self, path: Path, vocabulary_only: bool = False, *, gpu_layers: int = 0
+    ) -> None:
         settings = lib.llama_model_default_params()
         settings.vocab_only = vocabulary_only
+        settings.n_gpu_layers = gpu_layers
         self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
         vocabulary = lib.llama_model_get_vocab(self.handle) if self.handle else None
         if vocabulary is None:
@@ -233,6 +240,11 @@ class Context:
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
         self._batch.n_tokens = row
+
+
+def can_use_gpu() -> bool:
+    """Return whether this build of llama.cpp can run layers on a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
 
 
 def quantise(source: Path, target: Path, kind: Quantisation) -> None:

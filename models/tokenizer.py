@@ -1,7 +1,8 @@
 """Converts chats and raw prompts to a target's tokens.
 
 * Only the chat template makes special tokens. A marker such as <|im_end|> in a message stays
-  text: a sentinel character is put into it before rendering and removed from the result.
+  text: a sentinel is put into it before rendering and removed from the result. So a template
+  does not find a special token that it looks for in messages, and shows it as text.
 * A rendered chat without sentinels is tokenised as a whole. Otherwise the text between two
   markers is tokenised at once, as it is when the whole string is tokenised.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from functools import cached_property, partial
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from models.chat_template import ChatTemplate, Json
+from models.infill import Hole, infill_format
 from models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
@@ -53,6 +55,11 @@ class Tokenizer:
         """The chat template's text; empty if there is none."""
         return self._template.text if self._template else ""
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+        return self._template is not None and self._template.takes_tools
+
     def chat(
         self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = _NONE
     ) -> list[int]:
@@ -62,8 +69,10 @@ class Tokenizer:
         """
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
+        if not self._template.takes_null:
+            messages = [_with_text(message) for message in messages]
         given = {"messages": messages, "tools": tools, "options": options}
-        sentinel = _unused("".join(_texts(given)))
+        sentinel = _unused(self.template + "".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}
         rendered = self._template.render(**safe)  # type: ignore[arg-type]  # as it was given
         if sentinel in rendered:
@@ -72,13 +81,29 @@ class Tokenizer:
             tokens = self._encoder.tokenize(rendered, True)
         return _beginning(self._encoder.begins_chat, tokens)
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt. special: markers in it become special tokens."""
-        return _beginning(self._encoder.begins_raw, self._encoder.tokenize(text, special))
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt. See gateway.ports.Tokenizer."""
+        tokens = self._encoder.tokenize(text, special)
+        return _beginning(self._encoder.begins_raw, tokens) if begin else tokens
 
-    def piece(self, token: int) -> bytes:
-        """Return a token's UTF-8 bytes, perhaps part of a character; b"" if it is special."""
-        return self.vocabulary.piece(token)
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        """Return a prompt for the text between two. Raises ValueError if the model has none."""
+        if self._infill is None:
+            raise ValueError("the model has no tokens for filling in between two texts")
+        texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
+        parts = (
+            self._encoder.tokenize(texts[part], False) if isinstance(part, Hole) else [part]
+            for part in self._infill
+        )
+        return _beginning(self._encoder.begins_raw, list(chain.from_iterable(parts)))
+
+    @cached_property
+    def _infill(self) -> Sequence[int | Hole] | None:
+        return infill_format(self.vocabulary)
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return a token's UTF-8 bytes, perhaps part of a character. See Vocabulary.piece."""
+        return self.vocabulary.piece(token, special)
 
     def _break(self, value: object, sentinel: str) -> object:
         """Return a JSON value whose texts hold no marker: a sentinel is in each."""
@@ -100,6 +125,10 @@ class Tokenizer:
                 yield from self._encoder.tokenize(text, False)
 
 
+def _with_text(message: Json) -> Json:
+    return {**message, "content": ""} if message.get("content", "") is None else message
+
+
 def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
     return tokens if tuple(tokens[: len(begin)]) == begin else [*begin, *tokens]
 
@@ -111,7 +140,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield every text of a JSON value, and the names of its fields."""
+    """Yield every text and number of a JSON value, and the names of its fields."""
     match value:
         case str():
             yield value
@@ -121,12 +150,12 @@ def _texts(value: object) -> Iterator[str]:
         case list() | tuple():
             for item in value:
                 yield from _texts(item)
+        case _:
+            yield str(value)
 
 
 def _unused(text: str) -> str:
-    """Return a private-use character that the text does not contain. Raises ValueError."""
-    used = set(text)
-    unused = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
-    if (sentinel := next(unused, None)) is None:
-        raise ValueError("the messages use every private-use character")
-    return sentinel
+    """Return a number that the text does not contain; templates may encode texts as JSON or in
+    Python's notation, and digits come through both."""
+    numbers = (str(10**exponent) for exponent in count(16))
+    return next(number for number in numbers if number not in text)

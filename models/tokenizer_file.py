@@ -15,7 +15,7 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from models.chat_template import ChatTemplate
+from models.chat_template import ChatTemplate, joined
 from models.errors import CannotOpen
 from models.gguf import check_metadata, metadata_of
 from models.hugging_face import HuggingFaceEncoder, read_directory
@@ -117,12 +117,19 @@ def tokenizer_file(model: Path, template: str | None = None, rows: int = 0) -> T
         found = TokenizerFile(
             "gguf",
             metadata_of(model),
-            template=facts.get("tokenizer.chat_template", ""),
+            template=_template(facts),
             named_tokens=gguf.named_tokens(),
             defaults=_recommended(facts),
         )
         gguf.close()
     return found if template is None else msgspec.structs.replace(found, template=template)
+
+
+def _template(facts: Mapping[str, str]) -> str:
+    """Return the chat template in a GGUF file's metadata."""
+    default = facts.get("tokenizer.chat_template", "")
+    with_tools = facts.get("tokenizer.chat_template.tool_use")
+    return joined(default, with_tools) if with_tools else default
 
 
 def _recommended(facts: Mapping[str, str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
@@ -40,6 +41,14 @@ class Vocabulary:
 
     def is_special(self, token: int) -> bool:
         return token in self.special
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits, equal where all pieces are: such vocabularies are not different."""
+        digest = hashlib.blake2b(digest_size=8)
+        for piece in self.pieces:
+            digest.update(len(piece).to_bytes(4, "little") + piece)
+        return digest.hexdigest()
 
     @cached_property
     def markers(self) -> dict[str, int]:

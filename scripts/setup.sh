@@ -31,10 +31,14 @@ missing_packages() {
     "$1" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
-# A wheel built here may use every instruction of this processor, so it is kept by processor.
+# A wheel built here may use every instruction of this processor, and what CMAKE_ARGS asks for
+# (a GPU), so it is kept by both.
 processor() {
-    { uname -m; grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true; } |
-        cksum | cut -d' ' -f1
+    {
+        uname -m
+        grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true
+        printf %s "${CMAKE_ARGS:-}"
+    } | cksum | cut -d' ' -f1
 }
 
 python=$(find_python)

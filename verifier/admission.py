@@ -6,6 +6,7 @@ from math import isfinite
 
 from gateway.errors import ApiError, InvalidRequest, NotFound
 from speculation.protocol.messages import ModelFacts, Open, Sampling
+from speculation.protocol.opening import STOPPING
 
 MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20
@@ -69,6 +70,8 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
         if not (is_allowed and isfinite(value)):
             raise _invalid(f"sampling.{field}", f"{value} is out of range")
     for name in sampling.extras:
+        if name in STOPPING:
+            raise _invalid(f"sampling.extras.{name}", "stop_tokens must say it")
         if name not in facts.features:
             raise _invalid(f"sampling.extras.{name}", "not supported by this target")
 

@@ -11,14 +11,15 @@ import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
+import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
 from gateway.metrics import Metrics
-from models.store import Store, open_store
+from models.gguf import is_exact
+from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
@@ -97,21 +98,16 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
     template = None if file is None else file.read_text("utf-8")
     if settings.target == "vllm":
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
-        options = VllmSettings.of(settings.model, settings.vllm)
+        options = VllmSettings.of(settings.model.removeprefix("hf://"), settings.vllm)
         return VllmTarget(name, options, settings.limits, metrics, template=template)
-    name, path = _resolve(settings.model, settings.served_name, store)
-    return LlamaTarget(name, path, settings.llama, settings.limits, metrics, template=template)
-
-
-def _resolve(model: str, served_name: str | None, store: Store) -> tuple[str, Path]:
-    """Return the name clients use and the path of the GGUF file.
-
-    model: a path; or a name in the catalogue, of a pair (its target is meant), a variant or a
-    model. Clients know a variant by its model's name. Raises UnknownModel or NotPulled.
-    """
-    path = Path(model)
-    if path.suffix == ".gguf" or path.is_file():
-        return served_name or path.stem, path
-    catalogue = store.catalogue
-    name = catalogue.pairs[model].target if model in catalogue.pairs else model
-    return served_name or catalogue.recipe(name).model, store.path(name)
+    found = store.find(settings.model, "target")
+    if not is_exact(found.path):
+        structlog.get_logger("verifier").warning(
+            "the weights are not exact: draft tokens may change a text",
+            path=str(found.path),
+            remedy=f"picospec models pull --as target {settings.model}",
+        )
+    name = settings.served_name or found.name
+    return LlamaTarget(
+        name, found.path, settings.llama, settings.limits, metrics, template=template
+    )

@@ -6,8 +6,6 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import msgspec
-
 from gateway.errors import (
     ApiError,
     EngineFault,
@@ -17,8 +15,16 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
-from speculation.protocol.messages import Commit, Finish, ModelFacts, Open, Sampling
-from verifier.target import Reply, TargetError, TargetFull, UnknownSession, Unservable
+from speculation.protocol.messages import Commit, Finish
+from speculation.protocol.opening import opening
+from verifier.target import (
+    Reply,
+    TargetError,
+    TargetFull,
+    UnknownSession,
+    Unservable,
+    unservable,
+)
 from verifier.target_host import Host
 
 
@@ -30,41 +36,22 @@ class PlainEngine:
 
     async def facts(self) -> Facts:
         """Raise Unavailable while the target is loading."""
-        facts = self._host.ready().facts
-        stops, features = frozenset(facts.stop_tokens), frozenset(facts.features)
-        return Facts(facts.model, facts.context_tokens, stops, facts.vocabulary_size, features)
+        return Facts.of(self._host.ready().facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         """Stream one choice; it equals what an edge gets with the same seed."""
         target = self._host.ready()
         passes = 0
         try:
-            replies = target.serve(secrets.token_urlsafe(12), opening(job, target.facts))
+            with unservable():
+                request = opening(job, target.facts, fill="always")
+            replies = target.serve(secrets.token_urlsafe(12), request)
             async with aclosing(replies):
                 async for reply in replies:
                     passes += isinstance(reply.message, Commit)
                     yield _delta(reply.message, passes)
         except TargetError as error:
             raise translate(error) from error
-
-
-def opening(job: Job, facts: ModelFacts) -> Open:
-    """Return the session that a job asks for."""
-    given = job.sampling
-    extras = {
-        name: msgspec.Raw(msgspec.json.encode(value)) for name, value in job.extras.items()
-    }
-    return Open(
-        model=facts.model,
-        vocabulary=facts.vocabulary,
-        prompt=job.prompt,
-        sampling=Sampling(given.temperature, given.min_p, given.top_k, given.top_p, extras),
-        seed=job.seed,
-        max_tokens=job.max_tokens,
-        stop_tokens=tuple(facts.stop_tokens),
-        fill="always",
-        top_logprobs=job.top_logprobs,
-    )
 
 
 def _delta(message: Reply, passes: int) -> Delta:
@@ -91,5 +78,6 @@ def translate(error: TargetError) -> ApiError:
         case UnknownSession():
             return NotFound(str(error), code="unknown_session")
         case Unservable():
-            return InvalidRequest(str(error), param=error.field)
+            name = error.field.removeprefix("sampling.extras.")
+            return InvalidRequest(f"{name}: {error.reason}", param=name)
     return Unavailable(str(error), code="target_failed")

@@ -9,11 +9,13 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from gateway.ports import Tokenizer
 from models.tokenizer_file import TokenizerFile
+from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,
     Finish,
@@ -54,6 +56,16 @@ class Unservable(TargetError):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
         self.field = field
+        self.reason = reason
+
+
+@contextmanager
+def unservable() -> Iterator[None]:
+    """Translate InvalidSetting, which reading the settings of an Open raises."""
+    try:
+        yield
+    except InvalidSetting as error:
+        raise Unservable(f"sampling.extras.{error.name}", error.reason) from error
 
 
 class Target(Protocol):

@@ -12,6 +12,7 @@ is a defect, and makes the exit status 1, unless --explain finds that it was a n
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from functools import partial
@@ -47,10 +48,14 @@ def main(
     sessions: Annotated[int, typer.Option(help="Answers at once.")] = 1,
     edges: Annotated[str, typer.Option(help=f"Of {', '.join(EDGES)}.")] = "model,late,noise",
     temperatures: options.Temperatures = "0,1",
+    settings: Annotated[
+        str, typer.Option(help='More fields of each request, as JSON: {"logit_bias": {}}.')
+    ] = "{}",
     explain: Annotated[bool, typer.Option(help="Show how close a difference was.")] = False,
 ) -> None:
     """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
-    asking = partial(ask, tokens=tokens, likeliest=LIKELIEST if explain else None)
+    likeliest = LIKELIEST if explain else None
+    asking = partial(ask, tokens=tokens, likeliest=likeliest, settings=json.loads(settings))
     vocabulary = Model(find(draft_model, open_store(os.environ)), vocabulary_only=True)
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)

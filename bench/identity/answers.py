@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import numpy as np
 from bench.data.prompts import Prompt
 from bench.identity.ties import Noise, Parting, TokenScores
 from bench.run.client import Client, Question, Reply
+from gateway.ports import NONE
 from models.vocabulary import Vocabulary
 from speculation.sampling.noise import gumbel, place
 
@@ -46,9 +48,10 @@ async def ask(
     *,
     tokens: int,
     likeliest: int | None,
+    settings: Mapping[str, object] = NONE,
 ) -> Answer:
     """Ask for one answer. Raises AnswerError, or httpx.TransportError."""
-    question = Question(prompt.prompt, temperature, SEED, tokens, likeliest)
+    question = Question(prompt.prompt, temperature, SEED, tokens, likeliest, settings)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
 

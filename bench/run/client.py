@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from time import perf_counter
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from bench.data.prompts import sampling
+from gateway.ports import NONE
 
 
 class AnswerError(Exception):
@@ -28,6 +29,9 @@ class Question:
 
     likeliest: int | None = None
     """Tokens at each position whose log-probabilities are asked for; None: none."""
+
+    settings: Mapping[str, object] = field(default_factory=lambda: NONE)
+    """More fields of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,9 @@ class Client:
             "max_tokens": question.tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-        } | ({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest})
+            **({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest}),
+            **question.settings,
+        }
 
 
 def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:

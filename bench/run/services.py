@@ -6,7 +6,6 @@ Every process is real: the services run as they are shipped, on loopback, each o
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 from abc import abstractmethod
@@ -19,7 +18,7 @@ import httpx
 
 from bench.link.path import Conditions
 from bench.link.relay_server import HOST, Link
-from gateway.hosting.cores import Pins, parse_pins, share
+from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.settings_sources import as_environment
@@ -57,8 +56,8 @@ def pins(text: str = "") -> Pins:
     """Return the cores that `text` names; by default half of them for each end."""
     if sys.platform != "linux":
         return Pins()
-    available = os.sched_getaffinity(0)
-    return parse_pins(text, available) if text else share(available)
+    available = usable()
+    return parse_pins(text, available) if text else share(cores_of(available))
 
 
 @dataclass(frozen=True, slots=True)

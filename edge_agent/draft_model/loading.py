@@ -4,32 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+from rich.console import Console
 
 from edge_agent.draft_model.drafter import Drafter, NoDrafter
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.settings import EdgeSettings
+from gateway.hosting.cores import compute_threads
+from gateway.hosting.progress_bar import progress_bar
+from models.errors import NotPulled
 from models.llama import Context, Model
 from models.store import Store
+
+AUTO: Final = "auto"
+NONE: Final = "none"
+"""Values of the setting draft_model that name no model."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
 
 
-def find(name: str, store: Store) -> Path:
-    """Return the draft model's file.
+def find(reference: str, store: Store) -> Path:
+    """Return the draft model's file; see models.store for what a reference can be.
 
-    name: a path, or a name in the catalogue: of a pair, whose draft model is used, of a variant
-    or of a model. Raises models.errors.UnknownModel or NotPulled.
+    Raises models.errors.UnknownModel or NotPulled.
     """
-    path = Path(name)
-    if path.suffix == ".gguf" or path.is_file():
-        return path
-    pairs = store.catalogue.pairs
-    return store.path(pairs[name].draft if name in pairs else name)
+    return store.find(reference, "draft").path
+
+
+def pull_if_missing(name: str, store: Store) -> None:
+    """Fetch a draft model, and show how far that is. Raises models.errors.ModelError."""
+    try:
+        store.find(name, "draft")
+    except NotPulled:
+        with progress_bar(Console(stderr=True), name) as show:
+            store.pull(name, show, "draft")
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:
     """Open the draft model, if there is to be one. Raises models.errors.ModelError."""
-    return None if settings.drafter == "none" else Model(find(settings.draft_model, store))
+    if settings.drafter == "none":
+        return None
+    return Model(find(settings.draft_model, store), gpu_layers=settings.gpu_layers)
 
 
 def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
@@ -38,5 +54,13 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
         return NoDrafter()
     context_tokens = min(settings.context_tokens, model.context_tokens)
     return LlamaDrafter(
-        Context(model, context_tokens, sequences=settings.slots, threads=settings.threads)
+        Context(model, context_tokens, sequences=settings.slots, threads=threads_of(settings))
     )
+
+
+def threads_of(settings: EdgeSettings) -> int:
+    """Return how many threads the draft model has.
+
+    A core is left to the event loop: it would interrupt a thread that all others wait for.
+    """
+    return settings.threads or max(1, compute_threads() - 1)

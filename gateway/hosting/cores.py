@@ -1,39 +1,84 @@
-"""Shares a machine's CPU cores between the two ends, so that neither slows the other down."""
+"""The CPU cores that this process may use, and how the two ends share them.
+
+A core with hyper-threading shows as two CPUs. Each thread of llama.cpp keeps a core busy, so
+there is one for each core, and the ends share cores and not CPUs: two threads on one core would
+slow each other down. Only Linux tells which CPUs a process may use, and which cores they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Final
+
+Core = frozenset[int]
+"""The CPUs of one core."""
+
+_TOPOLOGY: Final = Path("/sys/devices/system/cpu")
+_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The cores that each end may use; empty means any."""
+    """The CPUs that each end may use; empty means any."""
 
     verifier: frozenset[int] = frozenset()
     edge: frozenset[int] = frozenset()
 
 
-def share(available: Collection[int]) -> Pins:
-    """Give the verifier the lower half and the edge the upper; a single core stays unpinned."""
-    ordered = sorted(available)
-    if len(ordered) < 2:
+def usable() -> frozenset[int]:
+    """Return the CPUs that this process may use."""
+    if sys.platform == "linux":
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def cores_of(cpus: Collection[int], topology: Path = _TOPOLOGY) -> list[Core]:
+    """Group CPUs by their core, in the order of their first ones."""
+    cores = {_siblings(cpu, topology) & frozenset(cpus) for cpu in cpus}
+    return sorted(cores, key=min)
+
+
+def compute_threads() -> int:
+    """Return how many threads of llama.cpp this process has room for: one for each core.
+
+    A container's limit on processor time counts too. On macOS the slow cores are left out,
+    because every thread waits for the slowest one.
+    """
+    if sys.platform == "darwin":
+        return _fast_cores_of_macos()
+    return max(1, min(len(cores_of(usable())), _quota_cpus(_QUOTA)))
+
+
+def share(cores: Sequence[Core]) -> Pins:
+    """Give the verifier the first half of the cores, and the edge the rest.
+
+    The CPUs of a single core are shared in the same way; a single CPU stays unpinned.
+    """
+    if len(cores) == 1:
+        cores = [frozenset({cpu}) for cpu in sorted(cores[0])]
+    if len(cores) < 2:
         return Pins()
-    middle = (len(ordered) + 1) // 2
-    return Pins(frozenset(ordered[:middle]), frozenset(ordered[middle:]))
+    middle = (len(cores) + 1) // 2
+    return Pins(frozenset().union(*cores[:middle]), frozenset().union(*cores[middle:]))
 
 
 def parse_pins(text: str, available: Collection[int]) -> Pins:
     """Read "VERIFIER:EDGE", each a list such as 0,2-3; "none" pins nothing.
 
-    Raises ValueError for another form, or a core that is not in `available`.
+    Raises ValueError for another form, or a CPU that is not in `available`.
     """
     if text == "none":
         return Pins()
     verifier, colon, edge = text.partition(":")
     if not colon:
         raise ValueError(f'pins must read "VERIFIER:EDGE", such as 0:1, or none; not {text!r}')
-    pins = Pins(_cores(verifier), _cores(edge))
+    pins = Pins(_cpus(verifier), _cpus(edge))
     missing = sorted((pins.verifier | pins.edge) - set(available))
     if missing:
         may = sorted(available)
@@ -41,12 +86,38 @@ def parse_pins(text: str, available: Collection[int]) -> Pins:
     return pins
 
 
-def _cores(listed: str) -> frozenset[int]:
-    """Read a list such as 0,2-3; an empty text means any core."""
-    cores: set[int] = set()
+def _siblings(cpu: int, topology: Path) -> Core:
+    """Return the CPUs of a CPU's core; the CPU alone where the system does not tell."""
+    try:
+        text = (topology / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return frozenset({cpu})
+    return _cpus(text.strip()) | {cpu}
+
+
+def _quota_cpus(file: Path) -> int:
+    """Return how many CPUs' time a container may use; a large number without a limit."""
+    try:
+        quota, period = file.read_text().split()
+        return ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # the file is not there, or its quota is "max"
+        return 1 << 20
+
+
+def _fast_cores_of_macos() -> int:
+    for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
+        told = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True)
+        if told.stdout.strip().isdecimal():
+            return int(told.stdout)
+    return os.cpu_count() or 1
+
+
+def _cpus(listed: str) -> frozenset[int]:
+    """Read a list such as 0,2-3; an empty text means any."""
+    cpus: set[int] = set()
     for part in filter(None, listed.split(",")):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"not a list of cores: {listed!r}")
-        cores.update(range(int(first), int(last if dash else first) + 1))
-    return frozenset(cores)
+        cpus.update(range(int(first), int(last if dash else first) + 1))
+    return frozenset(cpus)

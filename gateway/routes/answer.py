@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +12,9 @@ from starlette.types import Receive
 
 from gateway.account import Account
 from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge
-from gateway.detokenise import LogprobEntry, TextDelta
-from gateway.ports import UNLIKELY, FinishReason
+from gateway.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.output.message import joined
+from gateway.ports import UNLIKELY
 from gateway.responses import json_response
 
 Json = dict[str, object]
@@ -45,18 +46,23 @@ class Answer(ABC):
             "choices": choices,
         }
 
-    def first_chunk(self) -> Json | None:
-        """Return a choice's first chunk, which has no text; None if the API has none."""
+    def first_chunk(self, delta: TextDelta) -> Json | None:
+        """Return what a choice begins with, before its first delta, if the API has that."""
         return None
+
+    def chunks(self, delta: TextDelta) -> Iterator[Json]:
+        """Yield the chunks of a delta, without its finish."""
+        if delta.text or delta.entries:
+            yield self.text_chunk(delta.text, delta.entries)
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...
 
     @abstractmethod
-    def last_chunk(self, finish: FinishReason) -> Json: ...
+    def last_chunk(self, finish: Finish) -> Json: ...
 
     @abstractmethod
-    def choice(self, text: str, entries: Entries, finish: FinishReason | None) -> Json:
+    def choice(self, whole: TextDelta) -> Json:
         """Return a choice that is not streamed."""
 
 
@@ -71,15 +77,22 @@ async def json_answer(
         read[index].append(delta)
 
     await cancel_on_disconnect(receive, lambda: merge(streams, emit))
-    choices = [{"index": i, **_choice(answer, deltas)} for i, deltas in enumerate(read)]
+    choices = [{"index": i, **answer.choice(_joined(deltas))} for i, deltas in enumerate(read)]
     body = answer.body(choices, chunk=False)
     return json_response({**body, "usage": account.usage(), **account.extensions()})
 
 
-def _choice(answer: Answer, deltas: Sequence[TextDelta]) -> Json:
-    text = "".join(delta.text for delta in deltas)
-    entries = [entry for delta in deltas for entry in delta.entries]
-    return answer.choice(text, entries, deltas[-1].finish)
+def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
+    """Return all that a client gets of a choice as one delta."""
+    parsed = [delta.parsed for delta in deltas if delta.parsed is not None]
+    return TextDelta(
+        text="".join(delta.text for delta in deltas),
+        tokens=sum(delta.tokens for delta in deltas),
+        entries=tuple(entry for delta in deltas for entry in delta.entries),
+        finish=deltas[-1].finish,
+        statistics=deltas[-1].statistics,
+        parsed=joined(parsed) if parsed else None,
+    )
 
 
 def finite(logprob: float) -> float:

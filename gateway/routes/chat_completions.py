@@ -1,108 +1,146 @@
-"""The body and the answer of POST /v1/chat/completions."""
+"""The body of POST /v1/chat/completions."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from gateway.detokenise import LogprobEntry
+from gateway.choice_stream import DeltaReader
 from gateway.errors import InvalidRequest
-from gateway.ports import FinishReason, Tokenizer
-from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.request import Flag, GenerationRequest, Integer, StrictModel, TokenIds
+from gateway.output.grammar import Constraint, Wanted
+from gateway.output.schemas import schemas_of
+from gateway.output.style import Style
+from gateway.ports import Facts, Tokenizer
+from gateway.routes.request import GenerationRequest, TokenIds
+from gateway.routes.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
+from gateway.schemas import structured
+from gateway.schemas.base import Flag, Integer
+from gateway.schemas.messages import ChatMessage
 
-
-def _as_parts(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-class TextPart(StrictModel):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(StrictModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[tuple[TextPart, ...], BeforeValidator(_as_parts)]
-
-    def message(self) -> Json:
-        """Join the parts by newlines. "developer" is OpenAI's newer name for "system"."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+_EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+_RESERVED: Final = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
+)
+"""Variables of a chat template that only this service sets."""
 
 
 class ChatRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "messages"
 
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)]
-    max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    tools: Tools = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: Flag = True
+    reasoning_effort: _EFFORTS | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] = "auto"
+    """llama-server's: at "none", reasoning stays in the text of the answer."""
+
+    chat_template_kwargs: Annotated[dict[str, object], Field(default_factory=dict)]
     logprobs: Flag = False
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
 
-    @field_validator("max_completion_tokens")
+    @field_validator("tool_choice")
     @classmethod
-    def _is_the_only_limit(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("max_tokens") not in (None, value):
-            raise ValueError("max_tokens and max_completion_tokens differ; give one")
+    def _can_be_satisfied(
+        cls, value: ToolChoice | None, info: ValidationInfo
+    ) -> ToolChoice | None:
+        if value is not None:
+            check_choice(value, info.data.get("tools", ()))
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leave_the_services_own(cls, value: dict[str, object]) -> dict[str, object]:
+        if taken := sorted(_RESERVED & value.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set")
         return value
 
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("logprobs") is False:
+        if value and info.data.get("logprobs") is False:
             raise ValueError("top_logprobs needs logprobs: true")
         return value
 
     @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+    def tool_use(self) -> ToolUse:
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+
+    @property
+    def splits_reasoning(self) -> bool:
+        """Whether the answer's reasoning is shown apart from its content."""
+        return self.reasoning_format != "none"
 
     @property
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
-        messages = [message.message() for message in self.messages]
+    def reader(
+        self, style: Style, prompt: TokenIds, *, stop_tokens: frozenset[int]
+    ) -> DeltaReader:
+        return style.reader(
+            self._detokeniser(stop_tokens),
+            prompt,
+            schemas_of(self.tool_use.tools),
+            parallel=self.tool_use.parallel,
+            splits_reasoning=self.splits_reasoning,
+        )
+
+    def constraint(
+        self, style: Style, prompt: TokenIds, content: Constraint | None
+    ) -> Constraint | None:
+        use = self.tool_use
+        if content is None and not use.needs_grammar:
+            return None
+        tools = schemas_of(use.tools)
+        wanted = Wanted(
+            tools if use.name is None else {use.name: tools[use.name]},
+            required=use.choice == "required",
+            parallel=use.parallel,
+            content=content,
+        )
         try:
-            return (tuple(tokenizer.chat(messages)),)
+            return style.constraint(prompt, wanted, splits_reasoning=self.splits_reasoning)
+        except ValueError as error:
+            raise InvalidRequest(f"tools: {error}", param="tools") from error
+
+    def check_served(self, facts: Facts) -> None:
+        """Raise InvalidRequest for calls that need a grammar, if the engine has none."""
+        use = self.tool_use
+        if structured.NAME in facts.features or not use.needs_grammar:
+            return
+        field = "tool_choice"
+        if use.choice != "required":
+            first = [tool.function.strict for tool in self.tools].index(True)
+            field = f"tools.{first}.function.strict"
+        raise InvalidRequest(
+            f"{field}: this model cannot be made to call a function",
+            param=field,
+            code="unsupported_parameter",
+        )
+
+    def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
+        messages = [message.shown() for message in self.messages]
+        tools = self.tool_use.tools
+        if tools and not tokenizer.takes_tools:
+            raise InvalidRequest(
+                "tools: the model's chat template has no place for them",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        try:
+            return (tuple(tokenizer.chat(messages, tools=tools, options=self._options())),)
         except ValueError as error:
             raise InvalidRequest(f"messages: {error}", param="messages") from error
 
-
-class ChatAnswer(Answer):
-    id_prefix = "chatcmpl-"
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def first_chunk(self) -> Json:
-        return self._chunk({"role": "assistant", "content": ""}, None, None)
-
-    def text_chunk(self, text: str, entries: Entries) -> Json:
-        return self._chunk({"content": text}, self._logprobs(entries), None)
-
-    def last_chunk(self, finish: FinishReason) -> Json:
-        return self._chunk({}, None, finish)
-
-    def choice(self, text: str, entries: Entries, finish: FinishReason | None) -> Json:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        logprobs = self._logprobs(entries)
-        return {"message": message, "logprobs": logprobs, "finish_reason": finish}
-
-    def _chunk(self, delta: Json, logprobs: Json | None, finish: FinishReason | None) -> Json:
-        return {"delta": delta, "logprobs": logprobs, "finish_reason": finish}
-
-    def _logprobs(self, entries: Entries) -> Json | None:
-        if not self.wants_logprobs:
-            return None
-        return {"content": [_entry(entry) for entry in entries], "refusal": None}
-
-
-def _entry(entry: LogprobEntry) -> Json:
-    top = [_token(piece, logprob) for piece, logprob in entry.top]
-    return {**_token(entry.piece, entry.logprob), "top_logprobs": top}
-
-
-def _token(piece: bytes, logprob: float) -> Json:
-    text = piece.decode("utf-8", "backslashreplace")
-    return {"token": text, "logprob": finite(logprob), "bytes": list(piece)}
+    def _options(self) -> Mapping[str, object]:
+        """Return variables for the template. As in vLLM, some effort means to think at all."""
+        if self.reasoning_effort is None:
+            return self.chat_template_kwargs
+        effort = {
+            "reasoning_effort": self.reasoning_effort,
+            "enable_thinking": self.reasoning_effort != "none",
+        }
+        return {**effort, **self.chat_template_kwargs}

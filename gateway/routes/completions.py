@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.detokenise import LogprobEntry
-from gateway.ports import FinishReason, Tokenizer
+from gateway.choice_stream import ChoiceStream
+from gateway.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.errors import InvalidRequest
+from gateway.ports import Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.request import GenerationRequest, Integer, TokenIds
+from gateway.routes.request import GenerationRequest, TokenIds
+from gateway.schemas.base import Flag, Integer
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
@@ -33,12 +39,52 @@ def _is_tokens(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
+def text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
+    """Return a prompt as a text, in which special tokens are spelt out."""
+    if isinstance(prompt, str):
+        return prompt
+    return b"".join(tokenizer.piece(token, True) for token in prompt).decode("utf-8", "replace")
+
+
+async def _echo(prompt: str, stream: ChoiceStream) -> ChoiceStream:
+    """Yield the choice with the prompt before its first text."""
+    async with aclosing(stream):
+        async for delta in stream:
+            yield replace(delta, text=prompt + delta.text)
+            prompt = ""
+
+
 class CompletionRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "prompt"
     default_tokens: ClassVar[int | None] = 16  # OpenAI's default
 
-    prompt: Annotated[tuple[str | TokenIds, ...], BeforeValidator(_as_prompts)]
+    prompt: Annotated[
+        tuple[str | TokenIds, ...],
+        BeforeValidator(
+            _as_prompts, json_schema_input_type=str | TokenIds | tuple[str | TokenIds, ...]
+        ),
+    ]
     logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    suffix: str = ""
+    """The text that comes after the completion."""
+
+    echo: Flag = False
+    add_special_tokens: Flag = True
+    """vLLM's: the tokens that begin every prompt are added to this one."""
+
+    @field_validator("suffix")
+    @classmethod
+    def _goes_with_text(cls, value: str, info: ValidationInfo) -> str:
+        if value and not all(isinstance(each, str) for each in info.data.get("prompt", ())):
+            raise ValueError("it needs a prompt that is a text")
+        return value
+
+    @field_validator("echo")
+    @classmethod
+    def _has_no_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("logprobs") is not None:
+            raise ValueError("there are no log-probabilities of a prompt; leave out logprobs")
+        return value
 
     @property
     def prompt_count(self) -> int:
@@ -49,10 +95,25 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
-        return tuple(
-            tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
-            for prompt in self.prompt
-        )
+        try:
+            return tuple(tuple(self._tokens(prompt, tokenizer)) for prompt in self.prompt)
+        except ValueError as error:
+            raise InvalidRequest(f"suffix: {error}", param="suffix") from error
+
+    def _tokens(self, prompt: str | TokenIds, tokenizer: Tokenizer) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.suffix:
+            return tokenizer.infill(prompt, self.suffix)
+        return tokenizer.encode(prompt, begin=self.add_special_tokens)
+
+    def shown(
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+    ) -> list[ChoiceStream]:
+        if not self.echo:
+            return list(streams)
+        prompts = [text_of(prompt, tokenizer) for prompt in self.prompt]
+        return [_echo(prompts[i // self.n], stream) for i, stream in enumerate(streams)]
 
 
 class CompletionAnswer(Answer):
@@ -61,12 +122,15 @@ class CompletionAnswer(Answer):
     chunk_object = "text_completion"
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
-        return self.choice(text, entries, None)
+        return self._choice(text, entries, None)
 
-    def last_chunk(self, finish: FinishReason) -> Json:
+    def last_chunk(self, finish: Finish) -> Json:
         return {"text": "", "logprobs": None, "finish_reason": finish}
 
-    def choice(self, text: str, entries: Entries, finish: FinishReason | None) -> Json:
+    def choice(self, whole: TextDelta) -> Json:
+        return self._choice(whole.text, whole.entries, whole.finish)
+
+    def _choice(self, text: str, entries: Entries, finish: Finish | None) -> Json:
         logprobs = _logprobs(entries) if self.wants_logprobs else None
         return {"text": text, "logprobs": logprobs, "finish_reason": finish}
 

@@ -1,11 +1,13 @@
 """Answers as server-sent events.
 
-The status is sent with the first event. An error before it gets a status of its own; an error
-after it becomes an event `data: {"error": ...}`, and the stream ends without [DONE].
+The status is sent with the first event, or with a comment that keeps the connection alive. An
+error before it gets a status of its own; an error after it becomes an event
+`data: {"error": ...}`, and the stream ends without [DONE].
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -18,6 +20,7 @@ from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge, sen
 from gateway.detokenise import TextDelta
 from gateway.errors import ClientGone
 from gateway.routes.answer import Answer, Json
+from gateway.routes.keep_alive import COMMENT, keep_alive
 
 _START: Final[Message] = {
     "type": "http.response.start",
@@ -30,17 +33,28 @@ _START: Final[Message] = {
 }
 
 
+_MORE: Final[Message] = {"type": "http.response.body", "more_body": True}
+
+
 class EventStream(Response):
     """One answer, sent once. It closes `streams` before it returns or raises."""
 
     def __init__(
-        self, answer: Answer, streams: Sequence[ChoiceStream], account: Account, *, usage: bool
+        self,
+        answer: Answer,
+        streams: Sequence[ChoiceStream],
+        account: Account,
+        *,
+        usage: bool,
+        keep_alive_s: float,
     ) -> None:
         super().__init__()
         self._answer = answer
         self._streams = streams
         self._account = account
         self._usage = usage
+        self._keep_alive_s = keep_alive_s
+        self._has_status = False
         self._begun: set[int] = set()
         """Choices of which a chunk was made."""
 
@@ -54,19 +68,34 @@ class EventStream(Response):
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:
-            if not self._begun:
+            if not self._has_status:
                 raise
             error = self._account.failed(raised)
             await send({**_events(error.body()), "more_body": False})
 
     async def _stream(self, send: Send) -> None:
+        begun = asyncio.Event()
+
+        async def comment() -> None:
+            await self._send_status(send)
+            await send_to_client(send, {**_MORE, "body": COMMENT})
+
         async def emit(index: int, delta: TextDelta) -> None:
-            if not self._begun:
-                await send_to_client(send, _START)
+            if not begun.is_set():
+                begun.set()
+                await waiting
+                await self._send_status(send)
             self._account.count(index, delta)
             await send_to_client(send, _events(*self._chunks(index, delta)))
 
-        await merge(self._streams, emit)
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(keep_alive(begun, comment, self._keep_alive_s))
+            await merge(self._streams, emit)
+
+    async def _send_status(self, send: Send) -> None:
+        if not self._has_status:
+            await send_to_client(send, _START)
+            self._has_status = True
 
     def _end(self) -> Message:
         if not self._usage:
@@ -76,12 +105,12 @@ class EventStream(Response):
         return _events({**body, "usage": usage, **self._account.extensions()}, done=True)
 
     def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
-        first = self._answer.first_chunk() if index not in self._begun else None
+        first = self._answer.first_chunk(delta) if index not in self._begun else None
         self._begun.add(index)
         if first is not None:
             yield self._chunk(index, first)
-        if delta.text or delta.entries:
-            yield self._chunk(index, self._answer.text_chunk(delta.text, delta.entries))
+        for chunk in self._answer.chunks(delta):
+            yield self._chunk(index, chunk)
         if delta.finish is not None:
             self._running -= 1
             last = self._chunk(index, self._answer.last_chunk(delta.finish))
@@ -97,4 +126,4 @@ def _events(*objects: object, done: bool = False) -> Message:
     """Return one body message with an event for each object, and [DONE] after the last."""
     encoded = [msgspec.json.encode(item) for item in objects]
     body = b"".join(b"data: %b\n\n" % event for event in encoded + [b"[DONE]"] * done)
-    return {"type": "http.response.body", "body": body, "more_body": not done}
+    return {**_MORE, "body": body, "more_body": not done}

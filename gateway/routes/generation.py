@@ -6,20 +6,22 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.account import Account
 from gateway.choice_stream import stream_choice
-from gateway.detokenise import Detokeniser
 from gateway.errors import InvalidRequest
-from gateway.ports import SEEDS, Facts, Job, Tokenizer
+from gateway.output.style import Style
+from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
-from gateway.routes.parameters import check_extras
+from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
+from gateway.schemas import structured
 
 
 async def generate(
@@ -32,26 +34,43 @@ async def generate(
     body = await parse(schema, request)
     account: Account = request.state.account
     facts = await services.facts_of(body.model)
+    given = check_parameters(body.model_extra or {}, facts)
+    body.check_served(facts)
+    account.ignored = shown_names((*given.ignored, *body.unknown_inside()))
     tokenizer = await services.tokenizer()
+    style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(services, body, facts, tokenizer, name)
+    jobs = await _jobs(services, body, facts, style, name, given.extras)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
+    stop_tokens = facts.stop_tokens.union(given.stop_tokens)
     streams = [
         stream_choice(
             services.engine.generate(job),
-            Detokeniser(tokenizer.piece, stop_tokens=facts.stop_tokens, stops=body.stop),
+            body.reader(style, job.prompt, stop_tokens=stop_tokens),
         )
         for job in jobs
     ]
+    streams = body.shown(streams, tokenizer)
     if body.stream:
-        return EventStream(answer, streams, account, usage=body.include_usage)
+        return EventStream(
+            answer,
+            streams,
+            account,
+            usage=body.include_usage,
+            keep_alive_s=services.keep_alive_s,
+        )
     return await json_answer(answer, streams, account, request.receive)
 
 
 async def _jobs(
-    services: Services, body: GenerationRequest, facts: Facts, tokenizer: Tokenizer, name: str
+    services: Services,
+    body: GenerationRequest,
+    facts: Facts,
+    style: Style,
+    name: str,
+    extras: Mapping[str, object],
 ) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; choice i is seeded with seed + i."""
     if body.prompt_count * body.n > services.max_choices:
@@ -60,23 +79,37 @@ async def _jobs(
             f" {services.max_choices} choices",
             param="n" if body.prompt_count == 1 else "prompt",
         )
-    extras = check_extras(body.model_extra or {}, facts)
     loop = asyncio.get_running_loop()
-    prompts = await loop.run_in_executor(services.executor, body.tokenise, tokenizer)
+    prompts = await loop.run_in_executor(services.executor, body.tokenise, style.tokenizer)
+    constrained = [_constrained(body, style, prompt, extras) for prompt in prompts]
     limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
+    sampling = body.sampling(facts.defaults)
     seed = services.draw_seed() if body.seed is None else body.seed
     return [
         Job(
             request_id=f"{name}-{index}",
             prompt=prompts[index // body.n],
             max_tokens=limits[index // body.n],
-            sampling=body.sampling,
+            sampling=sampling,
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
-            extras=extras,
+            extras=constrained[index // body.n],
         )
         for index in range(len(prompts) * body.n)
     ]
+
+
+def _constrained(
+    body: GenerationRequest, style: Style, prompt: TokenIds, extras: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return the extras of a job, in which the constraint is about its whole answer."""
+    content = extras.get(structured.NAME)
+    constraint = body.constraint(
+        style, prompt, content if isinstance(content, Mapping) else None
+    )
+    if constraint is content:
+        return extras
+    return MappingProxyType({**extras, structured.NAME: constraint})
 
 
 def _max_tokens(
@@ -99,7 +132,7 @@ def _max_tokens(
             param=field,
             code="context_length_exceeded",
         )
-    max_tokens = wanted or min(room, body.default_tokens or room)
+    max_tokens = wanted or min(room, body.usual_tokens or room)
     least = extras.get("min_tokens")
     if isinstance(least, int) and least > max_tokens:
         raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")

@@ -2,113 +2,189 @@
 
 A parameter that would change the output is never ignored. It gets a 400 that names it, unless
 its value is neutral (`presence_penalty: 0`) or the engine serves it (`Facts.features`); in that
-case it is checked and passed on in `Job.extras`.
+case it is checked and passed on in `Job.extras`, by one name and in one form. A parameter that
+cannot change the output is never an error; the answer names it in a header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gateway.errors import InvalidRequest
 from gateway.ports import Facts
-from gateway.routes.request import Flag, Integer, Number, StrictModel, invalid
-
-
-class _JsonSchema(StrictModel):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    json_schema: Annotated[dict[str, object], Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None
-
-
-class _ResponseFormat(StrictModel):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: _JsonSchema | None = None
-
+from gateway.schemas import structured
+from gateway.schemas.base import Flag, Integer, Number, invalid
+from gateway.schemas.known import NEUTRAL, is_neutral
+from gateway.schemas.messages import Prediction, text_of
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0)]
+
+MAX_BIASES: Final = 1024
+"""The limit of tokens in a logit_bias: each row of the session pays for them."""
+
+MAX_STOP_TOKENS: Final = 64
 
 SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = {
     "presence_penalty": TypeAdapter(Penalty),
     "frequency_penalty": TypeAdapter(Penalty),
-    "repetition_penalty": TypeAdapter(Annotated[Number, Field(gt=0, le=2)]),
-    "logit_bias": TypeAdapter(dict[Annotated[int, Field(ge=0)], Bias]),
-    "response_format": TypeAdapter(_ResponseFormat),
+    "repetition_penalty": TypeAdapter(Annotated[Number, Field(ge=0.01, le=2)]),
+    "logit_bias": TypeAdapter(Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)]),
     "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
     "ignore_eos": TypeAdapter(Flag),
+    "stop_token_ids": TypeAdapter(
+        Annotated[list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)]
+    ),
 }
-"""Parameters that an engine may serve, with the checks of their values."""
+"""Parameters that an engine may serve, with the checks of their values. It may also serve
+`structured_outputs`, to which all fields of `structured.FIELDS` lead, and `prediction`."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    **NEUTRAL,
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), (0,)),
-    **dict.fromkeys(("repetition_penalty", "best_of"), (1,)),
-    **dict.fromkeys(("ignore_eos", "store", "echo"), (False,)),
-    **dict.fromkeys(("tools", "functions"), ([],)),
-    **dict.fromkeys(("tool_choice", "function_call"), ("none",)),
+    "repetition_penalty": (1,),
+    "ignore_eos": (False,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
-    **dict.fromkeys(("audio", "moderation", "prediction", "reasoning_effort"), ()),
-    **dict.fromkeys(("suffix", "verbosity", "web_search_options"), ()),
+    "stop_token_ids": ([],),
+    "grammar": ("",),
 }
-"""Known parameters that can change the output, each with the values at which it does not."""
 
-_PROMPT_CACHE = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
-_HARMLESS: Final = frozenset(
-    {"metadata", "parallel_tool_calls", "safety_identifier", "user", *_PROMPT_CACHE}
-)
-"""Known parameters that never change the output."""
+_OTHER_NAMES: Final[Mapping[str, str]] = {
+    "n_cmpl": "n",
+    "n_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+}
+"""llama-server's names. The schema reads the first two; what it left was given twice."""
+
+_PREDICTION: Final = TypeAdapter(Prediction)
+PARAMETERS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    **SERVABLE,
+    **structured.ADAPTERS,
+    "prediction": _PREDICTION,
+}
+"""All of them, with the checks of their values."""
+
+_PENALTIES: Final = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
 
 
-def check_extras(given: Mapping[str, object], facts: Facts) -> Mapping[str, object]:
-    """Return Job.extras; raise InvalidRequest for a parameter that the engine does not serve.
+_SHOWABLE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_SHOWN: Final = 32
 
-    Values are as JSON gave them, except that the tokens of logit_bias are integers.
-    """
-    extras = {}
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    extras: Mapping[str, object]
+    """Job.extras. Values are as JSON gave them, but the tokens of logit_bias are integers."""
+
+    ignored: tuple[str, ...]
+    """The names of the fields that cannot change the output."""
+
+    stop_tokens: frozenset[int] = frozenset()
+    """The tokens that end this answer besides the model's own."""
+
+
+def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
+    """Check the fields that no schema has. Raises InvalidRequest for one that is not served."""
+    extras: dict[str, Any] = {}
+    ignored: list[str] = []
     for name, value in given.items():
-        if name in _HARMLESS or _is_neutral(name, value):
+        meant = _one_name(name, given)
+        if is_neutral(value, _NEUTRAL.get(meant, ())):
             continue
-        _check_served(name, facts)
-        extras[name] = _checked(name, value, facts)
-    return MappingProxyType(extras)
+        if name in structured.FIELDS:
+            ignored += _constrain(extras, name, value, facts)
+        elif meant in SERVABLE:
+            _require(meant, facts, name)
+            extras[meant] = _checked(meant, value, facts, name)
+        elif name == "prediction" and name in facts.features:
+            extras[name] = _predicted(value)
+        elif name in NEUTRAL:
+            raise _unsupported(name)
+        else:
+            ignored.append(name)
+    _check_window(given, extras)
+    _add_default(given, extras, facts)
+    stop_tokens = frozenset(extras.get("stop_token_ids", ()))
+    return Parameters(MappingProxyType(extras), tuple(ignored), stop_tokens)
 
 
-def _is_neutral(name: str, value: object) -> bool:
-    """Tell whether a value is equal to a neutral one, where `false` does not count as 0."""
-    neutral = _NEUTRAL.get(name, ())
-    return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral)
+def shown_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names as a header and the log may show them: once each, short and few."""
+    safe = (name if _SHOWABLE.fullmatch(name) else "?" for name in names)
+    return tuple(dict.fromkeys(safe))[:MAX_SHOWN]
 
 
-def _check_served(name: str, facts: Facts) -> None:
-    if name in SERVABLE and name in facts.features:
-        return
-    if name in _NEUTRAL:
-        message = f"{name} is not supported by this model"
-        raise InvalidRequest(message, param=name, code="unsupported_parameter")
-    raise InvalidRequest(f"unknown parameter: {name}", param=name, code="unknown_parameter")
-
-
-def _checked(name: str, value: object, facts: Facts) -> object:
+def _predicted(value: object) -> str:
+    """Return the text that the client expects. It changes no answer, only its speed."""
     try:
-        checked = SERVABLE[name].validate_python(value)
+        return text_of(_PREDICTION.validate_python(value).content)
+    except ValidationError as error:
+        raise invalid(error, under="prediction") from None
+
+
+def _one_name(name: str, given: Mapping[str, object]) -> str:
+    meant = _OTHER_NAMES.get(name, name)
+    if meant != name and (meant in given or meant not in SERVABLE):
+        raise InvalidRequest(f"{name} means {meant}: give one of them", param=name)
+    return meant
+
+
+def _constrain(extras: dict[str, Any], name: str, value: object, facts: Facts) -> list[str]:
+    """Put the constraint that a field asks for into `extras`; return what it ignored."""
+    constraint, ignored = structured.constraint_of(name, value)
+    if constraint is None:
+        return ignored
+    _require(structured.NAME, facts, name)
+    if structured.NAME in extras:
+        raise InvalidRequest(f"{name}: only one field may constrain the output", param=name)
+    extras[structured.NAME] = constraint
+    return ignored
+
+
+def _check_window(given: Mapping[str, object], extras: Mapping[str, object]) -> None:
+    """Let llama-server's window of the penalties pass where there is no penalty."""
+    window = given.get("repeat_last_n")
+    if window not in (None, -1) and not extras.keys().isdisjoint(_PENALTIES):
+        raise InvalidRequest(
+            "repeat_last_n: the penalties have no window; leave it out or give -1",
+            param="repeat_last_n",
+            code="unsupported_parameter",
+        )
+
+
+def _add_default(given: Mapping[str, object], extras: dict[str, Any], facts: Facts) -> None:
+    """Add the model's own repetition penalty if the request has none."""
+    names = {"repetition_penalty", "repeat_penalty"}
+    default = facts.defaults.get("repetition_penalty", 1.0)
+    if default != 1.0 and "repetition_penalty" in facts.features and names.isdisjoint(given):
+        extras["repetition_penalty"] = default
+
+
+def _require(feature: str, facts: Facts, name: str) -> None:
+    if feature not in facts.features:
+        raise _unsupported(name)
+
+
+def _unsupported(name: str) -> InvalidRequest:
+    message = f"{name} is not supported by this model"
+    return InvalidRequest(message, param=name, code="unsupported_parameter")
+
+
+def _checked(meant: str, value: object, facts: Facts, name: str) -> object:
+    try:
+        checked = SERVABLE[meant].validate_python(value)
     except ValidationError as error:
         raise invalid(error, under=name) from None
-    if name == "logit_bias":
-        for token in checked:
+    if meant in ("logit_bias", "stop_token_ids"):
+        for index, token in enumerate(checked):
             if token >= facts.vocabulary_size:
-                raise InvalidRequest(f"no such token: {token}", param=f"logit_bias.{token}")
-    if name != "response_format":
-        return checked
-    if (checked.type == "json_schema") != (checked.json_schema is not None):
-        raise InvalidRequest(
-            "json_schema goes with the type json_schema, and only with it",
-            param="response_format.json_schema",
-        )
-    return value
+                place = token if meant == "logit_bias" else index
+                raise InvalidRequest(f"no such token: {token}", param=f"{name}.{place}")
+    return checked

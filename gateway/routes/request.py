@@ -1,76 +1,75 @@
 """Reads request bodies, and checks the fields that chat completions and completions share.
 
-* A field that no schema has is checked by `parameters`; none is ignored.
-* As in OpenAI's API, a field that is null counts as absent.
-* A Pydantic error becomes a 400 that names the field, but never quotes its value.
+A field that no schema has is checked by `parameters`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    Strict,
     StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.errors import ClientGone, InvalidRequest
-from gateway.ports import Sampling, Tokenizer
+from gateway.choice_stream import ChoiceStream, DeltaReader
+from gateway.detokenise import Detokeniser, Piece
+from gateway.errors import ClientGone
+from gateway.output.grammar import Constraint
+from gateway.output.style import Style
+from gateway.ports import Facts, Sampling, Tokenizer
+from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
 
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Integer = Annotated[int, Strict()]
-Flag = Annotated[bool, Strict()]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""
 
+MAX_STOPS: Final = 16
+Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)]
+
 TokenIds = tuple[int, ...]
 Body = TypeVar("Body", bound=BaseModel)
-
-_CODES: Final[Mapping[str, str]] = {
-    "json_invalid": "invalid_json",
-    "missing": "missing_required_parameter",
-    "extra_forbidden": "unknown_parameter",
-}
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class StrictModel(BaseModel):
-    """An object in which unknown fields are an error and null counts as absent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if item is not None}
+def _minus_one_is_none(value: object) -> object:
+    return None if type(value) is int and value == -1 else value
 
 
-class StreamOptions(StrictModel):
+Limit = Annotated[
+    Annotated[Integer, Field(ge=1)] | None,
+    BeforeValidator(
+        _minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
+    ),
+]
+"""A number of tokens; -1, as llama-server takes it, is no limit."""
+
+Seed = Annotated[
+    Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(_minus_one_is_none)
+]
+"""At -1 one is drawn, as vLLM and llama-server do."""
+
+
+class StreamOptions(RequestModel):
     include_usage: Flag = False
     include_obfuscation: Flag | None = None
     """This is accepted and has no effect: chunks are never padded."""
 
 
-class GenerationRequest(StrictModel):
-    """A request for choices. Unknown fields are kept in `model_extra` for `parameters`."""
-
-    model_config = ConfigDict(extra="allow")
+class GenerationRequest(RequestModel):
+    """A request for choices."""
 
     prompt_field: ClassVar[str]
     """The name of the field that errors about the prompt refer to."""
@@ -78,25 +77,31 @@ class GenerationRequest(StrictModel):
     default_tokens: ClassVar[int | None] = None
     """The limit of a completion that asks for none; None: what the context has room for."""
 
-    model: Annotated[str, Field(min_length=1)]
-    n: Annotated[Integer, Field(ge=1, le=8)] = 1
+    model: Annotated[str, Field(min_length=1)] | None = None
+    n: Annotated[Integer, Field(ge=1, le=8)] = Field(
+        1, validation_alias=AliasChoices("n", "n_cmpl")
+    )
     stream: Flag = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[Integer, Field(ge=1)] | None = None
-    stop: Annotated[tuple[Stop, ...], BeforeValidator(_as_list), Field(max_length=4)] = ()
+    max_tokens: Limit = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
+    max_completion_tokens: Limit = None
+    stop: Annotated[Stops, BeforeValidator(_as_list, json_schema_input_type=Stop | Stops)] = ()
+    include_stop_str_in_output: Flag = False
+    """vLLM's: the stop string or stop token that ends the text is part of it."""
+
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] = 0
     """At 0 and -1, all tokens are kept."""
 
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Seed = None
 
-    @field_validator("stream_options")
+    @field_validator("max_completion_tokens")
     @classmethod
-    def _needs_a_stream(cls, value: StreamOptions, info: ValidationInfo) -> StreamOptions:
-        if info.data.get("stream") is False:
-            raise ValueError("stream_options needs stream: true")
+    def _is_the_only_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("max_tokens") not in (None, value):
+            raise ValueError("max_tokens and max_completion_tokens differ; give one")
         return value
 
     @property
@@ -105,7 +110,13 @@ class GenerationRequest(StrictModel):
 
     @property
     def wanted_tokens(self) -> int | None:
-        return self.max_tokens
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def usual_tokens(self) -> int | None:
+        """The limit where the request has none; None for what the context has room for."""
+        has_limit = {"max_tokens", "max_completion_tokens"} & self.model_fields_set
+        return None if has_limit else self.default_tokens
 
     @property
     @abstractmethod
@@ -116,13 +127,52 @@ class GenerationRequest(StrictModel):
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         """Return the tokens of each prompt, or raise InvalidRequest."""
 
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.min_p, max(self.top_k, 0), self.top_p)
+    def reader(
+        self, style: Style, prompt: TokenIds, *, stop_tokens: frozenset[int]
+    ) -> DeltaReader:
+        """Return what reads one choice; `prompt` is the one that it continues."""
+        return self._detokeniser(stop_tokens)(style.tokenizer.piece)
+
+    def constraint(
+        self, style: Style, prompt: TokenIds, content: Constraint | None
+    ) -> Constraint | None:
+        """Return what an answer keeps to, where its `content` does. Raises InvalidRequest."""
+        return content
+
+    def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
+        return partial(
+            Detokeniser,
+            stop_tokens=stop_tokens,
+            stops=self.stop,
+            include_stop=self.include_stop_str_in_output,
+        )
+
+    def check_served(self, facts: Facts) -> None:
+        """Raise InvalidRequest for what the engine does not serve."""
+
+    def shown(
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+    ) -> list[ChoiceStream]:
+        """Return the choices, in order, as this request wants to see them."""
+        return list(streams)
+
+    def sampling(self, defaults: Mapping[str, float]) -> Sampling:
+        """Return the request's settings, and the model's own `defaults` where it has none."""
+
+        def setting(name: str) -> float:
+            own: float = getattr(self, name)
+            return own if name in self.model_fields_set else defaults.get(name, own)
+
+        top_k = max(int(setting("top_k")), 0)
+        return Sampling(setting("temperature"), setting("min_p"), top_k, setting("top_p"))
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def unknown_inside(self) -> list[str]:
+        """Return the unknown fields of the objects in the body, without its own."""
+        return [name for name in unknown_fields(self) if name not in (self.model_extra or ())]
 
 
 async def parse(schema: type[Body], request: Request) -> Body:
@@ -133,14 +183,3 @@ async def parse(schema: type[Body], request: Request) -> Body:
         raise invalid(error) from None
     except ClientDisconnect as error:
         raise ClientGone("the client went away before its request was complete") from error
-
-
-def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
-    """Translate the first error of a validation; `under` is the field that was validated."""
-    first = error.errors()[0]
-    param = ".".join(str(step) for step in (under, *first["loc"]) if step is not None) or None
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        reason = "the body is not valid JSON"
-    message = f"{param}: {reason}" if param else reason
-    return InvalidRequest(message, param=param, code=_CODES.get(first["type"]))

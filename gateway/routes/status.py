@@ -23,22 +23,26 @@ async def prometheus_metrics(services: Services, _: Request) -> Response:
 
 
 async def list_models(services: Services, _: Request) -> Response:
-    """Answer the list of the models: the engine's only one."""
-    model = _model(services, await services.engine.facts())
-    return json_response({"object": "list", "data": [model]})
+    """Answer the engine's only model, under each of its names."""
+    facts = await services.engine.facts()
+    names = [facts.model, *sorted(services.model_aliases - {facts.model})]
+    models = [_model(services, facts, name) for name in names]
+    return json_response({"object": "list", "data": models})
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
-    facts = await services.facts_of(request.path_params["name"])
-    return json_response(_model(services, facts))
+    name: str = request.path_params["name"]
+    return json_response(_model(services, await services.facts_of(name), name))
 
 
-def _model(services: Services, facts: Facts) -> dict[str, object]:
+def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
+    """Return OpenAI's object; `root` and `max_model_len` are vLLM's."""
     return {
-        "id": facts.model,
+        "id": name,
         "object": "model",
         "created": services.started,
         "owned_by": "picospec",
+        "root": facts.model,
         "max_model_len": facts.context_tokens,
     }

@@ -5,6 +5,7 @@
   + RemoteProtocolError      the peer broke them: end the session, keep the process
     - MalformedFrame         the bytes are not a message
   x TailExhausted            all samples of the tail were rejected: ask for more (Redraw)
+  x InvalidSetting           a client asks for a value that no target serves; `name` names it
 """
 
 from __future__ import annotations
@@ -29,3 +30,10 @@ class MalformedFrame(RemoteProtocolError):
 
 class TailExhausted(SpeculationError):
     """Nothing has changed; ask for more, try again."""
+
+
+class InvalidSetting(SpeculationError):
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason

@@ -1,40 +1,171 @@
-"""What a request changes of the logits before temperature and cuts.
+"""What a request changes of the logits, before temperature and cuts; in vLLM's order:
 
-The judge and the edge apply the same function: the judge because the request says so, the edge
-so that it does not draft what must be rejected.
+    logit_bias          is added.
+    repetition_penalty  divides a positive logit of each token that the prompt or the answer
+                        has, and multiplies a negative one (arXiv:1909.05858).
+    frequency_penalty   is subtracted for each time that the answer has the token,
+    presence_penalty    once if it has it at all (OpenAI's definition).
+    min_tokens          bars the stop tokens before this position, unless nothing else is left.
+
+The judge of either target and the edge apply the same function, in float32: the judge because
+the request says so, the edge so that it does not draft what must be rejected. It depends on the
+settings and the text before a position alone, draft tokens included, so it is the same in any
+pass and at any host. Only the logits of tokens that a setting concerns are touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 
-from speculation.protocol.messages import Open
+from speculation.protocol.messages import Open, TokenId
 from speculation.sampling.distributions import Logits
+from speculation.sampling.logit_settings import LogitSettings
+from speculation.sampling.noise import Tokens
+from speculation.sampling.seen_tokens import SeenTokens
 
-Adjust = Callable[[Logits, int], Logits]
-"""Adjust(logits, position) returns what the logits (float32[V]) of an output position become.
-It never changes its argument."""
+Adjust = Callable[[Logits, Sequence[TokenId]], Logits]
+"""Adjust(logits, output) returns what the logits (float32[V]) become of the position after the
+tokens of `output`, which are all output tokens before it. It never changes its arguments."""
+
+_NOTHING: Final[Tokens] = np.zeros(0, np.int64)
 
 
-def adjustment(request: Open) -> Adjust:
-    """Return what a request's `sampling.extras` ask for. Raises ValueError.
+def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
+    """Return what a request asks for; None if that is nothing. Raise InvalidSetting.
 
-    min_tokens    No stop token can be generated before this position.
+    The function keeps the text it was called with last, so that a text which goes on from there
+    costs little. It is for one session, and for one thread at a time.
     """
-    least, stops = 0, list(request.stop_tokens)
-    if (given := request.sampling.extras.get("min_tokens")) is not None:
-        least = msgspec.json.decode(given, type=int)  # its errors are ValueErrors
-        if not 0 <= least <= request.max_tokens:
-            raise ValueError(f"{least} is not in 0..{request.max_tokens}")
+    settings = LogitSettings.of(request, vocabulary_size=vocabulary_size)
+    first = Adjustment.first(settings, request.prompt, request.stop_tokens)
+    return None if first is None else _Follower(first)
 
-    def adjust(logits: Logits, position: int) -> Logits:
-        if position >= least or not stops:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rules:
+    """A session's settings, as arrays."""
+
+    repetition: np.float32
+    frequency: np.float32
+    presence: np.float32
+    biased: Tokens  # int64[n], each once
+    bias: Logits  # float32[n]
+    min_tokens: int
+    stop_tokens: Tokens
+
+    @staticmethod
+    def of(settings: LogitSettings, stop_tokens: Sequence[TokenId]) -> Rules:
+        return Rules(
+            np.float32(settings.repetition_penalty),
+            np.float32(settings.frequency_penalty),
+            np.float32(settings.presence_penalty),
+            np.array(list(settings.logit_bias), np.int64),
+            np.array(list(settings.logit_bias.values()), np.float32),
+            settings.min_tokens if stop_tokens else 0,
+            np.array(stop_tokens, np.int64),
+        )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the prompt's tokens count."""
+        return bool(self.repetition != 1.0)
+
+    @property
+    def penalises(self) -> bool:
+        return bool(self.repeats or self.frequency or self.presence)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adjustment:
+    """What a session's settings change at one position. It never changes."""
+
+    rules: Rules
+    position: int
+    seen: SeenTokens | None  # None without penalties
+
+    @staticmethod
+    def first(
+        settings: LogitSettings, prompt: Sequence[TokenId], stop_tokens: Sequence[TokenId]
+    ) -> Adjustment | None:
+        """Return that of position 0; None if the settings change nothing anywhere."""
+        rules = Rules.of(settings, stop_tokens)
+        if not (rules.penalises or rules.biased.size or rules.min_tokens):
+            return None
+        seen = SeenTokens.of(prompt if rules.repeats else ()) if rules.penalises else None
+        return Adjustment(rules, 0, seen)
+
+    def after(self, output: Sequence[TokenId]) -> Adjustment:
+        """Return that of the position after these tokens, of which the first comes here."""
+        seen = self.seen and self.seen.after(output)
+        return Adjustment(self.rules, self.position + len(output), seen)
+
+    @property
+    def barred(self) -> Tokens:
+        """The tokens that must not be generated here, unless nothing else is left."""
+        rules = self.rules
+        return rules.stop_tokens if self.position < rules.min_tokens else _NOTHING
+
+    @property
+    def penalised(self) -> Tokens:
+        """The tokens that penalties concern, each once: int64[n]."""
+        return _NOTHING if self.seen is None else self.seen.tokens
+
+    @property
+    def less(self) -> Logits:
+        """What is subtracted from the logit of each of `penalised`: float32[n]."""
+        counts = np.zeros(0, np.float32) if self.seen is None else self.seen.counts
+        once = np.where(counts > 0, self.rules.presence, np.float32(0.0))
+        return self.rules.frequency * counts + once
+
+    def apply(self, logits: Logits) -> Logits:
+        """Return what logits (float32[V]) become; themselves where that is no change."""
+        rules, seen, barred = self.rules, self.penalised, self.barred
+        if not (rules.biased.size or seen.size or barred.size):
             return logits
-        adjusted = logits.copy()
-        adjusted[stops] = -np.inf
-        return adjusted
+        changed = logits.copy()
+        changed[rules.biased] += rules.bias
+        changed[seen] = penalise(changed[seen], rules.repetition, self.less)
+        if barred.size:
+            kept = changed[barred]
+            changed[barred] = -np.inf
+            if changed.max() == -np.inf:
+                changed[barred] = kept
+        return changed
 
-    return adjust
+
+def penalise(
+    logits: Logits,
+    repetition: np.float32 | Logits,
+    less: Logits,
+    where: Callable[..., Any] = np.where,
+) -> Logits:
+    """Return the logits of seen tokens after all penalties. All are float32[n].
+
+    The worker of vLLM calls it with tensors, and with torch's `where`.
+    """
+    repeated: Logits = where(logits > 0, logits / repetition, logits * repetition)
+    return repeated - less
+
+
+class _Follower:
+    """An Adjust that follows one session's text."""
+
+    def __init__(self, first: Adjustment) -> None:
+        self._first = self._here = first
+        self._output: list[TokenId] = []
+
+    def __call__(self, logits: Logits, output: Sequence[TokenId]) -> Logits:
+        self._follow(list(output))
+        return self._here.apply(logits)
+
+    def _follow(self, output: list[TokenId]) -> None:
+        """Move to the position after `output`: from where it was, or anew after a break."""
+        known = len(self._output)
+        if output[:known] != self._output:
+            self._here, known = self._first, 0
+        self._here = self._here.after(output[known:])
+        self._output = output

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cli.models import models_app
+from models.store import open_store
+from tests.models.hub_server import FakeHub
 
 
 @pytest.fixture(autouse=True)
 def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PICOSPEC_CACHE", str(tmp_path))
+    monkeypatch.setenv("PICOSPEC_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("PICOSPEC_MODEL_SOURCES", "folder")
     monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(models_app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_list_shows_every_model_and_pair() -> None:
@@ -30,7 +43,8 @@ def test_list_shows_every_model_and_pair() -> None:
     [
         ("pull", "gpt", "no model 'gpt'"),
         ("pull", "smollm2", "no folder is set"),
-        ("verify", "smollm2", "models pull smollm2-135m-q4_0"),
+        ("verify", "smollm2", "models pull smollm2"),
+        ("pull", "nobody/nothing", "nobody/nothing: "),
     ],
 )
 def test_what_fails_is_one_line_and_an_exit_code(command: str, name: str, reason: str) -> None:
@@ -51,3 +65,62 @@ def test_a_wrong_file_in_the_folder_is_an_error(
 
     assert result.exit_code == 1
     assert "sha256" in result.stderr
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    files = {"toy-Q8_0.gguf": b"target", "toy-Q4_0.gguf": b"draft"}
+    with FakeHub({"o/toy-GGUF": files}).running() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        monkeypatch.setenv("PICOSPEC_MODEL_SOURCES", "hub")
+        yield running
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_added_model_has_the_hubs_hash_is_pulled_by_its_name_and_paired(
+    tmp_path: Path,
+) -> None:
+    run("add", "toy", "o/toy-GGUF", "--draft-for", "smollm2", "--draft-for", "qwen2.5-coder")
+
+    catalogue = open_store(os.environ).catalogue
+    assert catalogue.models["toy"].file == "toy-Q4_0.gguf"
+    assert catalogue.models["toy"].sha256 == sha256(b"draft").hexdigest()
+    assert catalogue.drafts_of("smollm2-135m")[-1] == "toy"
+    assert "pair smollm2-135m-q8_0+toy: toy drafts for smollm2-135m-q8_0" in run("list")
+    assert Path(run("pull", "toy").strip()).read_bytes() == b"draft"
+    assert "toy is as it should be" in run("verify", "toy")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_removed_model_is_gone_with_its_files_entry_and_pairs(tmp_path: Path) -> None:
+    run("add", "toy", "o/toy-GGUF", "--draft-for", "smollm2")
+    run("pull", "toy")
+    run("pull", "o/toy-GGUF", "--as", "draft")
+    run("pull", "o/toy-GGUF")
+
+    run("remove", "toy")
+
+    assert "toy" not in (tmp_path / "models.toml").read_text()
+    blobs = tmp_path / "models" / "blobs"
+    assert {blob.read_bytes() for blob in blobs.iterdir()} == {b"draft", b"target"}
+    run("remove", "o/toy-GGUF")
+    assert not list(blobs.iterdir())
+    assert "o/toy-GGUF" not in run("list")
+
+
+def test_a_path_is_added_with_nothing_to_fetch(tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(b"GGUF")
+
+    run("add", "mine", str(file))
+
+    assert run("pull", "mine").strip() == str(file)
+    run("remove", "mine")
+    assert file.exists()
+
+
+def test_a_name_that_ships_cannot_be_given_away() -> None:
+    result = CliRunner().invoke(models_app, ["add", "smollm2", "o/toy"])
+
+    assert result.exit_code == 1
+    assert "built-in" in result.stderr

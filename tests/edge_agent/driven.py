@@ -49,7 +49,7 @@ class Edge:
             lookup=PromptLookup(prompt) if lookup else None,
         )
         self.emitted: list[TokenId] = []
-        model = DraftModel(slot, sampler, prompt) if slot else None
+        model = DraftModel(slot, lambda _: sampler, prompt) if slot else None
         self.driver = Driver(self.machine, link, model, metrics)
 
     async def emit(self, commit: Commit) -> None:

@@ -21,7 +21,7 @@ from speculation.sampling.draft_token import DraftToken
 def smollm() -> Iterator[Model]:
     store = open_store(os.environ)
     store.pull("smollm2", lambda what, done, total: None)
-    model = Model(store.path("smollm2-135m-q4_0"))
+    model = Model(store.find("smollm2", "draft").path)
     yield model
     model.close()
 

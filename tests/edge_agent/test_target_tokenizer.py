@@ -23,7 +23,7 @@ pytestmark = pytest.mark.models
 
 @pytest.fixture(scope="module")
 def file() -> TokenizerFile:
-    return tokenizer_file(open_store(os.environ).path("smollm2-135m-q8_0"))
+    return tokenizer_file(open_store(os.environ).find("smollm2", "target").path)
 
 
 @dataclass

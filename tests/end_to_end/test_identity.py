@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from bench.data.prompts import Prompt, read
 from bench.identity.answers import Answer, ask
 from bench.identity.comparison import EDGES, batched, compare
 from bench.run.services import Services, ServicesPlan
+from gateway.ports import NONE
 
 pytestmark = pytest.mark.models
 
@@ -23,19 +24,30 @@ PAIRS = [
     pytest.param("qwen2.5-coder", 12, ["far", "eager"], id="qwen2.5-coder"),
 ]
 
+SHAPED = {
+    "presence_penalty": 0.8,
+    "frequency_penalty": 0.3,
+    "repetition_penalty": 1.2,
+    "logit_bias": {"28": 5.0, "30": -100.0, "198": 2.0},
+    "min_tokens": 12,
+}
 LIST = ", ".join(["apples", "pears", "plums", "figs", "dates", "limes", "nuts"] * 3)
 COPY = Prompt("copy/1", "edit", f"Say this list again, word by word:\n\n{LIST}\n\n{LIST}")
 
 
 async def asked(
-    services: Services, prompts: Sequence[Prompt], temperatures: Sequence[float], tokens: int
+    services: Services,
+    prompts: Sequence[Prompt],
+    temperatures: Sequence[float],
+    tokens: int,
+    settings: Mapping[str, object] = NONE,
 ) -> list[Answer]:
     """Ask the plain engine and every edge; what is different stays unexplained."""
     compared = compare(
         services.verifier_url,
         services.edge_urls,
         batched(temperatures, prompts, 1),
-        partial(ask, tokens=tokens, likeliest=None),
+        partial(ask, tokens=tokens, likeliest=None, settings=settings),
         lambda plain, edge: None,
     )
     return [answer async for answer in compared]
@@ -66,6 +78,17 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     alone = [a.reply for a in answers if a.arm == "none"]  # without a draft model
     assert sum(reply.drafted for reply in alone) > 0
     assert sum(reply.accepted for reply in alone) > 0
+
+
+async def test_a_text_shaped_by_penalties_is_the_same_with_right_and_useless_drafts() -> None:
+    edges = {name: EDGES[name] for name in ("eager", "noise")}
+
+    async with Services(ServicesPlan("smollm2", "smollm2", edges)) as services:
+        answers = await asked(services, read(per_family=2)[:6], [0.0, 1.0], 12, SHAPED)
+
+    assert [answer for answer in answers if answer.identical is False] == []
+    eager = [answer.reply for answer in answers if answer.arm == "eager"]
+    assert sum(reply.accepted for reply in eager) > 30
 
 
 async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:

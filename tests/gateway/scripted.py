@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import uvicorn
@@ -34,19 +34,31 @@ MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
 
+@dataclass
 class ByteTokenizer:
+    """Takes a byte for a token. Its chats show roles and contents; `rendered` has the rest."""
+
+    takes_tools: bool = True
+    template: str = ""
+    begins: tuple[int, ...] = ()
+    rendered: list[dict[str, object]] = field(default_factory=list)
+
     def chat(
         self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
     ) -> list[int]:
+        self.rendered.append({"messages": messages, "tools": tools, "options": options})
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
         return self.encode("".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages))
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return list(text.encode())
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        return [*self.begins, *text.encode()] if begin else list(text.encode())
 
-    def piece(self, token: int) -> bytes:
-        return bytes([token]) if token < END else b""
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        return self.encode(f"<{prefix}|{suffix}>")
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        return bytes([token]) if token < END else b"<end>" if special else b""
 
 
 @dataclass
@@ -56,6 +68,8 @@ class ScriptedEngine:
     script: Sequence[bytes] | Callable[[Job], Sequence[bytes]] = (b"Hi", b" there")
     then: Exception | None = None
     features: frozenset[str] = frozenset()
+    context_tokens: int = CONTEXT_TOKENS
+    defaults: Mapping[str, float] = field(default_factory=dict)
     statistics: Statistics = COUNTED
     jobs: list[Job] = field(default_factory=list)
     closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -67,7 +81,9 @@ class ScriptedEngine:
     async def facts(self) -> Facts:
         if self.down is not None:
             raise self.down
-        return Facts(MODEL, CONTEXT_TOKENS, frozenset({END}), END + 1, self.features)
+        stops = frozenset({END})
+        facts = Facts(MODEL, self.context_tokens, stops, END + 1, self.features)
+        return replace(facts, defaults=self.defaults)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)

@@ -41,50 +41,29 @@ BAD_CHATS = [
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens", "invalid_value"),
     ({"max_tokens": CONTEXT_TOKENS - 7}, "messages", "context_length_exceeded"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+    ({"stop": ["a"] * 17}, "stop", "invalid_value"),
     ({"stop": ""}, "stop.0", "invalid_value"),
     ({"stop": "a" * 513}, "stop.0", "invalid_value"),
     ({"stop": 7}, "stop", "invalid_value"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
-    ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
-    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+    ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "invalid_value"),
+    ({"include_stop_str_in_output": 1}, "include_stop_str_in_output", "invalid_value"),
+    ({"n_predict": 0}, "n_predict", "invalid_value"),
+    ({"max_tokens": 4, "n_predict": 4}, "n_predict", "invalid_value"),
+    ({"n": 1, "n_cmpl": 1}, "n_cmpl", "invalid_value"),
+    ({"max_tokens": -2}, "max_tokens", "invalid_value"),
+    ({"prompt": "Hello"}, "prompt", "unsupported_parameter"),
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": None}, "messages", "missing_required_parameter"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "missing_required_parameter"),
-    ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role", "invalid_value"),
-    (asks("a", tool_calls=[{}]), "messages.0.tool_calls", "unknown_parameter"),
+    ({"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "invalid_value"),
     (asks([{"type": "image_url"}]), "messages.0.content.0.type", "invalid_value"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "invalid_value"),
     (asks("a" * (CONTEXT_TOKENS - 3)), "messages", "context_length_exceeded"),
-    ({"model": None}, "model", "missing_required_parameter"),
     ({"model": ""}, "model", "invalid_value"),
-    ({"colour": "red"}, "colour", "unknown_parameter"),
 ]
-
-UNSUPPORTED = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "auto",
-    "functions": [{"name": "f"}],
-    "function_call": "auto",
-    "response_format": {"type": "json_object"},
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "repetition_penalty": 1.1,
-    "logit_bias": {"5": 3},
-    "min_tokens": 1,
-    "ignore_eos": True,
-    "audio": {"voice": "alloy", "format": "wav"},
-    "modalities": ["text", "audio"],
-    "prediction": {"type": "content", "content": "a"},
-    "reasoning_effort": "low",
-    "verbosity": "low",
-    "web_search_options": {},
-    "service_tier": "flex",
-    "store": True,
-    "moderation": {"model": "m"},
-}
 
 BAD_TEXTS = [
     ({"prompt": None}, "prompt", "missing_required_parameter"),
@@ -97,13 +76,11 @@ BAD_TEXTS = [
     ({"prompt": [-1]}, "prompt", "invalid_value"),
     ({"prompt": ["a"] * 17}, "prompt", "invalid_value"),
     ({"prompt": "a" * CONTEXT_TOKENS}, "prompt", "context_length_exceeded"),
-    ({"echo": True}, "echo", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
-    ({"suffix": "z"}, "suffix", "unsupported_parameter"),
     ({"prompt": ["a"] * 3, "n": 6}, "prompt", "invalid_value"),
     ({"logprobs": 21}, "logprobs", "invalid_value"),
     ({"logprobs": -1}, "logprobs", "invalid_value"),
-    ({"messages": []}, "messages", "unknown_parameter"),
+    ({"messages": []}, "messages", "unsupported_parameter"),
 ]
 
 
@@ -130,15 +107,6 @@ async def test_a_bad_chat_request_is_a_400_that_names_the_field(
 
     assert (status, error["param"], error["code"]) == (400, param, code)
     assert error["type"] == "invalid_request_error"
-
-
-@pytest.mark.parametrize("name", UNSUPPORTED)
-async def test_a_parameter_that_would_change_the_output_is_never_ignored(
-    engine: ScriptedEngine, name: str
-) -> None:
-    status, error = await post(engine, "/v1/chat/completions", CHAT | {name: UNSUPPORTED[name]})
-
-    assert (status, error["param"], error["code"]) == (400, name, "unsupported_parameter")
 
 
 @pytest.mark.parametrize(("change", "param", "code"), BAD_TEXTS)

@@ -12,16 +12,18 @@ from gateway.detokenise import Detokeniser, StopStrings
 from gateway.errors import EngineFault
 from gateway.ports import Delta, TokenLogprob
 
-END = 256
+END, EXCLAIMED = 256, 257
+STOPPING_PIECES = {END: b"", EXCLAIMED: b"!"}
 LETTERS = st.text(alphabet="abé€😀", max_size=24)
 STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
 
 
-def detokeniser(stops: Sequence[str] = ()) -> Detokeniser:
+def detokeniser(stops: Sequence[str] = (), *, include_stop: bool = False) -> Detokeniser:
     return Detokeniser(
-        lambda token: bytes([token]) if token < END else b"",
-        stop_tokens=frozenset({END}),
+        lambda token: bytes([token]) if token < END else STOPPING_PIECES[token],
+        stop_tokens=frozenset(STOPPING_PIECES),
         stops=stops,
+        include_stop=include_stop,
     )
 
 
@@ -33,6 +35,15 @@ def test_a_stop_token_is_counted_and_not_shown() -> None:
     read = detokeniser().read(Delta((ord("a"), END), finish="stop"))
 
     assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
+
+
+@pytest.mark.parametrize(("include_stop", "text"), [(False, "a"), (True, "a!")])
+def test_a_stop_token_with_a_text_is_shown_if_asked_for(include_stop: bool, text: str) -> None:
+    choice = detokeniser(include_stop=include_stop)
+
+    read = choice.read(Delta((ord("a"), EXCLAIMED), finish="stop"))
+
+    assert (read.text, read.tokens) == (text, 2)
 
 
 def test_a_stop_string_ends_the_choice_though_the_engine_ran_out_of_room() -> None:
@@ -79,9 +90,11 @@ def bytes_split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def read(data: bytes, chunks: Sequence[bytes], stops: Sequence[str]) -> tuple[list[str], int]:
+def read(
+    data: bytes, chunks: Sequence[bytes], stops: Sequence[str], *, include_stop: bool = False
+) -> tuple[list[str], int]:
     """Return the shown texts and the counted tokens; tokens are bytes, `chunks` groups them."""
-    choice = detokeniser(stops)
+    choice = detokeniser(stops, include_stop=include_stop)
     shown, tokens = [], 0
     for chunk in [*chunks, None]:
         delta = Delta((), finish="length") if chunk is None else Delta(tuple(chunk))
@@ -93,12 +106,12 @@ def read(data: bytes, chunks: Sequence[bytes], stops: Sequence[str]) -> tuple[li
     return shown, tokens
 
 
-def first_stop(text: str, stops: Sequence[str]) -> str:
-    """Cut before the stop string that is complete first, by trying every end."""
+def first_stop(text: str, stops: Sequence[str], *, include_stop: bool = False) -> str:
+    """Cut at the stop string that is complete first, by trying every end."""
     for end in range(len(text) + 1):
         starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if starts:
-            return text[: min(starts)]
+            return text[: end if include_stop else min(starts)]
     return text
 
 
@@ -113,15 +126,15 @@ def test_any_grouping_of_tokens_gives_the_same_text_and_usage(
     assert tokens == whole_tokens
 
 
-@given(LETTERS, st.lists(st.integers(0, 99)), STOPS)
-def test_the_text_ends_before_the_stop_string_that_is_complete_first(
-    text: str, cuts: list[int], stops: list[str]
+@given(LETTERS, st.lists(st.integers(0, 99)), STOPS, st.booleans())
+def test_the_text_ends_at_the_stop_string_that_is_complete_first(
+    text: str, cuts: list[int], stops: list[str], include_stop: bool
 ) -> None:
     data = text.encode()
 
-    shown, _ = read(data, bytes_split(data, cuts), stops)
+    shown, _ = read(data, bytes_split(data, cuts), stops, include_stop=include_stop)
 
-    assert "".join(shown) == first_stop(text, stops)
+    assert "".join(shown) == first_stop(text, stops, include_stop=include_stop)
 
 
 @given(LETTERS, STOPS)

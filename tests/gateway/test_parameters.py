@@ -6,6 +6,7 @@ import pytest
 
 from gateway.ports import Sampling
 from gateway.routes.parameters import SERVABLE
+from gateway.schemas import structured
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,
@@ -15,62 +16,28 @@ from tests.gateway.scripted import (
 )
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
-ALL = frozenset(SERVABLE)
+ALL = frozenset({*SERVABLE, structured.NAME})
 EXTREMES = [
     {"temperature": 0},
     {"temperature": 2, "top_p": 1e-9, "top_k": -1, "min_p": 0, "seed": -(2**63)},
     {"top_p": 1, "top_k": 2**31 - 1, "min_p": 1, "seed": 2**63 - 1},
-    {"n": 8, "max_tokens": 1, "stop": ["a", "b", "c", "d" * 512]},
+    {"n": 8, "max_tokens": 1, "stop": [*"abcdefghijklmno", "p" * 512]},
     {"max_completion_tokens": CONTEXT_TOKENS - len("u:Hello\n")},
     {"max_completion_tokens": 1},
     {"messages": [{"role": "user", "content": "a" * (CONTEXT_TOKENS - len("u:\n") - 1)}]},
     {"logprobs": True, "top_logprobs": 20},
     {"presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 2},
-    {"repetition_penalty": 1e-9, "logit_bias": {"0": -100, "256": 100}},
+    {"repetition_penalty": 0.01, "logit_bias": {"0": -100, "256": 100}},
     {"min_tokens": 8, "max_tokens": 8},
-    {"response_format": {"type": "json_object"}},
+    {"stop_token_ids": [0, 256] * 32},
+    {"logit_bias": {str(token): 1 for token in range(257)}},
 ]
-SCHEMA_ONLY = {"json_schema": {"name": "s", "schema": {"type": "object"}}}
-SCHEMA = {"type": "json_schema", **SCHEMA_ONLY}
 
 
 async def post(engine: ScriptedEngine, change: dict[str, object]) -> tuple[int, object]:
     async with client_of(make_app(engine)) as client:
         answer = await client.post("/v1/chat/completions", json=CHAT | change)
     return answer.status_code, answer.json().get("error", {}).get("param")
-
-
-async def test_parameters_and_values_that_change_nothing_are_accepted() -> None:
-    engine = ScriptedEngine()
-    harmless = {
-        "user": "me",
-        "metadata": {"a": "b"},
-        "store": False,
-        "parallel_tool_calls": True,
-        "presence_penalty": 0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1,
-        "min_tokens": 0,
-        "ignore_eos": False,
-        "functions": [],
-        "logit_bias": {},
-        "tools": [],
-        "tool_choice": "none",
-        "response_format": {"type": "text"},
-        "modalities": ["text"],
-        "service_tier": "auto",
-        "audio": None,
-        "stop": None,
-        "seed": None,
-    }
-
-    status, _ = await post(engine, harmless)
-
-    assert status == 200
-    assert engine.jobs[0].extras == {}
-    assert engine.jobs[0].seed == 41
-    assert engine.jobs[0].sampling == Sampling()
-    assert engine.jobs[0].max_tokens == CONTEXT_TOKENS - len("u:Hello\n")
 
 
 @pytest.mark.parametrize("change", EXTREMES)
@@ -89,6 +56,84 @@ async def test_the_settings_of_a_request_reach_the_engine() -> None:
     assert (engine.jobs[1].max_tokens, engine.jobs[1].top_logprobs) == (5, 0)
 
 
+async def test_the_other_names_of_llama_server_mean_the_same() -> None:
+    engine = ScriptedEngine(features=ALL)
+
+    await post(
+        engine, {"repeat_penalty": 1.5, "n_predict": 3, "n_cmpl": 2, "repeat_last_n": -1}
+    )
+
+    assert engine.jobs[0].extras == {"repetition_penalty": 1.5}
+    assert [job.max_tokens for job in engine.jobs] == [3, 3]
+
+
+async def test_minus_one_is_no_limit_and_no_seed() -> None:
+    engine = ScriptedEngine()
+    async with client_of(make_app(engine)) as client:
+        for body in ({"max_tokens": -1, "seed": -1}, {"n_predict": -1}, {"max_tokens": None}):
+            await client.post("/v1/completions", json={"prompt": "Hello", **body})
+
+    room = CONTEXT_TOKENS - len("Hello")
+    assert [job.max_tokens for job in engine.jobs] == [room, room, 16]
+    assert engine.jobs[0].seed == 41
+
+
+PARTS = [{"type": "text", "text": text} for text in ("ab", "cd")]
+
+
+@pytest.mark.parametrize("content", ["ab\ncd", PARTS])
+async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_else(
+    content: object,
+) -> None:
+    prediction = {"prediction": {"type": "content", "content": content}}
+    using, other = ScriptedEngine(features=frozenset({"prediction"})), ScriptedEngine()
+
+    statuses = [(await post(engine, prediction))[0] for engine in (using, other)]
+    bad = await post(using, {"prediction": {"type": "content", "content": 7}})
+
+    assert statuses == [200, 200]
+    assert using.jobs[0].extras == {"prediction": "ab\ncd"}
+    assert other.jobs[0].extras == {}
+    assert bad == (400, "prediction.content")
+
+
+@pytest.mark.parametrize("stopping", [{"stop_token_ids": [ord("!")]}, {"stop": ["!"]}])
+async def test_what_ends_the_text_is_part_of_it_only_if_the_request_says_so(
+    stopping: dict[str, object],
+) -> None:
+    texts = []
+    for included in ({}, {"include_stop_str_in_output": True}):
+        async with client_of(make_app(ScriptedEngine([b"Hi", b"!"], features=ALL))) as client:
+            body = CHAT | stopping | included
+            answer = await client.post("/v1/chat/completions", json=body)
+        texts.append(answer.json()["choices"][0]["message"]["content"])
+
+    assert texts == ["Hi", "Hi!"]
+
+
+async def test_the_models_own_settings_apply_where_the_request_has_none() -> None:
+    defaults = {
+        "temperature": 0.7,
+        "top_k": 20.0,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+    }
+    engine = ScriptedEngine(features=ALL, defaults=defaults)
+
+    await post(engine, {})
+    await post(
+        engine, {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
+    )
+    await post(engine, {"temperature": None, "repetition_penalty": 1.3})
+
+    assert engine.jobs[0].sampling == Sampling(0.7, min_p=0.1, top_k=20, top_p=0.8)
+    assert engine.jobs[1].sampling == Sampling()
+    assert engine.jobs[2].sampling == engine.jobs[0].sampling
+    penalties = [job.extras.get("repetition_penalty") for job in engine.jobs]
+    assert penalties == [1.1, None, 1.3]
+
+
 async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
     status, param = await post(ScriptedEngine(), {"presence_penalty": False})
 
@@ -104,7 +149,7 @@ async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None
             "presence_penalty": 1,
             "repetition_penalty": 1.5,
             "logit_bias": {"5": -100},
-            "response_format": SCHEMA,
+            "stop_token_ids": [7],
             "min_tokens": 2,
             "ignore_eos": True,
         },
@@ -115,7 +160,7 @@ async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None
         "presence_penalty": 1.0,
         "repetition_penalty": 1.5,
         "logit_bias": {5: -100.0},
-        "response_format": SCHEMA,
+        "stop_token_ids": [7],
         "min_tokens": 2,
         "ignore_eos": True,
     }
@@ -134,14 +179,19 @@ async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None
         ({"logit_bias": {"5": -100.5}}, "logit_bias.5"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1.[key]"),
         ({"logit_bias": {"257": 1}}, "logit_bias.257"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"response_format": {"type": "text", **SCHEMA_ONLY}}, "response_format.json_schema"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"min_tokens": "1"}, "min_tokens"),
         ({"ignore_eos": 1}, "ignore_eos"),
-        ({"tools": [{}]}, "tools"),
+        ({"repeat_penalty": 2.5}, "repeat_penalty"),
+        ({"repeat_penalty": 1.5, "repetition_penalty": 1.5}, "repeat_penalty"),
+        ({"repeat_penalty": 1.5, "repeat_last_n": 64}, "repeat_last_n"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"stop_token_ids": 7}, "stop_token_ids"),
+        ({"stop_token_ids": [True]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [1, 257]}, "stop_token_ids.1"),
+        ({"stop_token_ids": [1] * 65}, "stop_token_ids"),
     ],
 )
 async def test_a_served_parameter_with_a_bad_value_is_a_400(

@@ -45,6 +45,20 @@ async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> No
     assert gone
 
 
+def test_a_child_starts_where_linuxs_calls_are_missing() -> None:
+    script = (
+        "import ctypes, os, sys\n"
+        "sys.platform = 'darwin'\n"
+        "del os.sched_setaffinity, os.sched_getaffinity, ctypes.CDLL\n"
+        "from gateway.hosting import parent_death\n"
+        "parent_death.main([str(os.getppid()), '0', 'echo', 'started'])\n"
+    )
+
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert child.stdout == "started\n", child.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
 async def test_a_bound_command_runs_on_its_cores() -> None:
     core = min(os.sched_getaffinity(0))

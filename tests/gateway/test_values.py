@@ -15,7 +15,7 @@ def test_every_dataclass_but_the_account_is_frozen_and_all_have_slots() -> None:
     found = set()
     for info in pkgutil.walk_packages(gateway.__path__, "gateway."):
         for kind in vars(importlib.import_module(info.name)).values():
-            if getattr(kind, "__module__", "") == info.name and is_dataclass(kind):
+            if isinstance(kind, type) and kind.__module__ == info.name and is_dataclass(kind):
                 found.add(kind)
 
     assert {kind for kind in found if not kind.__dataclass_params__.frozen} == {Account}

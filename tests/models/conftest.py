@@ -70,4 +70,4 @@ def smollm() -> Callable[[str], Model]:
     """Open one variant of SmolLM2, pulled into the store the first time."""
     store = open_store(os.environ)
     store.pull("smollm2", lambda what, done, total: None)
-    return lambda kind: Model(store.path(f"smollm2-135m-{kind}"))
+    return lambda kind: Model(store.find(f"smollm2-135m-{kind}", "draft").path)

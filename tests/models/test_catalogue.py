@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
-from models.catalogue import Wheel, read, shipped
-from models.errors import UnknownModel
+from models.catalogue import Wheel, parse, shipped
+from models.errors import InvalidCatalogue, UnknownModel
 
 
 def test_the_shipped_catalogue_has_both_pairs() -> None:
     catalogue = shipped()
 
     assert catalogue.files("smollm2") == ["smollm2-135m-q4_0", "smollm2-135m-q8_0"]
-    assert catalogue.pair("qwen2.5-coder").draft == "qwen2.5-coder-0.5b-q4_0"
+    assert catalogue.part("qwen2.5-coder", "draft") == "qwen2.5-coder-0.5b-q4_0"
 
 
 def test_every_shipped_model_has_a_hub_and_wheels_with_hashes() -> None:
@@ -39,14 +38,40 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UnknownModel, match="smollm2-135m"):
         shipped().recipe("gpt")
     with pytest.raises(UnknownModel, match="smollm2"):
-        shipped().pair("gpt")
+        shipped().part("gpt", "target")
 
 
 def test_a_pair_of_something_not_there_is_refused_when_read() -> None:
     with pytest.raises(UnknownModel, match="no model 'a'"):
-        read('hub_url = ""\n[pairs.x]\ndraft = "a"\ntarget = "b"\n')
+        parse('[pairs.x]\ndraft = "a"\ntarget = "b"\n').checked()
 
 
 def test_a_misspelt_field_is_refused() -> None:
-    with pytest.raises(msgspec.ValidationError, match="mirror"):
-        read('hub_url = ""\nmirror = ""\n')
+    with pytest.raises(InvalidCatalogue, match="mirror"):
+        parse('mirror = ""\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[models."../x"]\nfile = "a.gguf"\n', "regex"),
+        ('[models.x]\nfile = "a.gguf"\nsha256 = "../../x"\n', "regex"),
+        ('[models.x]\nfile = "a"\nwheels = [{file = "w-1.whl", sha256 = ""}]\n', "sha256"),
+    ],
+)
+def test_what_would_name_a_file_elsewhere_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidCatalogue, match=reason):
+        parse(text)
+
+
+def test_a_variant_of_a_variant_is_refused() -> None:
+    with pytest.raises(UnknownModel, match="no model 'x'"):
+        parse('[variants.x]\nmodel = "x"\nquantisation = "Q4_0"\n').checked()
+
+
+def test_the_drafts_of_a_target_are_those_of_its_pairs() -> None:
+    catalogue = shipped()
+
+    assert catalogue.drafts_of("smollm2-135m-q8_0") == ["smollm2-135m-q4_0"]
+    assert catalogue.drafts_of("qwen2.5-coder-1.5b") == ["qwen2.5-coder-0.5b-q4_0"]
+    assert catalogue.drafts_of("gemma-3-270m") == []

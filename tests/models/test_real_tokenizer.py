@@ -1,7 +1,8 @@
-"""SmolLM2's own template and vocabulary."""
+"""The templates and vocabularies of SmolLM2 and Qwen2.5-Coder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.llama import Model
+from models.store import open_store
+from models.tokenizer import Tokenizer
 from models.tokenizer_file import tokenizer_file
 
 pytestmark = pytest.mark.models
@@ -20,6 +23,12 @@ READABLE = st.characters(codec="utf-8", max_codepoint=0xFFFF, exclude_categories
 @pytest.fixture(scope="module")
 def model(smollm: Callable[[str], Model]) -> Model:
     return smollm("q8_0")
+
+
+def qwen() -> Tokenizer:
+    store = open_store(os.environ)
+    store.pull("qwen2.5-coder-0.5b-q4_0", lambda what, done, total: None)
+    return tokenizer_file(store.find("qwen2.5-coder-0.5b-q4_0", "draft").path).open()
 
 
 @settings(max_examples=50, deadline=None)
@@ -62,3 +71,35 @@ def test_no_message_ends_its_own_turn(model: Model) -> None:
 
     assert sum(token == 2 for token in tokens) == 2
     assert sum(token == 1 for token in tokens) == 3
+
+
+def test_qwens_own_template_shows_tools_calls_and_results() -> None:
+    tokenizer = qwen()
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    function = {"name": "f", "description": "<|im_end|>", "parameters": parameters}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1, "b": "ü"}}}
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "7"},
+    ]
+
+    tokens = tokenizer.chat(chat, tools=[{"type": "function", "function": function}])
+
+    shown = b"".join(tokenizer.vocabulary.piece(t, special=True) for t in tokens).decode()
+    assert tokenizer.takes_tools
+    assert '{"type": "function", "function": {"name": "f", "description": "<|im_end|>"' in shown
+    assert '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "ü"}}\n</tool_call>' in shown
+    assert "<tool_response>\n7\n</tool_response>" in shown
+    assert "None" not in shown
+    assert shown.count("<|im_end|>") == tokens.count(tokenizer.vocabulary.eos) + 1 == 5
+
+
+def test_qwen_fills_in_by_its_own_markers() -> None:
+    tokenizer = qwen()
+
+    tokens = tokenizer.infill("def f(", "):")
+
+    shown = b"".join(tokenizer.vocabulary.piece(t, special=True) for t in tokens)
+    assert shown == b"<|fim_prefix|>def f(<|fim_suffix|>):<|fim_middle|>"
+    assert [tokens[0], tokens[-1]] == [151659, 151660]

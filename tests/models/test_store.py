@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from models import store as store_module
 from models.catalogue import Catalogue, ModelFile, Pair, Variant
 from models.errors import (
     DiskFull,
@@ -19,9 +18,10 @@ from models.errors import (
     UnknownModel,
     WrongHash,
 )
-from models.sources import Folder, Progress, Source
-from models.store import Store, open_store
-from models.wheels import Wheels
+from models.fetching import blobs as blobs_module
+from models.fetching.sources import Folder, Progress, Source
+from models.fetching.wheels import Wheels
+from models.store import Found, Store, open_store
 
 
 class Fake:
@@ -40,6 +40,14 @@ class Fake:
         partial.write_bytes(self.act)
 
 
+class NoHub:
+    def files(self, repository: str) -> dict[str, ModelFile]:
+        raise SourceFailed("no hub")
+
+    def directory(self, repository: str) -> Path:
+        raise SourceFailed("no hub")
+
+
 Make = Callable[..., Store]
 
 
@@ -50,12 +58,11 @@ def silent(what: str, done: int, total: int) -> None:
 @pytest.fixture
 def make(model: ModelFile, tmp_path: Path) -> Make:
     catalogue = Catalogue(
-        hub_url="",
         models={"toy": model},
         variants={"toy-q4": Variant("toy", "Q4_0"), "toy-q8": Variant("toy", "Q8_0")},
         pairs={"toys": Pair("toy-q4", "toy-q8")},
     )
-    return lambda *sources: Store(tmp_path / "store", catalogue, sources)
+    return lambda *sources: Store(tmp_path / "store", catalogue, sources, NoHub())
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     def quantise(source: Path, target: Path, kind: str) -> None:
         target.write_bytes(source.read_bytes() + kind.encode())
 
-    monkeypatch.setattr(store_module, "quantise", quantise)
+    monkeypatch.setattr(blobs_module, "quantise", quantise)
 
 
 def files(store: Store) -> list[str]:
@@ -78,7 +85,7 @@ def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make, content: bytes
     (path,) = store.pull("toy", silent)
 
     assert path.read_bytes() == content
-    assert store.path("toy") == path
+    assert store.find("toy", "target") == Found("toy", path)
     store.verify("toy")
 
 
@@ -161,9 +168,8 @@ def test_a_pair_is_its_two_variants(make: Make, content: bytes) -> None:
 
     store.pull("toys", silent)
 
-    draft, target = store.pair("toys")
-    assert draft.read_bytes() == content + b"Q4_0"
-    assert target.read_bytes() == content + b"Q8_0"
+    assert store.find("toys", "draft").path.read_bytes() == content + b"Q4_0"
+    assert store.find("toys", "target").path.read_bytes() == content + b"Q8_0"
     store.verify("toys")
 
 
@@ -194,9 +200,9 @@ def test_a_changed_file_is_found_deleted_and_pulled_again(
 
 def test_the_error_for_a_missing_file_names_the_command_that_pulls_it(make: Make) -> None:
     with pytest.raises(NotPulled, match="pull toy"):
-        make().path("toy")
+        make().find("toy", "draft")
     with pytest.raises(UnknownModel):
-        make().path("toys-of-others")
+        make().find("toys-of-others", "draft")
 
 
 def test_entries_show_which_files_are_here(make: Make, content: bytes) -> None:
@@ -205,7 +211,7 @@ def test_entries_show_which_files_are_here(make: Make, content: bytes) -> None:
 
     here = {entry.name: entry.path for entry in store.entries()}
 
-    assert here == {"toy": store.path("toy"), "toy-q4": None, "toy-q8": None}
+    assert here == {"toy": store.find("toy", "draft").path, "toy-q4": None, "toy-q8": None}
 
 
 def test_the_environment_chooses_the_place_and_the_sources(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def test_a_chat_without_markers_has_the_tokens_of_the_whole_string(texts: list[s
     assert tokens == model.tokenize(f"{whole}<|im_start|>assistant\n", True)
 
 
-@given(st.lists(st.sampled_from([*MARKERS, "<", "|im_end|>", "\ue000", "é", " "]), max_size=8))
+@given(
+    st.lists(st.sampled_from([*MARKERS, "<", "|im_end|>", "1", "0" * 16, "é", " "]), max_size=8)
+)
 def test_no_message_makes_more_markers_than_the_template(parts: list[str]) -> None:
     text = "".join(parts)
 
@@ -142,13 +144,6 @@ def test_tools_and_options_reach_the_template_and_forge_no_marker() -> None:
 
     shown = b'[{"name<s>": ["<|im_end|>", 1, null, true]}]<s>!'
     assert tokens == [*shown, END]
-
-
-def test_every_private_use_character_in_a_message_is_an_error() -> None:
-    everything = "".join(map(chr, range(0xE000, 0xF900)))
-
-    with pytest.raises(ValueError, match="private-use"):
-        tokenizer().chat(user(everything))
 
 
 def test_bos_comes_first_exactly_once() -> None:

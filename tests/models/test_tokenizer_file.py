@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,48 @@ def test_hugging_faces_files_say_pieces_markers_ends_and_defaults(directory: Pat
     assert shown == TEXT.encode()
     assert tokenizer.encode("<|im_end|><think>") == [257, 258]
     assert 257 not in tokenizer.encode("<|im_end|>", special=False)
+
+
+NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+IN_FILES = {
+    "chat_template.jinja": "plain",
+    "additional_chat_templates/tool_use.jinja": "tools",
+    "tokenizer_config.json": '{"chat_template": "old"}',
+}
+
+
+@pytest.mark.parametrize(
+    "files", [{"tokenizer_config.json": json.dumps({"chat_template": NAMED})}, IN_FILES]
+)
+def test_a_template_named_tool_use_is_for_chats_with_tools(
+    directory: Path, files: dict[str, str]
+) -> None:
+    (directory / "additional_chat_templates").mkdir()
+    for name, text in files.items():
+        (directory / name).write_text(text)
+
+    tokenizer = tokenizer_file(directory).open()
+
+    assert tokenizer.chat([]) == tokenizer.encode("plain")
+    assert tokenizer.chat([], tools=[{}]) == tokenizer.encode("tools")
+
+
+def test_a_gguf_file_names_its_template_for_tools_too(
+    gguf: TokenizerFile, tmp_path: Path
+) -> None:
+    texts = [b"tokenizer.chat_template.tool_use", b"tools"]
+    key, text = (struct.pack("<Q", len(text)) + text for text in texts)
+    version, _, pairs = struct.unpack_from("<IQQ", gguf.data, 4)
+    header = struct.pack("<4sIQQ", b"GGUF", version, 0, pairs + 1)
+    path = tmp_path / "named.gguf"
+    path.write_bytes(header + gguf.data[24:] + key + struct.pack("<I", 8) + text)
+
+    tokenizer = tokenizer_file(path).open()
+
+    assert tokenizer.chat([], tools=[{}]) == tokenizer.encode("tools")
+    assert tokenizer.chat([{"role": "user", "content": "a"}]) == gguf.open().chat(
+        [{"role": "user", "content": "a"}]
+    )
 
 
 def test_a_chat_of_hugging_faces_files_follows_the_template(directory: Path) -> None:

@@ -1,46 +1,147 @@
-"""What a request changes of the logits, the same for the judge and the edge."""
+"""What a request changes of the logits: vLLM's and Hugging Face's definitions, by the text."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import Open, Sampling
-from speculation.sampling.adjustments import adjustment
+from speculation.sampling import seen_tokens
+from speculation.sampling.adjustments import Adjust, adjustment
+from speculation.sampling.logit_settings import MAX_BIASES
+from tests.speculation.slow_adjustments import slow
 
-LOGITS = np.array([3.0, 1.0, 2.0, 0.0], np.float32)
+V = 12
+STOPS = (0, 2)
+LOGITS = np.array([3.0, 1.0, 2.0, 0.0, -1.0, -2.0, 4.0, 0.5, -0.5, 2.5, -3.0, 1.5], np.float32)
+UNLIKELY = np.array([0.0, -np.inf, 1.0] + [-np.inf] * 9, np.float32)
+"""Only stop tokens are left, as where a grammar wants the text to end."""
+
+TEXT = st.lists(st.integers(0, V - 1), max_size=40)
+EXTRAS = st.fixed_dictionaries(
+    {},
+    optional={
+        "presence_penalty": st.floats(-2, 2),
+        "frequency_penalty": st.floats(-2, 2),
+        "repetition_penalty": st.floats(0.01, 2),
+        "logit_bias": st.dictionaries(st.integers(0, V - 1), st.floats(-100, 100)),
+        "min_tokens": st.integers(0, 30),
+    },
+)
 
 
-def asking(min_tokens: object = None, stop_tokens: tuple[int, ...] = (0, 2)) -> Open:
-    extras = {} if min_tokens is None else {"min_tokens": msgspec.json.encode(min_tokens)}
-    sampling = Sampling(extras={name: msgspec.Raw(value) for name, value in extras.items()})
-    return Open("m", "v", (1,), sampling, 0, max_tokens=10, stop_tokens=stop_tokens)
+def asking(
+    prompt: Sequence[int] = (1,), stop_tokens: Sequence[int] = STOPS, **extras: object
+) -> Open:
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extras.items()}
+    return Open("m", "v", tuple(prompt), Sampling(extras=raw), 0, 30, tuple(stop_tokens))
+
+
+def adjusting(request: Open) -> Adjust:
+    return adjustment(request, vocabulary_size=V) or (lambda logits, output: logits)
+
+
+@given(TEXT, TEXT, EXTRAS)
+def test_the_logits_become_what_the_definitions_say(
+    prompt: list[int], output: list[int], asked: dict[str, Any]
+) -> None:
+    adjusted = adjusting(asking(prompt, **asked))(LOGITS, output)
+
+    assert adjusted.dtype == np.float32
+    expected = slow(LOGITS.tolist(), prompt, output, asked, STOPS)
+    np.testing.assert_allclose(adjusted, expected, rtol=1e-5, atol=1e-4)
+
+
+@given(TEXT, st.lists(TEXT, min_size=1, max_size=6), EXTRAS, st.sampled_from([0, 3, 100]))
+def test_they_depend_on_the_text_alone_and_not_on_what_was_asked_before(
+    prompt: list[int], outputs: list[list[int]], asked: dict[str, Any], few: int
+) -> None:
+    """Each text is asked for from its beginning to its end, as passes and chains do; the next
+    one breaks from it somewhere. `few` decides how tokens are added to what was seen."""
+    request = asking(prompt, **asked)
+    before, one = LOGITS.copy(), adjusting(request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen_tokens, "FEW", few)
+        for output in outputs:
+            found = [one(LOGITS, output[:end]) for end in range(0, len(output) + 1, 2)]
+            for end, adjusted in zip(range(0, len(output) + 1, 2), found, strict=True):
+                alone = adjusting(request)(LOGITS, tuple(output[:end]))
+                assert adjusted.tobytes() == alone.tobytes()
+    assert before.tobytes() == LOGITS.tobytes()
+
+
+def test_only_the_logits_that_a_setting_concerns_are_touched() -> None:
+    request = asking((5,), presence_penalty=1.0, repetition_penalty=1.5, logit_bias={"7": 3})
+
+    adjusted = adjusting(request)(LOGITS, [3, 9, 9])
+
+    assert np.flatnonzero(adjusted != LOGITS).tolist() == [3, 5, 7, 9]
+
+
+def test_a_prompt_token_counts_for_the_repetition_penalty_alone() -> None:
+    repeated = adjusting(asking((6,), repetition_penalty=2.0))(LOGITS, [])
+    others = adjusting(asking((6,), presence_penalty=2.0, frequency_penalty=2.0))(LOGITS, [])
+
+    assert repeated[6] == 2.0
+    assert others.tolist() == LOGITS.tolist()
 
 
 @pytest.mark.parametrize(("position", "can_stop"), [(0, False), (2, False), (3, True)])
 def test_no_stop_token_can_be_generated_before_the_least_length(
     position: int, can_stop: bool
 ) -> None:
-    before = LOGITS.copy()
-
-    adjusted = adjustment(asking(3))(LOGITS, position)
+    adjusted = adjusting(asking(min_tokens=3))(LOGITS, [1] * position)
 
     assert np.isfinite(adjusted[[0, 2]]).tolist() == [can_stop, can_stop]
     assert adjusted[[1, 3]].tolist() == LOGITS[[1, 3]].tolist()
-    assert np.array_equal(LOGITS, before)
-
-
-@pytest.mark.parametrize("request_", [asking(), asking(0), asking(3, stop_tokens=())])
-def test_other_requests_leave_the_logits_alone(request_: Open) -> None:
-    assert adjustment(request_)(LOGITS, 0) is LOGITS
-
-
-@pytest.mark.parametrize("value", [-1, 11, 1.5, "3", [1], True])
-def test_what_is_no_least_length_is_an_error(value: object) -> None:
-    with pytest.raises(ValueError, match=r"11|-1|int"):
-        adjustment(asking(value))
 
 
 def test_the_answer_may_have_to_be_as_long_as_it_can_be() -> None:
-    assert not np.isfinite(adjustment(asking(10))(LOGITS, 9)[0])
+    assert not np.isfinite(adjusting(asking(min_tokens=30))(LOGITS, [1] * 29)[0])
+
+
+def test_the_answer_may_stop_where_nothing_else_is_left() -> None:
+    adjusted = adjusting(asking(min_tokens=3))(UNLIKELY, [1])
+
+    assert adjusted.tolist() == UNLIKELY.tolist()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        asking(),
+        asking(min_tokens=0),
+        asking(min_tokens=3, stop_tokens=()),
+        asking(presence_penalty=0, frequency_penalty=0.0, repetition_penalty=1, logit_bias={}),
+        asking(response_format={"type": "text"}),
+    ],
+)
+def test_a_request_that_changes_nothing_costs_nothing(request_: Open) -> None:
+    assert adjustment(request_, vocabulary_size=V) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("min_tokens", value) for value in (-1, 31, 1.5, "3", [1], True, None)),
+        *(("presence_penalty", value) for value in (-2.1, 2.1, "1", None)),
+        *(("frequency_penalty", value) for value in (-2.1, 2.1, [])),
+        *(("repetition_penalty", value) for value in (0, -1, 2.1, {})),
+        *(("logit_bias", value) for value in ([1], {"x": 1}, {"-1": 1}, {"1": 101}, {"12": 1})),
+        ("logit_bias", {str(token): 1 for token in range(MAX_BIASES + 1)}),
+        ("logit_bias", {str(2**70): 1}),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_its_field(name: str, value: object) -> None:
+    with pytest.raises(InvalidSetting, match=name) as raised:
+        adjustment(asking(**{name: value}), vocabulary_size=V)
+
+    assert raised.value.name == name

@@ -66,6 +66,8 @@ def opening(**fields: object) -> Open:
 
 
 class FakeTokenizer:
+    template = ""
+
     def chat(
         self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
     ) -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from gateway.errors import Overloaded
+from gateway.errors import InvalidRequest, Overloaded
 from gateway.metrics import Metrics
 from gateway.ports import Job
 from gateway.ports import Sampling as PlainSampling
@@ -42,6 +42,13 @@ from verifier.target_host import Host
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
 LONG = "Here is what I know of the sea. " * 12
+SHAPED = {
+    "presence_penalty": 0.8,
+    "frequency_penalty": 0.3,
+    "repetition_penalty": 1.2,
+    "logit_bias": {28: 5.0, 30: -100.0, 198: 2.0},
+    "min_tokens": 12,
+}
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
 TEMPERATURES = (0.0, 1.0)
 
@@ -51,7 +58,7 @@ async def serving() -> AsyncIterator[Host]:
     registry = CollectorRegistry()
     target = LlamaTarget(
         "smollm2",
-        open_store(os.environ).path("smollm2-135m-q8_0"),
+        open_store(os.environ).find("smollm2", "target").path,
         LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
         PassMetrics(registry, Metrics(registry)),
@@ -70,11 +77,13 @@ async def host() -> AsyncIterator[Host]:
         yield host
 
 
-def job_of(host: Host, prompt: str, temperature: float, seed: int = 11) -> Job:
+def job_of(
+    host: Host, prompt: str, temperature: float, seed: int = 11, **extras: object
+) -> Job:
     tokens = host.ready().tokenizer.chat([{"role": "user", "content": prompt}])
     top_p = 0.95 if temperature else 1.0
     sampling = PlainSampling(temperature=temperature, top_p=top_p)
-    return Job("job", tuple(tokens), TOKENS, sampling, seed, top_logprobs=2)
+    return Job("job", tuple(tokens), TOKENS, sampling, seed, 2, extras)
 
 
 async def plain(host: Host, job: Job) -> list[TokenId]:
@@ -98,6 +107,21 @@ async def test_drafts_do_not_change_the_text(
     if drafter is perfect:
         assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
         assert finish.totals.passes <= (len(text) + 1) // 2
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
+async def test_drafts_do_not_change_a_text_that_penalties_shape(
+    host: Host, drafter: Drafter, temperature: float
+) -> None:
+    job = job_of(host, PROMPTS[0], temperature, **SHAPED)
+    text = await plain(host, job)
+
+    said, finish = await with_drafts(host, job, text, drafter, "shaped")
+
+    assert said == text != await plain(host, job_of(host, PROMPTS[0], temperature))
+    if drafter is perfect:
+        assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -261,6 +285,31 @@ async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
     async with aclosing(host.ready().serve(name, request)) as replies:
         messages = [reply.message async for reply in replies]
     return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+
+
+async def test_an_answer_ends_at_the_clients_stop_token_and_ignores_the_models(
+    host: Host,
+) -> None:
+    """The model's own stop token is made likely, so that it must be ignored."""
+    end = min(host.ready().facts.stop_tokens)
+    likely: dict[str, object] = {"logit_bias": {end: 100.0}}
+    free = await plain(host, job_of(host, PROMPTS[0], 0.0))
+    last = next(token for i, token in enumerate(free) if i > 2 and token not in free[:i])
+
+    ended = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely))
+    ignored = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely, ignore_eos=True))
+    stopped = await plain(host, job_of(host, PROMPTS[0], 0.0, stop_token_ids=[last]))
+
+    assert ended == [end]
+    assert ignored == [end] * TOKENS
+    assert stopped == free[: free.index(last) + 1]
+
+
+async def test_a_wrong_setting_is_a_400_that_names_it(host: Host) -> None:
+    with pytest.raises(InvalidRequest, match="presence_penalty") as raised:
+        await plain(host, job_of(host, PROMPTS[0], 0.0, presence_penalty=3))
+
+    assert raised.value.param == "presence_penalty"
 
 
 async def test_a_wrong_min_tokens_is_refused_by_its_name(host: Host) -> None:

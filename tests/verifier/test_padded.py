@@ -32,7 +32,7 @@ SETTINGS = LlamaSettings(slots=1, context_tokens=256, threads=1)
 
 @pytest.fixture(scope="module")
 def plain() -> Path:
-    return open_store(os.environ).path("smollm2-135m-q8_0")
+    return open_store(os.environ).find("smollm2", "target").path
 
 
 @pytest.fixture(scope="module")

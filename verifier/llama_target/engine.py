@@ -6,12 +6,12 @@ Nothing is cleaned up after a pass; who decodes next first forgets what is beyon
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from gateway.hosting.cores import compute_threads
 from models.llama import Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
@@ -28,7 +28,7 @@ class Engine:
         self.model = Model(path)
         self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
         self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
-        threads = settings.threads or len(os.sched_getaffinity(0))
+        threads = settings.threads or compute_threads()
         self._context = Context(
             self.model,
             self.context_tokens,

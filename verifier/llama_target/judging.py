@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speculation.protocol.messages import Open, TokenId, TokenLogprob
-from speculation.sampling.adjustments import adjustment
+from speculation.sampling.adjustments import Adjust
 from speculation.sampling.distributions import Distribution, Logits, distribution, top
 from speculation.sampling.judging import judge_coupled, judge_separate
 from speculation.sampling.noise import place
@@ -33,6 +33,11 @@ class Part:
 
     judged: Pass
     request: Open
+    adjust: Adjust | None = None
+    """What the request changes of the logits; None: nothing."""
+
+    committed: tuple[TokenId, ...] = ()
+    """The output tokens before the pass; empty where nothing is adjusted."""
 
     @property
     def tokens(self) -> tuple[TokenId, ...]:
@@ -43,10 +48,12 @@ class Part:
 def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
     """Judge a part's draft tokens. logits(i): float32[V] of row i, i = 0..K."""
     request, judged = part.request, part.judged
-    adjust = adjustment(request)
 
     def row(i: int) -> Distribution:
-        return distribution(adjust(logits(i), judged.start + i), request.sampling)
+        found = logits(i)
+        if part.adjust is not None:
+            found = part.adjust(found, (*part.committed, *judged.draft[:i]))
+        return distribution(found, request.sampling)
 
     if request.judge == "coupled":
         at = place(len(request.prompt), judged.start)

@@ -20,9 +20,9 @@ class LlamaSettings(Table):
     """Most tokens of a session, prompt and answer together, within the model's own limit."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of llama.cpp. None: one for each CPU this process may use. With more than one the
-    KV is kept in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among threads,
-    and its last bits depend on the other rows of the pass."""
+    """Threads of llama.cpp. None: one for each core this process may use. With more than one,
+    the KV is kept in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among
+    threads, and its last bits depend on the other rows of the pass."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
     """Most rows of one pass, all sessions together."""

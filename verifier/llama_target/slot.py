@@ -11,15 +11,19 @@ from collections import deque
 from collections.abc import Sequence
 
 from speculation.protocol.messages import Down, Open, TokenId
+from speculation.sampling.adjustments import Adjust
 from speculation.verifying.session import Pass, VerifyingSession
 from verifier.llama_target.judging import Part
 from verifier.target import Reply, TargetFailed
 
 
 class Slot:
-    """name: the session's. session: the machine's record of it, which is only read here."""
+    """name: the session's. session: the machine's record of it, which is only read here.
+    adjust: called in the engine's thread alone."""
 
-    def __init__(self, name: str, session: VerifyingSession) -> None:
+    def __init__(
+        self, name: str, session: VerifyingSession, adjust: Adjust | None = None
+    ) -> None:
         self.name = name
         self.request: Open = session.request
         self.sequence: int
@@ -32,6 +36,7 @@ class Slot:
         """When its pass began to be held; None while it is not."""
 
         self._session = session
+        self._adjust = adjust
         self._waiting: deque[Reply] = deque()
         self._failure: TargetFailed | None = None
         self._changed = asyncio.Event()
@@ -63,7 +68,8 @@ class Slot:
         """Return what the slot brings to a pass that has begun."""
         last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
         held = len(self.request.prompt) + judged.start - 1
-        return Part(self.sequence, held, last, judged, self.request)
+        committed = () if self._adjust is None else tuple(self._session.committed)
+        return Part(self.sequence, held, last, judged, self.request, self._adjust, committed)
 
     def send(self, down: Sequence[Down]) -> None:
         """Let the session's generator have these messages."""

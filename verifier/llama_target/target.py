@@ -15,8 +15,10 @@ import structlog
 
 from models.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
+from speculation.protocol.opening import STOPPING
 from speculation.protocol.wire import Framed
 from speculation.sampling.adjustments import adjustment
+from speculation.sampling.logit_settings import LOGIT_SETTINGS
 from speculation.verifying.latency import measured
 from speculation.verifying.machine import VerifyMachine
 from verifier.llama_target.engine import Engine
@@ -31,11 +33,11 @@ from verifier.target import (
     TargetFailed,
     TargetFull,
     UnknownSession,
-    Unservable,
     started,
+    unservable,
 )
 
-FEATURES: Final = ("min_tokens",)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING)
 """OpenAI parameters served beyond Sampling."""
 
 
@@ -122,13 +124,11 @@ class LlamaTarget(Described):
         scheduler = started(self._scheduler)
         if not self._places.free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
-        try:
-            adjustment(request)
-        except ValueError as error:
-            raise Unservable("sampling.extras.min_tokens", str(error)) from error
         size, now = self.facts.vocabulary_size, self._clock()
+        with unservable():
+            adjust = adjustment(request, vocabulary_size=size)
         self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
-        slot = self._slots[session] = Slot(session, self._machine.session(session))
+        slot = self._slots[session] = Slot(session, self._machine.session(session), adjust)
         if self._places.free:
             self._place(slot, scheduler)
         else:

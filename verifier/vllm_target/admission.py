@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from speculation.protocol.messages import Limits, Open
-from verifier.vllm_target.verify_request import Bias
+from speculation.sampling.logit_settings import LogitSettings
 
 FIELD: Final = "picospec"
 """The key of our entry in SamplingParams.extra_args and in outputs' kv_transfer_params."""
@@ -20,11 +20,13 @@ class Admission:
 
     session: str
     request: Open
-    """Its prompt is empty: vLLM has the prompt."""
+    """Its prompt is empty, because vLLM has the prompt, and it has no extras."""
 
     prompt_tokens: int
     limits: Limits
-    bias: Bias
+    settings: LogitSettings
+    """What the request's extras change of the logits."""
+
     vocabulary_size: int
 
     def pack(self) -> bytes:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from speculation.protocol.messages import Judge, Sampling, TokenId
-
-Bias = tuple[tuple[TokenId, float], ...]
-"""What is added to the logits of some tokens before the other sampling settings apply."""
+from speculation.sampling.adjustments import Adjustment
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +18,7 @@ class VerifyRequest:
     """One session's part of a step that samples."""
 
     sampling: Sampling
-    """Applied by our judge; vLLM's own settings are left neutral."""
+    """Applied by our judge; vLLM's own settings are left neutral. It has no extras."""
 
     judge: Judge
     seed: int
@@ -32,12 +30,24 @@ class VerifyRequest:
     u: tuple[float, ...] = ()
     """`separate`: K + 1 fresh uniforms."""
 
-    bias: Bias = ()
+    adjustment: Adjustment | None = None
+    """What the session's other settings change of the first row that is judged; None: nothing,
+    in no row."""
+
     forced: TokenId | None = None
     """A committed token that vLLM has not seen yet: the step's first token, whatever its p."""
 
     silent: bool = False
     """No pass has begun: nothing is generated beyond `forced`, and no row is judged."""
+
+    @property
+    def adjustments(self) -> list[Adjustment | None]:
+        """What the session's other settings change of each of the K + 1 rows."""
+        rows = [self.adjustment]
+        for token in self.draft:
+            here = rows[-1]
+            rows.append(here and here.after((token,)))
+        return rows
 
     @property
     def injected(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,12 +31,8 @@ FEATURES = {
     "frequency_penalty": 1.2,
     "repetition_penalty": 1.3,
     "logit_bias": {"28": 5.0, "30": -100.0},
-    "ignore_eos": True,
     "min_tokens": 30,
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {"name": "person", "schema": PERSON},
-    },
+    "structured_outputs": {"json": PERSON},
 }
 
 
@@ -44,13 +41,48 @@ def with_extras(sampling: Sampling, **extras: object) -> Sampling:
     return msgspec.structs.replace(sampling, extras=raw)
 
 
+SHAPED = {
+    "presence_penalty": 0.8,
+    "frequency_penalty": 0.3,
+    "repetition_penalty": 1.2,
+    "logit_bias": {28: 4.0, 30: -100.0, 198: 2.0},
+    "min_tokens": 30,
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_a_greedy_text_that_settings_shape_is_the_one_that_vllm_itself_generates(
+    target: VllmTarget, prompt: str
+) -> None:
+    stop = tuple(target.facts.stop_tokens)
+    shaped = with_extras(GREEDY, **SHAPED)
+    request = opening(target, prompt, shaped, max_tokens=40, stop_tokens=stop)
+    expected = await vllms(target, prompt, SHAPED | {"max_tokens": 40, "temperature": 0.0})
+
+    answer = await drafted(target, "shaped", request, expected, Script(wrong=0.2))
+
+    assert answer.tokens == expected
+
+
+async def vllms(target: VllmTarget, prompt: str, asked: dict[str, Any]) -> list[int]:
+    """Return what vLLM generates by itself, with its own settings and samplers."""
+    from vllm import SamplingParams
+
+    stop = list(target.facts.stop_tokens)
+    own = SamplingParams(**asked, stop_token_ids=stop, detokenize=False)
+    tokens = {"prompt_token_ids": target.tokenizer.encode(prompt)}
+    outputs = target._engine._llm.generate(tokens, own, f"own {prompt}")  # type: ignore[union-attr]
+    return [list(output.outputs[0].token_ids) async for output in outputs][-1]
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [*FEATURES, "all"])
 async def test_a_feature_gives_the_same_text_with_drafts(
     target: VllmTarget, sampling: Sampling, name: str
 ) -> None:
     stop = tuple(target.facts.stop_tokens)
-    shaped = with_extras(sampling, **{name: FEATURES[name]})
+    settings = SHAPED if name == "all" else {name: FEATURES[name]}
+    shaped = with_extras(sampling, **settings)
     request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
     expected = await plain(target, f"plain {name}", request)
 
@@ -62,7 +94,7 @@ async def test_a_feature_gives_the_same_text_with_drafts(
 
 
 async def test_structured_output_is_json_of_the_schema(target: VllmTarget) -> None:
-    shaped = with_extras(DRAWN, response_format=FEATURES["response_format"])
+    shaped = with_extras(DRAWN, structured_outputs=FEATURES["structured_outputs"])
     stop = tuple(target.facts.stop_tokens)
     request = opening(target, "A person as JSON: ", shaped, max_tokens=200, stop_tokens=stop)
 
@@ -110,7 +142,7 @@ async def test_logprobs_are_the_same_with_drafts(target: VllmTarget) -> None:
 async def test_a_token_the_grammar_rules_out_has_a_log_probability_too(
     target: VllmTarget,
 ) -> None:
-    shaped = with_extras(DRAWN, response_format=FEATURES["response_format"])
+    shaped = with_extras(DRAWN, structured_outputs=FEATURES["structured_outputs"])
     stop = tuple(target.facts.stop_tokens)
     request = opening(
         target, PROMPTS[0], shaped, max_tokens=30, stop_tokens=stop, top_logprobs=20
@@ -162,8 +194,8 @@ async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(
         ({"logit_bias": {"5": 1e9}}, "logit_bias"),
         ({"logit_bias": {str(token): 1.0 for token in range(2000)}}, "logit_bias"),
         ({"min_tokens": 1000}, "min_tokens"),
-        ({"response_format": {"type": "poem"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"structured_outputs": {"poem": "haiku"}}, "structured_outputs"),
+        ({"structured_outputs": {}}, "structured_outputs"),
     ],
 )
 async def test_what_cannot_be_served_is_refused_by_its_name(
@@ -180,8 +212,8 @@ async def test_what_cannot_be_served_is_refused_by_its_name(
 async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
     target: VllmTarget,
 ) -> None:
-    nonsense = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
-    request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=nonsense))
+    nonsense = {"json": {"type": "nonsense"}}
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, structured_outputs=nonsense))
     asking = asyncio.create_task(plain(target, "nonsense", request))
 
     await asyncio.sleep(0)
@@ -196,8 +228,8 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
 async def test_a_schema_that_is_no_schema_is_refused_and_harms_nobody(
     target: VllmTarget,
 ) -> None:
-    broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}
-    request = opening(target, PROMPTS[0], with_extras(GREEDY, response_format=broken))
+    broken = {"json": {"type": 7}}
+    request = opening(target, PROMPTS[0], with_extras(GREEDY, structured_outputs=broken))
 
     with pytest.raises(Unservable):
         await plain(target, "broken schema", request)

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from speculation.protocol.messages import Sampling
 from speculation.sampling import distributions
+from speculation.sampling.adjustments import Adjustment
 from speculation.sampling.judging import Judgement, judge_coupled
+from speculation.sampling.logit_settings import LogitSettings
 
 torch = pytest.importorskip("torch")
 
@@ -37,6 +39,20 @@ SAMPLINGS = st.sampled_from(
         Sampling(1.3),
     ]
 )
+
+
+def adjustment(output: Sequence[int] = (), **asked: Any) -> Adjustment:
+    first = Adjustment.first(LogitSettings(**asked), (1, 3), (2,))
+    assert first
+    return first.after(output)
+
+
+ADJUSTMENTS = [
+    adjustment(logit_bias={1: 4.0, 2: 3.5}),
+    adjustment((0, 1, 1, 30), frequency_penalty=1.5, presence_penalty=0.5),
+    adjustment((0, 1), repetition_penalty=2.0, logit_bias={0: -100.0}, min_tokens=4),
+]
+"""Draft tokens are from 0 to 3, so that they change what follows them."""
 
 
 class Table:
@@ -73,7 +89,7 @@ def requests_of(judge: str) -> st.SearchStrategy[VerifyRequest]:
         seed=st.integers(0, 2**62),
         at=st.integers(0, 1000),
         draft=st.lists(st.integers(0, 3), max_size=5).map(tuple),
-        bias=st.sampled_from([(), (), ((1, 4.0), (2, 3.5)), ((0, -100.0),)]),
+        adjustment=st.sampled_from([None, None, *ADJUSTMENTS]),
         forced=st.sampled_from([None, None, 9]),
         silent=st.sampled_from([False, False, False, True]),
     )
@@ -107,15 +123,15 @@ def with_targets_tokens(requests: list[VerifyRequest], table: Table) -> list[Ver
     return found
 
 
-def row_of(request: VerifyRequest, logits: np.ndarray) -> distributions.Distribution:
-    biased = logits.copy()
-    for token, value in request.bias:
-        biased[token] += np.float32(value)
-    return distributions.distribution(biased, request.sampling)
+def row_of(request: VerifyRequest, logits: np.ndarray, k: int) -> distributions.Distribution:
+    """The distribution of row k. logits: the row's."""
+    if request.adjustment is not None:
+        logits = request.adjustment.after(request.draft[:k]).apply(logits)
+    return distributions.distribution(logits, request.sampling)
 
 
 def alone(request: VerifyRequest, logits: np.ndarray, k: int) -> int:
-    return row_of(request, logits[k]).coupled(request.seed, request.at + k)
+    return row_of(request, logits[k], k).coupled(request.seed, request.at + k)
 
 
 @given(st.lists(COUPLED, min_size=1, max_size=5), st.integers(0, 10**6))
@@ -133,7 +149,7 @@ def test_a_batch_judges_as_the_core_does_one_by_one(
         first = request.injected - len(request.draft)
         expected = judge_coupled(
             lambda k, i=i, request=request, first=first: row_of(
-                request, table.logits[i, first + k]
+                request, table.logits[i, first + k], k
             ),
             request.draft,
             request.seed,
@@ -302,8 +318,8 @@ def test_a_rejection_carries_the_whole_distribution(judge: Any) -> None:
 
 @pytest.mark.parametrize("judge", [judge_lazily, judge_at_once])
 def test_a_bias_is_added_before_all_else(judge: Any) -> None:
-    bias = ((42, 5.0), (7, -100.0))
-    requests = [VerifyRequest(Sampling(0.0), "coupled", 0, 0, bias=bias)]
+    bias = adjustment(logit_bias={42: 5.0, 7: -100.0})
+    requests = [VerifyRequest(Sampling(0.0), "coupled", 0, 0, adjustment=bias)]
     table = Table(1, requests)
     table.logits[:] = 0.0
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
+from speculation.sampling.logit_settings import LogitSettings
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD, Admission
 from verifier.vllm_target.service import compat
@@ -44,41 +45,37 @@ def test_only_the_sessions_stop_tokens_stop() -> None:
     assert asked["stop_token_ids"] == [2]
 
 
-def test_ignore_eos_takes_the_stop_tokens_from_both_ends() -> None:
-    asked = engine_request("s", opening(ignore_eos=True), FACTS).sampling
-
-    assert asked["stop_token_ids"] == []
-    assert admitted(asked).request.stop_tokens == ()
-
-
-def test_penalties_and_bias_are_passed_on() -> None:
+def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
     asked = engine_request(
-        "s", opening(presence_penalty=1, logit_bias={"7": -3}), FACTS
+        "s", opening(presence_penalty=1, logit_bias={"7": -3}, min_tokens=4), FACTS
     ).sampling
 
-    assert asked["presence_penalty"] == 1.0
-    assert admitted(asked).bias == ((7, -3.0),)
+    assert not {"presence_penalty", "logit_bias", "min_tokens"} & asked.keys()
+    settings = LogitSettings(presence_penalty=1.0, logit_bias={7: -3.0}, min_tokens=4)
+    assert admitted(asked).settings == settings
+    assert admitted(asked).request.sampling.extras == {}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "structured"),
+    "wanted",
     [
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, {"json_object": True}),
-        (
-            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}},
-            {"json": {"a": 1}},
-        ),
+        {"json": {"a": 1}},
+        {"json_object": True},
+        {"regex": "a+"},
+        {"choice": ["a", "b"]},
+        {"grammar": "root ::= a"},
     ],
 )
-def test_response_formats_become_structured_outputs(wanted: object, structured: object) -> None:
-    assert engine_request("s", opening(response_format=wanted), FACTS).structured == structured
+def test_a_constraint_is_passed_on_to_vllm(wanted: dict[str, object]) -> None:
+    request = opening(structured_outputs=wanted)
+
+    assert engine_request("s", request, FACTS).structured == wanted
 
 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
-    request = replace(opening(response_format={"type": "json_object"}), judge="separate")
+    request = replace(opening(structured_outputs={"json_object": True}), judge="separate")
 
-    with pytest.raises(Unservable, match="response_format"):
+    with pytest.raises(Unservable, match="structured_outputs"):
         engine_request("s", request, FACTS)
 
 
@@ -92,7 +89,9 @@ def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
         {"repetition_penalty": 0},
         {"min_tokens": 65},
         {"min_tokens": 1.5},
-        {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+        {"structured_outputs": {"json": {}, "json_object": True}},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"structural_tag": "a"}},
     ],
 )
 def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ from speculation.protocol.messages import (
     Sampling,
 )
 from speculation.sampling.distributions import Q_SCALE
+from speculation.sampling.logit_settings import LogitSettings
 from speculation.verifying.machine import VerifyMachine
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
@@ -42,7 +43,7 @@ class Scheduler(SimpleNamespace):
 
     def __init__(self) -> None:
         request = Open("m", "v", (), Sampling(), 0, 9, ())
-        admission = Admission("s", request, 1, Limits(), (), 100)
+        admission = Admission("s", request, 1, Limits(), LogitSettings(), 100)
         machine, slots = RecordingMachine(), SlotTable()
         machine.open("s", request, Limits(), vocabulary_size=100, now=0.0)
         self.slot = SessionSlot(admission, machine.session("s"))

@@ -23,6 +23,7 @@ from speculation.protocol.messages import (
 )
 from speculation.sampling.distributions import Distribution
 from speculation.sampling.judging import Judgement, Rejection
+from speculation.sampling.logit_settings import LogitSettings
 from speculation.sampling.noise import place
 from speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
 from verifier.vllm_target.admission import Admission
@@ -30,6 +31,8 @@ from verifier.vllm_target.core.session_slot import RECENT_FRAMES, SessionSlot
 from verifier.vllm_target.verify_request import VerifyRequest
 
 PROMPT_TOKENS = 10
+PROMPT = [7, 8] * 5
+NONE = LogitSettings()
 ROWS = 3
 """Of every step."""
 
@@ -37,13 +40,13 @@ ROWS = 3
 class Core:
     """One session's slot and machine, driven as the scheduler does."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, asked: LogitSettings = NONE, **fields: Any) -> None:
         settings: dict[str, Any] = {"seed": 9, "max_tokens": 20, "stop_tokens": (0,)}
         request = Open("m", "v", (), Sampling(), **(settings | fields))
-        admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), (), 1000)
+        admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), asked, 1000)
         self.machine = VerifyMachine(repeat(0.5))
         self.machine.open("s", request, admission.limits, vocabulary_size=1000, now=0.0)
-        self.slot = SessionSlot(admission, self.machine.session("s"))
+        self.slot = SessionSlot(admission, self.machine.session("s"), PROMPT)
         self._plan = PassPlan({}, 1.0)
 
     def receive(self, message: Pushed, arrived: float = 1.0) -> None:
@@ -79,8 +82,8 @@ def rejected(token: int, *allowed: int) -> Rejection:
 
 def test_an_admission_survives_its_journey() -> None:
     request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
-    bias = ((5, -1.5),)
-    admission = Admission("s", request, 44, Limits(3, 9), bias, 99)
+    settings = LogitSettings(1.5, logit_bias={5: -1.5})
+    admission = Admission("s", request, 44, Limits(3, 9), settings, 99)
 
     assert Admission.unpack(admission.pack()) == admission
 
@@ -111,6 +114,28 @@ def test_a_request_names_the_place_of_its_first_row() -> None:
     assert request.at == place(PROMPT_TOKENS, 1)
     assert request.forced is None
     assert request.injected == 0
+
+
+def test_a_request_without_settings_carries_no_text() -> None:
+    assert Core().begin(0, 0).adjustments == [None]
+
+
+def test_a_request_carries_what_the_text_before_each_row_changes() -> None:
+    core = Core(LogitSettings(repetition_penalty=1.5), max_tokens=100)
+    core.receive(Draft(1, 0, 0, (5,)))
+    core.begin(0, 0)
+    core.run(4)
+    core.begin(1, 0)
+    core.run(7)
+    core.receive(Draft(2, 2, 0, (9, 9)))
+
+    adjustments = core.begin(2, 2).adjustments
+
+    assert [each.position for each in adjustments if each] == [2, 3, 4]
+    seen = [each.seen for each in adjustments if each and each.seen]
+    counted = [dict(zip(s.tokens.tolist(), s.counts.tolist(), strict=True)) for s in seen]
+    committed = {4: 1.0, 7: 1.0, 8: 0.0}
+    assert counted == [committed, committed | {9: 1.0}, committed | {9: 2.0}]
 
 
 def test_a_recovered_token_is_owed_until_the_next_step() -> None:

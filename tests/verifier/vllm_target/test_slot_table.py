@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from speculation.protocol.messages import Finish, Limits, Open, Sampling
+from speculation.sampling.logit_settings import LogitSettings
 from speculation.verifying.session import VerifyingSession
 from verifier.vllm_target.admission import Admission
 from verifier.vllm_target.core.session_slot import REMEMBERED, SessionSlot, SlotTable
@@ -11,7 +12,7 @@ from verifier.vllm_target.core.session_slot import REMEMBERED, SessionSlot, Slot
 def slot(name: str) -> SessionSlot:
     request = Open("m", "v", (), Sampling(), 0, 9, ())
     made = SessionSlot(
-        Admission(name, request, 1, Limits(), (), 10),
+        Admission(name, request, 1, Limits(), LogitSettings(), 10),
         VerifyingSession(request, Limits(), vocabulary_size=10),
     )
     made.send([Finish("stop"), Finish("length")])

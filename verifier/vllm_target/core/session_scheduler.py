@@ -54,7 +54,8 @@ class SessionScheduler(Scheduler):
             self._machine.open(
                 asked.session, asked.request, asked.limits, vocabulary_size=size, now=now
             )
-            slot = SessionSlot(asked, self._machine.session(asked.session))
+            session = self._machine.session(asked.session)
+            slot = SessionSlot(asked, session, request.prompt_token_ids or ())
             self._slots.add(request.request_id, slot)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:

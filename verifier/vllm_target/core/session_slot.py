@@ -11,11 +11,12 @@ latest frames, and a reader who finds a gap asks for the missing ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from speculation.protocol import wire
 from speculation.protocol.messages import Down, TokenId
+from speculation.sampling.adjustments import Adjustment
 from speculation.sampling.noise import place
 from speculation.verifying.session import Pass, VerifyingSession
 from verifier.vllm_target.admission import Admission
@@ -40,11 +41,17 @@ class OutgoingFrame(NamedTuple):
 
 
 class SessionSlot:
-    """session: the machine's record, which is only read here."""
+    """session: the machine's record, which is only read here. prompt: it counts where the
+    request's settings depend on the text."""
 
-    def __init__(self, admission: Admission, session: VerifyingSession) -> None:
+    def __init__(
+        self, admission: Admission, session: VerifyingSession, prompt: Sequence[TokenId] = ()
+    ) -> None:
         self.admission = admission
         self.session = session
+        self._adjustment = Adjustment.first(
+            admission.settings, prompt, admission.request.stop_tokens
+        )
         self.frames: list[OutgoingFrame] = []
         self.complaint: str | None = None
         """What the edge did that no honest edge does; the session is over."""
@@ -88,10 +95,17 @@ class SessionSlot:
             draft,
             q,
             u,
-            self.admission.bias,
+            self._adjusted(),
             forced=owed[0] if owed else None,
             silent=judged is None,
         )
+
+    def _adjusted(self) -> Adjustment | None:
+        """Return what the settings change at the position after the committed tokens."""
+        if self._adjustment is not None:
+            new = self.session.committed[self._adjustment.position :]
+            self._adjustment = self._adjustment.after(new)
+        return self._adjustment
 
     def send(self, messages: Iterable[Down], *, judged: int = 0, rows: int = 0) -> None:
         """Append messages to the frames. judged, rows: of the pass that brought them about."""

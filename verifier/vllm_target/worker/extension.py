@@ -1,10 +1,10 @@
 """Puts our judge into vLLM's worker, in the place of its samplers.
 
-vLLM runs its whole logits pipeline (grammar, penalties, minimum length) for the rows of draft
-tokens and for the row after them. Both kinds are taken where temperature and cuts would follow,
-with vLLM's own set to neutral; the judge applies ours to every row alike. This leaves unused
-what this vLLM gets wrong on CPUs: `expand_batch_to_tokens` returns uninitialised memory, and
-top-k fails on a step without draft tokens. A test notices when upstream mends the first.
+vLLM masks what a grammar forbids in the rows of draft tokens and in the row after them. Both
+kinds are taken where temperature and cuts would follow, with vLLM's own settings neutral; the
+judge applies ours to every row alike. This leaves unused what this vLLM gets wrong on CPUs:
+`expand_batch_to_tokens` returns uninitialised memory, and top-k fails on a step without draft
+tokens. A test notices when upstream mends the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gateway.hosting.parent_death import die_with_parent
 from speculation.sampling.judging import Judgement
 from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker.judging import judge
-from verifier.vllm_target.worker.rows import upload
+from verifier.vllm_target.worker.upload import upload
 
 Stock = Callable[..., Any]
 """What vLLM has in the place of one of our methods."""

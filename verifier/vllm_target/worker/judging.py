@@ -34,9 +34,9 @@ from verifier.vllm_target.worker.rows import (
     StepLogits,
     Wanted,
     logits_of,
-    upload,
 )
 from verifier.vllm_target.worker.support import supports
+from verifier.vllm_target.worker.upload import upload
 
 CANDIDATES: Final = 512
 """Candidates of a row's first look on an accelerator, so that few rows need a second. Not
@@ -91,9 +91,9 @@ class _Pass:
         self._known: set[int] = set()
         wants: Wanted = "token" if request.judge == "coupled" else "all" if lazily else "p"
         count = LAZY_CANDIDATES if lazily else CANDIDATES
-        first = Look(number, 0, request, count, wants)
         self._looks: list[Look | None] = [
-            replace(first, index=index) for index in range(len(self._rows))
+            Look(number, index, request, count, wants, adjustment)
+            for index, adjustment in enumerate(request.adjustments)
         ]
         """Of each row the next look; None where nothing is left to learn."""
 

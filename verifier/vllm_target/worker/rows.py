@@ -1,25 +1,24 @@
 """The rows of a step that are looked at, and their sampling settings on the logits' device.
 
-    n  rows      V  vocabulary size
-
-What goes to the device is copied from pinned memory where there is any: a copy from other
-memory waits until the device has done all that it was asked before.
+n  rows      V  vocabulary size
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from speculation.sampling.adjustments import Adjustment
 from speculation.sampling.distributions import GREEDY_BELOW
 from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.adjusting import adjust
 from verifier.vllm_target.worker.noise import prefixes_of
+from verifier.vllm_target.worker.upload import upload
 
 Kind = Literal["cut", "greedy", "whole"]
 """How a row's support is found: `cut` by min-p, top-k or top-p, `greedy` is the argmax alone,
@@ -27,7 +26,7 @@ Kind = Literal["cut", "greedy", "whole"]
 
 
 class StepLogits(Protocol):
-    """The logits of one step, as vLLM left them after penalties and masks."""
+    """The logits of one step, as vLLM left them after the masks of grammars."""
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -57,6 +56,9 @@ class Look:
     """float32, NaN if the support is not found: `token` is [1], the target's token, exact below
     2**24; `p` is [1], the probability of the draft token; `all` is [V], those of all tokens."""
 
+    adjustment: Adjustment | None = None
+    """What the request changes of the row's logits."""
+
     @property
     def kind(self) -> Kind:
         sampling = self.request.sampling
@@ -67,14 +69,10 @@ class Look:
 
 
 def logits_of(rows: Sequence[Look], step: StepLogits) -> Tensor:
-    """Return the logits of rows, with logit_bias added: float32[n, V]."""
+    """Return the logits of rows, adjusted as their requests ask: float32[n, V]."""
     each = [(row, row.request) for row in rows]
     logits = step.take([(row.number, row.index + r.injected - len(r.draft)) for row, r in each])
-    biases = [(i, *pair) for i, (_, request) in enumerate(each) for pair in request.bias]
-    if biases:
-        places, tokens, values = zip(*biases, strict=True)
-        at = upload(np.array([places, tokens], np.int64), logits.device)
-        logits[at[0], at[1]] += upload(np.array(values, np.float32), logits.device)
+    adjust(logits, [row.adjustment for row in rows])
     return logits
 
 
@@ -102,11 +100,3 @@ class Columns:
         temperature, min_p, top_p, top_k = upload(np.array(settings), device).split(1, dim=1)
         words = upload(np.array(noise, np.uint32).view(np.int32), device)
         return Columns(temperature, min_p, top_p, top_k.to(torch.int64), prefixes_of(words))
-
-
-def upload(values: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy to the device without waiting for it."""
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

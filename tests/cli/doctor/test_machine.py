@@ -1,4 +1,4 @@
-"""What the doctor finds, and what it advises."""
+"""What the doctor finds on this machine, and what it advises."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli.doctor import (
-    Finding,
+from cli.doctor.finding import Finding, report
+from cli.doctor.machine import (
     check_cache,
     check_engine,
+    check_gpu,
     check_models,
     check_port,
     check_python,
-    check_verifier,
-    report,
 )
 from models.store import open_store
 
@@ -66,13 +65,21 @@ def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
     assert "EDGE_PORT" in held.remedy
 
 
-def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet() -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+@pytest.mark.parametrize(
+    ("gpu", "supported", "ok"),
+    [
+        (None, False, True),
+        (("CUDA", "-DGGML_CUDA=on"), True, True),
+        (("CUDA", "-DGGML_CUDA=on"), False, False),
+    ],
+)
+def test_a_gpu_that_the_build_does_not_use_fails_and_names_the_build(
+    gpu: tuple[str, str] | None, supported: bool, ok: bool
+) -> None:
+    finding = check_gpu(gpu, supported)
 
-        assert check_verifier(f"http://localhost:{port}").ok
-        assert not check_verifier(f"http://127.0.0.2:{port}").ok
+    assert finding.ok is ok
+    assert ok or "-DGGML_CUDA=on" in finding.remedy
 
 
 def test_a_report_is_well_only_when_every_finding_is() -> None:

@@ -1,41 +1,26 @@
-"""`picospec doctor`: checks what PicoSpec needs on this machine, and advises on what fails."""
+"""Checks of this machine: what is installed, its cores, the store and the ports."""
 
 from __future__ import annotations
 
 import importlib
-import os
+import platform
+import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from cli.doctor.finding import Finding
+from gateway.hosting.cores import compute_threads
 from models.errors import ModelError
 from models.store import Store
 
 OLDEST_PYTHON: Final = (3, 11)
 TIMEOUT_S: Final = 3.0
 HOST: Final = "127.0.0.1"
-LOOPBACK: Final = (HOST, "localhost", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check."""
-
-    subject: str
-    ok: bool
-    found: str
-    remedy: str = ""
-    """What to do, when not ok."""
 
 
 def check_python(version: tuple[int, int]) -> Finding:
@@ -53,9 +38,29 @@ def check_engine(module: str = "models.llama") -> Finding:
     return Finding("llama.cpp", True, "can be imported")
 
 
+def gpu_here() -> tuple[str, str] | None:
+    """Return the kind of this machine's GPU, and the option that builds llama.cpp for it."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return "Metal", "-DGGML_METAL=on"
+    if shutil.which("nvidia-smi"):
+        return "CUDA", "-DGGML_CUDA=on"
+    return ("ROCm", "-DGGML_HIP=on") if Path("/dev/kfd").exists() else None
+
+
+def check_gpu(gpu: tuple[str, str] | None, supported: bool) -> Finding:
+    """Check that llama.cpp was built for the GPU, if there is one: drafts are faster there."""
+    if gpu is None:
+        return Finding("GPU", True, "none; the draft model runs on the CPU")
+    kind, option = gpu
+    if supported:
+        return Finding("GPU", True, f"{kind}; the draft model runs on it (gpu_layers)")
+    found = f"{kind}, which this build of llama.cpp does not use"
+    return Finding("GPU", False, found, f'CMAKE_ARGS="{option}" make clean setup')
+
+
 def check_cores() -> Finding:
     """Count the cores. One is enough, but then the two ends take turns on it."""
-    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    count = compute_threads()
     found = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
     return Finding("cores", True, found)
 
@@ -71,13 +76,13 @@ def check_cache(directory: Path) -> Finding:
     return Finding("cache", True, f"{directory} can be written")
 
 
-def check_models(store: Store, name: str) -> Finding:
+def check_models(store: Store, reference: str) -> Finding:
     """Compare the sha256 of a model's or pair's files, which takes seconds a gigabyte."""
-    subject = f"models of {name}"
+    subject = f"models of {reference}"
     try:
-        store.verify(name)
+        store.verify(reference)
     except ModelError as error:
-        return Finding(subject, False, str(error), f"picospec models pull {name}")
+        return Finding(subject, False, str(error), f"picospec models pull {reference}")
     return Finding(subject, True, "here, and as they should be")
 
 
@@ -103,30 +108,9 @@ def why_not_free(port: int) -> str | None:
     return None
 
 
-def check_verifier(url: str) -> Finding:
-    """Check that a verifier elsewhere is healthy; one on this machine need not run yet."""
-    if _is_healthy(url):
-        return Finding("verifier", True, f"{url} is healthy")
-    if urlsplit(url).hostname in LOOPBACK:
-        return Finding("verifier", True, "not running here; picospec up starts it")
-    remedy = "check the address, the firewall, and the verifier's own log"
-    return Finding("verifier", False, f"{url} is not healthy", remedy)
-
-
 def _is_healthy(url: str) -> bool:
     try:
         response = httpx.get(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, trust_env=False)
     except httpx.TransportError:
         return False
     return response.status_code == 200
-
-
-def report(findings: Sequence[Finding], console: Console) -> bool:
-    """Print a table of the findings; return whether all are ok."""
-    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
-    for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
-        remedy = "" if finding.ok else finding.remedy
-        table.add_row(mark, escape(finding.subject), escape(finding.found), escape(remedy))
-    console.print(table)
-    return all(finding.ok for finding in findings)

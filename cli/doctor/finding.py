@@ -1,0 +1,37 @@
+"""The result of a check, and the table of all results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    subject: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    """What to do, when not ok."""
+
+
+def report(findings: Sequence[Finding], console: Console) -> bool:
+    """Print a table of the findings; return whether all are ok."""
+    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
+        remedy = "" if finding.ok else finding.remedy
+        table.add_row(mark, escape(finding.subject), escape(finding.found), escape(remedy))
+    console.print(table)
+    return all(finding.ok for finding in findings)
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a time as findings show it."""
+    return f"{seconds * 1000:.3g} ms"

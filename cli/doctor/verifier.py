@@ -1,0 +1,108 @@
+"""Checks of the way to the verifier, made as an edge with these settings would go it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from cli.doctor.drafting import check_drafting
+from cli.doctor.finding import Finding, milliseconds
+from edge_agent.link.uplink import Uplink
+from edge_agent.settings import EdgeSettings
+from gateway.errors import ApiError, EngineFault
+from models.store import Store
+from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+TIMEOUT_S: Final = 3.0
+ROUND_TRIPS: Final = 5
+SOON_DAYS: Final = 14
+"""A certificate that ends within so many days should be renewed."""
+
+
+async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
+    """Check what can be checked; what depends on a check that failed is left out.
+
+    The uplink is closed.
+    """
+    try:
+        certificate = await asyncio.to_thread(check_certificate, settings)
+        facts, reached = await _reach(uplink)
+        findings = [*reached, certificate]
+        if facts is not None:
+            findings += await check_drafting(settings, store, uplink, facts)
+        return findings
+    finally:
+        await uplink.close()
+
+
+def check_certificate(settings: EdgeSettings) -> Finding:
+    """Check the verifier's certificate as the edge does, and when it ends."""
+    url = settings.verifier_url
+    if url.scheme == "http":
+        here = "none needed on this machine" if url.host in LOOPBACK else ""
+        return Finding("certificate", True, here or "none: what crosses the link can be read")
+    try:
+        context = ssl.create_default_context(cafile=settings.verifier_ca)
+        address = (url.host or "", url.port or 443)
+        with (
+            socket.create_connection(address, TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=url.host) as secured,
+        ):
+            ends = str((secured.getpeercert() or {})["notAfter"])
+        return _validity(ends, time.time())
+    except ssl.SSLCertVerificationError as error:
+        remedy = "verifier_ca must name the PEM file of the authority that signed it"
+        return Finding("certificate", False, error.verify_message, remedy)
+    except OSError as error:
+        return Finding("certificate", False, str(error), "the verifier needs [tls] for https")
+
+
+def _validity(ends: str, now_s: float) -> Finding:
+    ends_s = ssl.cert_time_to_seconds(ends)
+    days = (ends_s - now_s) / 86400
+    found = f"valid until {datetime.fromtimestamp(ends_s, UTC):%Y-%m-%d}"
+    return Finding(
+        "certificate", days > SOON_DAYS, found, f"renew it: {days:.0f} days are left"
+    )
+
+
+async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
+    """Return the target's facts, and what was found on the way to them."""
+    try:
+        facts = await uplink.facts()
+        for _ in range(ROUND_TRIPS):
+            await uplink.check()
+    except ApiError as error:
+        return None, not_reached(error, uplink.url)
+    reached = (
+        f"{uplink.url} serves {facts.model}; the round trip takes {milliseconds(uplink.rtt_s)}"
+    )
+    return facts, [
+        Finding("verifier", True, reached),
+        Finding("key", True, "accepted"),
+        Finding("protocol", True, f"version {facts.protocol}"),
+    ]
+
+
+def not_reached(error: ApiError, url: str) -> list[Finding]:
+    """Say how far the edge came, and what stopped it."""
+    reached, key = Finding("verifier", True, f"{url} answers"), Finding("key", True, "accepted")
+    match error.error_code:
+        case "verifier_unauthorized":
+            remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
+            return [reached, Finding("key", False, error.message, remedy)]
+        case "protocol_version":
+            remedy = f"install one version of PicoSpec at both ends (here: {PROTOCOL_VERSION})"
+            return [reached, key, Finding("protocol", False, error.message, remedy)]
+    if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
+        return [Finding("verifier", True, "not running here; picospec up starts it")]
+    remedy = "check the address, the firewall, and the verifier's own log"
+    if isinstance(error, EngineFault):
+        remedy = "is this the address of another service?"
+    return [Finding("verifier", False, error.message, remedy)]

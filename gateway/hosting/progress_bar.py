@@ -1,0 +1,45 @@
+"""Shows how far a long piece of work is: a bar on a terminal, and a line a step elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+Show = Callable[[str, int, int], None]
+"""It is called with the activity, the bytes done and the bytes in total (0 if unknown)."""
+
+
+@contextmanager
+def progress_bar(console: Console, subject: str) -> Iterator[Show]:
+    """Yield a function that shows the progress of `subject`."""
+    if not console.is_terminal:
+        yield _lines(console, subject)
+        return
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    text = TextColumn("{task.description}")
+    with Progress(text, *columns, console=console, transient=True) as bars:
+        task = bars.add_task(subject, total=None, visible=False)
+
+        def show(what: str, done: int, total: int) -> None:
+            described = f"{subject}: {what}"
+            bars.update(
+                task, description=described, completed=done, total=total or None, visible=True
+            )
+
+        yield show
+
+
+def _lines(console: Console, subject: str) -> Show:
+    """Return a function that prints a line whenever another activity begins."""
+    shown = ""
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if what != shown:
+            shown = what
+            console.print(f"{subject}: {what}", soft_wrap=True, highlight=False)
+
+    return show

@@ -1,0 +1,108 @@
+"""Finds where a value ends in text that comes piece by piece, by its brackets and strings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.output.incoming import Incoming, Malformed, Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Notation:
+    """What the brackets and strings of a language look like."""
+
+    closers: Mapping[str, str]
+    """Each bracket and quotation mark with the character that closes it."""
+
+    quotes: frozenset[str]
+    plain: re.Pattern[str]
+    """A run of what may be between brackets and strings."""
+
+
+JSON: Final = Notation(
+    {"{": "}", "[": "]", '"': '"'}, frozenset('"'), re.compile(r"[\s\w,:.+-]*")
+)
+PYTHON: Final = Notation(
+    {"(": ")", "{": "}", "[": "]", '"': '"', "'": "'"},
+    frozenset("\"'"),
+    re.compile(r"[^\[\](){}\"']*"),
+)
+_SCALAR: Final = re.compile(r"[\w.+-]*")
+_QUOTED: Final = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
+
+
+class Extent:
+    """Finds the end of a value that begins with a bracket or a quotation mark."""
+
+    def __init__(self, notation: Notation) -> None:
+        self._notation = notation
+        self._due: list[str] = []
+        """The characters that close what is open, the innermost last."""
+
+        self.ended = False
+        self.broken = False
+        """The value ended at a character that cannot be part of it."""
+
+    def scan(self, text: str, at: int) -> int:
+        """Return up to where `text`, from `at` on, belongs to the value.
+
+        An escape in a string is left unread until both its characters are there.
+        """
+        while at < len(text) and not self.ended:
+            due = self._due[-1] if self._due else ""
+            quoted = due in self._notation.quotes
+            plain = (_QUOTED[due] if quoted else self._notation.plain).match(text, at)
+            at = plain.end() if plain else at
+            if quoted and text.startswith("\\", at):
+                if at + 1 == len(text):
+                    break
+                at += 2
+            elif at < len(text):
+                self._nest(text[at], due, quoted)
+                at += not self.broken
+        return at
+
+    def _nest(self, char: str, due: str, quoted: bool) -> None:
+        if char == due:
+            self._due.pop()
+        elif not quoted and char in self._notation.closers:
+            self._due.append(self._notation.closers[char])
+        else:
+            self.broken = True
+        self.ended = self.broken or not self._due
+
+
+def read_value(text: Incoming, notation: Notation = JSON) -> Steps[str]:
+    """Read a value, which may be a number or a word, and return its text."""
+    start = text.at
+    if (yield from text.peek()) not in notation.closers:
+        return (yield from text.match(_SCALAR))
+    extent = Extent(notation)
+    while True:
+        text.at = extent.scan(text.held, text.at)
+        if extent.ended and not extent.broken:
+            return text.held[start : text.at]
+        if extent.broken or text.ended:
+            raise Malformed("the value does not end")
+        yield
+
+
+def stream_value(text: Incoming, emit: Callable[[str], None]) -> Steps[None]:
+    """Pass a JSON object on as it comes.
+
+    Raises Malformed, after all that may belong to the object was passed on.
+    """
+    extent = Extent(JSON)
+    while True:
+        text.at = extent.scan(text.held, text.at)
+        if text.ended and not extent.ended:
+            text.at = len(text.held)
+        emit(text.use())
+        if extent.ended or text.ended:
+            break
+        yield
+    if extent.broken or not extent.ended:
+        raise Malformed("the value does not end")

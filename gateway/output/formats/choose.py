@@ -1,0 +1,41 @@
+"""Finds out from a chat template how its model writes tool calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Literal
+
+from gateway.output.formats.base import Format
+from gateway.output.formats.hermes import Hermes
+from gateway.output.formats.llama import Llama
+from gateway.output.formats.mistral import Mistral
+from gateway.output.formats.pythonic import Pythonic
+from gateway.output.formats.qwen_coder import QwenCoder
+
+FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
+
+FORMATS: Final[Mapping[FormatName, Format]] = MappingProxyType(
+    {
+        "hermes": Hermes(),
+        "llama": Llama(),
+        "mistral": Mistral(),
+        "pythonic": Pythonic(),
+        "qwen_coder": QwenCoder(),
+    }
+)
+
+_SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
+    (re.compile(r"<function="), "qwen_coder"),
+    (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
+    (re.compile(r"<tool_call>"), "hermes"),
+    (re.compile(r'<\|python_tag\|>|"parameters": dictionary'), "llama"),
+    (re.compile(r"\[\w+\(\w+="), "pythonic"),
+)
+"""What the templates of a family contain. The first that is found decides."""
+
+
+def choose(template: str) -> FormatName:
+    """Return the format that a template teaches its model; by default the most common one."""
+    return next((name for sign, name in _SIGNS if sign.search(template)), "hermes")

@@ -1,0 +1,43 @@
+"""Calls of Llama 3: {"name": ..., "parameters": {...}}, perhaps after <|python_tag|>."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Final
+
+from gateway.output.formats.base import Format, read_calls
+from gateway.output.formats.json_calls import UNTAGGED, JsonCall, json_call_rules, read_untagged
+from gateway.output.incoming import Incoming, Steps
+from gateway.output.lark import Special, repeated
+from gateway.output.message import Message
+from gateway.output.schemas import Schemas
+
+_TAG: Final = "<|python_tag|>"
+_SEPARATOR: Final = re.compile(r"[\s;]*")
+
+
+class Llama(Format):
+    markers = (_TAG,)
+    trigger = ""
+    untagged = UNTAGGED
+
+    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+        yield from read_untagged(text, out, tools)
+        yield from read_calls(text, out, (_TAG,), partial(_tagged, text, out))
+
+    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
+        calls = repeated("object", '"; "', parallel=parallel)
+        return f"calls: {calls}\n{json_call_rules(tools, 'parameters')}"
+
+
+def _tagged(text: Incoming, out: Message) -> Steps[None]:
+    """Read one call and those that follow it without a tag of their own."""
+    yield from text.expect(_TAG)
+    yield from text.space()
+    while True:
+        yield from JsonCall(text, out).read()
+        yield from text.match(_SEPARATOR)
+        text.use()
+        if (yield from text.peek()) != "{":
+            return

@@ -1,0 +1,76 @@
+"""Calls of Mistral: [TOOL_CALLS][{...}, {...}], in newer models [TOOL_CALLS]name[ARGS]{...}."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Final
+
+from gateway.output.formats.base import Format, read_calls
+from gateway.output.formats.json_calls import (
+    JsonCall,
+    arguments_rules,
+    json_call_rules,
+    stream_arguments,
+)
+from gateway.output.incoming import Incoming, Malformed, Steps
+from gateway.output.lark import Special, literal, marker, repeated
+from gateway.output.message import Message
+from gateway.output.schemas import Schemas
+
+_OPEN: Final = "[TOOL_CALLS]"
+_ID: Final = "[CALL_ID]"
+_ARGUMENTS: Final = "[ARGS]"
+_NAME: Final = re.compile(r"[\w.-]*")
+
+
+class Mistral(Format):
+    markers = (_OPEN, _ID, _ARGUMENTS)
+    trigger = _OPEN
+    id_length = 9
+    """Mistral's templates check it."""
+
+    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+        yield from read_calls(text, out, (_OPEN,), partial(_call, text, out))
+
+    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
+        if _ARGUMENTS not in special:
+            array = repeated("object", '", "', parallel=parallel)
+            return f'calls: " "? "[" {array} "]"\n{json_call_rules(tools, "arguments")}'
+        named = [
+            f"{literal(name)} {marker(_ARGUMENTS, special)} arguments_{index}"
+            for index, name in enumerate(tools)
+        ]
+        calls = repeated("call", marker(_OPEN, special), parallel=parallel)
+        return f"calls: {calls}\ncall: {' | '.join(named)}\n{arguments_rules(tools)}"
+
+
+def _call(text: Incoming, out: Message) -> Steps[None]:
+    yield from text.expect(_OPEN)
+    yield from text.space()
+    if (yield from text.take("[")):
+        yield from _array(text, out)
+    else:
+        yield from _named(text, out)
+
+
+def _array(text: Incoming, out: Message) -> Steps[None]:
+    while True:
+        yield from text.space()
+        yield from JsonCall(text, out).read()
+        yield from text.space()
+        if (yield from text.take("]")):
+            return
+        yield from text.expect(",")
+
+
+def _named(text: Incoming, out: Message) -> Steps[None]:
+    """Read name[ARGS]{...}, perhaps with [CALL_ID]id in between, or without [ARGS]."""
+    name = yield from text.match(_NAME)
+    if (yield from text.take(_ID)):
+        yield from text.match(_NAME)
+    yield from text.take(_ARGUMENTS)
+    yield from text.space()
+    if not name or (yield from text.peek()) != "{":
+        raise Malformed("a call has a name and arguments")
+    yield from stream_arguments(text, out, name)

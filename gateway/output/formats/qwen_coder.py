@@ -1,0 +1,155 @@
+"""Calls of Qwen3-Coder: <tool_call><function=name><parameter=x>value</parameter></function>.
+
+Values are plain text. If the schema asks for a string, the text is that string; otherwise it is
+JSON, or a string if it is not.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Final
+
+from gateway.output.extent import read_value
+from gateway.output.formats.base import Format, read_calls
+from gateway.output.incoming import Incoming, Malformed, Steps
+from gateway.output.json_text import decode, encode
+from gateway.output.lark import Special, json_value, literal, marker, repeated, string_until
+from gateway.output.message import Message
+from gateway.output.schemas import Schema, Schemas, kind_of, kinds, parameters, properties
+
+_OPEN: Final = "<tool_call>"
+_CLOSE: Final = "</tool_call>"
+_FUNCTION: Final = "<function="
+_FUNCTION_END: Final = "</function>"
+_PARAMETER: Final = "<parameter="
+_PARAMETER_END: Final = "</parameter>"
+_KEY: Final = re.compile(r"[^>\n]*")
+_WORDS: Final = {"True": "true", "False": "false", "None": "null"}
+"""The template shows the model its earlier calls with these values as Python writes them."""
+
+
+class QwenCoder(Format):
+    markers = (_OPEN, _CLOSE)
+    trigger = _OPEN
+
+    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+        opening = (_OPEN, _FUNCTION)  # the model sometimes leaves the first one out
+        yield from read_calls(text, out, opening, partial(_call, text, out, tools))
+
+    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
+        begins = [literal(f"\n{_FUNCTION}{name}>\n") for name in tools]
+        named = " | ".join(f"{begin} function_{i}" for i, begin in enumerate(begins))
+        call = f'({named}) "{_FUNCTION_END}" "\\n" {marker(_CLOSE, special)}'
+        calls = repeated("call", rf'"\n" {marker(_OPEN, special)}', parallel=parallel)
+        rules = "".join(_rules(f"function_{i}", tool) for i, tool in enumerate(tools.values()))
+        return f"calls: {calls}\ncall: {call}\n{rules}"
+
+
+def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    yield from text.take(_OPEN)
+    yield from text.space()
+    yield from text.expect(_FUNCTION)
+    name = yield from text.match(_KEY)
+    yield from text.expect(">")
+    out.begin_call(name)
+    text.use()
+    try:
+        yield from _arguments(text, out, properties(tools.get(name, {})))
+    finally:
+        out.end_call()
+    yield from text.space()
+    yield from text.take(_CLOSE)
+
+
+def _arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
+    """Pass the parameters on as a JSON object, which is left open where the text is cut."""
+    before = "{"
+    yield from text.space()
+    while (yield from text.take(_PARAMETER)):
+        key = yield from text.match(_KEY)
+        yield from text.expect(">")
+        text.use()
+        out.arguments(f"{before}{encode(key)}: ")
+        before = ", "
+        yield from _value(text, out, schemas.get(key, {}))
+        yield from text.space()
+    closed = yield from text.take(_FUNCTION_END)
+    if closed or not text.ended:
+        out.arguments("{}" if before == "{" else "}")
+    if not closed:
+        raise Malformed("the function does not end")
+
+
+def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
+    """Read a value up to the end of its parameter, and pass it on as JSON."""
+    yield from text.take("\n")
+    if kinds(schema) == {"string"}:
+        yield from _stream_string(text, out)
+    else:
+        value = yield from _whole_value(text)
+        out.arguments(_as_json(value.removesuffix("\n"), kinds(schema)))
+    yield from text.take("\n")
+    yield from text.expect(_PARAMETER_END)
+    text.use()
+
+
+def _stream_string(text: Incoming, out: Message) -> Steps[None]:
+    text.use()
+    out.arguments('"')
+    while True:
+        end, found = text.settled((_PARAMETER_END, "\n" + _PARAMETER_END))
+        if text.ended and not found:
+            raise Malformed("the value does not end")
+        out.arguments(encode(text.use(end))[1:-1])
+        if found:
+            break
+        yield
+    out.arguments('"')
+
+
+def _whole_value(text: Incoming) -> Steps[str]:
+    """Return the text of a value. A string in an object may hold the end of a parameter."""
+    start = text.at
+    if (yield from text.peek()) in ("{", "["):
+        try:
+            yield from read_value(text)
+        except Malformed:
+            text.at = start
+    yield from text.until(_PARAMETER_END)
+    return text.held[start : text.at]
+
+
+def _as_json(value: str, allowed: frozenset[str]) -> str:
+    """Return a value as JSON: as itself if it is JSON of an allowed type, or as a string."""
+    word = _WORDS.get(value, value)
+    try:
+        kind = kind_of(decode(word))
+    except ValueError:
+        return encode(value)
+    if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
+        return encode(value)
+    return word
+
+
+def _rules(function: str, schema: Schema) -> str:
+    """Return Lark rules for `function`, which is the parameters of a tool in their order."""
+    rules = []
+    sequence = ['""']
+    for index, (name, value, needed) in enumerate(parameters(schema)):
+        if not _KEY.fullmatch(name):
+            raise ValueError(f"this model cannot write an argument of the name {name!r}")
+        parameter = f"{function}_{index}"
+        begin = literal(f"{_PARAMETER}{name}>\n")
+        rules.append(f'{parameter}: {begin} {parameter}_value "\\n"\n')
+        rules.append(_value_rules(f"{parameter}_value", value))
+        sequence.append(parameter if needed else f"{parameter}?")
+    return f"{function}: {' '.join(sequence)}\n{''.join(rules)}"
+
+
+def _value_rules(rule: str, schema: Schema) -> str:
+    """Return Lark rules for a value with the end of its parameter."""
+    end = f"\n{_PARAMETER_END}"
+    if kinds(schema) == {"string"}:
+        return string_until(rule, schema, end)
+    return f"{rule}: {rule}_json {literal(end)}\n{rule}_json: {json_value(schema)}\n"

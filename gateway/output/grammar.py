@@ -1,0 +1,75 @@
+"""The grammar of an answer: its reasoning, and then content, calls, or either.
+
+A constraint is what `gateway.schemas.structured` makes of a request. It is about the content
+alone, so where a model may reason before, or call a tool instead, it becomes a part of a larger
+grammar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.output import lark
+from gateway.output.formats.base import Format
+from gateway.output.lark import Special
+from gateway.output.reasoning import Tags
+from gateway.output.schemas import Schemas
+
+Constraint = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an answer may be, besides reasoning."""
+
+    tools: Schemas
+    """What may be called."""
+
+    required: bool
+    """There is a call, and no content."""
+
+    parallel: bool
+    """There may be several calls."""
+
+    content: Constraint | None
+    """What content keeps to; None: it is free."""
+
+
+def grammar(
+    wanted: Wanted, form: Format, special: Special, tags: Tags | None, *, opened: bool
+) -> str:
+    """Return the Lark grammar of an answer.
+
+    tags: the model may reason first; opened: it is reasoning already. Raises ValueError for
+    what a grammar of this form cannot express.
+    """
+    rules = [f"start: {_reasoning(tags, opened=opened)} ({_answer(wanted, form, special)})\n"]
+    if wanted.tools:
+        rules.append(form.calls(wanted.tools, special, parallel=wanted.parallel))
+    if tags is not None:
+        rules.append(lark.reasoning(tags, special))
+    if wanted.content is not None:
+        rules.append(lark.content(wanted.content))
+    elif not wanted.required:
+        rules.append(lark.free_text(form.trigger, special, form.untagged))
+    return f"%llguidance {{}}\n{''.join(rules)}"
+
+
+def _reasoning(tags: Tags | None, *, opened: bool) -> str:
+    if tags is None:
+        return ""
+    return "closing" if opened else "reasoning?"
+
+
+def _answer(wanted: Wanted, form: Format, special: Special) -> str:
+    trigger = lark.marker(form.trigger, special) if form.trigger else ""
+    if not wanted.tools:
+        return "content"
+    if wanted.required:
+        return f"{trigger} calls"
+    if wanted.content is not None and not trigger:
+        raise ValueError("this model cannot choose between a call and a constrained answer")
+    if wanted.content is not None:
+        return f"content | {trigger} calls"
+    return f"free | {'before' if form.trigger else ''} calls{form.also}"

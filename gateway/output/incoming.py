@@ -1,0 +1,110 @@
+"""Text that comes piece by piece, and is read as if it were all there.
+
+A parser is a generator. Where it needs more text, it yields, and whoever feeds the text resumes
+it. So a parser is written as a sequence of steps, and does not depend on where the pieces end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from typing import Final, TypeVar
+
+from gateway.detokenise import overlap
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""A parser, or a part of one, that returns T. It yields whenever it needs more text."""
+
+_SPACE: Final = re.compile(r"\s*")
+
+
+class Malformed(Exception):
+    """The text is not what the format asks for. Nothing is lost: see `Incoming.give_back`."""
+
+
+class Incoming:
+    """The text that is not yet used up, and a position in it.
+
+    What lies before the position was read. Until `use` it may still be given back, because a
+    parser finds out late that something only looked like a call.
+    """
+
+    def __init__(self) -> None:
+        self.held = ""
+        self.at = 0
+        """The position; `held[at:]` is the text that was not read."""
+
+        self.ended = False
+        """No more text comes, and the parser was resumed after the last."""
+
+        self.used = 0
+        """The number of characters before `held`, since the beginning of the text."""
+
+    def feed(self, text: str) -> None:
+        self.held += text
+
+    def use(self, count: int | None = None) -> str:
+        """Remove text from the beginning of `held`: `count` characters, or what was read."""
+        count = self.at if count is None else count
+        text, self.held = self.held[:count], self.held[count:]
+        self.used += count
+        self.at = max(0, self.at - count)
+        return text
+
+    def more(self) -> Steps[bool]:
+        """Wait for a character at the position; return whether there is one."""
+        while self.at == len(self.held) and not self.ended:
+            yield
+        return self.at < len(self.held)
+
+    def peek(self) -> Steps[str]:
+        """Return the next character, or "" at the end of the text."""
+        return self.held[self.at] if (yield from self.more()) else ""
+
+    def match(self, run: re.Pattern[str]) -> Steps[str]:
+        """Read the longest run of the characters that the pattern repeats."""
+        start = self.at
+        while True:
+            found = run.match(self.held, self.at)
+            self.at = found.end() if found else self.at
+            if self.at < len(self.held) or self.ended:
+                return self.held[start : self.at]
+            yield
+
+    def space(self) -> Steps[str]:
+        return (yield from self.match(_SPACE))
+
+    def take(self, literal: str) -> Steps[bool]:
+        """Read `literal` if it comes next; tell whether it did."""
+        while True:
+            here = self.held[self.at : self.at + len(literal)]
+            if here == literal:
+                self.at += len(literal)
+                return True
+            if self.ended or not literal.startswith(here):
+                return False
+            yield
+
+    def expect(self, literal: str) -> Steps[None]:
+        if not (yield from self.take(literal)):
+            raise Malformed(f"expected {literal}")
+
+    def until(self, literal: str) -> Steps[str]:
+        """Read up to `literal`, which is not read. Raises Malformed if it never comes."""
+        start = self.at
+        while (found := self.held.find(literal, self.at)) < 0:
+            self.at = max(self.at, len(self.held) - len(literal) + 1)
+            if self.ended:
+                raise Malformed(f"expected {literal}")
+            yield
+        self.at = found
+        return self.held[start:found]
+
+    def settled(self, literals: tuple[str, ...]) -> tuple[int, bool]:
+        """Return up to where `held` is certainly before all `literals`, and if one is there."""
+        found = [at for literal in literals if (at := self.held.find(literal)) >= 0]
+        if found:
+            return min(found), True
+        keep = max((overlap(self.held, literal) for literal in literals), default=0)
+        return len(self.held) - keep * (not self.ended), False

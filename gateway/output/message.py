@@ -1,0 +1,114 @@
+"""The parts of an assistant's message, and the message while it is being written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """A tool call begins."""
+
+    index: int
+    """The number of calls of the message before this one."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of the JSON text that is the arguments of call `index`."""
+
+    index: int
+    text: str
+
+
+CallPiece = CallStart | CallArguments
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a parser found beside content."""
+
+    reasoning: str
+    calls: tuple[CallPiece, ...]
+    reasoning_tokens: int
+
+
+def joined(parts: Sequence[Parsed]) -> Parsed:
+    """Return what was found in several deltas as one."""
+    return Parsed(
+        "".join(part.reasoning for part in parts),
+        tuple(_merged([piece for part in parts for piece in part.calls])),
+        sum(part.reasoning_tokens for part in parts),
+    )
+
+
+class Message:
+    """Collects what a parser finds, until it is handed on to the client."""
+
+    def __init__(self, new_id: Callable[[], str], *, parallel: bool = True) -> None:
+        self._new_id = new_id
+        self._parallel = parallel
+        self.calls = 0
+        """The number of calls that have begun."""
+
+        self.thinking = False
+        """The text that comes next is reasoning."""
+
+        self.complete = False
+        """The only call that the client wants has ended. What comes after it is left out."""
+
+        self._content = ""
+        self._spans: list[range] = []
+        self._reasoning = ""
+        self._pieces: list[CallPiece] = []
+
+    def content(self, text: str, end: int) -> None:
+        """Add content, which ends before character `end` of the model's text."""
+        if text and not self.complete:
+            self._content += text
+            self._spans.append(range(end - len(text), end))
+
+    def reasoning(self, text: str) -> None:
+        self._reasoning += text
+
+    def begin_call(self, name: str) -> None:
+        if self.complete:
+            return
+        self._pieces.append(CallStart(self.calls, self._new_id(), name))
+        self.calls += 1
+
+    def arguments(self, text: str) -> None:
+        """Add a piece of the arguments of the last call."""
+        if text and not self.complete:
+            self._pieces.append(CallArguments(self.calls - 1, text))
+
+    def end_call(self) -> None:
+        self.complete = not self._parallel
+
+    def take_content(self) -> tuple[str, list[range]]:
+        """Return the content since the last time, and where it is in the model's text."""
+        text, self._content = self._content, ""
+        spans, self._spans = self._spans, []
+        return text, spans
+
+    def take_parsed(self, reasoning_tokens: int) -> Parsed:
+        """Return what else there is since the last time."""
+        parsed = Parsed(self._reasoning, tuple(_merged(self._pieces)), reasoning_tokens)
+        self._reasoning, self._pieces = "", []
+        return parsed
+
+
+def _merged(pieces: list[CallPiece]) -> list[CallPiece]:
+    """Join neighbouring pieces of one call's arguments, so that each becomes one event."""
+    merged: list[CallPiece] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if isinstance(piece, CallArguments) and isinstance(last, CallArguments):
+            merged[-1] = CallArguments(piece.index, last.text + piece.text)
+        else:
+            merged.append(piece)
+    return merged

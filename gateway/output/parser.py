@@ -1,0 +1,100 @@
+"""Reads the Deltas of a choice whose text is more than content.
+
+The tokens are read one by one, so that what a client gets in the end cannot depend on how they
+are grouped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from gateway.detokenise import Detokeniser, Finish, LogprobEntry, TextDelta
+from gateway.output.incoming import Incoming, Steps
+from gateway.output.message import Message
+from gateway.ports import Delta
+
+Parse = Callable[[Incoming, Message], Steps[None]]
+
+
+class OutputParser:
+    """Splits what `detokeniser` shows of one choice into reasoning, content and calls."""
+
+    def __init__(self, detokeniser: Detokeniser, message: Message, parse: Parse) -> None:
+        self._detokeniser = detokeniser
+        self._message = message
+        self._text = Incoming()
+        self._steps = parse(self._text, message)
+        self._entries = ContentEntries()
+        next(self._steps, None)
+
+    def read(self, delta: Delta) -> TextDelta:
+        """Raise EngineFault as the Detokeniser does."""
+        tokens = thoughts = 0
+        finish: Finish | None = None
+        for one in _single_tokens(delta):
+            shown = self._detokeniser.read(one)
+            thoughts += shown.tokens * self._advance(shown)
+            tokens += shown.tokens
+            finish = self._finish(shown)
+            if finish is not None:
+                break
+        content, spans = self._message.take_content()
+        return TextDelta(
+            content,
+            tokens,
+            tuple(self._entries.take(spans)),
+            finish,
+            delta.statistics,
+            self._message.take_parsed(thoughts),
+        )
+
+    def _advance(self, shown: TextDelta) -> bool:
+        """Parse what a token shows, and tell whether the token is a part of the reasoning."""
+        before = self._message.thinking
+        self._entries.add(shown.entries)
+        self._text.feed(shown.text)
+        next(self._steps, None)
+        if shown.finish is not None:
+            self._text.ended = True
+            next(self._steps, None)
+        return before or self._message.thinking
+
+    def _finish(self, shown: TextDelta) -> Finish | None:
+        called = self._message.calls and shown.finish == "stop"
+        return "tool_calls" if called or self._message.complete else shown.finish
+
+
+class ContentEntries:
+    """The log-probabilities of the tokens that content is made of, as OpenAI reports them."""
+
+    def __init__(self) -> None:
+        self._pending: deque[LogprobEntry] = deque()
+
+    def add(self, entries: Iterable[LogprobEntry]) -> None:
+        self._pending.extend(entries)
+
+    def take(self, spans: Iterable[range]) -> Iterator[LogprobEntry]:
+        """Yield the entries whose text overlaps with `spans`, and forget those before."""
+        for span in spans:
+            while self._pending and self._pending[0].offset < span.stop:
+                entry = self._pending.popleft()
+                if entry.offset + max(1, len(entry.piece.decode(errors="ignore"))) > span.start:
+                    yield entry
+
+
+def _single_tokens(delta: Delta) -> Iterator[Delta]:
+    """Yield a Delta for each token; the last one has the finish."""
+    last = len(delta.tokens) - 1
+    if last < 1:
+        yield delta
+        return
+    for at, token in enumerate(delta.tokens):
+        logprobs = delta.logprobs[at : at + 1] if delta.logprobs is not None else None
+        yield replace(
+            delta,
+            tokens=(token,),
+            logprobs=logprobs,
+            finish=delta.finish if at == last else None,
+        )

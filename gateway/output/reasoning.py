@@ -1,0 +1,68 @@
+"""Reasoning, which a model writes between two tags before its answer.
+
+Some templates open the reasoning in the prompt, so that the model only writes its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.output.incoming import Incoming, Steps
+from gateway.output.message import Message
+
+_TAIL_TOKENS: Final = 8
+"""Enough for an opening tag that is no token of its own, and the space after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """What a family of models writes around its reasoning."""
+
+    opening: str
+    closing: str
+
+
+_KNOWN: Final = (Tags("<think>", "</think>"), Tags("[THINK]", "[/THINK]"))
+
+
+def tags_of(template: str) -> Tags | None:
+    """Return the tags that a chat template mentions."""
+    return next((t for t in _KNOWN if t.opening in template or t.closing in template), None)
+
+
+def is_opened(tags: Tags, prompt: Sequence[int], piece: Callable[[int], bytes]) -> bool:
+    """Tell whether the prompt ends within reasoning. `piece` gives the tags' tokens, too."""
+    tail = b"".join(piece(token) for token in prompt[-_TAIL_TOKENS:])
+    return tail.decode("utf-8", "replace").rstrip().endswith(tags.opening)
+
+
+def read_reasoning(text: Incoming, out: Message, tags: Tags, *, opened: bool) -> Steps[None]:
+    """Pass reasoning on, if the text begins with it, without the space around it."""
+    out.thinking = opened
+    yield from text.space()
+    if not (yield from text.take(tags.opening)) and not opened:
+        text.at = 0
+        return
+    out.thinking = True
+    yield from text.space()
+    text.use()
+    yield from _until_closed(text, out, tags.closing)
+    out.thinking = False
+    yield from text.space()
+    text.use()
+
+
+def _until_closed(text: Incoming, out: Message, closing: str) -> Steps[None]:
+    while True:
+        end, found = text.settled((closing,))
+        out.reasoning(text.use(len(text.held[:end].rstrip())))
+        if found:
+            yield from text.space()
+            yield from text.expect(closing)
+            return
+        if text.ended:
+            text.use(len(text.held))
+            return
+        yield

@@ -1,0 +1,81 @@
+"""What a JSON schema says about a tool's arguments: which there are, and of which types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+Schema = Mapping[str, object]
+Schemas = Mapping[str, Schema]
+
+COMBINING: Final = frozenset(
+    {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties"}
+)
+"""Keywords by which a schema of an object says more than which properties it has."""
+
+
+def schemas_of(tools: Sequence[Mapping[str, object]]) -> Schemas:
+    """Return the schema of each tool's arguments, by the tool's name. tools: as OpenAI's."""
+    functions = [_mapping(tool.get("function")) for tool in tools]
+    return {str(f.get("name")): _mapping(f.get("parameters")) for f in functions}
+
+
+def properties(schema: Schema) -> Schemas:
+    """Return the schema of each named argument; definitions it may refer to come with it."""
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    named = _mapping(schema.get("properties"))
+    return {name: {**_mapping(value), **shared} for name, value in named.items()}
+
+
+def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
+    """Yield the name and the schema of each argument, and whether it is required.
+
+    Raises ValueError for a schema that says more about the object than this.
+    """
+    named = properties(schema)
+    listed = schema.get("required", ())
+    required = set(listed) if isinstance(listed, Sequence) else set()
+    if not required <= named.keys():
+        raise ValueError("a required argument is not among the properties")
+    for keyword in COMBINING & schema.keys():
+        raise ValueError(f"{keyword} is not supported in this model's format of calls")
+    for name, value in named.items():
+        yield name, value, name in required
+
+
+def kinds(schema: Schema) -> frozenset[str]:
+    """Return the JSON types that a schema names; none, if it does not tell."""
+    if "const" in schema:
+        return frozenset({kind_of(schema["const"])})
+    if isinstance(values := schema.get("enum"), Sequence):
+        return frozenset(map(kind_of, values))
+    named = schema.get("type")
+    if isinstance(named, str):
+        return frozenset({named})
+    if isinstance(named, Sequence):
+        return frozenset(map(str, named))
+    choices = schema.get("anyOf", schema.get("oneOf"))
+    parts = [kinds(_mapping(c)) for c in choices] if isinstance(choices, Sequence) else []
+    return frozenset().union(*parts) if all(parts) else frozenset()
+
+
+def kind_of(value: object) -> str:
+    """Return the JSON type of a decoded value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case Mapping():
+            return "object"
+    return "array"
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,125 @@
+"""How one model writes: the tags of its reasoning, and the format of its tool calls."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from gateway.detokenise import Detokeniser, Piece
+from gateway.output.formats.base import Format, pass_content
+from gateway.output.formats.choose import FORMATS, FormatName, choose
+from gateway.output.grammar import Constraint, Wanted, grammar
+from gateway.output.incoming import Incoming, Steps
+from gateway.output.message import Message
+from gateway.output.parser import OutputParser
+from gateway.output.reasoning import Tags, is_opened, read_reasoning, tags_of
+from gateway.output.schemas import Schemas
+from gateway.ports import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    tokenizer: Tokenizer
+    format: Format
+    tags: Tags | None
+    special: Mapping[str, int]
+    """The markers of calls and reasoning that are special tokens in this model."""
+
+    def reader(
+        self,
+        detokeniser: Callable[[Piece], Detokeniser],
+        prompt: Sequence[int],
+        tools: Schemas,
+        *,
+        parallel: bool = True,
+        splits_reasoning: bool = True,
+    ) -> Detokeniser | OutputParser:
+        """Return what reads the Deltas of a choice that continues `prompt`.
+
+        Where there can be neither calls nor reasoning, all text is content and nothing is
+        parsed. tools: what may be called; parallel: more than one call may be.
+        """
+        tags = self.tags if splits_reasoning else None
+        if not tools and tags is None:
+            return detokeniser(self.tokenizer.piece)
+        spell = self._spelling((*_markers(tags), *(self.format.markers if tools else ())))
+        opened = tags is not None and is_opened(tags, prompt, spell)
+        return OutputParser(
+            detokeniser(spell),
+            Message(partial(_new_id, self.format.id_length), parallel=parallel),
+            partial(_parse, tags=tags, opened=opened, form=self.format, tools=tools),
+        )
+
+    def constraint(
+        self, prompt: Sequence[int], wanted: Wanted, *, splits_reasoning: bool = True
+    ) -> Constraint | None:
+        """Return what an answer to `prompt` keeps to: None, `wanted.content`, or a grammar.
+
+        Raises ValueError for what a grammar of this model cannot express.
+        """
+        tags = self.tags if splits_reasoning else None
+        if not wanted.tools and (wanted.content is None or tags is None):
+            return wanted.content
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(_markers(tags)))
+        return {"grammar": grammar(wanted, self.format, self.special, tags, opened=opened)}
+
+    def _spelling(self, markers: Sequence[str]) -> Piece:
+        """Return what tells a token's bytes, also for the markers that are special tokens."""
+        seen = {self.special[text]: text.encode() for text in markers if text in self.special}
+        piece = self.tokenizer.piece
+        return lambda token: seen.get(token) or piece(token)
+
+
+class Styles:
+    """Remembers the style of the tokenizer in use, which changes with the target."""
+
+    def __init__(self, name: FormatName | None = None) -> None:
+        """name: the format of calls, where a chat template does not tell it rightly."""
+        self._name = name
+        self._latest: Style | None = None
+
+    def known(self, tokenizer: Tokenizer) -> Style | None:
+        latest = self._latest
+        return latest if latest is not None and latest.tokenizer is tokenizer else None
+
+    def find(self, tokenizer: Tokenizer) -> Style:
+        """Find out the style, in the thread in which a tokenizer may encode."""
+        form = FORMATS[self._name or choose(tokenizer.template)]
+        tags = tags_of(tokenizer.template)
+        special = _special(tokenizer, (*_markers(tags), *form.markers))
+        self._latest = Style(tokenizer, form, tags, special)
+        return self._latest
+
+
+def _parse(
+    text: Incoming,
+    out: Message,
+    *,
+    tags: Tags | None,
+    opened: bool,
+    form: Format,
+    tools: Schemas,
+) -> Steps[None]:
+    if tags is not None:
+        yield from read_reasoning(text, out, tags, opened=opened)
+    if tools:
+        yield from form.read(text, out, tools)
+    else:
+        yield from pass_content(text, out)
+
+
+def _markers(tags: Tags | None) -> tuple[str, ...]:
+    return () if tags is None else (tags.opening, tags.closing)
+
+
+def _special(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
+    """Return those of the texts that are special tokens. A BOS may come before each."""
+    tokens = {text: tokenizer.encode(text, special=True) for text in texts}
+    return {t: ids[-1] for t, ids in tokens.items() if not any(map(tokenizer.piece, ids))}
+
+
+def _new_id(length: int | None) -> str:
+    unique = uuid.uuid4().hex
+    return f"call_{unique}" if length is None else unique[:length]

@@ -1,0 +1,102 @@
+"""POST /tokenize and /detokenize, with the fields of llama-server and of vLLM.
+
+Where the two differ, the field that holds the text decides: `content` is llama-server's, and
+`prompt` and `messages` are vLLM's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import InvalidRequest
+from gateway.ports import Tokenizer
+from gateway.responses import json_response
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.completions import text_of
+from gateway.routes.parameters import check_parameters
+from gateway.routes.request import parse
+from gateway.routes.services import Services
+from gateway.schemas.base import Flag, Integer, RequestModel, missing
+from gateway.schemas.messages import ChatMessage
+
+
+class TokenizeRequest(RequestModel):
+    model: str | None = None
+    content: str | None = None
+    messages: tuple[ChatMessage, ...] = ()
+    prompt: Annotated[str | None, Field(validate_default=True)] = None
+    add_special: Flag = False
+    add_special_tokens: Flag = True
+    parse_special: Flag = True
+    with_pieces: Flag = False
+    return_token_strs: Flag = False
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_the_only_text(cls, value: str | None, info: ValidationInfo) -> str | None:
+        others = [info.data.get("content") is not None, bool(info.data.get("messages"))]
+        if value is None and not any(others):
+            missing()
+        if others.count(True) + (value is not None) > 1:
+            raise ValueError("give one of prompt, messages and content")
+        return value
+
+    def tokenise(self, tokenizer: Tokenizer) -> list[int]:
+        if self.content is not None:
+            special, begin = self.parse_special, self.add_special
+            return tokenizer.encode(self.content, special=special, begin=begin)
+        return tokenizer.encode(self.prompt or "", begin=self.add_special_tokens)
+
+
+class DetokenizeRequest(RequestModel):
+    model: str | None = None
+    tokens: tuple[Integer, ...]
+
+
+async def tokenize(services: Services, request: Request) -> Response:
+    """Answer the tokens of a text or of a chat."""
+    body = await parse(TokenizeRequest, request)
+    facts = await services.facts_of(body.model)
+    tokenizer = await services.tokenizer()
+    made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
+    if body.messages:
+        chat = await parse(ChatRequest, request)
+        check_parameters(chat.model_extra or {}, facts)
+        made = partial(_chat_tokens, chat, tokenizer)
+    loop = asyncio.get_running_loop()
+    tokens = await loop.run_in_executor(services.executor, made)
+    pieces = [text_of([token], tokenizer) for token in tokens]
+    answer = {
+        "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,
+        "count": len(tokens),
+        "max_model_len": facts.context_tokens,
+        "token_strs": pieces if body.return_token_strs else None,
+    }
+    return json_response(answer)
+
+
+async def detokenize(services: Services, request: Request) -> Response:
+    """Answer the text of tokens; special tokens are spelt out."""
+    body = await parse(DetokenizeRequest, request)
+    facts = await services.facts_of(body.model)
+    for index, token in enumerate(body.tokens):
+        if not 0 <= token < facts.vocabulary_size:
+            raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
+    text = text_of(body.tokens, await services.tokenizer())
+    return json_response({"content": text, "prompt": text})
+
+
+def _chat_tokens(chat: ChatRequest, tokenizer: Tokenizer) -> Sequence[int]:
+    (tokens,) = chat.tokenise(tokenizer)
+    return tokens
+
+
+def _with_pieces(tokens: Sequence[int], pieces: Sequence[str]) -> list[dict[str, object]]:
+    return [{"id": t, "piece": piece} for t, piece in zip(tokens, pieces, strict=True)]

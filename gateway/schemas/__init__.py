@@ -1,0 +1,1 @@
+"""What request bodies are made of, and the fields that other servers know."""

@@ -1,0 +1,92 @@
+"""The types that request bodies are declared with, and their errors.
+
+* As in OpenAI's API, a field that is null counts as absent.
+* A field that no schema has is kept, and `unknown_fields` names it: nothing is lost in silence.
+* A Pydantic error becomes a 400 that names the field, but never quotes its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, NoReturn
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from gateway.errors import InvalidRequest
+
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Integer = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+"""The name of a function or of a schema, as OpenAI allows it, and with dots."""
+
+_CODES: Final[Mapping[str, str]] = {
+    "json_invalid": "invalid_json",
+    "missing": "missing_required_parameter",
+    "unsupported": "unsupported_parameter",
+}
+
+
+def _only_false(value: object) -> object:
+    return value if value is False else unsupported("this is not supported")
+
+
+Unserved = Annotated[bool, BeforeValidator(_only_false)]
+"""A field that this service knows and does not serve: false, or absent."""
+
+
+class RequestModel(BaseModel):
+    """A JSON object of a request. Unknown fields are kept in `model_extra`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None}
+
+
+def unknown_fields(body: RequestModel, path: str = "") -> list[str]:
+    """Return the names of all fields that no schema has, such as `messages.cache_control`."""
+    found = [path + name for name in body.model_extra or ()]
+    for name, value in body.__dict__.items():
+        if isinstance(value, RequestModel):
+            found += unknown_fields(value, f"{path}{name}.")
+        elif isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, RequestModel):
+                    found += unknown_fields(item, f"{path}{name}.")
+    return found
+
+
+def missing() -> NoReturn:
+    """Raise, inside a validator, the error of a field that is not there."""
+    raise PydanticCustomError("missing", "Field required")
+
+
+def unsupported(message: str) -> NoReturn:
+    """Raise, inside a validator, the error of a value that this service does not serve."""
+    raise PydanticCustomError("unsupported", "{message}", {"message": message})
+
+
+def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
+    """Translate the first error of a validation; `under` is the field that was validated."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = ".".join(str(step) for step in (under, *first["loc"]) if step is not None) or None
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        reason = "the body is not valid JSON"
+    message = f"{param}: {reason}" if param else reason
+    return InvalidRequest(message, param=param, code=_CODES.get(first["type"]))

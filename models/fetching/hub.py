@@ -1,0 +1,150 @@
+"""The client of the model hub, by huggingface_hub; no other module imports it.
+
+It is imported where it is used, because that takes 0.3 s, which most commands do not need.
+
+HF_ENDPOINT names another hub, and HF_TOKEN a token, which is sent to the hub alone and not to
+where it redirects. A download goes to the store's own file, because hf_hub_download deletes an
+interrupted one, and the next pull would begin at its first byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+from models.catalogue import ModelFile
+from models.errors import SourceFailed, WrongHash
+from models.fetching.sources import Progress
+
+_CONNECT_S: Final = 3.0
+"""A machine that cannot reach the hub should try the next source soon."""
+
+_SHA256_DIGITS: Final = 64
+DIRECTORY_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+"""What a target on vLLM reads of a repository."""
+
+
+class Hub:
+    """A Source of the files in the hub's repositories, which it can also list."""
+
+    name = "hub"
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
+        self._endpoint = endpoint.rstrip("/") if endpoint else None
+        self._token = token
+
+    def files(self, repository: str) -> dict[str, ModelFile]:
+        """Return the repository's GGUF files by their names. Raises SourceFailed."""
+        from huggingface_hub import HfApi
+
+        with _failures(repository):
+            info = HfApi(self._endpoint, self._token).model_info(
+                repository, files_metadata=True, timeout=_CONNECT_S
+            )
+        licence = str(getattr(info.card_data, "license", None) or "")
+        return {
+            each.rfilename: ModelFile(
+                file=each.rfilename,
+                licence=licence,
+                bytes=each.size or 0,
+                sha256=each.lfs.sha256 if each.lfs else "",
+                repository=repository,
+            )
+            for each in info.siblings or ()
+            if each.rfilename.lower().endswith(".gguf") and ".." not in each.rfilename
+        }
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        """See models.fetching.sources.Source. Raises WrongHash if the hub has another file."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        if not model.repository:
+            raise SourceFailed("the model has no repository on the hub")
+        url = hf_hub_url(model.repository, model.file, endpoint=self._endpoint)
+        with _failures(model.repository):
+            found = get_hf_file_metadata(
+                url, token=self._token, timeout=_CONNECT_S, endpoint=self._endpoint
+            )
+            _check(model, found.etag or "")
+            with partial.open("ab") as file:
+                done, size = file.tell(), found.size or model.bytes
+                report = functools.partial(_Report, progress, done, size)
+                http_get(
+                    url,
+                    file,
+                    resume_size=done,
+                    headers=build_hf_headers(token=self._token),
+                    expected_size=found.size,
+                    tqdm_class=report,  # type: ignore[arg-type]
+                )
+
+    def directory(self, repository: str) -> Path:
+        """Fetch what vLLM reads of a repository, with a bar; return its place in hf's cache.
+
+        Raises SourceFailed.
+        """
+        from huggingface_hub import snapshot_download
+
+        with _failures(repository):
+            place: str = snapshot_download(
+                repository,
+                allow_patterns=list(DIRECTORY_FILES),
+                endpoint=self._endpoint,
+                token=self._token,
+            )
+        return Path(place)
+
+
+def _check(model: ModelFile, etag: str) -> None:
+    """Raise WrongHash where the hub says already that its file has another sha256."""
+    if model.sha256 and len(etag) == _SHA256_DIGITS and etag != model.sha256:
+        raise WrongHash(f"{model.repository} has a file of sha256 {etag}, not {model.sha256}")
+
+
+class _Report:
+    """Reports to `progress`, in place of the bar that huggingface_hub would show."""
+
+    def __init__(self, progress: Progress, done: int, size: int, **_: object) -> None:
+        self._progress = progress
+        self._done = done
+        self._size = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, sent: int) -> None:
+        self._done += sent
+        self._progress("downloading", self._done, self._size)
+
+
+@contextmanager
+def _failures(repository: str) -> Iterator[None]:
+    """Raise what goes wrong at the hub as SourceFailed; a full disk stays an OSError."""
+    from huggingface_hub import errors
+
+    # HTTPError is that of the HTTP library, which differs between versions
+    network: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        reason = f"accept its terms at huggingface.co/{repository}, and set HF_TOKEN"
+        raise SourceFailed(f"{repository}: {reason}") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = "; is it private (HF_TOKEN)?" if status in (401, 403, 404) else ""
+        raise SourceFailed(f"{repository}: HTTP {status}{hint}") from error
+    except (network, errors.HFValidationError, ValueError) as error:
+        raise SourceFailed(f"{repository}: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise SourceFailed(f"{repository}: {error}") from error

@@ -1,0 +1,60 @@
+"""Sources of a model's bytes; each writes one file, and may resume an unfinished one.
+
+No source is trusted: the store checks the sha256 of what it wrote. One that fails raises
+SourceFailed, and the store tries the next. The modules hub and wheels have two more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from models.catalogue import ModelFile
+from models.errors import SourceFailed
+
+Progress = Callable[[str, int, int], None]
+"""It is called with the activity, the bytes done and the bytes in total."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Source(Protocol):
+    name: str
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        """Write the model to `partial`, which may hold its first bytes. Raises SourceFailed."""
+
+
+class Repositories(Protocol):
+    """A hub that can be asked what it has."""
+
+    def files(self, repository: str) -> Mapping[str, ModelFile]:
+        """Return the repository's GGUF files by their names. Raises SourceFailed."""
+
+    def directory(self, repository: str) -> Path:
+        """Fetch what vLLM reads of a repository, and return its place. Raises SourceFailed."""
+
+
+class Folder:
+    """A directory that holds the files under the catalogue's file names."""
+
+    name = "folder"
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
+        if self._folder is None:
+            raise SourceFailed("no folder is set")
+        source = self._folder / model.file
+        if not source.is_file():
+            raise SourceFailed(f"{source} does not exist")
+        progress("copying", 0, model.bytes)
+        shutil.copyfile(source, partial)

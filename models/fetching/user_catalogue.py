@@ -1,0 +1,84 @@
+"""The user's own catalogue: models.toml in the configuration directory.
+
+It has the form of the shipped models/catalogue.toml. The directory is PICOSPEC_CONFIG_DIR, or
+else picospec in XDG_CONFIG_HOME (~/.config). Edits keep what else is in the file, comments too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomlkit
+
+from models.catalogue import Catalogue, ModelFile, Pair, parse
+from models.errors import InvalidCatalogue
+
+
+def user_file(environment: Mapping[str, str]) -> Path:
+    """Return where the user's catalogue is, whether it exists or not."""
+    base = environment.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    own = environment.get("PICOSPEC_CONFIG_DIR")
+    return (Path(own) if own else Path(base) / "picospec") / "models.toml"
+
+
+class UserCatalogue:
+    """The catalogue in `file`; one that does not exist is empty."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def read(self) -> Catalogue:
+        """Return its entries. Raises InvalidCatalogue, which names the file."""
+        try:
+            return parse(self._text())
+        except InvalidCatalogue as error:
+            raise InvalidCatalogue(f"{self.file}: {error}") from error
+
+    def add(self, name: str, model: ModelFile, pairs: Mapping[str, Pair]) -> None:
+        """Write a model, and pairs of it, in place of any that have their names.
+
+        Raises InvalidCatalogue, and OSError; the file is then as it was.
+        """
+        document = tomlkit.parse(self._text())
+        _table(document, "models")[name] = msgspec.to_builtins(model)
+        for pair, parts in pairs.items():
+            _table(document, "pairs")[pair] = msgspec.to_builtins(parts)
+        self._write(document)
+
+    def remove(self, name: str) -> None:
+        """Delete what has this name, and the variants and pairs that are made of it."""
+        document = tomlkit.parse(self._text())
+        for kind in ("models", "variants", "pairs"):
+            entries = _table(document, kind)
+            for entry in [each for each, of in entries.items() if name in (each, *_parts(of))]:
+                del entries[entry]
+            if not entries:
+                del document[kind]
+        self._write(document)
+
+    def _text(self) -> str:
+        return self.file.read_text("utf-8") if self.file.exists() else ""
+
+    def _write(self, document: tomlkit.TOMLDocument) -> None:
+        text = tomlkit.dumps(document)
+        parse(text)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.file.with_suffix(".fresh")
+        fresh.write_text(text, "utf-8")
+        fresh.replace(self.file)
+
+
+def _table(document: tomlkit.TOMLDocument, kind: str) -> MutableMapping[str, Any]:
+    """Return the table of all entries of a kind, which is made if there is none."""
+    table: MutableMapping[str, Any] = document.setdefault(
+        kind, tomlkit.table(is_super_table=True)
+    )
+    return table
+
+
+def _parts(entry: Mapping[str, object]) -> list[object]:
+    """Return the names that a variant or a pair is made of."""
+    return [entry.get(part) for part in ("model", "draft", "target")]

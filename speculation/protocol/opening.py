@@ -1,0 +1,92 @@
+"""Makes the Open of a session from what a client asks for; the engines of both ends use it.
+
+So a request is the same session with an edge and without one, whatever setting it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from speculation.protocol.errors import InvalidSetting
+from speculation.protocol.messages import Fill, Judge, ModelFacts, Open, Sampling, TokenId
+
+
+class AskedSampling(Protocol):
+    """The settings that every target serves, see Sampling."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+
+
+class Asked(Protocol):
+    """What a client asks for: gateway.ports.Job."""
+
+    @property
+    def prompt(self) -> tuple[TokenId, ...]: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def sampling(self) -> AskedSampling: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def top_logprobs(self) -> int | None: ...
+    @property
+    def extras(self) -> Mapping[str, object]: ...
+
+
+class _Stopping(msgspec.Struct):
+    ignore_eos: bool = False
+    stop_token_ids: tuple[TokenId, ...] = ()
+
+
+STOPPING: Final = _Stopping.__struct_fields__
+"""The extras that decide `Open.stop_tokens`. They are in no message, because both ends stop at
+`stop_tokens` and at nothing else."""
+
+
+def opening(
+    asked: Asked,
+    facts: ModelFacts,
+    *,
+    judge: Judge = "coupled",
+    fill: Fill = "auto",
+) -> Open:
+    """Return the session that a client asks for. Raise InvalidSetting for what is no token."""
+    given = asked.sampling
+    extras = {
+        name: msgspec.Raw(msgspec.json.encode(value))
+        for name, value in asked.extras.items()
+        if name not in STOPPING
+    }
+    return Open(
+        model=facts.model,
+        vocabulary=facts.vocabulary,
+        prompt=asked.prompt,
+        sampling=Sampling(given.temperature, given.min_p, given.top_k, given.top_p, extras),
+        seed=asked.seed,
+        max_tokens=asked.max_tokens,
+        stop_tokens=_stop_tokens(asked.extras, facts),
+        judge=judge,
+        fill=fill,
+        top_logprobs=asked.top_logprobs,
+    )
+
+
+def _stop_tokens(extras: Mapping[str, object], facts: ModelFacts) -> tuple[TokenId, ...]:
+    """Return the model's own stop tokens, unless they are ignored, and the client's."""
+    asked = msgspec.convert({k: v for k, v in extras.items() if k in STOPPING}, _Stopping)
+    for token in asked.stop_token_ids:
+        if not 0 <= token < facts.vocabulary_size:
+            raise InvalidSetting("stop_token_ids", f"{token} is not a token")
+    own = () if asked.ignore_eos else facts.stop_tokens
+    return tuple(dict.fromkeys((*own, *asked.stop_token_ids)))

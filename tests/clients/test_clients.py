@@ -1,0 +1,209 @@
+"""Real clients, unchanged: each runs in an environment of its own (`make test-clients`).
+
+`pair` is a whole PicoSpec, edge and verifier, with the real Qwen2.5-Coder pair; `scripted` is
+the gateway over a scripted model, where a client's loop must come to a known end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pydantic import BaseModel
+
+from tests.clients.scripted_service import MODEL as SCRIPTED
+from tests.edge_agent.processes import ROOT, free_port
+
+CLIENTS = ROOT / ".clients"
+PAIR = "qwen2.5-coder-1.5b"
+WITHIN_S = 300
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(
+        not (CLIENTS / ".ready").exists(), reason="run `make test-clients`, which installs them"
+    ),
+]
+
+
+def _serve(url: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
+    )
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return process
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError(f"{url} is not healthy")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[str]:
+    edge, verifier = free_port(), free_port()
+    url = f"http://127.0.0.1:{edge}"
+    ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier)}
+    process = _serve(url, "-m", "cli.main", "up", "--config", "configs/local.toml", **ports)
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = _serve(url, "-m", "tests.clients.scripted_service", str(port))
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+def run(*command: str | Path, cwd: Path = CLIENTS, status: int = 0) -> str:
+    """Run a client; return what it printed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def result(*command: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(*command).splitlines()[-1])
+    return found
+
+
+def python(name: str) -> Path:
+    return CLIENTS / name / "bin" / "python"
+
+
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_openai_streams_a_named_tool_call(pair: str) -> None:
+    with client(pair).chat.completions.stream(
+        model=PAIR,
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+        temperature=0,
+        max_tokens=64,
+    ) as stream:
+        kinds = {event.type for event in stream}
+        choice = stream.get_final_completion().choices[0]
+
+    (call,) = choice.message.tool_calls or []
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments).keys() == {"city"}
+    assert choice.finish_reason == "tool_calls"
+    assert "tool_calls.function.arguments.delta" in kinds
+
+
+def test_openai_parses_an_answer_by_its_schema(pair: str) -> None:
+    class Person(BaseModel):
+        name: str
+        age: int
+
+    completion = client(pair).chat.completions.parse(
+        model=PAIR,
+        messages=[{"role": "user", "content": "Ada is 36 years old."}],
+        response_format=Person,
+        temperature=0,
+        max_tokens=64,
+    )
+
+    assert completion.choices[0].message.parsed == Person(name="Ada", age=36)
+
+
+def test_instructor_gets_objects_in_each_of_its_modes(pair: str) -> None:
+    found = result(python("agents"), ROOT / "tests/clients/extract.py", pair, PAIR)
+
+    assert all(person == {"name": "Ada", "age": 36} for person in found.values())
+    assert len(found) == 3
+
+
+def test_the_ai_sdk_streams_a_tool_call(pair: str) -> None:
+    script = CLIENTS / "ai_sdk.mjs"
+    script.write_text((ROOT / "tests/clients/ai_sdk.mjs").read_text())
+
+    found = result("node", script, pair, PAIR)
+
+    assert found["calls"][0]["toolName"] == "weather"
+    assert found["finish"] == "tool-calls"
+    assert {"tool-input-start", "tool-input-delta", "tool-call"} <= set(found["kinds"])
+    assert found["tokens"] > 0
+
+
+def test_compatcanary_finds_nothing_missing_in_chat(pair: str) -> None:
+    report = run(
+        "npx", "compatcanary", "scan", "--base-url", f"{pair}/v1", "--model", PAIR,
+        "--profile", "chat", "--timeout", "120", "--format", "json", "--fail-on", "any",
+    )  # fmt: skip
+
+    assert {probe["status"] for probe in json.loads(report)["results"]} == {"pass"}
+
+
+def test_the_agents_sdk_goes_through_two_tools_to_an_answer(scripted: str) -> None:
+    script = ROOT / "tests/clients/two_tools.py"
+
+    found = result(python("agents"), script, scripted, SCRIPTED)
+
+    loop = ["temperature_of Paris", "to_fahrenheit 21"]
+    assert found["called"] == [*loop, *loop]
+    assert found["answers"] == ["It is 69.8 degrees Fahrenheit in Paris."] * 2
+    assert found["tokens"] > 0
+
+
+def test_aider_edits_a_file_in_a_repository(scripted: str, tmp_path: Path) -> None:
+    for command in (
+        ("git", "init", "-q"),
+        ("git", "config", "user.email", "a@example.org"),
+        ("git", "config", "user.name", "a"),
+    ):
+        run(*command, cwd=tmp_path)
+    file = tmp_path / "hello.py"
+    file.write_text("def greet():\n    print('hello')\n")
+    run("git", "add", ".", cwd=tmp_path)
+    run("git", "commit", "-qm", "begin", cwd=tmp_path)
+
+    run(
+        CLIENTS / "aider/bin/aider", "--model", f"openai/{SCRIPTED}",
+        "--openai-api-base", f"{scripted}/v1", "--openai-api-key", "none",
+        "--edit-format", "whole", "--yes-always", "--no-check-update",
+        "--no-show-model-warnings", "--no-analytics", "--map-tokens", "0",
+        "--message", "Greet in the evening.", "hello.py",
+        cwd=tmp_path,
+    )  # fmt: skip
+
+    assert "good evening" in file.read_text()
+    assert run("git", "log", "--oneline", cwd=tmp_path).count("\n") == 2

@@ -1,0 +1,106 @@
+"""The edge fetches the draft model that it is to use, or chooses one that fits the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent.draft_model import choosing
+from edge_agent.draft_model.choosing import with_draft_model
+from edge_agent.settings import EdgeSettings, load
+from gateway.errors import Unavailable
+from models.catalogue import Catalogue, ModelFile, Pair
+from models.errors import UnknownModel
+from models.fetching.sources import Folder
+from models.store import Store
+from models.tokenizer_file import TokenizerFile
+from speculation.protocol.messages import ModelFacts
+from tests.edge_agent.engines import FACTS
+from tests.models.test_store import NoHub
+
+FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")
+CATALOGUE = Catalogue({"tiny": FILE, "big": FILE}, {}, {"p": Pair("tiny", "big")})
+TOKENIZER = b"""{"version": "1.0", "added_tokens": [], "model":
+    {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"""
+
+
+class Verifier:
+    """An uplink to a verifier that is away at first, and serves the model `big`."""
+
+    def __init__(self) -> None:
+        self.away = 2
+        self.closed = False
+        self.file = TokenizerFile("huggingface", TOKENIZER)
+
+    async def facts(self) -> ModelFacts:
+        self.away -= 1
+        if self.away >= 0:
+            raise Unavailable("no verifier yet")
+        return ModelFacts("big", 2, self.file.digest, 512, [1], FACTS.limits, ["coupled"], [])
+
+    async def tokenizer(self) -> bytes:
+        return self.file.pack()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def settings(**values: object) -> EdgeSettings:
+    return load(None, {}, values)
+
+
+def unreachable() -> Verifier:
+    raise AssertionError("the verifier is not needed")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    return Store(tmp_path / "store", CATALOGUE, (Folder(tmp_path),), NoHub())
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "RETRY_S", 0.01)
+
+
+def choose(given: EdgeSettings, store: Store, connect: Callable[[], Verifier]) -> EdgeSettings:
+    return with_draft_model(given, store, connect)  # type: ignore[arg-type]
+
+
+def test_a_named_model_is_fetched_without_asking_the_verifier(store: Store) -> None:
+    chosen = choose(settings(draft_model="p"), store, unreachable)
+
+    assert chosen.draft_model == "p"
+    assert store.find("p", "draft").path.read_bytes() == b"GGUF"
+
+
+@pytest.mark.parametrize("values", [{"draft_model": "none"}, {"drafter": "none"}])
+def test_without_a_draft_model_nothing_is_fetched(
+    store: Store, values: dict[str, object]
+) -> None:
+    assert choose(settings(**values), store, unreachable).drafter == "none"
+    assert not store.root.exists()
+
+
+def test_an_unknown_name_is_an_error(store: Store) -> None:
+    with pytest.raises(UnknownModel, match="gpt"):
+        choose(settings(draft_model="gpt"), store, unreachable)
+
+
+def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> None:
+    verifier = Verifier()
+
+    chosen = choose(settings(), store, lambda: verifier)
+
+    assert (chosen.draft_model, chosen.drafter) == ("tiny", "model")
+    assert store.find("tiny", "draft").path.exists()
+    assert verifier.closed
+
+
+def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
+    verifier, empty = Verifier(), Store(tmp_path, Catalogue(), (), NoHub())
+
+    assert choose(settings(), empty, lambda: verifier).drafter == "none"

@@ -1,0 +1,145 @@
+"""What a chat template and a vocabulary tell of how a model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.detokenise import Detokeniser, Piece
+from gateway.output.formats.choose import FORMATS, FormatName, choose
+from gateway.output.formats.hermes import Hermes
+from gateway.output.formats.mistral import Mistral
+from gateway.output.grammar import Wanted
+from gateway.output.parser import OutputParser
+from gateway.output.style import Style, Styles
+from gateway.ports import Delta
+from tests.gateway.output.reading import TOOLS, Read
+from tests.gateway.scripted import END, ByteTokenizer
+
+BOS = END + 1
+
+
+@dataclass
+class MarkedTokenizer(ByteTokenizer):
+    """Has special tokens, which are hidden, and a BOS before every prompt."""
+
+    markers: Sequence[str] = ()
+    encoded: list[str] = field(default_factory=list)
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        self.encoded.append(text)
+        if text in self.markers:
+            return [BOS, BOS + 1 + self.markers.index(text)]
+        return [BOS, *text.encode()]
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text that a model writes."""
+        for at, marker in enumerate(self.markers):
+            if text.startswith(marker):
+                return [BOS + 1 + at, *self.tokens(text.removeprefix(marker))]
+        return [text.encode()[0], *self.tokens(text[1:])] if text else []
+
+
+def detokeniser(piece: Piece) -> Detokeniser:
+    return Detokeniser(piece, stop_tokens=frozenset({END}), stops=())
+
+
+def style(template: str, *markers: str) -> Style:
+    return Styles().find(MarkedTokenizer(template=template, markers=markers))
+
+
+def read(style: Style, text: str, prompt: str = "", **wanted: bool) -> Read:
+    """Return the message for a text, whose markers are special tokens."""
+    tokenizer = style.tokenizer
+    assert isinstance(tokenizer, MarkedTokenizer)
+    reader = style.reader(detokeniser, tokenizer.tokens(prompt), TOOLS, **wanted)
+    message = Read()
+    for token in tokenizer.tokens(text):
+        delta = reader.read(Delta((token,)))
+        assert delta.parsed is not None
+        message.add(delta.text, delta.parsed)
+    return message
+
+
+def test_a_model_without_reasoning_is_not_parsed_unless_there_are_tools() -> None:
+    plain = style("{{ messages }}")
+
+    assert isinstance(plain.reader(detokeniser, (), {}), Detokeniser)
+    assert isinstance(plain.reader(detokeniser, (), TOOLS), OutputParser)
+
+
+def test_reasoning_is_split_without_tools_too_unless_the_request_does_not_want_it() -> None:
+    thinking = style("<think>")
+
+    assert isinstance(thinking.reader(detokeniser, (), {}), OutputParser)
+    unsplit = thinking.reader(detokeniser, (), {}, splits_reasoning=False)
+    assert isinstance(unsplit, Detokeniser)
+
+
+def test_markers_that_are_special_tokens_are_seen_by_the_parser() -> None:
+    mistral = style("[TOOL_CALLS]", "[TOOL_CALLS]", "[ARGS]")
+
+    message = read(mistral, '[TOOL_CALLS]now[ARGS]{"a": 1}')
+
+    assert message.decoded == [("now", {"a": 1})]
+    assert len(message.calls[0].id) == 9
+    assert read(mistral, "so [TOOL_CALLS]").content == "so"
+
+
+def test_a_special_token_that_no_parser_needs_stays_hidden() -> None:
+    hermes = style("<tool_call>", "<|other|>", "[TOOL_CALLS]")
+
+    assert read(hermes, "a<|other|>b[TOOL_CALLS]c").content == "abc"
+
+
+def test_reasoning_that_the_prompt_opens_is_found_by_its_special_token() -> None:
+    thinking = style("<think>", "<think>", "</think>")
+
+    assert read(thinking, "why</think>\n\nHi", "ai:<think>\n") == Read("Hi", "why")
+    assert read(thinking, "Hi", "ai:<think>\n\n</think>\n\n") == Read("Hi")
+
+
+def test_the_style_of_a_tokenizer_is_found_once() -> None:
+    styles, tokenizer = Styles(), MarkedTokenizer(template="<think><tool_call>")
+
+    found = styles.find(tokenizer)
+
+    assert styles.known(tokenizer) is found
+    assert styles.known(MarkedTokenizer()) is None
+    assert sorted(tokenizer.encoded) == ["</think>", "</tool_call>", "<think>", "<tool_call>"]
+
+
+def test_the_setting_replaces_what_the_template_tells() -> None:
+    tokenizer = ByteTokenizer(template="<tool_call>")
+
+    assert isinstance(Styles().find(tokenizer).format, Hermes)
+    assert isinstance(Styles("mistral").find(tokenizer).format, Mistral)
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("within <tool_call></tool_call> XML tags", "hermes"),
+        ("<tool_call>\n<function=example_function_name>\n<parameter=x>", "qwen_coder"),
+        ("{{ '[TOOL_CALLS]' + tool['function']['name'] + '[ARGS]' }}", "mistral"),
+        ('{"name": function name, "parameters": dictionary of argument name}', "llama"),
+        ('{{ "<|python_tag|>" }}', "llama"),
+        ("format: [func_name1(params_name1=params_value1), func_name2()]", "pythonic"),
+        ("{% for message in messages %}", "hermes"),
+        ("", "hermes"),
+    ],
+)
+def test_the_template_tells_the_format(template: str, name: FormatName) -> None:
+    assert choose(template) == name
+    assert name in FORMATS
+
+
+def test_a_constraint_stays_as_it_is_where_all_of_the_answer_is_content() -> None:
+    json = {"json": {"type": "object"}}
+    wanted = Wanted({}, required=False, parallel=True, content=json)
+
+    assert style("").constraint((), wanted) is json
+    assert style("<think>").constraint((), wanted, splits_reasoning=False) is json
+    assert list(style("<think>").constraint((), wanted) or ()) == ["grammar"]

@@ -1,0 +1,46 @@
+"""Requests as well-known clients send them are served, by an engine with no feature at all.
+
+Each file in data/ has the fields that the client's source sends, with short texts of our own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
+
+DATA = Path(__file__).parent / "data"
+IGNORED = {
+    "continue_chat": "prediction",
+    "zed_agent": "prompt_cache_key",
+    "open_webui": "params, features, chat_id, id, messages.tool_calls.index",
+    "librechat": "user",
+    "llama_server_webui": "return_progress, dynatemp_exponent, xtc_threshold, repeat_last_n,"
+    " dry_base, dry_allowed_length, dry_penalty_last_n, backend_sampling, timings_per_token",
+}
+AGENTS = ("cline", "continue_agent", "zed_agent", "open_webui", "opencode")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in DATA.iterdir()))
+async def test_the_request_of_a_client_is_served(name: str) -> None:
+    body = json.loads((DATA / f"{name}.json").read_text())
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    tokenizer = ByteTokenizer()
+    app = make_app(ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
+    async with client_of(app) as client:
+        answer = await client.post(path, json=body)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert answer.headers.get("x-picospec-ignored") == IGNORED.get(name)
+    if name in AGENTS:
+        (shown,) = tokenizer.rendered
+        calls = [call for each in shown["messages"] for call in each.get("tool_calls", ())]
+        assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
+        assert len(calls) == sum(each["role"] == "tool" for each in shown["messages"]) > 0
+        assert [tool["function"]["name"] for tool in shown["tools"]] == [
+            tool["function"]["name"] for tool in body["tools"]
+        ]

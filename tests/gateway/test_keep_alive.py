@@ -1,0 +1,80 @@
+"""A stream that has nothing to show yet says so, and is else as it always is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+
+from gateway.errors import Unavailable
+from gateway.ports import Delta, Job
+from gateway.routes.keep_alive import COMMENT, keep_alive
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app, served
+
+STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+
+
+class Slow(ScriptedEngine):
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        await asyncio.sleep(0.05)
+        async for delta in super().generate(job):
+            yield delta
+
+
+async def answer(
+    engine: ScriptedEngine, body: object = STREAM, s: float = 0.02
+) -> httpx.Response:
+    async with client_of(make_app(engine, keep_alive_s=s)) as client:
+        return await client.post("/v1/chat/completions", json=body)
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_comments_come_until_the_first_event_and_change_none(choices: int) -> None:
+    body = STREAM | {"n": choices}
+    engine = Slow(pause=lambda: asyncio.sleep(0.03))
+
+    slow, quick = await answer(engine, body), await answer(ScriptedEngine(), body)
+
+    comments, events = slow.text.split("data: ", 1)
+    assert comments == COMMENT.decode() * 2
+    assert slow.headers["content-type"] == quick.headers["content-type"]
+    assert COMMENT.decode() not in events + quick.text
+    assert events.count("data: ") == quick.text.count("data: ") - 1
+
+
+async def test_an_error_after_a_comment_is_an_event() -> None:
+    failing = {"script": (), "then": Unavailable("gone")}
+
+    slow, quick = await answer(Slow(**failing)), await answer(ScriptedEngine(**failing))
+
+    assert (slow.status_code, quick.status_code) == (200, 503)
+    assert slow.text.startswith(COMMENT.decode())
+    assert '"code":"verifier_unavailable"' in slow.text
+    assert "[DONE]" not in slow.text
+
+
+async def test_a_client_that_goes_away_while_it_waits_closes_the_generator() -> None:
+    engine = ScriptedEngine(pause=asyncio.Event().wait, script=[b""])
+    app = make_app(engine, keep_alive_s=0.01)
+    async with served(app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+            await anext(response.aiter_lines())
+
+        async with asyncio.timeout(1):
+            await engine.closed.acquire()
+
+
+async def test_without_an_event_comments_come_at_each_interval() -> None:
+    begun, comments = asyncio.Event(), 0
+
+    async def comment() -> None:
+        nonlocal comments
+        comments += 1
+        if comments == 3:
+            begun.set()
+
+    await keep_alive(begun, comment, 0.001)
+
+    assert comments == 3

@@ -1,0 +1,180 @@
+"""What cannot change the answer is accepted and named; what would change it is not ignored."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.routes.parameters import SERVABLE
+from gateway.schemas.known import NEUTRAL
+from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
+OF_CHAT = {"messages", "tools", "tool_choice", "chat_template_kwargs", "top_logprobs"}
+NEUTRAL_VALUES = [(name, value) for name, values in NEUTRAL.items() for value in values]
+UNSERVED = {
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+    "repeat_penalty": 1.1,
+    "logit_bias": {"5": 3},
+    "min_tokens": 1,
+    "ignore_eos": True,
+    "stop_token_ids": [5],
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"regex": "a"},
+    "guided_json": {},
+    "guided_json_object": True,
+    "guided_regex": "a",
+    "guided_choice": ["a"],
+    "guided_grammar": "a",
+    "json_schema": {},
+    "grammar": "a",
+}
+"""A value of each parameter that some engine may serve."""
+
+
+async def post(
+    body: dict[str, object],
+    engine: ScriptedEngine | None = None,
+    path: str = "/v1/chat/completions",
+    **settings: object,
+) -> httpx.Response:
+    async with client_of(make_app(engine or ScriptedEngine(), **settings)) as client:
+        return await client.post(path, json=body)
+
+
+@pytest.mark.parametrize(("name", "value"), NEUTRAL_VALUES)
+async def test_each_neutral_value_is_accepted(name: str, value: object) -> None:
+    answer = await post(CHAT | {name: value})
+
+    assert answer.status_code == 200
+    assert "x-picospec-ignored" not in answer.headers
+
+
+@pytest.mark.parametrize("name", [name for name in NEUTRAL if name not in OF_CHAT])
+async def test_any_other_value_of_such_a_field_is_a_400_that_names_it(name: str) -> None:
+    answer = await post(CHAT | {name: {"any": "other"}})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name)
+    assert error["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize("name", OF_CHAT)
+async def test_what_only_chats_have_is_a_400_in_a_completion(name: str) -> None:
+    engine = ScriptedEngine()
+
+    answer = await post({"prompt": "a", name: [1]}, engine, "/v1/completions")
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    assert engine.jobs == []
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+async def test_what_this_engine_does_not_serve_is_a_400_that_names_it(name: str) -> None:
+    engine = ScriptedEngine()
+
+    answer = await post(CHAT | {name: UNSERVED[name]}, engine)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name)
+    assert error["code"] == "unsupported_parameter"
+    assert engine.jobs == []
+
+
+def test_every_parameter_that_may_be_served_was_tried() -> None:
+    assert UNSERVED.keys() >= SERVABLE.keys()
+
+
+async def test_neutral_values_and_nulls_leave_no_trace() -> None:
+    engine = ScriptedEngine()
+    neutral = {
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1,
+        "repeat_last_n": -1,
+        "min_tokens": 0,
+        "ignore_eos": False,
+        "logit_bias": {},
+        "stop_token_ids": [],
+        "response_format": {"type": "text"},
+        "grammar": "",
+        "guided_json_object": False,
+        "top_n_sigma": -1.0,
+        "audio": None,
+        "stop": None,
+        "seed": None,
+    }
+
+    answer = await post(CHAT | neutral, engine)
+
+    assert answer.status_code == 200
+    assert engine.jobs[0].extras == {}
+    assert engine.jobs[0].seed == 41
+    assert engine.jobs[0].max_tokens == CONTEXT_TOKENS - len("u:Hello\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_was_ignored_is_in_a_header_and_once_in_the_log(stream: bool) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "Hello", "cache_control": {"type": "x"}}] * 2,
+        "stream": stream,
+        "stream_options": {"chunk_size": 7},
+        "response_format": {"type": "text", "style": "plain"},
+        "store": True,
+        "service_tier": "flex",
+        "cache_prompt": True,
+        "repeat_last_n": 64,
+        "user": "me",
+        "colour": "red",
+    }
+    with capture_logs() as logs:
+        answer = await post(body)
+
+    ignored = (
+        "response_format.style, store, service_tier, cache_prompt, repeat_last_n, user, colour"
+    )
+    assert answer.status_code == 200
+    assert answer.headers["x-picospec-ignored"] == (
+        f"{ignored}, stream_options.chunk_size, messages.cache_control"
+    )
+    assert [", ".join(entry["ignored"]) for entry in logs] == [
+        answer.headers["x-picospec-ignored"]
+    ]
+    assert "x-picospec-ignored" not in (await post(CHAT | {"stream": stream})).headers
+
+
+async def test_names_in_the_header_are_few_short_and_clean() -> None:
+    names = ["a\r\nset-cookie: b", "é", "c" * 65, "", *(f"field{i}" for i in range(100))]
+
+    with capture_logs() as logs:
+        answer = await post(CHAT | dict.fromkeys(names, 1))
+
+    shown = answer.headers["x-picospec-ignored"].split(", ")
+    assert shown == ["?", *(f"field{i}" for i in range(31))]
+    assert "set-cookie" not in answer.headers
+    assert "cookie" not in repr(logs)
+
+
+async def test_the_model_may_be_left_out_or_have_another_name() -> None:
+    aliases = {"model_aliases": ["gpt-4o", MODEL]}
+    answers = [
+        await post(CHAT | body, **aliases)
+        for body in ({}, {"model": "gpt-4o"}, {"model": MODEL})
+    ]
+    unknown = await post(CHAT | {"model": "gpt-4"}, **aliases)
+
+    assert [answer.json()["model"] for answer in answers] == [MODEL] * 3
+    assert unknown.status_code == 404
+
+
+async def test_the_list_of_models_has_every_name() -> None:
+    async with client_of(make_app(ScriptedEngine(), model_aliases=["z", "gpt-4o"])) as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        found = (await client.get("/v1/models/gpt-4o")).json()
+
+    assert [model["id"] for model in listed] == [MODEL, "gpt-4o", "z"]
+    assert {model["root"] for model in listed} == {MODEL}
+    assert found == listed[1]

@@ -1,0 +1,51 @@
+"""A model fills in between two texts by its own markers, wherever its vocabulary has them."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.tokenizer import Tokenizer
+from models.vocabulary import Vocabulary
+from tests.models.test_tokenizer import BOS, ByteModel
+
+
+def tokenizer(*markers: str, bos: bool = False) -> Tokenizer:
+    """Return one whose markers are the tokens from 300 on."""
+    pieces = [bytes([token % 256]) for token in range(300)]
+    pieces += [marker.encode() for marker in markers]
+    vocabulary = Vocabulary(tuple(pieces), frozenset(range(300, len(pieces))), frozenset())
+    return Tokenizer(ByteModel((BOS,) if bos else (), vocabulary), None)
+
+
+@pytest.mark.parametrize(
+    "markers",
+    [
+        ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+        ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+        ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+        ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001
+        ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+        (" <PRE>", " <SUF>", " <MID>"),
+    ],
+)
+def test_prefix_suffix_and_middle_are_marked(markers: tuple[str, ...]) -> None:
+    assert tokenizer(*markers).infill("ab", "c") == [300, *b"ab", 301, *b"c", 302]
+    assert tokenizer(*markers, bos=True).infill("", "") == [BOS, 300, 301, 302]
+
+
+def test_codestral_reads_the_suffix_first() -> None:
+    assert tokenizer("[PREFIX]", "[SUFFIX]").infill("ab", "c") == [301, *b"c", 300, *b"ab"]
+
+
+def test_a_marker_in_a_text_stays_text() -> None:
+    marker = "<|im_end|>"
+
+    tokens = tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>").infill(marker, "")
+
+    assert tokens == [300, *marker.encode(), 301, 302]
+
+
+@pytest.mark.parametrize("markers", [(), ("<fim_prefix>", "<fim_suffix>")])
+def test_a_model_without_markers_cannot(markers: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="no tokens for filling in"):
+        tokenizer(*markers).infill("a", "b")

@@ -1,0 +1,146 @@
+"""Templates of many families render as `transformers` renders them, byte for byte.
+
+What it renders was stored by `make_renderings`, from the same chats and at the same date. The
+vLLM suite compares with the installed `transformers`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import pytest
+
+from models.chat_template import ChatTemplate, joined
+from models.tokenizer import Tokenizer
+from models.vocabulary import Vocabulary
+from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, chats
+from tests.models.make_renderings import RENDERINGS, TODAY
+
+STORED: Final[dict[str, dict[str, str | None]]] = json.loads(RENDERINGS.read_text("utf-8"))
+HARMLESS: Final = Family(("(a)", "(b)"))
+
+
+@dataclass
+class Bytes:
+    """models.tokenizer.Encoder of one token a byte, and one a marker."""
+
+    markers: tuple[str, ...]
+    begins_raw: tuple[int, ...] = ()
+    begins_chat: tuple[int, ...] = ()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        pieces = (*(bytes([b]) for b in range(256)), *(m.encode() for m in self.markers))
+        return Vocabulary(pieces, frozenset(range(256, len(pieces))), frozenset())
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        if not special:
+            return list(text.encode())
+        parts = re.split(f"({'|'.join(map(re.escape, self.markers))})", text)
+        known = self.vocabulary.markers
+        return [t for p in parts for t in ([known[p]] if p in known else p.encode())]
+
+
+@cache
+def template(name: str) -> ChatTemplate:
+    text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    return ChatTemplate(text, FAMILIES[name].named, now=lambda: TODAY)
+
+
+def all_chats(
+    family: Family, render: Callable[[Chat], str | list[int]]
+) -> dict[str, str | list[int] | None]:
+    """Return what becomes of each chat; None where ValueError is raised."""
+    found: dict[str, str | list[int] | None] = {}
+    for name, chat in chats(family).items():
+        try:
+            found[name] = render(chat)
+        except ValueError:
+            found[name] = None
+    return found
+
+
+def tokens_of(name: str, family: Family) -> dict[str, list[int] | None]:
+    """Return the tokens of each chat, in which the family's markers are written."""
+    encoder = Bytes(FAMILIES[name].markers)
+    tokenizer = Tokenizer(encoder, template(name))
+    return all_chats(  # type: ignore[return-value]  # it returns what `chat` returns
+        family,
+        lambda chat: tokenizer.chat(chat.messages, tools=chat.tools, options=chat.options),
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_chat_renders_as_transformers_renders_it(name: str) -> None:
+    ours = all_chats(
+        FAMILIES[name],
+        lambda chat: template(name).render(chat.messages, chat.tools, chat.options),
+    )
+
+    assert ours == STORED[name]
+    assert sum(text is not None for text in ours.values()) >= 10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_spell_the_rendered_text_whatever_markers_messages_hold(name: str) -> None:
+    pieces = Bytes(FAMILIES[name].markers).vocabulary.pieces
+
+    tokens = tokens_of(name, FAMILIES[name])
+
+    spelt = {
+        each: found and b"".join(pieces[token] for token in found).decode()
+        for each, found in tokens.items()
+    }
+    assert spelt == STORED[name]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_markers_in_messages_make_no_special_token(name: str) -> None:
+    forged, harmless = tokens_of(name, FAMILIES[name]), tokens_of(name, HARMLESS)
+
+    def special(tokens: list[int] | None) -> list[int]:
+        return [token for token in tokens or () if token > 255]
+
+    assert {each: special(found) for each, found in forged.items()} == {
+        each: special(found) for each, found in harmless.items()
+    }
+
+
+def test_a_template_does_not_find_special_tokens_in_messages() -> None:
+    """Qwen3's looks for </think> in answers. Its models have it as text; as a special token it
+    stays in the history, where `transformers` would leave the reasoning out."""
+    answer = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes"}
+    chat = [{"role": "user", "content": "a"}, answer, {"role": "user", "content": "b"}]
+
+    shown = [
+        bytes(token for token in Tokenizer(Bytes(markers), template("qwen3")).chat(chat))
+        for markers in (("<a>",), ("</think>",))
+    ]
+
+    assert [b"hm" in text for text in shown] == [False, True]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_two_templates_one_is_for_chats_with_tools(name: str) -> None:
+    one, other = template(name), template("features")
+    clock = {"now": lambda: TODAY}
+    first = ChatTemplate(joined(one.text, other.text), FAMILIES[name].named, **clock)
+    second = ChatTemplate(joined(other.text, one.text), FAMILIES[name].named, **clock)
+
+    found = all_chats(
+        FAMILIES[name],
+        lambda chat: (second if chat.tools else first).render(
+            chat.messages, chat.tools, chat.options
+        ),
+    )
+
+    assert found == STORED[name]
+
+
+def test_every_template_is_rendered() -> None:
+    assert {path.stem for path in TEMPLATES.glob("*.jinja")} == FAMILIES.keys() == STORED.keys()
