@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 
 from edge_agent.draft_model.translation import Translation
+from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 MAX_DRAWS: Final = 4
@@ -23,24 +23,25 @@ MAX_DRAWS: Final = 4
 class Row:
     """Where in the target's text a row of the draft model's logits is."""
 
-    position: int
-    """The output position of the token that begins here."""
+    output: list[TokenId]
+    """The target's tokens of all text before the one that begins here."""
 
-    owed: bytes = b""
+    owed: bytes
     """Text that is known to follow: only tokens that agree with it can be drawn."""
 
-    last: TokenId | None = None
-    """The target's token before this row and what is owed; None if the draft model has written
-    more than that."""
+    last: TokenId | None
+    """The last token that the target has, or None if the draft model has written more."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignSampler:
-    """A DraftSampler in the draft model's ids, made of one in the target's. `first` is the
-    position that the first of the rows is given."""
+    """A DraftSampler in the draft model's ids, made of a StepSampler in the target's.
+
+    first: the position at which the first of the rows is asked for.
+    """
 
     translation: Translation
-    sampler: DraftSampler
+    sampler: StepSampler
     rows: Sequence[Row]
     first: int
 
@@ -58,9 +59,9 @@ class ForeignSampler:
         """Draw target tokens, each without those before, and yield the draft model's tokens
         for them."""
         projection = self.translation.projection
-        projected = projection(logits)
+        projected, draw = projection(logits), self.sampler(row.output)
         while True:
-            drafted = self.sampler(projected, row.position)
+            drafted = draw(projected, len(row.output))
             own = projection.likeliest(logits, drafted.token)
             yield DraftToken(int(np.argmax(logits)) if own is None else own, drafted.confidence)
             projected[drafted.token] = -np.inf

@@ -19,8 +19,8 @@ from edge_agent.draft_model.draft_text import DraftText
 from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
 from edge_agent.draft_model.foreign_sampler import ForeignSampler, Row
 from edge_agent.draft_model.translation import Translation
+from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 WORDS = True
@@ -56,7 +56,7 @@ class ForeignSlot:
     async def step(
         self,
         context: Sequence[TokenId],
-        sampler: DraftSampler,
+        sampler: StepSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
@@ -75,7 +75,7 @@ class ForeignSlot:
         first = len(self._text.tokens)
         drawn = await self._slot.step(
             [*self._own_prompt, *self._text.tokens],
-            ForeignSampler(self._translation, sampler, rows, first),
+            lambda _: ForeignSampler(self._translation, sampler, rows, first),
             ahead=read,
         )
         return self._take_in(drawn, len(text))
@@ -103,9 +103,8 @@ class ForeignSlot:
         rows = []
         for end in (0, *draft.ends_of(read)):
             beyond = pending + known[len(owed) : end]
-            position = len(output) + len(target.tokenise(beyond))
             last = output[-1] if output and not beyond else None
-            rows.append(Row(position, owed[end:], last))
+            rows.append(Row([*output, *target.tokenise(beyond)], owed[end:], last))
         return rows
 
     def _take_in(self, drawn: Sequence[DraftToken], start: int) -> list[DraftToken]:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
-from typing import Protocol
 
 from edge_agent.draft_model.projection import Projection
 from edge_agent.draft_model.retokeniser import Retokeniser
+from models.tokenizer import Encoder, Tokenizer
 from models.vocabulary import Vocabulary
 from speculation.protocol.messages import TokenId
-
-
-class Encoder(Protocol):
-    """What is needed of a model's tokenizer; see models.tokenizer.Encoder."""
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-    def tokenize(self, text: str, special: bool) -> list[int]: ...
-
-
-class DraftEncoder(Encoder, Protocol):
-    @property
-    def begins_raw(self) -> tuple[int, ...]: ...
 
 
 class Translation:
     """One target and one draft model. It takes about a second to make, so sessions share it."""
 
-    def __init__(self, target: Encoder, draft: DraftEncoder) -> None:
-        self.target = Retokeniser(target.vocabulary, lambda text: target.tokenize(text, False))
+    def __init__(self, target: Tokenizer, draft: Encoder) -> None:
+        alone = partial(target.encode, special=False, begin=False)
+        self.target = Retokeniser(target.vocabulary, alone)
         self.draft = Retokeniser(draft.vocabulary, lambda text: draft.tokenize(text, False))
         self.to_target = special_tokens(draft.vocabulary, target.vocabulary)
         self.projection = Projection(draft.vocabulary, self.target, self.to_target)
@@ -37,14 +26,19 @@ class Translation:
         self._begins = draft.begins_raw
 
     def prompt(self, tokens: Sequence[TokenId]) -> list[int]:
-        """Return the draft model's tokens for a prompt of the target's."""
-        found = list(self._begins)
+        """Return the draft model's tokens for a prompt of the target's. Special tokens that the
+        draft model lacks are spelt, except one that begins the prompt and says nothing."""
+        first = tokens[0]
+        if self.target.vocabulary.is_special(first) and first not in self._to_draft:
+            tokens = tokens[1:]
+        found = list[int]()
         for token, run in groupby(tokens, self._to_draft.get):
             if token is None:
                 found += self.draft.tokenise(self.target.bytes_of(run))
             else:
-                found += [token] * len(list(run))
-        return found
+                found += [token for _ in run]
+        begins = self._begins
+        return found if tuple(found[: len(begins)]) == begins else [*begins, *found]
 
 
 def special_tokens(source: Vocabulary, into: Vocabulary) -> dict[int, int]:

@@ -50,6 +50,7 @@ class FakeUplink:
 
 class Paired:
     relation: Relation | None = "identical"
+    translation = None
 
 
 class OneSlot:
