@@ -59,6 +59,11 @@ class DraftText:
         self._ends += ends
         self._confidences += [1.0] * len(tokens)
 
+    @property
+    def last(self) -> bytes:
+        """What the last token spells."""
+        return self._retokeniser.bytes_of(self.tokens[-1:])
+
     def append(self, token: int, confidence: float) -> None:
         """Add a token that the draft model drew."""
         self.spelt += self._retokeniser.vocabulary.pieces[token]

@@ -23,7 +23,12 @@ from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken
 
-WORDS = True
+_WORD: Final = re.compile(rb" [A-Za-z]+")
+"""A word that the draft model wrote as one token is proposed at once, though more letters may
+follow. In English text the target's token was longer in 8 to 13 of 1,000 cases, and where the
+draft model waits, it takes a pass more for each chain: 1.6 passes a draft token in chat instead
+of 1.2."""
+
 MAX_PENDING: Final = 8
 """Tokens that the draft model may write without a certain boundary; then what is there is
 proposed all the same."""
@@ -66,7 +71,7 @@ class ForeignSlot:
         text = self._translation.target.bytes_of(output)
         last = output[-1] if output else None
         owed = self._text.follow(text, partial(self._translation.target.goes_on, last))
-        if drafts := self._certain(len(text)):
+        if drafts := self._ready(len(text)):
             return drafts
         if len(self._own_prompt) + len(self._text.tokens) >= self._slot.context_tokens:
             raise CannotDraft("the draft model's context is full")
@@ -114,23 +119,21 @@ class ForeignSlot:
                 whole = self._translation.target.tokenise(self._text.spelt[start:])
                 return [*self._drafts(start, whole), DraftToken(marker, each.confidence)]
             self._text.append(each.token, each.confidence)
-        return self._certain(start)
+        return self._ready(start)
 
-    def _certain(self, start: int) -> list[DraftToken]:
-        pending = self._text.spelt[start:]
-        if not pending:
+    def _ready(self, start: int) -> list[DraftToken]:
+        """Return what can be proposed of the text from byte `start` on."""
+        target, text = self._translation.target, self._text
+        if not (pending := text.spelt[start:]):
             return []
-        target = self._translation.target
-        whole = target.tokenise(pending)
-        if WORDS and self._text.tokens:
-            d = self._translation.draft.vocabulary.pieces[self._text.tokens[-1]]
-            if target.vocabulary.pieces[whole[-1]] == d and re.fullmatch(rb" [A-Za-z]+", d):
-                return self._drafts(start, whole)
-        tokens = self._translation.target.stable(pending)
-        if not tokens and self._text.drawn_since(start) >= MAX_PENDING:
-            tokens = self._translation.target.tokenise(pending)
-            tokens = tokens[:-1] or tokens
-        return self._drafts(start, tokens)
+        tokens = target.tokenise(pending)
+        last = target.bytes_of(tokens[-1:])
+        if last == text.last and _WORD.fullmatch(last):
+            return self._drafts(start, tokens)
+        certain = target.stable(pending)
+        if not certain and text.drawn_since(start) >= MAX_PENDING:
+            certain = tokens[:-1] or tokens
+        return self._drafts(start, certain)
 
     def _drafts(self, start: int, tokens: Sequence[TokenId]) -> list[DraftToken]:
         confidences = self._text.confidences(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Final
@@ -51,7 +51,7 @@ class Retokeniser:
         self._by_piece = np.array([self._ids[piece] for piece in self._pieces], np.int64)
         self._longest = max(map(len, self._pieces))
         leads = self.bytes_of(tokenize("a")) != b"a"
-        self._lead = tokenize(_LEAD) if leads else []
+        self._lead_bytes = len(self.bytes_of(tokenize(_LEAD))) if leads else 0
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
         """Return what the tokens spell, special ones included."""
@@ -62,6 +62,10 @@ class Retokeniser:
         """Return where, in bytes, each of the tokens ends if the first begins at `start`."""
         sizes = (len(self.vocabulary.pieces[token]) for token in tokens)
         return list(accumulate(sizes, initial=start))[1:]
+
+    def token_of(self, piece: bytes) -> int | None:
+        """Return the token that spells this, if there is one."""
+        return self._ids.get(piece)
 
     def longest_prefix(self, text: bytes) -> int | None:
         """Return the token with the longest piece that begins the text, if there is one."""
@@ -122,9 +126,10 @@ class Retokeniser:
     def _whole(self, text: str) -> list[int]:
         if not text:
             return []
-        if not self._lead:
+        if not self._lead_bytes:
             return self._tokenize(text)
-        return self._tokenize(_LEAD + text)[len(self._lead) :]
+        tokens = self._tokenize(_LEAD + text)
+        return tokens[bisect_right(self.ends_of(tokens), self._lead_bytes) :]
 
     def _cut(self, text: bytes) -> Iterator[int]:
         while text:
