@@ -54,10 +54,12 @@ SHAPED = {
 async def test_a_greedy_text_that_settings_shape_is_the_one_that_vllm_itself_generates(
     target: VllmTarget, prompt: str
 ) -> None:
+    """But for logit_bias, which vLLM rejects where it speculates."""
     stop = tuple(target.facts.stop_tokens)
-    shaped = with_extras(GREEDY, **SHAPED)
+    asked = {name: value for name, value in SHAPED.items() if name != "logit_bias"}
+    shaped = with_extras(GREEDY, **asked)
     request = opening(target, prompt, shaped, max_tokens=40, stop_tokens=stop)
-    expected = await vllms(target, prompt, SHAPED | {"max_tokens": 40, "temperature": 0.0})
+    expected = await vllms(target, prompt, asked | {"max_tokens": 40, "temperature": 0.0})
 
     answer = await drafted(target, "shaped", request, expected, Script(wrong=0.2))
 

@@ -117,25 +117,23 @@ def test_a_request_names_the_place_of_its_first_row() -> None:
 
 
 def test_a_request_without_settings_carries_no_text() -> None:
-    assert Core().begin(0, 0).adjustments == [None]
+    assert Core().begin(0, 0).adjustment is None
 
 
-def test_a_request_carries_what_the_text_before_each_row_changes() -> None:
+def test_a_request_carries_what_the_committed_text_changes() -> None:
     core = Core(LogitSettings(repetition_penalty=1.5), max_tokens=100)
-    core.receive(Draft(1, 0, 0, (5,)))
     core.begin(0, 0)
     core.run(4)
     core.begin(1, 0)
     core.run(7)
-    core.receive(Draft(2, 2, 0, (9, 9)))
 
-    adjustments = core.begin(2, 2).adjustments
+    adjustment = core.begin(2, 0).adjustment
 
-    assert [each.position for each in adjustments if each] == [2, 3, 4]
-    seen = [each.seen for each in adjustments if each and each.seen]
-    counted = [dict(zip(s.tokens.tolist(), s.counts.tolist(), strict=True)) for s in seen]
-    committed = {4: 1.0, 7: 1.0, 8: 0.0}
-    assert counted == [committed, committed | {9: 1.0}, committed | {9: 2.0}]
+    assert adjustment is not None
+    assert adjustment.position == 2
+    seen = adjustment.seen
+    assert seen is not None
+    assert dict(zip(seen.tokens, seen.counts, strict=True)) == {4: 1.0, 7: 1.0, 8: 0.0}
 
 
 def test_a_recovered_token_is_owed_until_the_next_step() -> None:

@@ -27,12 +27,13 @@ from speculation.protocol.errors import RemoteProtocolError
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD
 from verifier.vllm_target.core.session_slot import OutgoingFrame
+from verifier.vllm_target.service.compat import RUNNER
 from verifier.vllm_target.service.parameters import EngineRequest
 
 _HERE: Final = "verifier.vllm_target"
 _ENVIRONMENT: Final = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no drafts from outside
+    RUNNER: "0",
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }

@@ -51,7 +51,7 @@ class VllmTarget(Described):
 
     async def start(self) -> None:
         """Load the model and test that drafts change nothing. Raises TargetFailed."""
-        compat.check(self._settings.options)
+        version = compat.check(self._settings.options)
         from verifier.vllm_target.service.engine import Engine
         from verifier.vllm_target.service.selftest import self_test
 
@@ -64,7 +64,7 @@ class VllmTarget(Described):
             file = msgspec.structs.replace(file, padding=size.vocabulary - tokens)
             self.describe(file, size.context_tokens, FEATURES)
             structlog.get_logger("verifier").info("loaded", model=self._name)
-            if self._settings.self_test:
+            if compat.must_self_test(version, self._settings.self_test):
                 await self_test(self)
         except BaseException:
             await self.stop()
