@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from edge_agent.draft_model import loading
 from edge_agent.draft_model.loading import MakeDrafter
+from edge_agent.draft_model.translation import Translation
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
@@ -53,9 +54,9 @@ def build(
         settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
     )
     vocabulary = None if model is None else model.vocabulary
-    tokenizer = TargetTokenizer(
-        verifiers, TokenizerCache(store.root / "tokenizers"), vocabulary
-    )
+    translate = None if model is None else partial(Translation, draft=model)
+    cache = TokenizerCache(store.root / "tokenizers")
+    tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
 
     @asynccontextmanager

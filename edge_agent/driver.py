@@ -160,8 +160,7 @@ class Driver:
             if (model := self._model) is None:
                 raise CannotDraft("the session has no draft model")
             context = [*model.prompt, *step.context]
-            sampler = model.sampler(step)
-            tokens = await model.slot.step(context, sampler, ahead=step.ahead)
+            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()

@@ -9,12 +9,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from edge_agent.as_generator import as_generator
+from edge_agent.draft_model import foreign_slot
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
+from edge_agent.draft_model.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
@@ -36,6 +38,10 @@ from speculation.protocol.messages import (
     Open,
 )
 from speculation.protocol.opening import opening
+
+_OTHER_VOCABULARY: Final = (
+    "judge: `separate` needs a draft model with the target's vocabulary; `coupled` takes any"
+)
 
 Emit = Callable[[Delta], Awaitable[None]]
 
@@ -75,6 +81,8 @@ class Pairing(Protocol):
 
     @property
     def relation(self) -> Relation | None: ...
+    @property
+    def translation(self) -> Translation | None: ...
 
 
 class EdgeEngine:
@@ -101,6 +109,8 @@ class EdgeEngine:
         facts = await self._verifiers.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
+        if self._speculation.judge == "separate" and self._pairing.relation == "different":
+            raise EngineFault(_OTHER_VOCABULARY)
         return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
@@ -119,9 +129,13 @@ class EdgeEngine:
                 slot.leave()
 
     def _slot(self, job: Job) -> DraftSlot | None:
-        """Take a slot where the draft model numbers its tokens as the target does."""
-        related = self._pairing.relation in ("identical", "padded")
-        return self._drafter.take(job.prompt) if related else None
+        """Take a slot, once it is known how the draft model's vocabulary is related."""
+        pairing = self._pairing
+        if pairing.relation in ("identical", "padded"):
+            return self._drafter.take(job.prompt)
+        if pairing.translation is None:
+            return None
+        return foreign_slot.take(self._drafter, pairing.translation, job.prompt)
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
@@ -136,7 +150,9 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
-            sampler = step_sampler(request, facts, chance, self._draft_tokens)
+            translated = self._pairing.translation is not None
+            drawn = facts.vocabulary_size if translated else self._draft_tokens
+            sampler = step_sampler(request, facts, chance, drawn)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         route = self._verifiers.answer()

@@ -69,6 +69,7 @@ class DraftMachine:
         self._lookup = lookup
         self._pass_s = 0.0
         self._draft_s = 0.0
+        self._unfinished_s = 0.0  # time of steps whose draft token a later one completes
         self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
         self._opened_at = 0
         """The position at which the session began; the pass there also read the prompt."""
@@ -143,10 +144,11 @@ class DraftMachine:
     # --- what the draft model returned
 
     def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
-        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees.
-        The first was due; the others extend the chain while it may be extended."""
+        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees;
+        or as many as a draft model of another vocabulary has completed, perhaps none. The first
+        was due; the others extend the chain while it may be extended."""
         end = len(step.context)
-        self._observe_step(step, now - step.asked_at)
+        self._observe_step(step, now - step.asked_at, len(tokens))
         self._read_epoch, self._read_end = step.epoch, end + len(tokens) - 1
         if (step.epoch, end) != (self.session.epoch, self.session.end):
             self.counts.stale_steps += 1
@@ -161,13 +163,17 @@ class DraftMachine:
         """Ask for no more steps: the draft model failed."""
         self._readable_tokens = 0
 
-    def _observe_step(self, step: DraftStep, took_s: float) -> None:
+    def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
         """Learn from a step's time, unless the draft model went back or read a prompt in it."""
         if step.epoch != self._read_epoch:
+            self._unfinished_s = 0.0
             return
         more = len(step.ahead) + max(0, len(step.context) - self._read_end - 1)
         if more == 0:
-            self._draft_s = smoothed(self._draft_s or None, took_s)
+            self._unfinished_s += took_s
+            if tokens:
+                self._draft_s = smoothed(self._draft_s or None, self._unfinished_s / tokens)
+                self._unfinished_s = 0.0
         elif self._lookup is not None:
             self._lookup.observe_reading(more, took_s, self._draft_s)
 

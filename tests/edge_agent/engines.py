@@ -59,6 +59,7 @@ class FakeUplink:
 
 class Paired:
     relation: Relation | None = "identical"
+    translation = None
 
 
 class OneSlot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
+from edge_agent.step_sampler import StepSampler
 from gateway.errors import ApiError
 from speculation.protocol.messages import (
     Commit,
@@ -17,7 +18,6 @@ from speculation.protocol.messages import (
     Pushed,
     TokenId,
 )
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
@@ -42,7 +42,7 @@ class CountingSlot:
     async def step(
         self,
         context: Sequence[TokenId],
-        sampler: DraftSampler,
+        sampler: StepSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
