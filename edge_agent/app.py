@@ -51,7 +51,12 @@ def build(
     drafter = make_drafter(model, settings)
     verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
-        settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
+        settings.judge,
+        settings.fill,
+        settings.draft_settings,
+        settings.lookup,
+        settings.grammars,
+        policy,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)
@@ -72,6 +77,7 @@ def build(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await engine.close()
             await verifiers.close()
             await asyncio.to_thread(drafter.close)
             if model is not None:

@@ -18,16 +18,21 @@ from edge_agent.draft_model import foreign_slot
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
+from edge_agent.grammars import NAME, DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.statistics import with_commit, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from models.grammars.grammar import Grammar
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
+from speculation.proposing.grammar_proposer import GrammarProposer
 from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,
@@ -72,6 +77,9 @@ class Speculation:
     lookup: bool = True
     """Whether tokens are also proposed by prompt lookup; only in `coupled`."""
 
+    grammars: bool = True
+    """Whether drafts keep to the grammar of an answer that has one; only in `coupled`."""
+
     policy: DraftPolicy | None = None
     """What replaces StreamPolicy, as where a published system is measured."""
 
@@ -83,6 +91,7 @@ class Pairing(Protocol):
     def relation(self) -> Relation | None: ...
     @property
     def translation(self) -> Translation | None: ...
+    async def __call__(self) -> Tokenizer: ...
 
 
 class EdgeEngine:
@@ -103,6 +112,7 @@ class EdgeEngine:
         self._metrics = metrics
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
+        self._grammars = EdgeGrammars()
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -150,13 +160,15 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
+            grammar = await self._grammar(request)
+            mask = DraftGrammar(grammar).mask if grammar else None
             translated = self._pairing.translation is not None
             drawn = facts.vocabulary_size if translated else self._draft_tokens
-            sampler = step_sampler(request, facts, chance, drawn)
+            sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         route = self._verifiers.answer()
-        machine = self._machine(request, facts.limits, slot, chance, route)
+        machine = self._machine(request, facts.limits, slot, chance, route, grammar)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
         finish = await driver.run(committed)
@@ -173,6 +185,17 @@ class EdgeEngine:
         self._metrics.accepted.inc(accepted)
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
+    async def _grammar(self, request: Open) -> Grammar | None:
+        """Return the grammar that the drafts keep to."""
+        how, asked = self._speculation, NAME in request.sampling.extras
+        if not (asked and how.grammars and request.judge == "coupled"):
+            return None
+        return await self._grammars.compile(request, await self._pairing())
+
+    async def close(self) -> None:
+        """End what the engine started."""
+        await self._grammars.close()
+
     def _machine(
         self,
         request: Open,
@@ -180,9 +203,13 @@ class EdgeEngine:
         slot: DraftSlot | None,
         chance: np.random.Generator,
         route: Route,
+        grammar: Grammar | None,
     ) -> DraftMachine:
         how = self._speculation
         looks_up = how.lookup and request.judge == "coupled"
+        lookup: Proposer | None = PromptLookup(request.prompt) if looks_up else None
+        if grammar is not None:
+            lookup = GrammarProposer(DraftGrammar(grammar), lookup)
         return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
@@ -190,7 +217,7 @@ class EdgeEngine:
             rtt_s=lambda: route.rtt_s,
             u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
-            lookup=PromptLookup(request.prompt) if looks_up else None,
+            lookup=lookup,
             unused=self._unused,
         )
 

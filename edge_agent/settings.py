@@ -58,6 +58,10 @@ class EdgeSettings(ServiceSettings):
     """Whether to draft also what followed the same tokens earlier in the text, where that is
     expected to save time; in `coupled` only."""
 
+    grammars: bool = True
+    """Whether drafts keep to the grammar of an answer that has one, and take from it at once
+    what it forces; in `coupled` only."""
+
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Answers that draft at the same time; further ones run without drafts."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from speculation.protocol.messages import ModelFacts, Open, TokenId
 from speculation.sampling import draft_sampler
-from speculation.sampling.adjustments import Adjust, adjustment
+from speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from speculation.sampling.distributions import Logits
 from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
@@ -20,12 +20,16 @@ before it are the first ones of `output`."""
 
 
 def step_sampler(
-    request: Open, facts: ModelFacts, chance: np.random.Generator, draft_tokens: int
+    request: Open,
+    facts: ModelFacts,
+    chance: np.random.Generator,
+    draft_tokens: int,
+    mask: Adjust | None = None,
 ) -> StepSampler:
     """Return a session's. Raise InvalidSetting.
 
     draft_tokens: the size of the draft model's vocabulary. Only ids that are tokens of both
-    models are proposed.
+    models are proposed. mask: that of the session's grammar.
     """
     size = facts.vocabulary_size
     common = min(size, draft_tokens)
@@ -33,7 +37,7 @@ def step_sampler(
         draw = draft_sampler.separate(request.sampling, chance.random)
     else:
         draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
-    adjust = adjustment(request, vocabulary_size=size)
+    adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
     if adjust is None:
         return lambda output: lambda logits, position: draw(logits[:common], position)
     return _Adjusted(adjust, draw, common, np.full(size - common, -np.inf, np.float32))

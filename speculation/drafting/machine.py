@@ -22,7 +22,7 @@ from speculation.drafting.policy import DraftPolicy
 from speculation.drafting.session import DraftingSession
 from speculation.drafting.tally import Tally
 from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import (
     Commit,
     Down,
@@ -52,7 +52,7 @@ class DraftMachine:
         rtt_s: Callable[[], float],
         u: Iterator[float],
         readable_tokens: float = 0,
-        lookup: PromptLookup | None = None,
+        lookup: Proposer | None = None,
         unused: int = 0,
     ) -> None:
         self.session = DraftingSession(

@@ -34,5 +34,5 @@ class DraftCounts:
     """Draft tokens of one answer by where they came from."""
 
     drafted: int = 0
-    looked_up: int = 0
+    looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
     stale_steps: int = 0  # steps whose chain had broken when they ended

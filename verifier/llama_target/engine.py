@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway.hosting.cores import compute_threads
+from models.errors import GrammarFailed
 from models.llama import ENGINE, Cache, Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
@@ -61,14 +62,18 @@ class Engine:
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict]:
-        """Run one pass, and judge it."""
+    def run(self, parts: Sequence[Part]) -> list[Verdict | GrammarFailed]:
+        """Run one pass, and judge it. A grammar that fails concerns its own session only."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
-        verdicts, first = [], 0
+        verdicts: list[Verdict | GrammarFailed] = []
+        first = 0
         for part in parts:
-            verdicts.append(judge(part, partial(self._row, first)))
+            try:
+                verdicts.append(judge(part, partial(self._row, first)))
+            except GrammarFailed as error:
+                verdicts.append(error)
             first += len(part.tokens)
         return verdicts
 

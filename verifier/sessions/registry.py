@@ -56,6 +56,7 @@ class Sessions:
     async def open(self, request: Open) -> Session:
         """Start a session. Raises TargetFull, Unservable, or Unavailable while loading."""
         target = self._host.ready()
+        await target.check(request)
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")

@@ -68,7 +68,11 @@ class Engine:
         """
         for name, value in {**_ENVIRONMENT, **_preloads()}.items():
             os.environ.setdefault(name, value)
-        arguments = {"enforce_eager": current_platform.is_cpu(), **options}
+        arguments = {
+            "enforce_eager": current_platform.is_cpu(),
+            "structured_outputs_config": {"backend": "guidance"},  # what edges hold too
+            **options,
+        }
         configured = AsyncEngineArgs(
             model=model,
             scheduler_cls=f"{_HERE}.core.scheduler.PicoScheduler",

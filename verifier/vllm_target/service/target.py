@@ -19,7 +19,16 @@ from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed
 from verifier.identity import weights_of
 from verifier.metrics import PassMetrics
-from verifier.target import Described, Reply, TargetFailed, TargetFull, UnknownSession, started
+from verifier.target import (
+    Described,
+    Reply,
+    TargetFailed,
+    TargetFull,
+    UnknownSession,
+    asked_grammar,
+    started,
+    unservable,
+)
 from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.inflight import Inflight
 from verifier.vllm_target.service.parameters import FEATURES, engine_request
@@ -95,8 +104,18 @@ class VllmTarget(Described):
         engine, self._engine = self._engine, None
         for inflight in self._sessions.values():
             inflight.cancel()
+        await self.close_grammars()
         if engine is not None:
             await engine.stop()
+
+    async def check(self, request: Open) -> None:
+        """Try the request's grammar before vLLM does, which limits neither time nor memory.
+
+        Raises Unservable or TargetFull.
+        """
+        if (asked := asked_grammar(request)) is not None:
+            with unservable():
+                await self.grammars.check(asked)
 
     async def figures(self) -> dict[str, int]:
         """Return the engine's counts: steps so far, sessions running."""
