@@ -17,14 +17,18 @@ from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.driver import DraftModel, Driver, Link
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.statistics import with_commit, with_totals
+from edge_agent.predictions import predicted_text
+from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftCounts, DraftMachine
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
+from speculation.proposing.prediction import Prediction
 from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,
@@ -34,7 +38,7 @@ from speculation.protocol.messages import (
     ModelFacts,
     Open,
 )
-from speculation.protocol.opening import opening
+from speculation.protocol.opening import PREDICTION, opening
 
 Emit = Callable[[Delta], Awaitable[None]]
 
@@ -68,6 +72,7 @@ class Pairing(Protocol):
 
     @property
     def relation(self) -> Relation | None: ...
+    async def __call__(self) -> Tokenizer: ...
 
 
 class EdgeEngine:
@@ -124,6 +129,9 @@ class EdgeEngine:
         async def committed(commit: Commit) -> None:
             nonlocal statistics
             statistics = with_commit(statistics, commit)
+            if prediction is not None:
+                prediction.follow(machine.session.committed, machine.session.chain)
+                statistics = with_prediction(statistics, prediction)
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
 
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
@@ -132,7 +140,9 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, self._draft_tokens)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        machine = self._machine(request, facts.limits, slot, chance)
+        lookup = self._lookup(request)
+        prediction = await self._prediction(job, request, facts, lookup)
+        machine = self._machine(request, facts.limits, slot, chance, prediction or lookup)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, self._uplink.open(request), model, self._metrics)
         finish = await driver.run(committed)
@@ -149,11 +159,28 @@ class EdgeEngine:
         self._metrics.accepted.inc(accepted)
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
+    def _lookup(self, request: Open) -> Proposer | None:
+        looks_up = self._speculation.lookup and request.judge == "coupled"
+        return PromptLookup(request.prompt) if looks_up else None
+
+    async def _prediction(
+        self, job: Job, request: Open, facts: ModelFacts, other: Proposer | None
+    ) -> Prediction | None:
+        if PREDICTION not in job.extras or request.judge != "coupled":
+            return None
+        tokenizer, most = await self._pairing(), facts.context_tokens
+        text = await predicted_text(job, tokenizer, most_tokens=most)
+        return Prediction(text, other) if text else None
+
     def _machine(
-        self, request: Open, limits: Limits, slot: DraftSlot | None, chance: np.random.Generator
+        self,
+        request: Open,
+        limits: Limits,
+        slot: DraftSlot | None,
+        chance: np.random.Generator,
+        proposer: Proposer | None,
     ) -> DraftMachine:
         how = self._speculation
-        looks_up = how.lookup and request.judge == "coupled"
         return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
@@ -161,7 +188,7 @@ class EdgeEngine:
             rtt_s=lambda: self._uplink.rtt_s,
             u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
-            lookup=PromptLookup(request.prompt) if looks_up else None,
+            lookup=proposer,
             unused=self._unused,
         )
 

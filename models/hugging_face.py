@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import tokenizers
@@ -62,6 +63,7 @@ class HuggingFaceEncoder:
             raise CannotOpen(f"tokenizer.json cannot be read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._reading = Lock()  # tokenize sets an attribute of what all threads share
         self._eos = eos
         self._stop_tokens = stop_tokens
         self._padding = padding
@@ -86,9 +88,10 @@ class HuggingFaceEncoder:
         return tuple(self._tokenizer.encode("").ids)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        self._tokenizer.encode_special_tokens = not special
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        with self._reading:
+            self._tokenizer.encode_special_tokens = not special
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
 
 
 def directory_of(model: str, revision: str | None = None) -> Path:

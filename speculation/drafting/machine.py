@@ -17,7 +17,7 @@ from math import inf
 from speculation.drafting.policy import DraftPolicy
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import (
     Commit,
     Down,
@@ -60,7 +60,7 @@ class DraftCounts:
     """Draft tokens of one answer by where they came from."""
 
     drafted: int = 0
-    looked_up: int = 0
+    looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
     stale_steps: int = 0  # steps whose chain had broken when they ended
 
 
@@ -78,7 +78,7 @@ class DraftMachine:
         rtt_s: Callable[[], float],
         u: Iterator[float],
         readable_tokens: float = 0,
-        lookup: PromptLookup | None = None,
+        lookup: Proposer | None = None,
         unused: int = 0,
     ) -> None:
         self.session = DraftingSession(

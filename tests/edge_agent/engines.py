@@ -10,6 +10,7 @@ from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Delta, Job, Sampling
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
     Down,
@@ -48,8 +49,21 @@ class FakeUplink:
         self.forgotten += 1
 
 
+class ByteEncoder:
+    """A byte is a token."""
+
+    vocabulary = Vocabulary((b"",) * 256, frozenset(), frozenset())
+    begins_raw = begins_chat = (255,)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return [254] if special else list(text.encode())
+
+
 class Paired:
     relation: Relation | None = "identical"
+
+    async def __call__(self) -> Tokenizer:
+        return Tokenizer(ByteEncoder(), None)
 
 
 class OneSlot:

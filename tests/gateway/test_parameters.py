@@ -89,12 +89,31 @@ async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_e
     using, other = ScriptedEngine(features=frozenset({"prediction"})), ScriptedEngine()
 
     statuses = [(await post(engine, prediction))[0] for engine in (using, other)]
-    bad = await post(using, {"prediction": {"type": "content", "content": 7}})
 
     assert statuses == [200, 200]
     assert using.jobs[0].extras == {"prediction": "ab\ncd"}
     assert other.jobs[0].extras == {}
-    assert bad == (400, "prediction.content")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "param"),
+    [
+        ("a", "prediction"),
+        ({"type": "content"}, "prediction.content"),
+        ({"type": "content", "content": 7}, "prediction.content"),
+        ({"type": "content", "content": [{"type": "text"}]}, "prediction.content.0.text"),
+        ({"type": "file", "content": "a"}, "prediction.type"),
+    ],
+)
+async def test_what_is_no_prediction_gets_an_error_that_names_the_field(
+    prediction: object, param: str
+) -> None:
+    engine = ScriptedEngine(features=frozenset({"prediction"}))
+
+    answered = await post(engine, {"prediction": prediction})
+
+    assert answered == (400, param)
+    assert engine.jobs == []
 
 
 @pytest.mark.parametrize("stopping", [{"stop_token_ids": [ord("!")]}, {"stop": ["!"]}])
