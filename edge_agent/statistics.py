@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import repeat, zip_longest
 
 from gateway.ports import Statistics
+from speculation.drafting.session import DraftingSession
 from speculation.proposing.prediction import Prediction
 from speculation.protocol.messages import Commit, Totals
 
@@ -23,8 +24,11 @@ def with_commit(before: Statistics, commit: Commit) -> Statistics:
     return Statistics(before.target_passes + 1, drafts, total, total, counts)
 
 
-def with_prediction(counted: Statistics, prediction: Prediction) -> Statistics:
-    """Add what has become of the client's prediction."""
+def with_prediction(
+    counted: Statistics, prediction: Prediction, session: DraftingSession
+) -> Statistics:
+    """Add what has become of the client's prediction by now."""
+    prediction.follow(session.committed, session.chain)
     return replace(
         counted,
         accepted_prediction_tokens=prediction.accepted_tokens,

@@ -90,16 +90,15 @@ class Account:
     def usage(self) -> dict[str, object]:
         """Return OpenAI's `usage`."""
         counted = self.total()
-        details = {
-            "reasoning_tokens": self.reasoning_tokens,
-            "accepted_prediction_tokens": counted.accepted_prediction_tokens,
-            "rejected_prediction_tokens": counted.rejected_prediction_tokens,
-        }
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "completion_tokens_details": details,
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
+                "accepted_prediction_tokens": counted.accepted_prediction_tokens,
+                "rejected_prediction_tokens": counted.rejected_prediction_tokens,
+            },
         }
 
     def extensions(self) -> dict[str, object]:

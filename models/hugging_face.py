@@ -8,10 +8,10 @@ generation_config.json (which tokens end a turn, and how its makers sample).
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
 
 import tokenizers
@@ -63,10 +63,10 @@ class HuggingFaceEncoder:
             raise CannotOpen(f"tokenizer.json cannot be read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._reading = Lock()  # tokenize sets an attribute of what all threads share
         self._eos = eos
         self._stop_tokens = stop_tokens
         self._padding = padding
+        self._lock = threading.Lock()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -88,7 +88,7 @@ class HuggingFaceEncoder:
         return tuple(self._tokenizer.encode("").ids)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        with self._reading:
+        with self._lock:  # the setting is the tokenizer's, and threads share that
             self._tokenizer.encode_special_tokens = not special
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
             return ids

@@ -38,6 +38,7 @@ class EdgePlan:
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
+    grammars: bool = True
     link: Conditions | None = None
     """The emulated link to the verifier, whose conditions can be changed; None: no link."""
 
@@ -49,7 +50,8 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        return {n: getattr(self, n) for n in ("drafter", "judge", "fill", "lookup")}
+        names = ("drafter", "judge", "fill", "lookup", "grammars")
+        return {name: getattr(self, name) for name in names}
 
 
 def pins(text: str = "") -> Pins:

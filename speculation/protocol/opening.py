@@ -82,6 +82,7 @@ def opening(
         judge=judge,
         fill=fill,
         top_logprobs=asked.top_logprobs,
+        identity=facts.identity,
     )
 
 

@@ -46,6 +46,13 @@ def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
     return None if first is None else _Follower(first)
 
 
+def in_turn(first: Adjust | None, then: Adjust | None) -> Adjust | None:
+    """Return what applies both, the first one first; None is an Adjust that changes nothing."""
+    if first is None or then is None:
+        return first or then
+    return lambda logits, output: then(first(logits, output), output)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rules:
     """A session's settings, as arrays."""

@@ -9,6 +9,7 @@ from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
+from gateway.errors import ApiError
 from gateway.ports import Delta, Job, Sampling
 from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
@@ -31,6 +32,8 @@ JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 
 
 class FakeUplink:
+    """Verifiers of one session, whose link follows a script."""
+
     rtt_s = 0.01
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
@@ -40,6 +43,12 @@ class FakeUplink:
 
     async def facts(self) -> ModelFacts:
         return FACTS
+
+    def answer(self) -> FakeUplink:
+        return self
+
+    async def again(self, error: ApiError) -> None:
+        raise error
 
     def open(self, request: Open) -> Link:
         self.opened.append(request)
@@ -61,6 +70,7 @@ class ByteEncoder:
 
 class Paired:
     relation: Relation | None = "identical"
+    translation = None
 
     async def __call__(self) -> Tokenizer:
         return Tokenizer(ByteEncoder(), None)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
-from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.drafting.policy import StreamPolicy
 from speculation.proposing.prediction import PredictedText, Prediction
 from speculation.proposing.prompt_lookup import PromptLookup
@@ -79,6 +80,11 @@ class EdgeDriver:
 
     def receive(self, frame: wire.Message) -> None:
         self._execute(self.machine.received(frame))
+
+    def lost(self) -> None:
+        """Lose the session, and all that is on its way."""
+        self.sent.clear()
+        self._execute(self.machine.lost())
 
     def _execute(self, outcome: Outcome) -> None:
         self.redraws += sum(isinstance(message, Redraw) for message in outcome.send)

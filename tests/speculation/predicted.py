@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from math import inf
@@ -18,17 +18,6 @@ WRONG = 9999
 PASS_S = 0.02
 STEP_S = 0.01
 
-Drafter = Callable[[Sequence[TokenId], int], TokenId]
-"""Returns the draft token for a position of an answer."""
-
-
-def always_right(answer: Sequence[TokenId], position: int) -> TokenId:
-    return answer[position] if position < len(answer) else WRONG
-
-
-def always_wrong(answer: Sequence[TokenId], position: int) -> TokenId:
-    return WRONG
-
 
 @dataclass
 class Predicted:
@@ -37,7 +26,9 @@ class Predicted:
 
     predicted: Sequence[TokenId]
     answer: Sequence[TokenId]
-    drafter: Drafter = always_right
+    drafts: bool = True
+    """Whether there is a draft model; it is always right."""
+
     steps: list[int] = field(default_factory=list)
     """The positions at which a draft step was asked for."""
 
@@ -50,7 +41,7 @@ class Predicted:
         request = Open("m", "v", (1,), Sampling(), 0, len(self.answer), ())
         self.machine = DraftMachine(
             request, StreamPolicy(), LIMITS, rtt_s=lambda: 0.01, u=repeat(0.9),
-            readable_tokens=inf, lookup=self.prediction,
+            readable_tokens=inf if self.drafts else 0, lookup=self.prediction,
         )  # fmt: skip
         self.now = 0.0
         while self.known < len(self.answer):
@@ -89,7 +80,7 @@ class Predicted:
         return step
 
     def _drafted(self, position: int) -> DraftToken:
-        return DraftToken(self.drafter(self.answer, position), 0.9)
+        return DraftToken([*self.answer, WRONG][position], 0.9)
 
     def _pass(self) -> None:
         self.passes += 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.drafting.machine import DraftMachine, DraftStep
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep
 from speculation.drafting.policy import StreamPolicy, window
 from speculation.drafting.rest import MAX_MISSES
 from speculation.proposing.prompt_lookup import PromptLookup

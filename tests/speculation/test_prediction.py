@@ -12,7 +12,7 @@ from speculation.proposing.latencies import Latencies
 from speculation.proposing.prediction import SURE, PredictedText, Prediction
 from speculation.sampling.draft_token import DraftToken
 from tests.speculation.joined import Joined
-from tests.speculation.predicted import Predicted, always_wrong
+from tests.speculation.predicted import Predicted
 from tests.speculation.small_models import model, opening, plain
 
 NEWLINE = 5
@@ -36,7 +36,7 @@ def test_a_right_prediction_needs_no_draft_step_and_fills_every_pass() -> None:
 
 
 def test_a_prediction_needs_no_draft_model() -> None:
-    ran = Predicted(FILE, FILE, always_wrong)
+    ran = Predicted(FILE, FILE, drafts=False)
 
     assert ran.passes == len(FILE) / 5
 
@@ -54,7 +54,7 @@ EDITS = {
 
 @pytest.mark.parametrize("answer", EDITS.values(), ids=EDITS.keys())
 def test_after_an_edit_it_is_sure_of_its_place_within_three_tokens(answer: list[int]) -> None:
-    ran = Predicted(FILE, answer, always_wrong)
+    ran = Predicted(FILE, answer, drafts=False)
 
     same = max(n for n in range(1, len(FILE) + 1) if answer[-n:] == FILE[-n:])
     edited = len(answer) - same
@@ -87,7 +87,7 @@ def test_one_that_resembles_the_answer_but_misleads_is_given_up_too() -> None:
     """Every fourth token differs: each time three have agreed, the next is wrong."""
     answer = [7000 + at if at % 4 == 3 else at for at in range(200)]
 
-    ran = Predicted(range(200), answer, always_wrong)
+    ran = Predicted(range(200), answer, drafts=False)
 
     assert ran.broken <= 2
 
