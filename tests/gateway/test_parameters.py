@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ports import Sampling
+from gateway.ports import Sampling, Statistics
 from gateway.routes.parameters import SERVABLE
 from gateway.schemas import structured
 from tests.gateway.scripted import (
@@ -93,6 +93,18 @@ async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_e
     assert statuses == [200, 200]
     assert using.jobs[0].extras == {"prediction": "ab\ncd"}
     assert other.jobs[0].extras == {}
+
+
+async def test_the_usage_tells_of_the_predictions_of_all_choices() -> None:
+    counted = Statistics(accepted_prediction_tokens=5, rejected_prediction_tokens=2)
+    engine = ScriptedEngine(statistics=counted)
+
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post("/v1/completions", json={"prompt": "Hello", "n": 2})
+
+    details = answer.json()["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == 10
+    assert details["rejected_prediction_tokens"] == 4
 
 
 @pytest.mark.parametrize(
