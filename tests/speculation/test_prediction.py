@@ -103,6 +103,26 @@ def test_predicted_tokens_are_counted_once_however_often_they_were_proposed() ->
     assert counted.accepted_tokens > 100
 
 
+def test_what_was_accepted_once_is_not_rejected_when_it_is_proposed_again() -> None:
+    answer = [*FILE, *FILE[:4], *NEW]
+
+    counted = Predicted(FILE, answer).prediction
+
+    assert (counted.accepted_tokens, counted.rejected_tokens) == (len(FILE), 0)
+
+
+def test_of_several_places_it_takes_the_next_one() -> None:
+    """The 50 agrees with one token far ahead, which alone moves it nowhere."""
+    predicted = [1, 2, 3, 9, 1, 2, 3, 8, 50, 1, 2, 3, 7]
+    prediction = Prediction(PredictedText(predicted), None)
+
+    prediction.follow([1, 2, 3, 9, 50, 1, 2, 3], [])
+    proposed = prediction.propose(LATENCIES)
+
+    assert proposed is not None
+    assert proposed.token == 8
+
+
 @pytest.mark.parametrize("predicted", [[], [1], FILE[:2]])
 def test_where_a_prediction_ends_others_propose(predicted: list[int]) -> None:
     class Other:
