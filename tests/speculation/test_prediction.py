@@ -113,7 +113,7 @@ def test_what_was_accepted_once_is_not_rejected_when_it_is_proposed_again() -> N
 
 def test_of_several_places_it_takes_the_next_one() -> None:
     """The 50 agrees with one token far ahead, which alone moves it nowhere."""
-    predicted = [1, 2, 3, 9, 1, 2, 3, 8, 50, 1, 2, 3, 7]
+    predicted = [1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3, 7, 50]
     prediction = Prediction(PredictedText(predicted), None)
 
     prediction.follow([1, 2, 3, 9, 50, 1, 2, 3], [])
