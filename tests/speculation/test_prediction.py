@@ -104,7 +104,7 @@ def test_predicted_tokens_are_counted_once_however_often_they_were_proposed() ->
 
 
 def test_what_was_accepted_once_is_not_rejected_when_it_is_proposed_again() -> None:
-    answer = [*FILE, *FILE[:4], *NEW]
+    answer = [*FILE, *FILE[:12], *NEW]
 
     counted = Predicted(FILE, answer).prediction
 
