@@ -20,7 +20,8 @@ from edge_agent.draft_model.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.grammars import NAME, DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.statistics import with_commit, with_totals
+from edge_agent.predictions import prediction_of
+from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
@@ -155,6 +156,8 @@ class EdgeEngine:
         async def committed(commit: Commit) -> None:
             nonlocal statistics
             statistics = with_commit(statistics, commit)
+            if prediction is not None:
+                statistics = with_prediction(statistics, prediction, machine.session)
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
 
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
@@ -167,8 +170,11 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
+        lookup, most = self._lookup(request), facts.context_tokens
+        prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
+        proposer = _within(grammar, prediction or lookup)
         route = self._verifiers.answer()
-        machine = self._machine(request, facts.limits, slot, chance, route, grammar)
+        machine = self._machine(request, facts.limits, slot, chance, route, proposer)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
         finish = await driver.run(committed)
@@ -196,6 +202,10 @@ class EdgeEngine:
         """End what the engine started."""
         await self._grammars.close()
 
+    def _lookup(self, request: Open) -> PromptLookup | None:
+        looks_up = self._speculation.lookup and request.judge == "coupled"
+        return PromptLookup(request.prompt) if looks_up else None
+
     def _machine(
         self,
         request: Open,
@@ -203,13 +213,9 @@ class EdgeEngine:
         slot: DraftSlot | None,
         chance: np.random.Generator,
         route: Route,
-        grammar: Grammar | None,
+        proposer: Proposer | None,
     ) -> DraftMachine:
         how = self._speculation
-        looks_up = how.lookup and request.judge == "coupled"
-        lookup: Proposer | None = PromptLookup(request.prompt) if looks_up else None
-        if grammar is not None:
-            lookup = GrammarProposer(DraftGrammar(grammar), lookup)
         return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
@@ -217,7 +223,7 @@ class EdgeEngine:
             rtt_s=lambda: route.rtt_s,
             u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
-            lookup=lookup,
+            lookup=proposer,
             unused=self._unused,
         )
 
@@ -226,6 +232,10 @@ class EdgeEngine:
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
         return opening(job, facts, judge=how.judge, fill=fill)
+
+
+def _within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
+    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:

@@ -11,6 +11,7 @@ from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError
 from gateway.ports import Delta, Job, Sampling
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
     Down,
@@ -57,9 +58,22 @@ class FakeUplink:
         self.forgotten += 1
 
 
+class ByteEncoder:
+    """A byte is a token."""
+
+    vocabulary = Vocabulary((b"",) * 256, frozenset(), frozenset())
+    begins_raw = begins_chat = (255,)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return [254] if special else list(text.encode())
+
+
 class Paired:
     relation: Relation | None = "identical"
     translation = None
+
+    async def __call__(self) -> Tokenizer:
+        return Tokenizer(ByteEncoder(), None)
 
 
 class OneSlot:

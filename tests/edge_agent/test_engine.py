@@ -34,7 +34,7 @@ async def test_the_facts_are_the_verifiers(metrics: EdgeMetrics) -> None:
 
     assert (facts.model, facts.context_tokens) == ("big", 512)
     assert facts.stop_tokens == {7}
-    assert facts.features == {"logit_bias"}
+    assert facts.features == {"logit_bias", "prediction"}
 
 
 async def test_a_judge_the_verifier_does_not_have_is_a_fault(metrics: EdgeMetrics) -> None:

@@ -102,3 +102,21 @@ async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
     separate = [answer for answer in answers if answer.arm == "separate"]
     assert all(answer.reply.tokens == 24 or answer.reply.text for answer in separate)
     assert sum(answer.reply.accepted for answer in separate) > 0
+
+
+async def test_the_text_is_the_same_with_a_right_and_a_wrong_prediction() -> None:
+    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
+    accepted: dict[str, list[int]] = {}
+
+    async with Services(plan) as services:
+        (plain, *_) = await asked(services, [COPY], [0.0], 24)
+        for text in (plain.reply.text, "An entirely different text, which is wrong. " * 4):
+            prediction = {"prediction": {"type": "content", "content": text}}
+            answers = await asked(services, [COPY], [0.0, 1.0], 24, prediction)
+
+            assert [answer for answer in answers if answer.identical is False] == []
+            accepted[text] = [a.reply.accepted for a in answers if a.arm == "none"]
+
+    right, wrong = accepted.values()
+    assert right[0] > 16  # of 24, without a draft model
+    assert right[0] > wrong[0]

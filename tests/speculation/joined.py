@@ -7,6 +7,7 @@ verifier serves other sessions besides, which come and go, and a fresh one may t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -39,12 +40,13 @@ class Joined:
     """Sessions that the verifier serves besides, at most."""
 
     limits: Limits = field(default_factory=lambda: Limits(max_verify=4, max_ahead=6))
+    predicted: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self.edge = EdgeDriver(
             self.request, self.target, self.drafter, self.chance, self.right,
-            self.looks_up, self.limits,
+            self.looks_up, self.limits, self.predicted,
         )  # fmt: skip
         self._arrived = 0.0
         self._opened = 0
