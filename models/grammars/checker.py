@@ -17,11 +17,19 @@ from models.grammars.constraint import Constraint
 from models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
 from models.vocabulary import Vocabulary
 
+MAX_LINE_BYTES: Final = 1 << 24
+"""Most bytes of an answer, which has the text of a grammar."""
+
 START_TIMEOUT_S: Final = 60.0
 """The start takes a fifth of a second on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 30.0
+<<<<<<< HEAD
 """Most time of an attempt, whose own limit is processor time: a busy host takes longer."""
+=======
+"""Most time of an attempt. Its own limit is processor time, for which a busy machine takes
+longer."""
+>>>>>>> grammar
 
 
 class Checker:
@@ -48,19 +56,20 @@ class Checker:
         """End the process; the next check starts one."""
         process, self._process = self._process, None
         if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
+            if process.stdout is not None and not process.stdout.at_eof():
+                with suppress(ProcessLookupError):
+                    process.kill()
             await process.wait()
 
     async def _start(self) -> Process:
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "models.grammars.trial",
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, limit=1 << 24,
-            env={**os.environ, "PYTHONPATH": paths},
-        )  # fmt: skip
         try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "models.grammars.trial",
+                stdin=PIPE, stdout=PIPE, stderr=DEVNULL, limit=MAX_LINE_BYTES,
+                env={**os.environ, "PYTHONPATH": paths},
+            )  # fmt: skip
             await self._ask(self._process, Tokens.of(self._vocabulary), START_TIMEOUT_S)
         except BaseException as error:
             await self.close()

@@ -64,11 +64,11 @@ class GrammarState:
     def mask(self, logits: Logits, output: Sequence[int]) -> Logits:
         """Return logits (float32[V]) in which each token that may not follow `output` has -inf.
 
-        Stop tokens may follow where the grammar may end. Where `output` has left the grammar,
-        as after its end, nothing changes.
+        Stop tokens may follow where the grammar may end. After its end nothing changes.
         """
         self.follow(output)
         if self._is_outside:
+            self._check(self._matcher.is_stopped())
             return logits
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check(not self._matcher.is_error())
@@ -91,4 +91,5 @@ class GrammarState:
     def _check(self, succeeded: bool) -> None:
         if not succeeded:
             self._grammar.is_spent = True
-            raise GrammarFailed(f"the grammar cannot go on: {reason_of(self._matcher)}")
+            reason = reason_of(self._matcher) or "the text has left it"
+            raise GrammarFailed(f"the grammar cannot go on: {reason}")

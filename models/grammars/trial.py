@@ -165,10 +165,11 @@ class Trial:
 
 
 def _inner(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield the schemas inside a schema, with the path to each."""
+    """Yield the schemas inside a schema, with the path to each: definitions first, because
+    what refers to a wrong one is wrong as well."""
     if not isinstance(schema, dict):
         return
-    for name, inner in schema.items():
+    for name, inner in sorted(schema.items(), key=lambda item: item[0] not in _SHARED):
         if name in _SINGLE:
             yield name, inner
         if name in _MAPS and isinstance(inner, dict):
