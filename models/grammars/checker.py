@@ -24,12 +24,8 @@ START_TIMEOUT_S: Final = 60.0
 """The start takes a fifth of a second on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 30.0
-<<<<<<< HEAD
-"""Most time of an attempt, whose own limit is processor time: a busy host takes longer."""
-=======
 """Most time of an attempt. Its own limit is processor time, for which a busy machine takes
 longer."""
->>>>>>> grammar
 
 
 class Checker:
