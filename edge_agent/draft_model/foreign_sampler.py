@@ -46,6 +46,7 @@ class ForeignSampler:
     first: int
 
     def __call__(self, logits: Logits, position: int) -> DraftToken:
+        logits = logits[: len(self.translation.draft.vocabulary.pieces)]  # the rest is padding
         row = self.rows[position - self.first]
         draws = self._agreeing(logits, row) if row.owed else self._free(logits, row)
         drawn = list[DraftToken]()

@@ -24,8 +24,9 @@ PAIRS: list[tuple[Name, Name]] = [("smollm2", "qwen"), ("qwen", "smollm2")]
 """Target and draft model."""
 
 _WORDS = [
-    "the", " quick", "return", "    ", "\n", "\n\n", "):", ":\n", " (", "x", "_y", " = ", "0.5", ",",
-    "'s", "``", "```python\n", "café", " 中文", "字", "🙂", "é", "1234", " --", "\t", "Pseudonymous", ".",
+    "the", " quick", "return", "    ", "\n", "\n\n", "):", ":\n", " (", "x", "_y", " = ", "0.5",
+    ",", "'s", "``", "```python\n", "café", " 中文", "字", "🙂", "é", "1234", " --", "\t", ".",
+    "Pseudonymous",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(_WORDS) | st.text(max_size=6), max_size=20).map("".join)
 

@@ -127,6 +127,12 @@ def test_only_what_agrees_with_the_known_text_is_drawn(pair: Translation) -> Non
     assert drawn(pair, row, sampler(0.0), Row([C, D], b"cd", None)) in (C_, CDA_)
 
 
+def test_what_pads_the_draft_models_vocabulary_is_never_drawn(pair: Translation) -> None:
+    row = np.append(logits(C_=8.0), np.full(3, 50.0, np.float32))
+
+    assert drawn(pair, row, sampler(0.0), Row([], b"", None)) == C_
+
+
 def test_each_row_has_its_own_place(pair: Translation) -> None:
     rows = [Row([], b"b", None), Row([B], b"", None)]
     draw = ForeignSampler(pair, sampler(0.0), rows, 10)

@@ -136,24 +136,6 @@ async def test_text_without_a_certain_boundary_is_proposed_in_the_end() -> None:
     assert any(steps)
 
 
-async def test_a_draft_that_the_target_cut_short_is_not_gone_on_with() -> None:
-    """The target ended a token at `.`, so no newline follows, which it would have merged."""
-    with Pair("qwen", "smollm2", "Well.\n\nNo") as pair:
-        target = pair.translation.target
-        await pair.step([])
-        (well,), (dot,) = target.tokenise(b"Well"), target.tokenise(b".")
-        for _ in range(4):
-            await pair.step([well])
-
-        after = list[DraftToken]()
-        try:
-            after = await pair.step([well, dot])
-        except CannotDraft:  # the typist can write nothing else
-            pass
-
-        assert b"\n" not in target.bytes_of(each.token for each in after)[:1]
-
-
 async def test_a_draft_model_that_is_full_cannot_draft() -> None:
     with Pair("smollm2", "qwen", "word " * 10) as pair:
         pair.slot._slot.context_tokens = len(pair.translation.prompt(pair.prompt))
