@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.translation import Translation
 from models.llama import Model
 from models.segments import Limits, Segment
 from models.store import open_store

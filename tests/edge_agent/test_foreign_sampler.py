@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.draft_model.foreign_sampler import ForeignSampler, Row
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler, step_sampler
 from models.tokenizer import Tokenizer
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling

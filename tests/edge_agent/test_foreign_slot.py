@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft_model import foreign_slot
 from edge_agent.draft_model.drafter import CannotDraft
-from edge_agent.draft_model.foreign_slot import ForeignSlot
+from edge_agent.draft_model.foreign import slot as foreign_slot
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from edge_agent.draft_model.foreign.slot import ForeignSlot
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from edge_agent.draft_model.retokeniser import Retokeniser
 from speculation.protocol.messages import Sampling
 from speculation.sampling import draft_sampler
 from speculation.sampling.draft_sampler import DraftSampler

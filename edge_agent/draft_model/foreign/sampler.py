@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
