@@ -68,6 +68,27 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
     assert accepted > 0  # else the drafts were not put to the test
 
 
+@pytest.mark.parametrize("edges", [["far", "eager"], ["noise", "bad"]], ids=["own", "hostile"])
+async def test_the_text_is_the_same_with_a_draft_model_of_another_vocabulary(
+    edges: list[str],
+) -> None:
+    prompts = read(per_family=1)
+    plan = ServicesPlan(
+        "smollm2", "qwen2.5-coder-0.5b-q4_0", {name: EDGES[name] for name in edges}
+    )
+
+    async with Services(plan) as services:
+        answers = await asked(services, prompts, [0.0, 1.0], 16)
+
+    assert [answer for answer in answers if answer.identical is False] == []
+    drafted, accepted = (
+        sum(getattr(answer.reply, count) for answer in answers)
+        for count in ("drafted", "accepted")
+    )
+    assert drafted > 0
+    assert accepted > 0 or "noise" in edges
+
+
 async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
 
