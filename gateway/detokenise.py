@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from gateway.errors import EngineFault
 from gateway.output.message import Parsed
 from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
@@ -35,9 +37,8 @@ class LogprobEntry:
     """The number of characters of the choice before this token."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """What a Delta adds for the client."""
+class TextDelta(msgspec.Struct, frozen=True):
+    """What a Delta adds for the client. There is one for each Delta, so it must be cheap."""
 
     text: str
     """This is empty while the text is withheld or ends within a character."""
@@ -83,7 +84,8 @@ class Detokeniser:
             text += self._show(self._utf8.decode(b"", final=True)) + self._stops.finish()
         finish: Finish | None = "stop" if self._stops.hit else delta.finish
         self._shown_chars += len(text)
-        return TextDelta(text, tokens, self._shown_entries(finish), finish, delta.statistics)
+        entries = self._shown_entries(finish) if self._pending else ()
+        return TextDelta(text, tokens, entries, finish, delta.statistics)
 
     def _read_tokens(self, delta: Delta) -> tuple[str, int]:
         """Return the text to show and the number of tokens read."""

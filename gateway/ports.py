@@ -15,6 +15,9 @@ FinishReason = Literal["stop", "length"]
 
 NONE: Final[Mapping[str, object]] = MappingProxyType({})
 
+HARMLESS: Final = ("prediction",)
+"""Parameters that every engine serves, because they cannot change an answer."""
+
 SEEDS: Final = 2**63
 """The number of seeds; a seed is from 0 to SEEDS - 1."""
 
@@ -77,6 +80,12 @@ class Statistics:
     accepted_per_position: tuple[int, ...] = ()
     """Entry i is the number of passes whose i-th draft token was accepted, counted from 0."""
 
+    accepted_prediction_tokens: int = 0
+    """Tokens of the client's prediction that were draft tokens and are in the answer."""
+
+    rejected_prediction_tokens: int = 0
+    """Tokens of the client's prediction that were draft tokens and are not in the answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -136,7 +145,7 @@ class Facts:
             target.context_tokens,
             frozenset(target.stop_tokens),
             target.vocabulary_size,
-            frozenset(target.features),
+            frozenset((*target.features, *HARMLESS)),
             MappingProxyType(dict(target.defaults)),
         )
 
@@ -192,7 +201,7 @@ class Tokenizer(Protocol):
 TokenizerSource = Callable[[], Awaitable[Tokenizer]]
 """Returns the target's tokenizer; raises gateway.errors.Unavailable while there is none.
 
-`chat` and `encode` are called in one worker thread while `piece` is called in the event loop's.
+`chat` and `encode` are called in worker threads while `piece` is called in the event loop's.
 """
 
 

@@ -28,6 +28,7 @@ from speculation.protocol.messages import (
     Reject,
 )
 from speculation.protocol.wire import Framed
+from verifier.identity import identity_of
 
 T = TypeVar("T")
 GRAMMAR: Final = "structured_outputs"
@@ -165,9 +166,14 @@ class Described:
             await self._grammars.close()
 
     def describe(
-        self, file: TokenizerFile, context_tokens: int, features: Sequence[str]
+        self,
+        file: TokenizerFile,
+        context_tokens: int,
+        features: Sequence[str],
+        shapes: Sequence[object],
     ) -> None:
-        """Set all of these. features: the OpenAI parameters served beyond Sampling."""
+        """Set all of these. features: the OpenAI parameters served beyond Sampling. shapes: the
+        weights, the engine and its settings, as far as they shape a text."""
         tokenizer = file.open()
         self._tokenizer, self._packed = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer)
@@ -183,6 +189,7 @@ class Described:
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 
 

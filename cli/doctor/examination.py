@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from cli.doctor import machine
 from cli.doctor.finding import Finding
 from cli.doctor.verifier import check_verifier
-from edge_agent.app import open_uplink
+from edge_agent.app import open_verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import load
 from gateway.hosting import logs
@@ -34,8 +34,9 @@ def examine(
     Raises ValueError for settings, OSError, models.errors.ModelError.
     """
     logs.configure("console")
-    options = {"verifier_url": url, "draft_model": draft}
-    named = {name: value for name, value in options.items() if value is not None}
+    named: dict[str, object] = {} if draft is None else {"draft_model": draft}
+    if url is not None:
+        named |= {"verifier_urls": [url], "verifier_url": None}
     settings, store = load(config, os.environ, named), open_store(os.environ)
     here = [
         machine.check_python(sys.version_info[:2]),
@@ -47,5 +48,8 @@ def examine(
         machine.check_port("edge", edge_port, "EDGE_PORT"),
         machine.check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
-    uplink = open_uplink(settings, EdgeMetrics(CollectorRegistry()))
-    return here + asyncio.run(check_verifier(settings, store, uplink))
+    for verifier in settings.verifiers:
+        alone = settings.model_copy(update={"verifier_url": verifier})
+        (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
+        here += asyncio.run(check_verifier(alone, store, uplink))
+    return here

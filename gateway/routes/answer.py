@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,10 +50,10 @@ class Answer(ABC):
         """Return what a choice begins with, before its first delta, if the API has that."""
         return None
 
-    def chunks(self, delta: TextDelta) -> Iterator[Json]:
-        """Yield the chunks of a delta, without its finish."""
-        if delta.text or delta.entries:
-            yield self.text_chunk(delta.text, delta.entries)
+    def chunks(self, delta: TextDelta) -> list[Json]:
+        """Return the chunks of a delta, without its finish."""
+        shows = delta.text or delta.entries
+        return [self.text_chunk(delta.text, delta.entries)] if shows else []
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...

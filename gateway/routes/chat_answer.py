@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from gateway.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.message import CallArguments, CallPiece, CallStart
@@ -19,10 +19,15 @@ class ChatAnswer(Answer):
         content = "" if delta.parsed is None else None
         return self._chunk({"role": "assistant", "content": content}, None, None)
 
-    def chunks(self, delta: TextDelta) -> Iterator[Json]:
+    def chunks(self, delta: TextDelta) -> list[Json]:
+        chunks = super().chunks(delta)
         if delta.parsed is None:
-            return super().chunks(delta)
-        return self._parsed_chunks(delta)
+            return chunks
+        thoughts = delta.parsed.reasoning
+        before = [self._chunk({"reasoning_content": thoughts}, None, None)] if thoughts else []
+        calls = [_piece(piece) for piece in delta.parsed.calls]
+        after = [self._chunk({"tool_calls": [call]}, None, None) for call in calls]
+        return before + chunks + after
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
         return self._chunk({"content": text}, self._logprobs(entries), None)
@@ -36,13 +41,6 @@ class ChatAnswer(Answer):
             "logprobs": self._logprobs(whole.entries),
             "finish_reason": whole.finish,
         }
-
-    def _parsed_chunks(self, delta: TextDelta) -> Iterator[Json]:
-        if delta.parsed is not None and delta.parsed.reasoning:
-            yield self._chunk({"reasoning_content": delta.parsed.reasoning}, None, None)
-        yield from super().chunks(delta)
-        for piece in delta.parsed.calls if delta.parsed is not None else ():
-            yield self._chunk({"tool_calls": [_piece(piece)]}, None, None)
 
     def _chunk(self, delta: Json, logprobs: Json | None, finish: Finish | None) -> Json:
         return {"delta": delta, "logprobs": logprobs, "finish_reason": finish}

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from gateway.hosting.cores import compute_threads
 from models.errors import GrammarFailed
-from models.llama import Context, Model
+from models.llama import ENGINE, Cache, Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
 from speculation.verifying.machine import Verdict
+from verifier.identity import weights_of
 from verifier.llama_target.judging import Part, judge
 from verifier.llama_target.settings import LlamaSettings
 
@@ -30,14 +31,18 @@ class Engine:
         self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
         self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
         threads = settings.threads or compute_threads()
+        # with several threads, an F16 cache lets passes differ in the last bit
+        cache: Cache = "F16" if threads == 1 else "Q8_0"
         self._context = Context(
             self.model,
             self.context_tokens,
             sequences=settings.slots,
             threads=threads,
             batch_tokens=settings.max_rows,
-            cache="F16" if threads == 1 else "Q8_0",  # else passes differ in the last bit
+            cache=cache,
         )
+        self.shapes = (ENGINE, weights_of(path), threads, cache)
+        """What shapes a text."""
 
     def close(self) -> None:
         """Free the memory."""

@@ -124,7 +124,7 @@ class Scheduler:
     async def _prefill(self, slot: Slot) -> None:
         start = slot.prefilled
         count = min(self._settings.prefill_rows, slot.unread)
-        tokens = slot.request.prompt[start : start + count]
+        tokens = slot.opening[start : start + count]
         await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
         slot.prefilled += count
 

@@ -168,13 +168,13 @@ class LlamaTarget(Described):
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
         """Let a session take part, with a sequence of the KV cache."""
-        slot.sequence, slot.prefilled = self._places.take(slot.request.prompt)
+        slot.sequence, slot.prefilled = self._places.take(slot.opening)
         scheduler.add(slot)
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
         file = tokenizer_file(self._path, self._template)
-        self.describe(file, engine.context_tokens, FEATURES)
+        self.describe(file, engine.context_tokens, FEATURES, engine.shapes)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

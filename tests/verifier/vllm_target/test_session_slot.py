@@ -80,6 +80,21 @@ def rejected(token: int, *allowed: int) -> Rejection:
     return Rejection(token, distribution)
 
 
+def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
+    core = Core(LogitSettings(frequency_penalty=0.5), committed=(3, 4, 4))
+
+    request = core.begin(generated=0, injected=0)
+    core.run(5)
+
+    assert request.forced is None  # vLLM knows all three
+    assert request.at == place(PROMPT_TOKENS, 3)
+    assert request.adjustment is not None
+    assert request.adjustment.position == 3
+    assert core.slot.owed(1) == ()
+    assert [core.slot.untold(), core.slot.untold()] == [[3, 4, 4], []]
+    assert core.sent[0] == Commit(0, 3, (5,), pass_s=1.0, queue_s=1.0)
+
+
 def test_an_admission_survives_its_journey() -> None:
     request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
     settings = LogitSettings(1.5, logit_bias={5: -1.5})

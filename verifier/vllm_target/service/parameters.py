@@ -39,7 +39,7 @@ def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequ
     """
     sampling: dict[str, Any] = {
         "temperature": 1.0,
-        "max_tokens": request.max_tokens,
+        "max_tokens": request.max_tokens - len(request.committed),
         "stop_token_ids": list(request.stop_tokens),
         "ignore_eos": True,
         "logprobs": request.top_logprobs,
