@@ -26,7 +26,6 @@ from tests.edge_agent.fakes import (
     CountingSlot,
     ScriptedLink,
 )
-from tests.models.grammars.small import TOKENIZER
 
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], LIMITS, judges=["coupled"], features=["logit_bias"]
@@ -79,10 +78,6 @@ class Paired:
 
     async def __call__(self) -> Tokenizer:
         return Tokenizer(ByteEncoder(), None)
-
-    async def __call__(self) -> Tokenizer:
-        """A small one. Only answers with a grammar need it."""
-        return TOKENIZER
 
 
 class OneSlot:

@@ -19,14 +19,20 @@ from gateway.errors import InvalidRequest
 from models.errors import GrammarFailed
 from models.grammars.binding import grammar_text
 from models.grammars.grammar import Grammar, GrammarState
+from models.tokenizer import Tokenizer
 from speculation.drafting.machine import DraftStep
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
-from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
+from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
 from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
 
 CHOICE = {"choice": ["name: abab", "name: the"]}
 FORCED = greedy("name: ")
+
+
+class SmallPaired(Paired):
+    async def __call__(self) -> Tokenizer:
+        return TOKENIZER
 
 
 def asking(**asked: object) -> Open:
@@ -47,7 +53,7 @@ async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
     metrics: EdgeMetrics, speculation: Speculation, drafted: list[int]
 ) -> None:
     uplink = FakeUplink(scripted(quiet, Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter(), speculation)
+    edge = engine(uplink, metrics, NoDrafter(), speculation, SmallPaired())
 
     await deltas(edge.generate(replace(JOB, extras={"structured_outputs": CHOICE})))
     await edge.close()
@@ -60,7 +66,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session(
     metrics: EdgeMetrics,
 ) -> None:
     uplink = FakeUplink(scripted(Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter())
+    edge = engine(uplink, metrics, NoDrafter(), paired=SmallPaired())
     wrong = {"json": {"properties": {"a": {"type": "banana"}}}}
 
     with pytest.raises(InvalidRequest, match="banana") as raised:

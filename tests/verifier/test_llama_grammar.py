@@ -19,7 +19,7 @@ from speculation.protocol.messages import Open
 from speculation.sampling.adjustments import Adjust
 from speculation.sampling.distributions import Logits
 from tests.verifier.llama_edges import Drafter, late, patchy, perfect, useless, with_drafts
-from tests.verifier.test_llama_target import job_of, plain, serving
+from tests.verifier.test_llama_target import job_of, plain, serving, tokens_of
 from verifier.plain_engine import opening
 from verifier.target import TargetFull, Unservable
 from verifier.target_host import Host
@@ -145,3 +145,19 @@ async def test_a_grammar_is_for_judge_coupled_and_was_compiled_before(host: Host
         await target.check(replace(request, judge="separate"))
     with pytest.raises(Unservable, match="coupled"):
         await anext(target.serve("separate", replace(request, judge="separate")))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
+    host: Host, temperature: float
+) -> None:
+    target, job = host.ready(), constrained(host, temperature, json=PERSON)
+    text = await plain(host, job)
+    request = opening(job, target.facts)
+
+    for known in (1, len(text) // 2, len(text) - 1):
+        rest = await tokens_of(host, "rest", replace(request, committed=tuple(text[:known])))
+        assert rest == text[known:]
+
+    with pytest.raises(Unservable, match="committed"):
+        await tokens_of(host, "wrong", replace(request, committed=tuple(text[1:4])))
