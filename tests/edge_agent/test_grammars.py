@@ -20,7 +20,6 @@ from models.errors import GrammarFailed
 from models.grammars.binding import grammar_text
 from models.grammars.grammar import Grammar, GrammarState
 from models.tokenizer import Tokenizer
-from speculation.drafting.machine import DraftStep
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
@@ -122,12 +121,23 @@ def test_a_draft_token_is_one_that_may_follow_the_text_before_it() -> None:
     sampler = step_sampler(
         asking(), facts, np.random.default_rng(0), V, DraftGrammar(grammar).mask
     )
-    step = DraftStep(greedy("a"), greedy("c"), epoch=0, asked_at=0.0)
 
-    drawn = [sampler(step)(likely, position).token for position in (1, 2)]
-    ended = sampler(DraftStep(greedy("ade"), [], 0, 0.0))(likely, 3).token
+    drawn = [sampler(greedy("ac"))(likely, position).token for position in (1, 2)]
+    ended = sampler(greedy("ade"))(likely, 3).token
 
     assert [*drawn, ended] == [*greedy("12"), *greedy("e"), STOP]
+
+
+def test_a_draft_model_that_leaves_the_grammar_may_come_back() -> None:
+    grammar = Grammar(TOKENS, grammar_text("choice", ["ab1", "ab2"]))
+    drafts, logits = DraftGrammar(grammar), np.zeros(V, np.float32)
+
+    assert drafts.mask(logits, greedy("ba")) is logits
+    drafts.follow(greedy("ab"))
+
+    assert drafts.count_allowed(greedy("1")) == 1
+    assert drafts.mask(logits, greedy("ab")) is not logits
+    assert not grammar.is_spent
 
 
 async def test_answers_share_what_was_compiled() -> None:
