@@ -119,7 +119,8 @@ def doctor(
     """Check this machine and the verifier, and say what to do about what is wrong."""
     from cli.doctor.examination import examine
 
-    url = verifier_url or f"http://{HOST}:{verifier_port}"
+    local = config is None and "PICOSPEC_EDGE__VERIFIER_URL" not in os.environ
+    url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
     try:
         findings = examine(config, url, draft, model, edge_port, verifier_port)
     except (ModelError, ValueError, OSError) as error:

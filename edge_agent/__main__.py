@@ -15,7 +15,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from typer import Option
 
-from edge_agent.app import build, open_uplink
+from edge_agent.app import build, open_verifiers
 from edge_agent.draft_model import loading
 from edge_agent.draft_model.choosing import with_draft_model
 from edge_agent.draft_model.loading import MakeDrafter
@@ -41,7 +41,9 @@ def main(
     config: Annotated[Path | None, Option(help="Settings file (TOML).")] = None,
     host: Annotated[str | None, Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, Option(envvar="EDGE_PORT", help="Port to listen on.")] = None,
-    verifier_url: Annotated[str | None, Option(help="Where the verifier is.")] = None,
+    verifier_url: Annotated[
+        list[str] | None, Option(help="Where a verifier is; may be repeated.")
+    ] = None,
     draft_model: Annotated[
         str | None,
         Option(
@@ -59,6 +61,8 @@ def main(
     """Serve the OpenAI API on this machine: draft here, and have the verifier judge."""
     named = {name: value for name, value in locals().items() if value is not None}
     named.pop("config", None)
+    if urls := named.pop("verifier_url", None):
+        named |= {"verifier_urls": urls, "verifier_url": None}  # in place of any file's
     try:
         settings = load(config, os.environ, named)
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
@@ -79,7 +83,7 @@ def serve(
     metrics = EdgeMetrics(CollectorRegistry())
     try:
         store = open_store(os.environ)
-        settings = with_draft_model(settings, store, partial(open_uplink, settings, metrics))
+        settings = with_draft_model(settings, store, partial(open_verifiers, settings, metrics))
         api = build(settings, store, policy, make_drafter)
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")

@@ -19,9 +19,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.draft_model import loading
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
-from edge_agent.link.uplink import Uplink, connect
+from edge_agent.link.connection import Connection
+from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
@@ -46,19 +49,27 @@ def build(
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
     drafter = make_drafter(model, settings)
-    uplink = open_uplink(settings, metrics)
+    verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
-        settings.judge, settings.fill, settings.draft_settings, settings.lookup, policy
+        settings.judge,
+        settings.fill,
+        settings.draft_settings,
+        settings.lookup,
+        settings.grammars,
+        policy,
     )
     vocabulary = None if model is None else model.vocabulary
-    tokenizer = TargetTokenizer(uplink, TokenizerCache(store.root / "tokenizers"), vocabulary)
-    engine = EdgeEngine(uplink, drafter, speculation, metrics, tokenizer, vocabulary)
+    translate = None if model is None else partial(Translation, draft=model)
+    cache = TokenizerCache(store.root / "tokenizers")
+    tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
+    engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         tasks = [
             asyncio.create_task(metrics.watch_lag(time.monotonic)),
             asyncio.create_task(tokenizer.introduce()),
+            asyncio.create_task(verifiers.watch()),
         ]
         try:
             yield
@@ -66,33 +77,39 @@ def build(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await uplink.close()
+            await engine.close()
+            await verifiers.close()
             await asyncio.to_thread(drafter.close)
             if model is not None:
                 model.close()
 
     app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
-    app.router.routes.insert(0, Route("/health", partial(_health, engine, uplink, tokenizer)))
+    app.router.routes.insert(
+        0, Route("/health", partial(_health, engine, verifiers, tokenizer))
+    )
     return app
 
 
-def open_uplink(settings: EdgeSettings, metrics: EdgeMetrics) -> Uplink:
-    """Return the connection to the verifier, made at its first use. Raises OSError."""
-    ca_certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
-    url = str(settings.verifier_url).rstrip("/")
-    connection = connect(url, key=settings.shown_key, ca_certificate=ca_certificate)
-    return Uplink(connection, metrics)
+def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
+    """Return the verifiers, with connections made at their first use. Raises OSError."""
+    certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    connections = [
+        Connection(str(url).rstrip("/"), key=settings.key_for(url), ca_certificate=certificate)
+        for url in settings.verifiers
+    ]
+    uplinks = [Uplink(connection, metrics) for connection in connections]
+    return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
 async def _health(
-    engine: EdgeEngine, uplink: Uplink, tokenizer: TargetTokenizer, _: Request
+    engine: EdgeEngine, verifiers: Verifiers, tokenizer: TargetTokenizer, _: Request
 ) -> JSONResponse:
     try:
+        await verifiers.check()
         facts = await engine.facts()
-        await uplink.check()
         await tokenizer()
     except ApiError as error:
-        body = {"status": "unavailable", "verifier": uplink.url, **error.body()}
+        body = {"status": "unavailable", **verifiers.report(), **error.body()}
         return JSONResponse(body, 503)
-    ok = {"status": "ok", "verifier": uplink.url, "rtt_ms": round(uplink.rtt_s * 1000, 2)}
-    return JSONResponse({**ok, "model": facts.model, "vocabularies": tokenizer.relation})
+    ok = {"status": "ok", **verifiers.report(), "model": facts.model}
+    return JSONResponse({**ok, "vocabularies": tokenizer.relation})

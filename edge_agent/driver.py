@@ -1,7 +1,8 @@
 """Runs one DraftMachine: it awaits the draft model and the link, and decides nothing.
 
 Three tasks run concurrently: one drafts, one sends, one takes in what the verifier sends. The
-machine is called from the event loop alone, and never across an `await`.
+machine is called from the event loop alone, and never across an `await`. A session that is lost
+is followed by another one, at any verifier; the machine and its draft model go on meanwhile.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import structlog
 from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.step_sampler import StepSampler
-from gateway.errors import EngineFault, first_error
-from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from gateway.errors import ApiError, EngineFault, first_error
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
+from speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
@@ -41,6 +43,17 @@ class Link(Protocol):
         """End the session at the verifier, if it has not ended."""
 
 
+class Sessions(Protocol):
+    """Where the sessions of one answer are opened, one after another."""
+
+    def open(self, request: Open) -> Link:
+        """Return a link that opens this session when its events are read."""
+
+    async def again(self, error: ApiError) -> None:
+        """The session ended with this error: wait until another may be opened for the rest of
+        the answer, or raise the error."""
+
+
 @dataclass(frozen=True, slots=True)
 class DraftModel:
     """What one session's steps are made with."""
@@ -54,31 +67,68 @@ class Driver:
     """model: None where no slot was free; then the machine asks for no steps."""
 
     def __init__(
-        self, machine: DraftMachine, link: Link, model: DraftModel | None, metrics: EdgeMetrics
+        self,
+        machine: DraftMachine,
+        sessions: Sessions,
+        model: DraftModel | None,
+        metrics: EdgeMetrics,
     ) -> None:
         self._machine = machine
-        self._link = link
+        self._sessions = sessions
+        self._link: Link
         self._model = model
         self._metrics = metrics
         self._changed = asyncio.Event()
 
     async def run(self, emit: Emit) -> Finish:
-        """Run the session to its end; `emit` gets the committed tokens in order.
+        """Run the answer to its end; `emit` gets the committed tokens in order.
 
         Raises gateway.errors.ApiError. Cancel-safe: the session is ended at the verifier, and
         no task is left behind.
         """
+        self._open()
         try:
             async with asyncio.TaskGroup() as tasks:
-                others = tasks.create_task(self._link.post()), tasks.create_task(self._draft())
-                finish = await self._receive(emit)
-                for task in others:
-                    task.cancel()
+                drafting = tasks.create_task(self._draft())
+                finish = await self._follow_all(emit)
+                drafting.cancel()
             return finish
         except BaseExceptionGroup as errors:
             raise first_error(errors) from errors
         finally:
             await self._link.cancel()
+
+    def _open(self) -> None:
+        """Open a session for the rest of the answer, to which drafts go from now on."""
+        self._link = self._sessions.open(self._machine.opening())
+        self._changed.set()
+
+    async def _follow_all(self, emit: Emit) -> Finish:
+        """Follow one session after another until the answer is complete."""
+        while True:
+            try:
+                return await self._follow(emit)
+            except ApiError as error:
+                outcome = self._machine.lost()
+                if outcome.commit is not None:
+                    await emit(outcome.commit)
+                if outcome.finish is not None:
+                    return outcome.finish
+                if not self._machine.may_reopen:
+                    raise
+                await self._sessions.again(error)
+            self._open()
+
+    async def _follow(self, emit: Emit) -> Finish:
+        """Follow one session to its end."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                posting = tasks.create_task(self._link.post())
+                finish = await self._receive(emit)
+                posting.cancel()
+            return finish
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors
 
     async def _receive(self, emit: Emit) -> Finish:
         async with aclosing(self._link.events()) as events:
@@ -110,8 +160,7 @@ class Driver:
             if (model := self._model) is None:
                 raise CannotDraft("the session has no draft model")
             context = [*model.prompt, *step.context]
-            sampler = model.sampler(step)
-            tokens = await model.slot.step(context, sampler, ahead=step.ahead)
+            tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
             self._machine.cannot_draft()

@@ -9,22 +9,31 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from edge_agent.as_generator import as_generator
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
-from edge_agent.driver import DraftModel, Driver, Link
+from edge_agent.draft_model.foreign import slot as foreign_slot
+from edge_agent.draft_model.foreign.translation import Translation
+from edge_agent.driver import DraftModel, Driver, Sessions
+from edge_agent.grammars import NAME, DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.statistics import with_commit, with_totals
+from edge_agent.predictions import prediction_of
+from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from models.grammars.grammar import Grammar
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
-from speculation.drafting.machine import DraftCounts, DraftMachine
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
+from speculation.proposing.grammar_proposer import GrammarProposer
 from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,
@@ -36,16 +45,26 @@ from speculation.protocol.messages import (
 )
 from speculation.protocol.opening import opening
 
+_OTHER_VOCABULARY: Final = (
+    "judge: `separate` needs a draft model with the target's vocabulary; `coupled` takes any"
+)
+
 Emit = Callable[[Delta], Awaitable[None]]
 
 
-class Uplink(Protocol):
-    """What edge_agent.link.uplink.Uplink does."""
+class Route(Sessions, Protocol):
+    """What edge_agent.link.failover.Failover does."""
 
     @property
-    def rtt_s(self) -> float: ...
+    def rtt_s(self) -> float:
+        """The round trip to the verifier of the session that was opened last."""
+
+
+class Verifiers(Protocol):
+    """What edge_agent.link.verifiers.Verifiers does."""
+
     async def facts(self) -> ModelFacts: ...
-    def open(self, request: Open) -> Link: ...
+    def answer(self) -> Route: ...
     def forget(self) -> None: ...
 
 
@@ -59,6 +78,9 @@ class Speculation:
     lookup: bool = True
     """Whether tokens are also proposed by prompt lookup; only in `coupled`."""
 
+    grammars: bool = True
+    """Whether drafts keep to the grammar of an answer that has one; only in `coupled`."""
+
     policy: DraftPolicy | None = None
     """What replaces StreamPolicy, as where a published system is measured."""
 
@@ -68,6 +90,9 @@ class Pairing(Protocol):
 
     @property
     def relation(self) -> Relation | None: ...
+    @property
+    def translation(self) -> Translation | None: ...
+    async def __call__(self) -> Tokenizer: ...
 
 
 class EdgeEngine:
@@ -75,35 +100,32 @@ class EdgeEngine:
 
     def __init__(
         self,
-        uplink: Uplink,
+        verifiers: Verifiers,
         drafter: Drafter,
         speculation: Speculation,
         metrics: EdgeMetrics,
         pairing: Pairing,
         vocabulary: Vocabulary | None,
     ) -> None:
-        self._uplink = uplink
+        self._verifiers = verifiers
         self._drafter = drafter
         self._speculation = speculation
         self._metrics = metrics
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
+        self._grammars = EdgeGrammars()
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
-        facts = await self._uplink.facts()
+        facts = await self._verifiers.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
-        return Facts(
-            facts.model,
-            facts.context_tokens,
-            frozenset(facts.stop_tokens),
-            facts.vocabulary_size,
-            frozenset(facts.features),
-        )
+        if self._speculation.judge == "separate" and self._pairing.relation == "different":
+            raise EngineFault(_OTHER_VOCABULARY)
+        return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        facts = await self._uplink.facts()
+        facts = await self._verifiers.facts()
         slot = self._slot(job)
         try:
             deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
@@ -111,16 +133,20 @@ class EdgeEngine:
                 async for delta in deltas:
                     yield delta
         except (NotFound, Unavailable):
-            self._uplink.forget()
+            self._verifiers.forget()
             raise
         finally:
             if slot is not None:
                 slot.leave()
 
     def _slot(self, job: Job) -> DraftSlot | None:
-        """Take a slot where the draft model numbers its tokens as the target does."""
-        related = self._pairing.relation in ("identical", "padded")
-        return self._drafter.take(job.prompt) if related else None
+        """Take a slot, once it is known how the draft model's vocabulary is related."""
+        pairing = self._pairing
+        if pairing.relation in ("identical", "padded"):
+            return self._drafter.take(job.prompt)
+        if pairing.translation is None:
+            return None
+        return foreign_slot.take(self._drafter, pairing.translation, job.prompt)
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
@@ -130,17 +156,27 @@ class EdgeEngine:
         async def committed(commit: Commit) -> None:
             nonlocal statistics
             statistics = with_commit(statistics, commit)
+            if prediction is not None:
+                statistics = with_prediction(statistics, prediction, machine.session)
             await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
 
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
-            sampler = step_sampler(request, facts, chance, self._draft_tokens)
+            grammar = await self._grammar(request)
+            mask = DraftGrammar(grammar).mask if grammar else None
+            translated = self._pairing.translation is not None
+            drawn = facts.vocabulary_size if translated else self._draft_tokens
+            sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        machine = self._machine(request, facts.limits, slot, chance)
+        lookup, most = self._lookup(request), facts.context_tokens
+        prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
+        proposer = _within(grammar, prediction or lookup)
+        route = self._verifiers.answer()
+        machine = self._machine(request, facts.limits, slot, chance, route, proposer)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
-        driver = Driver(machine, self._uplink.open(request), model, self._metrics)
+        driver = Driver(machine, route, model, self._metrics)
         finish = await driver.run(committed)
         self._unused = machine.session.unused
         statistics = with_totals(statistics, finish.totals)
@@ -155,19 +191,39 @@ class EdgeEngine:
         self._metrics.accepted.inc(accepted)
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
+    async def _grammar(self, request: Open) -> Grammar | None:
+        """Return the grammar that the drafts keep to."""
+        how, asked = self._speculation, NAME in request.sampling.extras
+        if not (asked and how.grammars and request.judge == "coupled"):
+            return None
+        return await self._grammars.compile(request, await self._pairing())
+
+    async def close(self) -> None:
+        """End what the engine started."""
+        await self._grammars.close()
+
+    def _lookup(self, request: Open) -> PromptLookup | None:
+        looks_up = self._speculation.lookup and request.judge == "coupled"
+        return PromptLookup(request.prompt) if looks_up else None
+
     def _machine(
-        self, request: Open, limits: Limits, slot: DraftSlot | None, chance: np.random.Generator
+        self,
+        request: Open,
+        limits: Limits,
+        slot: DraftSlot | None,
+        chance: np.random.Generator,
+        route: Route,
+        proposer: Proposer | None,
     ) -> DraftMachine:
         how = self._speculation
-        looks_up = how.lookup and request.judge == "coupled"
         return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             limits,
-            rtt_s=lambda: self._uplink.rtt_s,
+            rtt_s=lambda: route.rtt_s,
             u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
-            lookup=PromptLookup(request.prompt) if looks_up else None,
+            lookup=proposer,
             unused=self._unused,
         )
 
@@ -176,6 +232,10 @@ class EdgeEngine:
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
         return opening(job, facts, judge=how.judge, fill=fill)
+
+
+def _within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
+    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)
 
 
 def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:

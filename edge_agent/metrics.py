@@ -20,12 +20,16 @@ class EdgeMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"picospec:edge_{name}", text, labels, registry=registry)
 
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"picospec:edge_{name}", text, labels, registry=registry)
+
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"picospec:edge_{name}", text, registry=registry, buckets=buckets)
 
         looked_up = "Tokens drafted from repeated text, without the draft model."
         stale = "Draft steps whose context was no longer valid when they ended."
         step = "Time from asking the draft model for a step to its end."
+        reopened = "Sessions opened to go on with an answer whose session was lost."
         link_bytes = "Bytes of frames, without HTTP: up, down, and open for the prompts."
         self.drafted = counter("draft_tokens", "Tokens the draft model drafted.")
         self.looked_up = counter("lookup_tokens", looked_up)
@@ -36,8 +40,12 @@ class EdgeMetrics:
         self.link_bytes = counter("link_bytes", link_bytes, "direction")
         self.posts = counter("draft_posts", "Requests that carried drafts.")
         self.resumes = counter("link_resumes", "Streams resumed after a cut.")
-        self.rtt_s = Gauge(
-            "picospec:edge_link_rtt_seconds", "Smoothed round trip.", registry=registry
+        self.reopens = counter("reopened_answers", reopened)
+        self.rtt_s = gauge("link_rtt_seconds", "Smoothed round trip to the verifier in use.")
+        self.verifier_ready = gauge("verifier_ready", "Whether it answers.", "verifier")
+        self.verifier_rtt_s = gauge("verifier_rtt_seconds", "Smoothed round trip.", "verifier")
+        self.verifier_sessions = gauge(
+            "verifier_sessions", "Sessions of this edge that run there.", "verifier"
         )
         self.lag_s = histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer.", _LAG_BUCKETS

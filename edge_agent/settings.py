@@ -9,15 +9,16 @@ commas between them, and PICOSPEC_VERIFIER_KEY the one that this edge shows the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AnyHttpUrl, Field, SecretStr
+from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.hosting.settings_sources import Port, ServiceSettings, Table
 from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Fill, Judge
 
+_LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
 _THIS_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -33,9 +34,18 @@ class EdgeSettings(ServiceSettings):
     secrets = ServiceSettings.secrets | {"verifier_key": "PICOSPEC_VERIFIER_KEY"}
 
     port: Port = 8000
-    verifier_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:9000")
+    verifier_urls: Annotated[tuple[AnyHttpUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
+    """Where the verifiers are. Those of one identity (same weights, engine and settings) take
+    over each other's answers."""
+
+    verifier_url: AnyHttpUrl | None = None
+    """Where the verifier is, if there is only one: it is set in place of `verifier_urls`."""
+
     verifier_ca: Path | None = None
-    """PEM file of the authority of the verifier's certificate; None means the system's."""
+    """PEM file of the authority of the verifiers' certificates; None means the system's."""
+
+    failover_deadline_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """How long an answer whose verifier is lost waits for one that goes on."""
 
     draft_model: str = "auto"
     """What models.store calls a reference (of a pair, its draft model is used); "auto": a draft
@@ -47,6 +57,10 @@ class EdgeSettings(ServiceSettings):
     lookup: bool = True
     """Whether to draft also what followed the same tokens earlier in the text, where that is
     expected to save time; in `coupled` only."""
+
+    grammars: bool = True
+    """Whether drafts keep to the grammar of an answer that has one, and take from it at once
+    what it forces; in `coupled` only."""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Answers that draft at the same time; further ones run without drafts."""
@@ -75,10 +89,22 @@ class EdgeSettings(ServiceSettings):
         return DraftSettings(**self.drafting.model_dump())
 
     @property
-    def shown_key(self) -> str | None:
-        """The key for the verifier. Both ends may share the clients' keys on one machine."""
-        shared = self.api_keys if self.verifier_url.host in _THIS_MACHINE else ()
+    def verifiers(self) -> tuple[AnyHttpUrl, ...]:
+        """Where the verifiers are, in either spelling."""
+        return (self.verifier_url,) if self.verifier_url else self.verifier_urls
+
+    def key_for(self, verifier: AnyHttpUrl) -> str | None:
+        """The key for a verifier. Both ends may share the clients' keys on one machine."""
+        shared = self.api_keys if verifier.host in _THIS_MACHINE else ()
         return next((key.get_secret_value() for key in self.verifier_key + shared), None)
+
+    @model_validator(mode="after")
+    def _names_verifiers_once(self) -> Self:
+        if self.verifier_url and "verifier_urls" in self.model_fields_set:
+            raise ValueError("set verifier_url or verifier_urls, and not both")
+        if len(set(self.verifier_urls)) < len(self.verifier_urls):
+            raise ValueError("verifier_urls: one is named twice")
+        return self
 
 
 load = EdgeSettings.load

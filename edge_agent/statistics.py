@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import repeat, zip_longest
 
 from gateway.ports import Statistics
+from speculation.drafting.session import DraftingSession
+from speculation.proposing.prediction import Prediction
 from speculation.protocol.messages import Commit, Totals
 
 
@@ -20,6 +22,18 @@ def with_commit(before: Statistics, commit: Commit) -> Statistics:
     counts = tuple(earlier + now for earlier, now in per_position)
     drafts, total = counts[0] if counts else 0, sum(counts)
     return Statistics(before.target_passes + 1, drafts, total, total, counts)
+
+
+def with_prediction(
+    counted: Statistics, prediction: Prediction, session: DraftingSession
+) -> Statistics:
+    """Add what has become of the client's prediction by now."""
+    prediction.follow(session.committed, session.chain)
+    return replace(
+        counted,
+        accepted_prediction_tokens=prediction.accepted_tokens,
+        rejected_prediction_tokens=prediction.rejected_tokens,
+    )
 
 
 def with_totals(counted: Statistics, totals: Totals) -> Statistics:

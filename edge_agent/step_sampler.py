@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from speculation.drafting.machine import DraftStep
-from speculation.protocol.messages import ModelFacts, Open
+from speculation.protocol.messages import ModelFacts, Open, TokenId
 from speculation.sampling import draft_sampler
-from speculation.sampling.adjustments import Adjust, adjustment
+from speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from speculation.sampling.distributions import Logits
 from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
-StepSampler = Callable[[DraftStep], DraftSampler]
-"""Returns the sampler of a step, which may depend on the text that the step follows."""
+StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
+"""StepSampler(output) returns the sampler of a step: of each output position whose tokens
+before it are the first ones of `output`."""
 
 
 def step_sampler(
-    request: Open, facts: ModelFacts, chance: np.random.Generator, draft_tokens: int
+    request: Open,
+    facts: ModelFacts,
+    chance: np.random.Generator,
+    draft_tokens: int,
+    mask: Adjust | None = None,
 ) -> StepSampler:
     """Return a session's. Raise InvalidSetting.
 
     draft_tokens: the size of the draft model's vocabulary. Only ids that are tokens of both
-    models are proposed.
+    models are proposed. mask: that of the session's grammar.
     """
     size = facts.vocabulary_size
     common = min(size, draft_tokens)
@@ -33,9 +37,9 @@ def step_sampler(
         draw = draft_sampler.separate(request.sampling, chance.random)
     else:
         draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
-    adjust = adjustment(request, vocabulary_size=size)
+    adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
     if adjust is None:
-        return lambda step: lambda logits, position: draw(logits[:common], position)
+        return lambda output: lambda logits, position: draw(logits[:common], position)
     return _Adjusted(adjust, draw, common, np.full(size - common, -np.inf, np.float32))
 
 
@@ -49,15 +53,11 @@ class _Adjusted:
     unknown: Logits
     """-inf for each of the target's tokens that the draft model lacks."""
 
-    def __call__(self, step: DraftStep) -> DraftSampler:
-        """A row of `ahead` is used only where the draft tokens before it equal those ahead: so
-        these are the text before its position."""
-        text = [*step.context, *step.ahead]
-
+    def __call__(self, output: Sequence[TokenId]) -> DraftSampler:
         def pick(logits: Logits, position: int) -> DraftToken:
             logits = logits[: self.common]
             if self.unknown.size:
                 logits = np.concatenate([logits, self.unknown])
-            return self.draw(self.adjust(logits, text[:position]), position)
+            return self.draw(self.adjust(logits, output[:position]), position)
 
         return pick

@@ -7,10 +7,12 @@ target's family.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import structlog
 
+from edge_agent.draft_model.foreign.translation import Translation
 from gateway.errors import ApiError, EngineFault
 from models.errors import CannotOpen
 from models.tokenizer import Tokenizer
@@ -28,17 +30,28 @@ class Uplink(Protocol):
 
 
 class TargetTokenizer:
-    """A gateway.ports.TokenizerSource. draft: None without a draft model."""
+    """A gateway.ports.TokenizerSource. draft: None without a draft model. translate: returns
+    what a draft model of another vocabulary needs."""
 
-    def __init__(self, uplink: Uplink, cache: TokenizerCache, draft: Vocabulary | None) -> None:
+    def __init__(
+        self,
+        uplink: Uplink,
+        cache: TokenizerCache,
+        draft: Vocabulary | None,
+        translate: Callable[[Tokenizer], Translation] | None = None,
+    ) -> None:
         self._uplink = uplink
         self._cache = cache
         self._draft = draft
+        self._translate = translate
         self._digest = ""
         self._tokenizer: Tokenizer | None = None
         self._opening = asyncio.Lock()
         self.relation: Relation | None = None
         """None without a draft model, and until the verifier has been reached."""
+
+        self.translation: Translation | None = None
+        """What a draft model needs whose vocabulary is different."""
 
     async def __call__(self) -> Tokenizer:
         """Raises gateway.errors.Unavailable, or EngineFault for an unusable tokenizer."""
@@ -69,6 +82,12 @@ class TargetTokenizer:
             message = f"the verifier's tokenizer: {error}"
             raise EngineFault(message, code="bad_tokenizer") from error
         if self._draft is not None:
-            self.relation = await asyncio.to_thread(relate, tokenizer.vocabulary, self._draft)
+            await asyncio.to_thread(self._relate, tokenizer, self._draft)
             structlog.get_logger("edge_agent").info("vocabularies", relation=self.relation)
         return tokenizer
+
+    def _relate(self, tokenizer: Tokenizer, draft: Vocabulary) -> None:
+        relation, translation = relate(tokenizer.vocabulary, draft), None
+        if relation == "different" and self._translate is not None:
+            translation = self._translate(tokenizer)
+        self.relation, self.translation = relation, translation

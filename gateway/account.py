@@ -83,18 +83,21 @@ class Account:
             draft_tokens=sum(part.draft_tokens for part in parts),
             accepted_tokens=sum(part.accepted_tokens for part in parts),
             accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
+            accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
+            rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
         )
 
     def usage(self) -> dict[str, object]:
         """Return OpenAI's `usage`."""
+        counted = self.total()
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "completion_tokens_details": {
                 "reasoning_tokens": self.reasoning_tokens,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
+                "accepted_prediction_tokens": counted.accepted_prediction_tokens,
+                "rejected_prediction_tokens": counted.rejected_prediction_tokens,
             },
         }
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, Self
 
 FinishReason = Literal["stop", "length"]
 
 NONE: Final[Mapping[str, object]] = MappingProxyType({})
+
+HARMLESS: Final = ("prediction",)
+"""Parameters that every engine serves, because they cannot change an answer."""
 
 SEEDS: Final = 2**63
 """The number of seeds; a seed is from 0 to SEEDS - 1."""
@@ -77,6 +80,12 @@ class Statistics:
     accepted_per_position: tuple[int, ...] = ()
     """Entry i is the number of passes whose i-th draft token was accepted, counted from 0."""
 
+    accepted_prediction_tokens: int = 0
+    """Tokens of the client's prediction that were draft tokens and are in the answer."""
+
+    rejected_prediction_tokens: int = 0
+    """Tokens of the client's prediction that were draft tokens and are not in the answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -95,6 +104,23 @@ class Delta:
     any Delta, an engine should send them with each."""
 
 
+class Described(Protocol):
+    """What both engines know of their target, as the verifier describes it."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def stop_tokens(self) -> Sequence[int]: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def features(self) -> Sequence[str]: ...
+    @property
+    def defaults(self) -> Mapping[str, float]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Properties of the engine's model."""
@@ -111,6 +137,17 @@ class Facts:
     defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """The model's own temperature, top_p, top_k, min_p and repetition_penalty, for requests
     that leave them out."""
+
+    @classmethod
+    def of(cls, target: Described) -> Self:
+        return cls(
+            target.model,
+            target.context_tokens,
+            frozenset(target.stop_tokens),
+            target.vocabulary_size,
+            frozenset((*target.features, *HARMLESS)),
+            MappingProxyType(dict(target.defaults)),
+        )
 
 
 Json = Mapping[str, object]
@@ -164,7 +201,7 @@ class Tokenizer(Protocol):
 TokenizerSource = Callable[[], Awaitable[Tokenizer]]
 """Returns the target's tokenizer; raises gateway.errors.Unavailable while there is none.
 
-`chat` and `encode` are called in one worker thread while `piece` is called in the event loop's.
+`chat` and `encode` are called in worker threads while `piece` is called in the event loop's.
 """
 
 

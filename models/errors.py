@@ -9,6 +9,9 @@
     - NoRoom          the sequence or the cache is full; nothing was decoded
     - DecodeFailed    llama.cpp failed; truncate the sequences before they are used again
   - InvalidCatalogue  a catalogue cannot be read, or defines a name twice
+  - InvalidGrammar    no grammar, or one that cannot be compiled; `where` names its part
+  - GrammarFailed     a grammar has reached a limit while a text was generated
+  - CannotCheck       grammars cannot be tried now: try again later
   - UnknownModel      no catalogue has the name, or a repository does not have the file
   - NotPulled         the model is known, but the store does not have the file
   - PullError
@@ -43,6 +46,23 @@ class DecodeFailed(DecodeError): ...
 
 
 class InvalidCatalogue(ModelError): ...
+
+
+class InvalidGrammar(ModelError):
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.where = where
+        self.reason = reason
+
+    def field(self, name: str) -> str:
+        """Return the path of the wrong part. name: of the field that asked for the grammar."""
+        return f"{name}.{self.where}" if self.where else name
+
+
+class GrammarFailed(ModelError): ...
+
+
+class CannotCheck(ModelError): ...
 
 
 class UnknownModel(ModelError): ...

@@ -8,6 +8,7 @@ generation_config.json (which tokens end a turn, and how its makers sample).
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +66,7 @@ class HuggingFaceEncoder:
         self._eos = eos
         self._stop_tokens = stop_tokens
         self._padding = padding
+        self._lock = threading.Lock()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -86,9 +88,10 @@ class HuggingFaceEncoder:
         return tuple(self._tokenizer.encode("").ids)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        self._tokenizer.encode_special_tokens = not special
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        with self._lock:  # the setting is the tokenizer's, and threads share that
+            self._tokenizer.encode_special_tokens = not special
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
 
 
 def directory_of(model: str, revision: str | None = None) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,6 +27,7 @@ from models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, 
 from models.segments import Limits, Segment, check
 from models.vocabulary import Vocabulary
 
+Cache = Literal["F16", "Q8_0"]
 Quantisation = Literal["Q4_0", "Q8_0"]
 Logits = NDArray[np.float32]
 
@@ -47,6 +49,10 @@ _SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
 
 lib.llama_log_set(_SILENCE, ctypes.c_void_p(0))
 lib.llama_backend_init()
+
+_FEATURES: Final = lib.llama_print_system_info().decode()
+ENGINE: Final = f"llama.cpp {version('llama_cpp_python')} {_FEATURES}"
+"""The version of llama.cpp, and what it uses of this host's processors."""
 
 
 class Model:
@@ -167,7 +173,7 @@ class Context:
         sequences: int = 1,
         threads: int = 1,
         batch_tokens: int = 256,
-        cache: Literal["F16", "Q8_0"] = "F16",
+        cache: Cache = "F16",
     ) -> None:
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens * sequences

@@ -14,6 +14,12 @@ MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 2**31 - 1
 
 
+class IdentityMismatch(ApiError):
+    """The answer was begun by a verifier whose texts are not this one's."""
+
+    status, type, code = 409, "invalid_request_error", "identity_mismatch"
+
+
 class VocabularyMismatch(ApiError):
     """The edge has another tokenizer: its prompt would be another text."""
 
@@ -34,7 +40,10 @@ def check(request: Open, facts: ModelFacts) -> None:
     if request.vocabulary != facts.vocabulary:
         message = f"vocabulary: {request.vocabulary!r} is not the target's"
         raise VocabularyMismatch(f"{message} {facts.vocabulary!r}", param="vocabulary")
-    for field in ("prompt", "stop_tokens"):
+    if request.identity not in ("", facts.identity):
+        message = f"identity: {request.identity!r} is not this verifier's {facts.identity!r}"
+        raise IdentityMismatch(message, param="identity")
+    for field in ("prompt", "committed", "stop_tokens"):
         if (highest := max(getattr(request, field), default=0)) >= facts.vocabulary_size:
             raise _invalid(field, f"{highest} is not a token")
     _check_sizes(request, facts)
@@ -56,6 +65,10 @@ def _check_sizes(request: Open, facts: ModelFacts) -> None:
         )
     if len(request.stop_tokens) > MAX_STOP_TOKENS:
         raise _invalid("stop_tokens", f"at most {MAX_STOP_TOKENS}")
+    if len(request.committed) >= request.max_tokens:
+        raise _invalid("committed", f"all {request.max_tokens} tokens of the answer are there")
+    if set(request.stop_tokens).intersection(request.committed):
+        raise _invalid("committed", "a stop token has ended the answer")
 
 
 def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:

@@ -36,9 +36,7 @@ class PlainEngine:
 
     async def facts(self) -> Facts:
         """Raise Unavailable while the target is loading."""
-        facts = self._host.ready().facts
-        stops, features = frozenset(facts.stop_tokens), frozenset(facts.features)
-        return Facts(facts.model, facts.context_tokens, stops, facts.vocabulary_size, features)
+        return Facts.of(self._host.ready().facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         """Stream one choice; it equals what an edge gets with the same seed."""
@@ -47,6 +45,7 @@ class PlainEngine:
         try:
             with unservable():
                 request = opening(job, target.facts, fill="always")
+            await target.check(request)
             replies = target.serve(secrets.token_urlsafe(12), request)
             async with aclosing(replies):
                 async for reply in replies:

@@ -5,6 +5,7 @@ POST   /v1/speculate/{session}/drafts    Drafts and Redraws
 GET    /v1/speculate/{session}?from=     the stream again, from an output position on
 DELETE /v1/speculate/{session}           cancel
 GET    /v1/model-facts                   what the edge must know of the target
+GET    /health                           whether the target can serve, and how busy it is
 GET    /v1/tokenizer                     the target's tokenizer, packed
 """
 
@@ -19,7 +20,8 @@ from typing import Final
 import msgspec
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.errors import ClientGone, InvalidRequest, TooLarge
 from speculation.protocol import wire
@@ -45,12 +47,18 @@ class Routes:
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes; the app translates gateway.errors."""
+        app.router.routes.insert(0, Route("/health", self.health))
         app.add_route("/v1/model-facts", self.facts, methods=["GET"])
         app.add_route("/v1/tokenizer", self.tokenizer, methods=["GET"])
         app.add_route("/v1/speculate", self.open, methods=["POST"])
         app.add_route("/v1/speculate/{session}/drafts", self.drafts, methods=["POST"])
         app.add_route("/v1/speculate/{session}", self.resume, methods=["GET"])
         app.add_route("/v1/speculate/{session}", self.cancel, methods=["DELETE"])
+
+    async def health(self, _: Request) -> Response:
+        """Answer 200 while the target can serve; `ready` raises the 503 that says why not."""
+        model, load = self.host.ready().facts.model, round(self.sessions.load, 3)
+        return JSONResponse({"status": "ok", "model": model, "load": load})
 
     async def facts(self, _: Request) -> Response:
         facts = msgspec.json.encode(self.host.ready().facts)
@@ -68,7 +76,8 @@ class Routes:
         with _translated():
             session = await self.sessions.open(opening)
         request.state.account.took_prompt(len(opening.prompt))
-        return Downstream(session.read(0), request.state.account, session.opened)
+        reader = session.read(session.log.start)
+        return Downstream(reader, request.state.account, session.opened)
 
     async def drafts(self, request: Request) -> Response:
         with _translated():

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from gateway.ports import Tokenizer
+from models.errors import CannotCheck, InvalidGrammar
+from models.grammars.compiler import GrammarCompiler
 from models.tokenizer_file import TokenizerFile
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
@@ -26,8 +28,12 @@ from speculation.protocol.messages import (
     Reject,
 )
 from speculation.protocol.wire import Framed
+from verifier.identity import identity_of
 
 T = TypeVar("T")
+GRAMMAR: Final = "structured_outputs"
+"""The extra by which an Open asks for a grammar."""
+
 Reply = Commit | Reject | Finish
 """What a target sends to a session's edge."""
 
@@ -59,13 +65,27 @@ class Unservable(TargetError):
         self.reason = reason
 
 
+def asked_grammar(request: Open) -> bytes | None:
+    """Return the constraint of a request's text, as JSON, if it has one. Raises Unservable."""
+    if (asked := request.sampling.extras.get(GRAMMAR)) is None:
+        return None
+    if request.judge != "coupled":
+        # a grammar drops draft tokens by their value: the rest would not have p
+        raise Unservable(f"sampling.extras.{GRAMMAR}", "only in judge `coupled`")
+    return bytes(asked)
+
+
 @contextmanager
 def unservable() -> Iterator[None]:
-    """Translate InvalidSetting, which reading the settings of an Open raises."""
+    """Translate what reading the settings of an Open raises."""
     try:
         yield
     except InvalidSetting as error:
         raise Unservable(f"sampling.extras.{error.name}", error.reason) from error
+    except InvalidGrammar as error:
+        raise Unservable(f"sampling.extras.{error.field(GRAMMAR)}", error.reason) from error
+    except CannotCheck as error:
+        raise TargetFull(str(error)) from error
 
 
 class Target(Protocol):
@@ -91,6 +111,12 @@ class Target(Protocol):
     async def stop(self) -> None:
         """Free everything, child processes included. Sessions still running end."""
 
+    async def check(self, request: Open) -> None:
+        """Find out what takes time: whether a grammar can be compiled. Called before `serve`.
+
+        Raises Unservable, or TargetFull while too many wait for this.
+        """
+
     def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish. Closing the generator frees its KV within a pass.
 
@@ -114,6 +140,7 @@ class Described:
         self._limits = limits
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
+        self._grammars: GrammarCompiler | None = None
         self._packed = b""
 
     @property
@@ -128,12 +155,29 @@ class Described:
     def packed_tokenizer(self) -> bytes:
         return self._packed
 
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars over the target's tokens. Known once started."""
+        return started(self._grammars)
+
+    async def close_grammars(self) -> None:
+        """End the process that tries grammars."""
+        if self._grammars is not None:
+            await self._grammars.close()
+
     def describe(
-        self, file: TokenizerFile, context_tokens: int, features: Sequence[str]
+        self,
+        file: TokenizerFile,
+        context_tokens: int,
+        features: Sequence[str],
+        shapes: Sequence[object],
     ) -> None:
-        """Set all three. features: the OpenAI parameters that are served beyond Sampling."""
-        self._tokenizer, self._packed = file.open(), file.pack()
-        vocabulary = self._tokenizer.vocabulary
+        """Set all of these. features: the OpenAI parameters served beyond Sampling. shapes: the
+        weights, the engine and its settings, as far as they shape a text."""
+        tokenizer = file.open()
+        self._tokenizer, self._packed = tokenizer, file.pack()
+        self._grammars = GrammarCompiler(tokenizer)
+        vocabulary = tokenizer.vocabulary
         self._facts = ModelFacts(
             model=self._name,
             vocabulary_size=len(vocabulary.pieces),
@@ -145,6 +189,7 @@ class Described:
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 
 

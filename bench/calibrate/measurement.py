@@ -21,7 +21,8 @@ from bench.data.speeds import Speeds
 from bench.run.services import Services, ServicesPlan
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.draft_model.loading import find
-from edge_agent.link.uplink import Uplink, connect
+from edge_agent.link.connection import Connection
+from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from models.llama import Context, Model
 from models.store import open_store
@@ -107,7 +108,7 @@ class Measurement:
 
 @asynccontextmanager
 async def _uplink(url: str) -> AsyncGenerator[Uplink]:
-    connection = connect(url, key=None, ca_certificate=None)
+    connection = Connection(url, key=None, ca_certificate=None)
     uplink = Uplink(connection, EdgeMetrics(CollectorRegistry()))
     try:
         yield uplink

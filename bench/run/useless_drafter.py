@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 
 from edge_agent.settings import EdgeSettings
+from edge_agent.step_sampler import StepSampler
 from models.llama import Model
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 STEP_S: Final = 0.02
@@ -40,7 +40,7 @@ class UselessDrafter:
     async def step(
         self,
         context: Sequence[TokenId],
-        sampler: DraftSampler,
+        sampler: StepSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:

@@ -9,7 +9,8 @@ from itertools import pairwise
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
 from models.kv_reuse import common_prefix
-from speculation.drafting.machine import DraftMachine, DraftStep
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep
 from speculation.protocol.messages import Down, Opened, Pushed, TokenId
 from speculation.sampling.draft_token import DraftToken
 

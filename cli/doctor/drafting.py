@@ -109,12 +109,16 @@ def draft_step_s(model: Model, settings: EdgeSettings) -> float:
 
 async def target_token_s(settings: EdgeSettings, facts: ModelFacts) -> float:
     """Return how long the target alone takes for a token, in seconds."""
-    key = settings.shown_key
+    (verifier,) = settings.verifiers
+    key = settings.key_for(verifier)
     verify = ssl.create_default_context(cafile=settings.verifier_ca)
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    url = str(settings.verifier_url)
     async with httpx.AsyncClient(
-        base_url=url, headers=headers, verify=verify, timeout=ANSWER_S, trust_env=False
+        base_url=str(verifier),
+        headers=headers,
+        verify=verify,
+        timeout=ANSWER_S,
+        trust_env=False,
     ) as client:
         await _timed(client, facts, 1)  # the prompt is read, and its cache kept
         first_s, _ = await _timed(client, facts, 1)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from cli.doctor import machine
 from cli.doctor.finding import Finding
 from cli.doctor.verifier import check_verifier
-from edge_agent.app import open_uplink
+from edge_agent.app import open_verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import load
 from gateway.hosting import logs
@@ -22,18 +22,21 @@ from models.store import open_store
 
 def examine(
     config: Path | None,
-    url: str,
+    url: str | None,
     draft: str | None,
     model: str,
     edge_port: int,
     verifier_port: int,
 ) -> list[Finding]:
-    """Check this machine and the verifier at `url`, with the settings that an edge would have.
+    """Check this machine and the verifier, with the settings that an edge would have.
 
+    url, draft: the verifier and the draft model; None: those of the settings.
     Raises ValueError for settings, OSError, models.errors.ModelError.
     """
     logs.configure("console")
-    named = {"verifier_url": url} | ({"draft_model": draft} if draft else {})
+    named: dict[str, object] = {} if draft is None else {"draft_model": draft}
+    if url is not None:
+        named |= {"verifier_urls": [url], "verifier_url": None}
     settings, store = load(config, os.environ, named), open_store(os.environ)
     here = [
         machine.check_python(sys.version_info[:2]),
@@ -45,5 +48,8 @@ def examine(
         machine.check_port("edge", edge_port, "EDGE_PORT"),
         machine.check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
-    uplink = open_uplink(settings, EdgeMetrics(CollectorRegistry()))
-    return here + asyncio.run(check_verifier(settings, store, uplink))
+    for verifier in settings.verifiers:
+        alone = settings.model_copy(update={"verifier_url": verifier})
+        (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
+        here += asyncio.run(check_verifier(alone, store, uplink))
+    return here

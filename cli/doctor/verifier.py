@@ -28,7 +28,7 @@ SOON_DAYS: Final = 14
 async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
     """Check what can be checked; what depends on a check that failed is left out.
 
-    The uplink is closed.
+    settings: they name this verifier alone. The uplink is closed.
     """
     try:
         certificate = await asyncio.to_thread(check_certificate, settings)
@@ -43,7 +43,7 @@ async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -
 
 def check_certificate(settings: EdgeSettings) -> Finding:
     """Check the verifier's certificate as the edge does, and when it ends."""
-    url = settings.verifier_url
+    (url,) = settings.verifiers
     if url.scheme == "http":
         here = "none needed on this machine" if url.host in LOOPBACK else ""
         return Finding("certificate", True, here or "none: what crosses the link can be read")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
-from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
 from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
 from gateway.errors import ApiError
@@ -22,11 +22,12 @@ from models.tokenizer_cache import TokenizerCache
 
 
 def with_draft_model(
-    settings: EdgeSettings, store: Store, connect: Callable[[], Uplink]
+    settings: EdgeSettings, store: Store, connect: Callable[[], Verifiers]
 ) -> EdgeSettings:
     """Return settings that name a draft model of this machine, or say that there is none.
 
-    connect: opens an uplink, which is closed again. Raises models.errors.ModelError, OSError.
+    connect: returns the verifiers, which are closed again. Raises models.errors.ModelError,
+    OSError.
     """
     name: str | None = settings.draft_model
     if settings.drafter == "none" or name == NONE:
@@ -39,15 +40,15 @@ def with_draft_model(
     return settings.model_copy(update={"draft_model": name})
 
 
-async def _fitting(uplink: Uplink, store: Store) -> str | None:
+async def _fitting(verifiers: Verifiers, store: Store) -> str | None:
     """Return the name of a draft that fits the target, once the verifier can be reached."""
     log, reason = structlog.get_logger("edge_agent"), ""
-    tokenizer = TargetTokenizer(uplink, TokenizerCache(store.root / "tokenizers"), None)
+    tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
     try:
         while True:
             try:
                 vocabulary = (await tokenizer()).vocabulary
-                target = (await uplink.facts()).model
+                target = (await verifiers.facts()).model
                 break
             except ApiError as error:
                 if str(error) != reason:
@@ -55,7 +56,7 @@ async def _fitting(uplink: Uplink, store: Store) -> str | None:
                     log.info("the draft model depends on the verifier; waiting", reason=reason)
                 await asyncio.sleep(RETRY_S)
     finally:
-        await uplink.close()
+        await verifiers.close()
     name = await asyncio.to_thread(fitting_draft, store, target, vocabulary)
     log.info("draft model", target=target, chosen=name or "none of the catalogue fits")
     return name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 
@@ -23,11 +23,14 @@ class DraftSlot(Protocol):
     async def step(
         self,
         context: Sequence[TokenId],
-        sampler: DraftSampler,
+        sampler: StepSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
         """Return the draft token that follows `context`, and more where `ahead` allows.
+
+        A draft model of another vocabulary may return none, if it has not yet written enough
+        for one, or several.
 
         context: begins with the session's prompt; the caller must not change it. ahead: tokens
         that may follow, read in the same pass. Each of them that equals the draft token at its

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
+from edge_agent.step_sampler import StepSampler
 from models.kv_reuse import common_prefix, reuse_cost
 from models.segments import Limits, Segment
 from speculation.protocol.messages import TokenId
@@ -88,13 +89,15 @@ class LlamaSlot:
     async def step(
         self,
         context: Sequence[TokenId],
-        sampler: DraftSampler,
+        sampler: StepSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
         ahead = ahead[: max(0, self.context_tokens - len(context))]
         position = len(context) - self._prompt_tokens
-        request = StepRequest(self._slot, context, ahead, position, sampler)
+        # a row of `ahead` is used only where the draft tokens before it equal those ahead
+        draw = sampler([*context[self._prompt_tokens :], *ahead])
+        request = StepRequest(self._slot, context, ahead, position, draw)
         self._requests.put(request)
         return await asyncio.wrap_future(request.drafts)
 

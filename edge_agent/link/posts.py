@@ -12,40 +12,21 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import httpx
-from prometheus_client import Gauge
 
 from edge_agent.link import upstream_errors
+from edge_agent.link.health import Health
 from edge_agent.link.retry import attempts
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, Unavailable
 from speculation.protocol import wire
 from speculation.protocol.messages import Pushed
-from speculation.smoothing import smoothed
 
 IN_FLIGHT: Final = 8
 """Most requests at a time: one every 25 ms at a round trip of 200 ms. More would only queue in
 the network."""
 
-RTT_WEIGHT: Final = 0.125
-"""Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""
-
 Post = Callable[[str, bytes], Awaitable[httpx.Response]]
 """Post(path, body) raises httpx.TransportError. It is called for every few draft tokens."""
-
-
-class RoundTrip:
-    """The smoothed round trip to the verifier, which answers every post of drafts at once."""
-
-    def __init__(self, gauge: Gauge) -> None:
-        self.seconds = 0.0
-        """The smoothed time; 0 until the first sample."""
-
-        self._gauge = gauge
-
-    def observe(self, begun: float) -> None:
-        """Take in a round trip that began at that time and ends now."""
-        self.seconds = smoothed(self.seconds or None, time.monotonic() - begun, RTT_WEIGHT)
-        self._gauge.set(self.seconds)
 
 
 class Posts:
@@ -55,9 +36,9 @@ class Posts:
     within its window.
     """
 
-    def __init__(self, post: Post, rtt: RoundTrip, metrics: EdgeMetrics) -> None:
+    def __init__(self, post: Post, health: Health, metrics: EdgeMetrics) -> None:
         self._send = post
-        self._rtt = rtt
+        self._health = health
         self._metrics = metrics
         self._epoch = 0
         self._waiting: list[Pushed] = []
@@ -110,7 +91,8 @@ class Posts:
         response = await self._send(path, body)
         match response.status_code:
             case 204:
-                self._rtt.observe(begun)
+                self._health.answered(begun)
+                self._metrics.rtt_s.set(self._health.rtt_s)
             case 404:
                 pass  # the session has just ended, and the stream says how
             case 429:

@@ -1,46 +1,48 @@
-"""How long the link tries again.
-
-Where a host refuses connections, the verifier's process is gone, and the link gives up soon. A
-host that cannot be reached may come back within the session's resume window.
-"""
+"""How the link tries again: soon, then less often, and never at the same moment as others."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import httpx
 import stamina
 
-from edge_agent.link.upstream_errors import is_connection_refused
 from gateway.errors import Unavailable
 
-REFUSED_FOR_S: Final = 1.25
-"""Time for which refused connections are tried again. A client must get an error within 2 s of
-its verifier's death; a proxy in front of the verifier restarts within 1 s."""
-
-REFUSED_WAIT_S: Final = 0.2
-"""Time between two attempts at a refused connection."""
+MAX_WAIT_S: Final = 0.5
+"""Longest wait between two attempts, so that a link that is back is found soon."""
 
 
-def attempts(window_s: float) -> AsyncIterator[stamina.Attempt]:
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How long a link holds on to its verifier."""
+
+    elsewhere: Callable[[], bool] = lambda: False
+    """Returns whether another verifier could take over now."""
+
+    within_s: float = 30.0
+    """How long a lost stream is resumed where none can."""
+
+
+def attempts(
+    within_s: float, goes_on: Callable[[Exception], bool] = lambda _: True
+) -> AsyncIterator[stamina.Attempt]:
     """Yield attempts until one succeeds, or another would be useless; then raise its error.
 
-    Failures of the transport are tried again, and answers that mean a verifier not ready.
+    within_s: how long to try; 0 for one attempt. Failures of the transport are tried again, and
+    answers that mean a verifier not ready, as long as `goes_on` returns True for them.
     """
-    begun = time.monotonic()
 
-    def is_worth_retrying(error: Exception) -> bool | float:
-        if is_connection_refused(error):
-            return REFUSED_WAIT_S if time.monotonic() - begun < REFUSED_FOR_S else False
-        return isinstance(error, httpx.TransportError | Unavailable)
+    def is_worth_retrying(error: Exception) -> bool:
+        return isinstance(error, httpx.TransportError | Unavailable) and goes_on(error)
 
     return stamina.retry_context(
         on=is_worth_retrying,
-        attempts=None,
-        timeout=window_s,
+        attempts=None if within_s else 1,
+        timeout=within_s or None,
         wait_initial=0.05,
-        wait_max=1.0,
+        wait_max=MAX_WAIT_S,
         wait_jitter=0.05,
     )

@@ -1,12 +1,15 @@
-"""One session's link to the verifier: messages down, drafts up, across cuts.
+"""One session's link to its verifier: messages down, drafts up, across cuts.
 
-`events` opens the session and yields the verifier's messages. A stream that is cut, or silent
-for long, is resumed from the position reached; the session may then get a message twice.
+`events` opens the session and yields the verifier's messages. A stream that is cut, or without
+a byte for three beats, is resumed from the position reached; the session may then get a message
+twice. The session is given up, and Unavailable raised, when the verifier has lost it, or when
+another verifier can take over and this one has not come back within a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -15,20 +18,41 @@ import httpx
 import structlog
 
 from edge_agent.link import upstream_errors
+from edge_agent.link.connection import Connection
+from edge_agent.link.health import Health
 from edge_agent.link.posts import Posts
-from edge_agent.link.retry import attempts
+from edge_agent.link.retry import Retries, attempts
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation.protocol import wire
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Down, Fault, Finish, Open, Opened, Up
+from speculation.protocol.messages import (
+    BEAT_S,
+    Beat,
+    Commit,
+    Down,
+    Fault,
+    Finish,
+    Open,
+    Opened,
+    Up,
+)
 
 RESPONSE_TIMEOUT_S: Final = 10.0
-"""Time until the first byte of a stream's response."""
+"""Time until the first byte of a stream's response, where only this verifier can give it."""
+
+OPEN_TIMEOUT_S: Final = 2.0
+"""The same where another verifier could be asked; and longer for what is uploaded:"""
+
+UPLOAD_BYTES_PER_S: Final = 8000
+"""A rate that every link should have, 64 kbit/s."""
+
+RESUME_S: Final = 1.0
+"""How long a lost stream may take to come back before another verifier takes over."""
 
 CANCEL_TIMEOUT_S: Final = 1.0
 
-SILENCE_S: Final = 15.0
+SILENCE_S: Final = 3 * BEAT_S
 """Time without a byte after which a stream is resumed, because its connection may be dead."""
 
 
@@ -36,19 +60,36 @@ class Link:
     """Run `post` concurrently with `events`, then `cancel`; after a Finish it does nothing."""
 
     def __init__(
-        self, client: httpx.AsyncClient, posts: Posts, request: Open, metrics: EdgeMetrics
+        self,
+        connection: Connection,
+        health: Health,
+        request: Open,
+        metrics: EdgeMetrics,
+        retries: Retries,
     ) -> None:
-        self._client = client
+        self._connection = connection
+        self._health = health
         self._request = request
         self._metrics = metrics
-        self._posts = posts
-        self.send = posts.send
+        self._retries = retries
+        self._posts = Posts(connection.post, health, metrics)
+        self.send = self._posts.send
+        self.position = len(request.committed)
+        """How many output tokens have come, those of sessions before included."""
+
+        self.lost_at: float | None = None
+        """When the stream was lost; None while there is one."""
+
         self._path = ""
         self._window_s = 0.0
         self._opened = asyncio.Event()
-        self._position = 0
         self._ended = False
         self._log = structlog.get_logger("edge_agent.link.session_link")
+
+    @property
+    def opened(self) -> bool:
+        """Whether the verifier has taken the session."""
+        return bool(self._path)
 
     async def post(self) -> None:
         """Send what `send` is given, once the session is open, until cancelled.
@@ -64,22 +105,29 @@ class Link:
         Raises gateway.errors.ApiError; never ends without Finish.
         """
         response = await self._open()
-        while True:
-            async with aclosing(self._messages(response)) as messages:
-                async for message in messages:
-                    self._note(message)
-                    yield message
-            if self._ended:
-                return
-            response = await self._resume()
+        try:
+            while True:
+                async with aclosing(self._messages(response)) as messages:
+                    async for message in messages:
+                        self._note(message)
+                        if not isinstance(message, Beat):
+                            yield message
+                if self._ended:
+                    return
+                response = await self._resume()
+        finally:
+            if self.opened:
+                self._health.sessions.dec()
 
-    async def cancel(self) -> None:
-        """End the session at the verifier, if it is open. Raises nothing."""
+    async def cancel(self, within_s: float = 0.0) -> None:
+        """End the session at the verifier, if it is open; try for so long. Raises nothing."""
         if not self._path or self._ended:
             return
         self._ended = True
         try:
-            await self._client.delete(self._path, timeout=CANCEL_TIMEOUT_S)
+            async for attempt in attempts(within_s):
+                with attempt:
+                    await self._connection.client.delete(self._path, timeout=CANCEL_TIMEOUT_S)
         except httpx.TransportError as error:
             self._log.info("cancel_not_delivered", session=self._path, reason=repr(error))
 
@@ -88,9 +136,10 @@ class Link:
             case Opened(session, limits):
                 self._path = f"/v1/speculate/{session}"
                 self._window_s = limits.resume_window_s
+                self._health.sessions.inc()
                 self._opened.set()
             case Commit(start=start, tokens=tokens):
-                self._position = max(self._position, start + len(tokens))
+                self.position = max(self.position, start + len(tokens))
             case Finish():
                 self._ended = True
             case Fault():
@@ -100,12 +149,13 @@ class Link:
     async def _messages(self, response: httpx.Response) -> AsyncGenerator[Down]:
         """Yield the messages of one stream until it ends, is cut, or is silent for too long."""
         decoder, chunks = wire.Decoder(), response.aiter_raw()
+        client = self._connection.client
         try:
             while True:
                 async with asyncio.timeout(SILENCE_S):
                     chunk = await anext(chunks, b"")
                 if not chunk:
-                    return
+                    break
                 self._metrics.link_bytes.labels("down").inc(len(chunk))
                 for message in decoder.feed(chunk):
                     if isinstance(message, Up):
@@ -113,50 +163,80 @@ class Link:
                     yield message
         except (httpx.TransportError, TimeoutError) as cut:
             self._log.info("link_cut", session=self._path, reason=repr(cut))
+            if isinstance(cut, TimeoutError):
+                self._connection.renew(client)
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         finally:
             await response.aclose()
+        if not self._ended:
+            self.lost_at = time.monotonic()
+            self._health.set_ready(False)
 
     async def _open(self) -> httpx.Response:
         """Open the session, with a second attempt: a connection closed while it was idle is
         noticed only when it is used."""
         frame = wire.encode(self._request)
         self._metrics.link_bytes.labels("open").inc(len(frame))
+        timeout_s = RESPONSE_TIMEOUT_S
+        if self._retries.elsewhere():
+            timeout_s = min(timeout_s, OPEN_TIMEOUT_S + len(frame) / UPLOAD_BYTES_PER_S)
         try:
             try:
-                return await self._stream("POST", "/v1/speculate", frame)
+                return await self._stream("POST", "/v1/speculate", timeout_s, frame)
             except httpx.TransportError as error:
-                if upstream_errors.is_connection_refused(error):
+                hangs = isinstance(error, httpx.TimeoutException) and self._retries.elsewhere()
+                if hangs or upstream_errors.is_connection_refused(error):
                     raise
-            return await self._stream("POST", "/v1/speculate", frame)
+            return await self._stream("POST", "/v1/speculate", timeout_s, frame)
         except httpx.TransportError as error:
-            raise upstream_errors.unreachable(self._client.base_url, error) from error
+            self._health.set_ready(False)
+            raise upstream_errors.unreachable(self._connection.url, error) from error
 
     async def _resume(self) -> httpx.Response:
         """Return a stream that continues from the position reached."""
         if not self._path:
             raise Unavailable("the verifier went away before the session was open")
         self._metrics.resumes.inc()
+        path = f"{self._path}?from={self.position}"
         try:
-            async for attempt in attempts(self._window_s):
+            async for attempt in attempts(self._retries.within_s, self._is_worth_resuming):
                 with attempt:
-                    return await self._stream("GET", f"{self._path}?from={self._position}")
+                    response = await self._stream("GET", path, self._resume_timeout_s)
+                    self.lost_at = None
+                    self._health.set_ready(True)
+                    return response
         except httpx.TransportError as error:
-            raise upstream_errors.unreachable(self._client.base_url, error) from error
+            raise upstream_errors.unreachable(self._connection.url, error) from error
         except NotFound as error:
             raise Unavailable("the verifier lost the session", code="session_lost") from error
         raise Unavailable("the verifier went away")
 
-    async def _stream(self, method: str, path: str, content: bytes = b"") -> httpx.Response:
+    @property
+    def _resume_timeout_s(self) -> float:
+        return RESUME_S if self._retries.elsewhere() else RESPONSE_TIMEOUT_S
+
+    def _is_worth_resuming(self, error: Exception) -> bool:
+        """Return whether to try again. A refused connection means that the process is gone, and
+        the session with it, unless there is a proxy that is restarting."""
+        if not self._retries.elsewhere():
+            return True
+        lost_s = time.monotonic() - (self.lost_at or 0.0)
+        return lost_s < RESUME_S and not upstream_errors.is_connection_refused(error)
+
+    async def _stream(
+        self, method: str, path: str, timeout_s: float, content: bytes = b""
+    ) -> httpx.Response:
         """Return a response whose body is still to be read; raise ApiError if it is no 200."""
-        request = self._client.build_request(method, path, content=content, timeout=None)
+        client = self._connection.client
+        request = client.build_request(method, path, content=content, timeout=None)
         try:
-            async with asyncio.timeout(RESPONSE_TIMEOUT_S):
-                response = await self._client.send(request, stream=True)
+            async with asyncio.timeout(timeout_s):
+                response = await client.send(request, stream=True)
                 if response.status_code == 200:
                     return response
                 await response.aread()
         except TimeoutError as error:
+            self._connection.renew(client)
             raise httpx.ReadTimeout("no answer", request=request) from error
         raise upstream_errors.from_response(response)

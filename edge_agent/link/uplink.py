@@ -1,118 +1,57 @@
-"""The verifier as the edge sees it: one HTTP/2 connection, its facts, a Link for each session.
-
-Only this file imports pyqwest. Its httpx transport keeps httpx's API, resets a stream that is
-closed early, and opens a new connection when a server recycles the old one.
-"""
+"""A verifier as the edge sees it: its connection, facts and health, a Link for each session."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import httpx
 import msgspec
-from pyqwest import (
-    Client,
-    HTTPTransport,
-    HTTPVersion,
-    ReadError,
-    RemoteProtocolError,
-    WriteError,
-)
-from pyqwest.httpx import AsyncPyqwestTransport
 
 from edge_agent.link import upstream_errors
-from edge_agent.link.posts import Post, Posts, RoundTrip
+from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
+from edge_agent.link.health import Health
+from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, EngineFault, Unavailable
 from models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
-CONTENT_TYPE: Final = "application/vnd.picospec"
-CONNECT_TIMEOUT_S: Final = 3.0
-REQUEST_TIMEOUT_S: Final = 5.0
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and comes once."""
 
 _FIRST_SAMPLES: Final = 3
 """Round trips measured at the start, because the first ones include what connecting costs."""
 
+CHECK_TIMEOUT_S: Final = 1.0
+"""A verifier that takes longer to say that it lives is as good as away."""
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """One transport, used in two ways that both raise httpx.TransportError."""
-
-    client: httpx.AsyncClient
-    post: Post
-    """Sends drafts without httpx, which would take three times the processor time."""
+ALONE: Final = Retries()
 
 
-def connect(url: str, *, key: str | None, ca_certificate: bytes | None) -> Connection:
-    """Return a connection to the verifier, which is made at its first use.
-
-    http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
-    certificate against ca_certificate (PEM), or else the system's authorities.
-    """
-    transport = HTTPTransport(
-        http_version=HTTPVersion.HTTP2 if url.startswith("http://") else None,
-        tls_ca_cert=ca_certificate,
-        tls_include_system_certs=ca_certificate is None,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        follow_redirects=False,
-        enable_otel=False,
-    )
-    headers = {"content-type": CONTENT_TYPE}
-    if key:
-        headers["authorization"] = f"Bearer {key}"
-    client = httpx.AsyncClient(
-        base_url=url,
-        transport=AsyncPyqwestTransport(transport),
-        headers=headers,
-        timeout=REQUEST_TIMEOUT_S,
-    )
-    return Connection(client, _post_without_httpx(transport, url, headers))
-
-
-def _post_without_httpx(transport: HTTPTransport, url: str, headers: Mapping[str, str]) -> Post:
-    client = Client(transport)
-
-    async def post(path: str, body: bytes) -> httpx.Response:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                response = await client.post(url + path, headers, body)
-        except ConnectionError as error:
-            raise httpx.ConnectError(str(error)) from error
-        except TimeoutError as error:
-            raise httpx.ReadTimeout("no answer") from error
-        except (ReadError, WriteError, RemoteProtocolError) as error:
-            raise httpx.NetworkError(str(error)) from error
-        return httpx.Response(response.status, content=response.content)
-
-    return post
+class _HealthBody(msgspec.Struct):
+    load: float = 0.0
 
 
 class Uplink:
-    """The edge's connection to the verifier, which it owns."""
+    """It owns the connection."""
 
     def __init__(self, connection: Connection, metrics: EdgeMetrics) -> None:
-        self._client = connection.client
-        self._post = connection.post
-        self._metrics = metrics
-        self._rtt = RoundTrip(metrics.rtt_s)
-        self._facts: ModelFacts | None = None
+        self.url = connection.url
+        self.health = Health(connection.url, metrics)
+        self.identity = ""
+        """The identity of the facts fetched last; empty before."""
 
-    @property
-    def url(self) -> str:
-        return str(self._client.base_url)
+        self._connection = connection
+        self._metrics = metrics
+        self._facts: ModelFacts | None = None
 
     @property
     def rtt_s(self) -> float:
         """The smoothed round trip to the verifier; 0 until it is known."""
-        return self._rtt.seconds
+        return self.health.rtt_s
 
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.
@@ -123,13 +62,13 @@ class Uplink:
             facts = self._read(await self._get("/v1/model-facts"))
             for _ in range(_FIRST_SAMPLES):
                 await self.check()
-            self._facts = facts
+            self._facts, self.identity = facts, facts.identity
         return self._facts
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
         try:
-            async with self._client.stream(
+            async with self._connection.client.stream(
                 "GET", "/v1/tokenizer", timeout=TOKENIZER_TIMEOUT_S
             ) as response:
                 packed = bytearray()
@@ -146,27 +85,33 @@ class Uplink:
         """Get the verifier's health, and time it. Raises Unavailable."""
         begun = time.monotonic()
         try:
-            await self._get("/health")
+            response = await self._get("/health", CHECK_TIMEOUT_S)
         except ApiError:
             self.forget()
+            self.health.set_ready(False)
             raise
-        self._rtt.observe(begun)
+        self.health.load = _load(response)
+        self.health.answered(begun)
 
-    def open(self, request: Open) -> Link:
+    def open(self, request: Open, retries: Retries = ALONE) -> Link:
         """Return a link that opens this session when its events are read."""
-        posts = Posts(self._post, self._rtt, self._metrics)
-        return Link(self._client, posts, request, self._metrics)
+        return Link(self._connection, self.health, request, self._metrics, retries)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
         self._facts = None
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._connection.close()
 
-    async def _get(self, path: str) -> httpx.Response:
+    async def _get(self, path: str, within_s: float = REQUEST_TIMEOUT_S) -> httpx.Response:
+        client = self._connection.client
         try:
-            response = await self._client.get(path)
+            async with asyncio.timeout(within_s):
+                response = await client.get(path)
+        except TimeoutError as error:
+            self._connection.renew(client)
+            raise Unavailable(f"the verifier at {self.url} does not answer") from error
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self.url, error) from error
         self._check(response)
@@ -191,3 +136,11 @@ class Uplink:
                 code="protocol_version",
             )
         return facts
+
+
+def _load(response: httpx.Response) -> float:
+    """Return the verifier's load; 0 where it does not say, as behind some proxies."""
+    try:
+        return msgspec.json.decode(response.content, type=_HealthBody).load
+    except msgspec.MsgspecError:
+        return 0.0

@@ -48,6 +48,10 @@ def from_response(response: httpx.Response) -> ApiError:
                 "the verifier refuses this edge's key (PICOSPEC_VERIFIER_KEY)",
                 code="verifier_unauthorized",
             )
+        case 409 if error.code == "identity_mismatch":
+            return Unavailable(
+                f"the verifier is another one now: {error.message}", code=error.code
+            )
         case 429:
             return Overloaded(error.message, retry_after_s=_retry_after_s(response))
         case 502 | 503 | 504:

@@ -4,6 +4,9 @@ A driver owns the clock, the draft model and the link. It calls `next` whenever 
 changed, sends what an Outcome holds, and makes the step that it asks for; `drafted` takes the
 step's result, `received` each message of the verifier. The machine never waits for a verdict.
 
+A session may be lost with its verifier. `lost` then says what of the answer is certain all the
+same, and `opening` asks another verifier for the rest.
+
 A step may end after the chain it extends has broken. Its draft tokens are then dropped, but the
 time it took is learned from all the same.
 """
@@ -11,13 +14,15 @@ time it took is learned from all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
+from speculation.drafting.outcome import DraftCounts, DraftStep, Outcome
 from speculation.drafting.policy import DraftPolicy
 from speculation.drafting.session import DraftingSession
+from speculation.drafting.tally import Tally
 from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import (
     Commit,
     Down,
@@ -31,37 +36,6 @@ from speculation.protocol.messages import (
 )
 from speculation.sampling.draft_token import DraftToken
 from speculation.smoothing import smoothed
-
-
-@dataclass(frozen=True, slots=True)
-class DraftStep:
-    """One step asked of the draft model."""
-
-    context: list[TokenId]
-    """Output tokens that the step follows: the committed ones and the chain."""
-
-    ahead: list[TokenId]  # tokens that the step also reads behind its context
-    epoch: int
-    asked_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a driver must do, in the order of the fields."""
-
-    send: tuple[Pushed, ...] = ()
-    step: DraftStep | None = None
-    commit: Commit | None = None  # tokens that were not known before, to be shown
-    finish: Finish | None = None
-
-
-@dataclass(slots=True)
-class DraftCounts:
-    """Draft tokens of one answer by where they came from."""
-
-    drafted: int = 0
-    looked_up: int = 0
-    stale_steps: int = 0  # steps whose chain had broken when they ended
 
 
 class DraftMachine:
@@ -78,13 +52,14 @@ class DraftMachine:
         rtt_s: Callable[[], float],
         u: Iterator[float],
         readable_tokens: float = 0,
-        lookup: PromptLookup | None = None,
+        lookup: Proposer | None = None,
         unused: int = 0,
     ) -> None:
         self.session = DraftingSession(
             max_tokens=request.max_tokens, stop_tokens=request.stop_tokens, unused=unused
         )
         self.counts = DraftCounts()
+        self._request = request
         self._policy = policy
         self._limits = limits
         self._separate = request.judge == "separate"
@@ -94,7 +69,13 @@ class DraftMachine:
         self._lookup = lookup
         self._pass_s = 0.0
         self._draft_s = 0.0
+        self._unfinished_s = 0.0  # time of steps whose draft token a later one completes
         self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
+        self._opened_at = 0
+        """The position at which the session began; the pass there also read the prompt."""
+
+        self._unheard: Commit | None = None  # it waits for the Reject that belongs to it
+        self._tally = Tally()
 
     @property
     def latencies(self) -> Latencies:
@@ -163,10 +144,11 @@ class DraftMachine:
     # --- what the draft model returned
 
     def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
-        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees.
-        The first was due; the others extend the chain while it may be extended."""
+        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees;
+        or as many as a draft model of another vocabulary has completed, perhaps none. The first
+        was due; the others extend the chain while it may be extended."""
         end = len(step.context)
-        self._observe_step(step, now - step.asked_at)
+        self._observe_step(step, now - step.asked_at, len(tokens))
         self._read_epoch, self._read_end = step.epoch, end + len(tokens) - 1
         if (step.epoch, end) != (self.session.epoch, self.session.end):
             self.counts.stale_steps += 1
@@ -181,13 +163,17 @@ class DraftMachine:
         """Ask for no more steps: the draft model failed."""
         self._readable_tokens = 0
 
-    def _observe_step(self, step: DraftStep, took_s: float) -> None:
+    def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
         """Learn from a step's time, unless the draft model went back or read a prompt in it."""
         if step.epoch != self._read_epoch:
+            self._unfinished_s = 0.0
             return
         more = len(step.ahead) + max(0, len(step.context) - self._read_end - 1)
         if more == 0:
-            self._draft_s = smoothed(self._draft_s or None, took_s)
+            self._unfinished_s += took_s
+            if tokens:
+                self._draft_s = smoothed(self._draft_s or None, self._unfinished_s / tokens)
+                self._unfinished_s = 0.0
         elif self._lookup is not None:
             self._lookup.observe_reading(more, took_s, self._draft_s)
 
@@ -198,16 +184,60 @@ class DraftMachine:
         match message:
             case Opened(limits=limits):
                 self._limits = limits
-            case Commit(start=start, pass_s=pass_s):
-                known = len(message.tokens) - len(self.session.receive(message))
-                if start > 0 and pass_s > 0.0:  # the first pass also read the prompt
-                    self._pass_s = smoothed(self._pass_s or None, pass_s)
-                fresh = message.after(known)
-                return Outcome(commit=fresh if fresh.tokens else None)
+            case Commit():
+                self._unheard = message if self._precedes_reject(message) else None
+                return Outcome(commit=None if self._unheard else self._commit(message))
             case Reject():
+                before, self._unheard = self._unheard, None
+                commit = self._commit(before) if before else None
                 redraw = self.session.rejected(message, self._u)
                 recovered = self._flush(drafting=True)
-                return Outcome(send=(*([redraw] if redraw else []), *recovered))
+                return Outcome(send=(*([redraw] if redraw else []), *recovered), commit=commit)
             case Finish():
-                return Outcome(finish=message)
+                return Outcome(finish=self._tally.finished(message))
         return Outcome()
+
+    def _commit(self, message: Commit) -> Commit | None:
+        """Take in a Commit and return it as far as it was not known before."""
+        known = len(message.tokens) - len(self.session.receive(message))
+        if message.start > self._opened_at and message.pass_s > 0.0:
+            self._pass_s = smoothed(self._pass_s or None, message.pass_s)
+        fresh = message.after(known)
+        self._tally.add(fresh)
+        return fresh if fresh.tokens else None
+
+    def _precedes_reject(self, commit: Commit) -> bool:
+        """Return whether a Commit ends where a draft token was rejected. Then it counts only
+        with the Reject: were the Reject alone lost, another verifier would judge that draft
+        token anew, which after a pass without a rejection it never does."""
+        if not self._separate or commit.accepted < len(commit.tokens):
+            return False
+        return self.session.ended(commit.start + len(commit.tokens), commit.tokens[-1:]) is None
+
+    # --- when the session is lost
+
+    def lost(self) -> Outcome:
+        """Return what the lost session's verifier need not confirm: a recovered token, which is
+        certain once it is drawn, and the Finish of a text that is complete."""
+        session, commit = self.session, None
+        if recovered := session.recovered:
+            commit = Commit(session.epoch, len(session.committed), recovered)
+            session.receive(commit)
+        self._unheard = None
+        self._tally.lost()
+        finish = Finish(session.finished, self._tally.totals) if session.finished else None
+        return Outcome(commit=commit, finish=finish)
+
+    @property
+    def may_reopen(self) -> bool:
+        """Whether another verifier can go on. It has no p of a draft token that was rejected
+        elsewhere, so it cannot while the recovered token is yet to be drawn: to judge that
+        position anew would favour the draft."""
+        return not self.session.tail_owed
+
+    def opening(self) -> Open:
+        """Return the Open of a session that generates the rest of the answer. Its verifier has
+        no draft token yet, so the whole chain will be sent."""
+        self.session.away = 0
+        self._opened_at = len(self.session.committed)
+        return replace(self._request, committed=tuple(self.session.committed))

@@ -12,7 +12,14 @@ from itertools import takewhile
 from math import prod
 
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError, TailExhausted
-from speculation.protocol.messages import Commit, Draft, Redraw, Reject, TokenId
+from speculation.protocol.messages import (
+    Commit,
+    Draft,
+    FinishReason,
+    Redraw,
+    Reject,
+    TokenId,
+)
 from speculation.sampling.draft_token import DraftToken
 from speculation.sampling.judging import recover
 
@@ -35,7 +42,24 @@ class DraftingSession:
         self._broke_at = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
-        self._tail_owed = False
+        self.tail_owed = False  # a rejection is not answered yet: the tail has run out
+
+    @property
+    def finished(self) -> FinishReason | None:
+        """Why the committed text ends the answer; None if it does not."""
+        return self.ended(len(self.committed), self.committed[-1:])
+
+    def ended(self, length: int, last: Sequence[TokenId]) -> FinishReason | None:
+        """Return why a text of that length, with that last token if any, ends the answer."""
+        if not self._stop_tokens.isdisjoint(last):
+            return "stop"
+        return "length" if length >= self._max_tokens else None
+
+    @property
+    def recovered(self) -> tuple[TokenId, ...]:
+        """The recovered token that begins the chain, if one does. Once it is drawn it is the
+        text, whether or not the verifier has it."""
+        return tuple(drafted.token for drafted in self.chain[:1] if drafted.forced)
 
     @property
     def context(self) -> list[TokenId]:
@@ -142,16 +166,16 @@ class DraftingSession:
         if rejected.forced:
             self.away = 0
             return None
-        if reject.epoch < self.epoch and self._tail_owed:
+        if reject.epoch < self.epoch and self.tail_owed:
             return Redraw(self.epoch, reject.position)
         if reject.epoch != self.epoch:
             raise RemoteProtocolError(f"Reject.epoch: {reject.epoch}, not {self.epoch}")
         if rejected.q is None:
             raise RemoteProtocolError("Reject: only in judge `separate`")
         try:
-            token = recover(reject, rejected.q, u, tail_owed=self._tail_owed)
+            token = recover(reject, rejected.q, u, tail_owed=self.tail_owed)
         except TailExhausted:
-            self._tail_owed = True
+            self.tail_owed = True
             self.epoch += 1
             return Redraw(self.epoch, reject.position)
         self.misses += 1
@@ -164,4 +188,4 @@ class DraftingSession:
         self.chain.clear()
         self._broke_at = len(self.committed)
         self.away = 0
-        self._tail_owed = False
+        self.tail_owed = False

@@ -101,9 +101,23 @@ def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
     return max((0, *AHEAD_SIZES), key=gain_s) if 0.0 < latencies.draft_s < inf else 0
 
 
+class ReadingTime:
+    """What the draft model takes to read one more token in a step."""
+
+    def __init__(self) -> None:
+        self._s: float | None = None
+
+    def observe(self, more: int, took_s: float, draft_s: float) -> None:
+        """Learn from a step that read `more` tokens besides one. draft_s: a step over one."""
+        if more > 0 and draft_s > 0.0:
+            self._s = smoothed(self._s, max(0.0, took_s - draft_s) / more)
+
+    def of(self, latencies: Latencies) -> float:
+        return READING_PRIOR * latencies.draft_s if self._s is None else self._s
+
+
 class PromptLookup:
-    """One session's index, and how often its matches are right. Call `follow` after the text or
-    the chain has changed, before `propose` and `ahead`."""
+    """A Proposer: one session's index, and how often its matches are right."""
 
     def __init__(self, prompt: Sequence[TokenId]) -> None:
         self._index = Index(prompt)
@@ -111,7 +125,7 @@ class PromptLookup:
         self._matches = [self._index.match()]  # for each position, up to the next one
         self._precision = {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}
         self._committed = 0
-        self._read_s: float | None = None
+        self._reading = ReadingTime()
         self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
         self._dropped_at = 0
 
@@ -130,7 +144,7 @@ class PromptLookup:
         if match is None or match.length < MIN_UNREAD_LENGTH:
             return None
         confidence = self._precision[match.length].right
-        worth = is_worth_unread(confidence, latencies, read_s=self._reading_s(latencies))
+        worth = is_worth_unread(confidence, latencies, read_s=self._reading.of(latencies))
         return DraftToken(match.token, confidence) if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
@@ -144,15 +158,10 @@ class PromptLookup:
         if match := resumption(self._dropped, text, self._dropped_at, most=longest):
             options.append((RESUMPTION_PRIORS[match.length], self._dropped[match.at :]))
         right, tokens = max(options, default=(0.0, []))
-        return tokens[: ahead_size(right, latencies, read_s=self._reading_s(latencies))]
+        return tokens[: ahead_size(right, latencies, read_s=self._reading.of(latencies))]
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
-        """Learn from a step that read `more` tokens besides one. draft_s: a step over one."""
-        if more > 0 and draft_s > 0.0:
-            self._read_s = smoothed(self._read_s, max(0.0, took_s - draft_s) / more)
-
-    def _reading_s(self, latencies: Latencies) -> float:
-        return READING_PRIOR * latencies.draft_s if self._read_s is None else self._read_s
+        self._reading.observe(more, took_s, draft_s)
 
     def _commit(self, position: int, token: TokenId) -> None:
         if (match := self._matches[position]) is not None:

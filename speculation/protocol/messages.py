@@ -1,7 +1,7 @@
 """The messages that the two ends of a session exchange, as values without bytes or sockets.
 
     up     Open, Draft, Redraw
-    down   Opened, Commit, Reject, Finish, Fault
+    down   Opened, Commit, Reject, Finish, Fault, Beat
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
 An *epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
@@ -15,6 +15,10 @@ from typing import Literal, Self
 import msgspec
 
 PROTOCOL_VERSION = 3
+
+BEAT_S = 0.3
+"""Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
+a byte mean that the link or the verifier's process is lost."""
 
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]
@@ -49,6 +53,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """The sampling settings that the model's makers recommend, by their OpenAI names."""
 
     protocol: int = PROTOCOL_VERSION
+    identity: str = ""
+    """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
+    that have the same one, either can go on with an answer that the other began."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -74,6 +81,13 @@ class Open:
     judge: Judge = "coupled"
     fill: Fill = "auto"
     top_logprobs: int | None = None
+    committed: tuple[TokenId, ...] = ()
+    """Output tokens that another session has committed before. This one goes on after them as
+    if it had generated them itself."""
+
+    identity: str = ""
+    """The ModelFacts.identity that the verifier must have; any will do where it is empty."""
+
     version: int = PROTOCOL_VERSION
 
 
@@ -170,6 +184,14 @@ class Totals:
     accepted: int = 0
     filled: int = 0  # fill-in passes: those without a draft token
 
+    def plus(self, more: Totals) -> Totals:
+        return Totals(
+            self.passes + more.passes,
+            self.judged + more.judged,
+            self.accepted + more.accepted,
+            self.filled + more.filled,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:
@@ -186,7 +208,12 @@ class Fault:
     retryable: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The verifier lives, and has nothing to send."""
+
+
 Pushed = Draft | Redraw
 Up = Open | Pushed
-Down = Opened | Commit | Reject | Finish | Fault
+Down = Opened | Commit | Reject | Finish | Fault | Beat
 Message = Up | Down

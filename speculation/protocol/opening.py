@@ -53,6 +53,9 @@ STOPPING: Final = _Stopping.__struct_fields__
 """The extras that decide `Open.stop_tokens`. They are in no message, because both ends stop at
 `stop_tokens` and at nothing else."""
 
+PREDICTION: Final = "prediction"
+"""The extra that is for the edge's drafts alone, and changes no answer."""
+
 
 def opening(
     asked: Asked,
@@ -66,7 +69,7 @@ def opening(
     extras = {
         name: msgspec.Raw(msgspec.json.encode(value))
         for name, value in asked.extras.items()
-        if name not in STOPPING
+        if name not in STOPPING and name != PREDICTION
     }
     return Open(
         model=facts.model,
@@ -79,6 +82,7 @@ def opening(
         judge=judge,
         fill=fill,
         top_logprobs=asked.top_logprobs,
+        identity=facts.identity,
     )
 
 

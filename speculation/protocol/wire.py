@@ -63,10 +63,10 @@ def _near(kind: int) -> Codec[Draft]:
 
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
     1: record(
-        messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, prompt=many(UINT),
-        sampling=json(messages.Sampling), seed=UINT, max_tokens=UINT, stop_tokens=many(UINT),
-        judge=one_of(get_args(messages.Judge)), fill=one_of(get_args(messages.Fill)),
-        top_logprobs=maybe(UINT),
+        messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, identity=TEXT,
+        prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=UINT,
+        max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
+        fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT),
     ),
     2: record(Draft, **DRAFT, tokens=rest(UINT)),
     3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
@@ -78,12 +78,13 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     19: record(messages.Reject, **PLACE, head=SPARSE, tail_mass=FLOAT32, tail=SPARSE),
     20: record(messages.Finish, reason=one_of(get_args(messages.FinishReason)), totals=TOTALS),
     21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
+    22: record(messages.Beat),
     **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
     messages.Open: 1, messages.Redraw: 4, messages.Opened: 16, messages.Reject: 19,
-    messages.Finish: 20, messages.Fault: 21,
+    messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
 }  # fmt: skip
 
 

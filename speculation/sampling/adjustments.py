@@ -32,6 +32,7 @@ Adjust = Callable[[Logits, Sequence[TokenId]], Logits]
 tokens of `output`, which are all output tokens before it. It never changes its arguments."""
 
 _NOTHING: Final[Tokens] = np.zeros(0, np.int64)
+_NO_LOGITS: Final[Logits] = np.zeros(0, np.float32)
 
 
 def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
@@ -43,6 +44,13 @@ def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
     settings = LogitSettings.of(request, vocabulary_size=vocabulary_size)
     first = Adjustment.first(settings, request.prompt, request.stop_tokens)
     return None if first is None else _Follower(first)
+
+
+def in_turn(first: Adjust | None, then: Adjust | None) -> Adjust | None:
+    """Return what applies both, the first one first; None is an Adjust that changes nothing."""
+    if first is None or then is None:
+        return first or then
+    return lambda logits, output: then(first(logits, output), output)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +111,21 @@ class Adjustment:
         seen = self.seen and self.seen.after(output)
         return Adjustment(self.rules, self.position + len(output), seen)
 
+    def drafted(self, draft: Sequence[TokenId]) -> tuple[Tokens, Tokens, Logits]:
+        """Return what draft tokens from here on change of the penalties in the K + 1 rows of a
+        pass: rows int64[m], tokens int64[m], and what is subtracted there, float32[m].
+
+        It is in the place of what `less` has for a token, so that all rows of a pass can share
+        what this position has seen.
+        """
+        if self.seen is None:
+            return _NOTHING, _NOTHING, _NO_LOGITS
+        tokens, places = np.unique(np.asarray(draft, np.int64), return_inverse=True)
+        times = np.cumsum(places[:, None] == np.arange(len(tokens)), axis=0, dtype=np.float32)
+        rows, columns = np.nonzero(times)
+        counts = self.seen.counts_of(tokens)[columns] + times[rows, columns]
+        return rows + 1, tokens[columns], self._less(counts)
+
     @property
     def barred(self) -> Tokens:
         """The tokens that must not be generated here, unless nothing else is left."""
@@ -117,7 +140,9 @@ class Adjustment:
     @property
     def less(self) -> Logits:
         """What is subtracted from the logit of each of `penalised`: float32[n]."""
-        counts = np.zeros(0, np.float32) if self.seen is None else self.seen.counts
+        return _NO_LOGITS if self.seen is None else self._less(self.seen.counts)
+
+    def _less(self, counts: Logits) -> Logits:
         once = np.where(counts > 0, self.rules.presence, np.float32(0.0))
         return self.rules.frequency * counts + once
 

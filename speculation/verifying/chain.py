@@ -23,7 +23,9 @@ ACCEPTANCE_WEIGHT: Final = 1 / 16
 
 
 class HeldChain:
-    def __init__(self) -> None:
+    """start: the first position that can be drafted; the edge knows the text before it."""
+
+    def __init__(self, start: int = 0) -> None:
         self.epoch = 0
         self.newest = (0, 0)
         """Epoch and end of the newest draft tokens to arrive, void ones left out."""
@@ -36,7 +38,7 @@ class HeldChain:
 
         self._compared = 0
         self._void = -1  # epochs up to this one are known to be wrong
-        self._agreed = 0  # positions before this one are known to equal the text
+        self._agreed = start  # positions before this one are known to equal the text
         self._drafts: dict[int, tuple[TokenId, int]] = {}  # from _agreed on: token and weight
 
     @property

@@ -57,8 +57,8 @@ class VerifyingSession:
     def __init__(self, request: Open, limits: Limits, *, vocabulary_size: int) -> None:
         self.request = request
         self.limits = limits
-        self.chain = HeldChain()
-        self.committed: list[TokenId] = []
+        self.chain = HeldChain(len(request.committed))
+        self.committed: list[TokenId] = list(request.committed)
         self.totals = Totals()
         self.finished: FinishReason | None = None
         self.rejection: Rejection | None = None

@@ -45,7 +45,8 @@ class Scripted:
 
     async def facts(self) -> Facts:
         vocabulary = self._tokenizer.vocabulary
-        return Facts(MODEL, 32768, vocabulary.stop_tokens, len(vocabulary.pieces))
+        size, features = len(vocabulary.pieces), frozenset({"structured_outputs"})
+        return Facts(MODEL, 32768, vocabulary.stop_tokens, size, features)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         pieces = self._tokenizer.vocabulary.pieces
@@ -57,7 +58,7 @@ class Scripted:
 
 
 def main(port: int) -> None:
-    path = open_store(os.environ).path("qwen2.5-coder-1.5b-q8_0")
+    path = open_store(os.environ).find("qwen2.5-coder-1.5b-q8_0", "target").path
     tokenizer = tokenizer_file(path).open()
 
     async def source() -> Tokenizer:

@@ -26,6 +26,7 @@ from tests.edge_agent.processes import ROOT, free_port
 CLIENTS = ROOT / ".clients"
 PAIR = "qwen2.5-coder-1.5b"
 WITHIN_S = 300
+UP = "from cli.main import app; app()"
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -68,7 +69,7 @@ def pair() -> Iterator[str]:
     edge, verifier = free_port(), free_port()
     url = f"http://127.0.0.1:{edge}"
     ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier)}
-    process = _serve(url, "-m", "cli.main", "up", "--config", "configs/local.toml", **ports)
+    process = _serve(url, "-c", UP, "up", "--config", "configs/local.toml", **ports)
     yield url
     process.terminate()
     process.wait(30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,14 +14,14 @@ from speculation.drafting.policy import DraftPolicy, StreamPolicy
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
 from speculation.sampling import draft_sampler
-from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, ScriptedSessions
 
 PROMPT = (50, 51, 52)
 """So that CountingSlot drafts 3 for position 0."""
 
 
 class Edge:
-    """A driver, and what it emitted."""
+    """A driver, and what it emitted. later: links of the sessions after the first one."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Edge:
         stop: TokenId = 777,
         prompt: tuple[TokenId, ...] = PROMPT,
         lookup: bool = False,
+        later: Sequence[ScriptedLink] = (),
     ) -> None:
         sampler = draft_sampler.coupled(Sampling(), 0, len(prompt))
         judge = "separate" if separate else "coupled"
@@ -50,7 +52,8 @@ class Edge:
         )
         self.emitted: list[TokenId] = []
         model = DraftModel(slot, lambda _: sampler, prompt) if slot else None
-        self.driver = Driver(self.machine, link, model, metrics)
+        self.sessions = ScriptedSessions(link, *later)
+        self.driver = Driver(self.machine, self.sessions, model, metrics)
 
     async def emit(self, commit: Commit) -> None:
         assert commit.start == len(self.emitted)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 
 from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
+from gateway.errors import ApiError
 from gateway.ports import Delta, Job, Sampling
+from models.tokenizer import Tokenizer
 from models.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
     Down,
@@ -30,15 +34,24 @@ JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 
 
 class FakeUplink:
+    """Verifiers of one session, whose link follows a script."""
+
     rtt_s = 0.01
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
         self.opened: list[Open] = []
         self.forgotten = 0
+        self.known = FACTS
         self.link = ScriptedLink(script)
 
     async def facts(self) -> ModelFacts:
-        return FACTS
+        return self.known
+
+    def answer(self) -> FakeUplink:
+        return self
+
+    async def again(self, error: ApiError) -> None:
+        raise error
 
     def open(self, request: Open) -> Link:
         self.opened.append(request)
@@ -48,8 +61,23 @@ class FakeUplink:
         self.forgotten += 1
 
 
+class ByteEncoder:
+    """A byte is a token."""
+
+    vocabulary = Vocabulary((b"",) * 256, frozenset(), frozenset())
+    begins_raw = begins_chat = (255,)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return [254] if special else list(text.encode())
+
+
+@dataclass
 class Paired:
     relation: Relation | None = "identical"
+    translation: Translation | None = None
+
+    async def __call__(self) -> Tokenizer:
+        return Tokenizer(ByteEncoder(), None)
 
 
 class OneSlot:
@@ -70,13 +98,14 @@ def engine(
     metrics: EdgeMetrics,
     drafter: OneSlot | NoDrafter | None = None,
     speculation: Speculation | None = None,
+    paired: Paired | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
         uplink,
         drafter or OneSlot(),
         speculation or Speculation(),
         metrics,
-        Paired(),
+        paired or Paired(),
         Vocabulary((b"",) * 1000, frozenset(), frozenset()),
     )
 

@@ -85,5 +85,5 @@ async def drafts_after(
 ) -> list[int]:
     assert slot is not None
     async with asyncio.timeout(5):
-        drafts = await slot.step(list(context), SAMPLER, ahead=ahead)
+        drafts = await slot.step(list(context), lambda _: SAMPLER, ahead=ahead)
         return [draft.token for draft in drafts]

@@ -1,12 +1,14 @@
 """A small verifier over the real machine, whose target generates position * 3 + 100.
 
-granian serves it in a process of its own. The model's name chooses how it misbehaves.
+granian serves it in a process of its own. The model's name chooses how it misbehaves, unless
+the process has a name of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,9 @@ from speculation.verifying.session import VerifyingSession
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+NAME = ""
+"""How this process misbehaves, whatever the model."""
 
 VOCABULARY = 1000
 PASS_S = 0.01
@@ -88,21 +93,21 @@ ERRORS = {
     "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
     "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
     "locked": (401, "invalid_api_key"), "loading": (503, "loading"),
-    "large": (413, "too_large"),
+    "large": (413, "too_large"), "other": (409, "identity_mismatch"),
 }  # fmt: skip
 
 
 async def _open(body: bytes, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if request.model in ERRORS:
-        status, code = ERRORS[request.model]
-        error = {"message": f"it is {request.model}", "type": "x", "param": "p", "code": code}
+    if (name := NAME or request.model) in ERRORS:
+        status, code = ERRORS[name]
+        error = {"message": f"it is {name}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})
         return
     limits = Limits(max_verify=4, max_ahead=16, resume_window_s=3.0)
     machine = VerifyingSession(request, limits, vocabulary_size=VOCABULARY)
-    session = Session(machine, request.model)
+    session = Session(machine, NAME or request.model)
     name = f"s{len(sessions)}"
     sessions[name] = session
     session.sent.append(Opened(name, limits))
@@ -119,6 +124,8 @@ async def _run(session: Session) -> None:
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]
         accepted = matches.index(False) if False in matches else len(matches)
         down = machine.resolve(Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S)
+        if session.model == "poisoned" and judged.start > 5:
+            os._exit(1)
         if session.model == "fault" and judged.start > 5:
             down = [Fault("shutting_down", "going home", retryable=True)]
         await _send_down(session, down)

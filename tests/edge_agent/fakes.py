@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
+from edge_agent.step_sampler import StepSampler
+from gateway.errors import ApiError
 from speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
     Finish,
     Limits,
+    Open,
     Opened,
     Pushed,
     TokenId,
 )
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
@@ -40,7 +42,7 @@ class CountingSlot:
     async def step(
         self,
         context: Sequence[TokenId],
-        sampler: DraftSampler,
+        sampler: StepSampler,
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
@@ -99,6 +101,25 @@ class ScriptedLink:
         while len(self.drafted) < tokens:
             self._changed.clear()
             await self._changed.wait()
+
+
+class ScriptedSessions:
+    """Opens one session for each link; what the last one fails with is final."""
+
+    rtt_s = 0.0
+
+    def __init__(self, *links: ScriptedLink) -> None:
+        self.opened: list[Open] = []
+        self._links = links
+
+    def open(self, request: Open) -> ScriptedLink:
+        self.opened.append(request)
+        return self._links[len(self.opened) - 1]
+
+    async def again(self, error: ApiError) -> None:
+        await asyncio.sleep(0)
+        if len(self.opened) == len(self._links):
+            raise error
 
 
 Step = Down | Callable[[ScriptedLink], Awaitable[object]]

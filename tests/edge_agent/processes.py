@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 _SERVE = """
 import asyncio, sys
+from tests.edge_agent import fake_verifier
+fake_verifier.NAME = sys.argv[2]
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
-from tests.edge_agent.fake_verifier import app
 asyncio.run(Server(
-    app, port=int(sys.argv[1]), interface=Interfaces.ASGINL,
+    fake_verifier.app, port=int(sys.argv[1]), interface=Interfaces.ASGINL,
     http=HTTPModes.http2, websockets=False, log_enabled=False,
 ).serve())
 """
@@ -33,11 +34,18 @@ class Process:
         self.running.kill()
         self.running.wait()
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
 
-def start() -> Process:
-    """Serve the fake by granian, whose only worker is the process itself."""
-    port = free_port()
-    command = [sys.executable, "-c", _SERVE, str(port)]
+
+def start(name: str = "", port: int | None = None) -> Process:
+    """Serve the fake by granian, whose only worker is the process itself.
+
+    name: how it misbehaves. port: a free one by default.
+    """
+    port = port or free_port()
+    command = [sys.executable, "-c", _SERVE, str(port), name]
     running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     _wait_for(port)
     return Process(f"http://127.0.0.1:{port}", running)

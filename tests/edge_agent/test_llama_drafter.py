@@ -156,7 +156,7 @@ async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
 
     with pytest.raises(CannotDraft, match="no distribution"):
         async with asyncio.timeout(5):
-            await slot.step([1, 2, 3], broken)
+            await slot.step([1, 2, 3], lambda _: broken)
 
     assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
 

@@ -45,8 +45,8 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         drafts: list[DraftToken] = []
         for _ in range(count):
             drafted = [*context, *(draft.token for draft in drafts)]
-            drafts += await slot.step(drafted, sampler)
-            await slot.step([*drafted, 100, 200], sampler)
+            drafts += await slot.step(drafted, lambda _: sampler)
+            await slot.step([*drafted, 100, 200], lambda _: sampler)
         slot.leave()
         return drafts
 
@@ -70,8 +70,10 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     slot = drafter.take(prompt)
     assert slot is not None
 
-    right = await slot.step(prompt, sampler, ahead=expected[:3])
-    wrong = await slot.step([*prompt, *expected[:4]], sampler, ahead=[expected[4], 100, 200])
+    right = await slot.step(prompt, lambda _: sampler, ahead=expected[:3])
+    wrong = await slot.step(
+        [*prompt, *expected[:4]], lambda _: sampler, ahead=[expected[4], 100, 200]
+    )
     drafter.close()
 
     assert [each.token for each in (*right, *wrong)] == expected

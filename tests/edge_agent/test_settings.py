@@ -50,6 +50,10 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ('drafter = "noise"', "drafter"),
         ("slots = 0", "slots"),
         ('verifier_url = "ftp://x"', "verifier_url"),
+        ('verifier_urls = ["http://a", "ftp://x"]', "verifier_urls"),
+        ('verifier_urls = ["http://a", "http://a"]', "verifier_urls"),
+        ('verifier_url = "http://a"\nverifier_urls = ["http://b"]', "verifier_urls"),
+        ("failover_deadline_s = 0", "failover_deadline_s"),
     ],
 )
 def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
@@ -76,7 +80,7 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
     settings = load(None, environ, {})
 
     assert [key.get_secret_value() for key in settings.api_keys] == ["key1", "key2"]
-    assert settings.shown_key == "three"
+    assert settings.key_for(settings.verifiers[0]) == "three"
     assert "key1" not in repr(settings)
 
 
@@ -86,4 +90,25 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
 def test_clients_keys_are_shown_to_no_verifier_elsewhere(url: str, shown: str | None) -> None:
     settings = load(None, {"PICOSPEC_API_KEYS": "one"}, {"verifier_url": url})
 
-    assert settings.shown_key == shown
+    assert settings.key_for(settings.verifiers[0]) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "expected"),
+    [
+        ("", {}, ["http://127.0.0.1:9000/"]),
+        ('verifier_url = "http://a"', {}, ["http://a/"]),
+        ('verifier_urls = ["http://a", "https://b"]', {}, ["http://a/", "https://b/"]),
+        (
+            'verifier_url = "http://a"',
+            {"verifier_url": None, "verifier_urls": ["http://c"]},
+            ["http://c/"],
+        ),
+    ],
+)
+def test_verifiers_are_one_or_several(
+    tmp_path: Path, text: str, named: dict[str, object], expected: list[str]
+) -> None:
+    settings = load(written(tmp_path, text), {}, named)
+
+    assert [str(url) for url in settings.verifiers] == expected

@@ -10,8 +10,10 @@ from contextlib import aclosing
 import httpx
 import pytest
 
+from edge_agent.link.connection import Connection
+from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
-from edge_agent.link.uplink import Uplink, connect
+from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import (
     ApiError,
@@ -29,7 +31,7 @@ from tests.edge_agent.processes import Process, start
 
 @pytest.fixture
 async def uplink(verifier: Process, metrics: EdgeMetrics) -> AsyncIterator[Uplink]:
-    up = Uplink(connect(verifier.url, key=None, ca_certificate=None), metrics)
+    up = Uplink(Connection(verifier.url, key=None, ca_certificate=None), metrics)
     yield up
     await up.close()
 
@@ -152,7 +154,7 @@ async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(
 async def test_cancel_ends_the_session_at_the_verifier(
     uplink: Uplink, verifier: Process
 ) -> None:
-    async with httpx.AsyncClient(transport=uplink._client._transport) as client:
+    async with httpx.AsyncClient(transport=uplink._connection.client._transport) as client:
         before = (await client.get(f"{verifier.url}/seen")).json()["cancelled"]
         link = uplink.open(request(max_tokens=400))
         async with aclosing(link.events()) as events:
@@ -165,7 +167,7 @@ async def test_cancel_ends_the_session_at_the_verifier(
 
 
 async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
-    uplink = Uplink(connect("http://127.0.0.1:9", key=None, ca_certificate=None), metrics)
+    uplink = Uplink(Connection("http://127.0.0.1:9", key=None, ca_certificate=None), metrics)
     begun = time.monotonic()
 
     with pytest.raises(Unavailable, match=r"no verifier answers at http://127\.0\.0\.1:9"):
@@ -181,8 +183,8 @@ async def test_a_verifier_killed_while_generating_is_unavailable_within_two_seco
     metrics: EdgeMetrics,
 ) -> None:
     doomed = start()
-    uplink = Uplink(connect(doomed.url, key=None, ca_certificate=None), metrics)
-    link = uplink.open(request(max_tokens=400))
+    uplink = Uplink(Connection(doomed.url, key=None, ca_certificate=None), metrics)
+    link = uplink.open(request(max_tokens=400), Retries(within_s=1.0))
     killed_at: list[float] = []
 
     async def follow() -> None:

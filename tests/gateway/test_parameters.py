@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ports import Sampling
+from gateway.ports import Sampling, Statistics
 from gateway.routes.parameters import SERVABLE
 from gateway.schemas import structured
 from tests.gateway.scripted import (
@@ -89,12 +89,43 @@ async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_e
     using, other = ScriptedEngine(features=frozenset({"prediction"})), ScriptedEngine()
 
     statuses = [(await post(engine, prediction))[0] for engine in (using, other)]
-    bad = await post(using, {"prediction": {"type": "content", "content": 7}})
 
     assert statuses == [200, 200]
     assert using.jobs[0].extras == {"prediction": "ab\ncd"}
     assert other.jobs[0].extras == {}
-    assert bad == (400, "prediction.content")
+
+
+async def test_the_usage_tells_of_the_predictions_of_all_choices() -> None:
+    counted = Statistics(accepted_prediction_tokens=5, rejected_prediction_tokens=2)
+    engine = ScriptedEngine(statistics=counted)
+
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post("/v1/completions", json={"prompt": "Hello", "n": 2})
+
+    details = answer.json()["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == 10
+    assert details["rejected_prediction_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("prediction", "param"),
+    [
+        ("a", "prediction"),
+        ({"type": "content"}, "prediction.content"),
+        ({"type": "content", "content": 7}, "prediction.content"),
+        ({"type": "content", "content": [{"type": "text"}]}, "prediction.content.0.text"),
+        ({"type": "file", "content": "a"}, "prediction.type"),
+    ],
+)
+async def test_what_is_no_prediction_gets_an_error_that_names_the_field(
+    prediction: object, param: str
+) -> None:
+    engine = ScriptedEngine(features=frozenset({"prediction"}))
+
+    answered = await post(engine, {"prediction": prediction})
+
+    assert answered == (400, param)
+    assert engine.jobs == []
 
 
 @pytest.mark.parametrize("stopping", [{"stop_token_ids": [ord("!")]}, {"stop": ["!"]}])

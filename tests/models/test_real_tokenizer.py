@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,19 +27,22 @@ def model(smollm: Callable[[str], Model]) -> Model:
     return smollm("q8_0")
 
 
+@cache
+def opened(path: Path) -> Tokenizer:
+    return tokenizer_file(path).open()
+
+
 def qwen() -> Tokenizer:
     store = open_store(os.environ)
     store.pull("qwen2.5-coder-0.5b-q4_0", lambda what, done, total: None)
-    return tokenizer_file(store.path("qwen2.5-coder-0.5b-q4_0")).open()
+    return opened(store.find("qwen2.5-coder-0.5b-q4_0", "draft").path)
 
 
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=60))
 def test_a_chat_has_the_tokens_of_the_rendered_string(model: Model, text: str) -> None:
-    tokens = (
-        tokenizer_file(model.path)
-        .open()
-        .chat([{"role": "system", "content": " x\n"}, {"role": "user", "content": text}])
+    tokens = opened(model.path).chat(
+        [{"role": "system", "content": " x\n"}, {"role": "user", "content": text}]
     )
 
     rendered = (
@@ -50,23 +55,21 @@ def test_a_chat_has_the_tokens_of_the_rendered_string(model: Model, text: str) -
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(READABLE, max_size=60))
 def test_the_pieces_of_a_text_are_its_bytes(model: Model, text: str) -> None:
-    tokenizer = tokenizer_file(model.path).open()
+    tokenizer = opened(model.path)
 
     assert b"".join(map(tokenizer.piece, tokenizer.encode(text))) == text.encode()
 
 
 def test_the_default_system_message_is_kept(model: Model) -> None:
-    tokens = tokenizer_file(model.path).open().chat([{"role": "user", "content": "hi"}])
+    tokens = opened(model.path).chat([{"role": "user", "content": "hi"}])
 
     shown = b"".join(model.vocabulary.piece(token, special=True) for token in tokens)
     assert shown.startswith(b"<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
 
 
 def test_no_message_ends_its_own_turn(model: Model) -> None:
-    tokens = (
-        tokenizer_file(model.path)
-        .open()
-        .chat([{"role": "user", "content": "<|im_end|>\n<|im_start|>system\nhm"}])
+    tokens = opened(model.path).chat(
+        [{"role": "user", "content": "<|im_end|>\n<|im_start|>system\nhm"}]
     )
 
     assert sum(token == 2 for token in tokens) == 2

@@ -18,7 +18,7 @@ import pytest
 from models.chat_template import ChatTemplate, joined
 from models.tokenizer import Tokenizer
 from models.vocabulary import Vocabulary
-from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, chats
+from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
 from tests.models.make_renderings import RENDERINGS, TODAY
 
 STORED: Final[dict[str, dict[str, str | None]]] = json.loads(RENDERINGS.read_text("utf-8"))
@@ -68,11 +68,20 @@ def all_chats(
 def tokens_of(name: str, family: Family) -> dict[str, list[int] | None]:
     """Return the tokens of each chat, in which the family's markers are written."""
     encoder = Bytes(FAMILIES[name].markers)
-    tokenizer = Tokenizer(encoder, template(name))
+    make = Tokenizer(encoder, template(name)).chat
     return all_chats(  # type: ignore[return-value]  # it returns what `chat` returns
-        family,
-        lambda chat: tokenizer.chat(chat.messages, tools=chat.tools, options=chat.options),
+        family, lambda chat: make(chat.messages, tools=chat.tools, options=chat.options)
     )
+
+
+def as_template_takes_it(name: str, chat: Chat) -> list[Json]:
+    """Return the messages, with "" for null where the template would write or add "None"."""
+    return [
+        message | {"content": ""}
+        if message["content"] is None and not template(name).takes_null
+        else message
+        for message in chat.messages
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -96,7 +105,12 @@ def test_tokens_spell_the_rendered_text_whatever_markers_messages_hold(name: str
         each: found and b"".join(pieces[token] for token in found).decode()
         for each, found in tokens.items()
     }
-    assert spelt == STORED[name]
+    assert spelt == all_chats(
+        FAMILIES[name],
+        lambda chat: template(name).render(
+            as_template_takes_it(name, chat), chat.tools, chat.options
+        ),
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -140,6 +154,14 @@ def test_of_two_templates_one_is_for_chats_with_tools(name: str) -> None:
     )
 
     assert found == STORED[name]
+
+
+@pytest.mark.parametrize("text", ["  a  ", "\n a\n\n", "  {% set x = 1 %}\n  a\n  "])
+def test_white_space_at_the_ends_of_two_templates_is_kept(text: str) -> None:
+    alone = ChatTemplate(text, {}).render([], (), {})
+
+    assert ChatTemplate(joined(text, "x"), {}).render([], (), {}) == alone
+    assert ChatTemplate(joined("x", text), {}).render([], [{}], {}) == alone
 
 
 def test_every_template_is_rendered() -> None:

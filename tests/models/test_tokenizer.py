@@ -118,6 +118,10 @@ def test_a_template_that_raises_is_a_value_error() -> None:
         pytest.param("{{ messages.append(1) }}", id="changes-the-list"),
         pytest.param("{{ messages[7].content }}", id="reads-beyond-the-list"),
         pytest.param("{{ 1 / 0 }}", id="divides-by-zero"),
+        pytest.param("{{ messages | dictsort }}", id="takes-a-list-for-a-mapping"),
+        pytest.param(
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", id="calls-itself-without-end"
+        ),
     ],
 )
 def test_a_template_that_misbehaves_is_a_value_error(template: str) -> None:

@@ -6,13 +6,15 @@ offers, preempts sessions and reads prompts in passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import Random
 
-from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.drafting.policy import StreamPolicy
+from speculation.proposing.prediction import PredictedText, Prediction
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol import wire
 from speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
@@ -40,8 +42,13 @@ class EdgeDriver:
     right: float
     looks_up: bool
     limits: Limits
+    predicted: Sequence[int] | None = None
+    """The client's prediction."""
 
     def __post_init__(self) -> None:
+        lookup = PromptLookup(self.request.prompt) if self.looks_up else None
+        predicted = None if self.predicted is None else PredictedText(self.predicted)
+        self.prediction = None if predicted is None else Prediction(predicted, lookup)
         self.rtt_s = self.chance.choice([0.0, 0.1])
         self.machine = DraftMachine(
             self.request,
@@ -50,7 +57,7 @@ class EdgeDriver:
             rtt_s=lambda: self.rtt_s,
             u=uniforms(self.chance),
             readable_tokens=inf,
-            lookup=PromptLookup(self.request.prompt) if self.looks_up else None,
+            lookup=self.prediction or lookup,
             unused=self.chance.choice([0, 30]),  # of the session before: at 30 it soon rests
         )
         self.sent: list[bytes] = []
@@ -73,6 +80,11 @@ class EdgeDriver:
 
     def receive(self, frame: wire.Message) -> None:
         self._execute(self.machine.received(frame))
+
+    def lost(self) -> None:
+        """Lose the session, and all that is on its way."""
+        self.sent.clear()
+        self._execute(self.machine.lost())
 
     def _execute(self, outcome: Outcome) -> None:
         self.redraws += sum(isinstance(message, Redraw) for message in outcome.send)

@@ -2,11 +2,12 @@
 
 Up, any frame may arrive at any time and again later: this is also what a lost message that is
 sent again looks like. Down is a stream of bytes: in order, but begun anew after a cut. The
-verifier serves other sessions besides, which come and go.
+verifier serves other sessions besides, which come and go, and a fresh one may take its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -32,26 +33,33 @@ class Joined:
     may_fail: bool = False
     """The draft model may fail, with fill other than `never`."""
 
+    replaced: bool = False
+    """The verifier may be lost, and replaced by one that has never heard of the session."""
+
     others: int = 0
     """Sessions that the verifier serves besides, at most."""
 
     limits: Limits = field(default_factory=lambda: Limits(max_verify=4, max_ahead=6))
+    predicted: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self.edge = EdgeDriver(
             self.request, self.target, self.drafter, self.chance, self.right,
-            self.looks_up, self.limits,
+            self.looks_up, self.limits, self.predicted,
         )  # fmt: skip
+        self._arrived = 0.0
+        self._opened = 0
+        self._open()
+
+    def _open(self) -> None:
         self.verifier = VerifyDriver(self.target, self.chance, self.limits)
-        self.session = self.verifier.open(NAME, self.request, self.now)
+        self.session = self.verifier.open(NAME, self.edge.machine.opening(), self.now)
         self.received = 0
         """Frames that the edge has received since the stream began."""
 
         self._decoder = wire.Decoder()
         self._rest = b""  # of the frame that is on its way down
-        self._arrived = 0.0
-        self._opened = 0
 
     def wait(self, longest_s: float = 0.0) -> None:
         longest_s = longest_s or self.chance.choice([1e-5, 1e-3, 0.01, 0.1])
@@ -84,6 +92,14 @@ class Joined:
         """Break the stream down; it begins again at any frame before."""
         self.received = self.chance.randint(0, self.received)
         self._decoder, self._rest = wire.Decoder(), b""
+
+    def replace(self) -> None:
+        """Lose the verifier with all that is on its way, and go on with a fresh one."""
+        if self.edge.finish or not self.edge.machine.may_reopen:
+            return
+        self.edge.lost()
+        if not self.edge.finish:
+            self._open()
 
     # --- other sessions
 
@@ -130,16 +146,19 @@ class Joined:
             self.verifier.close(NAME)
 
     def disorder(self, actions: int) -> None:
-        edge, verifier = self.edge, self.verifier
+        edge = self.edge
         choices = [
             lambda: edge.next(self.now), lambda: edge.next(self.now),
             lambda: edge.end_step(self.now), lambda: edge.end_step(self.now),
             self.deliver, self.deliver, lambda: self.deliver(again=True),
             self.receive, self.receive, self.receive, self.cut,
-            lambda: verifier.begin_some(self.now), self._end_pass,
-            verifier.read_again, self.other, self._fail, self._end_answer,
+            lambda: self.verifier.begin_some(self.now), self._end_pass,
+            lambda: self.verifier.read_again(), self.other, self._fail, self._end_answer,
+            *([self.replace] if self.replaced else []),
         ]  # fmt: skip
         for _ in range(actions):
+            if self.replaced and self.edge.finish:
+                return  # what it knows may be more than its last verifier did
             self.wait()
             self.chance.choice(choices)()
 
@@ -168,7 +187,7 @@ class Joined:
         """Take random actions, then fair turns up to the Finish. Fails if none comes."""
         self.disorder(disorder)
         for _ in range(20 * self.request.max_tokens + 50):
-            self.turn()
             if self.edge.finish:
                 return
+            self.turn()
         raise AssertionError(f"deadlock after {len(self.session.committed)} tokens")

@@ -8,7 +8,8 @@ from math import inf
 
 import pytest
 
-from speculation.drafting.machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.drafting.policy import DraftPolicy, StreamPolicy
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.latencies import Latencies

@@ -54,3 +54,7 @@ def test_the_answer_stops_at_the_models_tokens_and_the_clients(
 def test_what_is_no_token_cannot_stop(token: int) -> None:
     with pytest.raises(InvalidSetting, match="stop_token_ids"):
         opened(stop_token_ids=[1, token])
+
+
+def test_a_prediction_is_the_edges_alone() -> None:
+    assert opened(prediction="text") == opened()

@@ -11,32 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import Commit, Down, Limits, Open, Reject, Sampling
 from speculation.sampling import distributions as distributions
-from speculation.sampling.distributions import Distribution, quantise
-from speculation.sampling.draft_token import DraftToken
 from speculation.sampling.judging import Rejection, judge_separate
 from speculation.verifying import session as verifying
 from speculation.verifying.session import VerifyingSession
+from tests.speculation.markov import SIZE, TARGET, draft, pvalue
 
-SIZE = 14
 TOKENS = 200_000
 SESSION_TOKENS = 1000
-
-
-def table(number: int, evenness: float) -> list[Distribution]:
-    """The distribution after each token."""
-    rows = np.random.default_rng(number).dirichlet([evenness] * SIZE, SIZE)
-    return [Distribution(np.arange(SIZE), row) for row in rows]
-
-
-TARGET = table(1, 2.0)
-DRAFTER = [quantise(distribution) for distribution in table(2, 1.0)]
 
 
 def session(chance: Random) -> list[int]:
@@ -58,15 +44,6 @@ def session(chance: Random) -> list[int]:
     return edge.committed
 
 
-def draft(edge: DraftingSession, chance: Random) -> None:
-    last = edge.context[-1] if edge.chain or edge.committed else 0
-    for _ in range(chance.randrange(4)):
-        if edge.may_extend:
-            q = DRAFTER[last]
-            last = q.at(chance.random())
-            edge.extend(DraftToken(last, 0.5, q))
-
-
 def receive(
     edge: DraftingSession, verifier: VerifyingSession, down: Sequence[Down], u: Iterator[float]
 ) -> None:
@@ -79,18 +56,6 @@ def receive(
                 answer = edge.rejected(message, u) or edge.flush()
                 assert answer
                 receive(edge, verifier, verifier.receive(answer, u), u)
-
-
-def pvalue(texts: Sequence[list[int]]) -> float:
-    """Test the counts of each token after each other token against the target."""
-    counts = np.zeros((SIZE, SIZE))
-    for text in texts:
-        np.add.at(counts, ([0, *text[:-1]], text), 1)
-    expected = counts.sum(1, keepdims=True) * np.array(
-        [distribution.p for distribution in TARGET]
-    )
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return float(stats.chi2.sf(statistic, SIZE * (SIZE - 1)))
 
 
 @pytest.fixture

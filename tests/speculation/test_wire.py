@@ -15,6 +15,7 @@ from speculation.protocol import wire
 from speculation.protocol.codec import UINT
 from speculation.protocol.errors import LocalProtocolError, MalformedFrame
 from speculation.protocol.messages import (
+    Beat,
     Commit,
     Draft,
     Fault,
@@ -61,8 +62,11 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.sampled_from(["coupled", "separate"]),
         st.sampled_from(["always", "auto", "never"]),
         st.none() | UINTS,
+        TOKENS,
+        st.text(),
         UINTS,
     ),
+    st.just(Beat()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans(), st.booleans()),
     st.builds(Redraw, UINTS, UINTS),

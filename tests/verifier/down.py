@@ -9,14 +9,15 @@ from itertools import pairwise
 import httpx
 
 from speculation.protocol import wire
-from speculation.protocol.messages import Commit, Message, Open, Opened, Pushed
+from speculation.protocol.messages import Beat, Commit, Message, Open, Opened, Pushed
 
 
 class Stream:
-    """One response: messages in order."""
+    """One response: messages in order, and how many beats came between them."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
+        self.beats = 0
         self._chunks = response.aiter_raw()
         self._decoder = wire.Decoder()
         self._messages: list[Message] = []
@@ -28,7 +29,11 @@ class Stream:
             if chunk is None:
                 self._decoder.close()
                 return None
-            self._messages.extend(self._decoder.feed(chunk))
+            for message in self._decoder.feed(chunk):
+                if isinstance(message, Beat):
+                    self.beats += 1
+                else:
+                    self._messages.append(message)
         return self._messages.pop(0)
 
     async def rest(self) -> list[Message]:

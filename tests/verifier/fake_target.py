@@ -111,6 +111,9 @@ class FakeTarget:
     def packed_tokenizer(self) -> bytes:
         return b"packed"
 
+    async def check(self, request: Open) -> None:
+        pass
+
     async def start(self) -> None:
         if not self._starts:
             await asyncio.Event().wait()

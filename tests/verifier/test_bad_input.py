@@ -19,13 +19,17 @@ from speculation.protocol.messages import (
 )
 from tests.verifier.conftest import http2_client, sessions_open, until
 from tests.verifier.down import opened, push
-from tests.verifier.fake_target import STALLS, V, opening
+from tests.verifier.fake_target import STALLS, STOP_TOKEN, V, opening
 from verifier.routes import DRAFTS_BYTES, OPEN_BYTES
 
 BAD_OPENS = [
     ("version", opening(version=PROTOCOL_VERSION + 1), 400, "unsupported_version"),
     ("model", opening(model="other"), 404, "model_not_found"),
     ("vocabulary", opening(vocabulary="0" * 32), 409, "vocabulary_mismatch"),
+    ("identity", opening(identity="another"), 409, "identity_mismatch"),
+    ("committed", opening(committed=(V,)), 400, "invalid_value"),
+    ("committed", opening(committed=(4,) * 8), 400, "invalid_value"),
+    ("committed", opening(committed=(4, STOP_TOKEN, 5)), 400, "invalid_value"),
     ("prompt", opening(prompt=()), 400, "invalid_value"),
     ("prompt", opening(prompt=(4, V)), 400, "invalid_value"),
     ("stop_tokens", opening(stop_tokens=(V,)), 400, "invalid_value"),

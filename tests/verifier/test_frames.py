@@ -112,10 +112,9 @@ async def test_what_the_core_encoded_reaches_every_reader_unchanged(
     encoded: list[Message],
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
-    session = Session(
-        Opened("s", FACTS.limits), target, Timeouts(SessionSettings(), 0.0, 0.0), lambda: 0.0
-    )
-    await session.start(opening())
+    opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
+    session = Session(opened, opening(), target, timeouts, lambda: 0.0)
+    await session.start()
 
     for _ in range(2):
         assert [entry.frame for entry in session.log.read(Cursor(0))] == FRAMES

@@ -20,7 +20,15 @@ from gateway.ports import Job
 from gateway.ports import Sampling as PlainSampling
 from models.store import open_store
 from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Finish, Limits, Open, Reject, TokenId
+from speculation.protocol.messages import (
+    Commit,
+    Finish,
+    Limits,
+    Open,
+    Reject,
+    TokenId,
+    TokenLogprob,
+)
 from speculation.protocol.wire import Framed
 from tests.verifier.llama_edges import (
     TOKENS,
@@ -122,6 +130,33 @@ async def test_drafts_do_not_change_a_text_that_penalties_shape(
     assert said == text != await plain(host, job_of(host, PROMPTS[0], temperature))
     if drafter is perfect:
         assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("prompt", [PROMPTS[0], LONG])
+async def test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_them(
+    host: Host, prompt: str, temperature: float
+) -> None:
+    job = job_of(host, prompt, temperature)
+    request = opening(replace(job, extras={"min_tokens": 20}), host.ready().facts)
+    whole = await said_with_logprobs(host, request)
+
+    for known in (1, len(whole) // 2, len(whole) - 1):
+        committed = tuple(token for token, _ in whole[:known])
+        rest = await said_with_logprobs(host, replace(request, committed=committed))
+
+        assert rest == whole[known:]
+
+
+async def said_with_logprobs(host: Host, request: Open) -> list[tuple[TokenId, TokenLogprob]]:
+    """Return the tokens that a session without drafts commits, and their log-probabilities."""
+    said: list[tuple[TokenId, TokenLogprob]] = []
+    async with aclosing(host.ready().serve("committed", request)) as replies:
+        async for reply in replies:
+            if isinstance(commit := reply.message, Commit):
+                assert commit.start == len(request.committed) + len(said)
+                said += zip(commit.tokens, commit.logprobs or (), strict=True)
+    return said
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

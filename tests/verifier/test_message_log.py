@@ -150,3 +150,17 @@ def counted_encodings(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
 
     monkeypatch.setattr(wire, "encode", counting)
     return encoded
+
+
+@given(SIZES, st.integers(1, 30), st.data())
+@settings(deadline=None)
+def test_a_log_may_begin_after_tokens_that_another_session_committed(
+    sizes: list[int], start: int, data: st.DataObject
+) -> None:
+    log = Log(start)
+    for commit in commits_of([start, *sizes])[1:]:
+        log.add(Framed(commit))
+    end = start + sum(sizes)
+    position = data.draw(st.integers(start, end))
+
+    assert tokens_of(log.read(Cursor(position))) == list(range(position, end))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import httpx
+import pytest
 
-from speculation.protocol.messages import Commit, Draft, Fault, Finish, Redraw, Reject
+from speculation.protocol.messages import BEAT_S, Commit, Draft, Fault, Finish, Redraw, Reject
 from tests.verifier.conftest import http2_client, sessions_open, until
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, STREAMS, opening, said
@@ -46,6 +48,42 @@ async def test_headers_and_opened_come_before_the_prompt_is_read(
 
     assert fault == Fault("cancelled", "the edge cancelled the session")
     await none_open(client)
+
+
+async def test_a_stream_without_messages_beats(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening(prompt=(STALLS,))) as stream:
+        session = await stream.opened()
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.next(), 5 * BEAT_S)
+        beats, lasted_s = stream.beats, time.monotonic() - begun
+        await client.delete(f"/v1/speculate/{session}")
+
+    assert 3 <= beats <= lasted_s / BEAT_S
+
+
+async def test_a_session_goes_on_after_committed_tokens(client: httpx.AsyncClient) -> None:
+    request = opening(committed=tuple(truth(3)))
+    async with opened(client, request) as stream:
+        session = await stream.opened()
+        messages = await stream.rest()
+    async with resumed(client, session, 5) as late:
+        rest = await late.rest()
+    before = await client.get(f"/v1/speculate/{session}?from=2")
+
+    assert next(m.start for m in messages if isinstance(m, Commit)) == 3
+    assert text_of(messages) == truth(8)[3:]
+    assert text_of(rest) == truth(8)[5:]
+    assert before.status_code == 400
+
+
+async def test_health_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
+    async with opened(client, opening(prompt=(STALLS,))) as stream:
+        session = await stream.opened()
+        health = await client.get("/health")
+        await client.delete(f"/v1/speculate/{session}")
+
+    assert health.json() == {"status": "ok", "model": "fake", "load": round(1 / 64, 3)}
 
 
 async def test_drafts_are_judged(client: httpx.AsyncClient) -> None:

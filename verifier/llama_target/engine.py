@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from gateway.hosting.cores import compute_threads
-from models.llama import Context, Model
+from models.errors import GrammarFailed
+from models.llama import ENGINE, Cache, Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
 from speculation.verifying.machine import Verdict
+from verifier.identity import weights_of
 from verifier.llama_target.judging import Part, judge
 from verifier.llama_target.settings import LlamaSettings
 
@@ -29,14 +31,18 @@ class Engine:
         self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
         self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
         threads = settings.threads or compute_threads()
+        # with several threads, an F16 cache lets passes differ in the last bit
+        cache: Cache = "F16" if threads == 1 else "Q8_0"
         self._context = Context(
             self.model,
             self.context_tokens,
             sequences=settings.slots,
             threads=threads,
             batch_tokens=settings.max_rows,
-            cache="F16" if threads == 1 else "Q8_0",  # else passes differ in the last bit
+            cache=cache,
         )
+        self.shapes = (ENGINE, weights_of(path), threads, cache)
+        """What shapes a text."""
 
     def close(self) -> None:
         """Free the memory."""
@@ -56,14 +62,18 @@ class Engine:
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict]:
-        """Run one pass, and judge it."""
+    def run(self, parts: Sequence[Part]) -> list[Verdict | GrammarFailed]:
+        """Run one pass, and judge it. A grammar that fails concerns its own session only."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
-        verdicts, first = [], 0
+        verdicts: list[Verdict | GrammarFailed] = []
+        first = 0
         for part in parts:
-            verdicts.append(judge(part, partial(self._row, first)))
+            try:
+                verdicts.append(judge(part, partial(self._row, first)))
+            except GrammarFailed as error:
+                verdicts.append(error)
             first += len(part.tokens)
         return verdicts
 

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from models.errors import GrammarFailed
 from speculation.protocol.messages import TokenId
 from speculation.verifying.machine import Offer, Verdict, VerifyMachine
 from verifier.llama_target.judging import Part
@@ -33,7 +34,7 @@ class Passes(Protocol):
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None: ...
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict]: ...
+    def run(self, parts: Sequence[Part]) -> list[Verdict | GrammarFailed]: ...
 
 
 class Scheduler:
@@ -110,8 +111,12 @@ class Scheduler:
             return
         now, rows = self._clock(), sum(len(part.tokens) for part in parts)
         self._metrics.passed(rows, now - plan.started)
-        verdicts = dict(zip(plan.passes, outcome, strict=True))
-        for verdict, part in zip(outcome, parts, strict=True):
+        verdicts = {}
+        for name, verdict, part in zip(plan.passes, outcome, parts, strict=True):
+            if isinstance(verdict, GrammarFailed):
+                slots[name].fail(TargetFailed(str(verdict)))
+                continue
+            verdicts[name] = verdict
             self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
         for name, down in self._machine.ran(plan, verdicts, now, rows=rows).items():
             slots[name].send(down)
@@ -119,7 +124,7 @@ class Scheduler:
     async def _prefill(self, slot: Slot) -> None:
         start = slot.prefilled
         count = min(self._settings.prefill_rows, slot.unread)
-        tokens = slot.request.prompt[start : start + count]
+        tokens = slot.opening[start : start + count]
         await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
         slot.prefilled += count
 

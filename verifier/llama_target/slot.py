@@ -29,8 +29,11 @@ class Slot:
         self.sequence: int
         """Its sequence in the KV cache; set before the scheduler has the slot."""
 
+        self.opening = (*self.request.prompt, *self.request.committed)
+        """The text that the session begins with; all but its last token is prefilled."""
+
         self.prefilled = 0
-        """Prompt tokens in the KV cache."""
+        """Tokens of it in the KV cache."""
 
         self.held_since: float | None = None
         """When its pass began to be held; None while it is not."""
@@ -50,14 +53,14 @@ class Slot:
         """What its sequence holds for sure: all but the last token, which opens a pass."""
         if self._failure:
             return ()
-        if not self._session.committed:
-            return self.request.prompt[: self.prefilled]
-        return (*self.request.prompt, *self._session.committed[:-1])
+        if self.unread:
+            return self.opening[: self.prefilled]
+        return (*self.request.prompt, *self._session.committed)[:-1]
 
     @property
     def unread(self) -> int:
-        """Prompt tokens to prefill: all but the last, which opens the first pass."""
-        return 0 if self._failure else len(self.request.prompt) - 1 - self.prefilled
+        """Tokens to prefill: all but the last, which opens the first pass."""
+        return 0 if self._failure else len(self.opening) - 1 - self.prefilled
 
     @property
     def ready(self) -> bool:

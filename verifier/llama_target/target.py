@@ -13,11 +13,12 @@ from typing import Final
 
 import structlog
 
+from models.errors import CannotCheck
 from models.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
 from speculation.protocol.opening import STOPPING
 from speculation.protocol.wire import Framed
-from speculation.sampling.adjustments import adjustment
+from speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from speculation.sampling.logit_settings import LOGIT_SETTINGS
 from speculation.verifying.latency import measured
 from speculation.verifying.machine import VerifyMachine
@@ -28,16 +29,18 @@ from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
 from verifier.target import (
+    GRAMMAR,
     Described,
     Reply,
     TargetFailed,
     TargetFull,
     UnknownSession,
+    asked_grammar,
     started,
     unservable,
 )
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, GRAMMAR)
 """OpenAI parameters served beyond Sampling."""
 
 
@@ -89,8 +92,15 @@ class LlamaTarget(Described):
         if self._running:
             self._running.cancel()
             await asyncio.wait([self._running])
+        await self.close_grammars()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
+
+    async def check(self, request: Open) -> None:
+        """Compile the request's grammar, if it has one. Raises Unservable or TargetFull."""
+        if (asked := asked_grammar(request)) is not None:
+            with unservable():
+                await self.grammars.compile(asked)
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
@@ -126,7 +136,7 @@ class LlamaTarget(Described):
             raise TargetFull(f"all {self._settings.slots} slots are taken")
         size, now = self.facts.vocabulary_size, self._clock()
         with unservable():
-            adjust = adjustment(request, vocabulary_size=size)
+            adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
         self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
         slot = self._slots[session] = Slot(session, self._machine.session(session), adjust)
         if self._places.free:
@@ -134,6 +144,14 @@ class LlamaTarget(Described):
         else:
             self._waiting.append(slot)
         return slot
+
+    def _mask(self, request: Open) -> Adjust | None:
+        """Return what bars the tokens that the request's grammar does not allow."""
+        if (asked := asked_grammar(request)) is None:
+            return None
+        if (grammar := self.grammars.compiled(asked)) is None:
+            raise CannotCheck("the grammar was not compiled, or long ago")
+        return grammar.begin().mask
 
     def _release(self, session: str, slot: Slot) -> None:
         """Forget a session; the one that has waited longest takes its place."""
@@ -150,13 +168,13 @@ class LlamaTarget(Described):
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
         """Let a session take part, with a sequence of the KV cache."""
-        slot.sequence, slot.prefilled = self._places.take(slot.request.prompt)
+        slot.sequence, slot.prefilled = self._places.take(slot.opening)
         scheduler.add(slot)
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)
         file = tokenizer_file(self._path, self._template)
-        self.describe(file, engine.context_tokens, FEATURES)
+        self.describe(file, engine.context_tokens, FEATURES, engine.shapes)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

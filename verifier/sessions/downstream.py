@@ -1,11 +1,14 @@
 """Sends a session's messages as the long body of one response.
 
-Headers go out with the first body message, so there is one at once. The stream ends after a
-Finish or a Fault, when another reader takes over, or when the client goes away.
+Headers go out with the first body message, so there is one at once. While there is nothing to
+send a Beat is sent now and then, so that the edge soon notices a lost link or process. The
+stream ends after a Finish or a Fault, when another reader takes over, or when the client goes
+away.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from starlette.responses import Response
@@ -15,11 +18,12 @@ from gateway.account import Account
 from gateway.choice_stream import cancel_on_disconnect, send_to_client
 from gateway.errors import ClientGone
 from speculation.protocol import wire
-from speculation.protocol.messages import Opened
+from speculation.protocol.messages import BEAT_S, Beat, Opened
 from verifier.sessions.session import Reader
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 
+_BEAT: Final = wire.encode(Beat())
 _START: Final[Message] = {
     "type": "http.response.start",
     "status": 200,
@@ -51,7 +55,15 @@ class Downstream(Response):
     async def _stream(self, send: Send) -> None:
         await send(_START)
         await _send(send, self._first)
-        while entries := await self._reader.read():
+        while True:
+            try:
+                async with asyncio.timeout(BEAT_S):
+                    entries = await self._reader.read()
+            except TimeoutError:
+                await _send(send, _BEAT)
+                continue
+            if not entries:
+                return
             await _send(send, b"".join(entry.frame for entry in entries))
 
 

@@ -31,10 +31,13 @@ class Cursor:
 
 
 class Log:
-    def __init__(self) -> None:
+    """start: the position of the first token that the session commits."""
+
+    def __init__(self, start: int = 0) -> None:
         self.ending: Finish | Fault | None = None
-        self.tokens = 0
-        """Output tokens logged."""
+        self.start = start
+        self.tokens = start
+        """The position after the last output token logged."""
 
         self._commits: list[Framed[Commit]] = []
         self._starts: list[int] = []
@@ -57,7 +60,7 @@ class Log:
                 self.ending, self._last = ending, entry
 
     def read(self, cursor: Cursor) -> list[Entry]:
-        """Return what follows the cursor, and move it there."""
+        """Return what follows the cursor, which is at `start` or later, and move it there."""
         entries: list[Entry] = list(self._from(cursor.position))
         cursor.position = max(cursor.position, self.tokens)
         if self._reject and cursor.rejects < self._rejects:

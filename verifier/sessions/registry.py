@@ -56,20 +56,27 @@ class Sessions:
     async def open(self, request: Open) -> Session:
         """Start a session. Raises TargetFull, Unservable, or Unavailable while loading."""
         target = self._host.ready()
+        await target.check(request)
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
         now = self._clock()
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
-        session = Session(opened, target, Timeouts(self._settings, now, now), self._clock)
+        timeouts = Timeouts(self._settings, now, now)
+        session = Session(opened, request, target, timeouts, self._clock)
         self._running[session.name] = session
         self._metrics.open.inc()
-        session.start(request).add_done_callback(partial(self._over, session))
+        session.start().add_done_callback(partial(self._over, session))
         await asyncio.sleep(0)  # a target turns sessions away before it first waits
         if session.turned_away:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session
+
+    @property
+    def load(self) -> float:
+        """The share of the sessions that are taken, from 0 to 1."""
+        return len(self._running) / self._settings.max_sessions
 
     def find(self, name: str) -> Session:
         """Return a session that runs or ended lately. Raises UnknownSession."""

@@ -23,14 +23,15 @@ Clock = Callable[[], float]
 
 class Session:
     def __init__(
-        self, opened: Opened, target: Target, timeouts: Timeouts, clock: Clock
+        self, opened: Opened, request: Open, target: Target, timeouts: Timeouts, clock: Clock
     ) -> None:
         self.opened = opened
         self.name = opened.session
-        self.log = Log()
+        self.log = Log(len(request.committed))
         self.turned_away: TargetFull | Unservable | None = None
         """Why the target did not begin; None if it did."""
 
+        self._request = request
         self._target = target
         self._timeouts = timeouts
         self._clock = clock
@@ -39,9 +40,9 @@ class Session:
         self._reader: Reader | None = None
         self._cause: Fault | None = None
 
-    def start(self, request: Open) -> asyncio.Task[None]:
+    def start(self) -> asyncio.Task[None]:
         """Run the session in a task of its own, which never raises."""
-        self.task = asyncio.create_task(self._run(request), name=f"session {self.name}")
+        self.task = asyncio.create_task(self._run(), name=f"session {self.name}")
         return self.task
 
     def cancel(self, cause: Fault) -> None:
@@ -60,9 +61,9 @@ class Session:
         self._timeouts.active_at = self._clock()
         self._rearm()
 
-    async def _run(self, request: Open) -> None:
+    async def _run(self) -> None:
         try:
-            replies = self._target.serve(self.name, request)
+            replies = self._target.serve(self.name, self._request)
             async with asyncio.timeout(None) as self._timer, aclosing(replies):
                 self._rearm()
                 async for reply in replies:
@@ -108,8 +109,9 @@ class Session:
 
         Raises ValueError for a position beyond the log.
         """
-        if not 0 <= position <= self.log.tokens:
-            raise ValueError(f"position {position} is not in 0..{self.log.tokens}")
+        first, end = self.log.start, self.log.tokens
+        if not first <= position <= end:
+            raise ValueError(f"position {position} is not in {first}..{end}")
         before, self._reader = self._reader, Reader(self, position)
         if before:
             before.wake()

@@ -30,7 +30,8 @@ class Timeouts:
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session ends if nothing happens, and the Fault it then ends with."""
         at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
-        return at + wait_s, Fault(code, f"{text} {wait_s:g} s")
+        retryable = code == "cancelled"  # the edge was away, and may go on with the answer
+        return at + wait_s, Fault(code, f"{text} {wait_s:g} s", retryable)
 
     def _rules(self) -> Iterator[tuple[float, float, str, str]]:
         """Yield since when a wait lasts, how long it may, and the Fault's code and text."""

@@ -41,15 +41,6 @@ class VerifyRequest:
     """No pass has begun: nothing is generated beyond `forced`, and no row is judged."""
 
     @property
-    def adjustments(self) -> list[Adjustment | None]:
-        """What the session's other settings change of each of the K + 1 rows."""
-        rows = [self.adjustment]
-        for token in self.draft:
-            here = rows[-1]
-            rows.append(here and here.after((token,)))
-        return rows
-
-    @property
     def injected(self) -> int:
         """How many tokens vLLM takes for draft tokens."""
         return len(self.draft) + (self.forced is not None and not self.silent)

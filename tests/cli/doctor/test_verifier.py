@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from cli.doctor.drafting import check_gain, check_vocabulary
 from cli.doctor.verifier import check_certificate, check_verifier, not_reached
-from edge_agent.app import open_uplink
+from edge_agent.app import open_verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault, Unavailable
@@ -109,7 +109,7 @@ def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Pa
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             chosen = settings(f"http://{host}:{closed.getsockname()[1]}")
-            uplink = open_uplink(chosen, EdgeMetrics(CollectorRegistry()))
+            (uplink,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).uplinks
             store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
             findings = await check_verifier(chosen, store, uplink)
             return all(finding.ok for finding in findings)

@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
 import numpy as np
 
 from speculation.drafting.session import DraftingSession
@@ -44,6 +45,14 @@ PERSON = {
     "additionalProperties": False,
 }
 """A JSON schema."""
+SHAPED = {
+    "presence_penalty": 0.8,
+    "frequency_penalty": 0.3,
+    "repetition_penalty": 1.2,
+    "logit_bias": {28: 4.0, 30: -100.0, 198: 2.0},
+    "min_tokens": 30,
+}
+"""All settings that change logits."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,11 @@ class Answer:
     finish: Finish | None = None
 
 
+def with_extras(sampling: Sampling, **extras: object) -> Sampling:
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extras.items()}
+    return msgspec.structs.replace(sampling, extras=raw)
+
+
 def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: object) -> Open:
     facts: ModelFacts = target.facts
     settings: dict[str, object] = {"seed": 1234, "max_tokens": 64, "stop_tokens": ()}
@@ -79,7 +93,7 @@ def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: objec
 
 async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
     """Run a session without drafts."""
-    answer = Answer()
+    answer = Answer(list(request.committed))
     async with aclosing(target.serve(session, request)) as messages:
         async for reply in messages:
             message = reply.message
@@ -102,8 +116,9 @@ async def drafted(
     """Run a session whose edge drafts the oracle's tokens, as often wrong and as late as the
     script wants."""
     edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
+    edge.committed.extend(request.committed)
     draft = drafter(oracle, script, target.facts.vocabulary_size)
-    answer = Answer()
+    answer = Answer(list(request.committed))
     async with (
         aclosing(target.serve(session, request)) as messages,
         asyncio.TaskGroup() as tasks,

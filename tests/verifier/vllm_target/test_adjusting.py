@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from random import Random
 from typing import Any
 
 import msgspec
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speculation.protocol.messages import Sampling
 from speculation.sampling.adjustments import Adjustment
 from speculation.sampling.logit_settings import LogitSettings
 
 torch = pytest.importorskip("torch")
 
+from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
 from verifier.vllm_target.worker.adjusting import adjust  # noqa: E402
 
 V = 20
@@ -35,28 +38,40 @@ def after(asked: LogitSettings, prompt: list[int], output: list[int]) -> Adjustm
     return first and first.after(output)
 
 
-ADJUSTMENTS = st.lists(st.builds(after, SETTINGS, TEXT, TEXT), min_size=1, max_size=6)
+REQUESTS = st.builds(
+    VerifyRequest,
+    sampling=st.just(Sampling()),
+    judge=st.just("coupled"),
+    seed=st.just(0),
+    at=st.just(0),
+    draft=st.lists(st.integers(0, V - 1), max_size=6).map(tuple),
+    adjustment=st.builds(after, SETTINGS, TEXT, TEXT),
+)
 
 
-def rows(number: int, count: int) -> np.ndarray:
+def some_logits(count: int, number: int) -> np.ndarray:
     logits = np.random.default_rng(number).normal(0, 5, (count, V)).astype(np.float32)
     logits[::3, 3:] = -np.inf  # a grammar leaves three tokens, two of which may be barred
     logits[::4, 1] = -np.inf
     return logits
 
 
-@given(ADJUSTMENTS, st.integers(0, 10**6))
-@settings(max_examples=200, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=5), st.randoms(), st.integers(0, 10**6))
+@settings(max_examples=300, deadline=None)
 def test_rows_together_become_to_the_bit_what_the_core_makes_of_each(
-    adjustments: list[Adjustment | None], number: int
+    requests: list[VerifyRequest], chance: Random, number: int
 ) -> None:
-    logits = rows(number, len(adjustments))
+    """Some rows of each pass, in any order."""
+    rows = [(each, index) for each in requests for index in range(len(each.draft) + 1)]
+    rows = chance.sample(rows, chance.randint(1, len(rows)))
+    logits = some_logits(len(rows), number)
     together = torch.from_numpy(logits.copy())
 
-    adjust(together, adjustments)
+    adjust(together, rows)
 
-    for found, row, each in zip(together.numpy(), logits, adjustments, strict=True):
-        expected = row if each is None else each.apply(row)
+    for found, before, (request, index) in zip(together.numpy(), logits, rows, strict=True):
+        here = request.adjustment and request.adjustment.after(request.draft[:index])
+        expected = before if here is None else here.apply(before)
         assert found.tobytes() == expected.tobytes()
 
 
@@ -65,8 +80,9 @@ def test_rows_without_settings_are_not_touched(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("something went to the device")
 
     monkeypatch.setattr("verifier.vllm_target.worker.adjusting.upload", fail)
+    plain = VerifyRequest(Sampling(), "coupled", 0, 0, (1, 2))
 
-    adjust(torch.zeros(3, V), [None] * 3)
+    adjust(torch.zeros(3, V), [(plain, index) for index in range(3)])
 
 
 @given(SETTINGS, TEXT, TEXT)
@@ -81,5 +97,5 @@ def test_it_survives_its_journey_to_the_worker(
 
     here = pickle.loads(pickle.dumps(there))
 
-    logits = rows(1, 2)[1]
+    logits = some_logits(2, 1)[1]
     assert here.apply(logits).tobytes() == there.apply(logits).tobytes()

@@ -7,7 +7,6 @@ import json
 import math
 from typing import Any
 
-import msgspec
 import pytest
 
 from speculation.protocol.messages import Sampling
@@ -17,10 +16,12 @@ from tests.verifier.vllm_target.scripted import (
     GREEDY,
     PERSON,
     PROMPTS,
+    SHAPED,
     Script,
     drafted,
     opening,
     plain,
+    with_extras,
 )
 from verifier.target import Unservable
 from verifier.vllm_target.service.target import VllmTarget
@@ -36,32 +37,33 @@ FEATURES = {
 }
 
 
-def with_extras(sampling: Sampling, **extras: object) -> Sampling:
-    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extras.items()}
-    return msgspec.structs.replace(sampling, extras=raw)
-
-
-SHAPED = {
-    "presence_penalty": 0.8,
-    "frequency_penalty": 0.3,
-    "repetition_penalty": 1.2,
-    "logit_bias": {28: 4.0, 30: -100.0, 198: 2.0},
-    "min_tokens": 30,
-}
-
-
 @pytest.mark.parametrize("prompt", PROMPTS)
 async def test_a_greedy_text_that_settings_shape_is_the_one_that_vllm_itself_generates(
     target: VllmTarget, prompt: str
 ) -> None:
+    """But for logit_bias, which vLLM rejects where it speculates."""
     stop = tuple(target.facts.stop_tokens)
-    shaped = with_extras(GREEDY, **SHAPED)
+    asked = {name: value for name, value in SHAPED.items() if name != "logit_bias"}
+    shaped = with_extras(GREEDY, **asked)
     request = opening(target, prompt, shaped, max_tokens=40, stop_tokens=stop)
-    expected = await vllms(target, prompt, SHAPED | {"max_tokens": 40, "temperature": 0.0})
+    expected = await vllms(target, prompt, asked | {"max_tokens": 40, "temperature": 0.0})
 
     answer = await drafted(target, "shaped", request, expected, Script(wrong=0.2))
 
     assert answer.tokens == expected
+
+
+async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_nothing_else(
+    target: VllmTarget,
+) -> None:
+    shaped = with_extras(DRAWN, structured_outputs={"choice": ["yes"]}, min_tokens=20)
+    stop = tuple(target.facts.stop_tokens)
+    request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
+
+    answer = await plain(target, "short", request)
+
+    text = b"".join(target.tokenizer.piece(token) for token in answer.tokens)
+    assert (text, answer.tokens[-1] in stop) == (b"yes", True)
 
 
 async def vllms(target: VllmTarget, prompt: str, asked: dict[str, Any]) -> list[int]:

@@ -56,10 +56,15 @@ def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
     assert admitted(asked).request.sampling.extras == {}
 
 
+def test_a_schema_is_passed_on_to_vllm_as_the_client_wrote_it() -> None:
+    request = opening(structured_outputs={"json": {"b": 1, "a": 2}})
+
+    assert engine_request("s", request, FACTS).structured == {"json": '{"b":1,"a":2}'}
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
-        {"json": {"a": 1}},
         {"json_object": True},
         {"regex": "a+"},
         {"choice": ["a", "b"]},

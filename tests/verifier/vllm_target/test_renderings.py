@@ -13,8 +13,6 @@ from tests.models.make_renderings import TODAY, rendered
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
-PLAIN = [name for name in chats(FAMILIES["smollm2"]) if not name.startswith("forged")]
-
 
 def ours(name: str, chat: Chat) -> str | None:
     text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
@@ -41,12 +39,13 @@ def test_smollm2s_chats_have_the_tokens_that_transformers_gives_them(directory: 
     tokenizer = tokenizer_file(directory).open()
     asked = chats(FAMILIES["smollm2"])
 
-    for name in PLAIN:
-        chat = asked[name]
-        try:
-            tokens = tokenizer.chat(chat.messages, tools=chat.tools, options=chat.options)
-        except ValueError:
+    compared = 0
+    for name, chat in asked.items():
+        if name.startswith("forged") or rendered("smollm2", chat) is None:
             continue
         options = {"add_generation_prompt": True} | chat.options
         expected = theirs.apply_chat_template(chat.messages, chat.tools or None, **options)
+        tokens = tokenizer.chat(chat.messages, tools=chat.tools, options=chat.options)
         assert tokens == expected["input_ids"], name
+        compared += 1
+    assert compared > 10

@@ -22,7 +22,14 @@ from speculation.sampling import distributions
 from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.sampling.draft_token import DraftToken
 from tests.verifier.vllm_target.conftest import ON_ENGINE
-from tests.verifier.vllm_target.scripted import opening, plain, recovered, uniforms
+from tests.verifier.vllm_target.scripted import (
+    SHAPED,
+    opening,
+    plain,
+    recovered,
+    uniforms,
+    with_extras,
+)
 from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
@@ -166,7 +173,8 @@ async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> 
 async def test_sessions_that_await_recovered_tokens_outlive_preemption(
     target: VllmTarget,
 ) -> None:
-    no_choice = Sampling(temperature=1.0, top_k=1)  # so that the text can be known
+    """With settings that depend on the text, recovered tokens included."""
+    no_choice = with_extras(Sampling(temperature=1.0, top_k=1), **SHAPED)  # the text is known
     prompt = tuple(target.tokenizer.encode(PROMPT * 16))[:110]
     request = replace(
         opening(target, PROMPT, no_choice, judge="separate", fill="never", max_tokens=30),

@@ -80,6 +80,21 @@ def rejected(token: int, *allowed: int) -> Rejection:
     return Rejection(token, distribution)
 
 
+def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
+    core = Core(LogitSettings(frequency_penalty=0.5), committed=(3, 4, 4))
+
+    request = core.begin(generated=0, injected=0)
+    core.run(5)
+
+    assert request.forced is None  # vLLM knows all three
+    assert request.at == place(PROMPT_TOKENS, 3)
+    assert request.adjustment is not None
+    assert request.adjustment.position == 3
+    assert core.slot.owed(1) == ()
+    assert [core.slot.untold(), core.slot.untold()] == [[3, 4, 4], []]
+    assert core.sent[0] == Commit(0, 3, (5,), pass_s=1.0, queue_s=1.0)
+
+
 def test_an_admission_survives_its_journey() -> None:
     request = Open("m", "v", (), Sampling(0.5, 0.1, 3, 0.9), 2**62, 7, (1, 2), "separate")
     settings = LogitSettings(1.5, logit_bias={5: -1.5})
@@ -117,25 +132,23 @@ def test_a_request_names_the_place_of_its_first_row() -> None:
 
 
 def test_a_request_without_settings_carries_no_text() -> None:
-    assert Core().begin(0, 0).adjustments == [None]
+    assert Core().begin(0, 0).adjustment is None
 
 
-def test_a_request_carries_what_the_text_before_each_row_changes() -> None:
+def test_a_request_carries_what_the_committed_text_changes() -> None:
     core = Core(LogitSettings(repetition_penalty=1.5), max_tokens=100)
-    core.receive(Draft(1, 0, 0, (5,)))
     core.begin(0, 0)
     core.run(4)
     core.begin(1, 0)
     core.run(7)
-    core.receive(Draft(2, 2, 0, (9, 9)))
 
-    adjustments = core.begin(2, 2).adjustments
+    adjustment = core.begin(2, 0).adjustment
 
-    assert [each.position for each in adjustments if each] == [2, 3, 4]
-    seen = [each.seen for each in adjustments if each and each.seen]
-    counted = [dict(zip(s.tokens.tolist(), s.counts.tolist(), strict=True)) for s in seen]
-    committed = {4: 1.0, 7: 1.0, 8: 0.0}
-    assert counted == [committed, committed | {9: 1.0}, committed | {9: 2.0}]
+    assert adjustment is not None
+    assert adjustment.position == 2
+    seen = adjustment.seen
+    assert seen is not None
+    assert dict(zip(seen.tokens, seen.counts, strict=True)) == {4: 1.0, 7: 1.0, 8: 0.0}
 
 
 def test_a_recovered_token_is_owed_until_the_next_step() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from tests.verifier.vllm_target.conftest import make
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -38,3 +42,18 @@ def test_an_option_that_vllm_does_not_know_is_named() -> None:
 
     with pytest.raises(TargetFailed, match="colour"):
         compat.check({"colour": "red"})
+
+
+async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_switched_off(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verifier.vllm_target.service import compat
+
+    monkeypatch.setattr(compat, "TESTED", ((0, 1), (0, 2)))
+    target = make(directory, self_test=False)
+
+    await target.start()
+    try:
+        assert (await target.figures())["steps"] > 0
+    finally:
+        await target.stop()

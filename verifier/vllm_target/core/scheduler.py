@@ -90,6 +90,8 @@ class PicoScheduler(SessionScheduler):
             slot, request = self._slots.of(request_id), self.requests[request_id]
             if slot is None or request.num_computed_tokens < request.num_tokens:
                 continue
+            if not self.structured_output_manager.accept_tokens(request, slot.untold()):
+                slot.complaint = "Open.committed: the grammar forbids these tokens"
             owed = slot.owed(request.num_output_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
             sampled.append((request_id, slot, owed))

@@ -55,7 +55,8 @@ class SessionScheduler(Scheduler):
                 asked.session, asked.request, asked.limits, vocabulary_size=size, now=now
             )
             session = self._machine.session(asked.session)
-            slot = SessionSlot(asked, session, request.prompt_token_ids or ())
+            prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
+            slot = SessionSlot(asked, session, prompt)
             self._slots.add(request.request_id, slot)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:

@@ -49,6 +49,7 @@ class SessionSlot:
     ) -> None:
         self.admission = admission
         self.session = session
+        self._untold = list(session.request.committed)
         self._adjustment = Adjustment.first(
             admission.settings, prompt, admission.request.stop_tokens
         )
@@ -73,7 +74,14 @@ class SessionSlot:
     def owed(self, generated: int) -> tuple[TokenId, ...]:
         """Return the committed tokens that vLLM, with `generated` tokens, does not know: one at
         most."""
-        return tuple(self.session.committed[generated : generated + 1])
+        known = len(self.session.request.committed) + generated
+        return tuple(self.session.committed[known : known + 1])
+
+    def untold(self) -> list[TokenId]:
+        """Return the output tokens that the session began with, once: vLLM takes them for a
+        part of the prompt, so its grammar has not read them."""
+        tokens, self._untold = self._untold, []
+        return tokens
 
     def may_begin(self, owed: tuple[TokenId, ...], injected: int) -> bool:
         """Return whether a step that judges `injected` of our tokens begins a pass.

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+import vllm
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
@@ -27,12 +29,13 @@ from speculation.protocol.errors import RemoteProtocolError
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target.admission import FIELD
 from verifier.vllm_target.core.session_slot import OutgoingFrame
+from verifier.vllm_target.service.compat import RUNNER
 from verifier.vllm_target.service.parameters import EngineRequest
 
 _HERE: Final = "verifier.vllm_target"
 _ENVIRONMENT: Final = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no drafts from outside
+    RUNNER: "0",
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
@@ -65,7 +68,11 @@ class Engine:
         """
         for name, value in {**_ENVIRONMENT, **_preloads()}.items():
             os.environ.setdefault(name, value)
-        arguments = {"enforce_eager": current_platform.is_cpu(), **options}
+        arguments = {
+            "enforce_eager": current_platform.is_cpu(),
+            "structured_outputs_config": {"backend": "guidance"},  # what edges hold too
+            **options,
+        }
         configured = AsyncEngineArgs(
             model=model,
             scheduler_cls=f"{_HERE}.core.scheduler.PicoScheduler",
@@ -109,6 +116,14 @@ class Engine:
         )
 
     @property
+    def version(self) -> str:
+        """vLLM and torch, and the device that they run on."""
+        device = current_platform.get_device_name()
+        if current_platform.is_cpu():
+            device = torch.backends.cpu.get_cpu_capability()
+        return f"vllm {vllm.__version__} torch {torch.__version__} {device}"
+
+    @property
     def alive(self) -> bool:
         """False once one of its processes has died, or a step has failed."""
         return not self._llm.errored
@@ -118,9 +133,11 @@ class Engine:
         await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
 
     async def generate(
-        self, session: str, prompt: tuple[int, ...], wanted: EngineRequest
+        self, session: str, text: tuple[int, ...], wanted: EngineRequest
     ) -> AsyncGenerator[OutgoingFrame]:
         """Yield the frames of one session, each once and in order, to the last.
+
+        text: what the session begins with, which is vLLM's prompt.
 
         The request is on its way to the core before this first waits: what is pushed later
         comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
@@ -128,7 +145,7 @@ class Engine:
         """
         due = 0
         # rendered: text would go through a thread
-        rendered = {"type": "token", "prompt_token_ids": list(prompt)}
+        rendered = {"type": "token", "prompt_token_ids": list(text)}
         try:
             outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
             async with aclosing(outputs):

@@ -7,30 +7,19 @@ What is left to vLLM: structured output and log-probabilities.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
+from models.grammars.constraint import Constraint
 from speculation.protocol.messages import Limits, ModelFacts, Open
 from speculation.protocol.opening import STOPPING
 from speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
-from verifier.target import Unservable, unservable
+from verifier.target import GRAMMAR, asked_grammar, unservable
 from verifier.vllm_target.admission import FIELD, Admission
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, "structured_outputs")
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, GRAMMAR)
 """OpenAI parameters served beyond Sampling."""
-
-T = TypeVar("T")
-
-
-class _Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly one of these is set; vLLM names them so, too."""
-
-    json: dict[str, Any] | None = None
-    json_object: bool | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +39,7 @@ def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequ
     """
     sampling: dict[str, Any] = {
         "temperature": 1.0,
-        "max_tokens": request.max_tokens,
+        "max_tokens": request.max_tokens - len(request.committed),
         "stop_token_ids": list(request.stop_tokens),
         "ignore_eos": True,
         "logprobs": request.top_logprobs,
@@ -74,25 +63,8 @@ def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
 
 
 def _structured(request: Open) -> dict[str, Any] | None:
-    name = "structured_outputs"
-    if name not in request.sampling.extras:
+    if (asked := asked_grammar(request)) is None:
         return None
-    if request.judge != "coupled":
-        # a grammar drops draft tokens by their value: the rest would not have p
-        raise Unservable(f"sampling.extras.{name}", "only in judge `coupled`")
-    wanted = msgspec.structs.asdict(
-        _value(request.sampling.extras, name, _Constraint, _Constraint())
-    )
-    given = {kind: value for kind, value in wanted.items() if value is not None}
-    if len(given) != 1:
-        raise Unservable(f"sampling.extras.{name}", "not exactly one constraint")
-    return given
-
-
-def _value(extras: dict[str, msgspec.Raw], name: str, kind: type[T], default: T) -> T:
-    if name not in extras:
-        return default
-    try:
-        return msgspec.json.decode(extras[name], type=kind)
-    except msgspec.MsgspecError as error:
-        raise Unservable(f"sampling.extras.{name}", str(error)) from None
+    with unservable():
+        constraint = Constraint.of(asked)
+    return {constraint.kind: constraint.value}

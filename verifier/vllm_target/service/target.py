@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -16,8 +17,18 @@ from models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed
+from verifier.identity import weights_of
 from verifier.metrics import PassMetrics
-from verifier.target import Described, Reply, TargetFailed, TargetFull, UnknownSession, started
+from verifier.target import (
+    Described,
+    Reply,
+    TargetFailed,
+    TargetFull,
+    UnknownSession,
+    asked_grammar,
+    started,
+    unservable,
+)
 from verifier.vllm_target.service import compat
 from verifier.vllm_target.service.inflight import Inflight
 from verifier.vllm_target.service.parameters import FEATURES, engine_request
@@ -26,6 +37,9 @@ from verifier.vllm_target.service.settings import VllmSettings
 if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
     from verifier.vllm_target.core.session_slot import OutgoingFrame
     from verifier.vllm_target.service.engine import Engine
+
+SHAPELESS: Final = ("kv_cache_memory_bytes", "gpu_memory_utilization", "download_dir")
+"""The engine options of which no text depends."""
 
 
 class VllmTarget(Described):
@@ -51,7 +65,7 @@ class VllmTarget(Described):
 
     async def start(self) -> None:
         """Load the model and test that drafts change nothing. Raises TargetFailed."""
-        compat.check(self._settings.options)
+        version = compat.check(self._settings.options)
         from verifier.vllm_target.service.engine import Engine
         from verifier.vllm_target.service.selftest import self_test
 
@@ -62,13 +76,21 @@ class VllmTarget(Described):
         try:
             size = self._engine.size
             file = msgspec.structs.replace(file, padding=size.vocabulary - tokens)
-            self.describe(file, size.context_tokens, FEATURES)
+            shapes = await asyncio.to_thread(self._shapes, self._engine.version)
+            self.describe(file, size.context_tokens, FEATURES, shapes)
             structlog.get_logger("verifier").info("loaded", model=self._name)
-            if self._settings.self_test:
+            if compat.must_self_test(version, self._settings.self_test):
                 await self_test(self)
         except BaseException:
             await self.stop()
             raise
+
+    def _shapes(self, version: str) -> Sequence[object]:
+        """Return what shapes a text. Of a repository the name stands for the weights."""
+        model, options = Path(self._settings.model), self._settings.options
+        weights = weights_of(model) if model.is_dir() else str(model)
+        shaping = {k: str(v) for k, v in options.items() if k not in SHAPELESS}
+        return version, weights, shaping
 
     def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
         """Return the target's tokenizer, and how many tokens it has. Raises CannotOpen."""
@@ -82,8 +104,18 @@ class VllmTarget(Described):
         engine, self._engine = self._engine, None
         for inflight in self._sessions.values():
             inflight.cancel()
+        await self.close_grammars()
         if engine is not None:
             await engine.stop()
+
+    async def check(self, request: Open) -> None:
+        """Try the request's grammar before vLLM does, which limits neither time nor memory.
+
+        Raises Unservable or TargetFull.
+        """
+        if (asked := asked_grammar(request)) is not None:
+            with unservable():
+                await self.grammars.check(asked)
 
     async def figures(self) -> dict[str, int]:
         """Return the engine's counts: steps so far, sessions running."""
@@ -97,7 +129,8 @@ class VllmTarget(Described):
         wanted = engine_request(session, request, self.facts)
         inflight = self._sessions[session] = Inflight()
         try:
-            frames = engine.generate(session, request.prompt, wanted)
+            text = (*request.prompt, *request.committed)
+            frames = engine.generate(session, text, wanted)
             async with aclosing(frames):
                 async for outgoing in frames:
                     inflight.check()

@@ -1,74 +1,143 @@
 """Applies what requests change of the logits: `speculation.sampling.adjustments`, to many rows.
 
-Of a row only the tokens that a setting concerns go to the device: as (row, token) pairs, with
-those of all rows in one copy. The device is never waited for.
+Only what a setting concerns goes to the device: of each session what its text has seen, which
+all its rows share, and of each row what the draft tokens before it change of that. The device
+is never waited for.
+
+    n  rows      m  (row, token) pairs
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from speculation.protocol.messages import TokenId
 from speculation.sampling.adjustments import Adjustment, penalise
+from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker.upload import upload
 
-Rows = Sequence[tuple[int, Adjustment]]
-"""Rows by their numbers, with what changes them."""
+Ints = NDArray[np.int64]
+Pairs = tuple[Tensor, Tensor]
+"""Places in the logits: rows int64[m] and tokens int64[m]."""
 
 
-def adjust(logits: Tensor, adjustments: Sequence[Adjustment | None]) -> None:
-    """Change logits in place: float32[n, V]. adjustments: one a row; None changes nothing."""
-    rows = [(i, each) for i, each in enumerate(adjustments) if each is not None]
-    if biased := [(i, each) for i, each in rows if each.rules.biased.size]:
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """The rows of one request."""
+
+    adjustment: Adjustment
+    """That of the request's first row."""
+
+    draft: tuple[TokenId, ...]
+    numbers: list[int] = field(default_factory=list)  # where its rows are in the logits
+    indices: list[int] = field(default_factory=list)  # which rows of its pass these are
+
+    @property
+    def barred(self) -> list[int]:
+        """Its rows in which stop tokens are barred."""
+        least, here = self.adjustment.rules.min_tokens, self.adjustment.position
+        rows = zip(self.numbers, self.indices, strict=True)
+        return [number for number, index in rows if here + index < least]
+
+
+def adjust(logits: Tensor, rows: Sequence[tuple[VerifyRequest, int]]) -> None:
+    """Change logits in place: float32[n, V]. rows: each a request's, with its index there."""
+    found: dict[int, _Session] = {}
+    for number, (request, index) in enumerate(rows):
+        if request.adjustment is not None:
+            new = _Session(request.adjustment, request.draft)
+            session = found.setdefault(id(request), new)
+            session.numbers.append(number)
+            session.indices.append(index)
+    sessions = list(found.values())
+    if biased := [each for each in sessions if each.adjustment.rules.biased.size]:
         _add_bias(logits, biased)
-    if seen := [(i, each) for i, each in rows if each.penalised.size]:
-        _penalise(logits, seen)
-    if barred := [(i, each) for i, each in rows if each.barred.size]:
+    if penalised := [each for each in sessions if each.adjustment.seen is not None]:
+        _penalise(logits, penalised)
+    if barred := [each for each in sessions if each.barred]:
         _bar(logits, barred)
 
 
-def _add_bias(logits: Tensor, rows: Rows) -> None:
-    at = _pairs(logits, rows, [each.rules.biased for _, each in rows])
-    logits[at] += upload(np.concatenate([e.rules.bias for _, e in rows]), logits.device)
+def _add_bias(logits: Tensor, sessions: Sequence[_Session]) -> None:
+    rules = [(each.numbers, each.adjustment.rules) for each in sessions]
+    at = _pairs(logits, [(numbers, each.biased) for numbers, each in rules])
+    bias = np.concatenate([np.tile(each.bias, len(numbers)) for numbers, each in rules])
+    logits[at] += upload(bias, logits.device)
 
 
-def _penalise(logits: Tensor, rows: Rows) -> None:
-    tokens = [each.penalised for _, each in rows]
-    at = _pairs(logits, rows, tokens)
-    repetition = _spread([each.rules.repetition for _, each in rows], tokens)
-    less = np.concatenate([each.less for _, each in rows])
-    device = logits.device
-    logits[at] = penalise(
-        logits[at], upload(repetition, device), upload(less, device), torch.where
-    )
-
-
-def _bar(logits: Tensor, rows: Rows) -> None:
-    """Bar tokens, unless nothing else is left in their row: a grammar may want just these."""
-    tokens = [each.barred for _, each in rows]
-    at = _pairs(logits, rows, tokens)
+def _bar(logits: Tensor, sessions: Sequence[_Session]) -> None:
+    """Bar stop tokens, unless nothing else is left in a row: a grammar may want just these."""
+    rows = [(each.barred, each.adjustment.rules.stop_tokens) for each in sessions]
+    at = _pairs(logits, rows)
     kept = logits[at]
     logits[at] = -torch.inf
-    numbers = upload(np.array([i for i, _ in rows]), logits.device)
-    none_left = logits[numbers].amax(dim=1) == -torch.inf
-    order = upload(_spread(range(len(rows)), tokens), logits.device)
-    logits[at] = torch.where(none_left[order], kept, -torch.inf)
+    logits[at] = torch.where(logits.amax(dim=1)[at[0]] == -torch.inf, kept, -torch.inf)
 
 
-def _pairs(
-    logits: Tensor, rows: Rows, tokens: Sequence[NDArray[np.int64]]
-) -> tuple[Tensor, Tensor]:
-    """Return the places of tokens in the logits. tokens: of each row, each once."""
-    numbers = _spread([i for i, _ in rows], tokens)
-    both = upload(np.stack([numbers, np.concatenate(tokens)]), logits.device)
-    return both[0], both[1]
+def _pairs(logits: Tensor, rows: Sequence[tuple[Sequence[int], Ints]]) -> Pairs:
+    """Return the pairs of some rows with the tokens that they have in common, part by part."""
+    numbers = [np.repeat(np.array(some), len(tokens)) for some, tokens in rows]
+    tokens = [np.tile(tokens, len(some)) for some, tokens in rows]
+    both = np.stack([np.concatenate(numbers), np.concatenate(tokens)])
+    at = upload(both, logits.device)
+    return at[0], at[1]
 
 
-def _spread(values: Sequence[object], tokens: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
-    """Return the value of each row once for each of its tokens."""
-    return np.repeat(np.array(values), [len(each) for each in tokens])
+def _penalise(logits: Tensor, sessions: Sequence[_Session]) -> None:
+    """Penalise what the texts have seen, and what the drafts change of that in its place."""
+    seen, repetition, less = _seen(logits, sessions)
+    changed = penalise(logits[seen], repetition, less, torch.where)
+    drafted, repetition, less = _drafted(logits, sessions)
+    changed_by_draft = penalise(logits[drafted], repetition, less, torch.where)
+    logits[seen] = changed
+    logits[drafted] = changed_by_draft
+
+
+def _seen(logits: Tensor, sessions: Sequence[_Session]) -> tuple[Pairs, Tensor, Tensor]:
+    """Return pairs of what the texts before the passes have seen, with each pair's penalties.
+
+    A session's tokens are uploaded once; the device pairs them with each of its rows.
+    """
+    device = logits.device
+    counts = [len(each.adjustment.penalised) for each in sessions]
+    starts = np.cumsum([0, *counts[:-1]])
+    rows = [len(each.numbers) for each in sessions]
+    numbers = np.concatenate([each.numbers for each in sessions])
+    lengths, starts = np.repeat(counts, rows), np.repeat(starts, rows)
+    total = int(lengths.sum())
+    shifts = starts - (np.cumsum(lengths) - lengths)
+    number, length, shift = upload(np.stack([numbers, lengths, shifts]), device)
+    row = torch.repeat_interleave(
+        torch.arange(len(lengths), device=device), length, output_size=total
+    )
+    entry = torch.arange(total, device=device) + shift[row]
+    tokens = upload(np.concatenate([each.adjustment.penalised for each in sessions]), device)
+    less = upload(np.concatenate([each.adjustment.less for each in sessions]), device)
+    repetition = upload(_repetition(sessions, rows), device)
+    return (number[row], tokens[entry]), repetition[row], less[entry]
+
+
+def _drafted(logits: Tensor, sessions: Sequence[_Session]) -> tuple[Pairs, Tensor, Tensor]:
+    """Return pairs of rows with the draft tokens before them, with each pair's penalties."""
+    parts = []
+    for each in sessions:
+        numbers = np.full(len(each.draft) + 1, -1)
+        numbers[each.indices] = each.numbers
+        rows, tokens, less = each.adjustment.drafted(each.draft)
+        wanted = numbers[rows] >= 0
+        parts.append((numbers[rows][wanted], tokens[wanted], less[wanted]))
+    numbers, tokens, less = (np.concatenate(column) for column in zip(*parts, strict=True))
+    at = upload(np.stack([numbers, tokens]), logits.device)
+    repetition = _repetition(sessions, [len(rows) for rows, _, _ in parts])
+    return (at[0], at[1]), upload(repetition, logits.device), upload(less, logits.device)
+
+
+def _repetition(sessions: Sequence[_Session], times: Sequence[int]) -> NDArray[np.float32]:
+    """Return each session's repetition penalty as often as `times` says."""
+    return np.repeat([each.adjustment.rules.repetition for each in sessions], times)

@@ -91,9 +91,9 @@ class _Pass:
         self._known: set[int] = set()
         wants: Wanted = "token" if request.judge == "coupled" else "all" if lazily else "p"
         count = LAZY_CANDIDATES if lazily else CANDIDATES
+        first = Look(number, 0, request, count, wants)
         self._looks: list[Look | None] = [
-            Look(number, index, request, count, wants, adjustment)
-            for index, adjustment in enumerate(request.adjustments)
+            replace(first, index=index) for index in range(len(self._rows))
         ]
         """Of each row the next look; None where nothing is left to learn."""
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speculation.sampling.adjustments import Adjustment
 from speculation.sampling.distributions import GREEDY_BELOW
 from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker.adjusting import adjust
@@ -56,9 +55,6 @@ class Look:
     """float32, NaN if the support is not found: `token` is [1], the target's token, exact below
     2**24; `p` is [1], the probability of the draft token; `all` is [V], those of all tokens."""
 
-    adjustment: Adjustment | None = None
-    """What the request changes of the row's logits."""
-
     @property
     def kind(self) -> Kind:
         sampling = self.request.sampling
@@ -72,7 +68,7 @@ def logits_of(rows: Sequence[Look], step: StepLogits) -> Tensor:
     """Return the logits of rows, adjusted as their requests ask: float32[n, V]."""
     each = [(row, row.request) for row in rows]
     logits = step.take([(row.number, row.index + r.injected - len(r.draft)) for row, r in each])
-    adjust(logits, [row.adjustment for row in rows])
+    adjust(logits, [(row.request, row.index) for row in rows])
     return logits
 
 

@@ -1,0 +1,90 @@
+"""One answer as a draft model of another vocabulary has it: its tokens, and what they spell."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Final
+
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from models.kv_reuse import common_prefix
+
+REREAD_TOKENS: Final = 4
+"""Tokens before a change of the text that are tokenised again with it, because the text that
+now follows may have merged into them."""
+
+
+class DraftText:
+    """The tokens spell either the beginning of the text that they follow, or more: what the
+    draft model has written beyond it."""
+
+    def __init__(self, retokeniser: Retokeniser) -> None:
+        self.tokens: list[int] = []
+        self.spelt = b""
+        self._retokeniser = retokeniser
+        self._ends: list[int] = []  # of each token, in bytes
+        self._confidences: list[float] = []
+        self._followed = b""
+
+    def follow(self, text: bytes, goes_on: Callable[[bytes], bool]) -> bytes:
+        """Make the tokens spell the beginning of `text`, or more. Return the end of it that
+        they do not spell: the draft model chooses the tokens for that, as it depends on them
+        what may follow. `return` after four spaces, say, begins with the fourth.
+
+        goes_on: tells whether the text can go on like this.
+        """
+        if text != self._followed:
+            self._followed = text
+            beyond = self.spelt[len(text) :]
+            if not self.spelt.startswith(text) or (beyond and not goes_on(beyond)):
+                self._rewrite(text)
+        return text[len(self.spelt) :]
+
+    def _rewrite(self, text: bytes) -> None:
+        same = common_prefix(self.spelt, text)
+        kept = max(0, bisect_right(self._ends, same) - REREAD_TOKENS)
+        start = self._ends[kept - 1] if kept else 0
+        for each in self.tokens, self._ends, self._confidences:
+            del each[kept:]
+        tokens = self._retokeniser.tokenise(text[start:])
+        if self._retokeniser.bytes_of(tokens) == text[start:]:
+            tokens = self._retokeniser.stable(text[start:])
+            ends = self._retokeniser.ends_of(tokens, start)
+            self.spelt = text[: ends[-1]] if ends else text[:start]
+        else:  # the draft model has no tokens for some of it
+            ends = [len(text)] * len(tokens)
+            self.spelt = text
+        self.tokens += tokens
+        self._ends += ends
+        self._confidences += [1.0] * len(tokens)
+
+    @property
+    def last(self) -> bytes:
+        """What the last token spells."""
+        return self._retokeniser.bytes_of(self.tokens[-1:])
+
+    def append(self, token: int, confidence: float) -> None:
+        """Add a token that the draft model drew."""
+        self.spelt += self._retokeniser.vocabulary.pieces[token]
+        self.tokens.append(token)
+        self._ends.append(len(self.spelt))
+        self._confidences.append(confidence)
+
+    def drawn_since(self, start: int) -> int:
+        """Return how many tokens end after byte `start`."""
+        return len(self._ends) - bisect_right(self._ends, start)
+
+    def confidences(self, start: int, ends: Iterable[int]) -> list[float]:
+        """Return the confidence in each stretch of the text from `start` on, given their ends.
+
+        It is that of the draft model's tokens which begin in the stretch: one that spells
+        several stretches decides about the first.
+        """
+        found = []
+        first = bisect_left(self._ends, start) + 1 if start else 0
+        for end in ends:
+            last = bisect_left(self._ends, end) + 1
+            found.append(prod(self._confidences[first:last]))
+            first = last
+        return found

@@ -1,0 +1,143 @@
+"""Tokenises text that still grows, up to the last boundary that no continuation can move.
+
+A boundary between two tokens is *certain* if no piece of the vocabulary can reach across it,
+whatever follows: then every tokenisation of every continuation has a boundary there. What is
+before it is tokenised as if nothing followed: merges (byte pair encoding) and best paths
+(unigram) on one side do not depend on the other, and the expressions that cut text into words
+look at most one character ahead, which is known at such a boundary.
+
+For the same reason text can be tokenised from any boundary on, without what is before it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+
+from models.vocabulary import Vocabulary
+from speculation.sampling.noise import Tokens
+
+Tokenize = Callable[[str], list[int]]
+"""Tokenize(text) returns the tokens of text alone; a marker in it stays text."""
+
+_LEAD: Final = "\n"
+"""What is put before text for a tokenizer that begins every text with a space."""
+
+_NO_SPACE: Final = b"0"
+"""Something that is no space, and that no tokenizer merges with a word before it."""
+
+_BROKEN: Final = re.compile("([\udc80-\udcff]+)")
+"""Bytes that are no UTF-8, as Python decodes them with `surrogateescape`."""
+
+
+class Retokeniser:
+    """The text tokens of one vocabulary; special tokens have no part in it. Any thread may use
+    it."""
+
+    def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
+        self.vocabulary = vocabulary
+        self._tokenize = tokenize
+        self._ids = dict[bytes, int]()
+        for token, piece in enumerate(vocabulary.pieces):
+            if piece and not vocabulary.is_special(token):
+                self._ids.setdefault(piece, token)
+        self._pieces = sorted(self._ids)
+        self._by_piece = np.array([self._ids[piece] for piece in self._pieces], np.int64)
+        self._longest = max(map(len, self._pieces))
+        leads = self.bytes_of(tokenize("a")) != b"a"
+        self._lead_bytes = len(self.bytes_of(tokenize(_LEAD))) if leads else 0
+
+    def bytes_of(self, tokens: Iterable[int]) -> bytes:
+        """Return what the tokens spell, special ones included."""
+        pieces = self.vocabulary.pieces
+        return b"".join([pieces[token] for token in tokens])
+
+    def ends_of(self, tokens: Iterable[int], start: int = 0) -> list[int]:
+        """Return where, in bytes, each of the tokens ends if the first begins at `start`."""
+        sizes = (len(self.vocabulary.pieces[token]) for token in tokens)
+        return list(accumulate(sizes, initial=start))[1:]
+
+    def token_of(self, piece: bytes) -> int | None:
+        """Return the token that spells this, if there is one."""
+        return self._ids.get(piece)
+
+    def longest_prefix(self, text: bytes) -> int | None:
+        """Return the token with the longest piece that begins the text, if there is one."""
+        sizes = range(min(len(text), self._longest), 0, -1)
+        return next((self._ids[text[:n]] for n in sizes if text[:n] in self._ids), None)
+
+    def compatible(self, text: bytes) -> Tokens:
+        """Return the tokens that text which goes on like this can begin with: int64[n].
+
+        These are the tokens that begin with all of it, and what the tokenizer begins it with,
+        whether a space follows or something else.
+        """
+        first = bisect_left(self._pieces, text)
+        last = bisect_left(self._pieces, text + b"\xff" * self._longest)
+        begins = {*self.tokenise(text)[:1], *self.tokenise(text + _NO_SPACE)[:1]}
+        shorter = [t for t in begins if len(self.vocabulary.pieces[t]) < len(text)]
+        return np.append(self._by_piece[first:last], np.array(shorter, np.int64))
+
+    def tokenise(self, text: bytes) -> list[int]:
+        """Return the tokens of text that may begin or end within a character.
+
+        What is no UTF-8 is cut into the longest pieces there are; a byte without one is lost.
+        """
+        tokens = list[int]()
+        for index, part in enumerate(_BROKEN.split(text.decode("utf-8", "surrogateescape"))):
+            tokens += self._cut(_encoded(part)) if index % 2 else self._whole(part)
+        return tokens
+
+    def stable(self, text: bytes) -> list[int]:
+        """Return the tokens before the last certain boundary of text that may go on."""
+        known = _encoded(codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(text))
+        tokens = self.tokenise(known)
+        ends = self.ends_of(tokens)
+        if self.bytes_of(tokens) != known:  # some of the text has no tokens
+            return []
+        for count in range(len(tokens) - 1, 0, -1):
+            if self._is_certain(known, ends[count - 1]):
+                return tokens[:count]
+        return []
+
+    def goes_on(self, token: int | None, beyond: bytes) -> bool:
+        """Return whether text can go on like this behind a token: the tokenizer merges nothing
+        of `beyond` into it."""
+        piece = b"" if token is None else self.vocabulary.piece(token)
+        return self.tokenise(piece + beyond)[:1] == [token] or self.tokenise(piece) != [token]
+
+    def _is_certain(self, text: bytes, end: int) -> bool:
+        """Return whether no piece can reach across `end`, which is within the text."""
+        if text[end] & 0xC0 == 0x80:  # within a character
+            return False
+        first = max(0, end + 1 - self._longest)
+        return not any(self._begins_piece(text[at : end + 1]) for at in range(first, end))
+
+    def _begins_piece(self, text: bytes) -> bool:
+        at = bisect_left(self._pieces, text)
+        return at < len(self._pieces) and self._pieces[at].startswith(text)
+
+    def _whole(self, text: str) -> list[int]:
+        if not text:
+            return []
+        if not self._lead_bytes:
+            return self._tokenize(text)
+        tokens = self._tokenize(_LEAD + text)
+        return tokens[bisect_right(self.ends_of(tokens), self._lead_bytes) :]
+
+    def _cut(self, text: bytes) -> Iterator[int]:
+        while text:
+            token = self.longest_prefix(text)
+            if token is not None:
+                yield token
+            text = text[1 if token is None else len(self.vocabulary.pieces[token]) :]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,71 @@
+"""The grammars of the edge's sessions: the target's own, so that drafts keep to them too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from gateway.errors import InvalidRequest
+from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
+from models.grammars.compiler import GrammarCompiler
+from models.grammars.grammar import Grammar, GrammarState
+from models.tokenizer import Tokenizer
+from speculation.protocol.messages import Open, TokenId
+from speculation.sampling.distributions import Logits
+
+NAME: Final = "structured_outputs"
+"""The extra that asks for a grammar."""
+
+T = TypeVar("T")
+
+
+class EdgeGrammars:
+    """Compiles grammars for the target that the edge has now."""
+
+    def __init__(self) -> None:
+        self._compiler: GrammarCompiler | None = None
+
+    async def compile(self, request: Open, tokenizer: Tokenizer) -> Grammar | None:
+        """Return the grammar of a request; None where it cannot be tried now, because drafts
+        need none. Raises InvalidRequest."""
+        if self._compiler is None or self._compiler.tokenizer is not tokenizer:
+            await self.close()
+            self._compiler = GrammarCompiler(tokenizer)
+        try:
+            return await self._compiler.compile(bytes(request.sampling.extras[NAME]))
+        except CannotCheck:
+            return None
+        except InvalidGrammar as error:
+            raise InvalidRequest(f"{NAME}: {error}", param=error.field(NAME)) from error
+
+    async def close(self) -> None:
+        """End the process that tries grammars."""
+        if self._compiler is not None:
+            await self._compiler.close()
+
+
+class DraftGrammar:
+    """Where a chain stands in its grammar; for one thread. Unlike a GrammarState it never
+    fails: when the grammar reaches a limit, any token may be drafted."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._state: GrammarState | None = grammar.begin()
+
+    def mask(self, logits: Logits, output: Sequence[TokenId]) -> Logits:
+        return self._ask(lambda state: state.mask(logits, output), logits)
+
+    def follow(self, output: Sequence[TokenId]) -> None:
+        return self._ask(lambda state: state.follow(output), None)
+
+    def forced(self) -> TokenId | None:
+        return self._ask(lambda state: state.forced(), None)
+
+    def count_allowed(self, tokens: Sequence[TokenId]) -> int:
+        return self._ask(lambda state: state.count_allowed(tokens), len(tokens))
+
+    def _ask(self, question: Callable[[GrammarState], T], otherwise: T) -> T:
+        try:
+            return otherwise if self._state is None else question(self._state)
+        except GrammarFailed:
+            self._state = None
+            return otherwise

@@ -1,0 +1,47 @@
+"""What the edge knows of one verifier: whether it answers, how far it is, and how busy."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from edge_agent.metrics import EdgeMetrics
+from speculation.smoothing import smoothed
+
+RTT_WEIGHT: Final = 0.125
+"""Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""
+
+BUSY_S: Final = 0.1
+"""How much farther away a verifier counts whose sessions are all taken. A session more makes
+the passes of the others longer, by tens of milliseconds where many share them."""
+
+
+class Health:
+    def __init__(self, url: str, metrics: EdgeMetrics) -> None:
+        self.ready = False
+        """Whether it answered when it was last heard of."""
+
+        self.rtt_s = 0.0
+        """The smoothed round trip; 0 until the first sample."""
+
+        self.load = 0.0
+        """The share of its sessions that are taken, from 0 to 1."""
+
+        self.sessions = metrics.verifier_sessions.labels(url)
+        self._ready_gauge = metrics.verifier_ready.labels(url)
+        self._rtt_gauge = metrics.verifier_rtt_s.labels(url)
+
+    @property
+    def cost_s(self) -> float:
+        """What choosing this verifier costs, as a round trip."""
+        return self.rtt_s + BUSY_S * self.load
+
+    def answered(self, begun: float) -> None:
+        """Take in a round trip that began at that time and ends now."""
+        self.rtt_s = smoothed(self.rtt_s or None, time.monotonic() - begun, RTT_WEIGHT)
+        self._rtt_gauge.set(self.rtt_s)
+        self.set_ready(True)
+
+    def set_ready(self, ready: bool) -> None:
+        self.ready = ready
+        self._ready_gauge.set(ready)

@@ -1,0 +1,85 @@
+"""Has grammars tried in another process, see `trial`, and starts that one anew when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from models.errors import CannotCheck
+from models.grammars.constraint import Constraint
+from models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
+from models.vocabulary import Vocabulary
+
+MAX_LINE_BYTES: Final = 1 << 24
+"""Most bytes of an answer, which has the text of a grammar."""
+
+START_TIMEOUT_S: Final = 60.0
+"""The start takes a fifth of a second on an idle machine."""
+
+ANSWER_TIMEOUT_S: Final = 30.0
+"""Most time of an attempt. Its own limit is processor time, for which a busy machine takes
+longer."""
+
+
+class Checker:
+    """One attempt at a time; the caller sees to that."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._process: Process | None = None
+
+    async def check(self, constraint: Constraint) -> Outcome:
+        """Return the grammar as llguidance reads it, or what is wrong. Raises CannotCheck."""
+        attempt = Attempt(constraint.kind, constraint.value)
+        process = self._process or await self._start()
+        try:
+            return await self._ask(process, attempt, ANSWER_TIMEOUT_S)
+        except (OSError, EOFError, TimeoutError, asyncio.CancelledError) as error:
+            await self.close()  # its answer would be taken for that of the next attempt
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            reason = f"takes more than {CPU_S} s, or too much memory, to compile"
+            return Outcome(where=constraint.kind, reason=reason)
+
+    async def close(self) -> None:
+        """End the process; the next check starts one."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.stdout is not None and not process.stdout.at_eof():
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+
+    async def _start(self) -> Process:
+        root = str(Path(__file__).parents[2])
+        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "models.grammars.trial",
+                stdin=PIPE, stdout=PIPE, stderr=DEVNULL, limit=MAX_LINE_BYTES,
+                env={**os.environ, "PYTHONPATH": paths},
+            )  # fmt: skip
+            await self._ask(self._process, Tokens.of(self._vocabulary), START_TIMEOUT_S)
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, (OSError, EOFError, TimeoutError)):
+                raise CannotCheck("the process that tries grammars does not start") from error
+            raise
+        return self._process
+
+    async def _ask(self, process: Process, message: msgspec.Struct, limit_s: float) -> Outcome:
+        if process.stdin is None or process.stdout is None:
+            raise EOFError
+        async with asyncio.timeout(limit_s):
+            process.stdin.write(msgspec.json.encode(message) + b"\n")
+            await process.stdin.drain()
+            if not (line := await process.stdout.readline()):
+                raise EOFError
+        return msgspec.json.decode(line, type=Outcome)

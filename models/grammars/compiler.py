@@ -1,0 +1,99 @@
+"""Compiles what clients ask of a text, for one target: limited in time, and kept by content."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property, partial
+from typing import Final, TypeVar
+
+from llguidance import LLTokenizer
+
+from models.errors import CannotCheck, InvalidGrammar
+from models.grammars.binding import make_tokenizer
+from models.grammars.checker import Checker
+from models.grammars.constraint import Constraint
+from models.grammars.grammar import Grammar
+from models.grammars.trial import Outcome
+from models.tokenizer import Tokenizer
+
+VERDICTS: Final = 256
+"""Constraints of which is known whether they are grammars."""
+
+COMPILED: Final = 16
+"""Grammars that are kept compiled. Most take a megabyte; some grow to a hundred."""
+
+MAX_WAITING: Final = 32
+"""Constraints that may wait to be tried, which takes a second each at worst."""
+
+T = TypeVar("T")
+
+
+class GrammarCompiler:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._checker = Checker(tokenizer.vocabulary)
+        self._verdicts: dict[bytes, Outcome] = {}
+        self._compiled: dict[bytes, Grammar] = {}
+        self._trying, self._compiling = asyncio.Lock(), asyncio.Lock()
+        self._waiting = 0
+
+    async def check(self, asked: bytes) -> str:
+        """Return the grammar that a constraint, as JSON, means. Raises InvalidGrammar or
+        CannotCheck."""
+        verdict = self._verdicts.get(asked) or await self._verdict(asked)
+        if verdict.reason:
+            raise InvalidGrammar(verdict.where, verdict.reason)
+        return verdict.grammar
+
+    async def compile(self, asked: bytes) -> Grammar:
+        """Return the grammar of a constraint, ready for use. Raises as `check` does."""
+        text = await self.check(asked)
+        async with self._compiling:
+            if (grammar := self.compiled(asked)) is None:
+                grammar = await asyncio.to_thread(self._compile, text)
+                _keep(self._compiled, asked, grammar, COMPILED)
+        return grammar
+
+    def compiled(self, asked: bytes) -> Grammar | None:
+        """Return what `compile` returned for these bytes, unless that is long ago."""
+        grammar = self._compiled.get(asked)
+        return None if grammar is None or grammar.is_spent else grammar
+
+    async def close(self) -> None:
+        """End the process that tries grammars."""
+        await self._checker.close()
+
+    async def _verdict(self, asked: bytes) -> Outcome:
+        if self._waiting >= MAX_WAITING:
+            raise CannotCheck(f"{MAX_WAITING} grammars wait to be compiled")
+        self._waiting += 1
+        try:
+            async with self._trying:
+                verdict = self._verdicts.get(asked) or await self._try(asked)
+        finally:
+            self._waiting -= 1
+        _keep(self._verdicts, asked, verdict, VERDICTS)
+        return verdict
+
+    async def _try(self, asked: bytes) -> Outcome:
+        try:
+            return await self._checker.check(Constraint.of(asked))
+        except InvalidGrammar as error:
+            return Outcome(where=error.where, reason=error.reason)
+
+    def _compile(self, text: str) -> Grammar:
+        return Grammar(self._tokens, text)
+
+    @cached_property
+    def _tokens(self) -> LLTokenizer:
+        tokenizer = self.tokenizer
+        encode = partial(tokenizer.encode, special=False, begin=False)
+        return make_tokenizer(tokenizer.vocabulary, encode)
+
+
+def _keep(kept: dict[bytes, T], key: bytes, value: T, most: int) -> None:
+    """Put a value in, and forget the oldest beyond `most`."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]

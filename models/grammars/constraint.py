@@ -1,0 +1,56 @@
+"""What a client asks of the text: exactly one of five kinds of constraint."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+import msgspec
+
+from models.errors import InvalidGrammar
+
+MAX_BYTES: Final = 256 * 1024
+"""Most bytes of a constraint as JSON. The tools of a large agent take 100 kB in one grammar."""
+
+
+class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The extra `structured_outputs` of a request."""
+
+    json: msgspec.Raw = msgspec.Raw()
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Read a constraint from JSON. Raises InvalidGrammar."""
+        if len(data) > MAX_BYTES:
+            raise InvalidGrammar("", f"larger than {MAX_BYTES} bytes")
+        try:
+            found = msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise InvalidGrammar("", str(error)) from None
+        if len(found._kinds) != 1:
+            raise InvalidGrammar("", f"exactly one of {', '.join(cls.__struct_fields__)}")
+        if found.kind == "json" and not bytes(found.json).startswith(b"{"):
+            raise InvalidGrammar("json", "a schema is an object")
+        if found.json_object is False:
+            raise InvalidGrammar("json_object", "only true has a meaning")
+        if found.choice is not None and not found.choice:
+            raise InvalidGrammar("choice", "empty")
+        return found
+
+    @property
+    def kind(self) -> str:
+        return self._kinds[0]
+
+    @property
+    def value(self) -> str | list[str] | bool:
+        """What is asked; a schema as the JSON text that the client sent."""
+        found = getattr(self, self.kind)
+        return bytes(found).decode() if isinstance(found, msgspec.Raw) else found
+
+    @property
+    def _kinds(self) -> list[str]:
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        return [name for name, value in given.items() if value not in (None, msgspec.Raw())]

@@ -1,0 +1,95 @@
+"""A compiled grammar, and where an answer stands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from models.errors import GrammarFailed
+from models.grammars.binding import make_matcher, reason_of
+from models.kv_reuse import common_prefix
+
+Logits = NDArray[np.float32]
+
+
+class Grammar:
+    """A grammar that was tried. Raises InvalidGrammar.
+
+    Its lexer is shared by all that use it, and grows with the texts it has seen.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, text: str) -> None:
+        self._beginning = make_matcher(tokenizer, text)
+        self.is_spent = False
+        """Whether it has reached a limit: it has to be compiled anew."""
+
+    def begin(self) -> GrammarState:
+        """Return the state of an answer without tokens; for one thread at a time."""
+        return GrammarState(self, self._beginning.deep_copy())
+
+
+class GrammarState:
+    """Where an answer stands in its grammar: a function of the grammar and the output tokens.
+
+    Each method raises GrammarFailed when the grammar reaches a limit; it then serves no more.
+    """
+
+    def __init__(self, grammar: Grammar, matcher: LLMatcher) -> None:
+        self._grammar = grammar
+        self._matcher = matcher
+        self._tokens: list[int] = []  # those that the matcher has consumed
+        self._is_outside = False
+        self._forced: list[int] | None = None
+
+    def follow(self, output: Sequence[int]) -> None:
+        """Move to the position after these tokens, which are all output tokens before it."""
+        tokens = list(output)
+        kept = common_prefix(self._tokens, tokens)
+        if kept < len(self._tokens):
+            self._check(self._matcher.rollback(len(self._tokens) - kept))
+            del self._tokens[kept:]
+            self._forced = None
+        more = tokens[kept:]
+        taken = self._matcher.try_consume_tokens(more) if more else 0
+        self._check(not self._matcher.is_error())
+        self._tokens += more[:taken]
+        self._is_outside = taken < len(more)
+        if more:
+            foreseen = (self._forced or [])[: len(more)] == more
+            self._forced = (self._forced or [])[len(more) :] or None if foreseen else None
+
+    def mask(self, logits: Logits, output: Sequence[int]) -> Logits:
+        """Return logits (float32[V]) in which each token that may not follow `output` has -inf.
+
+        Stop tokens may follow where the grammar may end. After its end nothing changes.
+        """
+        self.follow(output)
+        if self._is_outside:
+            self._check(self._matcher.is_stopped())
+            return logits
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check(not self._matcher.is_error())
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
+        return np.where(allowed, logits, np.float32(-np.inf)) if allowed.any() else logits
+
+    def forced(self) -> int | None:
+        """Return the only token that the grammar allows here, if it writes text."""
+        if self._is_outside or self._matcher.is_stopped():
+            return None
+        if self._forced is None:
+            self._forced = self._matcher.compute_ff_tokens()
+            self._check(not self._matcher.is_error())
+        return self._forced[0] if self._forced else None
+
+    def count_allowed(self, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens may follow here, one after the other."""
+        return 0 if self._is_outside else self._matcher.validate_tokens(list(tokens))
+
+    def _check(self, succeeded: bool) -> None:
+        if not succeeded:
+            self._grammar.is_spent = True
+            reason = reason_of(self._matcher) or "the text has left it"
+            raise GrammarFailed(f"the grammar cannot go on: {reason}")

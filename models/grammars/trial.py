@@ -1,0 +1,209 @@
+"""Tries grammars in a process of its own, which a grammar may crash or bring to its limits.
+
+llguidance limits a step, but not everything: a schema of 80 bytes can take 5 s and 300 MB, and
+one of 130 kB overflows the stack. So this process compiles a grammar before the service does,
+and generates some texts of it, because many a grammar shows only then that it takes seconds or
+that no text satisfies it. At a limit the system ends the process; the service starts another.
+
+The process reads lines of JSON and answers each with one: first a vocabulary, then Attempts.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from models.errors import InvalidGrammar
+from models.grammars.binding import grammar_text, make_matcher, make_tokenizer, reason_of
+from models.vocabulary import Vocabulary
+
+CPU_S: Final = 1.0
+"""Most processor time of an attempt. Grammars that clients send take 1 to 50 ms."""
+
+MEMORY_BYTES: Final = 1 << 30
+"""Most address space of the process, of which an idle one has a fifth."""
+
+STACK_BYTES: Final = 2 << 20
+"""The stack of an attempt: a quarter of what threads have, so that the service's suffices."""
+
+TEXTS: Final = 3
+TEXT_TOKENS: Final = 100
+"""How many texts an attempt generates, and their length."""
+
+TRIED: Final = 512
+"""The shortest tokens: one of them is generated wherever one may follow."""
+
+MIN_BYTES: Final = 224
+"""Bytes that are tokens in any model that can write every text."""
+
+_STRUCTURE: Final = b'"{}[],:0'
+"""Bytes that are generated in every other place where they may stand, to get to its end."""
+
+_LISTS: Final = ("prefixItems", "anyOf", "oneOf", "allOf")
+_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
+_SINGLE: Final = ("items", "additionalProperties")
+_SHARED: Final = ("$defs", "definitions", "x-guidance")
+
+
+class Tokens(msgspec.Struct):
+    """A vocabulary in which, where these suffice, only special tokens and single bytes have a
+    text. Ids keep their meaning, and it is made in a tenth of the time."""
+
+    size: int
+    pieces: dict[int, bytes]
+    special: list[int]
+    stop_tokens: list[int]
+
+    @staticmethod
+    def of(vocabulary: Vocabulary) -> Tokens:
+        pieces = dict(enumerate(vocabulary.pieces))
+        few = {t: p for t, p in pieces.items() if len(p) == 1 or t in vocabulary.special}
+        alone = sum(len(piece) == 1 for piece in few.values())
+        return Tokens(
+            len(pieces),
+            few if alone >= MIN_BYTES else pieces,
+            sorted(vocabulary.special),
+            sorted(vocabulary.stop_tokens),
+        )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        pieces = tuple(self.pieces.get(token, b"") for token in range(self.size))
+        return Vocabulary(pieces, frozenset(self.special), frozenset(self.stop_tokens))
+
+
+class Attempt(msgspec.Struct):
+    """A constraint, see `constraint`."""
+
+    kind: str
+    value: str | list[str] | bool
+
+
+class Outcome(msgspec.Struct):
+    """Either the grammar's text, or where and why it is wrong."""
+
+    grammar: str = ""
+    where: str = ""
+    reason: str = ""
+
+
+class Trial:
+    """Compiles grammars over one vocabulary, and generates texts of them."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        ids = {piece: token for token, piece in enumerate(vocabulary.pieces)}
+        self._structure = [ids[bytes([b])] for b in _STRUCTURE if bytes([b]) in ids]
+        texts = (t for t in ids.values() if t not in vocabulary.stop_tokens)
+        by_length = sorted(texts, key=lambda token: len(vocabulary.pieces[token]))
+        self._texts = by_length[:TRIED]
+        self._rest = by_length[TRIED:]
+        self._tokenizer = make_tokenizer(vocabulary, lambda text: ())
+
+    def attempt(self, asked: Attempt) -> Outcome:
+        try:
+            text = grammar_text(asked.kind, asked.value)
+            self._compile(text)
+        except InvalidGrammar as error:
+            path = ""
+            if asked.kind == "json":
+                with suppress(RecursionError):
+                    path = self._path(json.loads(str(asked.value)), error.reason)
+            return Outcome(where=f"{asked.kind}{path}", reason=error.reason)
+        for seed in range(TEXTS):
+            if reason := self._generate(text, Random(seed)):
+                return Outcome(where=asked.kind, reason=reason)
+        return Outcome(text)
+
+    def _compile(self, text: str) -> None:
+        make_matcher(self._tokenizer, text)
+
+    def _generate(self, text: str, chance: Random) -> str:
+        """Return what is wrong with a grammar, as the generation of a text shows; or ""."""
+        matcher = make_matcher(self._tokenizer, text)
+        for _ in range(TEXT_TOKENS):
+            mask = matcher.compute_bitmask()
+            if matcher.is_error():
+                return reason_of(matcher).replace("NoExtensionBias", "no text satisfies it")
+            tried = [self._texts, self._rest]
+            if chance.random() < 0.5:
+                tried.insert(0, self._structure)
+            if not (found := next(filter(None, (_in(mask, each) for each in tried)), None)):
+                return ""
+            matcher.consume_token(chance.choice(found))
+        return ""
+
+    def _path(self, schema: Any, reason: str) -> str:  # noqa: ANN401
+        """Return the path of the innermost schema that is wrong for the same reason."""
+        shared = {name: schema[name] for name in _SHARED if name in schema}
+        path = ""
+        while found := self._wrong_part(schema, shared, reason):
+            step, schema = found
+            path = f"{path}.{step}"
+        return path
+
+    def _wrong_part(
+        self, schema: object, shared: dict[str, Any], reason: str
+    ) -> tuple[str, Any] | None:
+        for step, inner in _inner(schema):
+            alone = {**shared, **inner} if isinstance(inner, dict) else inner
+            try:
+                self._compile(grammar_text("json", json.dumps(alone)))
+            except InvalidGrammar as error:
+                if error.reason == reason:
+                    return step, inner
+        return None
+
+
+def _inner(schema: object) -> Iterator[tuple[str, Any]]:
+    """Yield the schemas inside a schema, with the path to each: definitions first, because
+    what refers to a wrong one is wrong as well."""
+    if not isinstance(schema, dict):
+        return
+    for name, inner in sorted(schema.items(), key=lambda item: item[0] not in _SHARED):
+        if name in _SINGLE:
+            yield name, inner
+        if name in _MAPS and isinstance(inner, dict):
+            yield from ((f"{name}.{key}", each) for key, each in inner.items())
+        if name in _LISTS and isinstance(inner, list):
+            yield from ((f"{name}.{index}", each) for index, each in enumerate(inner))
+
+
+def _in(mask: bytes, tokens: Sequence[int]) -> list[int]:
+    """Return those of the tokens whose bit is set."""
+    return [token for token in tokens if mask[token >> 3] >> (token & 7) & 1]
+
+
+def main() -> None:
+    """Answer attempts until the input ends."""
+    with suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    threading.stack_size(STACK_BYTES)
+    thread = ThreadPoolExecutor(1)
+    lines = iter(sys.stdin.buffer.readline, b"")
+    trial = Trial(msgspec.json.decode(next(lines), type=Tokens).vocabulary)
+    _answer(Outcome())
+    for line in lines:
+        asked = msgspec.json.decode(line, type=Attempt)
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # its signal ends the process
+        outcome = thread.submit(trial.attempt, asked).result()
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        _answer(outcome)
+
+
+def _answer(outcome: Outcome) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(outcome) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What the edge's machine asks of its driver, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from speculation.protocol.messages import Commit, Finish, Pushed, TokenId
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """One step asked of the draft model."""
+
+    context: list[TokenId]
+    """Output tokens that the step follows: the committed ones and the chain."""
+
+    ahead: list[TokenId]  # tokens that the step also reads behind its context
+    epoch: int
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a driver must do, in the order of the fields."""
+
+    send: tuple[Pushed, ...] = ()
+    step: DraftStep | None = None
+    commit: Commit | None = None  # tokens that were not known before, to be shown
+    finish: Finish | None = None
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """Draft tokens of one answer by where they came from."""
+
+    drafted: int = 0
+    looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
+    stale_steps: int = 0  # steps whose chain had broken when they ended

@@ -1,0 +1,257 @@
+"""An answer whose verifier is killed, stopped, cut off or full goes on where one is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.link.connection import Connection
+from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import Overloaded, Unavailable
+from gateway.ports import Job, Sampling
+from tests.edge_agent.engines import engine
+from tests.edge_agent.fake_verifier import target_at
+from tests.edge_agent.processes import Process, start
+from tests.edge_agent.relay import relaying
+
+TOKENS = 200
+"""Of an answer: at 10 ms each it takes two seconds."""
+
+TEXT = [target_at(position) for position in range(TOKENS)]
+NOTICED_S = 1.0
+RESUMED_S = 1.0
+
+
+@contextmanager
+def running(*names: str) -> Iterator[list[Process]]:
+    with ThreadPoolExecutor() as threads:
+        processes = list(threads.map(start, names))
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@asynccontextmanager
+async def using(
+    urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0
+) -> AsyncIterator[Verifiers]:
+    connections = [Connection(url, key=None, ca_certificate=None) for url in urls]
+    uplinks = [Uplink(connection, metrics) for connection in connections]
+    verifiers = Verifiers(uplinks, metrics, deadline_s)
+    watch = asyncio.create_task(verifiers.watch())
+    await verifiers.probe()
+    try:
+        yield verifiers
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+        await verifiers.close()
+
+
+class Answer:
+    """What an edge without drafts answers; `lose` is awaited once, after 20 tokens."""
+
+    def __init__(
+        self, verifiers: Verifiers, metrics: EdgeMetrics, tokens: int = TOKENS
+    ) -> None:
+        self.tokens: list[int] = []
+        self.gap_s = 0.0
+        """The longest time between two tokens."""
+
+        self._edge = engine(verifiers, metrics, NoDrafter())
+        self._job = Job("r", (1, 2, 3), tokens, Sampling(), 5)
+
+    async def run(self, lose: Callable[[], Awaitable[object]] | None = None) -> list[int]:
+        last = time.monotonic()
+        async with asyncio.timeout(20):
+            async for delta in self._edge.generate(self._job):
+                if self.tokens:
+                    self.gap_s = max(self.gap_s, time.monotonic() - last)
+                last = time.monotonic()
+                self.tokens += delta.tokens
+                if lose and len(self.tokens) >= 20:
+                    await lose()
+                    lose = None
+        return self.tokens
+
+
+async def seen(url: str) -> dict[str, int]:
+    """What a fake verifier has counted."""
+    async with Connection(url, key=None, ca_certificate=None).client as client:
+        return dict((await client.get("/seen")).json())
+
+
+async def test_a_killed_verifiers_answer_goes_on_at_the_other_at_once(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("", "") as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            answer = Answer(verifiers, metrics)
+
+            async def kill() -> None:
+                (used,) = [p for p in processes if p.url == verifiers.current.url]
+                used.kill()
+
+            assert await answer.run(kill) == TEXT
+
+    assert answer.gap_s < NOTICED_S
+    assert metrics.reopens._value.get() == 1
+
+
+async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_ended_when_it_is_back(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("", "") as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            stopped = processes[0]
+
+            async def stop() -> None:
+                nonlocal stopped
+                (stopped,) = [p for p in processes if p.url == verifiers.current.url]
+                stopped.running.send_signal(signal.SIGSTOP)
+
+            answer = Answer(verifiers, metrics)
+            assert await answer.run(stop) == TEXT
+
+            assert answer.gap_s < NOTICED_S + RESUMED_S + 0.5
+            assert not next(u for u in verifiers.uplinks if u.url == stopped.url).health.ready
+            stopped.running.send_signal(signal.SIGCONT)
+            async with asyncio.timeout(5):
+                while not (await seen(stopped.url))["cancelled"]:  # noqa: ASYNC110 - a process
+                    await asyncio.sleep(0.1)
+
+
+async def test_a_single_verifier_that_is_restarted_goes_on(metrics: EdgeMetrics) -> None:
+    with running("") as processes:
+        async with using([processes[0].url], metrics) as verifiers:
+
+            async def restart() -> None:
+                processes[0].kill()
+                await asyncio.sleep(1.5)
+                processes[0] = await asyncio.to_thread(start, "", processes[0].port)
+
+            async def lose() -> None:
+                restarts.append(asyncio.create_task(restart()))
+
+            restarts: list[asyncio.Task[None]] = []
+            assert await Answer(verifiers, metrics).run(lose) == TEXT
+            await asyncio.wait(restarts)
+
+    assert metrics.reopens._value.get() == 1
+
+
+async def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("") as (only,):
+        async with using([only.url], metrics, deadline_s=1.0) as verifiers:
+            answer, killed_at = Answer(verifiers, metrics), 0.0
+
+            async def kill() -> None:
+                nonlocal killed_at
+                only.kill()
+                killed_at = time.monotonic()
+
+            with pytest.raises(Unavailable, match="no verifier answers"):
+                await answer.run(kill)
+
+            assert 0.9 < time.monotonic() - killed_at < 2.5
+            assert answer.tokens == TEXT[: len(answer.tokens)]
+
+
+async def test_an_answer_that_breaks_verifiers_does_not_break_all(metrics: EdgeMetrics) -> None:
+    with running(*["poisoned"] * 4) as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            with pytest.raises(Unavailable, match="3 verifiers"):
+                await Answer(verifiers, metrics).run()
+
+        assert sum(p.running.poll() is None for p in processes) == 1
+
+
+@pytest.mark.parametrize("name", ["full", "loading", "locked", "other", "mismatch"])
+async def test_a_new_answer_begins_where_it_is_taken(metrics: EdgeMetrics, name: str) -> None:
+    with running(name, "") as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            verifiers.uplinks[0].health.rtt_s = 1e-9  # the best, as far as can be known
+
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+
+
+async def test_a_new_answer_that_nobody_takes_is_an_error_at_once(metrics: EdgeMetrics) -> None:
+    with running("full") as (only,):
+        async with using([only.url], metrics) as verifiers:
+            begun = time.monotonic()
+            with pytest.raises(Overloaded):
+                await Answer(verifiers, metrics).run()
+
+    assert time.monotonic() - begun < 0.5
+
+
+async def test_a_verifier_that_is_another_one_now_is_not_used(metrics: EdgeMetrics) -> None:
+    with running("", "other") as processes:
+        async with using([p.url for p in processes], metrics, deadline_s=2.0) as verifiers:
+            verifiers.uplinks[0].health.rtt_s = 1e-9
+
+            async def kill() -> None:
+                processes[0].kill()
+
+            with pytest.raises(Unavailable):
+                await Answer(verifiers, metrics).run(kill)
+
+
+async def test_a_cut_link_is_resumed_and_nothing_is_opened_again(metrics: EdgeMetrics) -> None:
+    with running("") as (only,):
+        async with relaying(only.url) as (relay, url), using([url], metrics) as verifiers:
+
+            async def cut() -> None:
+                relay.cut()
+                relay.refuses = True
+                asyncio.get_running_loop().call_later(2.0, setattr, relay, "refuses", False)
+
+            assert await Answer(verifiers, metrics).run(cut) == TEXT
+
+    assert metrics.reopens._value.get() == 0
+    assert metrics.resumes._value.get() == 1
+
+
+async def test_a_connection_that_is_open_and_dead_is_replaced(metrics: EdgeMetrics) -> None:
+    with running("") as (only,):
+        async with relaying(only.url) as (relay, url), using([url], metrics) as verifiers:
+
+            async def freeze() -> None:
+                relay.freeze()
+
+            answer = Answer(verifiers, metrics)
+            assert await answer.run(freeze) == TEXT
+            assert relay.connections == 2
+
+    assert answer.gap_s < NOTICED_S + 0.5
+    assert metrics.reopens._value.get() == 0
+
+
+async def test_the_nearest_verifier_that_is_not_busy_is_used(metrics: EdgeMetrics) -> None:
+    connections = [Connection(f"http://h{i}", key=None, ca_certificate=None) for i in range(3)]
+    far, near, busy = [Uplink(connection, metrics) for connection in connections]
+    verifiers = Verifiers([far, near, busy], metrics, 1.0)
+    for uplink, rtt_s, load in ((far, 0.09, 0.0), (near, 0.02, 0.1), (busy, 0.01, 1.0)):
+        uplink.health.rtt_s, uplink.health.load = rtt_s, load
+        uplink.health.set_ready(True)
+
+    assert verifiers.choose("") is near
+    near.health.set_ready(False)
+    assert verifiers.choose("") is far  # it is in use, and not much farther away
+    far.identity = "another"
+    assert verifiers.choose("") is busy
+    assert verifiers.choose("", {busy}) is near
+    await verifiers.close()

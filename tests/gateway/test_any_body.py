@@ -1,0 +1,98 @@
+"""Whatever a client sends, it is served, or gets an error that names a field; never a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.completions import CompletionRequest
+from gateway.routes.parameters import PARAMETERS
+from gateway.routes.tokens import TokenizeRequest
+from gateway.schemas.known import NEUTRAL
+from gateway.schemas.messages import ChatMessage
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+
+FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *PARAMETERS})
+ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
+ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
+PARTS = ["text", "thinking", "image_url"]
+INNER = ["type", "function", "name", "json", "schema", "content", "text"]
+BODIES = [json.loads(path.read_text()) for path in (Path(__file__).parent / "data").iterdir()]
+
+values = st.sampled_from(ODD) | st.recursive(
+    st.sampled_from(ODD),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "function", "name", "json", "schema", "content", "text"]),
+            inner,
+        )
+    ),
+    max_leaves=5,
+)
+message_fields = st.sampled_from(sorted(ChatMessage.model_fields))
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(ROLES)}).flatmap(
+        lambda role: st.dictionaries(message_fields, values, max_size=3).map(lambda m: m | role)
+    ),
+    max_size=3,
+)
+
+
+def replaced(body: object, data: st.DataObject) -> Any:  # noqa: ANN401 - JSON
+    """Return a body in which some values somewhere are others."""
+    if data.draw(st.integers(0, 19)) == 0:
+        return data.draw(values)
+    if isinstance(body, dict):
+        return {name: replaced(value, data) for name, value in body.items()}
+    if isinstance(body, list):
+        return [replaced(item, data) for item in body]
+    return body
+
+
+def answer(path: str, body: object) -> httpx.Response:
+    async def post() -> httpx.Response:
+        app = make_app(ScriptedEngine(features=frozenset(PARAMETERS), context_tokens=4096))
+        async with client_of(app) as client:
+            return await client.post(path, json=body)
+
+    return asyncio.run(post())
+
+
+def check(path: str, body: object) -> None:
+    found = answer(path, body)
+
+    assert found.status_code in (200, 400, 404), (body, found.text)
+    if found.status_code == 400 and isinstance(body, dict):
+        error = found.json()["error"]
+        assert error["param"], error
+        assert error["param"].split(".")[0] in body.keys() | {"messages", "prompt", "tokens"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages, st.dictionaries(st.sampled_from([*FIELDS, *NEUTRAL]), values, max_size=3))
+def test_any_chat_is_served_or_named(sent: object, more: dict[str, object]) -> None:
+    check("/v1/chat/completions", {"messages": sent, **more})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(BODIES), st.data())
+def test_a_clients_request_with_odd_values_is_served_or_named(
+    body: dict[str, object], data: st.DataObject
+) -> None:
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+
+    check(path, replaced(body, data))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from([*TokenizeRequest.model_fields, "tools"]), values))
+def test_any_text_is_tokenised_or_named(body: dict[str, object]) -> None:
+    check("/tokenize", body)

@@ -1,0 +1,131 @@
+"""Whatever a client sends gets a verdict, and the next client is served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from models.errors import CannotCheck, InvalidGrammar
+from models.grammars import compiler as limits
+from models.grammars.compiler import GrammarCompiler
+from tests.models.grammars.hostile import COMPILED, REJECTED
+from tests.models.grammars.small import STOP, TOKENIZER, V, generated
+
+GOOD = b'{"choice": ["ab", "ba"]}'
+
+
+@pytest_asyncio.fixture
+async def compiler() -> AsyncIterator[GrammarCompiler]:
+    made = GrammarCompiler(TOKENIZER)
+    yield made
+    await made.close()
+
+
+def asked(kind: str, value: Any) -> bytes:
+    return json.dumps({kind: value}).encode()
+
+
+async def test_a_grammar_is_compiled_once_for_all_who_ask(compiler: GrammarCompiler) -> None:
+    several = await asyncio.gather(*(compiler.compile(GOOD) for _ in range(8)))
+
+    assert set(map(id, several)) == {id(compiler.compiled(GOOD))}
+    assert generated(several[0], min)[-1] == STOP
+
+
+async def test_a_grammar_that_is_spent_is_compiled_anew(compiler: GrammarCompiler) -> None:
+    first = await compiler.compile(GOOD)
+    first.is_spent = True
+
+    assert compiler.compiled(GOOD) is None
+    assert await compiler.compile(GOOD) is not first
+
+
+async def test_whatever_is_asked_gets_a_verdict_and_others_are_served(
+    compiler: GrammarCompiler,
+) -> None:
+    for name, (kind, value, reason) in REJECTED.items():
+        with pytest.raises(InvalidGrammar) as raised:
+            await compiler.check(asked(kind, value))
+        assert reason in f"{raised.value.where}: {raised.value.reason}", name
+    for kind, value in COMPILED.values():
+        grammar = await compiler.compile(asked(kind, value))
+        grammar.begin().mask(np.zeros(V, np.float32), [])
+
+    await compiler.compile(GOOD)
+
+
+async def test_a_verdict_is_kept(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = asked("regex", "(")
+    for each in (wrong, GOOD):
+        try:
+            await compiler.check(each)
+        except InvalidGrammar:
+            continue
+    await compiler.close()
+    monkeypatch.setattr("sys.executable", "/nowhere")
+
+    assert await compiler.check(GOOD)
+    with pytest.raises(InvalidGrammar, match="unclosed"):
+        await compiler.check(wrong)
+    with pytest.raises(CannotCheck):
+        await compiler.check(asked("regex", "new"))
+
+
+async def test_a_process_that_is_killed_is_started_again(compiler: GrammarCompiler) -> None:
+    await compiler.check(GOOD)
+    process = compiler._checker._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await process.wait()
+
+    with pytest.raises(InvalidGrammar):
+        await compiler.check(asked("regex", "lost"))
+
+    assert await compiler.check(asked("regex", "next"))
+
+
+async def test_one_who_goes_away_leaves_no_answer_to_others(compiler: GrammarCompiler) -> None:
+    await compiler.check(GOOD)
+    leaving = asyncio.create_task(compiler.check(asked("regex", "(((a{99}){99}){99}){99}")))
+    await asyncio.sleep(0.02)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+
+    text = await compiler.check(asked("regex", "after"))
+
+    assert "after" in text
+
+
+async def test_too_many_do_not_wait(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAITING", 2)
+    tasks = [asyncio.create_task(compiler.check(asked("regex", f"a{i}"))) for i in range(4)]
+
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [isinstance(outcome, CannotCheck) for outcome in outcomes] == [False] * 2 + [
+        True
+    ] * 2
+
+
+async def test_what_is_forgotten_is_the_oldest(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COMPILED", 2)
+    several = [asked("regex", f"a{i}") for i in range(3)]
+
+    for each in several:
+        await compiler.compile(each)
+
+    assert [compiler.compiled(each) is None for each in several] == [True, False, False]

@@ -1,0 +1,290 @@
+"""Wherever its verifier is lost, an answer goes on at another one as if nothing had been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.policy import StreamPolicy
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Limits,
+    Open,
+    Opened,
+    Redraw,
+    Sampling,
+    TokenId,
+    Totals,
+)
+from speculation.sampling import distributions
+from speculation.sampling.distributions import Distribution
+from speculation.sampling.draft_token import DraftToken
+from speculation.sampling.judging import Judgement, judge_separate
+from speculation.verifying import session as verifying
+from speculation.verifying.session import VerifyingSession
+from tests.speculation import markov
+from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, STOP, Q
+from tests.speculation.joined import Joined
+from tests.speculation.markov import TARGET, draft, pvalue
+from tests.speculation.small_models import Model, model, opening, plain
+
+POINTS = 120
+"""Actions after which the verifier is lost; an answer of 14 tokens is over after fewer."""
+
+
+def greedy(of: Model) -> Model:
+    """The model at temperature 0."""
+
+    def distribution(context: tuple[TokenId, ...]) -> Distribution:
+        p = of(context)
+        return Distribution(p.tokens[[np.argmax(p.p)]], np.ones(1))
+
+    return distribution
+
+
+@pytest.mark.parametrize("target", [model(4), greedy(model(4))], ids=["T=1", "T=0"])
+@pytest.mark.parametrize("number", range(6))
+def test_coupled_generates_the_same_text_wherever_the_verifier_is_lost(
+    target: Model, number: int
+) -> None:
+    request = opening(seed=number, max_tokens=14, stop_tokens=())
+    text = plain(target, request)
+
+    for point in range(POINTS):
+        joined = Joined(request, target, model(7), Random(number), 0.7, looks_up=number > 3)
+        joined.disorder(point)
+        joined.replace()
+        joined.run(0)
+
+        assert joined.edge.machine.session.committed == text
+
+
+@given(
+    number=st.integers(0, 2**32),
+    right=st.sampled_from([0.0, 0.5, 0.95]),
+    disorder=st.integers(0, 400),
+    judge=st.sampled_from(["coupled", "separate"]),
+    fill=st.sampled_from(["always", "auto", "never"]),
+    max_tokens=st.integers(1, 40),
+)
+@settings(max_examples=300)
+def test_verifiers_may_be_lost_again_and_again(
+    number: int, right: float, disorder: int, judge: str, fill: str, max_tokens: int
+) -> None:
+    request = opening(seed=number, judge=judge, fill=fill, max_tokens=max_tokens)
+    joined = Joined(
+        request, model(number), model(number + 3), Random(number), right,
+        replaced=True, others=2,
+    )  # fmt: skip
+
+    joined.run(disorder)
+
+    text, finish = joined.edge.machine.session.committed, joined.edge.finish
+    assert finish
+    assert finish.reason == ("stop" if text[-1] in request.stop_tokens else "length")
+    assert finish.totals.passes >= 1
+    assert len(text) <= max_tokens
+    if judge == "coupled":
+        assert text == plain(joined.target, request)
+
+
+# --- `separate` keeps the target's distribution
+
+
+@dataclass
+class Ends:
+    """The edge, and one verifier after another, each of which is lost after a few messages."""
+
+    chance: Random
+    answers_rejections: bool = True
+    """False: the edge forgets a rejection that it has heard."""
+
+    tokens: int = 1000
+    lost: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        request = Open("", "", (0,), Sampling(), 0, self.tokens, (), judge="separate")
+        self.u: Iterator[float] = iter(self.chance.random, 2.0)
+        self.machine = DraftMachine(
+            request, StreamPolicy(), Limits(), rtt_s=lambda: 0.0, u=self.u
+        )
+        self._open()
+
+    def _open(self) -> None:
+        request = self.machine.opening()
+        self.verifier = VerifyingSession(request, Limits(), vocabulary_size=markov.SIZE)
+
+    def run(self) -> list[TokenId]:
+        edge = self.machine.session
+        while not edge.finished:
+            draft(edge, self.chance)
+            if sent := edge.flush():
+                self._deliver(self.verifier.receive(sent, self.u))
+            if self.verifier.rejection is None and not self.verifier.finished:
+                self._deliver(self._pass())
+        return edge.committed
+
+    def _pass(self) -> list[Down]:
+        judged = self.verifier.begin(len(self.verifier.plan(3).draft))
+        before = [(0, *self.verifier.committed)[-1], *judged.draft]
+        judgement = judge_separate(lambda i: TARGET[before[i]], judged.draft, judged.q, self.u)
+        return self.verifier.resolve(judgement, u=self.u)
+
+    def _deliver(self, down: list[Down]) -> None:
+        """Let the edge receive, and the verifier what the edge answers; or lose the rest."""
+        for message in down:
+            for answer in self.machine.received(message).send:
+                if self._lose():
+                    return
+                self._deliver(self.verifier.receive(answer, self.u))
+            if self._lose():
+                return
+
+    def _lose(self) -> bool:
+        if not self.machine.may_reopen or self.chance.random() < 0.7:
+            return False
+        self.lost += 1
+        if not self.answers_rejections and self.machine.session.recovered:
+            self.machine.session.chain.clear()
+        self.machine.lost()
+        self._open()
+        return True
+
+
+@pytest.fixture
+def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributions, "HEAD_TOKENS", 3)
+    monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
+
+
+@pytest.mark.usefixtures("head_of_three")
+def test_separate_keeps_the_targets_distribution_when_verifiers_are_lost() -> None:
+    ends = [Ends(Random(i)) for i in range(60)]
+
+    found = pvalue([each.run() for each in ends])
+
+    assert sum(each.lost for each in ends) > 10_000
+    assert found > 1e-3, found
+
+
+@pytest.mark.usefixtures("head_of_three")
+def test_it_would_not_if_a_rejection_were_forgotten() -> None:
+    found = pvalue([Ends(Random(i), answers_rejections=False).run() for i in range(25)])
+
+    assert found < 1e-9, found
+
+
+# --- case by case
+
+LIMITS = Limits(max_verify=4, max_ahead=16)
+
+
+def machine(judge: str = "coupled", max_tokens: int = 10) -> DraftMachine:
+    request = Open(
+        "m", "v", (1,), Sampling(), 0, max_tokens, (STOP,), judge=judge,  # type: ignore[arg-type]
+    )  # fmt: skip
+    drafting = DraftMachine(
+        request, StreamPolicy(), LIMITS, rtt_s=lambda: 0.0, u=iter([0.5] * 9)
+    )
+    drafting.received(Opened("s", LIMITS))
+    return drafting
+
+
+def test_the_whole_chain_is_sent_again_after_the_committed_text() -> None:
+    drafting = machine()
+    drafting.received(Commit(0, 0, (7, 8)))
+    for token in (3, 4, 5):
+        drafting.session.extend(DraftToken(token, 0.9))
+    drafting.next(0.0, busy=False)
+
+    drafting.lost()
+
+    assert drafting.opening().committed == (7, 8)
+    assert drafting.next(0.0, busy=False).send == (Draft(0, 2, 0, (3, 4, 5), pauses=True),)
+
+
+def test_a_recovered_token_is_committed_when_the_session_is_lost() -> None:
+    drafting = machine("separate")
+    drafting.session.extend(DraftToken(1, 0.9, Q))
+    drafting.next(0.0, busy=False)
+    (answer,) = drafting.received(REJECT).send
+
+    commit = drafting.lost().commit
+
+    assert isinstance(answer, Draft)
+    assert commit is not None
+    assert commit.tokens == answer.tokens == drafting.opening().committed
+
+
+def test_a_rejection_without_a_recovered_token_cannot_move() -> None:
+    drafting = machine("separate")
+    drafting.session.extend(DraftToken(1, 0.9, Q))
+    drafting.next(0.0, busy=False)
+    assert drafting.may_reopen
+
+    (answer,) = drafting.received(ONLY_TAIL).send
+
+    assert isinstance(answer, Redraw)
+    assert not drafting.may_reopen
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"), [((7, STOP), "stop"), ((1, 2, 3), "length"), ((1, 2), None)]
+)
+def test_a_complete_text_needs_no_other_verifier(
+    tokens: tuple[TokenId, ...], reason: str | None
+) -> None:
+    drafting = machine(max_tokens=3)
+    drafting.received(Commit(0, 0, tokens, accepted=1))
+
+    finish = drafting.lost().finish
+
+    expected = Finish(reason, Totals(1, 1, 1, 0)) if reason else None  # type: ignore[arg-type]
+    assert finish == expected
+
+
+def test_a_finish_counts_what_lost_sessions_have_committed() -> None:
+    drafting = machine()
+    drafting.received(Commit(0, 0, (1, 2), accepted=1))
+    drafting.received(Commit(0, 2, (3,)))
+    drafting.lost()
+    drafting.opening()
+    drafting.received(Commit(0, 3, (4,)))
+
+    finish = drafting.received(Finish("length", Totals(5, 9, 4, 2))).finish
+
+    assert finish == Finish("length", Totals(7, 10, 5, 3))
+
+
+def test_a_verifier_that_goes_on_takes_no_token_before_its_text() -> None:
+    verifier = VerifyingSession(
+        opening(committed=(3, 1), max_tokens=4), LIMITS, vocabulary_size=7
+    )
+
+    assert verifier.committed == [3, 1]
+    assert verifier.chain.reach == 2
+    verifier.receive(Draft(0, 1, 0, (1, 5)))
+    assert verifier.plan(9).draft == (5,)
+    with pytest.raises(RemoteProtocolError, match="gap"):
+        verifier.receive(Draft(0, 3, 0, (1,)))
+
+
+def test_a_session_that_goes_on_gives_what_is_left_of_the_answer() -> None:
+    request = opening(committed=(3, 1), max_tokens=4, stop_tokens=())
+    verifier = VerifyingSession(request, LIMITS, vocabulary_size=7)
+    verifier.begin(0)
+
+    down = verifier.resolve(Judgement((2, 4, 5), 0))
+
+    assert down == [Commit(0, 2, (2, 4)), Finish("length", Totals(1, 0, 0, 1))]
