@@ -209,7 +209,7 @@ async def test_a_grammar_that_cannot_be_made_of_the_tools_names_them() -> None:
         served(make_app(engine, tokenizer=HERMES)) as url,
         AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
     ):
-        with pytest.raises(BadRequestError, match=r"tools: .*: wrong at 3") as caught:
+        with pytest.raises(BadRequestError, match=r"tools: .*: 3\(1\): wrong") as caught:
             await asked(client, tools=[WEATHER], tool_choice="required")
 
     assert caught.value.param == "tools"
