@@ -7,18 +7,19 @@ tools and opens reasoning. What is compared is the whole answer, as a client get
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from bench.identity.comparison import EDGES
 from bench.run.services import Services, ServicesPlan
-from tests.models.chats import TEMPLATES, Json, tool
+from tests.models.chats import TEMPLATES, Json, result, tool, user
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
 PROMPTS: Final = (
     "What is the weather in Paris?",
@@ -110,7 +111,7 @@ def counted(answers: Sequence[Json], name: str) -> int:
 
 
 def settings_of(feature: str, plain: Sequence[Json]) -> list[list[Json]]:
-    """Return the settings with which an edge is asked: with right and with wrong predictions."""
+    """Return the settings of an edge's requests, in turn with right and wrong predictions."""
     own = FEATURES[feature]
     if not feature.startswith("predicted"):
         return [[own] * len(PROMPTS)]
@@ -118,36 +119,73 @@ def settings_of(feature: str, plain: Sequence[Json]) -> list[list[Json]]:
     return [[own | predicted(text) for text in texts] for texts in (right, [WRONG] * 6)]
 
 
-async def test_every_feature_gives_the_same_message_with_an_edge(tmp_path: Path) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
     edges = {name: EDGES[name] for name in ("eager", "noise")}
-    arguments = ("--chat-template", str(template(tmp_path)))
-    different = []
-    accepted: dict[str, list[int]] = {feature: [] for feature in FEATURES}
-    plains: dict[str, list[Json]] = {feature: [] for feature in FEATURES}
-
+    arguments = ("--chat-template", str(template(tmp_path_factory.mktemp("template"))))
     async with Services(ServicesPlan("smollm2", "smollm2", edges, "llama", arguments)) as run:
-        for feature, heat in [(f, heat) for f in FEATURES for heat in (0.0, 1.0)]:
-            plain = await asked(run.verifier_url, heat, [FEATURES[feature]] * len(PROMPTS))
-            plains[feature] += plain
-            for settings in settings_of(feature, plain):
-                both = [asked(run.edge_urls[name], heat, settings) for name in edges]
-                eager, noise = await asyncio.gather(*both)
-                accepted[feature].append(counted(eager, "num_accepted_draft_tokens"))
-                assert counted(noise, "num_draft_tokens") > 0  # else nothing useless was judged
-                different += [
-                    (feature, heat, seen(expected), seen(found))
-                    for answers in (eager, noise)
-                    for expected, found in zip(plain, answers, strict=True)
-                    if seen(expected) != seen(found)
-                ]
+        yield run
 
-    assert different == []
-    assert all(min(counts) > 0 for counts in accepted.values()), accepted
-    for right, wrong in (accepted["predicted"][:2], accepted["predicted"][2:]):
-        assert right > wrong
-    messages = {
-        name: [each["choices"][0]["message"] for each in plains[name]] for name in plains
-    }
-    assert all(message["tool_calls"] for message in messages["required"])
-    assert all(message["content"].startswith('{"answer": "') for message in messages["schema"])
-    assert all(message["reasoning_content"] for message in messages["reasoning"])
+
+@pytest.mark.parametrize("feature", FEATURES)
+async def test_a_message_is_the_same_with_right_and_with_useless_drafts(
+    services: Services, feature: str
+) -> None:
+    accepted, drafted = [], []
+
+    for heat in (0.0, 1.0):
+        plain = await asked(services.verifier_url, heat, [FEATURES[feature]] * len(PROMPTS))
+        assert all(answer["usage"]["completion_tokens"] for answer in plain)
+        check_shape(feature, plain)
+        for settings in settings_of(feature, plain):
+            urls = services.edge_urls.values()
+            eager, noise = await asyncio.gather(*(asked(url, heat, settings) for url in urls))
+            assert list(map(seen, eager)) == list(map(seen, plain))
+            assert list(map(seen, noise)) == list(map(seen, plain))
+            accepted.append(counted(eager, "num_accepted_draft_tokens"))
+            drafted.append(counted(noise, "num_draft_tokens"))
+
+    assert min(accepted + drafted) > 0  # else no drafts were put to the test
+
+
+def check_shape(feature: str, plain: Sequence[Json]) -> None:
+    """Check that the answers have what the feature is about."""
+    messages = [answer["choices"][0]["message"] for answer in plain]
+    if feature == "required":
+        assert all(message["tool_calls"] for message in messages)
+    if feature == "schema":
+        assert all(message["content"].startswith('{"answer": "') for message in messages)
+    if feature == "reasoning":
+        assert all(message["reasoning_content"] for message in messages)
+
+
+async def prefilled(http: httpx.AsyncClient, services: Services) -> int:
+    """Return how many prompt tokens the target has decoded so far, of all sessions."""
+    lines = (await http.get(f"{services.verifier_url}/metrics")).text.splitlines()
+    name = "picospec:prefilled_tokens_total "
+    return next(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+@pytest.mark.parametrize("arm", ["plain", "eager"])
+async def test_the_next_turn_reads_no_token_of_the_calls_before_it_again(
+    services: Services, arm: str, heat: float
+) -> None:
+    url = {"plain": services.verifier_url, **services.edge_urls}[arm]
+    asks = {"tools": TOOLS, "temperature": heat, "seed": 3, "max_tokens": 60}
+    chat = [user(f"{arm} {heat}: how warm is it in Zürich?")]  # no other test's KV serves it
+    async with httpx.AsyncClient(trust_env=False, timeout=300) as http:
+
+        async def turn(**more: object) -> Json:
+            body = {"messages": chat, **asks, **more}
+            return (await http.post(f"{url}/v1/chat/completions", json=body)).json()
+
+        first = await turn(tool_choice="required", parallel_tool_calls=False)
+        message = first["choices"][0]["message"]
+        assert first["choices"][0]["finish_reason"] == "tool_calls"
+        before = await prefilled(http, services)
+        chat += [message, result(1, "12 °C", tool_call_id=message["tool_calls"][0]["id"])]
+        second = await turn(max_tokens=1)
+        read = await prefilled(http, services) - before
+
+    assert read == second["usage"]["prompt_tokens"] - first["usage"]["total_tokens"]
