@@ -33,7 +33,7 @@ class PassMetrics:
         )
         self._prefilled = Counter(
             "picospec:prefilled_tokens",
-            "Prompt tokens decoded, without those whose KV was still there.",
+            "Prompt tokens that llama.cpp decoded, without those whose KV was still there.",
             registry=registry,
         )
 

@@ -61,8 +61,7 @@ FEATURES: Final[Mapping[str, Json]] = {
     "strict": {"tools": STRICT, "parallel_tool_calls": False},
     "schema": {**AS_JSON, **UNSPLIT},
     "shaped": SHAPED,
-    "predicted": {},
-    "predicted sentence": {**SENTENCE, **UNSPLIT},
+    "sentence": {**SENTENCE, **UNSPLIT},
     "reasoning": THINKS,
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **THINKS},
 }
@@ -84,7 +83,7 @@ def predicted(text: str) -> Json:
 
 async def asked(url: str, heat: float, settings: Sequence[Json]) -> list[Json]:
     """Return a service's answers to all prompts, each with settings of its own."""
-    fixed = {"seed": 7, "temperature": heat, "max_tokens": 20}
+    fixed = {"seed": 7, "temperature": heat, "max_tokens": 16}
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
         bodies = [
             {"messages": [{"role": "user", "content": prompt}], **fixed, **own}
@@ -110,19 +109,16 @@ def counted(answers: Sequence[Json], name: str) -> int:
     return sum(answer["metrics"]["speculative_decoding"][name] for answer in answers)
 
 
-def settings_of(feature: str, plain: Sequence[Json]) -> list[list[Json]]:
-    """Return the settings of an edge's requests, in turn with right and wrong predictions."""
-    own = FEATURES[feature]
-    if not feature.startswith("predicted"):
-        return [[own] * len(PROMPTS)]
-    right = [answer["choices"][0]["message"]["content"] for answer in plain]
-    return [[own | predicted(text) for text in texts] for texts in (right, [WRONG] * 6)]
+def right(plain: Sequence[Json]) -> list[Json]:
+    """Return settings that predict each answer."""
+    return [predicted(answer["choices"][0]["message"]["content"]) for answer in plain]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
     edges = {name: EDGES[name] for name in ("eager", "noise")}
-    arguments = ("--chat-template", str(template(tmp_path_factory.mktemp("template"))))
+    file = template(tmp_path_factory.mktemp("template"))
+    arguments = ("--chat-template", str(file), "--llama.slots", "6")
     async with Services(ServicesPlan("smollm2", "smollm2", edges, "llama", arguments)) as run:
         yield run
 
@@ -131,21 +127,44 @@ async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
 async def test_a_message_is_the_same_with_right_and_with_useless_drafts(
     services: Services, feature: str
 ) -> None:
-    accepted, drafted = [], []
+    own, (eager_url, noise_url) = FEATURES[feature], services.edge_urls.values()
 
     for heat in (0.0, 1.0):
-        plain = await asked(services.verifier_url, heat, [FEATURES[feature]] * len(PROMPTS))
-        assert all(answer["usage"]["completion_tokens"] for answer in plain)
-        check_shape(feature, plain)
-        for settings in settings_of(feature, plain):
-            urls = services.edge_urls.values()
-            eager, noise = await asyncio.gather(*(asked(url, heat, settings) for url in urls))
-            assert list(map(seen, eager)) == list(map(seen, plain))
-            assert list(map(seen, noise)) == list(map(seen, plain))
-            accepted.append(counted(eager, "num_accepted_draft_tokens"))
-            drafted.append(counted(noise, "num_draft_tokens"))
+        plain = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
+        eager, noise = await asyncio.gather(
+            *(asked(url, heat, [own] * len(PROMPTS)) for url in (eager_url, noise_url))
+        )
 
-    assert min(accepted + drafted) > 0  # else no drafts were put to the test
+        check_shape(feature, plain)
+        assert list(map(seen, eager)) == list(map(seen, plain))
+        assert list(map(seen, noise)) == list(map(seen, plain))
+        assert counted(eager, "num_accepted_draft_tokens") > 0
+        assert counted(noise, "num_draft_tokens") > 0
+
+
+@pytest.mark.parametrize("feature", ["shaped", "sentence"])
+async def test_a_message_is_the_same_with_a_right_and_with_a_wrong_prediction(
+    services: Services, feature: str
+) -> None:
+    own, url = FEATURES[feature], services.edge_urls["eager"]
+
+    for heat in (0.0, 1.0):
+        plain = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
+        predictions = (right(plain), [predicted(WRONG)] * len(PROMPTS))
+        hit, missed = [
+            await asked(url, heat, [own | each for each in given]) for given in predictions
+        ]
+
+        assert list(map(seen, hit)) == list(map(seen, plain))
+        assert list(map(seen, missed)) == list(map(seen, plain))
+        assert predicted_tokens(hit) > 4 * len(PROMPTS)
+        assert predicted_tokens(missed) < len(PROMPTS)
+
+
+def predicted_tokens(answers: Sequence[Json]) -> int:
+    """Return how many tokens of predictions are in the answers."""
+    details = [answer["usage"]["completion_tokens_details"] for answer in answers]
+    return sum(each["accepted_prediction_tokens"] for each in details)
 
 
 def check_shape(feature: str, plain: Sequence[Json]) -> None:
