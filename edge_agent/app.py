@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.draft_model import loading
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
-from edge_agent.draft_model.translation import Translation
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink

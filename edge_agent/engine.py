@@ -14,9 +14,9 @@ from typing import Final, Protocol
 import numpy as np
 
 from edge_agent.as_generator import as_generator
-from edge_agent.draft_model import foreign_slot
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign import slot as foreign_slot
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.grammars import NAME, DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics

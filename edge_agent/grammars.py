@@ -46,12 +46,16 @@ class EdgeGrammars:
 
 class DraftGrammar:
     """Where a chain stands in its grammar; for one thread. Unlike a GrammarState it never
-    fails: when the grammar reaches a limit, any token may be drafted."""
+    fails: when the grammar reaches a limit, or a draft model has left it, any token may be
+    drafted."""
 
     def __init__(self, grammar: Grammar) -> None:
         self._state: GrammarState | None = grammar.begin()
 
     def mask(self, logits: Logits, output: Sequence[TokenId]) -> Logits:
+        self.follow(output)
+        if self._ask(lambda state: state.is_outside, True):
+            return logits
         return self._ask(lambda state: state.mask(logits, output), logits)
 
     def follow(self, output: Sequence[TokenId]) -> None:

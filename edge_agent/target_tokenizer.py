@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.translation import Translation
 from gateway.errors import ApiError, EngineFault
 from models.errors import CannotOpen
 from models.tokenizer import Tokenizer

@@ -28,9 +28,8 @@ from bench.identity.answers import Answer, ask, noise_of
 from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
 from bench.identity.ties import Parting, parting
 from bench.run.services import Services, ServicesPlan, verifier_arguments
-from edge_agent.draft_model.loading import find
-from models.llama import Model
 from models.store import open_store
+from models.tokenizer_file import tokenizer_file
 
 LIKELIEST = 20
 """Tokens at each position whose log-probabilities explain a difference."""
@@ -56,7 +55,8 @@ def main(
     """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
     likeliest = LIKELIEST if explain else None
     asking = partial(ask, tokens=tokens, likeliest=likeliest, settings=json.loads(settings))
-    vocabulary = Model(find(draft_model, open_store(os.environ)), vocabulary_only=True)
+    path = open_store(os.environ).find(target_model, "target").path
+    vocabulary = tokenizer_file(path).open().vocabulary
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)
     slots = {"PICOSPEC_EDGE__SLOTS": str(sessions), "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
@@ -66,7 +66,7 @@ def main(
     )  # fmt: skip
 
     def explained(plain: Answer, edge: Answer) -> Parting | None:
-        noise = noise_of(vocabulary.vocabulary, plain)
+        noise = noise_of(vocabulary, plain)
         return parting(plain.scores, edge.scores, noise) if explain else None
 
     answers: list[Answer] = []

@@ -39,7 +39,10 @@ _FIXED: Final = {
     )
 }
 _ROUNDS: Final = ("sync", "paper", "colocated")
-NAMES: Final = (*_FIXED, *(f"{name}:G" for name in _ROUNDS))
+_OTHER_DRAFT: Final = "picospec@"
+"""Begins the name of an arm that ends with a draft model: the product with that one."""
+
+NAMES: Final = (*_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS))
 
 
 def parse(text: str) -> list[Arm]:
@@ -56,6 +59,9 @@ def parse(text: str) -> list[Arm]:
 def _arm(name: str) -> Arm:
     if name in _FIXED:
         return _FIXED[name]
+    other, _, model = name.partition(_OTHER_DRAFT)
+    if model and not other:
+        return Arm(name, "far", EdgePlan(link=LINKED, draft_model=model))
     kind, _, gamma = name.partition(":")
     if kind not in _ROUNDS:
         raise ValueError(f"no arm is called {name!r}; there are {', '.join(NAMES)}")

@@ -48,6 +48,9 @@ class EdgePlan:
     rounds: str = ""
     """What bench.run.rounds runs in place of the product, such as "sync:4" or "useless"."""
 
+    draft_model: str = ""
+    """Its draft model, if that is not the one of all edges."""
+
     @property
     def settings(self) -> dict[str, object]:
         names = ("drafter", "judge", "fill", "lookup", "grammars")
@@ -167,7 +170,8 @@ class Services(Started):
         module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
-            "--verifier-url", verifier_url, "--draft-model", self.plan.draft_model,
+            "--verifier-url", verifier_url,
+            "--draft-model", edge.draft_model or self.plan.draft_model,
         )  # fmt: skip
         settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
         cores = self.plan.verifier_cores if edge.colocated else self.plan.edge_cores

@@ -41,7 +41,9 @@ class GrammarState:
         self._grammar = grammar
         self._matcher = matcher
         self._tokens: list[int] = []  # those that the matcher has consumed
-        self._is_outside = False
+        self.is_outside = False
+        """Whether the last tokens followed may not stand there."""
+
         self._forced: list[int] | None = None
 
     def follow(self, output: Sequence[int]) -> None:
@@ -56,7 +58,7 @@ class GrammarState:
         taken = self._matcher.try_consume_tokens(more) if more else 0
         self._check(not self._matcher.is_error())
         self._tokens += more[:taken]
-        self._is_outside = taken < len(more)
+        self.is_outside = taken < len(more)
         if more:
             foreseen = (self._forced or [])[: len(more)] == more
             self._forced = (self._forced or [])[len(more) :] or None if foreseen else None
@@ -67,7 +69,7 @@ class GrammarState:
         Stop tokens may follow where the grammar may end. After its end nothing changes.
         """
         self.follow(output)
-        if self._is_outside:
+        if self.is_outside:
             self._check(self._matcher.is_stopped())
             return logits
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -77,7 +79,7 @@ class GrammarState:
 
     def forced(self) -> int | None:
         """Return the only token that the grammar allows here, if it writes text."""
-        if self._is_outside or self._matcher.is_stopped():
+        if self.is_outside or self._matcher.is_stopped():
             return None
         if self._forced is None:
             self._forced = self._matcher.compute_ff_tokens()
@@ -86,7 +88,7 @@ class GrammarState:
 
     def count_allowed(self, tokens: Sequence[int]) -> int:
         """Return how many of these tokens may follow here, one after the other."""
-        return 0 if self._is_outside else self._matcher.validate_tokens(list(tokens))
+        return 0 if self.is_outside else self._matcher.validate_tokens(list(tokens))
 
     def _check(self, succeeded: bool) -> None:
         if not succeeded:

@@ -103,6 +103,13 @@ def test_cloud_is_measured_in_every_repeat_and_checked_at_the_last_link() -> Non
     assert links == {(0, 10), (0, 100), (1, 10)}
 
 
+def test_an_arm_can_have_a_draft_model_of_its_own() -> None:
+    arms = parse("cloud,picospec,picospec@/models/small.gguf")
+
+    assert [arm.edge.draft_model for arm in arms if arm.edge] == ["", "/models/small.gguf"]
+    assert arms[2].name == "picospec@/models/small.gguf"
+
+
 def test_a_round_arm_without_a_length_has_the_papers() -> None:
     assert [arm.name for arm in parse("cloud,sync,colocated:2")] == [
         "cloud", "sync:4", "colocated:2"

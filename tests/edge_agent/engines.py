@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 
 from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import Link
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
@@ -39,10 +41,11 @@ class FakeUplink:
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
         self.opened: list[Open] = []
         self.forgotten = 0
+        self.known = FACTS
         self.link = ScriptedLink(script)
 
     async def facts(self) -> ModelFacts:
-        return FACTS
+        return self.known
 
     def answer(self) -> FakeUplink:
         return self
@@ -68,9 +71,10 @@ class ByteEncoder:
         return [254] if special else list(text.encode())
 
 
+@dataclass
 class Paired:
     relation: Relation | None = "identical"
-    translation = None
+    translation: Translation | None = None
 
     async def __call__(self) -> Tokenizer:
         return Tokenizer(ByteEncoder(), None)
@@ -94,13 +98,14 @@ def engine(
     metrics: EdgeMetrics,
     drafter: OneSlot | NoDrafter | None = None,
     speculation: Speculation | None = None,
+    paired: Paired | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
         uplink,
         drafter or OneSlot(),
         speculation or Speculation(),
         metrics,
-        Paired(),
+        paired or Paired(),
         Vocabulary((b"",) * 1000, frozenset(), frozenset()),
     )
 

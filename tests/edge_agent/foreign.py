@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.translation import Translation
 from models.llama import Model
 from models.segments import Limits, Segment
 from models.store import open_store
@@ -25,8 +25,8 @@ PAIRS: list[tuple[Name, Name]] = [("smollm2", "qwen"), ("qwen", "smollm2")]
 
 _WORDS = [
     "the", " quick", "return", "    ", "\n", "\n\n", "):", ":\n", " (", "x", "_y", " = ", "0.5",
-    ",", "'s", "``", "```python\n", "café", " 中文", "字", "🙂", "é", "1234", " --", "\t",
-    "Pseudonymous", ".",
+    ",", "'s", "``", "```python\n", "café", " 中文", "字", "🙂", "é", "1234", " --", "\t", ".",
+    "Pseudonymous",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(_WORDS) | st.text(max_size=6), max_size=20).map("".join)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import MappingProxyType
 
+import msgspec
 import pytest
 
 from edge_agent.engine import Speculation
@@ -21,7 +22,7 @@ from speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, deltas, engine
+from tests.edge_agent.engines import FACTS, JOB, FakeUplink, OneSlot, Paired, deltas, engine
 from tests.edge_agent.fakes import (
     LIMITS,
     ScriptedLink,
@@ -42,6 +43,20 @@ async def test_a_judge_the_verifier_does_not_have_is_a_fault(metrics: EdgeMetric
 
     with pytest.raises(EngineFault, match="separate"):
         await edge.facts()
+
+
+async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink, how = FakeUplink(scripted()), Speculation(judge="separate")
+    uplink.known = msgspec.structs.replace(FACTS, judges=["coupled", "separate"])
+    foreign = engine(uplink, metrics, speculation=how, paired=Paired("different"))
+
+    with pytest.raises(
+        EngineFault, match=r"judge: `separate` needs .* the target's vocabulary"
+    ):
+        await foreign.facts()
+    await engine(uplink, metrics, speculation=how).facts()
 
 
 async def test_the_session_asks_for_what_the_job_wants(metrics: EdgeMetrics) -> None:

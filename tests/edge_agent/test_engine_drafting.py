@@ -10,9 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Job, Sampling
+from models.tokenizer import Tokenizer
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.latencies import Latencies
 from speculation.protocol.messages import (
@@ -22,7 +24,7 @@ from speculation.protocol.messages import (
     Limits,
     TokenId,
 )
-from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, deltas, engine
+from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, Paired, deltas, engine
 from tests.edge_agent.fakes import (
     CountingSlot,
     let,
@@ -30,6 +32,14 @@ from tests.edge_agent.fakes import (
     quiet,
     scripted,
 )
+from tests.edge_agent.words import WordEncoder
+
+PIECES = [bytes([65 + token // 26, 97 + token % 26]) for token in range(101)]
+SHIFTED = Translation(
+    Tokenizer(WordEncoder(PIECES[:100], special={0}), None),
+    WordEncoder(PIECES[1:], special={99}),
+)
+"""The draft model's tokens have lower numbers by one."""
 
 STEPS = "picospec:edge_draft_step_seconds"
 
@@ -49,6 +59,28 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
     await deltas(edge.generate(job))
 
     assert uplink.opened[0].fill == fill
+
+
+@pytest.mark.parametrize(
+    ("paired", "context"),
+    [
+        (Paired("identical"), [50, 51, 52]),
+        (Paired("padded"), [50, 51, 52]),
+        (Paired("different"), None),
+        (Paired(None), None),
+        (Paired("different", SHIFTED), [49, 50, 51]),
+    ],
+    ids=["identical", "padded", "different", "unknown", "translated"],
+)
+async def test_the_draft_model_reads_the_prompt_in_its_own_tokens(
+    metrics: EdgeMetrics, paired: Paired, context: list[int] | None
+) -> None:
+    drafter = OneSlot()
+    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+
+    await deltas(engine(uplink, metrics, drafter, paired=paired).generate(JOB))
+
+    assert drafter.slot.contexts[:1] == ([] if context is None else [context])
 
 
 @pytest.mark.parametrize("fill", ["never", "auto"])

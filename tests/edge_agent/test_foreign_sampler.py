@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.draft_model.foreign_sampler import ForeignSampler, Row
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler, step_sampler
 from models.tokenizer import Tokenizer
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
@@ -125,6 +125,12 @@ def test_only_what_agrees_with_the_known_text_is_drawn(pair: Translation) -> Non
 
     assert drawn(pair, row, sampler(0.0), Row([B], b"b", None)) == BD_
     assert drawn(pair, row, sampler(0.0), Row([C, D], b"cd", None)) in (C_, CDA_)
+
+
+def test_what_pads_the_draft_models_vocabulary_is_never_drawn(pair: Translation) -> None:
+    row = np.append(logits(C_=8.0), np.full(3, 50.0, np.float32))
+
+    assert drawn(pair, row, sampler(0.0), Row([], b"", None)) == C_
 
 
 def test_each_row_has_its_own_place(pair: Translation) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from random import Random
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft_model import foreign_slot
 from edge_agent.draft_model.drafter import CannotDraft
-from edge_agent.draft_model.foreign_slot import ForeignSlot
+from edge_agent.draft_model.foreign import slot as foreign_slot
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from edge_agent.draft_model.foreign.slot import ForeignSlot
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from edge_agent.draft_model.retokeniser import Retokeniser
 from speculation.protocol.messages import Sampling
 from speculation.sampling import draft_sampler
 from speculation.sampling.draft_sampler import DraftSampler
@@ -135,22 +134,6 @@ async def test_text_without_a_certain_boundary_is_proposed_in_the_end() -> None:
         steps = [await pair.step([]) for _ in range(foreign_slot.MAX_PENDING)]
 
     assert any(steps)
-
-
-async def test_a_draft_that_the_target_cut_short_is_not_gone_on_with() -> None:
-    """The target ended a token at `.`, so no newline follows, which it would have merged."""
-    with Pair("qwen", "smollm2", "Well.\n\nNo") as pair:
-        target = pair.translation.target
-        await pair.step([])
-        (well,), (dot,) = target.tokenise(b"Well"), target.tokenise(b".")
-        for _ in range(4):
-            await pair.step([well])
-
-        after = list[DraftToken]()
-        with suppress(CannotDraft):  # the typist can write nothing else
-            after = await pair.step([well, dot])
-
-        assert b"\n" not in target.bytes_of(each.token for each in after)[:1]
 
 
 async def test_a_draft_model_that_is_full_cannot_draft() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft_model.retokeniser import Retokeniser
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from models.vocabulary import Vocabulary
 from tests.edge_agent.foreign import TEXTS, Name, model, translation
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.errors import EngineFault
 from models.store import open_store
@@ -17,6 +19,7 @@ from models.tokenizer_file import TokenizerFile, tokenizer_file
 from models.vocabulary import Vocabulary
 from speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
+from tests.edge_agent.foreign import model
 
 pytestmark = pytest.mark.models
 
@@ -70,6 +73,23 @@ async def test_a_smaller_foreign_vocabulary_is_different(
     await target()
 
     assert target.relation == "different"
+    assert target.translation is None
+
+
+async def test_a_draft_model_of_another_vocabulary_gets_a_translation(
+    file: TokenizerFile, tmp_path: Path
+) -> None:
+    foreign = model("qwen")
+    translate = partial(Translation, draft=foreign)
+    verifier, cache = Verifier(file), TokenizerCache(tmp_path)
+    target = TargetTokenizer(verifier, cache, foreign.vocabulary, translate)
+
+    tokenizer = await target()
+
+    assert target.translation is not None
+    prompt = tokenizer.chat([{"role": "user", "content": "hi"}])
+    own = target.translation.prompt(prompt)
+    assert own[0] == foreign.vocabulary.markers["<|im_start|>"]
 
 
 async def test_a_verifier_with_another_model_is_followed(

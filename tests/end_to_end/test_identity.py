@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,16 @@ SHAPED = {
     "repetition_penalty": 1.2,
     "logit_bias": {"28": 5.0, "30": -100.0, "198": 2.0},
     "min_tokens": 12,
+}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "favourite_colour": {"enum": ["red", "green", "blue"]},
+    },
+    "required": ["name", "age", "favourite_colour"],
+    "additionalProperties": False,
 }
 LIST = ", ".join(["apples", "pears", "plums", "figs", "dates", "limes", "nuts"] * 3)
 COPY = Prompt("copy/1", "edit", f"Say this list again, word by word:\n\n{LIST}\n\n{LIST}")
@@ -68,6 +79,27 @@ async def test_the_text_is_the_same_with_and_without_an_edge(
     assert accepted > 0  # else the drafts were not put to the test
 
 
+@pytest.mark.parametrize("edges", [["far", "eager"], ["noise", "bad"]], ids=["own", "hostile"])
+async def test_the_text_is_the_same_with_a_draft_model_of_another_vocabulary(
+    edges: list[str],
+) -> None:
+    prompts = read(per_family=1)
+    plan = ServicesPlan(
+        "smollm2", "qwen2.5-coder-0.5b-q4_0", {name: EDGES[name] for name in edges}
+    )
+
+    async with Services(plan) as services:
+        answers = await asked(services, prompts, [0.0, 1.0], 16)
+
+    assert [answer for answer in answers if answer.identical is False] == []
+    drafted, accepted = (
+        sum(getattr(answer.reply, count) for answer in answers)
+        for count in ("drafted", "accepted")
+    )
+    assert drafted > 0
+    assert accepted > 0 or "noise" in edges
+
+
 async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
 
@@ -89,6 +121,28 @@ async def test_a_text_shaped_by_penalties_is_the_same_with_right_and_useless_dra
     assert [answer for answer in answers if answer.identical is False] == []
     eager = [answer.reply for answer in answers if answer.arm == "eager"]
     assert sum(reply.accepted for reply in eager) > 30
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"whitespace_flexible": False}], ids=["free", "compact"]
+)
+async def test_a_text_of_a_json_schema_is_the_same_with_right_and_useless_drafts(
+    options: Mapping[str, object],
+) -> None:
+    edges = {name: EDGES[name] for name in ("eager", "noise")}
+    constraint = {"json": {**PERSON, "x-guidance": options}}
+
+    async with Services(ServicesPlan("smollm2", "smollm2", edges)) as services:
+        answers = await asked(
+            services, read(per_family=2)[:6], [0.0, 1.0], 64, {"structured_outputs": constraint}
+        )
+
+    assert [answer for answer in answers if answer.identical is False] == []
+    eager = [answer.reply for answer in answers if answer.arm == "eager"]
+    assert sum(reply.accepted for reply in eager) > 30
+    complete = [json.loads(reply.text) for reply in eager if reply.tokens < 64]
+    assert len(complete) > 3
+    assert {tuple(value) for value in complete} == {tuple(PERSON["required"])}
 
 
 async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:

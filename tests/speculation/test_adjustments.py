@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import Open, Sampling
 from speculation.sampling import seen_tokens
-from speculation.sampling.adjustments import Adjust, adjustment
+from speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from speculation.sampling.logit_settings import MAX_BIASES
 from tests.speculation.slow_adjustments import slow
 
@@ -145,3 +145,16 @@ def test_a_wrong_value_is_an_error_that_names_its_field(name: str, value: object
         adjustment(asking(**{name: value}), vocabulary_size=V)
 
     assert raised.value.name == name
+
+
+def test_two_adjustments_apply_in_turn_and_none_changes_nothing() -> None:
+    doubled: Adjust = lambda logits, output: logits * 2  # noqa: E731
+    longer: Adjust = lambda logits, output: logits + len(output)  # noqa: E731
+
+    both = in_turn(doubled, longer)
+
+    assert both is not None
+    np.testing.assert_array_equal(both(LOGITS, [1, 2, 3]), LOGITS * 2 + 3)
+    assert in_turn(doubled, None) is doubled
+    assert in_turn(None, longer) is longer
+    assert in_turn(None, None) is None

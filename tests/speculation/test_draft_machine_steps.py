@@ -218,3 +218,20 @@ def test_after_many_misses_the_target_is_left_alone_for_a_while() -> None:
         edge.machine.received(Commit(0, position, (1,)))
 
     assert drafted == [True] * MAX_MISSES + [False, True, False, False]
+
+
+def test_a_step_may_complete_no_token_and_a_later_one_several() -> None:
+    """A draft model of another vocabulary writes parts of the target's tokens."""
+    edge = Edge(lookup=False)
+    edge.step()
+    before = edge.chain
+
+    for drafts in [], [], [DraftToken(1, 1.0), DraftToken(2, 1.0)]:
+        assert edge.chain == before
+        step = edge.machine.next(edge.now_s, busy=False).step
+        assert step is not None
+        edge.now_s += STEP_S
+        edge.machine.drafted(step, drafts, edge.now_s)
+
+    assert edge.chain == [*before, 1, 2]
+    assert edge.machine.latencies.draft_s == pytest.approx(1.5 * STEP_S)

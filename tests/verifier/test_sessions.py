@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import Unavailable
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, Fault, Finish, Message, Redraw
+from speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
 from speculation.protocol.wire import Framed
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
@@ -19,7 +19,7 @@ from verifier.metrics import SessionMetrics
 from verifier.sessions.registry import Sessions
 from verifier.sessions.session import Session
 from verifier.settings import SessionSettings
-from verifier.target import TargetFull, UnknownSession
+from verifier.target import TargetFull, UnknownSession, Unservable
 from verifier.target_host import Host
 
 QUICK = 0.05
@@ -67,6 +67,19 @@ async def test_a_session_without_drafts_or_replies_ends_when_idle() -> None:
         session = await sessions.open(opening(fill="never"))
 
         assert (await ending(session)).code == "idle_timeout"
+
+
+async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
+    class Checking(FakeTarget):
+        async def check(self, request: Open) -> None:
+            await asyncio.sleep(0.01)
+            raise Unservable("sampling.extras.structured_outputs.json", "no schema")
+
+    async with running(Checking()) as (sessions, target, _):
+        with pytest.raises(Unservable, match="no schema"):
+            await sessions.open(opening())
+
+        assert not target.running
 
 
 async def test_a_draft_postpones_the_idle_end() -> None:

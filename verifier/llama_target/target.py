@@ -35,6 +35,7 @@ from verifier.target import (
     TargetFailed,
     TargetFull,
     UnknownSession,
+    Unservable,
     asked_grammar,
     started,
     unservable,
@@ -151,7 +152,10 @@ class LlamaTarget(Described):
             return None
         if (grammar := self.grammars.compiled(asked)) is None:
             raise CannotCheck("the grammar was not compiled, or long ago")
-        return grammar.begin().mask
+        state = grammar.begin()
+        if state.count_allowed(request.committed) < len(request.committed):
+            raise Unservable("committed", "the grammar forbids these tokens")
+        return state.mask
 
     def _release(self, session: str, slot: Slot) -> None:
         """Forget a session; the one that has waited longest takes its place."""

@@ -111,9 +111,12 @@ def test_the_text_before_calls_is_content_and_the_space_between_is_not(
 def test_one_call_completes_the_message_if_calls_must_not_be_parallel(name: FormatName) -> None:
     call = written(name, "Oslo", 1)
 
-    message = read(FORMATS[name], list(f"{call}\n{call}"), parallel=False)
+    text = f"{call}\n{call}, and more"
 
-    assert (len(message.calls), message.complete) == (1, True)
+    for pieces in ([text], list(text)):
+        message = read(FORMATS[name], pieces, parallel=False)
+        assert (message.content, len(message.calls), message.complete) == ("", 1, True)
+        assert message.decoded == [("weather", {"city": "Oslo", "days": 1})]
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "qwen_coder"])

@@ -134,6 +134,16 @@ def test_no_call_escapes_a_grammar_that_does_not_require_calls(
     assert made(name, {}, required=False).accepts(text) is accepted
 
 
+@pytest.mark.parametrize(("city", "accepted"), [("a\n<b>", True), ("a</parameter>", False)])
+def test_a_text_value_does_not_hold_the_end_of_its_parameter(city: str, accepted: bool) -> None:
+    tools = {"f": {"properties": {"city": {"type": "string"}}}}
+    value = f"<parameter=city>\n{city}\n</parameter>"
+
+    text = f"<tool_call>\n<function=f>\n{value}\n</function>\n</tool_call>"
+
+    assert made("qwen_coder", {}, tools).accepts(text) is accepted
+
+
 @pytest.mark.parametrize("name", ["hermes", "mistral", "qwen_coder"])
 def test_an_answer_is_a_call_or_keeps_to_its_constraint(name: FormatName) -> None:
     schema = {"type": "object", "properties": {"t": {"type": "integer"}}, "required": ["t"]}

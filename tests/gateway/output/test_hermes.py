@@ -94,6 +94,13 @@ def test_a_call_after_a_malformed_one_is_read() -> None:
     assert (message.content, message.decoded) == ("<tool_call>", [("x", {})])
 
 
+def test_what_is_wrong_after_the_arguments_is_content() -> None:
+    message = hermes('<tool_call>{"name": "x", "arguments": {"a": 1}, oops}</tool_call>')
+
+    assert message.decoded == [("x", {"a": 1})]
+    assert message.content == ", oops}</tool_call>"
+
+
 def test_arguments_that_prove_to_be_no_json_are_left_as_they_are() -> None:
     message = hermes('<tool_call>{"name": "x", "arguments": {"a": 1, <b>}}</tool_call>')
 

@@ -41,6 +41,12 @@ def test_a_malformed_call_is_content(text: str) -> None:
     assert mistral(text) == Read(content=text)
 
 
+def test_an_array_has_one_call_if_calls_must_not_be_parallel() -> None:
+    text = '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]'
+
+    assert read(Mistral(), [text], parallel=False).decoded == [("f", {})]
+
+
 def test_what_follows_a_call_in_a_broken_array_is_content() -> None:
     message = mistral('[TOOL_CALLS][{"name": "f", "arguments": {}}, oops]')
 

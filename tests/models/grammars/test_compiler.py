@@ -7,7 +7,6 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ async def compiler() -> AsyncIterator[GrammarCompiler]:
     await made.close()
 
 
-def asked(kind: str, value: Any) -> bytes:
+def asked(kind: str, value: object) -> bytes:
     return json.dumps({kind: value}).encode()
 
 

@@ -25,12 +25,7 @@ pytestmark = ON_ENGINE
 EXTRAS: dict[str, dict[str, object]] = {
     "plain": {},
     "shaped": {"presence_penalty": 1.5, "repetition_penalty": 1.2, "min_tokens": 30},
-    "schema": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "person", "schema": PERSON},
-        }
-    },
+    "schema": {"structured_outputs": {"json": PERSON}},
 }
 
 

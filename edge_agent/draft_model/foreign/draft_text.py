@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from math import prod
 from typing import Final
 
-from edge_agent.draft_model.retokeniser import Retokeniser
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from models.kv_reuse import common_prefix
 
 REREAD_TOKENS: Final = 4

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from edge_agent.draft_model.projection import Projection
-from edge_agent.draft_model.retokeniser import Retokeniser
+from edge_agent.draft_model.foreign.projection import Projection
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from models.tokenizer import Encoder, Tokenizer
 from models.vocabulary import Vocabulary
 from speculation.protocol.messages import TokenId

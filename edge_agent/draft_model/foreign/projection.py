@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent.draft_model.retokeniser import Retokeniser
+from edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from models.vocabulary import Vocabulary
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
@@ -46,6 +46,7 @@ class ForeignSampler:
     first: int
 
     def __call__(self, logits: Logits, position: int) -> DraftToken:
+        logits = logits[: len(self.translation.draft.vocabulary.pieces)]  # the rest is padding
         row = self.rows[position - self.first]
         draws = self._agreeing(logits, row) if row.owed else self._free(logits, row)
         drawn = list[DraftToken]()

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from edge_agent.draft_model.draft_text import DraftText
 from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
-from edge_agent.draft_model.foreign_sampler import ForeignSampler, Row
-from edge_agent.draft_model.translation import Translation
+from edge_agent.draft_model.foreign.draft_text import DraftText
+from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
+from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken

@@ -1,0 +1,151 @@
+"""The edge holds the grammar of an answer, and no grammar can end the answer there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.engine import Speculation
+from edge_agent.grammars import DraftGrammar, EdgeGrammars
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.step_sampler import step_sampler
+from gateway.errors import InvalidRequest
+from models.errors import GrammarFailed
+from models.grammars.binding import grammar_text
+from models.grammars.grammar import Grammar, GrammarState
+from models.tokenizer import Tokenizer
+from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
+from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
+from tests.edge_agent.fakes import quiet, scripted
+from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
+
+CHOICE = {"choice": ["name: abab", "name: the"]}
+FORCED = greedy("name: ")
+
+
+class SmallPaired(Paired):
+    async def __call__(self) -> Tokenizer:
+        return TOKENIZER
+
+
+def asking(**asked: object) -> Open:
+    raw = {"structured_outputs": msgspec.Raw(msgspec.json.encode(asked))}
+    return Open("m", "v", (1,), Sampling(extras=raw), 3, 20, (STOP,))
+
+
+@pytest.mark.parametrize(
+    ("speculation", "drafted"),
+    [
+        (Speculation(), FORCED),
+        (Speculation(lookup=False), FORCED),
+        (Speculation(grammars=False), []),
+        (Speculation(judge="separate"), []),
+    ],
+)
+async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
+    metrics: EdgeMetrics, speculation: Speculation, drafted: list[int]
+) -> None:
+    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+    edge = engine(uplink, metrics, NoDrafter(), speculation, SmallPaired())
+
+    await deltas(edge.generate(replace(JOB, extras={"structured_outputs": CHOICE})))
+    await edge.close()
+
+    assert uplink.link.drafted == drafted
+    assert metrics.looked_up._value.get() == len(drafted)
+
+
+async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink = FakeUplink(scripted(Finish("stop")))
+    edge = engine(uplink, metrics, NoDrafter(), paired=SmallPaired())
+    wrong = {"json": {"properties": {"a": {"type": "banana"}}}}
+
+    with pytest.raises(InvalidRequest, match="banana") as raised:
+        await deltas(edge.generate(replace(JOB, extras={"structured_outputs": wrong})))
+    await edge.close()
+
+    assert raised.value.param == "structured_outputs.json.properties.a"
+    assert uplink.opened == []
+
+
+async def test_where_no_grammar_can_be_tried_drafts_are_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere")
+    grammars = EdgeGrammars()
+
+    assert await grammars.compile(asking(**CHOICE), TOKENIZER) is None
+
+
+async def test_another_tokenizer_has_grammars_of_its_own() -> None:
+    grammars, other = EdgeGrammars(), type(TOKENIZER)(TOKENIZER._encoder, None)
+    first = await grammars.compile(asking(**CHOICE), TOKENIZER)
+
+    again = await grammars.compile(asking(**CHOICE), TOKENIZER)
+    second = await grammars.compile(asking(**CHOICE), other)
+    await grammars.close()
+
+    assert again is first
+    assert second is not first
+
+
+class Failing(GrammarState):
+    def follow(self, output: Sequence[int]) -> None:
+        raise GrammarFailed("too large")
+
+
+def test_a_grammar_that_fails_leaves_the_drafts_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = Grammar(TOKENS, grammar_text("choice", ["ab"]))
+    monkeypatch.setattr(grammar, "begin", lambda: Failing(grammar, grammar._beginning))
+    drafts, logits = DraftGrammar(grammar), np.zeros(V, np.float32)
+
+    assert drafts.mask(logits, []) is logits
+    drafts.follow([1])
+    assert drafts.forced() is None
+    assert drafts.count_allowed([1, 2]) == 2
+
+
+def test_a_draft_token_is_one_that_may_follow_the_text_before_it() -> None:
+    """The row after two tokens read ahead follows these."""
+    grammar = Grammar(TOKENS, grammar_text("regex", "[ab](12|[cd])e"))
+    facts = ModelFacts("m", V, "v", 64, [STOP], Limits(), ["coupled"], [])
+    likely = np.arange(V, dtype=np.float32)
+    sampler = step_sampler(
+        asking(), facts, np.random.default_rng(0), V, DraftGrammar(grammar).mask
+    )
+
+    drawn = [sampler(greedy("ac"))(likely, position).token for position in (1, 2)]
+    ended = sampler(greedy("ade"))(likely, 3).token
+
+    assert [*drawn, ended] == [*greedy("12"), *greedy("e"), STOP]
+
+
+def test_a_draft_model_that_leaves_the_grammar_may_come_back() -> None:
+    grammar = Grammar(TOKENS, grammar_text("choice", ["ab1", "ab2"]))
+    drafts, logits = DraftGrammar(grammar), np.zeros(V, np.float32)
+
+    assert drafts.mask(logits, greedy("ba")) is logits
+    drafts.follow(greedy("ab"))
+
+    assert drafts.count_allowed(greedy("1")) == 1
+    assert drafts.mask(logits, greedy("ab")) is not logits
+    assert not grammar.is_spent
+
+
+async def test_answers_share_what_was_compiled() -> None:
+    grammars = EdgeGrammars()
+
+    several = await asyncio.gather(
+        *(grammars.compile(asking(**CHOICE), TOKENIZER) for _ in range(4))
+    )
+    await grammars.close()
+
+    assert len(set(map(id, several))) == 1

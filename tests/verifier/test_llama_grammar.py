@@ -1,0 +1,163 @@
+"""Grammars at the embedded target on a real model: no draft changes a text, and each keeps to
+its grammar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from gateway.errors import InvalidRequest, Unavailable
+from gateway.ports import Job
+from models.errors import GrammarFailed
+from speculation.protocol.messages import Open
+from speculation.sampling.adjustments import Adjust
+from speculation.sampling.distributions import Logits
+from tests.verifier.llama_edges import Drafter, late, patchy, perfect, useless, with_drafts
+from tests.verifier.test_llama_target import job_of, plain, serving, tokens_of
+from verifier.plain_engine import opening
+from verifier.target import TargetFull, Unservable
+from verifier.target_host import Host
+
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+ASKED = "Invent a person. Answer in JSON."
+NEVER_COMPILED = {"json": {"type": "integer", "multipleOf": 1000003}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[Host]:
+    async with serving() as host:
+        yield host
+
+
+def constrained(host: Host, temperature: float, **constraint: object) -> Job:
+    return job_of(host, ASKED, temperature, structured_outputs=constraint)
+
+
+def text_of(host: Host, tokens: Sequence[int]) -> str:
+    return b"".join(map(host.ready().tokenizer.piece, tokens)).decode()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
+async def test_drafts_do_not_change_a_text_that_has_a_grammar(
+    host: Host, drafter: Drafter, temperature: float
+) -> None:
+    job = constrained(host, temperature, json=PERSON)
+    text = await plain(host, job)
+
+    answer, finish = await with_drafts(host, job, text, drafter, "json")
+
+    assert answer == text
+    assert set(json.loads(text_of(host, text))) == {"name", "age"}
+    if drafter is perfect:
+        assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("kind", "value", "pattern"),
+    [
+        ("regex", r"[A-Z][a-z]{2,8} \d{2}", r"[A-Z][a-z]{2,8} \d{2}"),
+        ("choice", ["positive", "negative", "no"], "positive|negative|no"),
+        ("grammar", 'start: "yes" | "no" " way"?', "yes|no( way)?"),
+        ("grammar", 'root ::= "a"+ "b"', "a+b"),
+    ],
+)
+async def test_a_text_that_ends_keeps_to_its_grammar(
+    host: Host, kind: str, value: object, pattern: str, seed: int
+) -> None:
+    job = replace(constrained(host, 1.0, **{kind: value}), seed=seed)
+
+    tokens = await plain(host, job)
+
+    assert tokens[-1] in host.ready().facts.stop_tokens
+    assert re.fullmatch(pattern, text_of(host, tokens))
+
+
+async def test_where_the_grammar_ends_the_text_ends_whatever_else_is_asked(host: Host) -> None:
+    asked = job_of(host, ASKED, 0.0, structured_outputs={"choice": ["no"]}, min_tokens=9)
+
+    assert text_of(host, await plain(host, asked)) == "no"
+
+
+async def test_a_constraint_that_cannot_be_compiled_is_a_400_and_others_go_on(
+    host: Host,
+) -> None:
+    others = asyncio.create_task(plain(host, job_of(host, ASKED, 1.0)))
+
+    with pytest.raises(InvalidRequest, match="takes more than") as raised:
+        await plain(host, constrained(host, 0.0, **NEVER_COMPILED))
+
+    assert raised.value.param == "structured_outputs.json"
+    assert await others == await plain(host, job_of(host, ASKED, 1.0))
+
+
+async def test_a_grammar_that_reaches_a_limit_ends_its_own_session_only(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mask(request: Open) -> Adjust | None:
+        def fail(logits: Logits, output: Sequence[int]) -> Logits:
+            if len(output) == 3:
+                raise GrammarFailed("the grammar cannot go on: too large")
+            return logits
+
+        return fail if request.sampling.extras else None
+
+    monkeypatch.setattr(host.ready(), "_mask", mask)
+    other = job_of(host, ASKED, 1.0)
+    alone = await plain(host, other)
+
+    failed, together = await asyncio.gather(
+        plain(host, constrained(host, 0.0, choice=["no"])),
+        plain(host, other),
+        return_exceptions=True,
+    )
+
+    assert isinstance(failed, Unavailable)
+    assert "too large" in str(failed)
+    assert together == alone
+
+
+async def test_a_grammar_is_for_judge_coupled_and_was_compiled_before(host: Host) -> None:
+    target = host.ready()
+    request = opening(constrained(host, 0.0, regex="unseen"), target.facts)
+
+    with pytest.raises(TargetFull, match="compiled"):
+        await anext(target.serve("unseen", request))
+    with pytest.raises(Unservable, match="coupled"):
+        await target.check(replace(request, judge="separate"))
+    with pytest.raises(Unservable, match="coupled"):
+        await anext(target.serve("separate", replace(request, judge="separate")))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
+    host: Host, temperature: float
+) -> None:
+    target, job = host.ready(), constrained(host, temperature, json=PERSON)
+    text = await plain(host, job)
+    request = opening(job, target.facts)
+
+    for known in (1, len(text) // 2, len(text) - 1):
+        rest = await tokens_of(host, "rest", replace(request, committed=tuple(text[:known])))
+        assert rest == text[known:]
+
+    with pytest.raises(Unservable, match="committed"):
+        await tokens_of(host, "wrong", replace(request, committed=tuple(text[1:4])))
