@@ -122,11 +122,8 @@ def numeric(r: Random) -> Any:  # noqa: ANN401
 
 def lengths(r: Random) -> Any:  # noqa: ANN401
     some = [-1, 0, 1, 10**9, 10**20, 1.5, "3", None]
-    kind, low, high = r.choice(
-        [("string", "minLength", "maxLength"), ("array", "minItems", "maxItems")]
-        + [("object", "minProperties", "maxProperties")]
-    )
-    return {"type": kind, low: r.choice(some), high: r.choice(some)}
+    kind, what = r.choice([("string", "Length"), ("array", "Items"), ("object", "Properties")])
+    return {"type": kind, f"min{what}": r.choice(some), f"max{what}": r.choice(some)}
 
 
 def misplaced(r: Random) -> Any:  # noqa: ANN401
@@ -193,7 +190,7 @@ def tool(parameters: Any, r: Random) -> Body:  # noqa: ANN401
 
 def tool_list(r: Random) -> Body:
     schemas = [numeric, fields, values, circle, tree, misplaced]
-    many = [tool(r.choice(schemas)(r), r) for _ in range(r.choice([1, 3, 30, 128, 129, 500]))]
+    many = [tool(r.choice(schemas)(r), r) for _ in range(r.choice([1, 3, 30, 128, 129, 200]))]
     return {"tools": many, "tool_choice": r.choice(["auto", "required", "none"])}
 
 

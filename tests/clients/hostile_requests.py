@@ -54,10 +54,13 @@ def outcome(body: dict[str, Any], answer: httpx.Response) -> str:
     if answer.status_code == 200:
         choice = answer.json()["choices"][0]
         return "answered" if choice["finish_reason"] else "an answer without an end"
-    param = str(answer.json()["error"].get("param"))
+    error = answer.json()["error"]
     if answer.status_code != 400:
         return f"status {answer.status_code}"
-    return "400" if param.split(".")[0] in body else f"400 names {param}"
+    if error["code"] == "invalid_json":  # such as one that is nested too deeply
+        return "400"
+    named = str(error["param"]).split(".")[0]
+    return "400" if named in body else f"400 names {error['param']}"
 
 
 class Plain:
@@ -84,8 +87,8 @@ class Plain:
         waits = sorted(self.waits_s)
         middle, late = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
         return (
-            f"{len(waits)} asked, {self.wrong.total()} not answered; wait: median {middle:.2f} s,"
-            f" 99th percentile {late:.2f} s, longest {waits[-1]:.2f} s"
+            f"{len(waits)} asked, {self.wrong.total()} not answered; wait: median"
+            f" {middle:.2f} s, 99th percentile {late:.2f} s, longest {waits[-1]:.2f} s"
         )
 
 
@@ -98,7 +101,7 @@ async def attack(
         headers = {"content-type": "application/json"}
         try:
             answer = await client.post("/v1/chat/completions", content=content, headers=headers)
-            found = outcome(body, answer)
+            found = outcome(PLAIN | body, answer)
         except httpx.TransportError as error:
             found = f"no answer: {type(error).__name__}"
         tally[family, found] += 1
@@ -146,9 +149,9 @@ def main(
     table = Table("family", *outcomes)
     for family in dict.fromkeys(family for family, _ in tally):
         table.add_row(family, *(str(tally[family, found]) for found in outcomes))
-    table.add_row(
-        "all", *(str(sum(n for (_, o), n in tally.items() if o == found)) for found in outcomes)
-    )
+    for (_, found), number in list(tally.items()):
+        tally["all", found] += number
+    table.add_row("all", *(str(tally["all", found]) for found in outcomes))
     console.print(table)
     sys.exit(not others_answered or not {"400", "answered"}.issuperset(outcomes))
 
