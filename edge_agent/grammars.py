@@ -36,7 +36,8 @@ class EdgeGrammars:
         except CannotCheck:
             return None
         except InvalidGrammar as error:
-            raise InvalidRequest(f"{NAME}: {error}", param=error.field(NAME)) from error
+            field = error.field(NAME)
+            raise InvalidRequest(f"{field}: {error.reason}", param=field) from error
 
     async def close(self) -> None:
         """End the process that tries grammars."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
@@ -38,6 +38,9 @@ class Account:
     ignored: tuple[str, ...] = ()
     """Fields of the request that cannot change the answer and had no effect."""
 
+    field_names: Mapping[str, str] = field(default_factory=dict)
+    """The client's names, by the engine's, of fields that have several; errors get them."""
+
     first_token_s: float | None = None
     """Time from the start of the request to its first generated token."""
 
@@ -55,6 +58,7 @@ class Account:
         if not isinstance(raised, ApiError):
             self.fault = raised
             raised = EngineFault("internal error")
+        raised.name_field(self.field_names)
         self.error = raised.error_code
         return raised
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -30,6 +31,16 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.error_code = code or self.code
+
+    def name_field(self, names: Mapping[str, str]) -> None:
+        """Name the field as the client does. names: the client's names, by the engine's."""
+        param = self.param or ""
+        for own, theirs in names.items():
+            if param == own or param.startswith(f"{own}."):
+                self.param = theirs + param.removeprefix(own)
+                if self.message.startswith(param):
+                    self.message = self.param + self.message.removeprefix(param)
+                return
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {

@@ -41,6 +41,8 @@ async def generate(
     style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras)
+    if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
+        account.field_names = structured.names_of(given.constrained_at or "tools", asked)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)

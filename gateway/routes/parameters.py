@@ -86,6 +86,9 @@ class Parameters:
     ignored: tuple[str, ...]
     """The names of the fields that cannot change the output."""
 
+    constrained_at: str = ""
+    """Where in the request the constraint is."""
+
     stop_tokens: frozenset[int] = frozenset()
     """The tokens that end this answer besides the model's own."""
 
@@ -94,12 +97,15 @@ def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
     """Check the fields that no schema has. Raises InvalidRequest for one that is not served."""
     extras: dict[str, Any] = {}
     ignored: list[str] = []
+    constrained_at = ""
     for name, value in given.items():
         meant = _one_name(name, given)
         if is_neutral(value, _NEUTRAL.get(meant, ())):
             continue
         if name in structured.FIELDS:
             ignored += _constrain(extras, name, value, facts)
+            if not constrained_at and structured.NAME in extras:
+                constrained_at = structured.path_of(name, value, extras[structured.NAME])
         elif meant in SERVABLE:
             _require(meant, facts, name)
             extras[meant] = _checked(meant, value, facts, name)
@@ -112,7 +118,7 @@ def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
     _check_window(given, extras)
     _add_default(given, extras, facts)
     stop_tokens = frozenset(extras.get("stop_token_ids", ()))
-    return Parameters(MappingProxyType(extras), tuple(ignored), stop_tokens)
+    return Parameters(MappingProxyType(extras), tuple(ignored), constrained_at, stop_tokens)
 
 
 def shown_names(names: Sequence[str]) -> tuple[str, ...]:

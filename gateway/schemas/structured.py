@@ -115,6 +115,24 @@ class StructuredOutputs(RequestModel):
         return given
 
 
+def names_of(path: str, constraint: Mapping[str, object]) -> Mapping[str, str]:
+    """Return the client's names for the fields that an engine's errors about it name."""
+    kind = next(iter(constraint))
+    return {f"{NAME}.{kind}": path, NAME: path}
+
+
+def path_of(name: str, value: object, constraint: Constraint) -> str:
+    """Return where in the request the constraint is that the field `name` asks for."""
+    match name, value:
+        case "response_format", {"json_schema": dict()}:
+            return f"{name}.json_schema.schema"
+        case "response_format", {"schema": dict() | str()}:
+            return f"{name}.schema"
+        case "structured_outputs", _:
+            return f"{name}.{next(iter(constraint))}"
+    return name
+
+
 def _as(kind: str) -> Callable[[object], Constraint | None]:
     return lambda value: {kind: value} if value is not False else None
 

@@ -6,12 +6,14 @@ import json
 
 import pytest
 
+from gateway.errors import InvalidRequest
 from gateway.schemas import structured
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 NAMED = {"name": "s", "strict": True, "schema": SCHEMA}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 LARGE = {"description": "a" * structured.MAX_BYTES}
 
 SAME = [
@@ -118,3 +120,38 @@ async def test_a_bad_constraint_is_a_400_that_names_the_field(
 
     assert await post(serving, change) == (400, param)
     assert serving.jobs == []
+
+
+AT = [
+    ({"guided_json": SCHEMA}, "guided_json.properties.a"),
+    ({"json_schema": SCHEMA}, "json_schema.properties.a"),
+    ({"structured_outputs": {"json": SCHEMA}}, "structured_outputs.json.properties.a"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": NAMED}, "grammar": ""},
+        "response_format.json_schema.schema.properties.a",
+    ),
+    (
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+        "response_format.schema.properties.a",
+    ),
+    ({"tools": [TOOL], "tool_choice": "required"}, "tools"),
+]
+
+
+@pytest.mark.parametrize(("change", "path"), AT)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_an_engine_cannot_compile_is_named_as_the_client_does(
+    change: dict[str, object], path: str, stream: bool
+) -> None:
+    kind = "grammar" if "tools" in change else "json.properties.a"
+    param = f"structured_outputs.{kind}"
+    error = InvalidRequest(f"{param}: an unknown type", param=param)
+    serving = ScriptedEngine((), then=error, features=frozenset({structured.NAME}))
+
+    async with client_of(make_app(serving)) as client:
+        body = CHAT | change | {"stream": stream}
+        answer = await client.post("/v1/chat/completions", json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == path
+    assert answer.json()["error"]["message"] == f"{path}: an unknown type"
