@@ -57,7 +57,7 @@ UNSPLIT: Final[Json] = {"reasoning_format": "none"}
 THINKS: Final[Json] = {"chat_template_kwargs": {"enable_thinking": True}}
 
 FEATURES: Final[Mapping[str, Json]] = {
-    "required": {"tools": TOOLS, "tool_choice": "required", **UNSPLIT},
+    "required": {"tools": TOOLS, "tool_choice": "required", "max_tokens": 20, **UNSPLIT},
     "strict": {"tools": STRICT, "parallel_tool_calls": False},
     "schema": {**AS_JSON, **UNSPLIT},
     "shaped": SHAPED,
