@@ -31,6 +31,15 @@ class PassMetrics:
             buckets=_HELD_S,
             registry=registry,
         )
+        self._prefilled = Counter(
+            "picospec:prefilled_tokens",
+            "Prompt tokens that llama.cpp decoded, without those whose KV was still there.",
+            registry=registry,
+        )
+
+    def prefilled(self, tokens: int) -> None:
+        """Record that a piece of a prompt was decoded."""
+        self._prefilled.inc(tokens)
 
     def passed(self, rows: int, seconds: float) -> None:
         """Record a pass over `rows` rows, all its sessions together."""

@@ -72,7 +72,7 @@ def test_shared_tokens_are_drawn_with_the_targets_noise(pair: Translation) -> No
         own[list(shared.values())] = row[list(shared)]
         found = distribution(own, Sampling(temperature=1.0))
         expected = found.coupled(seed, place(len(PROMPT), 3))
-        where = Row([A, C, D], b"", None)
+        where = Row([A, C, D], b"", [])
 
         agreed += shared[drawn(pair, row, sampler(seed=seed), where)] == expected
         others += shared[drawn(pair, row, sampler(seed=seed + 1000), where)] == expected
@@ -86,11 +86,11 @@ def test_a_longer_token_is_drawn_with_the_noise_of_the_target_token_it_begins_wi
 ) -> None:
     row = logits(CDA_=30.0)
 
-    assert drawn(pair, row, sampler(), Row([], b"", None)) == CDA_
+    assert drawn(pair, row, sampler(), Row([], b"", [])) == CDA_
 
 
 def test_the_targets_settings_apply_by_its_ids(pair: Translation) -> None:
-    row, where = logits(BD_=9.0, C_=8.0), Row([], b"", None)
+    row, where = logits(BD_=9.0, C_=8.0), Row([], b"", [])
 
     assert drawn(pair, row, sampler(0.0), where) == BD_
     assert drawn(pair, row, sampler(0.0, logit_bias={str(B): -100}), where) == C_
@@ -99,9 +99,9 @@ def test_the_targets_settings_apply_by_its_ids(pair: Translation) -> None:
 def test_a_stop_token_that_is_barred_is_not_drawn(pair: Translation) -> None:
     row = logits(STOP_=9.0, C_=8.0)
 
-    assert drawn(pair, row, sampler(0.0), Row([A], b"", None)) == STOP_
-    assert drawn(pair, row, sampler(0.0, min_tokens=2), Row([A], b"", None)) == C_
-    assert drawn(pair, row, sampler(0.0, min_tokens=2), Row([A, A], b"", None)) == STOP_
+    assert drawn(pair, row, sampler(0.0), Row([A], b"", [])) == STOP_
+    assert drawn(pair, row, sampler(0.0, min_tokens=2), Row([A], b"", [])) == C_
+    assert drawn(pair, row, sampler(0.0, min_tokens=2), Row([A, A], b"", [])) == STOP_
 
 
 def test_where_a_mask_leaves_what_the_draft_model_lacks_it_still_draws(
@@ -109,32 +109,32 @@ def test_where_a_mask_leaves_what_the_draft_model_lacks_it_still_draws(
 ) -> None:
     only = {str(token): -100 for token in (A, B, C, D, AB, END)}
 
-    drawn(pair, logits(), sampler(0.0, logit_bias=only), Row([], b"", None))
+    drawn(pair, logits(), sampler(0.0, logit_bias=only), Row([], b"", []))
 
 
 def test_nothing_follows_that_the_target_would_have_merged(pair: Translation) -> None:
     row = logits(B_=9.0, BD_=8.0, C_=7.0)
 
-    assert drawn(pair, row, sampler(0.0), Row([A], b"", A)) == C_  # `ab` is one token
-    assert drawn(pair, row, sampler(0.0), Row([A], b"", None)) == B_
-    assert drawn(pair, row, sampler(0.0), Row([C], b"", C)) == B_
+    assert drawn(pair, row, sampler(0.0), Row([A], b"", [A])) == C_  # `ab` is one token
+    assert drawn(pair, row, sampler(0.0), Row([A], b"", [])) == B_
+    assert drawn(pair, row, sampler(0.0), Row([C], b"", [C])) == B_
 
 
 def test_only_what_agrees_with_the_known_text_is_drawn(pair: Translation) -> None:
     row = logits(A_=9.0, B_=5.0, BD_=6.0)
 
-    assert drawn(pair, row, sampler(0.0), Row([B], b"b", None)) == BD_
-    assert drawn(pair, row, sampler(0.0), Row([C, D], b"cd", None)) in (C_, CDA_)
+    assert drawn(pair, row, sampler(0.0), Row([B], b"b", [])) == BD_
+    assert drawn(pair, row, sampler(0.0), Row([C, D], b"cd", [])) in (C_, CDA_)
 
 
 def test_what_pads_the_draft_models_vocabulary_is_never_drawn(pair: Translation) -> None:
     row = np.append(logits(C_=8.0), np.full(3, 50.0, np.float32))
 
-    assert drawn(pair, row, sampler(0.0), Row([], b"", None)) == C_
+    assert drawn(pair, row, sampler(0.0), Row([], b"", [])) == C_
 
 
 def test_each_row_has_its_own_place(pair: Translation) -> None:
-    rows = [Row([], b"b", None), Row([B], b"", None)]
+    rows = [Row([], b"b", []), Row([B], b"", [])]
     draw = ForeignSampler(pair, sampler(0.0), rows, 10)
 
     assert draw(logits(B_=9.0, C_=20.0), 10).token == B_

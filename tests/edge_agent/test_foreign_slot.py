@@ -120,6 +120,22 @@ async def test_the_end_of_the_text_is_the_targets_stop_token(target: Name, draft
     assert output == [*pair.expected, pair.translation.target.vocabulary.eos]
 
 
+@pytest.mark.usefixtures("patient")
+async def test_text_that_is_not_proposed_yet_is_text_before_the_next_draw() -> None:
+    outputs = list[list[int]]()
+
+    def recorded(output: Sequence[int]) -> DraftSampler:
+        outputs.append(list(output))
+        return greedy(output)
+
+    with Pair("smollm2", "qwen", " quick brown fox") as pair:
+        pair.typist.longest = True
+        for _ in range(2):
+            await pair.slot.step(pair.prompt, recorded)
+
+    assert outputs == [[], pair.expected[:1]]
+
+
 async def test_a_word_of_one_token_is_proposed_at_once() -> None:
     with Pair("smollm2", "qwen", " quick brown fox") as pair:
         pair.typist.longest = True

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletion
 
+from gateway.errors import InvalidRequest
 from gateway.ports import Job
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
 
@@ -197,3 +198,33 @@ async def test_calls_that_must_be_are_made_by_a_grammar(
     assert (constraint is None) == (grammar is None)
     if grammar is not None:
         assert grammar in constraint["grammar"]
+
+
+async def test_a_grammar_that_cannot_be_made_of_the_tools_names_them() -> None:
+    wrong = InvalidRequest(
+        "structured_outputs.grammar: 3(1): wrong", param="structured_outputs.grammar"
+    )
+    engine = ScriptedEngine((), then=wrong, features=frozenset({"structured_outputs"}))
+    async with (
+        served(make_app(engine, tokenizer=HERMES)) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        with pytest.raises(BadRequestError, match=r"tools: 3\(1\): wrong") as caught:
+            await asked(client, tools=[WEATHER], tool_choice="required")
+
+    assert caught.value.param == "tools"
+
+
+async def test_a_schema_that_the_format_cannot_express_is_an_error_of_the_tools() -> None:
+    function = {"name": "f", "parameters": {"anyOf": [{"required": ["a"]}]}}
+    tool = {"type": "function", "function": function}
+    engine = ScriptedEngine(features=frozenset({"structured_outputs"}))
+    tokenizer = ByteTokenizer(template="<function=")
+    async with (
+        served(make_app(engine, tokenizer=tokenizer)) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        with pytest.raises(BadRequestError, match="anyOf") as caught:
+            await asked(client, tools=[tool], tool_choice="required")
+
+    assert caught.value.param == "tools"

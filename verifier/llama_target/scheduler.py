@@ -127,6 +127,7 @@ class Scheduler:
         tokens = slot.opening[start : start + count]
         await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
         slot.prefilled += count
+        self._metrics.prefilled(count)
 
     async def _call(
         self, slots: Sequence[Slot], work: Callable[..., T], *arguments: object

@@ -6,7 +6,8 @@ before it is tokenised as if nothing followed: merges (byte pair encoding) and b
 (unigram) on one side do not depend on the other, and the expressions that cut text into words
 look at most one character ahead, which is known at such a boundary.
 
-For the same reason text can be tokenised from any boundary on, without what is before it.
+For the same reason text can be tokenised from any boundary on, if a few tokens before it are
+known: in `--,the` a word begins with `the`, and in `,the` it may begin with the comma.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import codecs
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -29,8 +30,12 @@ Tokenize = Callable[[str], list[int]]
 _LEAD: Final = "\n"
 """What is put before text for a tokenizer that begins every text with a space."""
 
-_NO_SPACE: Final = b"0"
-"""Something that is no space, and that no tokenizer merges with a word before it."""
+_NO_SPACE: Final = "§".encode()
+"""A sign that is no space, and that tokenizers do not merge with what is before it."""
+
+BEHIND_TOKENS: Final = 8
+"""Tokens before a text that are enough to know where its first word begins. A character may
+have four."""
 
 _BROKEN: Final = re.compile("([\udc80-\udcff]+)")
 """Bytes that are no UTF-8, as Python decodes them with `surrogateescape`."""
@@ -84,20 +89,22 @@ class Retokeniser:
         shorter = [t for t in begins if len(self.vocabulary.pieces[t]) < len(text)]
         return np.append(self._by_piece[first:last], np.array(shorter, np.int64))
 
-    def tokenise(self, text: bytes) -> list[int]:
+    def tokenise(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
         """Return the tokens of text that may begin or end within a character.
 
-        What is no UTF-8 is cut into the longest pieces there are; a byte without one is lost.
+        behind: the last tokens before it. What is no UTF-8 is cut into the longest pieces there
+        are; a byte without one is lost.
         """
-        tokens = list[int]()
-        for index, part in enumerate(_BROKEN.split(text.decode("utf-8", "surrogateescape"))):
-            tokens += self._cut(_encoded(part)) if index % 2 else self._whole(part)
-        return tokens
+        before = self._whole_characters(behind)
+        tokens = self._tokens(self.bytes_of(before) + text)
+        if tokens[: len(before)] == before:
+            return tokens[len(before) :]
+        return self._tokens(text)
 
-    def stable(self, text: bytes) -> list[int]:
+    def stable(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
         """Return the tokens before the last certain boundary of text that may go on."""
         known = _encoded(codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(text))
-        tokens = self.tokenise(known)
+        tokens = self.tokenise(known, behind)
         ends = self.ends_of(tokens)
         if self.bytes_of(tokens) != known:  # some of the text has no tokens
             return []
@@ -106,15 +113,28 @@ class Retokeniser:
                 return tokens[:count]
         return []
 
-    def goes_on(self, token: int | None, beyond: bytes) -> bool:
-        """Return whether text can go on like this behind a token: the tokenizer merges nothing
-        of `beyond` into it."""
-        piece = b"" if token is None else self.vocabulary.piece(token)
-        return self.tokenise(piece + beyond)[:1] == [token] or self.tokenise(piece) != [token]
+    def goes_on(self, behind: Sequence[int], text: bytes) -> bool:
+        """Return whether text can follow these tokens: the tokenizer merges none of it into
+        them."""
+        before = self._whole_characters(behind)
+        spelt, count = self.bytes_of(before), len(before)
+        return self._tokens(spelt + text)[:count] == before or self._tokens(spelt) != before
+
+    def _whole_characters(self, behind: Sequence[int]) -> list[int]:
+        """Return the last of the tokens, behind any special one, from the first one on that
+        begins with a character."""
+        found = list[int]()
+        for token in behind[-BEHIND_TOKENS:]:
+            piece = self.vocabulary.piece(token)
+            if not piece:
+                found.clear()
+            elif found or not _is_within_character(piece):
+                found.append(token)
+        return found
 
     def _is_certain(self, text: bytes, end: int) -> bool:
         """Return whether no piece can reach across `end`, which is within the text."""
-        if text[end] & 0xC0 == 0x80:  # within a character
+        if _is_within_character(text[end:]):
             return False
         first = max(0, end + 1 - self._longest)
         return not any(self._begins_piece(text[at : end + 1]) for at in range(first, end))
@@ -122,6 +142,12 @@ class Retokeniser:
     def _begins_piece(self, text: bytes) -> bool:
         at = bisect_left(self._pieces, text)
         return at < len(self._pieces) and self._pieces[at].startswith(text)
+
+    def _tokens(self, text: bytes) -> list[int]:
+        tokens = list[int]()
+        for index, part in enumerate(_BROKEN.split(text.decode("utf-8", "surrogateescape"))):
+            tokens += self._cut(_encoded(part)) if index % 2 else self._whole(part)
+        return tokens
 
     def _whole(self, text: str) -> list[int]:
         if not text:
@@ -137,6 +163,10 @@ class Retokeniser:
             if token is not None:
                 yield token
             text = text[1 if token is None else len(self.vocabulary.pieces[token]) :]
+
+
+def _is_within_character(text: bytes) -> bool:
+    return text[0] & 0xC0 == 0x80
 
 
 def _encoded(text: str) -> bytes:

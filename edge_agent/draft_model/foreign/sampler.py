@@ -29,8 +29,8 @@ class Row:
     owed: bytes
     """Text that is known to follow: only tokens that agree with it can be drawn."""
 
-    last: TokenId | None
-    """The last token that the target has, or None if the draft model has written more."""
+    behind: Sequence[TokenId]
+    """The last tokens that the target has; none if the draft model has written more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,6 @@ class ForeignSampler:
         """Return whether the target's text can go on with a token of the draft model: where it
         has ended a token, nothing follows that its tokenizer would have merged into that."""
         beyond = self.translation.draft.vocabulary.piece(token)[len(row.owed) :]
-        if row.last is None or not beyond:
+        if not (row.behind and beyond):
             return True
-        return self.translation.target.goes_on(row.last, beyond)
+        return self.translation.target.goes_on(row.behind, beyond)

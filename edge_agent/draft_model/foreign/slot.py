@@ -17,6 +17,7 @@ from typing import Final
 
 from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
 from edge_agent.draft_model.foreign.draft_text import DraftText
+from edge_agent.draft_model.foreign.retokeniser import BEHIND_TOKENS
 from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler
@@ -69,21 +70,21 @@ class ForeignSlot:
         some were certain before, those at once."""
         output = context[self._prompt_tokens :]
         text = self._translation.target.bytes_of(output)
-        last = output[-1] if output else None
-        owed = self._text.follow(text, partial(self._translation.target.goes_on, last))
-        if drafts := self._ready(len(text)):
+        behind = context[-BEHIND_TOKENS:]
+        owed = self._text.follow(text, partial(self._translation.target.goes_on, behind))
+        if drafts := self._ready(len(text), behind):
             return drafts
         if len(self._own_prompt) + len(self._text.tokens) >= self._slot.context_tokens:
             raise CannotDraft("the draft model's context is full")
         read = self._readable(owed, self._text.spelt[len(text) :], ahead)
-        rows = self._rows(output, text, owed, read)
+        rows = self._rows(context, len(text), owed, read)
         first = len(self._text.tokens)
         drawn = await self._slot.step(
             [*self._own_prompt, *self._text.tokens],
             lambda _: ForeignSampler(self._translation, sampler, rows, first),
             ahead=read,
         )
-        return self._take_in(drawn, len(text))
+        return self._take_in(drawn, len(text), behind)
 
     def leave(self) -> None:
         """Give the slot back. Harmless when repeated."""
@@ -99,38 +100,41 @@ class ForeignSlot:
         return read if self._translation.draft.bytes_of(read) == known else []
 
     def _rows(
-        self, output: Sequence[TokenId], text: bytes, owed: bytes, read: Sequence[int]
+        self, context: Sequence[TokenId], start: int, owed: bytes, read: Sequence[int]
     ) -> list[Row]:
         """Return where the pass's rows are: one behind the draft model's own text, and one
         behind each of the tokens that it reads."""
         target, draft = self._translation.target, self._translation.draft
-        pending, known = self._text.spelt[len(text) :], draft.bytes_of(read)
+        output, behind = context[self._prompt_tokens :], context[-BEHIND_TOKENS:]
+        pending, known = self._text.spelt[start:], draft.bytes_of(read)
         rows = []
         for end in (0, *draft.ends_of(read)):
             beyond = pending + known[len(owed) : end]
-            last = output[-1] if output and not beyond else None
-            rows.append(Row([*output, *target.tokenise(beyond)], owed[end:], last))
+            tokens = [*output, *target.tokenise(beyond, behind)]
+            rows.append(Row(tokens, owed[end:], () if beyond else behind))
         return rows
 
-    def _take_in(self, drawn: Sequence[DraftToken], start: int) -> list[DraftToken]:
-        """Add what was drawn to the text, and return what is certain from byte `start` on."""
+    def _take_in(
+        self, drawn: Sequence[DraftToken], start: int, behind: Sequence[TokenId]
+    ) -> list[DraftToken]:
+        """Add what was drawn to the text, and return what of it can be proposed."""
         for each in drawn:
             if (marker := self._translation.to_target.get(each.token)) is not None:
-                whole = self._translation.target.tokenise(self._text.spelt[start:])
+                whole = self._translation.target.tokenise(self._text.spelt[start:], behind)
                 return [*self._drafts(start, whole), DraftToken(marker, each.confidence)]
             self._text.append(each.token, each.confidence)
-        return self._ready(start)
+        return self._ready(start, behind)
 
-    def _ready(self, start: int) -> list[DraftToken]:
+    def _ready(self, start: int, behind: Sequence[TokenId]) -> list[DraftToken]:
         """Return what can be proposed of the text from byte `start` on."""
         target, text = self._translation.target, self._text
         if not (pending := text.spelt[start:]):
             return []
-        tokens = target.tokenise(pending)
+        tokens = target.tokenise(pending, behind)
         last = target.bytes_of(tokens[-1:])
         if last == text.last and _WORD.fullmatch(last):
             return self._drafts(start, tokens)
-        certain = target.stable(pending)
+        certain = target.stable(pending, behind)
         if not certain and text.drawn_since(start) >= MAX_PENDING:
             certain = tokens[:-1] or tokens
         return self._drafts(start, certain)
