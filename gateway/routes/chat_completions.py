@@ -69,10 +69,6 @@ class ChatRequest(GenerationRequest):
         return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     @property
-    def has_tools(self) -> bool:
-        return bool(self.tool_use.tools)
-
-    @property
     def splits_reasoning(self) -> bool:
         """Whether the answer's reasoning is shown apart from its content."""
         return self.reasoning_format != "none"

@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,11 +16,12 @@ from gateway.errors import InvalidRequest
 from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
-from gateway.routes.constraints import constrained, generate_calls
+from gateway.routes.constraints import constrained
 from gateway.routes.event_stream import EventStream
 from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
+from gateway.schemas import structured
 
 
 async def generate(
@@ -47,10 +47,11 @@ async def generate(
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
     stop_tokens = facts.stop_tokens.union(given.stop_tokens)
-    plain = services.engine.generate
-    deltas_of = partial(generate_calls, services.engine) if body.has_tools else plain
     streams = [
-        stream_choice(deltas_of(job), body.reader(style, job.prompt, stop_tokens=stop_tokens))
+        stream_choice(
+            services.engine.generate(job),
+            body.reader(style, job.prompt, stop_tokens=stop_tokens),
+        )
         for job in jobs
     ]
     streams = body.shown(streams, tokenizer)

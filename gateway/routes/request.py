@@ -119,11 +119,6 @@ class GenerationRequest(RequestModel):
         return None if has_limit else self.default_tokens
 
     @property
-    def has_tools(self) -> bool:
-        """Whether the answer may have calls."""
-        return False
-
-    @property
     @abstractmethod
     def wanted_logprobs(self) -> int | None:
         """Job.top_logprobs."""
