@@ -173,7 +173,7 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
     if feature == "required":
         assert all(message["tool_calls"] for message in messages)
     if feature == "schema":
-        assert all(message["content"].startswith('{"answer": "') for message in messages)
+        assert all(message["content"].lstrip().startswith("{") for message in messages)
     if feature == "reasoning":
         assert all(message["reasoning_content"] for message in messages)
 
