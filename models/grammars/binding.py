@@ -17,6 +17,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper,
 from models.errors import InvalidGrammar
 from models.vocabulary import Vocabulary
 
+Matcher = LLMatcher
+MatcherTokens = LLTokenizer
 Tokenize = Callable[[str], Sequence[int]]
 """Returns the tokens of a text in which no marker is special."""
 
@@ -33,8 +35,11 @@ sets of llguidance's default gained nothing on any of ten schemas, and start twi
 _MARK: Final = "\x02"
 """A character that hardly any token contains beside others."""
 
-_BACKTRACKS: Final = re.compile(r"^\s*[?!]?[\w-]+\s*\[.*\bstop\s*=.*\]\s*:", re.MULTILINE)
-"""A rule in Lark with the attribute by which llguidance takes back tokens of the text."""
+_UNSUPPORTED: Final = re.compile(
+    r"^\s*[?!]?[\w-]+\s*\[.*\b(stop|max_tokens|temperature)\s*=.*\]\s*:", re.MULTILINE
+)
+"""A rule in Lark with an attribute with which llguidance does not go back, as after rejected
+drafts, or which it leaves to the sampler."""
 
 
 def grammar_text(kind: str, value: Value) -> str:
@@ -52,16 +57,15 @@ def grammar_text(kind: str, value: Value) -> str:
         return LLMatcher.grammar_from_json_schema(value)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(value)
-    if _BACKTRACKS.search(value):
-        reason = "`stop` is not supported, because it takes back tokens; use `suffix` or `lazy`"
-        raise InvalidGrammar(kind, reason)
+    if found := _UNSUPPORTED.search(value):
+        raise InvalidGrammar(kind, f"the attribute `{found[1]}` of a rule is not supported")
     try:
         return grammar_from("grammar", value)
     except ValueError as error:
         raise InvalidGrammar(kind, str(error)) from error
 
 
-def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> LLTokenizer:
+def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> MatcherTokens:
     """Return the tokens as llguidance needs them: 0.4 s of processor time for 152k tokens, in
     which no other thread of Python runs."""
     source = _Source(vocabulary, tokenize)
@@ -71,15 +75,15 @@ def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> LLTokenizer:
     return made
 
 
-def make_matcher(tokenizer: LLTokenizer, text: str) -> LLMatcher:
+def make_matcher(tokens: MatcherTokens, text: str) -> Matcher:
     """Compile a grammar, while other threads run. Raises InvalidGrammar."""
-    matcher = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
+    matcher = LLMatcher(tokens, text, log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise InvalidGrammar("", reason_of(matcher))
     return matcher
 
 
-def reason_of(matcher: LLMatcher) -> str:
+def reason_of(matcher: Matcher) -> str:
     """Return why a matcher failed, in one line."""
     error = re.split("<backtrace>|<non-verbose/>", matcher.get_error())[0]
     return " ".join(error.split())[:300]

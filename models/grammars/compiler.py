@@ -6,18 +6,16 @@ import asyncio
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
-from llguidance import LLTokenizer
-
 from models.errors import CannotCheck, InvalidGrammar
-from models.grammars.binding import make_tokenizer
+from models.grammars.binding import MatcherTokens, make_tokenizer
 from models.grammars.checker import Checker
 from models.grammars.constraint import Constraint
 from models.grammars.grammar import Grammar
 from models.grammars.trial import Outcome
 from models.tokenizer import Tokenizer
 
-VERDICTS: Final = 256
-"""Constraints of which is known whether they are grammars."""
+VERDICTS: Final = 64
+"""Constraints of which is known whether they are grammars: half a megabyte each at most."""
 
 COMPILED: Final = 16
 """Grammars that are kept compiled. Most take a megabyte; some grow to a hundred."""
@@ -85,7 +83,7 @@ class GrammarCompiler:
         return Grammar(self._tokens, text)
 
     @cached_property
-    def _tokens(self) -> LLTokenizer:
+    def _tokens(self) -> MatcherTokens:
         tokenizer = self.tokenizer
         encode = partial(tokenizer.encode, special=False, begin=False)
         return make_tokenizer(tokenizer.vocabulary, encode)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from models.errors import GrammarFailed
-from models.grammars.binding import make_matcher, reason_of
+from models.grammars.binding import Matcher, MatcherTokens, make_matcher, reason_of
 from models.kv_reuse import common_prefix
 
 Logits = NDArray[np.float32]
@@ -21,8 +20,8 @@ class Grammar:
     Its lexer is shared by all that use it, and grows with the texts it has seen.
     """
 
-    def __init__(self, tokenizer: LLTokenizer, text: str) -> None:
-        self._beginning = make_matcher(tokenizer, text)
+    def __init__(self, tokens: MatcherTokens, text: str) -> None:
+        self._beginning = make_matcher(tokens, text)
         self.is_spent = False
         """Whether it has reached a limit: it has to be compiled anew."""
 
@@ -37,7 +36,7 @@ class GrammarState:
     Each method raises GrammarFailed when the grammar reaches a limit; it then serves no more.
     """
 
-    def __init__(self, grammar: Grammar, matcher: LLMatcher) -> None:
+    def __init__(self, grammar: Grammar, matcher: Matcher) -> None:
         self._grammar = grammar
         self._matcher = matcher
         self._tokens: list[int] = []  # those that the matcher has consumed

@@ -70,10 +70,10 @@ class Fleet:
     def verifier(self, url: str = "") -> str:
         return self.start("verifier", "--model", "smollm2", "--llama.threads", "1", url=url)
 
-    def edge(self, *verifiers: str, deadline_s: float = 30.0) -> str:
+    def edge(self, *verifiers: str, judge: str = "coupled", deadline_s: float = 30.0) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
-            "edge_agent", "--draft-model", "smollm2", *urls,
+            "edge_agent", "--draft-model", "smollm2", "--judge", judge, *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
         )  # fmt: skip
 
@@ -220,6 +220,22 @@ def test_a_stopped_verifiers_answer_goes_on_at_the_other(
     assert answer == undisturbed
     assert answer.gap_s < GAP_S
     _until(lambda: sum(gauge(stopped[0], "picospec:sessions_open").values()) == 0)
+
+
+def test_in_separate_an_answer_goes_on_and_is_greedy_where_the_target_is(
+    fleet: Fleet, two: tuple[str, str], edge: str
+) -> None:
+    separate = fleet.edge(*two, judge="separate")
+    fleet.until_healthy(separate)
+    killed: list[str] = []
+
+    def kill() -> None:
+        killed.append(verifier_of(separate))
+        fleet.signal(killed[0], signal.SIGKILL)
+
+    undisturbed = ask(edge, SETTINGS["greedy"])
+
+    assert ask(separate, SETTINGS["greedy"], kill) == undisturbed
 
 
 def test_a_single_verifier_that_is_restarted_goes_on(fleet: Fleet) -> None:

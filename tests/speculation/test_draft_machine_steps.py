@@ -119,20 +119,20 @@ def test_the_latency_of_a_step_is_that_of_steps_that_read_one_token() -> None:
     edge.steps(3)
 
     assert edge.machine.latencies.draft_s == pytest.approx(STEP_S)
-    assert edge.lookup._read_s == pytest.approx(READ_S)
+    assert edge.lookup._reading._s == pytest.approx(READ_S)
 
 
 def test_what_was_read_but_had_no_room_in_the_chain_does_not_count_as_read_again() -> None:
     edge = Edge()
     while edge.due:
         edge.step()
-    read_s = edge.lookup._read_s
+    read_s = edge.lookup._reading._s
     edge.machine.received(Commit(0, 0, tuple(edge.chain[:1])))
 
     step = edge.step()  # it reads 15 tokens ahead, of which one has room
 
     assert (len(step.context), len(step.ahead)) == (LIMITS.max_ahead, 15)
-    assert edge.lookup._read_s == pytest.approx(read_s)
+    assert edge.lookup._reading._s == pytest.approx(read_s)
 
 
 def test_what_a_step_reads_after_the_target_went_ahead_is_learned_too() -> None:
@@ -145,7 +145,7 @@ def test_what_a_step_reads_after_the_target_went_ahead_is_learned_too() -> None:
     edge.machine.drafted(step, [DraftToken(7, 1.0)], edge.now_s + STEP_S + 3 * READ_S)
 
     assert edge.machine.latencies.draft_s == pytest.approx(STEP_S)
-    assert edge.lookup._read_s == pytest.approx(READ_S)
+    assert edge.lookup._reading._s == pytest.approx(READ_S)
 
 
 def test_after_a_break_a_step_teaches_no_latency() -> None:
@@ -160,7 +160,7 @@ def test_after_a_break_a_step_teaches_no_latency() -> None:
     assert edge.machine.session.epoch == 1
     assert edge.chain == [22]
     assert edge.machine.latencies.draft_s == pytest.approx(STEP_S)
-    assert edge.lookup._read_s == pytest.approx(READ_S)
+    assert edge.lookup._reading._s == pytest.approx(READ_S)
 
 
 def test_draft_tokens_of_a_chain_that_broke_meanwhile_are_all_dropped() -> None:

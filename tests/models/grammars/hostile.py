@@ -89,7 +89,7 @@ REJECTED: dict[str, tuple[str, Any, str]] = {
     "a chain of terminals": ("grammar", _rules(5000, '"a"', "T{0}: T{1}"), LIMITS),
     "a file of rules": ("grammar", '%import /etc/passwd\nstart: "a"', "import"),
     "no token": ("grammar", "start: <[99999999]>", "range"),
-    "taken back": ("grammar", 'start: a\na[stop="x"]: /.*/', "takes back"),
+    "taken back": ("grammar", 'start: a\na[stop="x"]: /.*/', "`stop`"),
     "no grammar": ("grammar", "???", "grammar"),
 }
 

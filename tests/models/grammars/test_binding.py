@@ -32,10 +32,18 @@ def test_forced_tokens_have_the_bytes_of_the_text_and_are_the_tokenizers_where_t
 
 
 @pytest.mark.parametrize(
-    "grammar", ['start: a\na[stop="x"]: /.*/', 'start: a\na[lazy, stop = ""]: /b/']
+    ("grammar", "attribute"),
+    [
+        ('start: a\na[stop="x"]: /.*/', "stop"),
+        ('start: a\n?a [lazy, stop = ""]: /b/', "stop"),
+        ("start: a\na[max_tokens=5]: /b*/", "max_tokens"),
+        ("start: a\na[temperature=0.5]: /b/", "temperature"),
+    ],
 )
-def test_a_grammar_that_takes_tokens_back_is_an_error(grammar: str) -> None:
-    with pytest.raises(InvalidGrammar, match="takes back"):
+def test_a_rule_whose_attribute_would_be_ignored_is_an_error(
+    grammar: str, attribute: str
+) -> None:
+    with pytest.raises(InvalidGrammar, match=f"`{attribute}`"):
         grammar_text("grammar", grammar)
 
 
