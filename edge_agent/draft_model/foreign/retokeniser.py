@@ -60,8 +60,8 @@ class Retokeniser:
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
         """Return what the tokens spell, special ones included."""
-        pieces = self.vocabulary.pieces
-        return b"".join([pieces[token] for token in tokens])
+        piece = self.vocabulary.piece
+        return b"".join([piece(token, special=True) for token in tokens])
 
     def ends_of(self, tokens: Iterable[int], start: int = 0) -> list[int]:
         """Return where, in bytes, each of the tokens ends if the first begins at `start`."""

@@ -26,9 +26,8 @@ from speculation.sampling.draft_token import DraftToken
 
 _WORD: Final = re.compile(rb" [A-Za-z]+")
 """A word that the draft model wrote as one token is proposed at once, though more letters may
-follow. In English text the target's token was longer in 8 to 13 of 1,000 cases, and where the
-draft model waits, it takes a pass more for each chain: 1.6 passes a draft token in chat instead
-of 1.2."""
+follow. In English text the target's token was longer in at most 13 of 1,000 cases, and waiting
+takes a pass more for each chain: in chat 1.6 passes a draft token instead of 1.2."""
 
 MAX_PENDING: Final = 8
 """Tokens that the draft model may write without a certain boundary; then what is there is
@@ -56,7 +55,7 @@ class ForeignSlot:
         self._prompt_tokens = prompt_tokens
         self._own_prompt = own
         self._text = DraftText(translation.draft)
-        longer = max(1.0, len(own) / prompt_tokens)
+        longer = max(1.0, len(own) / max(1, prompt_tokens))
         self.context_tokens = int(slot.context_tokens / longer)
 
     async def step(

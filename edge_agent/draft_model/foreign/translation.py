@@ -28,8 +28,7 @@ class Translation:
     def prompt(self, tokens: Sequence[TokenId]) -> list[int]:
         """Return the draft model's tokens for a prompt of the target's. Special tokens that the
         draft model lacks are spelt, except one that begins the prompt and says nothing."""
-        first = tokens[0]
-        if self.target.vocabulary.is_special(first) and first not in self._to_draft:
+        if tokens and self._is_lacking(tokens[0]):
             tokens = tokens[1:]
         found = list[int]()
         for token, run in groupby(tokens, self._to_draft.get):
@@ -39,6 +38,9 @@ class Translation:
                 found += [token for _ in run]
         begins = self._begins
         return found if tuple(found[: len(begins)]) == begins else [*begins, *found]
+
+    def _is_lacking(self, token: TokenId) -> bool:
+        return self.target.vocabulary.is_special(token) and token not in self._to_draft
 
 
 def special_tokens(source: Vocabulary, into: Vocabulary) -> dict[int, int]:
