@@ -20,7 +20,7 @@ _SPACE: Final = re.compile(r"\s*")
 
 
 class Malformed(Exception):
-    """The text is not what the format asks for. Nothing is lost: see `Incoming.give_back`."""
+    """The text is not what the format asks for. What was read of it is still held."""
 
 
 class Incoming:

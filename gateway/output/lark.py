@@ -40,7 +40,7 @@ def marker(text: str, special: Special) -> str:
 
 
 def json_value(schema: Schema) -> str:
-    """Return what stands in a Lark rule for a JSON value of the schema."""
+    """Return a JSON value of the schema, as Lark rules have it."""
     return "%json " + encode({**schema, "x-guidance": _SPACING})
 
 
@@ -61,12 +61,19 @@ def string_until(rule: str, schema: Schema, end: str) -> str:
     values = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(values, list):
         return f"{rule}: {' | '.join(literal(f'{value}{end}') for value in values)}\n"
-    length = f"{schema.get('minLength', 0)},{schema.get('maxLength', '')}"
+    length = f"{_limit(schema, 'minLength') or 0},{_limit(schema, 'maxLength')}"
     tag, close = escaped(end.split("\n")[-1]), escaped(end)
     parts = [f"/(?s:.{{{length}}}){close}/", f"~/{_ANY}{tag}(?s:.+)/"]
     if isinstance(pattern := schema.get("pattern"), str):
         parts.append(f"/{_unanchored(pattern)}{close}/")
     return f"{rule}[lazy]: {rule.upper()}\n{rule.upper()}: {' & '.join(parts)}\n"
+
+
+def _limit(schema: Schema, name: str) -> str:
+    limit = schema.get(name)
+    if limit is not None and type(limit) is not int:
+        raise ValueError(f"{name} must be an integer")
+    return "" if limit is None else str(limit)
 
 
 def _unanchored(pattern: str) -> str:

@@ -34,7 +34,7 @@ def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
     """
     named = properties(schema)
     listed = schema.get("required", ())
-    required = set(listed) if isinstance(listed, Sequence) else set()
+    required = set(map(str, listed)) if isinstance(listed, Sequence) else set()
     if not required <= named.keys():
         raise ValueError("a required argument is not among the properties")
     for keyword in COMBINING & schema.keys():

@@ -21,6 +21,8 @@ from gateway.ports import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Style:
+    """How the model of a tokenizer writes."""
+
     tokenizer: Tokenizer
     format: Format
     tags: Tags | None

@@ -45,7 +45,7 @@ TOOLS: Schemas = {
         },
     },
     "now": {"type": "object", "properties": {}},
-    "any": {},
+    "any": {"description": '} " # // \\ {', "title": "\u2028\n"},
 }
 
 
@@ -196,6 +196,12 @@ def test_reasoning_between_special_tokens_may_come_before_required_calls() -> No
         ("qwen_coder", {"properties": {"a>": {}}}, "'a>'"),
         ("qwen_coder", {"properties": {}, "required": ["a"]}, "required"),
         ("qwen_coder", {"properties": {"a": {"type": "string", "format": "date"}}}, "format"),
+        (
+            "qwen_coder",
+            {"properties": {"a": {"type": "string", "minLength": "1}/"}}},
+            "integer",
+        ),
+        ("qwen_coder", {"properties": {}, "required": [{}]}, "required"),
     ],
 )
 def test_a_schema_that_a_format_cannot_express_is_an_error(
