@@ -30,7 +30,7 @@ CallPiece = CallStart | CallArguments
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a parser found beside content."""
+    """What a parser found besides content."""
 
     reasoning: str
     calls: tuple[CallPiece, ...]

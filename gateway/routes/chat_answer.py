@@ -52,7 +52,7 @@ class ChatAnswer(Answer):
 
 
 def _message(whole: TextDelta) -> Json:
-    """Return the message; what it may have beside content is there only if it does."""
+    """Return the message; what it may have besides content is there only if it does."""
     message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
     if whole.parsed is not None and whole.parsed.reasoning:
         message["reasoning_content"] = whole.parsed.reasoning
