@@ -31,7 +31,7 @@ from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.errors import ApiError
 from models.store import Store
-from models.tokenizer_cache import TokenizerCache
+from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
 
 

@@ -26,8 +26,8 @@ from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
 from models.grammars.grammar import Grammar
-from models.tokenizer import Tokenizer
-from models.vocabulary import Relation, Vocabulary
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy

@@ -9,7 +9,7 @@ from gateway.errors import InvalidRequest
 from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
 from models.grammars.compiler import GrammarCompiler
 from models.grammars.grammar import Grammar, GrammarState
-from models.tokenizer import Tokenizer
+from models.tokenizing.tokenizer import Tokenizer
 from speculation.protocol.messages import Open, TokenId
 from speculation.sampling.distributions import Logits
 

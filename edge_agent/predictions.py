@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from gateway.ports import Job
-from models.tokenizer import Tokenizer
+from models.tokenizing.tokenizer import Tokenizer
 from speculation.proposing.prediction import PredictedText, Prediction
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import Open

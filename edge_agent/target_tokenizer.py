@@ -15,9 +15,9 @@ import structlog
 from edge_agent.draft_model.foreign.translation import Translation
 from gateway.errors import ApiError, EngineFault
 from models.errors import CannotOpen
-from models.tokenizer import Tokenizer
-from models.tokenizer_cache import TokenizerCache
-from models.vocabulary import Relation, Vocabulary, relate
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.tokenizer_cache import TokenizerCache
+from models.tokenizing.vocabulary import Relation, Vocabulary, relate
 from speculation.protocol.messages import ModelFacts
 
 RETRY_S: Final = 2.0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from models.errors import CannotDequantise
 from models.llama import Model
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 
 Weights = Literal["bfloat16", "float16", "float32"]
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
 from models.segments import Limits, Segment, check
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 
 Cache = Literal["F16", "Q8_0"]
 Quantisation = Literal["Q4_0", "Q8_0"]

@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 from gateway.ports import Tokenizer
 from models.errors import CannotCheck, InvalidGrammar
 from models.grammars.compiler import GrammarCompiler
-from models.tokenizer_file import TokenizerFile
+from models.tokenizing.tokenizer_file import TokenizerFile
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
     Commit,

@@ -26,7 +26,7 @@ from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from models.llama import Context, Model
 from models.store import open_store
-from models.tokenizer_file import TokenizerFile
+from models.tokenizing.tokenizer_file import TokenizerFile
 from speculation.protocol.messages import Commit, TokenId
 
 TIMED: Final = 2

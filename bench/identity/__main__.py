@@ -29,7 +29,7 @@ from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
 from bench.identity.ties import Parting, parting
 from bench.run.services import Services, ServicesPlan, verifier_arguments
 from models.store import open_store
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer_file import tokenizer_file
 
 LIKELIEST = 20
 """Tokens at each position whose log-probabilities explain a difference."""

@@ -13,7 +13,7 @@ from bench.data.prompts import Prompt
 from bench.identity.ties import Noise, Parting, TokenScores
 from bench.run.client import Client, Question, Reply
 from gateway.ports import NONE
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 from speculation.sampling.noise import gumbel, place
 
 SEED: Final = 7

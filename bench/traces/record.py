@@ -22,7 +22,7 @@ from bench.data.results import Answer, Results
 from bench.traces.files import Ids, Trace
 from models.llama import Context, Logits, Model
 from models.segments import Segment
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Sampling, TokenId
 from speculation.sampling.distributions import distribution, top
 from speculation.sampling.draft_sampler import DraftSampler, coupled

@@ -23,8 +23,8 @@ from models.fetching.drafts import fitting_draft
 from models.llama import Context, Model
 from models.segments import Segment
 from models.store import Store
-from models.tokenizer_cache import TokenizerCache
-from models.vocabulary import Relation, Vocabulary, relate
+from models.tokenizing.tokenizer_cache import TokenizerCache
+from models.tokenizing.vocabulary import Relation, Vocabulary, relate
 from speculation.protocol.messages import Judge, ModelFacts
 
 DRAFT_STEPS: Final = 12

@@ -18,7 +18,7 @@ from edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
 from gateway.errors import ApiError
 from models.fetching.drafts import fitting_draft
 from models.store import Store
-from models.tokenizer_cache import TokenizerCache
+from models.tokenizing.tokenizer_cache import TokenizerCache
 
 
 def with_draft_model(

@@ -16,7 +16,7 @@ from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, EngineFault, Unavailable
-from models.tokenizer_file import MAX_PACKED_BYTES
+from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
 TOKENIZER_TIMEOUT_S: Final = 600.0

@@ -8,7 +8,7 @@ from typing import Final
 from models.errors import ModelError
 from models.llama import Model
 from models.store import Store
-from models.vocabulary import Vocabulary, relate
+from models.tokenizing.vocabulary import Vocabulary, relate
 
 MIN_RATIO: Final = 2
 """How many times as large as its draft model a target must be: below, drafting takes so long

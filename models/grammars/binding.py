@@ -15,7 +15,7 @@ from typing import Final
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
 from models.errors import InvalidGrammar
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 
 Matcher = LLMatcher
 MatcherTokens = LLTokenizer

@@ -15,7 +15,7 @@ import msgspec
 from models.errors import CannotCheck
 from models.grammars.constraint import Constraint
 from models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 
 MAX_LINE_BYTES: Final = 1 << 24
 """Most bytes of an answer, which has the text of a grammar."""

@@ -12,7 +12,7 @@ from models.grammars.checker import Checker
 from models.grammars.constraint import Constraint
 from models.grammars.grammar import Grammar
 from models.grammars.trial import Outcome
-from models.tokenizer import Tokenizer
+from models.tokenizing.tokenizer import Tokenizer
 
 VERDICTS: Final = 64
 """Constraints of which is known whether they are grammars: half a megabyte each at most."""

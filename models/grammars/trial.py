@@ -25,7 +25,7 @@ import msgspec
 
 from models.errors import InvalidGrammar
 from models.grammars.binding import grammar_text, make_matcher, make_tokenizer, reason_of
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
 """Most processor time of an attempt. Grammars that clients send take 1 to 50 ms."""

@@ -16,8 +16,8 @@ from gateway.app import create_app
 from gateway.ports import Delta, Facts, Job, Statistics
 from gateway.settings import GatewaySettings
 from models.store import open_store
-from models.tokenizer import Tokenizer
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.tokenizer_file import tokenizer_file
 
 MODEL = "scripted"
 SCRIPT = (

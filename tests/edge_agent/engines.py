@@ -13,8 +13,8 @@ from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError
 from gateway.ports import Delta, Job, Sampling
-from models.tokenizer import Tokenizer
-from models.vocabulary import Relation, Vocabulary
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
     Down,
     ModelFacts,

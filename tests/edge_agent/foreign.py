@@ -15,7 +15,7 @@ from edge_agent.draft_model.foreign.translation import Translation
 from models.llama import Model
 from models.segments import Limits, Segment
 from models.store import open_store
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.sampling.distributions import Logits
 
 Name = Literal["smollm2", "qwen"]

@@ -15,7 +15,7 @@ from models.catalogue import Catalogue, ModelFile, Pair
 from models.errors import UnknownModel
 from models.fetching.sources import Folder
 from models.store import Store
-from models.tokenizer_file import TokenizerFile
+from models.tokenizing.tokenizer_file import TokenizerFile
 from speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.models.test_store import NoHub

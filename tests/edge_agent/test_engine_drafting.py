@@ -14,7 +14,7 @@ from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.ports import Job, Sampling
-from models.tokenizer import Tokenizer
+from models.tokenizing.tokenizer import Tokenizer
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.latencies import Latencies
 from speculation.protocol.messages import (

@@ -9,7 +9,7 @@ import pytest
 from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.step_sampler import StepSampler, step_sampler
-from models.tokenizer import Tokenizer
+from models.tokenizing.tokenizer import Tokenizer
 from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from speculation.sampling.distributions import Logits, distribution
 from speculation.sampling.noise import place

@@ -19,7 +19,7 @@ from gateway.errors import InvalidRequest
 from models.errors import GrammarFailed
 from models.grammars.binding import grammar_text
 from models.grammars.grammar import Grammar, GrammarState
-from models.tokenizer import Tokenizer
+from models.tokenizing.tokenizer import Tokenizer
 from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted

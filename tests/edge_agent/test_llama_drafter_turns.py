@@ -16,8 +16,8 @@ from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from gateway.schemas.messages import ChatMessage
 from models.kv_reuse import common_prefix
 from models.store import open_store
-from models.tokenizer import Tokenizer
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.tokenizer_file import tokenizer_file
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.models.chats import TEMPLATES, TOOLS, Json, result, user
 

@@ -14,9 +14,9 @@ from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.errors import EngineFault
 from models.store import open_store
-from models.tokenizer_cache import TokenizerCache
-from models.tokenizer_file import TokenizerFile, tokenizer_file
-from models.vocabulary import Vocabulary
+from models.tokenizing.tokenizer_cache import TokenizerCache
+from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from models.tokenizing.vocabulary import Vocabulary
 from speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.edge_agent.foreign import model

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 
 
 class WordEncoder:
-    """models.tokenizer.Encoder. The first of the special tokens ends a turn."""
+    """models.tokenizing.tokenizer.Encoder. The first of the special tokens ends a turn."""
 
     begins_raw: tuple[int, ...] = ()
     begins_chat: tuple[int, ...] = ()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from models.llama import Model
 from models.store import open_store
-from models.tokenizer import Tokenizer
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.tokenizer_file import tokenizer_file
 
 pytestmark = pytest.mark.models
 

@@ -15,9 +15,9 @@ from typing import Final
 
 import pytest
 
-from models.chat_template import ChatTemplate, joined
-from models.tokenizer import Tokenizer
-from models.vocabulary import Vocabulary
+from models.tokenizing.chat_template import ChatTemplate, joined
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.vocabulary import Vocabulary
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
 from tests.models.make_renderings import RENDERINGS, TODAY
 
@@ -27,7 +27,7 @@ HARMLESS: Final = Family(("(a)", "(b)"))
 
 @dataclass
 class Bytes:
-    """models.tokenizer.Encoder of one token a byte, and one a marker."""
+    """models.tokenizing.tokenizer.Encoder of one token a byte, and one a marker."""
 
     markers: tuple[str, ...]
     begins_raw: tuple[int, ...] = ()

@@ -13,11 +13,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from models import tokenizer_cache
 from models.errors import CannotOpen
 from models.llama import Model
-from models.tokenizer_cache import TokenizerCache
-from models.tokenizer_file import MAX_BYTES, TokenizerFile, tokenizer_file
+from models.tokenizing import tokenizer_cache
+from models.tokenizing.tokenizer_cache import TokenizerCache
+from models.tokenizing.tokenizer_file import MAX_BYTES, TokenizerFile, tokenizer_file
 
 TEXT = "def f(x):\n    return x  # é 日本 🎉 <|im_end|>"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.vocabulary import Vocabulary, relate
+from models.tokenizing.vocabulary import Vocabulary, relate
 
 WORDS = Vocabulary(
     pieces=(b"<|im_end|>", b"</s>", b"hello", b"<tool_call>"),

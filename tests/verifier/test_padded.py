@@ -16,7 +16,7 @@ from gateway.ports import Job, Sampling
 from models.llama import Context, Model
 from models.segments import Segment
 from models.store import open_store
-from models.vocabulary import relate
+from models.tokenizing.vocabulary import relate
 from speculation.protocol.messages import Limits
 from tests.models.padded import pad
 from verifier.llama_target.settings import LlamaSettings

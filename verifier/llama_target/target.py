@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from models.errors import CannotCheck
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
 from speculation.protocol.opening import STOPPING
 from speculation.protocol.wire import Framed

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
 

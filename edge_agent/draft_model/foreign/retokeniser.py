@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 from speculation.sampling.noise import Tokens
 
 Tokenize = Callable[[str], list[int]]

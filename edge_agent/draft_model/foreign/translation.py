@@ -8,8 +8,8 @@ from itertools import groupby
 
 from edge_agent.draft_model.foreign.projection import Projection
 from edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from models.tokenizer import Encoder, Tokenizer
-from models.vocabulary import Vocabulary
+from models.tokenizing.tokenizer import Encoder, Tokenizer
+from models.tokenizing.vocabulary import Vocabulary
 from speculation.protocol.messages import TokenId
 
 

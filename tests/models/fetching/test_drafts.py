@@ -10,7 +10,7 @@ from models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
 from models.fetching.drafts import fitting_draft
 from models.llama import Model
 from models.store import Store, open_store
-from models.vocabulary import Vocabulary
+from models.tokenizing.vocabulary import Vocabulary
 from tests.models.test_store import NoHub
 
 ABC = Vocabulary((b"a", b"b", b"c"), frozenset(), frozenset())

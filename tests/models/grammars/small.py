@@ -8,8 +8,8 @@ import numpy as np
 
 from models.grammars.binding import make_tokenizer
 from models.grammars.grammar import Grammar, GrammarState
-from models.tokenizer import Tokenizer
-from models.vocabulary import Vocabulary
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.vocabulary import Vocabulary
 
 _LONGER = (
     *["ab", "ba", "aab", "bb", "abab", "true", "false", "null", "name", "value", "é", "€"],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.chat_template import ChatTemplate
-from models.tokenizer_file import tokenizer_file
+from models.tokenizing.chat_template import ChatTemplate
+from models.tokenizing.tokenizer_file import tokenizer_file
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, chats
 from tests.models.make_renderings import TODAY, rendered
 

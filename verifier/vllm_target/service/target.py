@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from models.hugging_face import directory_of
-from models.tokenizer_file import TokenizerFile, tokenizer_file
+from models.tokenizing.hugging_face import directory_of
+from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
 from speculation.protocol.wire import Framed

@@ -1,4 +1,4 @@
-"""`python -m models.tokenizer_trial FILE BYTES` uses a tokenizer once, in this process."""
+"""Uses a tokenizer once: `python -m models.tokenizing.tokenizer_trial FILE BYTES`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from models.errors import CannotOpen
-from models.tokenizer_file import TokenizerFile
+from models.tokenizing.tokenizer_file import TokenizerFile
 
 TEXT = "def f(x):\n    return {'a': 1.5}  # \u00e9\u4e2d\U0001f600 " + "a" * 256 + " " * 256
 

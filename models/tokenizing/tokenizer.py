@@ -16,9 +16,9 @@ from itertools import chain, count
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from models.chat_template import ChatTemplate, Json
-from models.infill import Hole, infill_format
-from models.vocabulary import Vocabulary
+from models.tokenizing.chat_template import ChatTemplate, Json
+from models.tokenizing.infill import Hole, infill_format
+from models.tokenizing.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
 

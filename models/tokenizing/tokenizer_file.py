@@ -15,12 +15,12 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from models.chat_template import ChatTemplate, joined
 from models.errors import CannotOpen
 from models.gguf import check_metadata, metadata_of
-from models.hugging_face import HuggingFaceEncoder, read_directory
 from models.llama import Model
-from models.tokenizer import Encoder, Tokenizer
+from models.tokenizing.chat_template import ChatTemplate, joined
+from models.tokenizing.hugging_face import HuggingFaceEncoder, read_directory
+from models.tokenizing.tokenizer import Encoder, Tokenizer
 
 MAX_BYTES: Final = 64 << 20
 """Most bytes of a tokenizer, before compression; the largest known ones have 35 MB."""

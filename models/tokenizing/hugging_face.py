@@ -17,9 +17,9 @@ from typing import Any, Final
 import tokenizers
 from huggingface_hub import snapshot_download
 
-from models.chat_template import joined
 from models.errors import CannotOpen
-from models.vocabulary import Vocabulary
+from models.tokenizing.chat_template import joined
+from models.tokenizing.vocabulary import Vocabulary
 
 _TEMPLATES: Final = {
     "default": "chat_template.jinja",
@@ -41,7 +41,7 @@ _SPACE: Final = "\u2581"
 
 
 class HuggingFaceEncoder:
-    """models.tokenizer.Encoder of a tokenizer.json. Raises CannotOpen.
+    """models.tokenizing.tokenizer.Encoder of a tokenizer.json. Raises CannotOpen.
 
     eos, stop_tokens, padding: see Vocabulary; the file has none of them.
     """
@@ -110,7 +110,7 @@ def directory_of(model: str, revision: str | None = None) -> Path:
 def read_directory(folder: Path) -> dict[str, Any]:
     """Return what a directory says of its tokenizer. Raises CannotOpen.
 
-    The fields are those of models.tokenizer_file.TokenizerFile.
+    The fields are those of models.tokenizing.tokenizer_file.TokenizerFile.
     """
     data = _read(folder / "tokenizer.json")
     if data is None:

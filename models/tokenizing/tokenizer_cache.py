@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from models.errors import CannotOpen
-from models.tokenizer import Tokenizer
-from models.tokenizer_file import TokenizerFile
+from models.tokenizing.tokenizer import Tokenizer
+from models.tokenizing.tokenizer_file import TokenizerFile
 
 TRIAL_S: Final = 60.0
 """Most seconds that a tokenizer may take to be opened and used once: the largest take 10 s on
@@ -54,7 +54,13 @@ class TokenizerCache:
 
 
 def _try_out(path: Path) -> None:
-    command = [sys.executable, "-m", "models.tokenizer_trial", str(path), str(TRIAL_BYTES)]
+    command = [
+        sys.executable,
+        "-m",
+        "models.tokenizing.tokenizer_trial",
+        str(path),
+        str(TRIAL_BYTES),
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S)
     except subprocess.TimeoutExpired:

@@ -1,0 +1,1 @@
+"""A target's tokenizer: its vocabulary, its chat template, and its file, sent and checked."""
