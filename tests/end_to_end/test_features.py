@@ -68,6 +68,9 @@ FEATURES: Final[Mapping[str, Json]] = {
 WRONG: Final = "An entirely different text, which is wrong. " * 3
 
 
+ATTEMPTS = 4
+
+
 def template(folder: Path) -> Path:
     """Return a file of Qwen2.5's template, which here opens reasoning when it is asked to."""
     text = (TEMPLATES / "qwen2.5.jinja").read_text("utf-8").rstrip()
@@ -109,6 +112,16 @@ def counted(answers: Sequence[Json], name: str) -> int:
     return sum(answer["metrics"]["speculative_decoding"][name] for answer in answers)
 
 
+async def drafted(url: str, heat: float, own: Json, name: str) -> list[Json]:
+    """Return answers for which draft tokens were counted: on a busy machine the drafts of so
+    short an answer may all be late, and then it is asked for again."""
+    for _ in range(ATTEMPTS):
+        answers = await asked(url, heat, [own] * len(PROMPTS))
+        if counted(answers, name):
+            return answers
+    raise AssertionError(f"{name} was 0 in {ATTEMPTS} attempts")
+
+
 def right(plain: Sequence[Json]) -> list[Json]:
     """Return settings that predict each answer."""
     return [predicted(answer["choices"][0]["message"]["content"]) for answer in plain]
@@ -132,14 +145,13 @@ async def test_a_message_is_the_same_with_right_and_with_useless_drafts(
     for heat in (0.0, 1.0):
         plain = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
         eager, noise = await asyncio.gather(
-            *(asked(url, heat, [own] * len(PROMPTS)) for url in (eager_url, noise_url))
+            drafted(eager_url, heat, own, "num_accepted_draft_tokens"),
+            drafted(noise_url, heat, own, "num_draft_tokens"),
         )
 
         check_shape(feature, plain)
         assert list(map(seen, eager)) == list(map(seen, plain))
         assert list(map(seen, noise)) == list(map(seen, plain))
-        assert counted(eager, "num_accepted_draft_tokens") > 0
-        assert counted(noise, "num_draft_tokens") > 0
 
 
 @pytest.mark.parametrize("feature", ["shaped", "sentence"])
