@@ -99,6 +99,7 @@ def engine(
     drafter: OneSlot | NoDrafter | None = None,
     speculation: Speculation | None = None,
     paired: Paired | None = None,
+    draft_tokens: int = 1000,
 ) -> EdgeEngine:
     return EdgeEngine(
         uplink,
@@ -106,7 +107,7 @@ def engine(
         speculation or Speculation(),
         metrics,
         paired or Paired(),
-        Vocabulary((b"",) * 1000, frozenset(), frozenset()),
+        Vocabulary((b"",) * draft_tokens, frozenset(), frozenset()),
     )
 
 

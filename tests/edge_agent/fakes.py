@@ -35,6 +35,7 @@ class CountingSlot:
     ) -> None:
         self.context_tokens = context_tokens
         self.contexts: list[list[TokenId]] = []
+        self.sampler: StepSampler | None = None  # of the last step
         self.left = 0
         self._confidence = confidence
         self._wait = wait
@@ -47,6 +48,7 @@ class CountingSlot:
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
         self.contexts.append([*context, *ahead])
+        self.sampler = sampler
         await self._wait(context)
         return [self.draft(len(context) + n) for n in range(self._agreed(context, ahead) + 1)]
 

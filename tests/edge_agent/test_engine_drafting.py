@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.draft_model.foreign.sampler import ForeignSampler
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
@@ -24,7 +26,7 @@ from speculation.protocol.messages import (
     Limits,
     TokenId,
 )
-from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, Paired, deltas, engine
+from tests.edge_agent.engines import FACTS, JOB, FakeUplink, OneSlot, Paired, deltas, engine
 from tests.edge_agent.fakes import (
     CountingSlot,
     let,
@@ -81,6 +83,27 @@ async def test_the_draft_model_reads_the_prompt_in_its_own_tokens(
     await deltas(engine(uplink, metrics, drafter, paired=paired).generate(JOB))
 
     assert drafter.slot.contexts[:1] == ([] if context is None else [context])
+
+
+async def test_a_draft_model_of_another_vocabulary_may_propose_all_of_the_targets_tokens(
+    metrics: EdgeMetrics,
+) -> None:
+    drafter, known = OneSlot(), 10
+    edge = engine(
+        FakeUplink(scripted(quiet, Finish("stop"))),
+        metrics,
+        drafter,
+        paired=Paired("different", SHIFTED),
+        draft_tokens=known,
+    )
+
+    await deltas(edge.generate(JOB))
+
+    assert drafter.slot.sampler is not None
+    draw = drafter.slot.sampler([])
+    assert isinstance(draw, ForeignSampler)
+    likely = np.eye(1, FACTS.vocabulary_size, known + 5, dtype=np.float32)[0] * 50
+    assert draw.sampler([])(likely, 0).token == known + 5
 
 
 @pytest.mark.parametrize("fill", ["never", "auto"])

@@ -128,14 +128,12 @@ class Retokeniser:
             piece = self.vocabulary.piece(token)
             if not piece:
                 found.clear()
-            elif found or not _is_within_character(piece):
+            elif found or piece[0] & 0xC0 != 0x80:
                 found.append(token)
         return found
 
     def _is_certain(self, text: bytes, end: int) -> bool:
         """Return whether no piece can reach across `end`, which is within the text."""
-        if _is_within_character(text[end:]):
-            return False
         first = max(0, end + 1 - self._longest)
         return not any(self._begins_piece(text[at : end + 1]) for at in range(first, end))
 
@@ -163,10 +161,6 @@ class Retokeniser:
             if token is not None:
                 yield token
             text = text[1 if token is None else len(self.vocabulary.pieces[token]) :]
-
-
-def _is_within_character(text: bytes) -> bool:
-    return text[0] & 0xC0 == 0x80
 
 
 def _encoded(text: str) -> bytes:
