@@ -18,13 +18,14 @@ from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.foreign import slot as foreign_slot
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
-from edge_agent.grammars import NAME, DraftGrammar, EdgeGrammars
+from edge_agent.grammars import DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.predictions import prediction_of
 from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.vocabulary import Relation, Vocabulary

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from gateway.errors import InvalidRequest
 from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
 from models.grammars.compiler import GrammarCompiler
+from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar, GrammarState
 from models.tokenizing.tokenizer import Tokenizer
 from speculation.protocol.messages import Open, TokenId
 from speculation.sampling.distributions import Logits
-
-NAME: Final = "structured_outputs"
-"""The extra that asks for a grammar."""
 
 T = TypeVar("T")
 

@@ -56,7 +56,7 @@ class TargetTokenizer:
     async def __call__(self) -> Tokenizer:
         """Raises gateway.errors.Unavailable, or EngineFault for an unusable tokenizer."""
         digest = (await self._uplink.facts()).vocabulary
-        if self._tokenizer is None or digest != self._digest:
+        if digest != self._digest:
             async with self._opening:
                 if digest != self._digest:
                     self._tokenizer = await self._open(digest)

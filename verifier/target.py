@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from gateway.ports import Tokenizer
 from models.errors import CannotCheck, InvalidGrammar
 from models.grammars.compiler import GrammarCompiler
+from models.grammars.constraint import NAME
 from models.tokenizing.tokenizer_file import TokenizerFile
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
@@ -31,9 +32,6 @@ from speculation.protocol.wire import Framed
 from verifier.identity import identity_of
 
 T = TypeVar("T")
-GRAMMAR: Final = "structured_outputs"
-"""The extra by which an Open asks for a grammar."""
-
 Reply = Commit | Reject | Finish
 """What a target sends to a session's edge."""
 
@@ -67,11 +65,11 @@ class Unservable(TargetError):
 
 def asked_grammar(request: Open) -> bytes | None:
     """Return the constraint of a request's text, as JSON, if it has one. Raises Unservable."""
-    if (asked := request.sampling.extras.get(GRAMMAR)) is None:
+    if (asked := request.sampling.extras.get(NAME)) is None:
         return None
     if request.judge != "coupled":
         # a grammar drops draft tokens by their value: the rest would not have p
-        raise Unservable(f"sampling.extras.{GRAMMAR}", "only in judge `coupled`")
+        raise Unservable(f"sampling.extras.{NAME}", "only in judge `coupled`")
     return bytes(asked)
 
 
@@ -83,7 +81,7 @@ def unservable() -> Iterator[None]:
     except InvalidSetting as error:
         raise Unservable(f"sampling.extras.{error.name}", error.reason) from error
     except InvalidGrammar as error:
-        raise Unservable(f"sampling.extras.{error.field(GRAMMAR)}", error.reason) from error
+        raise Unservable(f"sampling.extras.{error.field(NAME)}", error.reason) from error
     except CannotCheck as error:
         raise TargetFull(str(error)) from error
 

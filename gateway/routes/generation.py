@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +17,6 @@ from gateway.errors import InvalidRequest
 from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
-from gateway.routes.constraints import constrained
 from gateway.routes.event_stream import EventStream
 from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
@@ -83,7 +83,7 @@ async def _jobs(
         )
     loop = asyncio.get_running_loop()
     prompts = await loop.run_in_executor(services.executor, body.tokenise, style.tokenizer)
-    extras_of = [constrained(body, style, prompt, extras) for prompt in prompts]
+    extras_of = [_constrained(body, style, prompt, extras) for prompt in prompts]
     limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
     sampling = body.sampling(facts.defaults)
     seed = services.draw_seed() if body.seed is None else body.seed
@@ -99,6 +99,19 @@ async def _jobs(
         )
         for index in range(len(prompts) * body.n)
     ]
+
+
+def _constrained(
+    body: GenerationRequest, style: Style, prompt: TokenIds, extras: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return the extras of a job, in which the constraint is about its whole answer; the same
+    object if the answer is only content. Raises InvalidRequest."""
+    content = extras.get(structured.NAME)
+    given = content if isinstance(content, Mapping) else None
+    constraint = body.constraint(style, prompt, given)
+    if constraint is given:
+        return extras
+    return MappingProxyType({**extras, structured.NAME: constraint})
 
 
 def _max_tokens(

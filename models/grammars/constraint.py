@@ -8,6 +8,9 @@ import msgspec
 
 from models.errors import InvalidGrammar
 
+NAME: Final = "structured_outputs"
+"""The extra by which an Open asks for a grammar."""
+
 MAX_BYTES: Final = 256 * 1024
 """Most bytes of a constraint as JSON. The tools of a large agent take 100 kB in one grammar."""
 

@@ -101,16 +101,14 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             return Model(Path(file.name), vocabulary_only=True)
 
 
-def tokenizer_file(model: Path, template: str | None = None, rows: int = 0) -> TokenizerFile:
+def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
     """Read the tokenizer of a model. Raises CannotOpen.
 
     model: a GGUF file, or a directory of Hugging Face's files. template: replaces the model's
-    own. rows: ids that the model computes logits of; a directory does not say it.
+    own. What a directory does not say, the padding, is 0.
     """
     if model.is_dir():
         found = TokenizerFile("huggingface", **read_directory(model))
-        size = len(HuggingFaceEncoder(found.data).vocabulary.pieces)
-        found = msgspec.structs.replace(found, padding=max(0, rows - size))
     else:
         gguf = Model(model, vocabulary_only=True)
         facts = gguf.metadata()

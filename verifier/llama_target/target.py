@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from models.errors import CannotCheck
+from models.grammars.constraint import NAME
 from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
 from speculation.protocol.opening import STOPPING
@@ -29,7 +30,6 @@ from verifier.llama_target.settings import LlamaSettings
 from verifier.llama_target.slot import Slot
 from verifier.metrics import PassMetrics
 from verifier.target import (
-    GRAMMAR,
     Described,
     Reply,
     TargetFailed,
@@ -41,7 +41,7 @@ from verifier.target import (
     unservable,
 )
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, GRAMMAR)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
 """OpenAI parameters served beyond Sampling."""
 
 

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import msgspec
 
-from models.grammars.constraint import Constraint
+from models.grammars.constraint import NAME, Constraint
 from speculation.protocol.messages import Limits, ModelFacts, Open
 from speculation.protocol.opening import STOPPING
 from speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
-from verifier.target import GRAMMAR, asked_grammar, unservable
+from verifier.target import asked_grammar, unservable
 from verifier.vllm_target.admission import FIELD, Admission
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, GRAMMAR)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
 """OpenAI parameters served beyond Sampling."""
 
 
