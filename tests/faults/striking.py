@@ -1,0 +1,56 @@
+"""Has a fault strike in the middle of answers, and checks that all is well afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from tests.faults.asking import BRIEF, KINDS, Answer, Watch
+from tests.faults.strikes import Strike
+from tests.faults.world import World
+
+BEGUN: Final = 60
+"""Characters of each answer that have come when a fault strikes."""
+
+WITHIN_S: Final = 240.0
+
+
+async def struck(world: World, strike: Strike) -> tuple[dict[str, Answer], float]:
+    """Return an answer of each kind, and when the fault struck."""
+    begun = [asyncio.Event() for _ in KINDS]
+
+    def watch(number: int) -> Watch:
+        def look(answer: Answer) -> None:
+            if answer.shown >= BEGUN or answer.finish:
+                begun[number].set()
+
+        return look
+
+    async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
+        asked = [
+            tasks.create_task(world.ask(body, watch(number)))
+            for number, body in enumerate(KINDS.values())
+        ]
+        for event in begun:
+            await event.wait()
+        running = sum(not task.done() for task in asked)
+        assert running, "all answers were over before the fault"
+        at = time.monotonic()
+        await strike(world)
+    return {kind: task.result() for kind, task in zip(KINDS, asked, strict=True)}, at
+
+
+async def serves_again(world: World) -> None:
+    """Have the fault end; nothing may be left, and everything must work."""
+    await world.heal()
+    await world.settled()
+    brief = [await world.ask(BRIEF) for _ in range(2)]
+    assert brief[0] == brief[1]
+    assert brief[0].outcome in ("stop", "length")
+
+
+async def ask_again(world: World) -> dict[str, Answer]:
+    """Return an answer of each kind; nothing happens to them."""
+    answers = await asyncio.gather(*map(world.ask, KINDS.values()))
+    return dict(zip(KINDS, answers, strict=True))
