@@ -21,7 +21,7 @@ from starlette.types import Lifespan
 from gateway.account import Clock
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
-from gateway.middleware import Accounts
+from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
@@ -70,6 +70,7 @@ def create_app(
     lifespan: Lifespan[FastAPI] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+    is_message: IsMessage = lambda _: False,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -85,7 +86,13 @@ def create_app(
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
         middleware=[
             *_cors(settings),
-            Middleware(Accounts, settings=settings, metrics=metrics, clock=clock),
+            Middleware(
+                Accounts,
+                settings=settings,
+                metrics=metrics,
+                clock=clock,
+                is_message=is_message,
+            ),
         ],
         exception_handlers={HTTPException: _http_exception},
     )

@@ -40,6 +40,11 @@ DRAFTS_BYTES: Final = 64 * 1024
 """Most bytes of one body of drafts. A draft token takes about 3, so it holds thousands."""
 
 
+def takes_drafts(path: str) -> bool:
+    """gateway.middleware.IsMessage."""
+    return path.startswith("/v1/speculate/") and path.endswith("/drafts")
+
+
 @dataclass(frozen=True, slots=True)
 class Routes:
     host: Host

@@ -94,10 +94,15 @@ def http2_client(url: str, key: str = KEY) -> httpx.AsyncClient:
     )
 
 
+async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
+    """What the server counts, by name and labels."""
+    rows = (await client.get("/metrics")).text.splitlines()
+    pairs = (row.rsplit(" ", 1) for row in rows if not row.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
 async def sessions_open(client: httpx.AsyncClient) -> int:
-    text = (await client.get("/metrics")).text
-    line = next(row for row in text.splitlines() if row.startswith("picospec:sessions_open"))
-    return int(float(line.split()[1]))
+    return int((await metrics(client))["picospec:sessions_open"])
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 3.0) -> None:
