@@ -31,7 +31,13 @@ from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
 from gateway.routes.services import Services
-from gateway.routes.status import health, list_models, prometheus_metrics, retrieve_model
+from gateway.routes.status import (
+    health,
+    list_models,
+    prometheus_metrics,
+    ready,
+    retrieve_model,
+)
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
 
@@ -54,7 +60,8 @@ ROUTES: Final = (
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
     Route("GET", "/v1/models", "The model, by each of its names", list_models),
     Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
-    Route("GET", "/health", "Whether the model can serve", health),
+    Route("GET", "/health", "Whether this process is alive and not broken", health),
+    Route("GET", "/ready", "Whether work is taken now", ready),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
 )

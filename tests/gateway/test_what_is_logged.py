@@ -98,6 +98,6 @@ async def test_a_bug_in_a_probe_is_logged() -> None:
     engine = ScriptedEngine(down=RuntimeError("a bug"))  # type: ignore[arg-type]
     async with client_of(make_app(engine)) as client:
         with capture_logs() as logs:
-            await client.get("/health")
+            await client.get("/ready")
 
     assert "RuntimeError: a bug" in logs[0]["traceback"]

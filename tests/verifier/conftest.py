@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server and wait until it is healthy; stop it at the end."""
+    """Run a server and wait until it is ready; stop it at the end."""
     with running(command) as process:
         _wait_for(port, process)
         yield process
@@ -54,11 +54,11 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
         try:
-            health = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+            ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False)
         except httpx.TransportError:
             pass
         else:
-            if health.status_code == 200:
+            if ready.status_code == 200:
                 return
         time.sleep(0.05)
     raise RuntimeError("the server did not come up")

@@ -77,13 +77,15 @@ async def test_a_session_goes_on_after_committed_tokens(client: httpx.AsyncClien
     assert before.status_code == 400
 
 
-async def test_health_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
+async def test_ready_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
     async with opened(client, opening(prompt=(STALLS,))) as stream:
         session = await stream.opened()
+        ready = await client.get("/ready")
         health = await client.get("/health")
         await client.delete(f"/v1/speculate/{session}")
 
-    assert health.json() == {"status": "ok", "model": "fake", "load": round(1 / 64, 3)}
+    assert ready.json() == {"status": "ok", "model": "fake", "load": round(1 / 64, 3)}
+    assert health.json() == {"status": "ok", "state": "ready"}
 
 
 async def test_drafts_are_judged(client: httpx.AsyncClient) -> None:
