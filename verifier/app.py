@@ -39,7 +39,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     # without a target this process ends, and the one that started it reports that
     give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
     host = Host(make(PassMetrics(registry, gateway)), give_up)
-    sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
+    sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
     async def end() -> None:
         await sessions.end_all()
