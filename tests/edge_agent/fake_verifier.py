@@ -62,7 +62,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         return
     method, path = scope["method"], scope["path"]
     body = await _body(receive)
-    if path == "/health":
+    if path == "/ready":
         await _reply(send, 200, {"status": "ok"})
     elif path == "/seen":
         posts = sum(session.posts for session in sessions.values())
