@@ -71,7 +71,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         session.names.add(name)
     elif path.startswith("/v1/speculate/"):
         strays.append(path)
-    if path in ("/health", "/ready"):
+    if path == "/ready":
         await _reply(send, 200, {"status": "ok"})
     elif path == "/seen":
         counts = {"opened": len(sessions), "cancelled": len(cancelled), "strays": len(strays)}
