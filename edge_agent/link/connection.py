@@ -85,7 +85,7 @@ class Connection:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 response = await self._poster.post(
-                    self.url + path, self._headers | headers, body
+                    self.url + path, {**self._headers, **headers}, body
                 )
         except ConnectionError as error:
             raise httpx.ConnectError(str(error)) from error
