@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.faults.asking import Answer
-from tests.faults.report import Report
+from tests.faults.rig.asking import Answer
+from tests.faults.rig.report import Report
+from tests.faults.rig.world import World
 from tests.faults.striking import ask_again
-from tests.faults.world import World
 
 REPORT = pytest.StashKey[Report]()
 
@@ -48,19 +48,19 @@ def report(pytestconfig: pytest.Config) -> Report:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world() -> AsyncIterator[World]:
+async def standing() -> AsyncIterator[World]:
     async with World() as started:
         yield started
 
 
-@pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def healed(world: World) -> AsyncIterator[None]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(standing: World) -> AsyncIterator[World]:
     """Whatever a test leaves behind, the next one begins without faults."""
-    yield
-    await world.heal()
+    yield standing
+    await standing.heal()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def undisturbed(world: World) -> dict[str, Answer]:
+async def undisturbed(standing: World) -> dict[str, Answer]:
     """The answers that nothing happened to."""
-    return await ask_again(world)
+    return await ask_again(standing)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.link.path import Conditions
-from tests.faults.world import World
+from tests.faults.rig.world import World
 
 Strike = Callable[[World], Awaitable[None]]
 

@@ -6,9 +6,9 @@ import asyncio
 import time
 from typing import Final
 
-from tests.faults.asking import BRIEF, KINDS, Answer, Watch
+from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
+from tests.faults.rig.world import World
 from tests.faults.strikes import Strike
-from tests.faults.world import World
 
 BEGUN: Final = 60
 """Characters of each answer that have come when a fault strikes."""

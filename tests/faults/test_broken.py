@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import pytest
 
 from edge_agent.link.failover import MAX_LOST
-from tests.faults.asking import KINDS, MODEL, Answer
-from tests.faults.breakable import POISON
-from tests.faults.report import Report
+from tests.faults.rig.asking import MODEL, Answer
+from tests.faults.rig.breakable import POISON
+from tests.faults.rig.report import Report
+from tests.faults.rig.world import World
 from tests.faults.striking import ask_again, serves_again, struck
-from tests.faults.world import World
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 

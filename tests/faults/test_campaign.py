@@ -13,11 +13,11 @@ from typing import Final
 
 import pytest
 
-from tests.faults.asking import Answer, long_prompt
-from tests.faults.report import Report
+from tests.faults.rig.asking import Answer, long_prompt
+from tests.faults.rig.report import Report
+from tests.faults.rig.world import World
 from tests.faults.strikes import FAULTS, Fault
 from tests.faults.striking import BEGUN, serves_again, struck
-from tests.faults.world import World
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 

@@ -20,8 +20,8 @@ import httpx
 from bench.link.path import Conditions
 from models.store import open_store
 from tests.edge_agent.processes import ROOT
-from tests.faults.asking import Answer, Watch, ask
-from tests.faults.services import Service, Verifier
+from tests.faults.rig.asking import Answer, Watch, ask
+from tests.faults.rig.services import Service, Verifier
 from tests.models.chats import TEMPLATES, Json
 
 FOLDER: Final = ROOT / "build" / "faults"
@@ -39,18 +39,20 @@ class Plan:
     verifier_options: Sequence[str] = ()
     edge_environment: Mapping[str, str] = field(default_factory=dict)
     resume_window_s: float = 10.0
+    folder: Path = FOLDER / "campaign"
     deadline_s: float = 45.0
 
 
 class World:
     """Open it with `async with`; leaving ends all processes."""
 
-    def __init__(self, folder: Path = FOLDER, plan: Plan = Plan()) -> None:  # noqa: B008
+    def __init__(self, plan: Plan = Plan()) -> None:
+        folder = plan.folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.plan = plan
         self._folder = folder
-        self.http = httpx.AsyncClient(trust_env=False, timeout=90)
+        self.http = _client()
         self.verifiers = [
             Verifier(f"verifier{i}", folder, *_verifier_options(plan))
             for i in range(plan.verifiers)
@@ -60,7 +62,7 @@ class World:
 
     async def __aenter__(self) -> Self:
         open_store(os.environ).pull("smollm2", lambda what, done, total: None)
-        await self._stack.enter_async_context(self.http)
+        self._stack.push_async_callback(self.rest)
         for verifier in self.verifiers:
             await self._stack.enter_async_context(verifier.link)
         urls = [word for v in self.verifiers for word in ("--verifier-url", v.link.url)]
@@ -124,6 +126,12 @@ class World:
         label = max(sessions, key=lambda each: sessions[each])
         return next(v for v in self.verifiers if f'"{v.link.url}"' in label)
 
+    async def rest(self) -> None:
+        """Close the client's connections, and let the services notice."""
+        await self.http.aclose()
+        self.http = _client()
+        await asyncio.sleep(1.0)
+
     async def left(self) -> list[str]:
         """Return what is left of answers: sessions at either end."""
         found = []
@@ -139,6 +147,10 @@ class World:
         while left := await self.left():
             assert time.monotonic() < deadline, left
             await asyncio.sleep(0.1)
+
+
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(trust_env=False, timeout=90)
 
 
 def _verifier_options(plan: Plan) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """A service as it is shipped, which also breaks when a test orders it, and tells of its tasks.
 
-    python -m tests.faults.breakable ORDER verifier|edge_agent OPTIONS...
+    python -m tests.faults.rig.breakable ORDER verifier|edge_agent OPTIONS...
 
 ORDER is a file. When it exists, the verifier's next pass removes it and does what it says:
-"raise" fails that pass, and "hang" never ends it. A pass over the token POISON ends the process.
+"raise" fails that pass, and "hang" never ends it. A pass over the token POISON ends the
+process.
 At SIGUSR2 the names of the tasks that run are written to ORDER.tasks.
 """
 

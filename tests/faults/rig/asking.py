@@ -35,7 +35,7 @@ class Answer:
     @property
     def shown(self) -> int:
         """Characters that have come."""
-        return len(self.text) + sum(map(len, sum(self.calls, [])))
+        return len(self.text) + sum(len(part) for call in self.calls for part in call)
 
     def gap_s(self, since: float = 0.0) -> float:
         """Return the longest time between two pieces, of those that ended later than that."""
@@ -112,7 +112,9 @@ _KEEPER: Final = {
 }
 _SCHEMA: Final = {
     "type": "object",
-    "properties": {"keepers": {"type": "array", "items": _KEEPER, "minItems": 8, "maxItems": 8}},
+    "properties": {
+        "keepers": {"type": "array", "items": _KEEPER, "minItems": 8, "maxItems": 8}
+    },
     "required": ["keepers"],
     "additionalProperties": False,
 }

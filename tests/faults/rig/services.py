@@ -18,7 +18,7 @@ import httpx
 
 from gateway.hosting.parent_death import bound_to_parent
 from tests.edge_agent.processes import ROOT, free_port
-from tests.faults.faulty_link import FaultyLink
+from tests.faults.rig.faulty_link import FaultyLink
 
 READY_WITHIN_S: Final = 90.0
 ENDS_WITHIN_S: Final = 60.0
@@ -38,7 +38,7 @@ class Service:
         self.log.write_bytes(b"")
         self.environment: Mapping[str, str] = {}
         self._command = (
-            sys.executable, "-m", "tests.faults.breakable", str(self.order), module,
+            sys.executable, "-m", "tests.faults.rig.breakable", str(self.order), module,
             "--port", str(self.port), *options,
         )  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,6 +113,19 @@ class Service:
                     found.append(int(stat.parent.name))
         return found
 
+    async def tasks(self) -> list[str]:
+        """Return the tasks that its event loop runs."""
+        told = self.order.with_suffix(".tasks")
+        told.unlink(missing_ok=True)
+        for pid in self.pids:
+            if _tells(pid):
+                os.kill(pid, signal.SIGUSR2)
+        async with asyncio.timeout(10):
+            while not told.exists():  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
+        return told.read_text().splitlines()
+
     async def ready(self, http: httpx.AsyncClient) -> None:
         """Wait until it serves."""
         deadline = time.monotonic() + READY_WITHIN_S
@@ -123,7 +136,7 @@ class Service:
 
     async def serves(self, http: httpx.AsyncClient) -> bool:
         try:
-            return (await http.get(f"{self.url}/health", timeout=5)).status_code == 200
+            return (await http.get(f"{self.url}/ready", timeout=5)).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -136,6 +149,11 @@ class Service:
             for label, *value in lines
             if label == name or label.startswith(f"{name}{{")
         }
+
+
+def _tells(pid: int) -> bool:
+    """Return whether a process tells its tasks; others would end at that signal."""
+    return b"breakable" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class Verifier(Service):

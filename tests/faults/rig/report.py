@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.world import FOLDER
+from tests.faults.rig.world import FOLDER
 
 
 @dataclass(frozen=True, slots=True)
