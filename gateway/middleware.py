@@ -20,10 +20,11 @@ from gateway.account import Account, Clock
 from gateway.errors import ClientGone, TooLarge, Unauthorized
 from gateway.metrics import Metrics
 from gateway.responses import error_response
+from gateway.routes.page import PREFIX
 from gateway.settings import GatewaySettings
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset({"/", "/health", "/metrics", "/openapi.json", "/docs"})
 
 
 class Accounts:
@@ -72,7 +73,8 @@ class Accounts:
         offered = given.strip().encode("latin-1")
         matches = [hmac.compare_digest(offered, key) for key in self._keys]
         admitted = not self._keys or (kind.lower() == "bearer" and any(matches))
-        if not admitted and scope["path"] not in _OPEN_PATHS:
+        path = scope["path"]
+        if not (admitted or path in _OPEN_PATHS or path.startswith(PREFIX)):
             raise Unauthorized("no API key, or a wrong one")
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
