@@ -21,7 +21,7 @@ from starlette.types import Lifespan
 from gateway.account import Clock
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
-from gateway.middleware import Accounts
+from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
@@ -32,7 +32,13 @@ from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
 from gateway.routes.page import page
 from gateway.routes.services import Services
-from gateway.routes.status import health, list_models, prometheus_metrics, retrieve_model
+from gateway.routes.status import (
+    health,
+    list_models,
+    prometheus_metrics,
+    ready,
+    retrieve_model,
+)
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
 
@@ -55,7 +61,8 @@ ROUTES: Final = (
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
     Route("GET", "/v1/models", "The model, by each of its names", list_models),
     Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
-    Route("GET", "/health", "Whether the model can serve", health),
+    Route("GET", "/health", "Whether this process is alive and not broken", health),
+    Route("GET", "/ready", "Whether work is taken now", ready),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
 )
@@ -71,6 +78,7 @@ def create_app(
     lifespan: Lifespan[FastAPI] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+    is_message: IsMessage = lambda _: False,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -86,7 +94,13 @@ def create_app(
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
         middleware=[
             *_cors(settings),
-            Middleware(Accounts, settings=settings, metrics=metrics, clock=clock),
+            Middleware(
+                Accounts,
+                settings=settings,
+                metrics=metrics,
+                clock=clock,
+                is_message=is_message,
+            ),
         ],
         exception_handlers={HTTPException: _http_exception},
     )

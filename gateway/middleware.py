@@ -9,7 +9,9 @@ import hmac
 import re
 import traceback
 import uuid
+from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import structlog
@@ -24,7 +26,15 @@ from gateway.routes.page import PREFIX
 from gateway.settings import GatewaySettings
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/", "/health", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset(
+    {"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"}
+)
+_PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that are asked for every few seconds: only a bug in them is logged."""
+
+IsMessage = Callable[[str], bool]
+"""Whether a path takes messages of a request that runs already. A message is no request of its
+own: it is neither logged nor counted, unless it fails."""
 
 
 class Accounts:
@@ -35,9 +45,16 @@ class Accounts:
     """
 
     def __init__(
-        self, app: ASGIApp, *, settings: GatewaySettings, metrics: Metrics, clock: Clock
+        self,
+        app: ASGIApp,
+        *,
+        settings: GatewaySettings,
+        metrics: Metrics,
+        clock: Clock,
+        is_message: IsMessage,
     ) -> None:
         self._app = app
+        self._is_message = is_message
         self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
         self._limit_bytes = settings.body_limit_bytes
         self._metrics = metrics
@@ -49,14 +66,23 @@ class Accounts:
             return await self._app(scope, receive, send)
         account = Account(_request_id(scope), self._metrics, self._clock, self._clock())
         scope.setdefault("state", {})["account"] = account
+        if self._is_message(scope["path"]):
+            await self._serve(account, scope, receive, send)
+            return self._close_message(account, scope)
         self._metrics.running.inc()
+        try:
+            await self._serve(account, scope, receive, send)
+        finally:
+            self._metrics.running.dec()
+            self._close(account, scope)
+
+    async def _serve(
+        self, account: Account, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         try:
             await self._run(account, scope, receive, partial(_send_with_id, account, send))
         except Exception as fault:
             account.fault = fault
-        finally:
-            self._metrics.running.dec()
-            self._close(account, scope)
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -95,12 +121,21 @@ class Accounts:
 
         return counted
 
+    def _close_message(self, account: Account, scope: Scope) -> None:
+        if account.status >= HTTPStatus.BAD_REQUEST:
+            self._metrics.failed_messages.labels(str(account.status)).inc()
+            self._write(account, scope, account.status)
+
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
         self._metrics.requests.labels(str(status)).inc()
         self._metrics.speculated(account.total())
         if account.first_token_s is not None:
             self._metrics.request_s.observe(account.elapsed_s)
+        if account.fault or scope["path"] not in _PROBES:
+            self._write(account, scope, status)
+
+    def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info
         write(
             "request",

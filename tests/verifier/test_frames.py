@@ -19,6 +19,7 @@ from speculation.protocol.wire import Framed
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.routes import Routes
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.message_log import Cursor
 from verifier.sessions.registry import Sessions
 from verifier.sessions.session import Session
@@ -57,6 +58,11 @@ def vllm_target(engine: FakeEngine) -> VllmTarget:
     return target
 
 
+def session_metrics() -> SessionMetrics:
+    registry = CollectorRegistry()
+    return SessionMetrics(registry, Metrics(registry))
+
+
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     """Every message that is encoded from now on."""
@@ -80,7 +86,7 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
 ) -> None:
     target = FakeTarget()
     host = Host(target, lambda: None)
-    sessions = Sessions(host, SessionSettings(), SessionMetrics(CollectorRegistry()))
+    sessions = Sessions(host, SessionSettings(), session_metrics())
     app = FastAPI()
     Routes(host, sessions).add_to(app)
     async with host.running(), sessions.running():
@@ -113,7 +119,8 @@ async def test_what_the_core_encoded_reaches_every_reader_unchanged(
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
-    session = Session(opened, opening(), target, timeouts, lambda: 0.0)
+    account = SessionAccount(session_metrics().gateway, 0.0)
+    session = Session(opened, opening(), target, timeouts, account, lambda: 0.0)
     await session.start()
 
     for _ in range(2):

@@ -13,6 +13,7 @@ import structlog
 
 from speculation.protocol.messages import Fault, Open, Opened
 from verifier.metrics import SessionMetrics
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.session import Clock, Session
 from verifier.sessions.timeouts import Timeouts
 from verifier.settings import SessionSettings
@@ -63,7 +64,8 @@ class Sessions:
         now = self._clock()
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now)
-        session = Session(opened, request, target, timeouts, self._clock)
+        account = SessionAccount(self._metrics.gateway, now)
+        session = Session(opened, request, target, timeouts, account, self._clock)
         self._running[session.name] = session
         self._metrics.open.inc()
         session.start().add_done_callback(partial(self._over, session))
