@@ -26,9 +26,7 @@ from gateway.routes.page import PREFIX
 from gateway.settings import GatewaySettings
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset(
-    {"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"}
-)
+_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 

@@ -34,7 +34,7 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-cache",  # a browser asks each time, and gets a 304 while it is the same
+    "cache-control": "no-cache",  # a browser asks each time, and gets a 304 for what it has
 }
 _SERVED: Final = (".html", ".css", ".js", ".svg")
 """Other files, such as licences, are in the package and are not served."""
@@ -49,7 +49,9 @@ class _File:
 def page() -> tuple[Route, ...]:
     """Return the routes of all files of the page; index.html is at "/"."""
     return tuple(
-        Route("GET", path, "A file of the page", partial(_answer, file), answer_type="text/html")
+        Route(
+            "GET", path, "A file of the page", partial(_answer, file), answer_type="text/html"
+        )
         for path, file in _read(files("gateway") / "page", PREFIX)
     )
 
@@ -69,9 +71,7 @@ def _read(folder: Traversable, prefix: str) -> list[tuple[str, _File]]:
 def _file(name: str, content: bytes) -> _File:
     kind = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    return _File(
-        content, {**_HEADERS, "content-type": f"{kind}; charset=utf-8", "etag": etag}
-    )
+    return _File(content, {**_HEADERS, "content-type": f"{kind}; charset=utf-8", "etag": etag})
 
 
 async def _answer(file: _File, _: Services, request: Request) -> Response:

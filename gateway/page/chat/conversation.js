@@ -13,6 +13,11 @@ export class ConversationView {
     this.page = page;
     this.element = $("conversation");
     this.asking = null;
+    this.pinned = true; // whether the reader is at the end, and wants to stay there
+    this.element.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.element;
+      this.pinned = scrollHeight - scrollTop - clientHeight < 80;
+    });
     this.open(null);
   }
 
@@ -32,7 +37,7 @@ export class ConversationView {
     this.element.replaceChildren();
     if (!turns.length) this.element.append(welcome((text) => this.ask(text), this.page.speculates()));
     for (const [i, turn] of turns.entries()) this.element.append(this.view(turn, i));
-    this.element.scrollTop = this.element.scrollHeight;
+    this.toEnd();
   }
 
   view(turn, i) {
@@ -116,10 +121,10 @@ export class ConversationView {
     kept.turns.push(asking.turn);
     const view = this.answerView(asking.turn, i);
     this.element.append(view.element);
-    this.element.scrollTop = this.element.scrollHeight;
+    this.toEnd();
     this.page.changed();
     announce("The answer begins.");
-    const watching = new ResizeObserver(() => this.stick());
+    const watching = new ResizeObserver(() => { if (this.pinned) this.toEnd(); });
     watching.observe(view.element);
     const drawn = view.follow(asking);
     await asking.run(() => {});
@@ -127,14 +132,13 @@ export class ConversationView {
     if (this.asking === asking) this.asking = null;
     this.page.changed();
     await drawn;
-    watching.disconnect();
     view.say();
+    setTimeout(() => watching.disconnect(), 500);
   }
 
-  // Stays at the end of the conversation, unless the reader has scrolled away from it.
-  stick() {
-    const { scrollHeight, scrollTop, clientHeight } = this.element;
-    if (scrollHeight - scrollTop - clientHeight < 160) this.element.scrollTop = scrollHeight;
+  toEnd() {
+    this.pinned = true;
+    this.element.scrollTop = this.element.scrollHeight;
   }
 
   refused(error, i) {

@@ -10,11 +10,11 @@ export class Strip {
     this.timeline = new Timeline();
     this.top = h("div", { class: "strip-top" });
     this.ours = lane("ours", "With PicoSpec");
-    this.theirs = lane("theirs", "Cloud alone, estimated");
+    this.theirs = lane("theirs", "Cloud alone (estimate)");
     this.lanes = h("div", { class: "lanes", hidden: true }, ...this.ours.parts, ...this.theirs.parts);
     this.figures = h("dl", { class: "figures" });
     this.element = h("section", { class: "strip", "aria-label": "How this answer came", hidden: true },
-      this.top, this.lanes, this.timeline.canvas, this.figures);
+      this.top, this.lanes, this.timeline.element, this.figures);
   }
 
   draw(race) {
@@ -27,9 +27,9 @@ export class Strip {
     if (!kept?.tokens) return;
     this.show(kept, true);
     this.timeline.describe(kept.passes);
-    const seen = new ResizeObserver(() => this.timeline.draw(kept.passes, kept.elapsed_s));
+    const seen = new ResizeObserver(() => this.timeline.draw(kept.passes, kept.elapsed_s, true));
     seen.observe(this.timeline.canvas);
-    const toggle = action("theme", "Who had it first", () => showColours(!settings().colours),
+    const toggle = action("eye", "Who had it first", () => showColours(!settings().colours),
       { "aria-pressed": String(settings().colours), class: "action colours" });
     if (kept.speculates) this.top.append(toggle);
   }
@@ -38,11 +38,11 @@ export class Strip {
     this.element.hidden = false;
     this.top.replaceChildren(kept.speculates ? legend(kept.counts) : h("span"));
     this.lanes.hidden = !kept.alone_s;
-    this.timeline.canvas.hidden = !kept.passes.length;
+    this.timeline.element.hidden = !kept.passes.length;
     const theirs = over ? kept.tokens : kept.cloud_tokens;
-    this.ours.set(kept.tokens / Math.max(kept.tokens, theirs), over ? `${kept.elapsed_s.toFixed(1)} s` : `${kept.tokens} tokens`);
-    this.theirs.set(kept.cloud_tokens / Math.max(kept.tokens, theirs), over ? `${kept.alone_s?.toFixed(1)} s` : `${kept.cloud_tokens} tokens`);
-    this.timeline.draw(kept.passes, kept.elapsed_s);
+    this.ours.set(kept.tokens / Math.max(kept.tokens, theirs), over ? `took ${kept.elapsed_s.toFixed(1)} s` : `${kept.tokens} tokens`);
+    this.theirs.set(kept.cloud_tokens / Math.max(kept.tokens, theirs), over ? `would take ${kept.alone_s?.toFixed(1)} s` : `${kept.cloud_tokens} tokens`);
+    this.timeline.draw(kept.passes, kept.elapsed_s, over);
     this.figures.replaceChildren(...figures(kept, over).map(([name, value, lead]) =>
       h("div", lead ? { class: "lead" } : {}, h("dt", {}, name), h("dd", {}, value))));
   }

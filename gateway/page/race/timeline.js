@@ -12,10 +12,13 @@ const FIRST_SPAN_S = 4;
 export class Timeline {
   constructor() {
     this.canvas = h("canvas", { class: "timeline", role: "img", "aria-label": "No pass yet" });
+    const words = ["accepted", "judged in vain", "held for drafts"].map((name, i) => h("span", { class: `key key-${i}` }, name));
+    this.element = h("figure", { class: "passes", hidden: true }, this.canvas,
+      h("figcaption", {}, "Passes of the large model: ", ...words));
   }
 
-  // passes: [at_s, rows, accepted, held_s], in order. end_s: where time is now.
-  draw(passes, endS) {
+  // passes: [at_s, rows, accepted, held_s], in order. endS: where time is now. over: it ends there.
+  draw(passes, endS, over) {
     const { canvas } = this;
     const width = canvas.clientWidth;
     if (!width) return;
@@ -29,7 +32,7 @@ export class Timeline {
     context.clearRect(0, 0, width, HEIGHT);
     const style = getComputedStyle(canvas);
     const colours = { ink: style.color, line: style.outlineColor, accepted: style.borderTopColor, held: style.borderRightColor };
-    let span = FIRST_SPAN_S;
+    let span = over ? endS * 1.01 : FIRST_SPAN_S;
     while (span < endS) span *= 1.5;
     columns(context, passes, width / span, colours, Math.max(4, ...passes.map(([, rows]) => rows)));
     axis(context, width, span, colours);
