@@ -41,6 +41,7 @@ from gateway.routes.status import (
 )
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
+from gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(
@@ -79,6 +80,7 @@ def create_app(
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -100,6 +102,7 @@ def create_app(
                 metrics=metrics,
                 clock=clock,
                 is_message=is_message,
+                tracing=tracing,
             ),
         ],
         exception_handlers={HTTPException: _http_exception},
