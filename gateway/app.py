@@ -30,6 +30,7 @@ from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
+from gateway.routes.page import page
 from gateway.routes.services import Services
 from gateway.routes.status import (
     health,
@@ -40,6 +41,7 @@ from gateway.routes.status import (
 )
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
+from gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(
@@ -78,6 +80,7 @@ def create_app(
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -99,6 +102,7 @@ def create_app(
                 metrics=metrics,
                 clock=clock,
                 is_message=is_message,
+                tracing=tracing,
             ),
         ],
         exception_handlers={HTTPException: _http_exception},
@@ -115,7 +119,7 @@ def create_app(
         draw_seed=draw_seed,
         started=int(time.time()),
     )
-    for route in (*ROUTES, *documents(ROUTES)):
+    for route in (*ROUTES, *documents(ROUTES), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
 

@@ -22,10 +22,12 @@ from gateway.account import Account, Clock
 from gateway.errors import ClientGone, TooLarge, Unauthorized
 from gateway.metrics import Metrics
 from gateway.responses import error_response
+from gateway.routes.page import PREFIX
 from gateway.settings import GatewaySettings
+from gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 
@@ -49,9 +51,11 @@ class Accounts:
         metrics: Metrics,
         clock: Clock,
         is_message: IsMessage,
+        tracing: Tracing,
     ) -> None:
         self._app = app
         self._is_message = is_message
+        self._tracing = tracing
         self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
         self._limit_bytes = settings.body_limit_bytes
         self._metrics = metrics
@@ -66,6 +70,9 @@ class Accounts:
         if self._is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
+        if scope["method"] == "POST":  # what else is asked for takes no time
+            headers, path = Headers(scope=scope), scope["path"]
+            account.span = self._tracing.begin("request", headers, method="POST", path=path)
         self._metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
@@ -96,7 +103,8 @@ class Accounts:
         offered = given.strip().encode("latin-1")
         matches = [hmac.compare_digest(offered, key) for key in self._keys]
         admitted = not self._keys or (kind.lower() == "bearer" and any(matches))
-        if not admitted and scope["path"] not in _OPEN_PATHS:
+        path = scope["path"]
+        if not (admitted or path in _OPEN_PATHS or path.startswith(PREFIX)):
             raise Unauthorized("no API key, or a wrong one")
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
@@ -130,6 +138,7 @@ class Accounts:
             self._metrics.request_s.observe(account.elapsed_s)
         if account.fault or scope["path"] not in _PROBES:
             self._write(account, scope, status)
+        account.end_span(status)
 
     def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info

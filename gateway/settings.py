@@ -13,8 +13,8 @@ class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     api_keys: tuple[SecretStr, ...] = ()
-    """Each of these keys opens every path; /health, /ready, /metrics, /openapi.json and /docs
-    need none. With no keys set, all paths are open."""
+    """Each of these keys opens every path; the page and /health, /ready, /metrics,
+    /openapi.json and /docs need none. With no keys set, all paths are open."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""

@@ -86,7 +86,7 @@ class Routes:
         opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
         check(opening, facts)
         with _translated():
-            session = await self.sessions.open(opening)
+            session = await self.sessions.open(opening, request.state.account.span)
         request.state.account.took_prompt(len(opening.prompt))
         reader = session.read(session.log.start)
         return Downstream(reader, request.state.account, session.opened)

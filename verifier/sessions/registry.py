@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from gateway.tracing import NO_SPAN, Span
 from speculation.protocol.messages import Fault, Open, Opened
 from verifier.metrics import SessionMetrics
 from verifier.sessions.account import SessionAccount
@@ -54,8 +55,11 @@ class Sessions:
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
-    async def open(self, request: Open) -> Session:
-        """Start a session. Raises TargetFull, Unservable, or Unavailable while loading."""
+    async def open(self, request: Open, span: Span = NO_SPAN) -> Session:
+        """Start a session. Raises TargetFull, Unservable, or Unavailable while loading.
+
+        span: of the request that opens it.
+        """
         target = self._host.ready()
         await target.check(request)
         if len(self._running) >= self._settings.max_sessions:
@@ -64,7 +68,7 @@ class Sessions:
         now = self._clock()
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now)
-        account = SessionAccount(self._metrics.gateway, now)
+        account = SessionAccount(self._metrics.gateway, _span(span, request), now)
         session = Session(opened, request, target, timeouts, account, self._clock)
         self._running[session.name] = session
         self._metrics.open.inc()
@@ -102,9 +106,10 @@ class Sessions:
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
         del self._running[session.name]
         self._metrics.open.dec()
+        session.end(Fault("cancelled", "cancelled before it began"))
+        session.account.close(session.log.ending)
         if session.turned_away:
             return
-        session.end(Fault("cancelled", "cancelled before it began"))
         if isinstance(session.log.ending, Fault):
             self._metrics.faults.labels(session.log.ending.code).inc()
         if not task.cancelled() and (bug := task.exception()):
@@ -116,3 +121,13 @@ class Sessions:
             del self._ended[next(iter(self._ended))]
         loop, window_s = asyncio.get_running_loop(), self._settings.resume_window_s
         loop.call_later(window_s, self._ended.pop, session.name, None)
+
+
+def _span(span: Span, request: Open) -> Span:
+    return span.begin(
+        "session",
+        model=request.model,
+        judge=request.judge,
+        prompt_tokens=len(request.prompt),
+        committed_tokens=len(request.committed),
+    )
