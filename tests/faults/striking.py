@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
 from tests.faults.rig.world import World
 from tests.faults.strikes import Strike
+from tests.models.chats import Json
 
 BEGUN: Final = 60
 """Characters of each answer that have come when a fault strikes."""
@@ -18,7 +20,20 @@ WITHIN_S: Final = 240.0
 
 async def struck(world: World, strike: Strike) -> tuple[dict[str, Answer], float]:
     """Return an answer of each kind, and when the fault struck."""
-    begun = [asyncio.Event() for _ in KINDS]
+    answers, at = await _struck(world, list(KINDS.values()), strike)
+    return dict(zip(KINDS, answers, strict=True)), at
+
+
+async def struck_one(world: World, body: Json, strike: Strike) -> tuple[Answer, float]:
+    """Return an answer, and when the fault struck."""
+    (answer,), at = await _struck(world, [body], strike)
+    return answer, at
+
+
+async def _struck(
+    world: World, bodies: Sequence[Json], strike: Strike
+) -> tuple[list[Answer], float]:
+    begun = [asyncio.Event() for _ in bodies]
 
     def watch(number: int) -> Watch:
         def look(answer: Answer) -> None:
@@ -30,15 +45,14 @@ async def struck(world: World, strike: Strike) -> tuple[dict[str, Answer], float
     async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
         asked = [
             tasks.create_task(world.ask(body, watch(number)))
-            for number, body in enumerate(KINDS.values())
+            for number, body in enumerate(bodies)
         ]
         for event in begun:
             await event.wait()
-        running = sum(not task.done() for task in asked)
-        assert running, "all answers were over before the fault"
+        assert not all(task.done() for task in asked), "all ended before the fault"
         at = time.monotonic()
         await strike(world)
-    return {kind: task.result() for kind, task in zip(KINDS, asked, strict=True)}, at
+    return [task.result() for task in asked], at
 
 
 async def serves_again(world: World) -> None:

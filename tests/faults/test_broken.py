@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import pytest
 
 from edge_agent.link.failover import MAX_LOST
-from tests.faults.rig.asking import MODEL, Answer
+from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
-from tests.faults.striking import ask_again, serves_again, struck
+from tests.faults.strikes import kill
+from tests.faults.striking import ask_again, serves_again, struck, struck_one
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 
@@ -23,10 +24,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 async def test_a_killed_edges_answers_can_be_asked_for_again(
     world: World, undisturbed: dict[str, Answer], report: Report
 ) -> None:
-    async def kill(world: World) -> None:
+    async def kill_edge(world: World) -> None:
         await world.edge.kill()
 
-    answers, at = await struck(world, kill)
+    answers, at = await struck(world, kill_edge)
     await serves_again(world)
     again_s = time.monotonic() - at
     again = await ask_again(world)
@@ -50,6 +51,44 @@ async def test_an_edge_that_is_asked_to_end_ends_its_answers_first(
     report.add("edge SIGTERM", "complete", gap_s, answers == undisturbed)
     await serves_again(world)
     assert answers == undisturbed
+
+
+async def test_in_separate_an_answer_goes_on_and_is_greedy_where_the_target_is(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    async with world.other_edge(45.0, "--judge", "separate") as separate:
+        answer, at = await struck_one(separate, KINDS["greedy"], kill)
+
+    same = answer == undisturbed["greedy"]
+    report.add("verifier SIGKILL, judge separate", answer.outcome, answer.gap_s(at), same)
+    assert same
+
+
+async def test_where_no_verifier_comes_back_there_is_an_error_after_the_deadline(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    async def kill_all(world: World) -> None:
+        for verifier in world.verifiers:
+            await verifier.kill()
+
+    async with world.other_edge(1.5) as hasty:
+        answer, at = await struck_one(hasty, KINDS["drawn"], kill_all)
+        seconds = time.monotonic() - at
+        begun = time.monotonic()
+        later = await hasty.ask(BRIEF)
+        later_s = time.monotonic() - begun
+        ready, health = [
+            await world.http.get(f"{hasty.edge.url}/{name}") for name in ("ready", "health")
+        ]
+
+    report.add("all verifiers SIGKILL, none restarted", answer.outcome, seconds)
+    assert 1.4 < seconds < 4.0
+    assert answer.outcome == later.outcome == "verifier_unavailable"
+    assert undisturbed["drawn"].text.startswith(answer.text)
+    assert ready.status_code == 503
+    assert "no verifier answers" in ready.json()["error"]["message"]
+    assert (health.status_code, health.json()["state"]) == (200, "unavailable")
+    assert later_s < 1.0  # an answer that has not begun waits for nothing
 
 
 @dataclass

@@ -7,7 +7,6 @@ nothing happened to, no session may be left, and all services must serve.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Final
 
@@ -16,8 +15,8 @@ import pytest
 from tests.faults.rig.asking import Answer, long_prompt
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
-from tests.faults.strikes import FAULTS, Fault
-from tests.faults.striking import BEGUN, serves_again, struck
+from tests.faults.strikes import FAULTS, Fault, kill
+from tests.faults.striking import serves_again, struck, struck_one
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 
@@ -67,16 +66,8 @@ async def _reading_s(world: World, number: int) -> float:
 async def _killed(world: World, beginning: str) -> tuple[float, float]:
     """Kill a verifier in the middle of an answer. Return when a request to go on reached the
     link of another one, and when there was text again, in seconds after the kill."""
-    begun = asyncio.Event()
-    asked = asyncio.create_task(
-        world.ask(long_prompt(beginning), lambda a: a.shown >= BEGUN and begun.set())
-    )
-    await begun.wait()
-    used = await world.used()
-    at = time.monotonic()
-    await used.kill()
-    answer = await asked
+    answer, at = await struck_one(world, long_prompt(beginning), kill)
+
     assert answer.outcome in ("stop", "length")
-    others = [v.link for v in world.verifiers if v is not used]
-    opened = [link.sent_up_at(at, PROMPT_BYTES) for link in others]
+    opened = [verifier.link.sent_up_at(at, PROMPT_BYTES) for verifier in world.verifiers]
     return min(when for when in opened if when) - at, answer.gap_s(at)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,8 +16,8 @@ from typing import Final
 import httpx
 
 from gateway.hosting.parent_death import bound_to_parent
+from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.processes import ROOT, free_port
-from tests.faults.rig.faulty_link import FaultyLink
 
 READY_WITHIN_S: Final = 90.0
 ENDS_WITHIN_S: Final = 60.0
@@ -36,7 +35,7 @@ class Service:
         self.order = folder / f"{name}.order"
         self.log = folder / f"{name}.log"
         self.log.write_bytes(b"")
-        self.environment: Mapping[str, str] = {}
+        self.environment: dict[str, str] = {}
         self._command = (
             sys.executable, "-m", "tests.faults.rig.breakable", str(self.order), module,
             "--port", str(self.port), *options,
@@ -157,8 +156,39 @@ def _tells(pid: int) -> bool:
 
 
 class Verifier(Service):
-    """The edge reaches it over a link of its own."""
+    """The edge reaches it over a link of its own, which refuses connections as a host does
+    where the process has ended."""
 
     def __init__(self, name: str, folder: Path, *options: str) -> None:
         super().__init__(name, "verifier", folder, *options)
         self.link = FaultyLink(self.port)
+        self._opening: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.link.close_port()
+        super().start()
+        self._opening = asyncio.create_task(self._open_link())
+
+    async def ended(self) -> None:
+        await super().ended()
+        self.link.close_port()
+
+    async def _open_link(self) -> None:
+        """Let the link listen when the process does."""
+        while True:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+                break
+            await asyncio.sleep(0.05)
+        await self.link.open_port()
+
+    async def ready(self, http: httpx.AsyncClient) -> None:
+        await super().ready(http)
+        if self._opening:
+            await self._opening
+
+    def end(self) -> None:
+        super().end()
+        if self._opening:
+            self._opening.cancel()

@@ -9,8 +9,9 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -65,15 +66,11 @@ class World:
         self._stack.push_async_callback(self.rest)
         for verifier in self.verifiers:
             await self._stack.enter_async_context(verifier.link)
-        urls = [word for v in self.verifiers for word in ("--verifier-url", v.link.url)]
-        options = ("--draft-model", "smollm2", "--slots", str(self.plan.edge_slots))
-        self.edge = Service("edge", "edge_agent", self._folder, *options, *urls)
-        deadline = {"PICOSPEC_EDGE__FAILOVER_DEADLINE_S": str(self.plan.deadline_s)}
+        self.edge = self._edge("edge", self.plan.deadline_s)
         clock = _clock(self._folder)
         for service in self.services:
-            service.environment = clock
+            service.environment |= clock
             self._stack.callback(service.end)
-        self.edge.environment = {**clock, **deadline, **self.plan.edge_environment}
         try:
             await self.heal()
         except BaseException:
@@ -83,6 +80,26 @@ class World:
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
+
+    def _edge(self, name: str, deadline_s: float, *options: str) -> Service:
+        urls = [word for v in self.verifiers for word in ("--verifier-url", v.link.url)]
+        given = ("--draft-model", "smollm2", "--slots", str(self.plan.edge_slots))
+        edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
+        edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
+        edge.environment |= self.plan.edge_environment
+        return edge
+
+    @asynccontextmanager
+    async def other_edge(self, deadline_s: float, *options: str) -> AsyncIterator[World]:
+        """Yield this world as the clients of another edge see it."""
+        other = copy(self)
+        other.edge = self._edge("other_edge", deadline_s, *options)
+        other.edge.start()
+        try:
+            await other.edge.ready(self.http)
+            yield other
+        finally:
+            other.edge.end()
 
     @property
     def services(self) -> list[Service]:
@@ -133,11 +150,12 @@ class World:
         await asyncio.sleep(1.0)
 
     async def left(self) -> list[str]:
-        """Return what is left of answers: sessions at either end."""
+        """Return what is left of answers: sessions at either end, and their KV."""
         found = []
         for verifier in self.verifiers:
-            count = sum((await verifier.gauge(self.http, "picospec:sessions_open")).values())
-            found += [f"{verifier.name} has {count:g} sessions"] * bool(count)
+            for name in ("picospec:sessions_open", "picospec:kv_cache_usage_perc"):
+                value = sum((await verifier.gauge(self.http, name)).values())
+                found += [f"{verifier.name}: {name} {value:g}"] * bool(value)
         mine = await self.edge.gauge(self.http, "picospec:edge_verifier_sessions")
         return found + [f"the edge has {n:g} sessions{at}" for at, n in mine.items() if n]
 

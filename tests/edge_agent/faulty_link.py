@@ -60,6 +60,15 @@ class FaultyLink(Link):
         self._silent = False
         self._stall(False)
 
+    def close_port(self) -> None:
+        """Refuse connections, as a host does where no process listens."""
+        if self._server is not None:
+            self._server.close()
+
+    async def open_port(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: End(self.accept), HOST, self.port)
+
     def half_open(self) -> None:
         """Never deliver anything on the connections that there are; others work."""
         self._stall(True)
