@@ -23,7 +23,7 @@ from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import Routes
+from verifier.routes import SESSION_PATHS, Routes
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -57,6 +57,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
+        session_paths=SESSION_PATHS,
     )
     Routes(host, sessions).add_to(app)
     return app
