@@ -60,7 +60,7 @@ def up(
         str | None,
         Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
     ] = None,
-    wait: Annotated[float, Option(help="Seconds to become healthy in.")] = 300.0,
+    wait: Annotated[float, Option(help="Seconds to become ready in.")] = 300.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
     from cli.preparing import Wanted, prepare, with_threads

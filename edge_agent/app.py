@@ -1,7 +1,8 @@
 """Puts the edge together: draft model, link and engine, under the gateway's OpenAI API.
 
-/health answers 200 while the verifier can be reached and else 503 with the reason, because the
-edge cannot generate without it. The edge stays up, and serves again when the verifier does.
+/ready answers 200 while a verifier is ready and else 503 with the reason, because the edge
+cannot generate without one. The edge stays up, and serves again when a verifier does;
+therefore /health answers 200 all the while.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def build(
                 model.close()
 
     app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
-    app.router.routes.insert(
-        0, Route("/health", partial(_health, engine, verifiers, tokenizer))
-    )
+    ready = partial(_ready, engine, verifiers, tokenizer)
+    for path, answer in (("/health", partial(_health, verifiers)), ("/ready", ready)):
+        app.router.routes.insert(0, Route(path, answer))
     return app
 
 
@@ -101,7 +102,12 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
-async def _health(
+async def _health(verifiers: Verifiers, _: Request) -> JSONResponse:
+    state = "ready" if verifiers.ready else "unavailable"
+    return JSONResponse({"status": "ok", "state": state, **verifiers.report()})
+
+
+async def _ready(
     engine: EdgeEngine, verifiers: Verifiers, tokenizer: TargetTokenizer, _: Request
 ) -> JSONResponse:
     try:

@@ -21,7 +21,7 @@ from starlette.types import Lifespan
 from gateway.account import Clock
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
-from gateway.middleware import Accounts
+from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
@@ -31,7 +31,13 @@ from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
 from gateway.routes.services import Services
-from gateway.routes.status import health, list_models, prometheus_metrics, retrieve_model
+from gateway.routes.status import (
+    health,
+    list_models,
+    prometheus_metrics,
+    ready,
+    retrieve_model,
+)
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
 from gateway.tenants.tenant import TenantMetrics
@@ -56,7 +62,8 @@ ROUTES: Final = (
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
     Route("GET", "/v1/models", "The model, by each of its names", list_models),
     Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
-    Route("GET", "/health", "Whether the model can serve", health),
+    Route("GET", "/health", "Whether this process is alive and not broken", health),
+    Route("GET", "/ready", "Whether work is taken now", ready),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
 )
@@ -74,6 +81,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+    is_message: IsMessage = lambda _: False,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -100,6 +108,7 @@ def create_app(
                 metrics=metrics,
                 body_limit_bytes=settings.body_limit_bytes,
                 session_paths=session_paths,
+                is_message=is_message,
                 hosts=hosts,
                 clock=clock,
             ),

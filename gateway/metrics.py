@@ -26,6 +26,9 @@ class Metrics:
             "picospec:num_requests_running", "Requests being answered.", registry=registry
         )
         self.requests = counter("requests", "Requests answered, by HTTP status.", "status")
+        self.failed_messages = counter(
+            "failed_draft_messages", "Draft messages that got an error, by status.", "status"
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens taken in.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.first_token_s = histogram(

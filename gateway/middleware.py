@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import traceback
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import structlog
@@ -25,7 +26,13 @@ from gateway.responses import error_response
 from gateway.tenants.tenants import Tenants
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+_PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that are asked for every few seconds: only a bug in them is logged."""
+
+IsMessage = Callable[[str], bool]
+"""Whether a path takes messages of a request that runs already. A message is no request of its
+own: it is neither logged nor counted, unless it fails."""
 
 TELL_EVERY_S: Final = 60.0
 """Time between two log lines, in seconds, that say that a tenant is limited. The requests that
@@ -47,11 +54,13 @@ class Accounts:
         metrics: Metrics,
         body_limit_bytes: int,
         session_paths: str | None,
+        is_message: IsMessage,
         hosts: Collection[str] | None,
         clock: Clock,
     ) -> None:
         self._app = app
         self._tenants = tenants
+        self._is_message = is_message
         self._metrics = metrics
         self._limit_bytes = body_limit_bytes
         self._session_paths = session_paths
@@ -67,14 +76,23 @@ class Accounts:
             _request_id(scope), self._metrics, self._clock, self._clock(), anonymous
         )
         scope.setdefault("state", {})["account"] = account
+        if self._is_message(scope["path"]):
+            await self._serve(account, scope, receive, send)
+            return self._close_message(account, scope)
         self._metrics.running.inc()
+        try:
+            await self._serve(account, scope, receive, send)
+        finally:
+            self._metrics.running.dec()
+            self._close(account, scope)
+
+    async def _serve(
+        self, account: Account, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         try:
             await self._run(account, scope, receive, partial(_send_with_id, account, send))
         except Exception as fault:
             account.fault = fault
-        finally:
-            self._metrics.running.dec()
-            self._close(account, scope)
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -125,6 +143,11 @@ class Accounts:
 
         return counted
 
+    def _close_message(self, account: Account, scope: Scope) -> None:
+        if account.status >= HTTPStatus.BAD_REQUEST:
+            self._metrics.failed_messages.labels(str(account.status)).inc()
+            self._write(account, scope, account.status)
+
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
         self._metrics.requests.labels(str(status)).inc()
@@ -133,7 +156,11 @@ class Accounts:
             self._metrics.request_s.observe(account.elapsed_s)
         account.close()
         if account.error == RateLimited.code:
-            return self._tell(account)
+            self._tell(account)
+        elif account.fault or scope["path"] not in _PROBES:
+            self._write(account, scope, status)
+
+    def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info
         write(
             "request",

@@ -23,7 +23,7 @@ from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import SESSION_PATHS, Routes
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -39,7 +39,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     # without a target this process ends, and the one that started it reports that
     give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
     host = Host(make(PassMetrics(registry, gateway)), give_up)
-    sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
+    sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
     async def end() -> None:
         await sessions.end_all()
@@ -58,6 +58,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         metrics=gateway,
         lifespan=lifespan,
         session_paths=SESSION_PATHS,
+        is_message=takes_drafts,
     )
     Routes(host, sessions).add_to(app)
     return app

@@ -5,7 +5,8 @@ POST   /v1/speculate/{session}/drafts    Drafts and Redraws
 GET    /v1/speculate/{session}?from=     the stream again, from an output position on
 DELETE /v1/speculate/{session}           cancel
 GET    /v1/model-facts                   what the edge must know of the target
-GET    /health                           whether the target can serve, and how busy it is
+GET    /health                           whether the process is alive and its target not lost
+GET    /ready                            whether sessions are opened, and how busy it is
 GET    /v1/tokenizer                     the target's tokenizer, packed
 """
 
@@ -45,6 +46,11 @@ DRAFTS_BYTES: Final = 64 * 1024
 """Most bytes of one body of drafts. A draft token takes about 3, so it holds thousands."""
 
 
+def takes_drafts(path: str) -> bool:
+    """gateway.middleware.IsMessage."""
+    return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
+
+
 @dataclass(frozen=True, slots=True)
 class Routes:
     host: Host
@@ -52,7 +58,8 @@ class Routes:
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes; the app translates gateway.errors."""
-        app.router.routes.insert(0, Route("/health", self.health))
+        for path, answer in (("/health", self.health), ("/ready", self.ready)):
+            app.router.routes.insert(0, Route(path, answer))
         app.add_route("/v1/model-facts", self.facts, methods=["GET"])
         app.add_route("/v1/tokenizer", self.tokenizer, methods=["GET"])
         app.add_route("/v1/speculate", self.open, methods=["POST"])
@@ -61,7 +68,12 @@ class Routes:
         app.add_route("/v1/speculate/{session}", self.cancel, methods=["DELETE"])
 
     async def health(self, _: Request) -> Response:
-        """Answer 200 while the target can serve; `ready` raises the 503 that says why not."""
+        """Answer 200 and the state, also while the target loads; 503 once it has failed."""
+        self.host.check()
+        return JSONResponse({"status": "ok", "state": self.host.state})
+
+    async def ready(self, _: Request) -> Response:
+        """Answer 200 while sessions are opened; `ready` raises the 503 that says why not."""
         model, load = self.host.ready().facts.model, round(self.sessions.load, 3)
         return JSONResponse({"status": "ok", "model": model, "load": load})
 

@@ -12,13 +12,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import httpx
 import structlog
 
 from edge_agent.link import upstream_errors
-from edge_agent.link.connection import Connection
+from edge_agent.link.connection import Connection, session_headers
 from edge_agent.link.health import Health
 from edge_agent.link.posts import Posts
 from edge_agent.link.retry import Retries, attempts
@@ -72,7 +73,8 @@ class Link:
         self._request = request
         self._metrics = metrics
         self._retries = retries
-        self._posts = Posts(connection.post, health, metrics)
+        self._headers = session_headers()
+        self._posts = Posts(partial(connection.post, headers=self._headers), health, metrics)
         self.send = self._posts.send
         self.position = len(request.committed)
         """How many output tokens have come, those of sessions before included."""
@@ -127,7 +129,9 @@ class Link:
         try:
             async for attempt in attempts(within_s):
                 with attempt:
-                    await self._connection.client.delete(self._path, timeout=CANCEL_TIMEOUT_S)
+                    await self._connection.client.delete(
+                        self._path, headers=self._headers, timeout=CANCEL_TIMEOUT_S
+                    )
         except httpx.TransportError as error:
             self._log.info("cancel_not_delivered", reason=upstream_errors.reason(error))
 
@@ -229,7 +233,9 @@ class Link:
     ) -> httpx.Response:
         """Return a response whose body is still to be read; raise ApiError if it is no 200."""
         client = self._connection.client
-        request = client.build_request(method, path, content=content, timeout=None)
+        request = client.build_request(
+            method, path, headers=self._headers, content=content, timeout=None
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 response = await client.send(request, stream=True)

@@ -26,12 +26,12 @@ _FIRST_SAMPLES: Final = 3
 """Round trips measured at the start, because the first ones include what connecting costs."""
 
 CHECK_TIMEOUT_S: Final = 1.0
-"""A verifier that takes longer to say that it lives is as good as away."""
+"""A verifier that takes longer to say whether it is ready is as good as away."""
 
 ALONE: Final = Retries()
 
 
-class _HealthBody(msgspec.Struct):
+class _ReadyBody(msgspec.Struct):
     load: float = 0.0
 
 
@@ -82,10 +82,10 @@ class Uplink:
         return bytes(packed)
 
     async def check(self) -> None:
-        """Get the verifier's health, and time it. Raises Unavailable."""
+        """Ask whether the verifier is ready, and time it. Raises Unavailable."""
         begun = time.monotonic()
         try:
-            response = await self._get("/health", CHECK_TIMEOUT_S)
+            response = await self._get("/ready", CHECK_TIMEOUT_S)
         except ApiError:
             self.forget()
             self.health.set_ready(False)
@@ -141,6 +141,6 @@ class Uplink:
 def _load(response: httpx.Response) -> float:
     """Return the verifier's load; 0 where it does not say, as behind some proxies."""
     try:
-        return msgspec.json.decode(response.content, type=_HealthBody).load
+        return msgspec.json.decode(response.content, type=_ReadyBody).load
     except msgspec.MsgspecError:
         return 0.0

@@ -1,7 +1,7 @@
 """The verifiers that an edge may use, and which of them it uses.
 
-With several, each is asked for its health now and then. A new answer begins at the nearest that
-is not busy; an answer that loses its verifier goes on at another one of the same identity.
+With several, each is asked now and then whether it is ready. A new answer begins at the nearest
+that is not busy; an answer that loses its verifier goes on at another one of the same identity.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class Verifiers:
                 return facts
         raise error or Unavailable("there is no verifier")
 
+    @property
+    def ready(self) -> bool:
+        """Whether any was ready when it was last heard of."""
+        return any(uplink.health.ready for uplink in self.uplinks)
+
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
         return await self.current.tokenizer()
@@ -91,7 +96,7 @@ class Verifiers:
             uplink.forget()
 
     def report(self) -> dict[str, object]:
-        """Return which one is in use, and the health of each, for /health."""
+        """Return which one is in use, and the health of each, for /health and /ready."""
         each = {
             u.url: {"ready": u.health.ready, "rtt_ms": _ms(u.rtt_s), "load": u.health.load}
             for u in self.uplinks
@@ -112,13 +117,13 @@ class Verifiers:
             await asyncio.sleep(PROBE_S * uniform(0.5, 1.5))
 
     async def check(self) -> None:
-        """Raise ApiError unless a verifier can be reached."""
+        """Raise ApiError unless a verifier is ready."""
         await self.probe()
-        if not any(uplink.health.ready for uplink in self.uplinks):
+        if not self.ready:
             await self.current.check()
 
     async def probe(self) -> None:
-        """Ask all verifiers for their health; one probe at a time serves all who wait."""
+        """Ask all verifiers whether they are ready; one probe at a time serves all who wait."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._check_all())
         await asyncio.wait([self._probing])

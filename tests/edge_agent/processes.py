@@ -20,7 +20,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 asyncio.run(Server(
     fake_verifier.app, port=int(sys.argv[1]), interface=Interfaces.ASGINL,
-    http=HTTPModes.http2, websockets=False, log_enabled=False,
+    http=HTTPModes.auto, websockets=False, log_enabled=False,
 ).serve())
 """
 

@@ -21,6 +21,7 @@ from speculation.protocol.wire import Framed
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.routes import Routes
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.message_log import Cursor
 from verifier.sessions.registry import Sessions
 from verifier.sessions.session import Session
@@ -59,6 +60,11 @@ def vllm_target(engine: FakeEngine) -> VllmTarget:
     return target
 
 
+def session_metrics() -> SessionMetrics:
+    registry = CollectorRegistry()
+    return SessionMetrics(registry, Metrics(registry))
+
+
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     """Every message that is encoded from now on."""
@@ -82,7 +88,7 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
 ) -> None:
     target = FakeTarget()
     host = Host(target, lambda: None)
-    sessions = Sessions(host, SessionSettings(), SessionMetrics(CollectorRegistry()))
+    sessions = Sessions(host, SessionSettings(), session_metrics())
     app = FastAPI()
     Routes(host, sessions).add_to(app)
     async with host.running(), sessions.running():
@@ -119,7 +125,8 @@ async def test_what_the_core_encoded_reaches_every_reader_unchanged(
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0, 0.0)
-    session = Session(opened, opening(), target, timeouts, lambda: 0.0)
+    account = SessionAccount(session_metrics().gateway, 0.0)
+    session = Session(opened, opening(), target, timeouts, account, lambda: 0.0)
     await session.start()
 
     for _ in range(2):

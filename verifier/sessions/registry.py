@@ -14,6 +14,7 @@ import structlog
 from gateway.tenants.tenant import Tenant
 from speculation.protocol.messages import Fault, Open, Opened
 from verifier.metrics import SessionMetrics
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.session import Clock, Session
 from verifier.sessions.timeouts import Timeouts
 from verifier.settings import SessionSettings
@@ -69,7 +70,8 @@ class Sessions:
             tenant.begin(now)
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now, now)
-        session = Session(opened, request, target, timeouts, self._clock, tenant)
+        account = SessionAccount(self._metrics.gateway, now)
+        session = Session(opened, request, target, timeouts, account, self._clock, tenant)
         self._running[session.name] = session
         self._metrics.open.inc()
         session.start().add_done_callback(partial(self._over, session))

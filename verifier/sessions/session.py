@@ -13,8 +13,17 @@ from typing import Self
 
 from gateway.tenants.tenant import Tenant
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Fault, Open, Opened, Pushed, Reject
+from speculation.protocol.messages import (
+    Commit,
+    Fault,
+    Finish,
+    Open,
+    Opened,
+    Pushed,
+    Reject,
+)
 from speculation.protocol.wire import Framed
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.message_log import Cursor, Entry, Log
 from verifier.sessions.timeouts import Timeouts
 from verifier.target import Reply, Target, TargetError, TargetFull, Unservable
@@ -29,6 +38,7 @@ class Session:
         request: Open,
         target: Target,
         timeouts: Timeouts,
+        account: SessionAccount,
         clock: Clock,
         tenant: Tenant | None = None,
     ) -> None:
@@ -42,6 +52,7 @@ class Session:
         self._request = request
         self._target = target
         self._timeouts = timeouts
+        self._account = account
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
         self.task: asyncio.Task[None] | None = None
@@ -94,10 +105,14 @@ class Session:
         self.log.add(reply)
         now, timeouts = self._clock(), self._timeouts
         timeouts.active_at, timeouts.started = now, True
-        if isinstance(reply.message, Commit):
-            timeouts.rejected_at = None
-        if isinstance(reply.message, Reject) and timeouts.rejected_at is None:
-            timeouts.rejected_at = now
+        match reply.message:
+            case Commit(tokens=tokens):
+                self._account.committed(len(tokens), now)
+                timeouts.rejected_at = None
+            case Reject() if timeouts.rejected_at is None:
+                timeouts.rejected_at = now
+            case Finish():
+                self._account.finished(now)
         self._rearm()
         self._wake_reader()
 
