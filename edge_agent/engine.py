@@ -25,6 +25,7 @@ from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from gateway.tracing import Span
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ class Verifiers(Protocol):
     """What edge_agent.link.verifiers.Verifiers does."""
 
     async def facts(self) -> ModelFacts: ...
-    def answer(self) -> Route: ...
+    def answer(self, span: Span) -> Route: ...
     def forget(self) -> None: ...
 
 
@@ -174,7 +175,7 @@ class EdgeEngine:
         lookup, most = self._lookup(request), facts.context_tokens
         prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
         proposer = _within(grammar, prediction or lookup)
-        route = self._verifiers.answer()
+        route = self._verifiers.answer(job.span)
         machine = self._machine(request, facts.limits, slot, chance, route, proposer)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)

@@ -11,6 +11,7 @@ from gateway.errors import ApiError, EngineFault
 from gateway.metrics import Metrics
 from gateway.ports import Statistics
 from gateway.tenants.tenant import Tenant
+from gateway.tracing import NO_SPAN, Span
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""
@@ -48,6 +49,7 @@ class Account:
     field_names: Mapping[str, str] = field(default_factory=dict)
     """The client's names, by the engine's, of fields that have several; errors get them."""
 
+    span: Span = NO_SPAN
     first_token_s: float | None = None
     """Time from the start of the request to its first generated token."""
 
@@ -107,6 +109,20 @@ class Account:
             accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
             accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
             rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
+        )
+
+    def end_span(self, status: int) -> None:
+        """End the request's span with what was counted."""
+        counted = self.total()
+        self.span.end(
+            self.error,
+            status=status,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            first_token_s=self.first_token_s or 0.0,
+            draft_tokens=counted.draft_tokens,
+            accepted_tokens=counted.accepted_tokens,
+            acceptance=_ratio(counted.accepted_tokens, counted.draft_tokens),
         )
 
     def usage(self) -> dict[str, object]:

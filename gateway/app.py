@@ -42,6 +42,7 @@ from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize
 from gateway.settings import GatewaySettings
 from gateway.tenants.tenant import TenantMetrics
 from gateway.tenants.tenants import Tenants
+from gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(
@@ -82,6 +83,7 @@ def create_app(
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -111,6 +113,7 @@ def create_app(
                 is_message=is_message,
                 hosts=hosts,
                 clock=clock,
+                tracing=tracing,
             ),
         ],
         exception_handlers={HTTPException: _http_exception},

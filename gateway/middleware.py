@@ -24,6 +24,7 @@ from gateway.errors import ClientGone, Forbidden, RateLimited, TooLarge
 from gateway.metrics import Metrics
 from gateway.responses import error_response
 from gateway.tenants.tenants import Tenants
+from gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
@@ -57,10 +58,12 @@ class Accounts:
         is_message: IsMessage,
         hosts: Collection[str] | None,
         clock: Clock,
+        tracing: Tracing,
     ) -> None:
         self._app = app
         self._tenants = tenants
         self._is_message = is_message
+        self._tracing = tracing
         self._metrics = metrics
         self._limit_bytes = body_limit_bytes
         self._session_paths = session_paths
@@ -79,6 +82,9 @@ class Accounts:
         if self._is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
+        if scope["method"] == "POST":  # what else is asked for takes no time
+            headers, path = Headers(scope=scope), scope["path"]
+            account.span = self._tracing.begin("request", headers, method="POST", path=path)
         self._metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
@@ -159,6 +165,7 @@ class Accounts:
             self._tell(account)
         elif account.fault or scope["path"] not in _PROBES:
             self._write(account, scope, status)
+        account.end_span(status)
 
     def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
+from gateway.tracing import NO_SPAN, Span
+
 FinishReason = Literal["stop", "length"]
 
 NONE: Final[Mapping[str, object]] = MappingProxyType({})
@@ -52,6 +54,9 @@ class Job:
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Request parameters beyond Sampling, by their OpenAI names, all in Facts.features."""
+
+    span: Span = NO_SPAN
+    """The request's span: what the engine does for it are parts of that."""
 
 
 UNLIKELY: Final = -9999.0

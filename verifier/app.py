@@ -17,7 +17,9 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
+from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
+from gateway.tracing import Tracing
 from models.gguf import is_exact
 from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
@@ -32,8 +34,16 @@ from verifier.vllm_target.service.settings import VllmSettings
 from verifier.vllm_target.service.target import VllmTarget
 
 
-def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> FastAPI:
-    """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
+def build(
+    settings: VerifierSettings,
+    make: Callable[[PassMetrics], Target],
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """Return the ASGI app; its lifespan starts and stops the target that `make` returns.
+
+    tracing: None for what the settings say. The lifespan closes it.
+    """
+    tracing = tracing or open_tracing("picospec-verifier", settings)
     registry = CollectorRegistry()
     gateway = Metrics(registry)
     # without a target this process ends, and the one that started it reports that
@@ -49,6 +59,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with host.running(), sessions.running(), _ended_by_sigterm(end):
             yield
+        await asyncio.to_thread(tracing.close)
 
     app = create_app(
         PlainEngine(host),
@@ -59,6 +70,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         lifespan=lifespan,
         session_paths=SESSION_PATHS,
         is_message=takes_drafts,
+        tracing=tracing,
     )
     Routes(host, sessions).add_to(app)
     return app

@@ -93,7 +93,7 @@ class Routes:
         opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
         check(opening, facts)
         with _translated():
-            session = await self.sessions.open(opening, account.tenant)
+            session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
         reader = session.read(session.log.start)
         return Downstream(reader, account, session.opened)

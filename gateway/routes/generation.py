@@ -22,6 +22,7 @@ from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.tracing import Span
 
 
 async def generate(
@@ -41,7 +42,7 @@ async def generate(
     tokenizer = await services.tokenizer()
     style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(services, body, facts, style, name, given.extras)
+    jobs = await _jobs(services, body, facts, style, name, given.extras, account.span)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
     account.begin_answers(len(jobs))
@@ -75,6 +76,7 @@ async def _jobs(
     style: Style,
     name: str,
     extras: Mapping[str, object],
+    span: Span,
 ) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; choice i is seeded with seed + i."""
     if body.prompt_count * body.n > services.max_choices:
@@ -98,6 +100,7 @@ async def _jobs(
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
+            span=span,
         )
         for index in range(len(prompts) * body.n)
     ]

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.metrics import Metrics
+from gateway.tracing import NO_SPAN
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Draft, Finish, Message, Opened, Pushed, Totals
 from speculation.protocol.wire import Framed
@@ -125,7 +126,7 @@ async def test_what_the_core_encoded_reaches_every_reader_unchanged(
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0, 0.0)
-    account = SessionAccount(session_metrics().gateway, 0.0)
+    account = SessionAccount(session_metrics().gateway, NO_SPAN, 0.0)
     session = Session(opened, opening(), target, timeouts, account, lambda: 0.0)
     await session.start()
 

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from gateway.tenants.tenant import Tenant
+from gateway.tracing import NO_SPAN, Span
 from speculation.protocol.messages import Fault, Open, Opened
 from verifier.metrics import SessionMetrics
 from verifier.sessions.account import SessionAccount
@@ -55,10 +56,13 @@ class Sessions:
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
-    async def open(self, request: Open, tenant: Tenant | None = None) -> Session:
-        """Start a session of a tenant, whom alone `find` will give it to.
+    async def open(
+        self, request: Open, tenant: Tenant | None = None, span: Span = NO_SPAN
+    ) -> Session:
+        """Start a session of a tenant, to whom alone `find` will give it.
 
-        Raises TargetFull, Unservable, RateLimited, or Unavailable while loading.
+        span: of the request that opens it. Raises TargetFull, Unservable, RateLimited, or
+        Unavailable while loading.
         """
         target = self._host.ready()
         await target.check(request)
@@ -70,7 +74,7 @@ class Sessions:
             tenant.begin(now)
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now, now)
-        account = SessionAccount(self._metrics.gateway, now)
+        account = SessionAccount(self._metrics.gateway, _span(span, request), now)
         session = Session(opened, request, target, timeouts, account, self._clock, tenant)
         self._running[session.name] = session
         self._metrics.open.inc()
@@ -112,9 +116,10 @@ class Sessions:
         if session.tenant is not None:
             session.tenant.end()
             session.tenant.spend(session.log.tokens - session.log.start, self._clock())
+        session.end(Fault("cancelled", "cancelled before it began"))
+        session.account.close(session.log.ending)
         if session.turned_away:
             return
-        session.end(Fault("cancelled", "cancelled before it began"))
         if isinstance(session.log.ending, Fault):
             self._metrics.faults.labels(session.log.ending.code).inc()
         if not task.cancelled() and (bug := task.exception()):
@@ -124,3 +129,13 @@ class Sessions:
             del self._ended[next(iter(self._ended))]
         loop, window_s = asyncio.get_running_loop(), self._settings.resume_window_s
         loop.call_later(window_s, self._ended.pop, session.name, None)
+
+
+def _span(span: Span, request: Open) -> Span:
+    return span.begin(
+        "session",
+        model=request.model,
+        judge=request.judge,
+        prompt_tokens=len(request.prompt),
+        committed_tokens=len(request.committed),
+    )

@@ -52,7 +52,7 @@ class Session:
         self._request = request
         self._target = target
         self._timeouts = timeouts
-        self._account = account
+        self.account = account
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
         self.task: asyncio.Task[None] | None = None
@@ -107,12 +107,12 @@ class Session:
         timeouts.active_at, timeouts.started = now, True
         match reply.message:
             case Commit(tokens=tokens):
-                self._account.committed(len(tokens), now)
+                self.account.committed(len(tokens), now)
                 timeouts.rejected_at = None
             case Reject() if timeouts.rejected_at is None:
                 timeouts.rejected_at = now
             case Finish():
-                self._account.finished(now)
+                self.account.finished(now)
         self._rearm()
         self._wake_reader()
 
