@@ -30,6 +30,7 @@ from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
+from gateway.routes.page import page
 from gateway.routes.services import Services
 from gateway.routes.status import (
     health,
@@ -130,7 +131,7 @@ def create_app(
         draw_seed=draw_seed,
         started=int(time.time()),
     )
-    for route in (*ROUTES, *documents(ROUTES)):
+    for route in (*ROUTES, *documents(ROUTES), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
 

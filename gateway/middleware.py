@@ -23,11 +23,12 @@ from gateway.account import Account, Clock
 from gateway.errors import ClientGone, Forbidden, RateLimited, TooLarge
 from gateway.metrics import Metrics
 from gateway.responses import error_response
+from gateway.routes.page import PREFIX
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 
@@ -83,7 +84,7 @@ class Accounts:
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
         if scope["method"] == "POST":  # what else is asked for takes no time
-            headers, path = Headers(scope=scope), scope["path"]
+            headers, path = Headers(scope=scope), self._shown(scope["path"])
             account.span = self._tracing.begin("request", headers, method="POST", path=path)
         self._metrics.running.inc()
         try:
@@ -114,15 +115,12 @@ class Accounts:
         headers = Headers(scope=scope)
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
             raise Forbidden("this Host is not one of the service's names (allowed_hosts)")
-        if scope["path"] in _OPEN_PATHS:
+        path, now = scope["path"], self._clock()
+        if path in _OPEN_PATHS or path.startswith(PREFIX):
             return
-        now = self._clock()
         account.tenant = self._tenants.of(headers.get("authorization", ""), now)
-        if not self._is_of_a_session(scope["path"]):
+        if self._shown(path) == path:  # it is of no session
             account.tenant.admit(now)
-
-    def _is_of_a_session(self, path: str) -> bool:
-        return self._session_paths is not None and path.startswith(self._session_paths)
 
     def _shown(self, path: str) -> str:
         """Return a path without a session's name, which is a secret."""

@@ -15,8 +15,8 @@ class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     api_keys: tuple[SecretStr, ...] = ()
-    """Each of these keys opens every path; /health, /ready, /metrics, /openapi.json and /docs
-    need none. With no keys set, here and in `keys_file`, all paths are open."""
+    """Each of these keys opens every path; the page and /health, /ready, /metrics,
+    /openapi.json and /docs need none. Without keys, here and in `keys_file`, all are open."""
 
     keys_file: Path | None = None
     """A TOML file of more keys, with names and limits (gateway.tenants.keys); a change of it
