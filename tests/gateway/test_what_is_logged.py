@@ -34,7 +34,7 @@ def app_with_messages() -> FastAPI:
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
     rows = (await client.get("/metrics")).text.splitlines()
-    pairs = (row.rsplit(" ", 1) for row in rows if not row.startswith("#"))
+    pairs = (row.rsplit(" ", 1) for row in rows if row.startswith("picospec:"))
     return {name: float(value) for name, value in pairs if "_created" not in name}
 
 
