@@ -25,7 +25,7 @@ from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import Routes, takes_drafts
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -68,6 +68,7 @@ def build(
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
+        session_paths=SESSION_PATHS,
         is_message=takes_drafts,
         tracing=tracing,
     )
