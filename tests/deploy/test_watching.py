@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge_agent.metrics import EdgeMetrics
 from gateway.metrics import Metrics
+from gateway.tenants.tenant import TenantMetrics
 from verifier.metrics import PassMetrics, SessionMetrics
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
@@ -75,6 +76,7 @@ def shown() -> Mapping[str, frozenset[str]]:
     gateway = Metrics(verifier)
     PassMetrics(verifier, gateway)
     SessionMetrics(verifier, gateway)
+    TenantMetrics(verifier)
     series = {"up": SCRAPED}
     for registry in (edge, verifier):
         for collector in registry._collector_to_names:
