@@ -17,6 +17,9 @@ Limit = Literal["sessions", "requests", "tokens"]
 
 MINUTE_S: Final = 60.0
 
+ROUNDING_S: Final = 1e-6
+"""A shorter wait is none, but what rounding left: who waited as long as told is let in."""
+
 
 class TenantMetrics:
     """Metrics by the names of tenants, of which there are as many as keys."""
@@ -112,7 +115,8 @@ class _Bucket:
         if self._a_minute is None:
             return 0.0
         self._fill(now)
-        return max(0.0, (1.0 - self._level) * MINUTE_S / self._a_minute)
+        wait_s = (1.0 - self._level) * MINUTE_S / self._a_minute
+        return wait_s if wait_s > ROUNDING_S else 0.0
 
     def take(self, amount: int, now: float) -> None:
         if self._a_minute is not None:
