@@ -10,6 +10,7 @@ from gateway.detokenise import TextDelta
 from gateway.errors import ApiError, EngineFault
 from gateway.metrics import Metrics
 from gateway.ports import Statistics
+from gateway.tenants.tenant import Tenant
 from gateway.tracing import NO_SPAN, Span
 
 Clock = Callable[[], float]
@@ -22,6 +23,12 @@ class Account:
     metrics: Metrics
     clock: Clock
     started_s: float
+    tenant: Tenant
+    """Whose request it is; the anonymous tenant's until a key was found."""
+
+    answers: int = 0
+    """The answers that the tenant began for this request; they end with it."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
@@ -64,8 +71,19 @@ class Account:
         self.error = raised.error_code
         return raised
 
+    def begin_answers(self, answers: int) -> None:
+        """Begin so many more answers. Raises RateLimited."""
+        self.tenant.begin(self.clock(), answers)
+        self.answers += answers
+
+    def close(self) -> None:
+        """End the answers, and count what they took."""
+        self.tenant.end(self.answers)
+        self.tenant.spend(self.completion_tokens, self.clock())
+
     def took_prompt(self, tokens: int) -> None:
         self.prompt_tokens = tokens
+        self.tenant.spend(tokens, self.clock())
         self.metrics.prompt_tokens.inc(tokens)
 
     def count(self, index: int, delta: TextDelta) -> None:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
+from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
@@ -25,7 +26,7 @@ from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import Routes, takes_drafts
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -68,7 +69,9 @@ def build(
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
+        session_paths=SESSION_PATHS,
         is_message=takes_drafts,
+        hosts=hosts_of(settings),
         tracing=tracing,
     )
     Routes(host, sessions).add_to(app)

@@ -125,7 +125,7 @@ class Link:
                         self._path, headers=self._headers, timeout=CANCEL_TIMEOUT_S
                     )
         except httpx.TransportError as error:
-            self._log.info("cancel_not_delivered", session=self._path, reason=repr(error))
+            self._log.info("cancel_not_delivered", reason=upstream_errors.reason(error))
 
     def _note(self, message: Down) -> None:
         self._trace.note(message)
@@ -159,7 +159,7 @@ class Link:
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
                     yield message
         except (httpx.TransportError, TimeoutError) as cut:
-            self._log.info("link_cut", session=self._path, reason=repr(cut))
+            self._log.info("link_cut", reason=upstream_errors.reason(cut))
             if isinstance(cut, TimeoutError):
                 self._connection.renew(client)
         except RemoteProtocolError as error:

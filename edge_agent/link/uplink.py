@@ -16,7 +16,7 @@ from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
 from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
@@ -124,7 +124,7 @@ class Uplink:
     def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             answered = upstream_errors.from_response(response)
-            if isinstance(answered, EngineFault | Unavailable):
+            if isinstance(answered, EngineFault | Unavailable | Overloaded):
                 raise answered
             # the client did not make this request, and must not be blamed for it
             raise Unavailable(f"the verifier does not answer as one: {answered.message}")
