@@ -84,7 +84,9 @@ async def fill_verifiers_disk(world: World) -> None:
 
 
 async def fill_edges_disk(world: World) -> None:
+    """Have the edge go on at another verifier while it cannot write its log."""
     world.edge.fill_disk(True)
+    await kill(world)
 
 
 def jump(seconds: float) -> Strike:
@@ -137,7 +139,7 @@ FAULTS: Final = (
     Fault("verifier drained by SIGTERM", drain),
     Fault("engine exception", engine("raise")),
     Fault("verifier's disk full", fill_verifiers_disk),
-    Fault("edge's disk full", fill_edges_disk),
+    Fault("edge's disk full, verifier SIGKILL", fill_edges_disk),
     Fault("clock one hour ahead", jump(3600.0)),
     Fault("clock one hour back", jump(-3600.0)),
     Fault("link silent 1 s", silence(1.0)),

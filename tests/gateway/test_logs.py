@@ -1,4 +1,4 @@
-"""What a log never shows."""
+"""What a log never shows, and never does to those who write to it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ except RuntimeError:
     structlog.get_logger("x").error("failed", exc_info=True)
 """
 
+LOGS = """
+import structlog
+from gateway.hosting import logs
+
+logs.configure("console")
+structlog.get_logger("x").info("an event")
+print("went on")
+"""
+
 
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_traceback_shows_no_values(form: str) -> None:
@@ -35,3 +44,13 @@ def test_a_traceback_shows_no_values(form: str) -> None:
     assert "a bug" in ended.stderr
     assert "in fail" in ended.stderr
     assert "my secret" not in ended.stderr
+
+
+def test_a_full_disk_fails_nobody_who_logs() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", LOGS], cwd=ROOT, stdout=subprocess.PIPE, stderr=full,
+            text=True, timeout=30, check=True,
+        )  # fmt: skip
+
+    assert ended.stdout == "went on\n"
