@@ -42,6 +42,9 @@ class Choice(Protocol):
     def choose(self, identity: str, without: Collection[Uplink]) -> Uplink | None:
         """Return the best verifier that can go on with texts of that identity, if any."""
 
+    def place(self, uplink: Uplink) -> int:
+        """Return a verifier's place in the list, from 0."""
+
     async def probe(self) -> None:
         """Ask all verifiers for their health."""
 
@@ -69,10 +72,17 @@ class Failover:
         self._begun_at = 0  # the session's first position
         self._uplink: Uplink
         self._link: Link
+        self.reopened = 0
+        """How often the answer went on in another session."""
 
     @property
     def rtt_s(self) -> float:
         return self._uplink.rtt_s
+
+    @property
+    def verifier(self) -> int:
+        """The place in the edge's list of the verifier in use."""
+        return self._choice.place(self._uplink)
 
     def open(self, request: Open) -> Link:
         self._identity, self._begun_at = request.identity, len(request.committed)
@@ -81,6 +91,7 @@ class Failover:
             raise Unavailable("no verifier can go on with this answer")
         if self._lost_at is not None:
             self._metrics.reopens.inc()
+            self.reopened += 1
         self._uplink = uplink
         self._link = uplink.open(request, Retries(self._is_elsewhere, self._deadline_s))
         return self._link

@@ -22,6 +22,7 @@ from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.speculation import Watch
 
 
 async def generate(
@@ -61,6 +62,7 @@ async def generate(
             streams,
             account,
             usage=body.include_usage,
+            watch=Watch() if body.is_watched else None,
             keep_alive_s=services.keep_alive_s,
         )
     return await json_answer(answer, streams, account, request.receive)
@@ -96,6 +98,7 @@ async def _jobs(
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
+            watched=body.is_watched,
         )
         for index in range(len(prompts) * body.n)
     ]
