@@ -27,6 +27,7 @@ from edge_agent.step_sampler import step_sampler
 from edge_agent.trace import WatchedMachine
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job
+from gateway.tracing import Span
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ class Verifiers(Protocol):
     """What edge_agent.link.verifiers.Verifiers does."""
 
     async def facts(self) -> ModelFacts: ...
-    def answer(self) -> Route: ...
+    def answer(self, span: Span) -> Route: ...
     def forget(self) -> None: ...
 
 
@@ -172,7 +173,7 @@ class EdgeEngine:
         lookup, most = self._lookup(request), facts.context_tokens
         prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
         proposer = _within(grammar, prediction or lookup)
-        route = self._verifiers.answer()
+        route = self._verifiers.answer(job.span)
         make: Callable[..., DraftMachine] = DraftMachine
         if job.watched:
             make = partial(WatchedMachine, clock=time.monotonic, link=route)

@@ -10,6 +10,8 @@ from gateway.detokenise import TextDelta
 from gateway.errors import ApiError, EngineFault
 from gateway.metrics import Metrics
 from gateway.ports import Statistics
+from gateway.tenants.tenant import Tenant
+from gateway.tracing import NO_SPAN, Span
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""
@@ -21,6 +23,12 @@ class Account:
     metrics: Metrics
     clock: Clock
     started_s: float
+    tenant: Tenant
+    """Whose request it is; the anonymous tenant's until a key was found."""
+
+    answers: int = 0
+    """The answers that the tenant began for this request; they end with it."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
@@ -41,6 +49,7 @@ class Account:
     field_names: Mapping[str, str] = field(default_factory=dict)
     """The client's names, by the engine's, of fields that have several; errors get them."""
 
+    span: Span = NO_SPAN
     first_token_s: float | None = None
     """Time from the start of the request to its first generated token."""
 
@@ -62,8 +71,19 @@ class Account:
         self.error = raised.error_code
         return raised
 
+    def begin_answers(self, answers: int) -> None:
+        """Begin so many more answers. Raises RateLimited."""
+        self.tenant.begin(self.clock(), answers)
+        self.answers += answers
+
+    def close(self) -> None:
+        """End the answers, and count what they took."""
+        self.tenant.end(self.answers)
+        self.tenant.spend(self.completion_tokens, self.clock())
+
     def took_prompt(self, tokens: int) -> None:
         self.prompt_tokens = tokens
+        self.tenant.spend(tokens, self.clock())
         self.metrics.prompt_tokens.inc(tokens)
 
     def count(self, index: int, delta: TextDelta) -> None:
@@ -89,6 +109,20 @@ class Account:
             accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
             accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
             rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
+        )
+
+    def end_span(self, status: int) -> None:
+        """End the request's span with what was counted."""
+        counted = self.total()
+        self.span.end(
+            self.error,
+            status=status,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            first_token_s=self.first_token_s or 0.0,
+            draft_tokens=counted.draft_tokens,
+            accepted_tokens=counted.accepted_tokens,
+            acceptance=_ratio(counted.accepted_tokens, counted.draft_tokens),
         )
 
     def usage(self) -> dict[str, object]:

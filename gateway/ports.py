@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
 from gateway.speculation import Event, Origin
+from gateway.tracing import NO_SPAN, Span
 
 FinishReason = Literal["stop", "length"]
 
@@ -57,6 +58,9 @@ class Job:
 
     watched: bool = False
     """The client wants to know what speculation does; an engine without it tells nothing."""
+
+    span: Span = NO_SPAN
+    """The request's span: what the engine does for it are parts of that."""
 
 
 UNLIKELY: Final = -9999.0

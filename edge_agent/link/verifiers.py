@@ -17,6 +17,7 @@ from edge_agent.link.session_link import Link
 from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, Unavailable
+from gateway.tracing import Span
 from speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
@@ -90,9 +91,9 @@ class Verifiers:
 
         return sorted(self.uplinks, key=cost)
 
-    def answer(self) -> Failover:
-        """Return what opens the sessions of one answer."""
-        return Failover(self, self._metrics, self._deadline_s)
+    def answer(self, span: Span) -> Failover:
+        """Return what opens the sessions of one answer, whose trace has this span."""
+        return Failover(self, self._metrics, self._deadline_s, span)
 
     def forget(self) -> None:
         """Have all facts fetched again: a verifier was away, or is another one now."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from gateway.hosting.logs import LogFormat
+from gateway.hosting.tracing import check_installed
 from gateway.settings import GatewaySettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -40,6 +41,16 @@ class ServiceSettings(GatewaySettings, BaseSettings):
 
     host: str = "127.0.0.1"
     log_format: LogFormat = "console"
+    tracing: bool = False
+    """Whether traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
+    variables OTEL_* say where to, and what is traced."""
+
+    @field_validator("tracing")
+    @classmethod
+    def _is_installed(cls, wanted: bool) -> bool:
+        if wanted:
+            check_installed()
+        return wanted
 
     @classmethod
     def load(
