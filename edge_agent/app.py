@@ -31,6 +31,7 @@ from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.errors import ApiError
+from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
@@ -93,6 +94,7 @@ def build(
         settings,
         registry=registry,
         lifespan=lifespan,
+        hosts=hosts_of(settings),
         tracing=tracing,
     )
     ready = partial(_ready, engine, verifiers, tokenizer)

@@ -27,6 +27,7 @@ from gateway.routes.page import PREFIX
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import Tracing
 
+_HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
@@ -204,9 +205,9 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without the port."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and not port.endswith("]") else host).lower()
+    """Return the name in a Host header, without the port; "" for what is no such header."""
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""
 
 
 def _request_id(scope: Scope) -> str:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
+from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
@@ -70,6 +71,7 @@ def build(
         lifespan=lifespan,
         session_paths=SESSION_PATHS,
         is_message=takes_drafts,
+        hosts=hosts_of(settings),
         tracing=tracing,
     )
     Routes(host, sessions).add_to(app)

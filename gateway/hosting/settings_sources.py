@@ -40,6 +40,13 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Fields of keys that no file may hold, and the variables that list them, with commas."""
 
     host: str = "127.0.0.1"
+    allow_anonymous: bool = False
+    """Whether a service without keys may listen beyond this machine."""
+
+    allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """More names of this service, without a port, that `Host` may have where no key is needed;
+    it is checked if the service listens on loopback, or if this is set."""
+
     log_format: LogFormat = "console"
     tracing: bool = False
     """Whether traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
@@ -51,6 +58,11 @@ class ServiceSettings(GatewaySettings, BaseSettings):
         if wanted:
             check_installed()
         return wanted
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must show a key."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
     def load(
