@@ -44,6 +44,9 @@ class Choice(Protocol):
     def choose(self, identity: str, without: Collection[Uplink]) -> Uplink | None:
         """Return the best verifier that can go on with texts of that identity, if any."""
 
+    def place(self, uplink: Uplink) -> int:
+        """Return a verifier's place in the list, from 0."""
+
     async def probe(self) -> None:
         """Ask all verifiers for their health."""
 
@@ -75,10 +78,17 @@ class Failover:
         self._ended_by: str | None = None  # what the session before ended by
         self._uplink: Uplink
         self._link: Link
+        self.reopened = 0
+        """How often the answer went on in another session."""
 
     @property
     def rtt_s(self) -> float:
         return self._uplink.rtt_s
+
+    @property
+    def verifier(self) -> int:
+        """The place in the edge's list of the verifier in use."""
+        return self._choice.place(self._uplink)
 
     def open(self, request: Open) -> Link:
         self._identity, self._begun_at = request.identity, len(request.committed)
@@ -87,6 +97,7 @@ class Failover:
             raise Unavailable("no verifier can go on with this answer")
         if self._lost_at is not None:
             self._metrics.reopens.inc()
+            self.reopened += 1
         self._uplink = uplink
         retries = Retries(self._is_elsewhere, self._deadline_s)
         self._link = uplink.open(request, retries, self._trace(request))

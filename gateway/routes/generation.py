@@ -22,6 +22,7 @@ from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.speculation import Watch
 from gateway.tracing import Span
 
 
@@ -64,6 +65,7 @@ async def generate(
             streams,
             account,
             usage=body.include_usage,
+            watch=Watch() if body.is_watched else None,
             keep_alive_s=services.keep_alive_s,
         )
     return await json_answer(answer, streams, account, request.receive)
@@ -100,6 +102,7 @@ async def _jobs(
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
+            watched=body.is_watched,
             span=span,
         )
         for index in range(len(prompts) * body.n)
