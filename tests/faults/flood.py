@@ -31,6 +31,9 @@ HALF_OPEN: Final = 500
 BODY_BYTES: Final = 8 << 20
 MESSAGE_EVERY_S: Final = 1 / 200
 BODY_EVERY_S: Final = 1 / 4
+QUESTION_EVERY_S: Final = 1 / 50
+ALLOWED_EVERY_S: Final = 2.0
+"""Time between two questions that a key's limit allows, in test_tenant_flood.py."""
 
 
 @dataclass
@@ -42,13 +45,14 @@ class Flood:
     seconds: float
     is_hostile: bool
     opening: Open
+    key: str = ""
     tally: Counter[str] = field(default_factory=Counter)
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
     @asynccontextmanager
     async def lines(self, port: int, count: int) -> AsyncIterator[list[Line]]:
         async with AsyncExitStack() as stack:
-            lines = [Line(port, self.tally) for _ in range(count)]
+            lines = [Line(port, self.tally, self.key) for _ in range(count)]
             for line in lines:
                 stack.push_async_callback(line.close)
             yield lines
@@ -64,7 +68,23 @@ class Flood:
 
     async def messages(self) -> None:
         """Draft messages and openings, 200 a second."""
-        async with self.lines(self.verifier, LINES) as lines, self._session() as session:
+        async with self._session() as session:
+            await self._send_all(
+                self.verifier, MESSAGE_EVERY_S, lambda number: self._message(number, session)
+            )
+
+    async def questions(self) -> None:
+        """Short questions to the edge: as many as a key's limit allows, or fifty a second."""
+        content = json.dumps({"model": MODEL, **BRIEF}).encode()
+        request = ("POST", "/v1/chat/completions", content)
+        period_s = QUESTION_EVERY_S if self.is_hostile else ALLOWED_EVERY_S
+        await self._send_all(self.edge, period_s, lambda _: request)
+
+    async def _send_all(
+        self, port: int, period_s: float, request: Callable[[int], tuple[str, str, bytes]]
+    ) -> None:
+        """Send requests at a fixed rate over a few connections."""
+        async with self.lines(port, LINES) as lines:
             free: asyncio.Queue[Line] = asyncio.Queue()
             for line in lines:
                 free.put_nowait(line)
@@ -72,11 +92,11 @@ class Flood:
             async def send(number: int) -> None:
                 line = await free.get()
                 try:
-                    await line.send(*self._message(number, session))
+                    await line.send(*request(number))
                 finally:
                     free.put_nowait(line)
 
-            await self._every(MESSAGE_EVERY_S, send)
+            await self._every(period_s, send)
 
     def _message(self, number: int, session: str) -> tuple[str, str, bytes]:
         valid = wire.encode(Draft(epoch=0, start=0, behind=0, tokens=(1, 2, 3)))
@@ -174,8 +194,9 @@ def main(
     edge: Annotated[int, typer.Option(help="Port of its edge.")],
     seconds: float = 10.0,
     hostile: bool = False,
+    key: str = "",
 ) -> None:
-    flood = Flood(verifier, edge, seconds, hostile, opening(verifier))
+    flood = Flood(verifier, edge, seconds, hostile, opening(verifier), key)
     asyncio.run(getattr(flood, load)())
     print(json.dumps(flood.tally))  # noqa: T201
 

@@ -7,10 +7,8 @@ The same generator sends both, in a process of its own, at the same rate and of 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import quantiles
@@ -18,10 +16,10 @@ from statistics import quantiles
 import pytest
 import pytest_asyncio
 
-from tests.edge_agent.processes import ROOT
 from tests.faults.flood import LOADS
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.footprint import Footprint
+from tests.faults.rig.generating import generate, told
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.models.chats import Json, user
@@ -65,7 +63,7 @@ async def test_a_hostile_load_delays_others_no_more_than_a_valid_one(
     after = footprint(flooded)
 
     grown_mb = after.anonymous_mb - before.anonymous_mb
-    note = f"valid load: {valid_s:.2f} s; {_tally(turned_away)}; {grown_mb:+.1f} MB"
+    note = f"valid load: {valid_s:.2f} s; {told(turned_away)}; {grown_mb:+.1f} MB"
     report.add(f"flood of {load}", "others answered", hostile_s, note=note)
     assert set(answered) <= {"200", "204", "429"}
     assert not {"500", "TimeoutError"} & set(turned_away)
@@ -107,22 +105,12 @@ async def under(
     reading = asyncio.create_task(reader.read_on())
     await reader.begun.wait()
     at = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.faults.flood", load, "--seconds", str(seconds),
-        "--verifier", str(world.verifiers[0].port), "--edge", str(world.edge.port),
-        *(["--hostile"] if hostile else []), stdout=asyncio.subprocess.PIPE, cwd=ROOT,
-    )  # fmt: skip
-    printed, _ = await process.communicate()
+    tally = await generate(world, load, seconds, *["--hostile"] * hostile)
     reading.cancel()
     await asyncio.wait([reading])
-    assert process.returncode == 0
     await world.settled()
-    return reader.gap_s(at), json.loads(printed)
+    return reader.gap_s(at), tally
 
 
 def footprint(world: World) -> Footprint:
     return Footprint.of(pid for service in world.services for pid in service.pids)
-
-
-def _tally(answered: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} x {status}" for status, count in sorted(answered.items()))

@@ -19,6 +19,7 @@ class Line:
     tally: Counter[str]
     """How often each status, or error, came."""
 
+    key: str = ""
     writer: asyncio.StreamWriter | None = None
     reader: asyncio.StreamReader = field(default_factory=asyncio.StreamReader)
 
@@ -37,8 +38,10 @@ class Line:
 
     async def _send(self, method: str, path: str, body: bytes) -> str:
         writer = self.writer or await self.connect()
-        fields = f"content-length: {len(body)}\r\ncontent-type: application/json"
-        head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{fields}\r\n\r\n"
+        fields = f"content-length: {len(body)}\r\ncontent-type: application/json\r\n"
+        if self.key:
+            fields += f"authorization: Bearer {self.key}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{fields}\r\n"
         with suppress(ConnectionError):  # it may be answered before all is sent
             writer.write(head.encode() + body)
             await writer.drain()
