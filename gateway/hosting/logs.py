@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Literal, TextIO, cast
 
+import stamina.instrumentation
 import structlog
 
 LogFormat = Literal["console", "json"]
@@ -28,7 +29,11 @@ class _Stderr(io.TextIOBase):
 
 
 def configure(log_format: LogFormat) -> None:
-    """Set up structlog for this process."""
+    """Set up structlog for this process.
+
+    Stamina's own lines are left out: they have whole URLs, and with them sessions' names.
+    """
+    stamina.instrumentation.set_on_retry_hooks(())
     console = [
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
