@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from gateway.account import Clock
+from gateway.drain import Drain
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
@@ -75,6 +76,7 @@ def create_app(
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
+    drain: Drain | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
@@ -83,7 +85,8 @@ def create_app(
 
     The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
-    registered there already. `draw_seed` returns the seed of a request that names none.
+    registered there already. `drain` counts the answers, and may
+    refuse more. `draw_seed` returns the seed of a request that names none.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
@@ -106,6 +109,7 @@ def create_app(
     services = Services(
         engine=engine,
         tokenizer=tokenizer,
+        drain=drain or Drain(),
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
         model_aliases=frozenset(settings.model_aliases),

@@ -31,6 +31,7 @@ async def generate(
     request: Request,
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
+    services.drain.check()
     body = await parse(schema, request)
     account: Account = request.state.account
     facts = await services.facts_of(body.model)
@@ -60,10 +61,12 @@ async def generate(
             answer,
             streams,
             account,
+            services.drain,
             usage=body.include_usage,
             keep_alive_s=services.keep_alive_s,
         )
-    return await json_answer(answer, streams, account, request.receive)
+    async with services.drain.answer():
+        return await json_answer(answer, streams, account, request.receive)
 
 
 async def _jobs(

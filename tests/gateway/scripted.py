@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from gateway.account import Clock
 from gateway.app import create_app
+from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.middleware import IsMessage
 from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer, TokenLogprob
@@ -120,6 +121,7 @@ def make_app(
     engine: ScriptedEngine,
     *,
     clock: Clock = time.monotonic,
+    drain: Drain | None = None,
     tokenizer: Tokenizer | None = None,
     is_message: IsMessage = lambda _: False,
     **settings: object,
@@ -129,7 +131,13 @@ def make_app(
 
     given = GatewaySettings.model_validate(settings)
     return create_app(
-        engine, source, given, clock=clock, draw_seed=lambda: 41, is_message=is_message
+        engine,
+        source,
+        given,
+        clock=clock,
+        drain=drain,
+        draw_seed=lambda: 41,
+        is_message=is_message,
     )
 
 

@@ -65,7 +65,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def fake_command(port: int, **settings: object) -> list[str]:
-    overrides = msgspec.json.encode(settings).decode()
+    quick = {"drain_timeout_s": 0.0}
+    overrides = msgspec.json.encode(quick | settings).decode()
     return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
 
 

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.metrics import Metrics
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Draft, Finish, Message, Opened, Pushed, Totals
@@ -85,7 +86,7 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     encoded: list[Message],
 ) -> None:
     target = FakeTarget()
-    host = Host(target, lambda: None)
+    host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(), session_metrics())
     app = FastAPI()
     Routes(host, sessions).add_to(app)

@@ -61,6 +61,7 @@ class Sessions:
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
+        self._host.drain.enter()
         now = self._clock()
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now)
@@ -101,6 +102,7 @@ class Sessions:
 
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
         del self._running[session.name]
+        self._host.drain.leave()
         self._metrics.open.dec()
         if session.turned_away:
             return
