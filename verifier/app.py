@@ -48,7 +48,13 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        stopping = stopped_by_signals(drain, settings.drain_timeout_s, close, at_once=AT_ONCE)
+        stopping = stopped_by_signals(
+            drain,
+            settings.drain_timeout_s,
+            close,
+            at_once=AT_ONCE,
+            second_is_at_once=False,
+        )
         async with host.running(), sessions.running(), stopping:
             yield
 

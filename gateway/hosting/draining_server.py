@@ -14,7 +14,7 @@ from gateway.hosting.stopping import stopped_by_signals
 
 
 class DrainingServer(uvicorn.Server):
-    """SIGTERM drains its service; SIGINT stops it without waiting for what runs."""
+    """SIGTERM drains its service; a second one, or SIGINT, waits for nothing that runs."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, drain_timeout_s: float) -> None:
         super().__init__(config)
@@ -23,7 +23,11 @@ class DrainingServer(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         async with stopped_by_signals(
-            self._drain, self._drain_timeout_s, self._close, at_once=signal.SIGINT
+            self._drain,
+            self._drain_timeout_s,
+            self._close,
+            at_once=signal.SIGINT,
+            second_is_at_once=True,
         ):
             await super().serve(sockets)
 

@@ -1,7 +1,7 @@
 """The HTTP server: granian, HTTP/2 with prior knowledge or by TLS, and HTTP/1.1.
 
-The process that the caller starts has a worker, and passes signals on to it: SIGTERM, and a
-second one; SIGINT as `AT_ONCE`, because the worker's server closes at a SIGINT.
+The process that the caller starts has a worker, and passes signals on to it: SIGTERM as it is,
+a second one and SIGINT as `AT_ONCE`, because the worker's server closes at a SIGINT.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Signals drain a service, and only then its server closes.
 
-While a service drains, its port goes on answering. SIGTERM begins it, a second SIGTERM ends it;
-another signal, which the caller names, stops the service without waiting for anything.
+While a service drains, its port goes on answering. SIGTERM begins it; another signal, which the
+caller names, stops the service without waiting for anything.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ async def stopped_by_signals(
     close: Callable[[], Awaitable[object]],
     *,
     at_once: signal.Signals,
+    second_is_at_once: bool,
 ) -> AsyncGenerator[None]:
     """Await `close` once, when the service has drained.
+
+    second_is_at_once: whether a second SIGTERM means `at_once`. It does not where a parent
+    passes signals on: what is sent to the whole group of processes then arrives twice.
 
     A server waits for responses that are being sent, and ours last as long as a session:
     without this it would refuse connections and wait until it is killed.
@@ -38,7 +42,7 @@ async def stopped_by_signals(
 
     def terminate() -> None:
         if drain.begun:
-            return drain.hurry()
+            return drain.hurry() if second_is_at_once else None
         structlog.get_logger("service").info("draining", within_s=drain_timeout_s)
         drain.begin(drain_timeout_s)
 

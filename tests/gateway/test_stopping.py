@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx
 import uvicorn
@@ -29,6 +29,18 @@ class Closed(asyncio.Event):
         self.set()
 
 
+def signals(
+    drain: Drain, within_s: float, closed: Closed, *, second_is_at_once: bool = True
+) -> AbstractAsyncContextManager[None]:
+    return stopped_by_signals(
+        drain,
+        within_s,
+        closed,
+        at_once=signal.SIGUSR1,
+        second_is_at_once=second_is_at_once,
+    )
+
+
 async def until_begun(drain: Drain) -> None:
     async with asyncio.timeout(2):
         while not drain.begun:  # noqa: ASYNC110 - a handler of the loop
@@ -38,7 +50,7 @@ async def until_begun(drain: Drain) -> None:
 async def test_sigterm_waits_for_work_and_a_second_one_does_not() -> None:
     drain, closed = Drain(), Closed()
     drain.enter()
-    async with stopped_by_signals(drain, 60.0, closed, at_once=signal.SIGUSR1):
+    async with signals(drain, 60.0, closed):
         signal.raise_signal(signal.SIGTERM)
         await until_begun(drain)
         assert not closed.is_set()
@@ -47,10 +59,23 @@ async def test_sigterm_waits_for_work_and_a_second_one_does_not() -> None:
         await asyncio.wait_for(closed.wait(), 2)
 
 
+async def test_where_signals_are_passed_on_a_second_sigterm_is_the_first_once_more() -> None:
+    drain = Drain()
+    drain.enter()
+    async with signals(drain, 60.0, Closed(), second_is_at_once=False):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            await until_begun(drain)
+            await asyncio.sleep(0.01)
+
+        assert not drain.over.is_set()
+        drain.leave()
+
+
 async def test_what_has_not_finished_in_time_is_not_waited_for() -> None:
     drain, closed = Drain(), Closed()
     drain.enter()
-    async with stopped_by_signals(drain, 0.05, closed, at_once=signal.SIGUSR1):
+    async with signals(drain, 0.05, closed):
         signal.raise_signal(signal.SIGTERM)
         await asyncio.wait_for(closed.wait(), 2)
 
@@ -58,14 +83,14 @@ async def test_what_has_not_finished_in_time_is_not_waited_for() -> None:
 async def test_the_signal_that_means_at_once_waits_for_nothing() -> None:
     drain, closed = Drain(), Closed()
     drain.enter()
-    async with stopped_by_signals(drain, 60.0, closed, at_once=signal.SIGUSR1):
+    async with signals(drain, 60.0, closed):
         signal.raise_signal(signal.SIGUSR1)
         await asyncio.wait_for(closed.wait(), 2)
 
 
 async def test_a_service_that_ends_without_a_signal_closes_nothing() -> None:
     closed = Closed()
-    async with stopped_by_signals(Drain(), 60.0, closed, at_once=signal.SIGUSR1):
+    async with signals(Drain(), 60.0, closed):
         await asyncio.sleep(0)
 
     assert not closed.is_set()

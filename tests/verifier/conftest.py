@@ -41,7 +41,7 @@ def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
 def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server; stop it at the end."""
     environ = {**os.environ, "PICOSPEC_API_KEYS": f"other,{KEY}", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environ, cwd=ROOT)
+    process = subprocess.Popen(command, env=environ, cwd=ROOT, start_new_session=True)
     try:
         yield process
     finally:

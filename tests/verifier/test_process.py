@@ -98,7 +98,7 @@ async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> N
             async with opened(client, request) as stream:
                 session = await stream.opened()
                 await stream.next()
-                process.send_signal(signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGTERM)  # as systemd does: to all processes
                 await until(partial(drains, client))
             refused = [
                 await client.get("/ready"),
