@@ -32,6 +32,8 @@ from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.drain import Drain
 from gateway.errors import ApiError
+from gateway.hosting.listening import hosts_of
+from gateway.hosting.tracing import open_tracing
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
@@ -50,6 +52,7 @@ def build(
 
     Raises models.errors.ModelError, OSError.
     """
+    tracing = open_tracing("picospec-edge", settings)
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
@@ -87,9 +90,17 @@ def build(
             await asyncio.to_thread(drafter.close)
             if model is not None:
                 model.close()
+            await asyncio.to_thread(tracing.close)
 
     app = create_app(
-        engine, tokenizer, settings, registry=registry, lifespan=lifespan, drain=drain
+        engine,
+        tokenizer,
+        settings,
+        registry=registry,
+        lifespan=lifespan,
+        drain=drain,
+        hosts=hosts_of(settings),
+        tracing=tracing,
     )
     health = partial(_health, verifiers, drain)
     ready = partial(_ready, engine, verifiers, tokenizer, drain)

@@ -5,6 +5,7 @@ Only this module knows the targets' implementations.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncGenerator, Callable
@@ -16,15 +17,18 @@ from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
 from gateway.drain import Drain
+from gateway.hosting.listening import hosts_of
 from gateway.hosting.serving import AT_ONCE
 from gateway.hosting.stopping import stopped_by_signals
+from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
+from gateway.tracing import Tracing
 from models.gguf import is_exact
 from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import Routes, takes_drafts
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -33,8 +37,16 @@ from verifier.vllm_target.service.settings import VllmSettings
 from verifier.vllm_target.service.target import VllmTarget
 
 
-def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> FastAPI:
-    """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
+def build(
+    settings: VerifierSettings,
+    make: Callable[[PassMetrics], Target],
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """Return the ASGI app; its lifespan starts and stops the target that `make` returns.
+
+    tracing: None for what the settings say. The lifespan closes it.
+    """
+    tracing = tracing or open_tracing("picospec-verifier", settings)
     registry = CollectorRegistry()
     gateway = Metrics(registry)
     drain = Drain()
@@ -57,6 +69,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         )
         async with host.running(), sessions.running(), stopping:
             yield
+        await asyncio.to_thread(tracing.close)
 
     app = create_app(
         PlainEngine(host),
@@ -66,7 +79,10 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         metrics=gateway,
         lifespan=lifespan,
         drain=drain,
+        session_paths=SESSION_PATHS,
         is_message=takes_drafts,
+        hosts=hosts_of(settings),
+        tracing=tracing,
     )
     Routes(host, sessions).add_to(app)
     return app

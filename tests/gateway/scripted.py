@@ -124,6 +124,7 @@ def make_app(
     drain: Drain | None = None,
     tokenizer: Tokenizer | None = None,
     is_message: IsMessage = lambda _: False,
+    session_paths: str | None = None,
     **settings: object,
 ) -> FastAPI:
     async def source() -> Tokenizer:
@@ -138,6 +139,7 @@ def make_app(
         drain=drain,
         draw_seed=lambda: 41,
         is_message=is_message,
+        session_paths=session_paths,
     )
 
 

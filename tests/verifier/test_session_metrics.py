@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
+from gateway.tracing import NO_SPAN
 from tests.verifier.conftest import metrics, until
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, opening
@@ -16,7 +17,7 @@ from verifier.sessions.account import SessionAccount
 
 def test_tokens_are_counted_and_timed_at_commits() -> None:
     registry = CollectorRegistry()
-    account = SessionAccount(Metrics(registry), opened=10.0)
+    account = SessionAccount(Metrics(registry), NO_SPAN, opened=10.0)
 
     account.committed(1, now=10.5)
     account.committed(4, now=10.9)
