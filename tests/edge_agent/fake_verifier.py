@@ -60,6 +60,9 @@ cancelled: list[str] = []
 strays: list[str] = []
 """Requests of sessions that are not here."""
 
+leaving: list[str] = []
+"""It is not empty once no more sessions are opened."""
+
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
@@ -72,7 +75,10 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     elif path.startswith("/v1/speculate/"):
         strays.append(path)
     if path == "/ready":
-        await _reply(send, 200, {"status": "ok"})
+        await _reply(send, 503 if leaving else 200, {"status": "ok"})
+    elif path == "/leave":
+        leaving.append(path)
+        await _reply(send, 204)
     elif path == "/seen":
         counts = {"opened": len(sessions), "cancelled": len(cancelled), "strays": len(strays)}
         counts["posts"] = sum(session.posts for session in sessions.values())
@@ -113,7 +119,7 @@ ERRORS = {
 async def _open(body: bytes, called: str, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if (name := NAME or request.model) in ERRORS:
+    if (name := "loading" if leaving else NAME or request.model) in ERRORS:
         status, code = ERRORS[name]
         error = {"message": f"it is {name}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})
