@@ -106,6 +106,7 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
         console.print(f"\n[bold green]PicoSpec is up[/] after {took_s:.1f} s. Ctrl-C stops it.")
         for line in usage_lines(plan, model):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Open [bold]{plan.edge_url}/[/] in a browser.", highlight=False)
         ready.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -31,6 +31,8 @@ from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.errors import ApiError
+from gateway.hosting.listening import hosts_of
+from gateway.hosting.tracing import open_tracing
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
@@ -46,6 +48,7 @@ def build(
 
     Raises models.errors.ModelError, OSError.
     """
+    tracing = open_tracing("picospec-edge", settings)
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
@@ -83,8 +86,17 @@ def build(
             await asyncio.to_thread(drafter.close)
             if model is not None:
                 model.close()
+            await asyncio.to_thread(tracing.close)
 
-    app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
+    app = create_app(
+        engine,
+        tokenizer,
+        settings,
+        registry=registry,
+        lifespan=lifespan,
+        hosts=hosts_of(settings),
+        tracing=tracing,
+    )
     ready = partial(_ready, engine, verifiers, tokenizer)
     for path, answer in (("/health", partial(_health, verifiers)), ("/ready", ready)):
         app.router.routes.insert(0, Route(path, answer))

@@ -122,6 +122,7 @@ def make_app(
     clock: Clock = time.monotonic,
     tokenizer: Tokenizer | None = None,
     is_message: IsMessage = lambda _: False,
+    session_paths: str | None = None,
     **settings: object,
 ) -> FastAPI:
     async def source() -> Tokenizer:
@@ -129,7 +130,13 @@ def make_app(
 
     given = GatewaySettings.model_validate(settings)
     return create_app(
-        engine, source, given, clock=clock, draw_seed=lambda: 41, is_message=is_message
+        engine,
+        source,
+        given,
+        clock=clock,
+        draw_seed=lambda: 41,
+        is_message=is_message,
+        session_paths=session_paths,
     )
 
 

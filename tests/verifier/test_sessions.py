@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import Unavailable
+from gateway.metrics import Metrics
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
 from speculation.protocol.wire import Framed
@@ -34,7 +35,8 @@ async def running(
     target: FakeTarget | None = None, **settings: float
 ) -> AsyncIterator[tuple[Sessions, FakeTarget, SessionMetrics]]:
     target = target or FakeTarget()
-    metrics = SessionMetrics(CollectorRegistry())
+    registry = CollectorRegistry()
+    metrics = SessionMetrics(registry, Metrics(registry))
     host = Host(target, give_up)
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
     async with host.running(), sessions.running():
