@@ -61,6 +61,8 @@ draining: list[str] = []
 strays: list[str] = []
 """Requests of sessions that are not here."""
 
+"""It is not empty once no more sessions are opened."""
+
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
@@ -120,10 +122,7 @@ ERRORS = {
 async def _open(body: bytes, called: str, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if draining:
-        await _reply(send, 503, DRAINING)
-        return
-    if (name := NAME or request.model) in ERRORS:
+    if (name := "draining" if draining else NAME or request.model) in ERRORS:
         status, code = ERRORS[name]
         error = {"message": f"it is {name}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})
