@@ -53,7 +53,15 @@ async def restart(world: World) -> None:
 
 
 async def drain(world: World) -> None:
+    """Have the verifier end when its answers have."""
+    await (await world.used()).terminate()
+
+
+async def hand_over(world: World) -> None:
+    """Have the verifier end without waiting for its answers, by a second signal."""
     used = await world.used()
+    used.running.terminate()
+    await asyncio.sleep(0.2)
     await used.terminate()
 
 
@@ -136,7 +144,8 @@ FAULTS: Final = (
     Fault("verifier SIGSTOP 4 s, then SIGCONT", stop),
     Fault("all verifiers SIGKILL, one restarted", restart, within_s=RELOADS_S),
     Fault("verifiers SIGKILL one after another", kill_one_after_another, is_long=True),
-    Fault("verifier drained by SIGTERM", drain),
+    Fault("verifier SIGTERM", drain),
+    Fault("verifier SIGTERM twice", hand_over),
     Fault("engine exception", engine("raise")),
     Fault("verifier's disk full", fill_verifiers_disk),
     Fault("edge's disk full, verifier SIGKILL", fill_edges_disk),
