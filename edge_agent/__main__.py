@@ -22,6 +22,7 @@ from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
+from gateway.hosting.http1 import DeadlinesProtocol
 from models.errors import ModelError
 from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
@@ -95,6 +96,7 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
+        http=DeadlinesProtocol,
     )
 
 

@@ -4,6 +4,7 @@
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
   - Unauthorized        401  no key, or a wrong one
   - NotFound            404  no such model or path
+  - RequestTimeout      408  the request's body did not come in time
   - TooLarge            413  the body exceeds the limit
   - Overloaded          429  the service is full; the client may retry after `retry_after_s`
   - ClientGone          499  the client closed the connection; for logs and metrics only
@@ -63,6 +64,10 @@ class Unauthorized(ApiError):
 
 class NotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class RequestTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
 class TooLarge(ApiError):

@@ -17,8 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.account import Account, Clock
-from gateway.errors import ClientGone, TooLarge, Unauthorized
+from gateway.errors import ClientGone, Unauthorized
 from gateway.metrics import Metrics
+from gateway.request_body import RequestBody
 from gateway.responses import error_response
 from gateway.settings import GatewaySettings
 
@@ -58,13 +59,15 @@ class Accounts:
             self._close(account, scope)
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        body = RequestBody(scope, receive, self._limit_bytes)
         try:
             self._check_key(scope)
-            await self._app(scope, self._limited(scope, receive), send)
+            body.check_announced()
+            await self._app(scope, body.read, send)
         except Exception as raised:
             if account.status:
                 raise
-            await error_response(account.failed(raised))(scope, receive, send)
+            await body.refuse(error_response(account.failed(raised)), send)
 
     def _check_key(self, scope: Scope) -> None:
         """Compare with every key in constant time, so that the time taken reveals no key."""
@@ -74,24 +77,6 @@ class Accounts:
         admitted = not self._keys or (kind.lower() == "bearer" and any(matches))
         if not admitted and scope["path"] not in _OPEN_PATHS:
             raise Unauthorized("no API key, or a wrong one")
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Raise TooLarge for a body over the limit, by Content-Length or once it is read."""
-        error = TooLarge(f"the body exceeds {self._limit_bytes} bytes")
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._limit_bytes:
-            raise error
-        taken_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal taken_bytes
-            message = await receive()
-            taken_bytes += len(message.get("body", b""))
-            if taken_bytes > self._limit_bytes:
-                raise error
-            return message
-
-        return counted
 
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
