@@ -15,6 +15,7 @@ from typer import Option
 from cli.chat import chat as chat_in_terminal
 from cli.doctor.finding import report
 from cli.doctor.machine import HOST, check_gpu, gpu_here
+from cli.keys import keys_app
 from cli.models import models_app
 from cli.up import Plan, read_settings
 from cli.up import up as run_up
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 
 EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
 VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
@@ -58,7 +60,7 @@ def up(
         str | None,
         Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
     ] = None,
-    wait: Annotated[float, Option(help="Seconds to become healthy in.")] = 300.0,
+    wait: Annotated[float, Option(help="Seconds to become ready in.")] = 300.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
     from cli.preparing import Wanted, prepare, with_threads

@@ -17,8 +17,8 @@ from rich.markup import escape
 from cli.chat_client import ChatError, client_of, model_name
 from cli.doctor.machine import HOST, why_not_free
 from gateway.hosting.cores import Pins
-from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Service, ServiceError, keep_up
+from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings_sources import as_environment
 
 
@@ -35,7 +35,7 @@ class Plan:
     """What "edge" and "verifier" get on their command lines; it wins over the settings."""
 
     pins: Pins = field(default_factory=Pins)
-    healthy_within_s: float = 300.0
+    ready_within_s: float = 300.0
     api_key: str | None = None
     """A key that the edge accepts; it is asked for its model's name."""
 
@@ -101,11 +101,12 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 
     async def announce() -> None:
         started_s = time.monotonic()
-        model = await _model_when_healthy(plan, services, console)
+        model = await _model_when_ready(plan, services, console)
         took_s = time.monotonic() - started_s
         console.print(f"\n[bold green]PicoSpec is up[/] after {took_s:.1f} s. Ctrl-C stops it.")
         for line in usage_lines(plan, model):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Open [bold]{plan.edge_url}/[/] in a browser.", highlight=False)
         ready.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -113,15 +114,15 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
 
 
-async def _model_when_healthy(plan: Plan, services: Iterable[Service], console: Console) -> str:
+async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Console) -> str:
     """Return the name of the model that the edge serves."""
     async with client_of(plan.edge_url, plan.api_key) as client:
         with console.status("") as status:
 
             def show(service: Service) -> None:
-                status.update(f"waiting for the {service.name} at {service.url}/health")
+                status.update(f"waiting for the {service.name} at {service.url}/ready")
 
-            await until_healthy(services, client, plan.healthy_within_s, on_wait=show)
+            await until_ready(services, client, plan.ready_within_s, on_wait=show)
         try:
             return await model_name(client)
         except ChatError as error:

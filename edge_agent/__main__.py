@@ -23,6 +23,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.hosting import logs
 from gateway.hosting.http1 import DeadlinesProtocol
+from gateway.hosting.listening import check_listening
 from models.errors import ModelError
 from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
@@ -34,7 +35,7 @@ IDLE_S: Final = 75
 """Time for which an idle connection is kept: longer than clients keep theirs (httpx and the
 openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 
 @app.command()
@@ -66,6 +67,7 @@ def main(
         named |= {"verifier_urls": urls, "verifier_url": None}  # in place of any file's
     try:
         settings = load(config, os.environ, named)
+        check_listening(settings)
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
         sys.exit(f"settings: {error}")
     serve(settings)

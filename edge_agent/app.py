@@ -1,7 +1,8 @@
 """Puts the edge together: draft model, link and engine, under the gateway's OpenAI API.
 
-/health answers 200 while the verifier can be reached and else 503 with the reason, because the
-edge cannot generate without it. The edge stays up, and serves again when the verifier does.
+/ready answers 200 while a verifier is ready and else 503 with the reason, because the edge
+cannot generate without one. The edge stays up, and serves again when a verifier does;
+therefore /health answers 200 all the while.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.errors import ApiError
+from gateway.hosting.listening import hosts_of
+from gateway.hosting.tracing import open_tracing
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
@@ -45,6 +48,7 @@ def build(
 
     Raises models.errors.ModelError, OSError.
     """
+    tracing = open_tracing("picospec-edge", settings)
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
@@ -82,11 +86,20 @@ def build(
             await asyncio.to_thread(drafter.close)
             if model is not None:
                 model.close()
+            await asyncio.to_thread(tracing.close)
 
-    app = create_app(engine, tokenizer, settings, registry=registry, lifespan=lifespan)
-    app.router.routes.insert(
-        0, Route("/health", partial(_health, engine, verifiers, tokenizer))
+    app = create_app(
+        engine,
+        tokenizer,
+        settings,
+        registry=registry,
+        lifespan=lifespan,
+        hosts=hosts_of(settings),
+        tracing=tracing,
     )
+    ready = partial(_ready, engine, verifiers, tokenizer)
+    for path, answer in (("/health", partial(_health, verifiers)), ("/ready", ready)):
+        app.router.routes.insert(0, Route(path, answer))
     return app
 
 
@@ -101,7 +114,12 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
-async def _health(
+async def _health(verifiers: Verifiers, _: Request) -> JSONResponse:
+    state = "ready" if verifiers.ready else "unavailable"
+    return JSONResponse({"status": "ok", "state": state, **verifiers.report()})
+
+
+async def _ready(
     engine: EdgeEngine, verifiers: Verifiers, tokenizer: TargetTokenizer, _: Request
 ) -> JSONResponse:
     try:

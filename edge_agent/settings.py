@@ -14,12 +14,12 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from gateway.hosting.listening import is_loopback
 from gateway.hosting.settings_sources import Port, ServiceSettings, Table
 from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Fill, Judge
 
 _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
-_THIS_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
 class DraftingSettings(Table):
@@ -95,7 +95,7 @@ class EdgeSettings(ServiceSettings):
 
     def key_for(self, verifier: AnyHttpUrl) -> str | None:
         """The key for a verifier. Both ends may share the clients' keys on one machine."""
-        shared = self.api_keys if verifier.host in _THIS_MACHINE else ()
+        shared = self.api_keys if is_loopback(verifier.host or "") else ()
         return next((key.get_secret_value() for key in self.verifier_key + shared), None)
 
     @model_validator(mode="after")

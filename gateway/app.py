@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -21,7 +21,7 @@ from starlette.types import Lifespan
 from gateway.account import Clock
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
-from gateway.middleware import Accounts
+from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, TokenizerSource
 from gateway.responses import json_response
@@ -30,10 +30,20 @@ from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
+from gateway.routes.page import page
 from gateway.routes.services import Services
-from gateway.routes.status import health, list_models, prometheus_metrics, retrieve_model
+from gateway.routes.status import (
+    health,
+    list_models,
+    prometheus_metrics,
+    ready,
+    retrieve_model,
+)
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
+from gateway.tenants.tenant import TenantMetrics
+from gateway.tenants.tenants import Tenants
+from gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(
@@ -54,7 +64,8 @@ ROUTES: Final = (
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
     Route("GET", "/v1/models", "The model, by each of its names", list_models),
     Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
-    Route("GET", "/health", "Whether the model can serve", health),
+    Route("GET", "/health", "Whether this process is alive and not broken", health),
+    Route("GET", "/ready", "Whether work is taken now", ready),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
 )
@@ -68,24 +79,43 @@ def create_app(
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
+    session_paths: str | None = None,
+    hosts: Collection[str] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+    is_message: IsMessage = lambda _: False,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
     The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
     registered there already. `draw_seed` returns the seed of a request that names none.
+
+    session_paths: what the paths begin with that are followed by a session's name. hosts: the
+    names in `Host` that are answered; None for any. Raises gateway.tenants.keys.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
+    keys = [key.get_secret_value().encode() for key in settings.api_keys]
+    tenants = Tenants(keys, settings.keys_file, settings.key_limits, TenantMetrics(registry))
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
         middleware=[
             *_cors(settings),
-            Middleware(Accounts, settings=settings, metrics=metrics, clock=clock),
+            Middleware(
+                Accounts,
+                tenants=tenants,
+                metrics=metrics,
+                body_limit_bytes=settings.body_limit_bytes,
+                session_paths=session_paths,
+                is_message=is_message,
+                hosts=hosts,
+                clock=clock,
+                tracing=tracing,
+            ),
         ],
         exception_handlers={HTTPException: _http_exception},
     )
@@ -101,7 +131,7 @@ def create_app(
         draw_seed=draw_seed,
         started=int(time.time()),
     )
-    for route in (*ROUTES, *documents(ROUTES)):
+    for route in (*ROUTES, *documents(ROUTES), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
 

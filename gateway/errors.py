@@ -3,10 +3,12 @@
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
   - Unauthorized        401  no key, or a wrong one
+  - Forbidden           403  the request's Host is not one of this service's names
   - NotFound            404  no such model or path
   - RequestTimeout      408  the request's body did not come in time
   - TooLarge            413  the body exceeds the limit
   - Overloaded          429  the service is full; the client may retry after `retry_after_s`
+    - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
@@ -62,6 +64,10 @@ class Unauthorized(ApiError):
     status, type, code = 401, "authentication_error", "invalid_api_key"
 
 
+class Forbidden(ApiError):
+    status, type, code = 403, "permission_error", "host_not_allowed"
+
+
 class NotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "not_found"
 
@@ -80,6 +86,10 @@ class Overloaded(ApiError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
 
 
 class ClientGone(ApiError):

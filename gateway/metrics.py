@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from gateway.ports import Statistics
 
@@ -13,9 +13,11 @@ _LONG_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 
 
 
 class Metrics:
-    """All metrics of one app, registered in `registry`."""
+    """All metrics of one app, registered in `registry`, and those of its process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        ProcessCollector(registry=registry)
+
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"picospec:{name}", text, labels, registry=registry)
 
@@ -26,6 +28,9 @@ class Metrics:
             "picospec:num_requests_running", "Requests being answered.", registry=registry
         )
         self.requests = counter("requests", "Requests answered, by HTTP status.", "status")
+        self.failed_messages = counter(
+            "failed_draft_messages", "Draft messages that got an error, by status.", "status"
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens taken in.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.first_token_s = histogram(

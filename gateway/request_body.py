@@ -29,25 +29,33 @@ LINGER_BYTES: Final = 64 << 20
 """How long, and how much, is read of a body that is refused: at 100 Mbit/s both are about the
 same."""
 
+STRANGERS_BYTES: Final = 1 << 20
+"""How much is read where the request was not let in: the body of an honest client whose key is
+wrong, and not more of a flood."""
+
 
 class RequestBody:
-    """The body of one request. `read` is the `receive` that the app gets."""
+    """The body of one request."""
 
     def __init__(self, scope: Scope, receive: Receive, limit_bytes: int) -> None:
         self._scope = scope
         self._receive = receive
         self._limit_bytes = limit_bytes
         self._taken_bytes = 0
+        self._linger_bytes = STRANGERS_BYTES
         self._began: float | None = None
         self._complete = self._stalled = False
 
-    def check_announced(self) -> None:
-        """Raise TooLarge for a body that is too large by its Content-Length."""
+    def admitted(self) -> Receive:
+        """Return what the app reads the body by. Raises TooLarge for what its Content-Length
+        announces."""
+        self._linger_bytes = LINGER_BYTES
         announced = Headers(scope=self._scope).get("content-length", "")
         if announced.isdigit() and int(announced) > self._limit_bytes:
             raise self._too_large()
+        return self._read
 
-    async def read(self) -> Message:
+    async def _read(self) -> Message:
         """Return the next message. Raise TooLarge, or RequestTimeout when it does not come; once
         the body is complete, wait for the disconnect without a limit."""
         if self._complete:
@@ -72,7 +80,7 @@ class RequestBody:
         if not (self._complete or self._stalled or self._waits_for_leave):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
-                    while not self._complete and self._taken_bytes < LINGER_BYTES:
+                    while not self._complete and self._taken_bytes < self._linger_bytes:
                         await self._take()
         if not self._complete and self._scope.get("http_version", "").startswith("1"):
             response.headers["connection"] = "close"

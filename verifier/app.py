@@ -17,13 +17,16 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
+from gateway.hosting.listening import hosts_of
+from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
+from gateway.tracing import Tracing
 from models.gguf import is_exact
 from models.store import open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import Routes
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -32,14 +35,22 @@ from verifier.vllm_target.service.settings import VllmSettings
 from verifier.vllm_target.service.target import VllmTarget
 
 
-def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> FastAPI:
-    """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
+def build(
+    settings: VerifierSettings,
+    make: Callable[[PassMetrics], Target],
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """Return the ASGI app; its lifespan starts and stops the target that `make` returns.
+
+    tracing: None for what the settings say. The lifespan closes it.
+    """
+    tracing = tracing or open_tracing("picospec-verifier", settings)
     registry = CollectorRegistry()
     gateway = Metrics(registry)
     # without a target this process ends, and the one that started it reports that
     give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
     host = Host(make(PassMetrics(registry, gateway)), give_up)
-    sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
+    sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
     async def end() -> None:
         await sessions.end_all()
@@ -49,6 +60,7 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with host.running(), sessions.running(), _ended_by_sigterm(end):
             yield
+        await asyncio.to_thread(tracing.close)
 
     app = create_app(
         PlainEngine(host),
@@ -57,6 +69,10 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
+        session_paths=SESSION_PATHS,
+        is_message=takes_drafts,
+        hosts=hosts_of(settings),
+        tracing=tracing,
     )
     Routes(host, sessions).add_to(app)
     return app

@@ -2,7 +2,7 @@
 
 From strongest to weakest: the command line, the environment, a TOML file, the defaults below.
 In the environment a field is PICOSPEC_VERIFIER__FIELD, a nested one PICOSPEC_VERIFIER__A__B.
-API keys come from PICOSPEC_API_KEYS (comma separated) and from nowhere else.
+API keys come from PICOSPEC_API_KEYS (comma separated) and from `keys_file`, which has hashes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ class SessionSettings(Table):
 
     resume_window_s: Seconds = 30.0
     """Ends a session without a reader. A finished one can be read again for as long."""
+
+    max_age_s: Seconds = 7200.0
+    """Ends a session that is older, whatever it does, so that none holds its slot for ever."""
 
     replacement_timeout_s: Seconds = 30.0
     """`separate`: ends a session whose edge does not send a rejected token's replacement."""

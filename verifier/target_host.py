@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
 from gateway.errors import Unavailable
 from gateway.ports import Tokenizer
 from verifier.target import Target
+
+State = Literal["loading", "ready", "failed", "stopping"]
 
 CHECK_S: Final = 1.0
 """Longest time until a lost target is noticed, in seconds."""
@@ -27,14 +29,23 @@ class Host:
     def __init__(self, target: Target, give_up: Callable[[], None]) -> None:
         self._target = target
         self._give_up = give_up
-        self._state = "loading"
+        self.state: State = "loading"
         self._life: asyncio.Task[None] | None = None
+
+    def check(self) -> None:
+        """Raise Unavailable once the target has failed: only another process can serve."""
+        if self.state == "failed":
+            raise self._unavailable
 
     def ready(self) -> Target:
         """Return the target. Raises Unavailable unless it is ready."""
-        if self._state != "ready":
-            raise Unavailable(f"the model is {self._state}", code=self._state)
+        if self.state != "ready":
+            raise self._unavailable
         return self._target
+
+    @property
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"the model is {self.state}", code=self.state)
 
     async def tokenizer(self) -> Tokenizer:
         """gateway.ports.TokenizerSource."""
@@ -51,9 +62,9 @@ class Host:
 
     async def stop(self) -> None:
         """Let `ready` raise from now on, and stop the target. Harmless when repeated."""
-        if self._state == "stopping" or self._life is None:
+        if self.state == "stopping" or self._life is None:
             return
-        self._state = "stopping"
+        self.state = "stopping"
         self._life.cancel()
         await asyncio.wait([self._life])
         await self._target.stop()
@@ -64,13 +75,13 @@ class Host:
         except Exception as error:  # whatever it is, there is nothing to serve
             self._fail("the target cannot start", error)
             return
-        self._state = "ready"
+        self.state = "ready"
         structlog.get_logger("verifier").info("ready", model=self._target.facts.model)
         while self._target.alive:  # noqa: ASYNC110 - vLLM has a flag, and no event
             await asyncio.sleep(CHECK_S)
         self._fail("the target is lost")
 
     def _fail(self, event: str, error: Exception | None = None) -> None:
-        self._state = "failed"
+        self.state = "failed"
         structlog.get_logger("verifier").error(event, error=str(error or ""), exc_info=error)
         self._give_up()

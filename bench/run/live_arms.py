@@ -165,6 +165,6 @@ class LiveArms(Started):
 async def _settle(edge: httpx.AsyncClient) -> None:
     until_s = monotonic() + SETTLING_S
     for _ in range(SETTLING_CHECKS):
-        await edge.get("/health")  # the edge asks the verifier, which takes a round trip
+        await edge.get("/ready")  # the edge asks the verifier, which takes a round trip
         if monotonic() > until_s:
             return

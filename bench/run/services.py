@@ -19,15 +19,15 @@ import httpx
 from bench.link.path import Conditions
 from bench.link.relay_server import HOST, Link
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
-from gateway.hosting.health import until_healthy
 from gateway.hosting.processes import Child, Service, while_alive
+from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings_sources import as_environment
 
 LINKED = Conditions()
 """The conditions of a link until a turn sets them."""
 
-HEALTHY_WITHIN_S = 300.0
-"""Limit of the time until all services are healthy."""
+READY_WITHIN_S = 300.0
+"""Limit of the time until all services are ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,8 @@ class Services(Started):
         ]
         self.pids = {child.service.name: child.pid for child in children}
         async with httpx.AsyncClient(trust_env=False) as client:
-            healthy = until_healthy(services, client, within_s=HEALTHY_WITHIN_S)
-            await while_alive(children, healthy)
+            ready = until_ready(services, client, within_s=READY_WITHIN_S)
+            await while_alive(children, ready)
 
     def _verifier(self) -> Service:
         plan = self.plan

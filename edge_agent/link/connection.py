@@ -7,6 +7,8 @@ connection when a server recycles the old one.
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections.abc import Mapping
 from typing import Final
 
 import httpx
@@ -23,6 +25,13 @@ from pyqwest.httpx import AsyncPyqwestTransport
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
 REQUEST_TIMEOUT_S: Final = 5.0
+SESSION_HEADER: Final = "picospec-session"
+
+
+def session_headers() -> dict[str, str]:
+    """Return the header that all requests of one session bear, so that a proxy in front of
+    several verifiers can keep them together."""
+    return {SESSION_HEADER: secrets.token_hex(8)}
 
 
 class Connection:
@@ -67,13 +76,17 @@ class Connection:
         if self.client is silent:
             self._connect()
 
-    async def post(self, path: str, body: bytes) -> httpx.Response:
-        """Send drafts, without httpx, which would take three times the processor time. Raises
-        httpx.TransportError."""
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """Send drafts, without httpx, which would take three times the processor time.
+
+        headers: those of the session. Raises httpx.TransportError.
+        """
         silent = self.client
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                response = await self._poster.post(self.url + path, self._headers, body)
+                response = await self._poster.post(
+                    self.url + path, {**self._headers, **headers}, body
+                )
         except ConnectionError as error:
             raise httpx.ConnectError(str(error)) from error
         except TimeoutError as error:

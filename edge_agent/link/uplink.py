@@ -14,8 +14,9 @@ from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from edge_agent.link.health import Health
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
+from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
 from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
@@ -26,12 +27,12 @@ _FIRST_SAMPLES: Final = 3
 """Round trips measured at the start, because the first ones include what connecting costs."""
 
 CHECK_TIMEOUT_S: Final = 1.0
-"""A verifier that takes longer to say that it lives is as good as away."""
+"""A verifier that takes longer to say whether it is ready is as good as away."""
 
 ALONE: Final = Retries()
 
 
-class _HealthBody(msgspec.Struct):
+class _ReadyBody(msgspec.Struct):
     load: float = 0.0
 
 
@@ -82,10 +83,10 @@ class Uplink:
         return bytes(packed)
 
     async def check(self) -> None:
-        """Get the verifier's health, and time it. Raises Unavailable."""
+        """Ask whether the verifier is ready, and time it. Raises Unavailable."""
         begun = time.monotonic()
         try:
-            response = await self._get("/health", CHECK_TIMEOUT_S)
+            response = await self._get("/ready", CHECK_TIMEOUT_S)
         except ApiError:
             self.forget()
             self.health.set_ready(False)
@@ -93,9 +94,12 @@ class Uplink:
         self.health.load = _load(response)
         self.health.answered(begun)
 
-    def open(self, request: Open, retries: Retries = ALONE) -> Link:
+    def open(
+        self, request: Open, retries: Retries = ALONE, trace: SessionTrace | None = None
+    ) -> Link:
         """Return a link that opens this session when its events are read."""
-        return Link(self._connection, self.health, request, self._metrics, retries)
+        trace = trace or SessionTrace.untraced(request)
+        return Link(self._connection, self.health, request, self._metrics, retries, trace)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
@@ -120,7 +124,7 @@ class Uplink:
     def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             answered = upstream_errors.from_response(response)
-            if isinstance(answered, EngineFault | Unavailable):
+            if isinstance(answered, EngineFault | Unavailable | Overloaded):
                 raise answered
             # the client did not make this request, and must not be blamed for it
             raise Unavailable(f"the verifier does not answer as one: {answered.message}")
@@ -141,6 +145,6 @@ class Uplink:
 def _load(response: httpx.Response) -> float:
     """Return the verifier's load; 0 where it does not say, as behind some proxies."""
     try:
-        return msgspec.json.decode(response.content, type=_HealthBody).load
+        return msgspec.json.decode(response.content, type=_ReadyBody).load
     except msgspec.MsgspecError:
         return 0.0

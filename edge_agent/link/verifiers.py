@@ -1,7 +1,7 @@
 """The verifiers that an edge may use, and which of them it uses.
 
-With several, each is asked for its health now and then. A new answer begins at the nearest that
-is not busy; an answer that loses its verifier goes on at another one of the same identity.
+With several, each is asked now and then whether it is ready. A new answer begins at the nearest
+that is not busy; an answer that loses its verifier goes on at another one of the same identity.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from edge_agent.link.session_link import Link
 from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, Unavailable
+from gateway.tracing import Span
 from speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
@@ -60,6 +61,11 @@ class Verifiers:
                 return facts
         raise error or Unavailable("there is no verifier")
 
+    @property
+    def ready(self) -> bool:
+        """Whether any was ready when it was last heard of."""
+        return any(uplink.health.ready for uplink in self.uplinks)
+
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
         return await self.current.tokenizer()
@@ -71,6 +77,10 @@ class Verifiers:
         usable = (u for u in ranked if u.identity in ("", identity) and u not in without)
         return next(usable, None)
 
+    def place(self, uplink: Uplink) -> int:
+        """Return a verifier's place in the list, from 0."""
+        return self.uplinks.index(uplink)
+
     def _ranked(self, identity: str) -> list[Uplink]:
         """Return the verifiers, the best first: ready ones, of that identity, near and idle."""
 
@@ -81,9 +91,9 @@ class Verifiers:
 
         return sorted(self.uplinks, key=cost)
 
-    def answer(self) -> Failover:
-        """Return what opens the sessions of one answer."""
-        return Failover(self, self._metrics, self._deadline_s)
+    def answer(self, span: Span) -> Failover:
+        """Return what opens the sessions of one answer, whose trace has this span."""
+        return Failover(self, self._metrics, self._deadline_s, span)
 
     def forget(self) -> None:
         """Have all facts fetched again: a verifier was away, or is another one now."""
@@ -91,7 +101,7 @@ class Verifiers:
             uplink.forget()
 
     def report(self) -> dict[str, object]:
-        """Return which one is in use, and the health of each, for /health."""
+        """Return which one is in use, and the health of each, for /health and /ready."""
         each = {
             u.url: {"ready": u.health.ready, "rtt_ms": _ms(u.rtt_s), "load": u.health.load}
             for u in self.uplinks
@@ -112,13 +122,13 @@ class Verifiers:
             await asyncio.sleep(PROBE_S * uniform(0.5, 1.5))
 
     async def check(self) -> None:
-        """Raise ApiError unless a verifier can be reached."""
+        """Raise ApiError unless a verifier is ready."""
         await self.probe()
-        if not any(uplink.health.ready for uplink in self.uplinks):
+        if not self.ready:
             await self.current.check()
 
     async def probe(self) -> None:
-        """Ask all verifiers for their health; one probe at a time serves all who wait."""
+        """Ask all verifiers whether they are ready; one probe at a time serves all who wait."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._check_all())
         await asyncio.wait([self._probing])

@@ -2,7 +2,7 @@
 
 * ServiceError
   - ServiceDied      a service ended by itself
-  - NeverHealthy     a service did not answer /health in time
+  - NeverReady     a service did not answer /ready in time
 
 Rules:
 * the first service that ends by itself stops all others; the error quotes its last lines;
@@ -28,7 +28,7 @@ GRACE_S: Final = 15.0
 """Time between SIGTERM and SIGKILL: longer than the 10 s that the verifier gives its worker."""
 
 LAST_LINES: Final = 20
-"""Lines of output kept for the error of a service that ends or never gets healthy."""
+"""Lines of output kept for the error of a service that ends or never gets ready."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """Longest line of output that is passed on; a longer one is dropped."""
@@ -48,9 +48,9 @@ class ServiceDied(ServiceError):
         self.name, self.status = name, status
 
 
-class NeverHealthy(ServiceError):
+class NeverReady(ServiceError):
     def __init__(self, name: str, within_s: float, last_lines: Collection[str] = ()) -> None:
-        reason = f"the {name} was not healthy within {within_s:g} s"
+        reason = f"the {name} was not ready within {within_s:g} s"
         super().__init__("\n".join([reason, *last_lines]))
         self.name, self.within_s = name, within_s
 
@@ -174,7 +174,7 @@ async def while_alive(
 ) -> None:
     """Await `until`, and run `meanwhile` until then, as long as all `children` live.
 
-    Raises ServiceDied, or what `until` or `meanwhile` raised; a NeverHealthy then quotes the
+    Raises ServiceDied, or what `until` or `meanwhile` raised; a NeverReady then quotes the
     last lines of the child that it names.
     """
     try:
@@ -186,7 +186,7 @@ async def while_alive(
                 task.cancel()
     except ExceptionGroup as errors:
         error = first_error(errors)
-        if isinstance(error, NeverHealthy):
+        if isinstance(error, NeverReady):
             printed = {child.service.name: child.last_lines for child in children}
-            error = NeverHealthy(error.name, error.within_s, printed[error.name])
+            error = NeverReady(error.name, error.within_s, printed[error.name])
         raise error from None

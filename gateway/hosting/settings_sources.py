@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from gateway.hosting.logs import LogFormat
+from gateway.hosting.tracing import check_installed
 from gateway.settings import GatewaySettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -39,7 +40,29 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Fields of keys that no file may hold, and the variables that list them, with commas."""
 
     host: str = "127.0.0.1"
+    allow_anonymous: bool = False
+    """Whether a service without keys may listen beyond this machine."""
+
+    allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """More names of this service, without a port, that `Host` may have where no key is needed;
+    it is checked if the service listens on loopback, or if this is set."""
+
     log_format: LogFormat = "console"
+    tracing: bool = False
+    """Whether traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
+    variables OTEL_* say where to, and what is traced."""
+
+    @field_validator("tracing")
+    @classmethod
+    def _is_installed(cls, wanted: bool) -> bool:
+        if wanted:
+            check_installed()
+        return wanted
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must show a key."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
     def load(

@@ -1,4 +1,7 @@
-"""GET /health, /metrics, /v1/models and /v1/models/{name}."""
+"""GET /health, /ready, /metrics, /v1/models and /v1/models/{name}.
+
+A service that knows more of its state answers /health and /ready itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from gateway.responses import json_response
 from gateway.routes.services import Services
 
 
-async def health(services: Services, _: Request) -> Response:
+async def health(_: Services, __: Request) -> Response:
+    """Answer 200, which says that this process is alive."""
+    return json_response({"status": "ok"})
+
+
+async def ready(services: Services, _: Request) -> Response:
     """Answer 200 while the engine can serve; it raises the 503 that says why it cannot."""
     facts = await services.engine.facts()
     return json_response({"status": "ok", "model": facts.model})

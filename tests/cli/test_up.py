@@ -35,7 +35,7 @@ def printed(console: Console) -> str:
 
 
 def plan() -> Plan:
-    return Plan(edge_port=free_port(), verifier_port=free_port(), healthy_within_s=10)
+    return Plan(edge_port=free_port(), verifier_port=free_port(), ready_within_s=10)
 
 
 def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
@@ -84,7 +84,7 @@ def test_a_file_of_another_form_is_an_error_that_names_it(
         read_settings(file)
 
 
-async def test_it_prints_how_to_use_it_when_both_are_healthy_and_ends_on_a_signal() -> None:
+async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
     planned, console = plan(), quiet()
 
     async with asyncio.timeout(20):

@@ -56,12 +56,12 @@ def _serve(url: str, *command: str, **environment: str) -> subprocess.Popen[byte
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/health").status_code == 200:
+            if httpx.get(f"{url}/ready").status_code == 200:
                 return process
         except httpx.TransportError:
             pass
         time.sleep(0.3)
-    raise TimeoutError(f"{url} is not healthy")
+    raise TimeoutError(f"{url} is not ready")
 
 
 @pytest.fixture(scope="module")

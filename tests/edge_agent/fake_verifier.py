@@ -51,10 +51,17 @@ class Session:
     task: asyncio.Task[None] | None = None
     streams: int = 0
     posts: int = 0
+    names: set[str] = field(default_factory=set)
+    """What the requests of the session call it."""
 
 
 sessions: dict[str, Session] = {}
 cancelled: list[str] = []
+strays: list[str] = []
+"""Requests of sessions that are not here."""
+
+leaving: list[str] = []
+"""It is not empty once no more sessions are opened."""
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -62,15 +69,26 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         return
     method, path = scope["method"], scope["path"]
     body = await _body(receive)
-    if path == "/health":
-        await _reply(send, 200, {"status": "ok"})
+    name = dict(scope["headers"]).get(b"picospec-session", b"").decode()
+    if session := sessions.get(path.removeprefix("/v1/speculate/").partition("/")[0]):
+        session.names.add(name)
+    elif path.startswith("/v1/speculate/"):
+        strays.append(path)
+    if path == "/ready":
+        await _reply(send, 503 if leaving else 200, {"status": "ok"})
+    elif path == "/leave":
+        leaving.append(path)
+        await _reply(send, 204)
     elif path == "/seen":
-        posts = sum(session.posts for session in sessions.values())
-        await _reply(send, 200, {"cancelled": len(cancelled), "posts": posts})
+        counts = {"opened": len(sessions), "cancelled": len(cancelled), "strays": len(strays)}
+        counts["posts"] = sum(session.posts for session in sessions.values())
+        counts["names"] = sum(len(session.names) for session in sessions.values())
+        counts["different"] = len(set().union(*(s.names for s in sessions.values())))
+        await _reply(send, 200, counts)
     elif path == "/v1/model-facts":
         await _reply(send, 200, FACTS)
     elif (method, path) == ("POST", "/v1/speculate"):
-        await _open(body, send)
+        await _open(body, name, send)
     elif method == "POST":
         await _drafts(path.split("/")[3], body, send)
     elif method == "GET":
@@ -78,7 +96,8 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await _resume(path.split("/")[3], start, send)
     else:
         cancelled.append(path)
-        sessions[path.split("/")[3]].task.cancel()  # type: ignore[union-attr]
+        if session is not None:
+            session.task.cancel()  # type: ignore[union-attr]
         await _reply(send, 204)
 
 
@@ -97,18 +116,18 @@ ERRORS = {
 }  # fmt: skip
 
 
-async def _open(body: bytes, send: Send) -> None:
+async def _open(body: bytes, called: str, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if (name := NAME or request.model) in ERRORS:
+    if (name := "loading" if leaving else NAME or request.model) in ERRORS:
         status, code = ERRORS[name]
         error = {"message": f"it is {name}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})
         return
     limits = Limits(max_verify=4, max_ahead=16, resume_window_s=3.0)
     machine = VerifyingSession(request, limits, vocabulary_size=VOCABULARY)
-    session = Session(machine, NAME or request.model)
-    name = f"s{len(sessions)}"
+    session = Session(machine, NAME or request.model, names={called})
+    name = f"s{len(sessions)}-{os.getpid()}"
     sessions[name] = session
     session.sent.append(Opened(name, limits))
     session.task = asyncio.create_task(_run(session))

@@ -51,16 +51,16 @@ def run(module: str, *options: str) -> subprocess.Popen[bytes]:
     )
 
 
-def until_healthy(url: str) -> None:
+def until_ready(url: str) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/health").status_code == 200:
+            if httpx.get(f"{url}/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.2)
-    raise TimeoutError(f"{url} is not healthy")
+    raise TimeoutError(f"{url} is not ready")
 
 
 def edge(
@@ -78,7 +78,7 @@ def services() -> Iterator[Services]:
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
     verifier = run("verifier", "--model", "smollm2", "--port", port, "--llama.threads", "1")
-    until_healthy(url)
+    until_ready(url)
     plain, useless, separate = (
         edge(url),
         edge(url, "useless", module="bench.run.rounds"),
@@ -88,7 +88,7 @@ def services() -> Iterator[Services]:
         verifier, [plain[0], useless[0], separate[0]], url, plain[1], useless[1], separate[1]
     )
     for address in (plain[1], useless[1], separate[1]):
-        until_healthy(address)
+        until_ready(address)
     yield started
     for process in (*started.edges, verifier):
         process.send_signal(signal.SIGTERM)
@@ -128,9 +128,9 @@ def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serves(
 ) -> None:
     unhurried = httpx.HTTPTransport(limits=httpx.Limits(keepalive_expiry=60))
     with httpx.Client(transport=unhurried, base_url=services.edge_url) as client:
-        began = client.get("/health").extensions["network_stream"].get_extra_info("socket")
+        began = client.get("/ready").extensions["network_stream"].get_extra_info("socket")
         time.sleep(CLIENTS_KEEP_S + 0.5)
-        used = client.get("/health").extensions["network_stream"].get_extra_info("socket")
+        used = client.get("/ready").extensions["network_stream"].get_extra_info("socket")
 
     assert used is began
 

@@ -26,6 +26,7 @@ from gateway.errors import (
 )
 from speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Opened, Sampling
 from tests.edge_agent.fake_verifier import target_at
+from tests.edge_agent.fleet import running, seen, using
 from tests.edge_agent.processes import Process, start
 
 
@@ -164,6 +165,28 @@ async def test_cancel_ends_the_session_at_the_verifier(
         await link.cancel()
 
         assert (await client.get(f"{verifier.url}/seen")).json()["cancelled"] == before + 1
+
+
+async def test_a_session_has_a_name_of_its_own_on_all_of_its_requests(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("cut") as (only,):
+        async with using([only.url], metrics) as verifiers:
+            for _ in range(2):
+                link = verifiers.uplinks[0].open(request("cut"))
+                posting = asyncio.create_task(link.post())
+                link.send(Draft(0, 0, 0, (target_at(0),)))
+                async with aclosing(link.events()) as events:
+                    async for message in events:
+                        if isinstance(message, Commit) and message.start > 25:
+                            break
+                await link.cancel()
+                posting.cancel()
+            counts = await seen(only.url)
+
+    assert counts["opened"] == counts["cancelled"] == counts["names"] == 2
+    assert counts["posts"] >= 2
+    assert counts["different"] == 2
 
 
 async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:

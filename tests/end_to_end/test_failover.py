@@ -82,10 +82,10 @@ class Fleet:
         if number in (signal.SIGKILL, signal.SIGTERM):
             self.processes[url].wait()
 
-    def until_healthy(self, *urls: str) -> None:
+    def until_ready(self, *urls: str) -> None:
         deadline = time.monotonic() + 90
         for url in urls:
-            while not _is_healthy(url):
+            while not _is_ready(url):
                 assert time.monotonic() < deadline, url
                 time.sleep(0.1)
 
@@ -96,9 +96,9 @@ class Fleet:
                 process.wait()
 
 
-def _is_healthy(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -176,14 +176,14 @@ def two(fleet: Fleet, pair: tuple[str, str]) -> tuple[str, str]:
     for url in pair:
         if fleet.processes[url].poll() is not None:
             fleet.verifier(url)
-    fleet.until_healthy(*pair)
+    fleet.until_ready(*pair)
     return pair
 
 
 @pytest.fixture(scope="module")
 def edge(fleet: Fleet, pair: tuple[str, str]) -> str:
     url = fleet.edge(*pair)
-    fleet.until_healthy(url)
+    fleet.until_ready(url)
     return url
 
 
@@ -226,7 +226,7 @@ def test_in_separate_an_answer_goes_on_and_is_greedy_where_the_target_is(
     fleet: Fleet, two: tuple[str, str], edge: str
 ) -> None:
     separate = fleet.edge(*two, judge="separate")
-    fleet.until_healthy(separate)
+    fleet.until_ready(separate)
     killed: list[str] = []
 
     def kill() -> None:
@@ -240,9 +240,9 @@ def test_in_separate_an_answer_goes_on_and_is_greedy_where_the_target_is(
 
 def test_a_single_verifier_that_is_restarted_goes_on(fleet: Fleet) -> None:
     only = fleet.verifier()
-    fleet.until_healthy(only)
+    fleet.until_ready(only)
     edge = fleet.edge(only)
-    fleet.until_healthy(edge)
+    fleet.until_ready(edge)
     undisturbed = ask(edge, SETTINGS["shaped"])
 
     def restart() -> None:
@@ -261,9 +261,9 @@ def test_a_single_verifier_that_is_restarted_goes_on(fleet: Fleet) -> None:
 
 def test_where_none_comes_back_there_is_an_error_after_the_deadline(fleet: Fleet) -> None:
     only = fleet.verifier()
-    fleet.until_healthy(only)
+    fleet.until_ready(only)
     edge = fleet.edge(only, deadline_s=1.5)
-    fleet.until_healthy(edge)
+    fleet.until_ready(edge)
     killed_at: list[float] = []
 
     def kill() -> None:
@@ -275,9 +275,10 @@ def test_where_none_comes_back_there_is_an_error_after_the_deadline(fleet: Fleet
     assert 1.4 < time.monotonic() - killed_at[0] < 3.0
     assert answer.error is not None
     assert answer.error["code"] == "verifier_unavailable"
-    health = httpx.get(f"{edge}/health")
-    assert health.status_code == 503
-    assert "no verifier answers" in health.json()["error"]["message"]
+    ready, health = httpx.get(f"{edge}/ready"), httpx.get(f"{edge}/health")
+    assert ready.status_code == 503
+    assert "no verifier answers" in ready.json()["error"]["message"]
+    assert (health.status_code, health.json()["state"]) == (200, "unavailable")
     body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}]}
     begun = time.monotonic()
     assert httpx.post(f"{edge}/v1/chat/completions", json=body).status_code == 503

@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from gateway.account import Clock
 from gateway.app import create_app
 from gateway.errors import ApiError
+from gateway.middleware import IsMessage
 from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer, TokenLogprob
 from gateway.settings import GatewaySettings
 
@@ -124,13 +125,23 @@ def make_app(
     *,
     clock: Clock = time.monotonic,
     tokenizer: Tokenizer | None = None,
+    is_message: IsMessage = lambda _: False,
+    session_paths: str | None = None,
     **settings: object,
 ) -> FastAPI:
     async def source() -> Tokenizer:
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
-    return create_app(engine, source, given, clock=clock, draw_seed=lambda: 41)
+    return create_app(
+        engine,
+        source,
+        given,
+        clock=clock,
+        draw_seed=lambda: 41,
+        is_message=is_message,
+        session_paths=session_paths,
+    )
 
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:

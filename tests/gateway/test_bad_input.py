@@ -225,14 +225,16 @@ async def test_unknown_paths_and_methods_are_errors_in_openais_shape(
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
 
 
-async def test_without_a_verifier_everything_that_needs_it_is_a_503() -> None:
+async def test_without_a_verifier_everything_that_needs_it_is_a_503_and_health_is_not() -> None:
     engine = ScriptedEngine(down=Unavailable("no verifier at 127.0.0.1:9000"))
     async with client_of(make_app(engine)) as client:
         answers = [
-            await client.get("/health"),
+            await client.get("/ready"),
             await client.get("/v1/models"),
             await client.post("/v1/chat/completions", json=CHAT),
         ]
+        health = await client.get("/health")
 
     assert [answer.status_code for answer in answers] == [503, 503, 503]
+    assert health.status_code == 200
     assert answers[0].json()["error"]["code"] == "verifier_unavailable"

@@ -26,10 +26,10 @@ async def test_with_a_right_key_every_path_is_open_and_some_always_are() -> None
     async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
         answers = [
             await client.get("/v1/models", headers=KEY),
-            *[await client.get(path) for path in ("/health", "/metrics")],
+            *[await client.get(path) for path in ("/health", "/ready", "/metrics")],
             *[await client.get(path) for path in ("/openapi.json", "/docs")],
         ]
         closed = await client.get("/version")
 
-    assert [answer.status_code for answer in answers] == [200] * 5
+    assert [answer.status_code for answer in answers] == [200] * 6
     assert closed.status_code == 401

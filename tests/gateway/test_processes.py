@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.hosting import processes
-from gateway.hosting.processes import NeverHealthy, Service, ServiceDied, keep_up
+from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
@@ -104,14 +104,14 @@ async def test_a_service_that_dies_brings_all_down_and_is_quoted() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_a_service_that_is_never_healthy_is_quoted() -> None:
+async def test_a_service_that_is_never_ready_is_quoted() -> None:
     output = Output()
 
     async def give_up() -> None:
         await output.until(("verifier", "serving"))
-        raise NeverHealthy("verifier", 0.1)
+        raise NeverReady("verifier", 0.1)
 
-    with pytest.raises(NeverHealthy, match=r"verifier was not healthy within 0\.1 s\nserving"):
+    with pytest.raises(NeverReady, match=r"verifier was not ready within 0\.1 s\nserving"):
         await keep_up(
             [service("edge"), service("verifier")],
             on_line=output,

@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server and wait until it is healthy; stop it at the end."""
+    """Run a server and wait until it is ready; stop it at the end."""
     with running(command) as process:
         _wait_for(port, process)
         yield process
@@ -54,11 +54,11 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
         try:
-            health = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+            ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False)
         except httpx.TransportError:
             pass
         else:
-            if health.status_code == 200:
+            if ready.status_code == 200:
                 return
         time.sleep(0.05)
     raise RuntimeError("the server did not come up")
@@ -94,10 +94,15 @@ def http2_client(url: str, key: str = KEY) -> httpx.AsyncClient:
     )
 
 
+async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
+    """What the server counts, by name and labels."""
+    rows = (await client.get("/metrics")).text.splitlines()
+    pairs = (row.rsplit(" ", 1) for row in rows if not row.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
 async def sessions_open(client: httpx.AsyncClient) -> int:
-    text = (await client.get("/metrics")).text
-    line = next(row for row in text.splitlines() if row.startswith("picospec:sessions_open"))
-    return int(float(line.split()[1]))
+    return int((await metrics(client))["picospec:sessions_open"])
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 3.0) -> None:

@@ -82,14 +82,15 @@ async def test_the_worker_does_not_outlive_a_killed_parent() -> None:
             await client.get("/health")
 
 
-async def test_health_answers_while_the_target_loads() -> None:
+async def test_while_the_target_loads_the_process_is_healthy_and_not_ready() -> None:
     port = free_port()
     with running(fake_command(port, model="")) as process:
         async with http2_client(f"http://127.0.0.1:{port}") as client:
-            answers = [await _get(client, path) for path in ("/health", "/v1/model-facts")]
+            health = await _get(client, "/health")
+            answers = [await _get(client, path) for path in ("/ready", "/v1/model-facts")]
 
     assert process.returncode == 0
-
+    assert (health.status_code, health.json()) == (200, {"status": "ok", "state": "loading"})
     for answer in answers:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from speculation.protocol.messages import BEAT_S, Commit, Draft, Fault, Finish, Redraw, Reject
-from tests.verifier.conftest import http2_client, sessions_open, until
+from tests.verifier.conftest import http2_client, metrics, sessions_open, until
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, STREAMS, opening, said
 
@@ -77,13 +77,15 @@ async def test_a_session_goes_on_after_committed_tokens(client: httpx.AsyncClien
     assert before.status_code == 400
 
 
-async def test_health_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
+async def test_ready_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
     async with opened(client, opening(prompt=(STALLS,))) as stream:
         session = await stream.opened()
+        ready = await client.get("/ready")
         health = await client.get("/health")
         await client.delete(f"/v1/speculate/{session}")
 
-    assert health.json() == {"status": "ok", "model": "fake", "load": round(1 / 64, 3)}
+    assert ready.json() == {"status": "ok", "model": "fake", "load": round(1 / 64, 3)}
+    assert health.json() == {"status": "ok", "state": "ready"}
 
 
 async def test_drafts_are_judged(client: httpx.AsyncClient) -> None:
@@ -96,6 +98,27 @@ async def test_drafts_are_judged(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 204
     assert isinstance(commit, Commit)
     assert (commit.accepted, list(commit.tokens)) == (3, truth(4))
+
+
+async def test_draft_messages_are_no_requests_of_their_own(client: httpx.AsyncClient) -> None:
+    before = await metrics(client)
+    async with opened(client, opening(fill="never")) as stream:
+        session = await stream.opened()
+        for _ in range(5):
+            await push(client, session, Draft(0, 0, 0, tuple(truth(3))))
+        await client.delete(f"/v1/speculate/{session}")
+        late = await push(client, session, Draft(0, 0, 0, tuple(truth(3))))
+        await stream.rest()
+    await none_open(client)
+    after = await metrics(client)
+
+    def more(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert late.status_code == 404
+    assert more('picospec:requests_total{status="204"}') == 1  # the cancel
+    assert more('picospec:requests_total{status="404"}') == 0
+    assert more('picospec:failed_draft_messages_total{status="404"}') == 1
 
 
 async def test_a_replacement_is_drawn_by_the_edge(client: httpx.AsyncClient) -> None:

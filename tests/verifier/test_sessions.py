@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway import choice_stream
-from gateway.account import Account
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
 from speculation.protocol.errors import RemoteProtocolError
@@ -39,7 +38,8 @@ async def running(
     target: FakeTarget | None = None, **settings: float
 ) -> AsyncIterator[tuple[Sessions, FakeTarget, SessionMetrics]]:
     target = target or FakeTarget()
-    metrics = SessionMetrics(CollectorRegistry())
+    registry = CollectorRegistry()
+    metrics = SessionMetrics(registry, Metrics(registry))
     host = Host(target, give_up)
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
     async with host.running(), sessions.running():
@@ -84,13 +84,13 @@ async def test_a_session_whose_edge_reads_nothing_is_free_after_the_resume_windo
 
     async with running(resume_window_s=QUICK) as (sessions, target, metrics):
         session = await sessions.open(opening(prompt=(STALLS,)))
-        account = Account("r", Metrics(CollectorRegistry()), time.monotonic, time.monotonic())
-        await Downstream(session.read(0), account)({}, never, never)  # type: ignore[arg-type]
+        ended = SimpleNamespace(status=200, error=None)
+        await Downstream(session.read(0), ended)({}, never, never)  # type: ignore[arg-type]
 
         assert session.task is not None
         async with asyncio.timeout(2):
             await session.task
-        assert account.status == 499
+        assert ended.status == 499
         assert session.log.ending == Fault(
             "cancelled", f"nobody resumed the session within {QUICK} s", True
         )

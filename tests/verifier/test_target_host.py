@@ -19,6 +19,7 @@ async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.Monkey
     async with served.running():
         await asyncio.sleep(0.03)
         assert served.ready() is target
+        served.check()
         assert not over.is_set()
 
         target.alive = False
@@ -27,4 +28,6 @@ async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.Monkey
             await over.wait()
         with pytest.raises(Unavailable, match="failed"):
             served.ready()
+        with pytest.raises(Unavailable, match="failed"):
+            served.check()
     assert target.stopped

@@ -73,6 +73,7 @@ class LlamaTarget(Described):
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
+        metrics.follow(self._kv_usage, lambda: len(self._waiting))
 
     @property
     def alive(self) -> bool:
@@ -174,6 +175,13 @@ class LlamaTarget(Described):
         """Let a session take part, with a sequence of the KV cache."""
         slot.sequence, slot.prefilled = self._places.take(slot.opening)
         scheduler.add(slot)
+
+    def _kv_usage(self) -> float:
+        """Return the share of all cells that sessions hold. What ended ones left is free."""
+        if self._engine is None:
+            return 0.0
+        cells = self._settings.slots * self._engine.context_tokens
+        return sum(len(slot.held) for slot in self._slots.values()) / cells
 
     def _load(self) -> Engine:
         engine = self._engine = Engine(self._path, self._settings)

@@ -60,7 +60,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     for _ in range(START_S * 2):
         assert process.poll() is None, "the service ended"
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

@@ -181,9 +181,9 @@ class Engine:
         answer: str | None = await self._call("push", session, frames, time.monotonic())
         return answer
 
-    async def figures(self) -> dict[str, int]:
+    async def figures(self) -> dict[str, float]:
         """Return the scheduler's counts."""
-        counts: dict[str, int] = await self._call("figures")
+        counts: dict[str, float] = await self._call("figures")
         return counts
 
     async def _call(self, method: str, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Waits until services that were just started are healthy."""
+"""Waits until services that were just started are ready."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 
 import httpx
 
-from gateway.hosting.processes import NeverHealthy, Service
+from gateway.hosting.processes import NeverReady, Service
 
 POLL_S: Final = 0.25
 
 
-async def until_healthy(
+async def until_ready(
     services: Iterable[Service],
     client: httpx.AsyncClient,
     within_s: float,
     on_wait: Callable[[Service], object] = lambda _: None,
 ) -> None:
-    """Wait until each service's /health answers 200; raise NeverHealthy after `within_s`.
+    """Wait until each service's /ready answers 200; raise NeverReady after `within_s`.
 
     on_wait: called with each service before it is waited for.
     """
@@ -29,14 +29,14 @@ async def until_healthy(
         on_wait(service)
         try:
             async with asyncio.timeout_at(deadline):
-                await _until_healthy(service, client)
+                await _until_ready(service, client)
         except TimeoutError:
-            raise NeverHealthy(service.name, within_s) from None
+            raise NeverReady(service.name, within_s) from None
 
 
-async def _until_healthy(service: Service, client: httpx.AsyncClient) -> None:
+async def _until_ready(service: Service, client: httpx.AsyncClient) -> None:
     while True:
         with suppress(httpx.TransportError):  # it does not listen yet
-            if (await client.get(f"{service.url}/health")).status_code == 200:
+            if (await client.get(f"{service.url}/ready")).status_code == 200:
                 return
         await asyncio.sleep(POLL_S)

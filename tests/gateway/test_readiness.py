@@ -1,4 +1,4 @@
-"""Waiting for services to become healthy."""
+"""Waiting for services to become ready."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 import httpx
 import pytest
 
-from gateway.hosting.health import until_healthy
-from gateway.hosting.processes import NeverHealthy, Service
+from gateway.hosting.processes import NeverReady, Service
+from gateway.hosting.readiness import until_ready
 
 
 async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:
@@ -18,7 +18,7 @@ async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:
 
     waited_for: list[Service] = []
     async with httpx.AsyncClient(trust_env=False) as client:
-        with pytest.raises(NeverHealthy, match=r"edge was not healthy within 0\.1 s"):
-            await until_healthy([silent], client, within_s=0.1, on_wait=waited_for.append)
+        with pytest.raises(NeverReady, match=r"edge was not ready within 0\.1 s"):
+            await until_ready([silent], client, within_s=0.1, on_wait=waited_for.append)
 
     assert waited_for == [silent]

@@ -1,0 +1,85 @@
+"""Fake verifiers in processes of their own, and an edge's answers from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.link.connection import Connection
+from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.ports import Job, Sampling
+from tests.edge_agent.engines import engine
+from tests.edge_agent.fake_verifier import target_at
+from tests.edge_agent.processes import Process, start
+
+TOKENS = 200
+"""Of an answer: at 10 ms each it takes two seconds."""
+
+TEXT = [target_at(position) for position in range(TOKENS)]
+
+
+@contextmanager
+def running(*names: str) -> Iterator[list[Process]]:
+    with ThreadPoolExecutor() as threads:
+        processes = list(threads.map(start, names))
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@asynccontextmanager
+async def using(
+    urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
+) -> AsyncIterator[Verifiers]:
+    connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
+    uplinks = [Uplink(connection, metrics) for connection in connections]
+    verifiers = Verifiers(uplinks, metrics, deadline_s)
+    watch = asyncio.create_task(verifiers.watch())
+    await verifiers.probe()
+    try:
+        yield verifiers
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+        await verifiers.close()
+
+
+class Answer:
+    """What an edge without drafts answers; `lose` is awaited once, after 20 tokens."""
+
+    def __init__(
+        self, verifiers: Verifiers, metrics: EdgeMetrics, tokens: int = TOKENS
+    ) -> None:
+        self.tokens: list[int] = []
+        self.gap_s = 0.0
+        """The longest time between two tokens."""
+
+        self._edge = engine(verifiers, metrics, NoDrafter())
+        self._job = Job("r", (1, 2, 3), tokens, Sampling(), 5)
+
+    async def run(self, lose: Callable[[], Awaitable[object]] | None = None) -> list[int]:
+        last = time.monotonic()
+        async with asyncio.timeout(20):
+            async for delta in self._edge.generate(self._job):
+                if self.tokens:
+                    self.gap_s = max(self.gap_s, time.monotonic() - last)
+                last = time.monotonic()
+                self.tokens += delta.tokens
+                if lose and len(self.tokens) >= 20:
+                    await lose()
+                    lose = None
+        return self.tokens
+
+
+async def seen(url: str) -> dict[str, int]:
+    """What a fake verifier has counted."""
+    async with Connection(url, key=None, ca_certificate=None).client as client:
+        return dict((await client.get("/seen")).json())

@@ -1,0 +1,107 @@
+"""Which calls are requests: those have a log line and are counted."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from structlog.testing import capture_logs
+
+from gateway.errors import NotFound, Unavailable
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+
+MESSAGES = "/sessions/s1/messages"
+LATENCY = "picospec:e2e_request_latency_seconds_count"
+
+
+def is_message(path: str) -> bool:
+    return path == MESSAGES
+
+
+def app_with_messages() -> FastAPI:
+    async def take(request: Request) -> Response:
+        match await request.body():
+            case b"late":
+                raise NotFound("the session has ended")
+            case b"bug":
+                raise RuntimeError("a bug")
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    app = make_app(ScriptedEngine(), is_message=is_message, session_paths="/sessions/")
+    app.add_route(MESSAGES, take, methods=["POST"])
+    return app
+
+
+async def counted(client: httpx.AsyncClient) -> dict[str, float]:
+    rows = (await client.get("/metrics")).text.splitlines()
+    pairs = (row.rsplit(" ", 1) for row in rows if row.startswith("picospec:"))
+    return {name: float(value) for name, value in pairs if "_created" not in name}
+
+
+async def test_a_message_of_a_running_request_is_neither_logged_nor_counted() -> None:
+    async with client_of(app_with_messages()) as client:
+        before = await counted(client)
+        with capture_logs() as logs:
+            answers = [await client.post(MESSAGES, content=b"draft") for _ in range(3)]
+        after = await counted(client)
+
+    assert [answer.status_code for answer in answers] == [204] * 3
+    assert answers[0].headers["x-request-id"]
+    assert logs == []
+    metrics = 'picospec:requests_total{status="200"}'
+    assert after == before | {metrics: before.get(metrics, 0) + 1}  # the first look itself
+
+
+async def test_a_message_that_fails_is_logged_and_counted_apart() -> None:
+    async with client_of(app_with_messages()) as client:
+        with capture_logs() as logs:
+            late = await client.post(MESSAGES, content=b"late")
+            bug = await client.post(MESSAGES, content=b"bug")
+        after = await counted(client)
+
+    assert (late.status_code, bug.status_code) == (404, 500)
+    assert [(line["status"], line["log_level"]) for line in logs] == [
+        (404, "info"),
+        (500, "error"),
+    ]
+    assert after['picospec:failed_draft_messages_total{status="404"}'] == 1
+    assert after['picospec:failed_draft_messages_total{status="500"}'] == 1
+    assert not {'picospec:requests_total{status="404"}', LATENCY} & {
+        name for name, count in after.items() if count
+    }
+
+
+async def test_a_message_without_a_key_is_a_failed_message() -> None:
+    engine = ScriptedEngine()
+    app = make_app(engine, api_keys=["right"], is_message=is_message)
+    async with client_of(app) as client:
+        with capture_logs() as logs:
+            answer = await client.post(MESSAGES)
+        after = await counted(client)
+
+    assert answer.status_code == 401
+    assert len(logs) == 1
+    assert after['picospec:failed_draft_messages_total{status="401"}'] == 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+@pytest.mark.parametrize("down", [None, Unavailable("the model is loading")])
+async def test_a_probe_makes_no_log_line(path: str, down: Unavailable | None) -> None:
+    async with client_of(make_app(ScriptedEngine(down=down))) as client:
+        with capture_logs() as logs:
+            await client.get(path)
+
+    assert logs == []
+
+
+async def test_a_bug_in_a_probe_is_logged() -> None:
+    engine = ScriptedEngine(down=RuntimeError("a bug"))  # type: ignore[arg-type]
+    async with client_of(make_app(engine)) as client:
+        with capture_logs() as logs:
+            await client.get("/ready")
+
+    assert "RuntimeError: a bug" in logs[0]["traceback"]
