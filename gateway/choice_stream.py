@@ -18,8 +18,8 @@ from gateway.errors import ClientGone, EngineFault, first_error
 from gateway.ports import Delta
 
 UNREAD_S: Final = 60.0
-"""How long a message may wait for a client that does not read. Server and system hold hundreds of
-kilobytes of a stream before it has to wait at all."""
+"""How long a message may wait for a client that does not read. Server and system hold hundreds
+of kilobytes of a stream before it has to wait at all."""
 
 T = TypeVar("T")
 ChoiceStream = AsyncGenerator[TextDelta]
@@ -84,8 +84,8 @@ async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]
 
 
 async def send_to_client(send: Send, message: Message) -> None:
-    """Raise ClientGone when the server reports that the connection is closed, or when the client
-    reads nothing for so long that it is as good as gone."""
+    """Raise ClientGone when the server reports that the connection is closed, or when the
+    client reads nothing for so long that it is as good as gone."""
     try:
         async with asyncio.timeout(UNREAD_S):
             await send(message)

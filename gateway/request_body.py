@@ -17,12 +17,12 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.errors import RequestTimeout, TooLarge
 
 PATIENCE_S: Final = 30.0
-"""How long a body may take, in seconds, besides the time for what has come of it. A client sends
-a body at once, so this is for a link that stalls and comes back."""
+"""How long a body may take, in seconds, besides the time for what has come of it. A client
+sends a body at once, so this is for a link that stalls and comes back."""
 
 LEAST_BYTES_PER_S: Final = 8000
-"""What every link should carry, 64 kbit/s. A client that sends a byte now and then would hold its
-request for hours otherwise."""
+"""What every link should carry, 64 kbit/s. A client that sends a byte now and then would hold
+its request for hours otherwise."""
 
 LINGER_S: Final = 5.0
 LINGER_BYTES: Final = 64 << 20
@@ -56,8 +56,8 @@ class RequestBody:
         return self._read
 
     async def _read(self) -> Message:
-        """Return the next message. Raise TooLarge, or RequestTimeout when it does not come; once
-        the body is complete, wait for the disconnect without a limit."""
+        """Return the next message. Raise TooLarge, or RequestTimeout when it does not come;
+        once the body is complete, wait for the disconnect without a limit."""
         if self._complete:
             return await self._receive()
         now = asyncio.get_running_loop().time()

@@ -1,19 +1,19 @@
-"""uvicorn's HTTP/1.1 with deadlines: uvicorn waits for a request that was begun, and for a client
-that does not read, without a limit."""
+"""uvicorn's HTTP/1.1 with deadlines: by itself it waits without a limit for a request that was
+begun, and for a client that does not read."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Final
+from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.choice_stream import UNREAD_S
 
 REQUEST_S: Final = 30.0
-"""How long the head of a request may take, from the connection or from its first byte, in seconds:
-as long as granian allows at the verifier."""
+"""How long the head of a request may take, from the connection or from its first byte, in
+seconds: as long as granian allows at the verifier."""
 
 
 class _Cut:
@@ -38,12 +38,12 @@ class _Cut:
 class DeadlinesProtocol(H11Protocol):
     """Cuts a connection whose request does not come, or whose client reads nothing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._unasked, self._unread = _Cut(REQUEST_S), _Cut(UNREAD_S)
+    _unasked: _Cut
+    _unread: _Cut
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._unasked, self._unread = _Cut(REQUEST_S), _Cut(UNREAD_S)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for clients that vanish without a word
             connection = transport.get_extra_info("socket")
             limit_ms = int(UNREAD_S * 1000)

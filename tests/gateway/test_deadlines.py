@@ -158,8 +158,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
         await engine.closed.acquire()
 
         with pytest.raises(ConnectionResetError):
-            while await reader.read(1 << 20):
-                pass
+            await reader.read(-1)
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/chat"])

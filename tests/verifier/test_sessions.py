@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway import choice_stream
+from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
 from speculation.protocol.errors import RemoteProtocolError
@@ -29,10 +30,6 @@ from verifier.target_host import Host
 QUICK = 0.05
 
 
-def give_up() -> None:
-    raise AssertionError("the target did not start")
-
-
 @asynccontextmanager
 async def running(
     target: FakeTarget | None = None, **settings: float
@@ -40,7 +37,7 @@ async def running(
     target = target or FakeTarget()
     registry = CollectorRegistry()
     metrics = SessionMetrics(registry, Metrics(registry))
-    host = Host(target, give_up)
+    host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
     async with host.running(), sessions.running():
         await asyncio.sleep(0)
@@ -82,7 +79,7 @@ async def test_a_session_whose_edge_reads_nothing_is_free_after_the_resume_windo
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
-    async with running(resume_window_s=QUICK) as (sessions, target, metrics):
+    async with running(resume_window_s=QUICK) as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)))
         ended = SimpleNamespace(status=200, error=None)
         await Downstream(session.read(0), ended)({}, never, never)  # type: ignore[arg-type]
