@@ -30,6 +30,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     http2 = HTTP2Settings(
         max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
     )
+    tls = settings.tls
     server = Granian(
         "app",  # unused: `load` returns the app
         address=settings.host,
@@ -42,8 +43,10 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         http2_settings=http2,
         backpressure=MAX_STREAMS * 2,
         log_level=LogLevels.warning,
-        ssl_cert=settings.tls.certificate if settings.tls else None,
-        ssl_key=settings.tls.key if settings.tls else None,
+        ssl_cert=tls.certificate if tls else None,
+        ssl_key=tls.key if tls else None,
+        ssl_ca=tls.client_ca if tls else None,
+        ssl_client_verify=tls is not None and tls.client_ca is not None,
         workers_kill_timeout=settings.stop_timeout_s,
     )
     server.serve(target_loader=partial(_load, settings, load), wrap_loader=False)
