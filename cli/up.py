@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,9 @@ from gateway.hosting.cores import Pins
 from gateway.hosting.processes import Service, ServiceError, keep_up
 from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings_sources import as_environment
+
+NO_DRAIN: Final = {"drain_timeout_s": 0}
+"""Settings of both ends: Ctrl-C waits for no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class Plan:
     ) -> Service:
         more = (*more, *self.arguments.get(name, ()))
         command = (sys.executable, "-m", module, "--port", str(port), "--host", HOST, *more)
-        environment = as_environment(name.upper(), self.settings.get(name, {}))
+        settings = {**NO_DRAIN, **self.settings.get(name, {})}
+        environment = as_environment(name.upper(), settings)
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 
 

@@ -23,7 +23,9 @@ from edge_agent.draft_model.choosing import with_draft_model
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
+from gateway.drain import Drain
 from gateway.hosting import logs
+from gateway.hosting.draining_server import DrainingServer
 from gateway.hosting.listening import check_listening
 from gateway.hosting.settings_sources import TlsSettings
 from models.errors import ModelError
@@ -31,7 +33,8 @@ from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
 
 GRACE_S: Final = 5
-"""Time for streams that still run at SIGTERM; after it they are cancelled, at both ends."""
+"""Time for requests that are still open when the edge has drained, such as an answer's whose
+client does not read it; after it they are cancelled, at both ends."""
 
 IDLE_S: Final = 75
 """Time for which an idle connection is kept: longer than clients keep theirs (httpx and the
@@ -81,7 +84,8 @@ def serve(
     make_drafter: MakeDrafter = loading.make_drafter,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
-    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # while the draft model is loaded
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
@@ -89,14 +93,14 @@ def serve(
         structlog.get_logger("edge_agent").warning(
             "key_in_clear", verifier=verifier, remedy="https:// in verifier_urls"
         )
-    metrics = EdgeMetrics(CollectorRegistry())
+    metrics, drain = EdgeMetrics(CollectorRegistry()), Drain()
     try:
         store = open_store(os.environ)
         settings = with_draft_model(settings, store, partial(open_verifiers, settings, metrics))
-        api = build(settings, store, policy, make_drafter)
+        api = build(settings, store, drain, policy, make_drafter)
     except (ModelError, OSError) as error:
         sys.exit(f"the edge cannot start: {error}")
-    uvicorn.run(
+    config = uvicorn.Config(
         api,
         host=settings.host,
         port=settings.port,
@@ -106,6 +110,7 @@ def serve(
         timeout_keep_alive=IDLE_S,
         **tls_options(settings.tls),
     )
+    DrainingServer(config, drain, settings.drain_timeout_s).run()
 
 
 def tls_options(tls: TlsSettings | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
+    - Draining          503  the service is about to stop; another one takes the request
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class ApiError(Exception):
     status: ClassVar[int]
     type: ClassVar[str]
     code: ClassVar[str]
+    retry_after_s: int | None = None
+    """When the client may ask again, if it is known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None
@@ -97,6 +100,11 @@ class EngineFault(ApiError):
 
 class Unavailable(ApiError):
     status, type, code = 503, "server_error", "verifier_unavailable"
+
+
+class Draining(Unavailable):
+    code = "draining"
+    retry_after_s = 1
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from gateway.app import create_app
+from gateway.drain import Drain
 from gateway.hosting.listening import hosts_of
+from gateway.hosting.serving import AT_ONCE
+from gateway.hosting.stopping import stopped_by_signals
 from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
@@ -47,18 +49,25 @@ def build(
     tracing = tracing or open_tracing("picospec-verifier", settings)
     registry = CollectorRegistry()
     gateway = Metrics(registry)
-    # without a target this process ends, and the one that started it reports that
-    give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
-    host = Host(make(PassMetrics(registry, gateway)), give_up)
+    drain = Drain()
+    host = Host(make(PassMetrics(registry, gateway)), drain)
     sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
-    async def end() -> None:
+    async def close() -> None:
         await sessions.end_all()
         await host.stop()
+        os.kill(os.getpid(), signal.SIGINT)  # the server's signal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with host.running(), sessions.running(), _ended_by_sigterm(end):
+        stopping = stopped_by_signals(
+            drain,
+            settings.drain_timeout_s,
+            close,
+            at_once=AT_ONCE,
+            second_is_at_once=False,
+        )
+        async with host.running(), sessions.running(), stopping:
             yield
         await asyncio.to_thread(tracing.close)
 
@@ -69,6 +78,7 @@ def build(
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
+        drain=drain,
         session_paths=SESSION_PATHS,
         is_message=takes_drafts,
         hosts=hosts_of(settings),
@@ -76,32 +86,6 @@ def build(
     )
     Routes(host, sessions).add_to(app)
     return app
-
-
-@asynccontextmanager
-async def _ended_by_sigterm(end: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Let SIGTERM await `end` once, and only then let the server close, by SIGINT.
-
-    The server waits for responses that are being sent, and ours last as long as a session:
-    without this it would wait until it is killed.
-    """
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-
-    async def stop() -> None:
-        await asked.wait()
-        await end()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    stopping = asyncio.create_task(stop())
-    loop.add_signal_handler(signal.SIGTERM, asked.set)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        if not asked.is_set():
-            stopping.cancel()
-        await asyncio.wait([stopping])
 
 
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:

@@ -1,4 +1,4 @@
-"""The target's life in this process: loading, ready, failed.
+"""The target's life in this process: loading, ready, draining, stopping, or failed.
 
 Loading may take minutes and must not keep the server from answering /health. A target that
 fails ends the process: the parent process reports it, and may start it again.
@@ -7,30 +7,36 @@ fails ends the process: the parent process reports it, and may start it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 import structlog
 
+from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.ports import Tokenizer
 from verifier.target import Target
 
-State = Literal["loading", "ready", "failed", "stopping"]
+State = Literal["loading", "ready", "draining", "failed", "stopping"]
 
 CHECK_S: Final = 1.0
 """Longest time until a lost target is noticed, in seconds."""
 
 
 class Host:
-    """Owns a Target from start to stop. give_up is called when it cannot start, or is lost."""
+    """Owns a Target from start to stop. When it cannot start, or is lost, the service stops."""
 
-    def __init__(self, target: Target, give_up: Callable[[], None]) -> None:
+    def __init__(self, target: Target, drain: Drain) -> None:
+        self.drain = drain
         self._target = target
-        self._give_up = give_up
-        self.state: State = "loading"
+        self._state: State = "loading"
         self._life: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        drains = self.drain.begun and self._state == "ready"
+        return "draining" if drains else self._state
 
     def check(self) -> None:
         """Raise Unavailable once the target has failed: only another process can serve."""
@@ -38,9 +44,10 @@ class Host:
             raise self._unavailable
 
     def ready(self) -> Target:
-        """Return the target. Raises Unavailable unless it is ready."""
-        if self.state != "ready":
+        """Return the target. Raises Unavailable unless it is ready, and takes more work."""
+        if self._state != "ready":
             raise self._unavailable
+        self.drain.check()
         return self._target
 
     @property
@@ -62,11 +69,13 @@ class Host:
 
     async def stop(self) -> None:
         """Let `ready` raise from now on, and stop the target. Harmless when repeated."""
-        if self.state == "stopping" or self._life is None:
+        life, self._life = self._life, None
+        if life is None:
             return
-        self.state = "stopping"
-        self._life.cancel()
-        await asyncio.wait([self._life])
+        if self._state != "failed":
+            self._state = "stopping"
+        life.cancel()
+        await asyncio.wait([life])
         await self._target.stop()
 
     async def _load_and_watch(self) -> None:
@@ -75,13 +84,13 @@ class Host:
         except Exception as error:  # whatever it is, there is nothing to serve
             self._fail("the target cannot start", error)
             return
-        self.state = "ready"
+        self._state = "ready"
         structlog.get_logger("verifier").info("ready", model=self._target.facts.model)
         while self._target.alive:  # noqa: ASYNC110 - vLLM has a flag, and no event
             await asyncio.sleep(CHECK_S)
         self._fail("the target is lost")
 
     def _fail(self, event: str, error: Exception | None = None) -> None:
-        self.state = "failed"
+        self._state = "failed"
         structlog.get_logger("verifier").error(event, error=str(error or ""), exc_info=error)
-        self._give_up()
+        self.drain.hurry()

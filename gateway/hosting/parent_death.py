@@ -5,8 +5,8 @@ A parent that is killed outright cannot stop its children, so each child watches
 * bound_to_parent is for a service. It runs `python -m gateway.hosting.parent_death PARENT CORES
   COMMAND...`, which asks the kernel for SIGTERM at the parent's death (Linux only), pins itself
   to CORES and becomes COMMAND; both settings outlast exec.
-* end_with_parent is for the server's worker. It sends SIGTERM, so that open streams end with an
-  error, and ends the process after a grace period.
+* end_with_parent is for the server's worker. It sends a signal by which open streams end with
+  an error, and ends the process after a grace period.
 * die_with_parent is for vLLM's core and workers. It sends SIGKILL, because they have nothing to
   finish and would keep the device's memory.
 
@@ -37,11 +37,11 @@ def bound_to_parent(command: Sequence[str], cores: Collection[int]) -> list[str]
     return [sys.executable, "-m", __name__, str(os.getpid()), listed, *command]
 
 
-def end_with_parent(grace_s: float) -> None:
-    """Send SIGTERM to this process when its parent is gone; end it `grace_s` later."""
+def end_with_parent(number: signal.Signals, grace_s: float) -> None:
+    """Send a signal to this process when its parent is gone; end it `grace_s` later."""
 
     def end() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(grace_s)
         os._exit(1)
 

@@ -51,6 +51,8 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Fields of keys that no file may hold, and the variables that list them, with commas."""
 
     host: str = "127.0.0.1"
+    drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
+    """How long, after SIGTERM, what runs may take to finish; new work is refused meanwhile."""
     allow_anonymous: bool = False
     """Whether a service without keys may listen beyond this machine."""
 
@@ -112,7 +114,7 @@ class ServerSettings(ServiceSettings):
 
     port: Port
     stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
-    """A worker that has not stopped by then is killed."""
+    """A worker that has not stopped so long after draining is killed."""
 
 
 def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:

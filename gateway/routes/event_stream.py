@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.account import Account
 from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge, send_to_client
 from gateway.detokenise import TextDelta
+from gateway.drain import Drain
 from gateway.errors import ClientGone
 from gateway.routes.answer import Answer, Json
 from gateway.routes.keep_alive import COMMENT, keep_alive
@@ -45,6 +46,7 @@ class EventStream(Response):
         answer: Answer,
         streams: Sequence[ChoiceStream],
         account: Account,
+        drain: Drain,
         *,
         usage: bool,
         watch: Watch | None,
@@ -54,6 +56,7 @@ class EventStream(Response):
         self._answer = answer
         self._streams = streams
         self._account = account
+        self._drain = drain
         self._usage = usage
         self._watch = watch
         self._keep_alive_s = keep_alive_s
@@ -65,9 +68,10 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, lambda: self._stream(send))
-            # The watch for a disconnect has ended, because servers report the end as one.
-            await send_to_client(send, self._end())
+            async with self._drain.answer():
+                await cancel_on_disconnect(receive, lambda: self._stream(send))
+                # The watch for a disconnect has ended, because servers report the end as one.
+                await send_to_client(send, self._end())
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:

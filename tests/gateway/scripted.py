@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from gateway.account import Clock
 from gateway.app import create_app
+from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.middleware import IsMessage
 from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer, TokenLogprob
@@ -120,6 +121,7 @@ def make_app(
     engine: ScriptedEngine,
     *,
     clock: Clock = time.monotonic,
+    drain: Drain | None = None,
     tokenizer: Tokenizer | None = None,
     is_message: IsMessage = lambda _: False,
     session_paths: str | None = None,
@@ -134,6 +136,7 @@ def make_app(
         source,
         given,
         clock=clock,
+        drain=drain,
         draw_seed=lambda: 41,
         is_message=is_message,
         session_paths=session_paths,

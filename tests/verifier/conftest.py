@@ -45,7 +45,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server; stop it at the end."""
     environ = {**os.environ, "PICOSPEC_API_KEYS": keys, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environ, cwd=ROOT)
+    process = subprocess.Popen(command, env=environ, cwd=ROOT, start_new_session=True)
     try:
         yield process
     finally:
@@ -69,7 +69,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def fake_command(port: int, **settings: object) -> list[str]:
-    overrides = msgspec.json.encode(settings).decode()
+    quick = {"drain_timeout_s": 0.0}
+    overrides = msgspec.json.encode(quick | settings).decode()
     return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
 
 

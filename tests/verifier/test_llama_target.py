@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.metrics import Metrics
 from gateway.ports import Job
@@ -71,7 +72,7 @@ async def serving() -> AsyncIterator[Host]:
         Limits(),
         PassMetrics(registry, Metrics(registry)),
     )
-    host = Host(target, lambda: None)
+    host = Host(target, Drain())
     async with host.running():
         async with asyncio.timeout(60):
             while host._state == "loading":  # noqa: ASYNC110

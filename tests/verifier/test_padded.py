@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.metrics import Metrics
 from gateway.ports import Job, Sampling
 from models.llama import Context, Model
@@ -46,7 +47,7 @@ async def answer(path: Path, temperature: float) -> tuple[list[int], int]:
     """Return the tokens of an answer, and the target's padding."""
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    host = Host(LlamaTarget("m", path, SETTINGS, Limits(), metrics), lambda: None)
+    host = Host(LlamaTarget("m", path, SETTINGS, Limits(), metrics), Drain())
     async with host.running():
         while host._state == "loading":  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
 from speculation.protocol.errors import RemoteProtocolError
@@ -26,10 +27,6 @@ from verifier.target_host import Host
 QUICK = 0.05
 
 
-def give_up() -> None:
-    raise AssertionError("the target did not start")
-
-
 @asynccontextmanager
 async def running(
     target: FakeTarget | None = None, **settings: float
@@ -37,7 +34,7 @@ async def running(
     target = target or FakeTarget()
     registry = CollectorRegistry()
     metrics = SessionMetrics(registry, Metrics(registry))
-    host = Host(target, give_up)
+    host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
     async with host.running(), sessions.running():
         await asyncio.sleep(0)

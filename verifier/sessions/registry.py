@@ -69,6 +69,7 @@ class Sessions:
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
+        self._host.drain.enter()
         now = self._clock()
         if tenant is not None:
             tenant.begin(now)
@@ -112,6 +113,7 @@ class Sessions:
 
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
         del self._running[session.name]
+        self._host.drain.leave()
         self._metrics.open.dec()
         if session.tenant is not None:
             session.tenant.end()
