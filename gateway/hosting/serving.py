@@ -54,6 +54,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         keep_alive_interval=PING_MS,
         keep_alive_timeout=PONG_S,
     )
+    tls = settings.tls
     server = Granian(
         "app",  # unused: `load` returns the app
         address=settings.host,
@@ -66,8 +67,10 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         http2_settings=http2,
         backpressure=MAX_STREAMS * 2,
         log_level=LogLevels.warning,
-        ssl_cert=settings.tls.certificate if settings.tls else None,
-        ssl_key=settings.tls.key if settings.tls else None,
+        ssl_cert=tls.certificate if tls else None,
+        ssl_key=tls.key if tls else None,
+        ssl_ca=tls.client_ca if tls else None,
+        ssl_client_verify=tls is not None and tls.client_ca is not None,
         workers_kill_timeout=math.ceil(settings.drain_timeout_s) + settings.stop_timeout_s,
     )
     server.on_startup(partial(_pass_signals_on, server, settings.stop_timeout_s))
