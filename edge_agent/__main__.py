@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import sys
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
+import structlog
 import typer
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -24,7 +26,9 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.drain import Drain
 from gateway.hosting import logs
 from gateway.hosting.draining_server import DrainingServer
+from gateway.hosting.http1 import DeadlinesProtocol
 from gateway.hosting.listening import check_listening
+from gateway.hosting.settings_sources import TlsSettings
 from models.errors import ModelError
 from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
@@ -86,6 +90,10 @@ def serve(
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
+    for verifier in settings.hosts_that_get_a_key_in_clear:
+        structlog.get_logger("edge_agent").warning(
+            "key_in_clear", verifier=verifier, remedy="https:// in verifier_urls"
+        )
     metrics, drain = EdgeMetrics(CollectorRegistry()), Drain()
     try:
         store = open_store(os.environ)
@@ -101,8 +109,20 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
+        http=DeadlinesProtocol,
+        **tls_options(settings.tls),
     )
     DrainingServer(config, drain, settings.drain_timeout_s).run()
+
+
+def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
+    """Return what uvicorn is told of certificates."""
+    if tls is None:
+        return {}
+    options = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    if tls.client_ca is None:
+        return options
+    return {**options, "ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -111,9 +111,17 @@ def build(
 
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     """Return the verifiers, with connections made at their first use. Raises OSError."""
-    certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    certificate = None
+    if settings.client_certificate and settings.client_key:
+        certificate = settings.client_certificate.read_bytes(), settings.client_key.read_bytes()
     connections = [
-        Connection(str(url).rstrip("/"), key=settings.key_for(url), ca_certificate=certificate)
+        Connection(
+            str(url).rstrip("/"),
+            key=settings.key_for(url),
+            ca_certificate=authority,
+            certificate=certificate,
+        )
         for url in settings.verifiers
     ]
     uplinks = [Uplink(connection, metrics) for connection in connections]

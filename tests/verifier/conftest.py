@@ -30,17 +30,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    command: list[str], port: int, keys: str = f"other,{KEY}"
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server and wait until it is ready; stop it at the end."""
-    with running(command) as process:
+    with running(command, keys) as process:
         _wait_for(port, process)
         yield process
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], keys: str = f"other,{KEY}"
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server; stop it at the end."""
-    environ = {**os.environ, "PICOSPEC_API_KEYS": f"other,{KEY}", "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PICOSPEC_API_KEYS": keys, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environ, cwd=ROOT, start_new_session=True)
     try:
         yield process
