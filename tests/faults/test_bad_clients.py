@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from gateway.choice_stream import UNREAD_S
 from tests.faults.rig.asking import BRIEF, KINDS, Answer
 from tests.faults.rig.raw_client import RawClient, request
 from tests.faults.rig.report import Report
@@ -72,6 +73,21 @@ async def test_a_client_that_does_not_read_delays_no_other(
     report.add("client reads after 4 s", "complete", gap_s, same)
     assert b"[DONE]" in ended
     assert same
+
+
+@pytest.mark.long
+async def test_a_client_that_never_reads_holds_nothing_for_long(
+    world: World, report: Report
+) -> None:
+    async with RawClient(world.edge.port, room_bytes=4096) as client:
+        await client.send(request(ENDLESS))
+        await client.read(b'"content":"', most_bytes=512)
+        begun = time.monotonic()
+        await asyncio.sleep(UNREAD_S)
+        await serves_again(world)
+        seconds = time.monotonic() - begun
+
+    report.add("client never reads", "cut", note=f"nothing left after {seconds:.0f} s")
 
 
 @pytest.mark.parametrize("end", ["edge", "verifier"])

@@ -165,6 +165,8 @@ class Verifier(Service):
         self._opening: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        if self._opening:
+            self._opening.cancel()
         self.link.close_port()
         super().start()
         self._opening = asyncio.create_task(self._open_link())
