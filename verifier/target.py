@@ -138,8 +138,7 @@ class Target(Protocol):
 class Described:
     """The part of a Target that its tokenizer answers for."""
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        self._name = name
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
@@ -170,6 +169,7 @@ class Described:
 
     def describe(
         self,
+        name: str,
         file: TokenizerFile,
         context_tokens: int,
         features: Sequence[str],
@@ -182,7 +182,7 @@ class Described:
         self._grammars = GrammarCompiler(tokenizer)
         vocabulary = tokenizer.vocabulary
         self._facts = ModelFacts(
-            model=self._name,
+            model=name,
             vocabulary_size=len(vocabulary.pieces),
             vocabulary=file.digest,
             context_tokens=context_tokens,

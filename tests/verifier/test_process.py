@@ -141,6 +141,24 @@ async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
     assert not is_running(worker)
 
 
+async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so() -> None:
+    port = free_port()
+    body = {"prompt": [SLOW], "max_tokens": 200, "stream": True}
+    with serving(fake_command(port, drain_timeout_s=0.1), port) as process:
+        async with (
+            http2_client(f"http://127.0.0.1:{port}") as client,
+            client.stream("POST", "/v1/completions", json=body) as answer,
+        ):
+            lines = answer.aiter_lines()
+            await anext(lines)
+            process.send_signal(signal.SIGTERM)
+            events = [line async for line in lines if line]
+        await gone(process.pid, within_s=5)
+
+    assert '"code":"shutting_down"' in events[-1]
+    assert process.returncode == 0
+
+
 async def test_the_worker_does_not_outlive_a_killed_parent() -> None:
     port = free_port()
     with serving(fake_command(port), port) as process:
