@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
-        self._steps = 0  # at the last heartbeat
+        self._steps = 0.0  # at the last heartbeat
 
     @staticmethod
     async def start(
