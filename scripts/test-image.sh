@@ -14,13 +14,13 @@ debian=$PICOSPEC_IMAGES/debian
 bud() { buildah --root "$PICOSPEC_IMAGES/storage" --runroot "$PICOSPEC_IMAGES/run" "$@"; }
 
 begin() { # from an image, or from nothing
-    bud from --pull=never --ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" \
+    bud from --pull=never --network host --ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" \
         --ulimit "nproc=$(ulimit -Hu):$(ulimit -Hu)" "$@"
 }
 
 tools() {
     missing=
-    command -v buildah >/dev/null || missing="buildah"
+    command -v buildah >/dev/null || missing="buildah netavark"
     command -v debootstrap >/dev/null || missing="$missing debootstrap"
     # shellcheck disable=SC2086 # one word, one package
     [ -z "$missing" ] || scripts/install-packages.sh $missing

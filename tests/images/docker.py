@@ -48,7 +48,15 @@ def build(arguments: Sequence[str]) -> None:
     base = ["--build-arg", f"BASE={os.environ['BASE']}"] if "BASE" in os.environ else []
     # the format of OCI has no health check
     buildah(
-        "build", "--format", "docker", "--pull=never", *limits(), *base, *arguments, shown=True
+        "build",
+        "--format",
+        "docker",
+        "--network=host",
+        "--pull=never",
+        *limits(),
+        *base,
+        *arguments,
+        shown=True,
     )
 
 
