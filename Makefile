@@ -5,6 +5,7 @@
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
+# make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
@@ -34,7 +35,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not faults" $(ARGS)
+	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not faults and not images" $(ARGS)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
@@ -83,6 +84,11 @@ test-clients-ready: .venv/.ready-dev
 test-faults: .venv/.ready-dev
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
 	@$(STEP) "fault campaign" $(BIN)/pytest tests/faults $(ARGS)
+
+.PHONY: test-image
+test-image: .venv/.ready-dev
+	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@scripts/test-image.sh $(IMAGE)
 
 test-vllm-matrix: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m scripts/vllm-matrix.sh $(VLLM_VERSIONS)

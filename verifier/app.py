@@ -23,7 +23,7 @@ from gateway.drain import Drain
 from gateway.hosting.listening import hosts_of
 from gateway.hosting.progress_bar import progress_bar
 from gateway.hosting.serving import AT_ONCE
-from gateway.hosting.stopping import stopped_by_signals
+from gateway.hosting.stopping import end_within, stopped_by_signals
 from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
@@ -56,10 +56,16 @@ def build(
     registry = CollectorRegistry()
     gateway = Metrics(registry)
     drain = Drain()
-    host = Host(make(PassMetrics(registry, gateway)), drain)
+    host = Host(
+        make(PassMetrics(registry, gateway)),
+        drain,
+        load_timeout_s=settings.load_timeout_s,
+        pass_timeout_s=settings.pass_timeout_s,
+    )
     sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
     async def close() -> None:
+        end_within(settings.stop_timeout_s)
         await sessions.end_all()
         await host.stop()
         os.kill(os.getpid(), signal.SIGINT)  # the server's signal

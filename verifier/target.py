@@ -106,8 +106,13 @@ class Target(Protocol):
     async def start(self) -> None:
         """Load the model; may take minutes."""
 
+    async def heartbeat(self) -> None:
+        """Return once the pass that is running now, if any, has ended, and each process of the
+        engine has answered. It may raise anything."""
+
     async def stop(self) -> None:
-        """Free everything, child processes included. Sessions still running end."""
+        """Free everything, child processes included. Sessions still running end. It may hang
+        when the engine hangs."""
 
     async def check(self, request: Open) -> None:
         """Find out what takes time: whether a grammar can be compiled. Called before `serve`.

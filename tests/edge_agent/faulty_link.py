@@ -36,6 +36,10 @@ class FaultyLink(Link):
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
+    def leads_to(self, port: int) -> None:
+        """Have later connections go to another port."""
+        self.upstream = (HOST, port)
+
     def accept(self, client: End) -> None:
         if self._refuses:
             client.reset()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.link.path import Conditions
-from tests.faults.rig.world import World
+from tests.faults.rig.world import PASS_TIMEOUT_S, World
+from verifier.target_host import HEARTBEAT_S
 
 Strike = Callable[[World], Awaitable[None]]
 
@@ -147,6 +148,7 @@ FAULTS: Final = (
     Fault("verifier SIGTERM", drain),
     Fault("verifier SIGTERM twice", hand_over),
     Fault("engine exception", engine("raise")),
+    Fault("engine hangs", engine("hang"), within_s=PASS_TIMEOUT_S + HEARTBEAT_S + GAP_S),
     Fault("verifier's disk full", fill_verifiers_disk),
     Fault("edge's disk full, verifier SIGKILL", fill_edges_disk),
     Fault("clock one hour ahead", jump(3600.0)),

@@ -91,6 +91,10 @@ class LlamaTarget(Described):
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
 
+    async def heartbeat(self) -> None:
+        """Have the thread do nothing, which it does when the pass has ended."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
+
     async def stop(self) -> None:
         """End all sessions, wait for the pass that is running, free the memory."""
         if self._running:
@@ -198,3 +202,6 @@ class LlamaTarget(Described):
         if self._engine:
             self._engine.close()
             self._engine = None
+
+
+def _nothing() -> None: ...

@@ -26,6 +26,7 @@ from tests.faults.rig.services import Service, Verifier
 from tests.models.chats import TEMPLATES, Json
 
 FOLDER: Final = ROOT / "build" / "faults"
+PASS_TIMEOUT_S: Final = 6.0
 SETTLED_WITHIN_S: Final = 20.0
 """A session whose edge is gone ends when its resume window does; then nothing may be left."""
 
@@ -175,6 +176,7 @@ def _verifier_options(plan: Plan) -> tuple[str, ...]:
     return (
         "--model", "smollm2", "--llama.threads", "1", "--llama.slots", str(plan.slots),
         "--llama.context-tokens", "2048", "--chat-template", str(TEMPLATES / "qwen2.5.jinja"),
+        "--pass-timeout-s", str(PASS_TIMEOUT_S),
         "--sessions.resume-window-s", str(plan.resume_window_s), *plan.verifier_options,
     )  # fmt: skip
 

@@ -121,6 +121,10 @@ class VllmTarget(Described):
         if engine is not None:
             await engine.stop()
 
+    async def heartbeat(self) -> None:
+        """Hear from the engine's core and workers."""
+        await started(self._engine).heartbeat()
+
     async def check(self, request: Open) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
 
