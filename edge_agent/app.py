@@ -24,6 +24,7 @@ from edge_agent.draft_model.drafter import Drafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.fallback.fallback import DraftFallback, open_engine
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
@@ -32,7 +33,7 @@ from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.drain import Drain
-from gateway.errors import ApiError
+from gateway.errors import ApiError, Unavailable
 from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
 from models.store import Store
@@ -72,6 +73,12 @@ def build(
     cache = TokenizerCache(store.root / "tokenizers")
     tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
+    fallback = None
+    if settings.fallback == "draft" and model is not None:
+        found = store.find(settings.draft_model, "draft")
+        most = loading.context_tokens_of(model, settings)
+        alone = open_engine(found, drafter, most)
+        fallback = DraftFallback(*alone, verifiers, tokenizer, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -88,6 +95,8 @@ def build(
                 task.cancel()
             await asyncio.wait(tasks)
             await engine.close()
+            if fallback is not None:
+                await fallback.engine.close()
             await verifiers.close()
             if await asyncio.to_thread(drafter.close) and model is not None:
                 model.close()
@@ -102,9 +111,10 @@ def build(
         drain=drain,
         hosts=hosts_of(settings),
         tracing=tracing,
+        fallback=fallback,
     )
     health = partial(_health, verifiers, drafter, drain)
-    ready = partial(_ready, engine, verifiers, tokenizer, drain)
+    ready = partial(_ready, engine, verifiers, tokenizer, fallback, drain)
     for path, answer in (("/health", health), ("/ready", ready)):
         app.router.routes.insert(0, Route(path, answer))
     return app
@@ -141,6 +151,7 @@ async def _ready(
     engine: EdgeEngine,
     verifiers: Verifiers,
     tokenizer: TargetTokenizer,
+    fallback: DraftFallback | None,
     drain: Drain,
     _: Request,
 ) -> JSONResponse:
@@ -150,6 +161,9 @@ async def _ready(
         facts = await engine.facts()
         await tokenizer()
     except ApiError as error:
+        if fallback is not None and isinstance(error, Unavailable):
+            body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}
+            return JSONResponse(body)
         body = {"status": "unavailable", **verifiers.report(), **error.body()}
         return JSONResponse(body, 503)
     ok = {"status": "ok", **verifiers.report(), "model": facts.model}

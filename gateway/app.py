@@ -24,7 +24,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
-from gateway.ports import SEEDS, Engine, TokenizerSource
+from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
 from gateway.routes.chat_completions import ChatRequest
@@ -87,6 +87,7 @@ def create_app(
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
     tracing: Tracing = NO_TRACING,
+    fallback: Fallback | None = None,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -96,7 +97,8 @@ def create_app(
 
     drain: counts the answers, and refuses new ones once it has begun.
     session_paths: what the paths begin with that are followed by a session's name. hosts: the
-    names in `Host` that are answered; None for any. Raises gateway.tenants.keys.InvalidKeys.
+    names in `Host` that are answered; None for any. fallback: answers while `engine` cannot.
+    Raises gateway.tenants.keys.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
@@ -134,6 +136,7 @@ def create_app(
         keep_alive_s=settings.keep_alive_s,
         draw_seed=draw_seed,
         started=int(time.time()),
+        fallback=fallback,
     )
     for route in (*ROUTES, *documents(ROUTES), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
@@ -150,7 +153,12 @@ def _cors(settings: GatewaySettings) -> list[Middleware]:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-picospec-ignored", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-picospec-ignored",
+                "x-picospec-fallback",
+                "retry-after",
+            ],
         )
     ]
 

@@ -161,6 +161,7 @@ class Accounts:
             status=status,
             error=account.error,
             **({"ignored": account.ignored} if account.ignored else {}),
+            **({"fallback": account.fallback} if account.fallback else {}),
             prompt_tokens=account.prompt_tokens,
             completion_tokens=account.completion_tokens,
             first_token_s=account.first_token_s and round(account.first_token_s, 6),
@@ -185,6 +186,8 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         headers["x-request-id"] = account.request_id
         if account.ignored:
             headers["x-picospec-ignored"] = ", ".join(account.ignored)
+        if account.fallback:
+            headers["x-picospec-fallback"] = account.fallback
     await send(message)
 
 

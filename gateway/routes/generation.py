@@ -37,6 +37,7 @@ async def generate(
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
     body = await parse(schema, request)
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
     given = check_parameters(body.model_extra or {}, facts)
     body.check_served(facts)
@@ -50,7 +51,9 @@ async def generate(
     account.begin_answers(len(jobs))
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
-    answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
+    answer = make_answer(
+        name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
+    )
     stop_tokens = facts.stop_tokens.union(given.stop_tokens)
     streams = [
         stream_choice(

@@ -31,8 +31,9 @@ async def prometheus_metrics(services: Services, _: Request) -> Response:
     return Response(generate_latest(services.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def list_models(services: Services, _: Request) -> Response:
+async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's only model, under each of its names."""
+    services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
     names = [facts.model, *sorted(services.model_aliases - {facts.model})]
     models = [_model(services, facts, name) for name in names]
@@ -41,6 +42,7 @@ async def list_models(services: Services, _: Request) -> Response:
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
+    services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
     return json_response(_model(services, await services.facts_of(name), name))
 
