@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.errors import EngineFault
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 ANN, BEN = ({"authorization": f"Bearer {key}"} for key in ("key of ann", "key of ben"))
@@ -148,6 +148,27 @@ async def test_a_request_over_the_limit_is_turned_away_before_its_body_is_read(
     await app(scope, body, send)  # type: ignore[arg-type]
 
     assert sent[0]["status"] == 429
+
+
+async def test_bodies_on_their_way_are_answers_that_have_begun(file: Path) -> None:
+    rest = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"messages": ['
+        await rest.wait()
+        yield b'{"role": "user", "content": "hi"}]}'
+
+    app, chat = make_app(ScriptedEngine((b"x",)), keys_file=file), "/v1/chat/completions"
+    async with served(app) as url, httpx.AsyncClient(base_url=url, headers=BEN) as client:
+        coming = [asyncio.create_task(client.post(chat, content=slow())) for _ in range(2)]
+        async with asyncio.timeout(5):
+            while 'answers{tenant="ben"} 2.0' not in (await client.get("/metrics")).text:
+                pass
+        third = await client.post(chat, json=CHAT)
+        rest.set()
+        answers = [await each for each in coming]
+
+    assert statuses([third, *answers]) == [429, 200, 200]
 
 
 async def test_without_keys_all_clients_share_the_services_limits() -> None:
