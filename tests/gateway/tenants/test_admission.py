@@ -81,8 +81,9 @@ async def test_each_choice_is_an_answer_and_ends_with_its_request(file: Path) ->
     engine = ScriptedEngine((b"x",), pause=release.wait)
     async with client_of(make_app(engine, keys_file=file)) as client:
         running = asyncio.create_task(ask(client, BEN, n=2))
-        while len(engine.jobs) < 2:  # noqa: ASYNC110 - the engine has no event for that
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while len(engine.jobs) < 2:  # noqa: ASYNC110 - the engine has no event for that
+                await asyncio.sleep(0)
         more = await ask(client, BEN)
         free = [await client.get("/v1/models", headers=BEN), await client.get("/metrics")]
         release.set()
