@@ -162,11 +162,13 @@ async def test_bodies_on_their_way_are_answers_that_have_begun(file: Path) -> No
     app, chat = make_app(ScriptedEngine((b"x",)), keys_file=file), "/v1/chat/completions"
     async with served(app) as url, httpx.AsyncClient(base_url=url, headers=BEN) as client:
         coming = [asyncio.create_task(client.post(chat, content=slow())) for _ in range(2)]
-        async with asyncio.timeout(5):
-            while 'answers{tenant="ben"} 2.0' not in (await client.get("/metrics")).text:
-                pass
-        third = await client.post(chat, json=CHAT)
-        rest.set()
+        try:
+            async with asyncio.timeout(5):
+                while 'answers{tenant="ben"} 2.0' not in (await client.get("/metrics")).text:
+                    pass
+            third = await client.post(chat, json=CHAT)
+        finally:
+            rest.set()
         answers = [await each for each in coming]
 
     assert statuses([third, *answers]) == [429, 200, 200]
