@@ -93,7 +93,8 @@ def check_free(port: int, variable: str) -> None:
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     """Start `services`, print how to use them, and stay until a signal.
 
-    All have stopped when it returns or raises a ServiceError.
+    One that fails later is started again, a few times. All have stopped when it returns or
+    raises a ServiceError.
     """
     check_free(plan.verifier_port, "VERIFIER_PORT")
     check_free(plan.edge_port, "EDGE_PORT")
@@ -116,7 +117,7 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
+    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
 
 
 async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Console) -> str:

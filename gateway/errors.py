@@ -5,6 +5,7 @@
   - Unauthorized        401  no key, or a wrong one
   - Forbidden           403  the request's Host is not one of this service's names
   - NotFound            404  no such model or path
+  - RequestTimeout      408  the request's body did not come in time
   - TooLarge            413  the body exceeds the limit
   - Overloaded          429  the service is full; the client may retry after `retry_after_s`
     - RateLimited       429  the client's key is at one of its limits
@@ -72,6 +73,10 @@ class Forbidden(ApiError):
 
 class NotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class RequestTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
 class TooLarge(ApiError):

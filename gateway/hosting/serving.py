@@ -33,6 +33,12 @@ MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
 """Streams of one connection: an edge holds one for each session, and short ones for drafts."""
 
+PING_MS: Final = 20_000
+PONG_S: Final = 20
+"""How often a connection of HTTP/2 is asked for a sign of life, in milliseconds, and how long
+that may take, in seconds. An edge that vanished without a word would hold its streams for the
+quarter of an hour in which TCP sends again."""
+
 
 def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
@@ -43,7 +49,10 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     the worker.
     """
     http2 = HTTP2Settings(
-        max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
+        max_headers_size=MAX_HEADERS_BYTES,
+        max_concurrent_streams=MAX_STREAMS,
+        keep_alive_interval=PING_MS,
+        keep_alive_timeout=PONG_S,
     )
     tls = settings.tls
     server = Granian(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -78,7 +79,8 @@ class EventStream(Response):
             if not self._has_status:
                 raise
             error = self._account.failed(raised)
-            await send({**_events(error.body()), "more_body": False})
+            with suppress(ClientGone):
+                await send_to_client(send, {**_events(error.body()), "more_body": False})
 
     async def _stream(self, send: Send) -> None:
         begun = asyncio.Event()

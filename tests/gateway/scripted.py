@@ -15,6 +15,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import httpx
 import uvicorn
@@ -32,6 +33,9 @@ END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""
 
 CONTEXT_TOKENS = 64
+SEND_BUFFER_BYTES = 1 << 16
+"""What the system holds for a client that does not read; by itself it would hold megabytes."""
+
 MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
@@ -159,11 +163,14 @@ class Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[str]:
-    """Serve on loopback; give the base URL."""
+async def served(
+    app: FastAPI, http: type[asyncio.Protocol] | Literal["auto"] = "auto"
+) -> AsyncIterator[str]:
+    """Serve on loopback; give the base URL. http: uvicorn's protocol."""
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="critical", lifespan="on")
+        config = uvicorn.Config(app, log_level="critical", lifespan="on", http=http)
         server = Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.ready.wait()

@@ -51,8 +51,11 @@ class Sessions:
     async def end_all(self) -> None:
         """End every session with a Fault that says so, and wait for the tasks."""
         running = list(self._running.values())
+        fault = Fault("shutting_down", "the verifier is shutting down", True)
+        if self._host.state == "failed":  # a session may be the reason
+            fault = Fault("target_failed", "the target is lost", True)
         for session in running:
-            session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
+            session.cancel(fault)
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
