@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.errors import EngineFault
+from gateway.request_body import STRANGERS_BYTES
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -125,30 +126,41 @@ async def test_tokens_of_prompts_and_answers_are_counted_when_they_are_known(
     assert 'picospec:tenant_limited_total{limit="tokens",tenant="ben"} 1.0' in metrics.text
 
 
-async def test_a_request_over_the_limit_is_turned_away_before_its_body_is_read(
-    file: Path,
+@pytest.mark.parametrize("limit", ["requests_a_minute = 6", "sessions = 1"])
+async def test_of_a_request_over_a_limit_little_of_the_body_is_read_and_nothing_is_kept(
+    tmp_path: Path, limit: str
 ) -> None:
-    async def body() -> bytes:
-        raise AssertionError("the body was read")
+    file, piece, read = tmp_path / "keys.toml", b" " * 65536, 0
+    await asyncio.to_thread(file.write_text, table("ben") + limit)
+    engine = ScriptedEngine((b"x",), pause=asyncio.Event().wait)
+    app = make_app(engine, keys_file=file, body_limit_bytes=1 << 30)
 
-    app = make_app(ScriptedEngine(), keys_file=file)
+    async def endless() -> dict[str, object]:
+        nonlocal read
+        read += len(piece)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
     sent: list[dict[str, object]] = []
 
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    async with client_of(app) as client:
-        for _ in range(6):
-            await client.get("/v1/models", headers=BEN)
     headers = [(b"authorization", BEN["authorization"].encode()), (b"host", b"gateway")]
     scope = {
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers,
         "query_string": b"", "raw_path": b"", "root_path": "", "http_version": "1.1",
     }  # fmt: skip
-
-    await app(scope, body, send)  # type: ignore[arg-type]
+    async with client_of(app) as client:
+        for _ in range(6 if "requests" in limit else 0):
+            await client.get("/v1/models", headers=BEN)
+        running = asyncio.create_task(ask(client, BEN))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await app(scope, endless, send)  # type: ignore[arg-type]
+        running.cancel()
 
     assert sent[0]["status"] == 429
+    assert read <= STRANGERS_BYTES + len(piece)
 
 
 async def test_bodies_on_their_way_are_answers_that_have_begun(file: Path) -> None:
