@@ -23,6 +23,7 @@ from edge_agent.draft_model import loading
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.link import direct
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
@@ -33,9 +34,12 @@ from gateway.app import create_app
 from gateway.errors import ApiError
 from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.documents import Route as DocumentedRoute
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
+from speculation.protocol.messages import PROTOCOL_VERSION
 
 
 def build(
@@ -66,6 +70,7 @@ def build(
     translate = None if model is None else partial(Translation, draft=model)
     cache = TokenizerCache(store.root / "tokenizers")
     tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
+    draft = None if model is None else store.find(settings.draft_model, "draft").name
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
 
     @asynccontextmanager
@@ -96,6 +101,16 @@ def build(
         lifespan=lifespan,
         hosts=hosts_of(settings),
         tracing=tracing,
+        routes=[
+            DocumentedRoute(
+                "POST",
+                direct.PATH,
+                "The same chat without the edge",
+                partial(direct.relay, verifiers),
+                ChatRequest,
+            ),
+        ],
+        about=partial(_about, settings, verifiers, tokenizer, draft, registry),
     )
     ready = partial(_ready, engine, verifiers, tokenizer)
     for path, answer in (("/health", partial(_health, verifiers)), ("/ready", ready)):
@@ -117,6 +132,32 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
 async def _health(verifiers: Verifiers, _: Request) -> JSONResponse:
     state = "ready" if verifiers.ready else "unavailable"
     return JSONResponse({"status": "ok", "state": state, **verifiers.report()})
+
+
+async def _about(
+    settings: EdgeSettings,
+    verifiers: Verifiers,
+    tokenizer: TargetTokenizer,
+    draft: str | None,
+    registry: CollectorRegistry,
+) -> dict[str, object]:
+    """Return what /status says of the edge alone. draft: the draft model's name, if any."""
+
+    def sessions(url: object) -> int:
+        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(url)}
+        return int(registry.get_sample_value(name, labels) or 0)
+
+    found = await verifiers.statuses()
+    known = {"model": draft, "vocabularies": tokenizer.relation, "slots": settings.slots}
+    return {
+        "service": "edge",
+        "protocol": PROTOCOL_VERSION,
+        "judge": settings.judge,
+        "fill": settings.fill,
+        "lookup": settings.lookup,
+        "draft": draft and known,
+        "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],
+    }
 
 
 async def _ready(
