@@ -44,6 +44,12 @@ class EdgeSettings(ServiceSettings):
     verifier_ca: Path | None = None
     """PEM file of the authority of the verifiers' certificates; None means the system's."""
 
+    client_certificate: Path | None = None
+    """PEM file, the whole chain, of what this edge shows a verifier that asks for it."""
+
+    client_key: Path | None = None
+    """PEM file, PKCS#8, of the key of `client_certificate`."""
+
     failover_deadline_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """How long an answer whose verifier is lost waits for one that goes on."""
 
@@ -97,6 +103,18 @@ class EdgeSettings(ServiceSettings):
         """The key for a verifier. Both ends may share the clients' keys on one machine."""
         shared = self.api_keys if is_loopback(verifier.host or "") else ()
         return next((key.get_secret_value() for key in self.verifier_key + shared), None)
+
+    @property
+    def hosts_that_get_a_key_in_clear(self) -> tuple[str, ...]:
+        """The verifiers elsewhere that this edge shows a key without TLS."""
+        plain = (url for url in self.verifiers if url.scheme == "http" and self.key_for(url))
+        return tuple(url.host or "" for url in plain if not is_loopback(url.host or ""))
+
+    @model_validator(mode="after")
+    def _has_both_parts_of_a_certificate(self) -> Self:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("set client_certificate and client_key, or neither")
+        return self
 
     @model_validator(mode="after")
     def _names_verifiers_once(self) -> Self:

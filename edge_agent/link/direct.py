@@ -20,6 +20,7 @@ from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
 from gateway.account import Account
 from gateway.choice_stream import cancel_on_disconnect, send_to_client
+from gateway.drain import Drain
 from gateway.errors import ClientGone, InvalidRequest, Unavailable
 from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.request import parse
@@ -35,6 +36,7 @@ _TOKENS: Final = re.compile(rb'"prompt_n":(\d+).*"predicted_n":(\d+)')
 
 async def relay(verifiers: Verifiers, services: Services, request: Request) -> Response:
     """Have the verifier that is in use answer. Raises ApiError."""
+    services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
     body = await parse(ChatRequest, request)
@@ -43,24 +45,27 @@ async def relay(verifiers: Verifiers, services: Services, request: Request) -> R
     facts = await services.facts_of(body.model)
     account.begin_answers(body.n)
     named = {**msgspec.json.decode(await request.body()), "model": facts.model}
-    return _Relayed(verifiers.current, msgspec.json.encode(named), account)
+    asked = msgspec.json.encode(named)
+    return _Relayed(verifiers.current, asked, account, services.drain)
 
 
 class _Relayed(Response):
     """One answer, sent once. It ends the verifier's before it returns or raises."""
 
-    def __init__(self, uplink: Uplink, asked: bytes, account: Account) -> None:
+    def __init__(self, uplink: Uplink, asked: bytes, account: Account, drain: Drain) -> None:
         super().__init__()
         self._uplink = uplink
         self._asked = asked
         self._account = account
+        self._drain = drain
         self._end = b""
         self._events = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, lambda: self._relay(send))
-            await send_to_client(send, _piece(b"", more=False))
+            async with self._drain.answer():
+                await cancel_on_disconnect(receive, lambda: self._relay(send))
+                await send_to_client(send, _piece(b"", more=False))
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:

@@ -18,7 +18,14 @@ from edge_agent.link.session_link import Link
 from edge_agent.link.session_trace import SessionTrace
 from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, InvalidRequest, Overloaded, TooLarge, Unavailable
+from gateway.errors import (
+    ApiError,
+    Draining,
+    InvalidRequest,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+)
 from gateway.tracing import Fact, Span
 from speculation.protocol.messages import Open
 
@@ -48,7 +55,7 @@ class Choice(Protocol):
         """Return a verifier's place in the list, from 0."""
 
     async def probe(self) -> None:
-        """Ask all verifiers for their health."""
+        """Ask all verifiers whether they are ready."""
 
     def abandon(self, link: Link) -> None:
         """End a lost session as soon as its verifier can be reached."""
@@ -125,6 +132,8 @@ class Failover:
         else:
             self._turned_away(error)
         if self._lost_at is None:
+            if isinstance(error, Draining):
+                await self._choice.probe()  # one that was restarted just now may be ready
             if self._ready() is None:
                 raise error
             return
@@ -148,6 +157,8 @@ class Failover:
     def _turned_away(self, error: ApiError) -> None:
         if self._lost_at is None and isinstance(error, InvalidRequest | TooLarge):
             raise error
+        if isinstance(error, Draining):
+            self._uplink.health.set_draining(True)
         passes = isinstance(error, Unavailable | Overloaded)
         if passes and error.error_code != "identity_mismatch":
             self._tried.add(self._uplink)

@@ -27,6 +27,9 @@ def check_listening(settings: ServiceSettings) -> None:
     """Raise ValueError unless a service with these settings may listen."""
     if settings.keys_file is not None:
         read_keys(settings.keys_file)
+    for name, file in settings.tls or ():
+        if file is not None and not file.is_file():
+            raise ValueError(f"tls.{name}: there is no file {file}")
     if is_loopback(settings.host) or settings.needs_key or settings.allow_anonymous:
         return
     raise ValueError(

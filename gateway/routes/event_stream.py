@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -18,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.account import Account
 from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge, send_to_client
 from gateway.detokenise import TextDelta
+from gateway.drain import Drain
 from gateway.errors import ClientGone
 from gateway.routes.answer import Answer, Json
 from gateway.routes.keep_alive import COMMENT, keep_alive
@@ -45,6 +47,7 @@ class EventStream(Response):
         answer: Answer,
         streams: Sequence[ChoiceStream],
         account: Account,
+        drain: Drain,
         *,
         usage: bool,
         watch: Watch | None,
@@ -54,6 +57,7 @@ class EventStream(Response):
         self._answer = answer
         self._streams = streams
         self._account = account
+        self._drain = drain
         self._usage = usage
         self._watch = watch
         self._keep_alive_s = keep_alive_s
@@ -65,16 +69,18 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, lambda: self._stream(send))
-            # The watch for a disconnect has ended, because servers report the end as one.
-            await send_to_client(send, self._end())
+            async with self._drain.answer():
+                await cancel_on_disconnect(receive, lambda: self._stream(send))
+                # The watch for a disconnect has ended, because servers report the end as one.
+                await send_to_client(send, self._end())
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:
             if not self._has_status:
                 raise
             error = self._account.failed(raised)
-            await send({**_events(error.body()), "more_body": False})
+            with suppress(ClientGone):
+                await send_to_client(send, {**_events(error.body()), "more_body": False})
 
     async def _stream(self, send: Send) -> None:
         begun = asyncio.Event()

@@ -33,6 +33,7 @@ async def generate(
     request: Request,
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
+    services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
     body = await parse(schema, request)
@@ -64,11 +65,13 @@ async def generate(
             answer,
             streams,
             account,
+            services.drain,
             usage=body.include_usage,
             watch=Watch() if body.is_watched else None,
             keep_alive_s=services.keep_alive_s,
         )
-    return await json_answer(answer, streams, account, request.receive)
+    async with services.drain.answer():
+        return await json_answer(answer, streams, account, request.receive)
 
 
 async def _jobs(

@@ -28,6 +28,7 @@ async def health(_: Services, __: Request) -> Response:
 
 async def ready(services: Services, _: Request) -> Response:
     """Answer 200 while the engine can serve; it raises the 503 that says why it cannot."""
+    services.drain.check()
     facts = await services.engine.facts()
     return json_response({"status": "ok", "model": facts.model})
 
@@ -40,9 +41,10 @@ async def status(services: Services, _: Request) -> Response:
         facts = await services.engine.facts()
     except ApiError as failed:
         error = failed.message
+    state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
     running = services.registry.get_sample_value("picospec:num_requests_running") or 0
     body = {
-        "status": "unavailable" if facts is None else "ok",
+        "status": state,
         "error": error,
         "model": facts and {"name": facts.model, "context_tokens": facts.context_tokens},
         "version": VERSION,

@@ -133,7 +133,7 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
             while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
                 await asyncio.sleep(0.05)
             async with Connection(processes[0].url, key=None, ca_certificate=None).client as it:
-                await it.post("/leave")
+                await it.post("/drain")
             (had, _) = [count["opened"] for count in await counted(processes)]
             await asyncio.sleep(NOTICED_S)
             after = await asyncio.gather(*(session(uplink, "", 40) for _ in range(SESSIONS)))

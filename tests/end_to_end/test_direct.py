@@ -16,6 +16,7 @@ from edge_agent import app as edge
 from edge_agent.link.direct import PATH
 from edge_agent.settings import load as load_edge
 from edge_agent.target_tokenizer import TargetTokenizer
+from gateway.drain import Drain
 from models.store import Store, open_store
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
@@ -59,7 +60,7 @@ async def verifier(target: FakeTarget) -> AsyncIterator[str]:
 async def client(verifier: str, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     secret = {"PICOSPEC_API_KEYS": "clients", "PICOSPEC_VERIFIER_KEY": "edges"}
     settings = load_edge(None, secret, {"drafter": "none", "verifier_url": verifier})
-    app = edge.build(settings, store(tmp_path))
+    app = edge.build(settings, store(tmp_path), Drain())
     async with app.router.lifespan_context(app), client_of(app, CLIENTS) as client:
         yield client
 
@@ -127,7 +128,7 @@ async def test_it_needs_a_clients_key_and_shows_the_verifier_the_edges(
 
 async def test_without_a_verifier_it_is_a_503(tmp_path: Path) -> None:
     away = {"drafter": "none", "verifier_url": "http://127.0.0.1:9"}
-    app = edge.build(load_edge(None, {}, away), store(tmp_path))
+    app = edge.build(load_edge(None, {}, away), store(tmp_path), Drain())
 
     async with client_of(app) as client:
         answer = await client.post(PATH, json=ASK)
@@ -140,6 +141,24 @@ async def test_without_a_verifier_it_is_a_503(tmp_path: Path) -> None:
     assert [each["ready"] for each in status["verifiers"]] == [False]
 
 
+async def test_an_edge_that_drains_relays_nothing_and_says_so(
+    verifier: str, tmp_path: Path
+) -> None:
+    drain = Drain()
+    there = {"drafter": "none", "verifier_url": verifier}
+    app = edge.build(
+        load_edge(None, {"PICOSPEC_VERIFIER_KEY": "edges"}, there), store(tmp_path), drain
+    )
+    drain.begin(60.0)
+
+    async with client_of(app) as client:
+        answer = await client.post(PATH, json=ASK)
+        status = (await client.get("/status")).json()
+
+    assert answer.status_code == 503
+    assert status["status"] == "draining"
+
+
 async def test_a_client_that_leaves_ends_the_verifiers_answer(
     verifier: str, target: FakeTarget, tmp_path: Path
 ) -> None:
@@ -147,7 +166,7 @@ async def test_a_client_that_leaves_ends_the_verifiers_answer(
     settings = load_edge(
         None, {"PICOSPEC_VERIFIER_KEY": "edges"}, {"drafter": "none", "verifier_url": verifier}
     )
-    async with served(edge.build(settings, store(tmp_path))) as url:
+    async with served(edge.build(settings, store(tmp_path), Drain())) as url:
         async with httpx.AsyncClient(base_url=url) as client:
             ask = {**ASK, "max_tokens": 200, "stream": True}
             async with client.stream("POST", PATH, json=ask) as answer:
