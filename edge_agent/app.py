@@ -24,6 +24,7 @@ from edge_agent.draft_model.drafter import Drafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.link import direct
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
@@ -35,9 +36,12 @@ from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.documents import Route as DocumentedRoute
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
+from speculation.protocol.messages import PROTOCOL_VERSION
 
 
 def build(
@@ -71,6 +75,7 @@ def build(
     translate = None if model is None else partial(Translation, draft=model)
     cache = TokenizerCache(store.root / "tokenizers")
     tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
+    draft = None if model is None else store.find(settings.draft_model, "draft").name
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
 
     @asynccontextmanager
@@ -102,6 +107,16 @@ def build(
         drain=drain,
         hosts=hosts_of(settings),
         tracing=tracing,
+        routes=[
+            DocumentedRoute(
+                "POST",
+                direct.PATH,
+                "The same chat without the edge",
+                partial(direct.relay, verifiers),
+                ChatRequest,
+            ),
+        ],
+        about=partial(_about, settings, verifiers, tokenizer, draft, registry),
     )
     health = partial(_health, verifiers, drafter, drain)
     ready = partial(_ready, engine, verifiers, tokenizer, drain)
@@ -135,6 +150,32 @@ async def _health(
     state = "draining" if drain.begun else "ready" if verifiers.ready else "unavailable"
     drafts = {"draft_model": "stuck" if drafter.stuck else "ok"}
     return JSONResponse({"status": "ok", "state": state, **drafts, **verifiers.report()})
+
+
+async def _about(
+    settings: EdgeSettings,
+    verifiers: Verifiers,
+    tokenizer: TargetTokenizer,
+    draft: str | None,
+    registry: CollectorRegistry,
+) -> dict[str, object]:
+    """Return what /status says of the edge alone. draft: the draft model's name, if any."""
+
+    def sessions(url: object) -> int:
+        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(url)}
+        return int(registry.get_sample_value(name, labels) or 0)
+
+    found = await verifiers.statuses()
+    known = {"model": draft, "vocabularies": tokenizer.relation, "slots": settings.slots}
+    return {
+        "service": "edge",
+        "protocol": PROTOCOL_VERSION,
+        "judge": settings.judge,
+        "fill": settings.fill,
+        "lookup": settings.lookup,
+        "draft": draft and known,
+        "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],
+    }
 
 
 async def _ready(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -13,6 +13,14 @@ from gateway.drain import Drain
 from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Tokenizer, TokenizerSource
+
+About = Callable[[], Awaitable[dict[str, object]]]
+"""Returns what /status says of one service alone."""
+
+
+async def nothing_more() -> dict[str, object]:
+    """Say nothing; see About."""
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,8 @@ class Services:
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
+
+    about: About = nothing_more
 
     async def style_of(self, tokenizer: Tokenizer) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:
