@@ -106,8 +106,9 @@ def create_app(
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
-    keys = [key.get_secret_value().encode() for key in settings.api_keys]
-    tenants = Tenants(keys, settings.keys_file, settings.key_limits, TenantMetrics(registry))
+    tenants = Tenants(
+        settings.key_digests, settings.keys_file, settings.key_limits, TenantMetrics(registry)
+    )
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
