@@ -111,7 +111,8 @@ class Accounts:
         except Exception as raised:
             if account.status:
                 raise
-            await body.refuse(error_response(account.failed(raised)), send)
+            response = error_response(account.failed(raised))
+            await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
 
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""

@@ -13,6 +13,8 @@ from contextlib import suppress
 from random import uniform
 from typing import Final
 
+import msgspec
+
 from edge_agent.link.failover import Failover
 from edge_agent.link.session_link import Link
 from edge_agent.link.uplink import Uplink
@@ -112,6 +114,23 @@ class Verifiers:
         }
         current = {"verifier": self.current.url, "rtt_ms": _ms(self.current.rtt_s)}
         return {**current, "verifiers": each}
+
+    async def statuses(self) -> list[dict[str, object]]:
+        """Ask all verifiers how they are, and return what /status says of each."""
+        await self.probe()
+        said = await asyncio.gather(*(uplink.status() for uplink in self.uplinks))
+        return [
+            {
+                "url": uplink.url,
+                "in_use": uplink is self.current,
+                "ready": uplink.health.ready,
+                "rtt_ms": _ms(uplink.rtt_s),
+                "load": uplink.health.load,
+                "identity": uplink.identity,
+                **msgspec.structs.asdict(status),
+            }
+            for uplink, status in zip(self.uplinks, said, strict=True)
+        ]
 
     # --- what they do
 

@@ -35,7 +35,7 @@ async def generate(
     """Generate the choices that the request asks for. Raises ApiError."""
     services.drain.check()
     account: Account = request.state.account
-    account.tenant.check_room(account.clock())
+    account.begin_answers(1)  # before the body is read, so that those on the way are bounded
     body = await parse(schema, request)
     services = await services.for_request(account)
     facts = await services.facts_of(body.model)
@@ -48,7 +48,7 @@ async def generate(
     jobs = await _jobs(services, body, facts, style, name, given.extras, account.span)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
-    account.begin_answers(len(jobs))
+    account.begin_answers(len(jobs) - 1)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -15,6 +15,14 @@ from gateway.drain import Drain
 from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+
+About = Callable[[], Awaitable[dict[str, object]]]
+"""Returns what /status says of one service alone."""
+
+
+async def nothing_more() -> dict[str, object]:
+    """Say nothing; see About."""
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class Services:
     started: int
     """The Unix time at which the app was built, in seconds."""
 
+    about: About = nothing_more
     fallback: Fallback | None = None
     falls_back: bool = False
     """Whether `engine` and `tokenizer` are the fallback's."""
