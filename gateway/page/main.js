@@ -34,7 +34,7 @@ const composer = new Composer({
   running: () => conversation?.asking != null,
 });
 conversation = new ConversationView({
-  speculates: () => service.speculates,
+  isEdge: () => service.isEdge,
   openSettings: () => openSettings(changed),
   changed: () => {
     sidebar.draw();

@@ -60,13 +60,12 @@ function longestFence(text) {
 
 // One running answer. `turn` is what is kept; `race` is what is seen while it runs.
 export class Asking {
-  constructor(turns, speculates) {
+  constructor(turns) {
     const { system } = settings();
     const request = asked();
     this.body = { ...request, messages: messages(turns, system) };
     this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running" };
     this.race = new Race(performance.now());
-    this.speculates = speculates;
     this.abort = new AbortController();
   }
 
@@ -76,7 +75,7 @@ export class Asking {
 
   // Calls `changed` after each chunk. A failure is kept in the turn and not raised.
   async run(changed) {
-    const options = { include_usage: true, ...(this.speculates ? { include_speculation: true } : {}) };
+    const options = { include_usage: true, include_speculation: true };
     try {
       for await (const chunk of stream(CHAT, { ...this.body, stream_options: options }, this.abort.signal)) {
         this.read(chunk);

@@ -8,7 +8,7 @@ import { prove } from "../race/prove.js";
 import { welcome } from "./welcome.js";
 
 export class ConversationView {
-  // page: {speculates(), changed(), openSettings()}, what the rest of the page is asked for.
+  // page: {isEdge(), changed(), openSettings()}, what the rest of the page is asked for.
   constructor(page) {
     this.page = page;
     this.element = $("conversation");
@@ -35,7 +35,7 @@ export class ConversationView {
   draw() {
     const { turns } = this.kept;
     this.element.replaceChildren();
-    if (!turns.length) this.element.append(welcome((text) => this.ask(text), this.page.speculates()));
+    if (!turns.length) this.element.append(welcome((text) => this.ask(text), this.page.isEdge()));
     for (const [i, turn] of turns.entries()) this.element.append(this.view(turn, i));
     this.toEnd();
   }
@@ -49,7 +49,7 @@ export class ConversationView {
     const isLast = () => i === this.kept.turns.length - 1;
     const view = new AnswerView(turn, {
       again: () => this.answerFrom(i),
-      prove: () => prove(view, this.kept.turns.slice(0, i)),
+      prove: this.page.isEdge() ? () => prove(view, this.kept.turns.slice(0, i)) : null,
       settings: this.page.openSettings,
       result: (call, text) => isLast() && this.add({ role: "tool", call, content: text }),
     });
@@ -110,7 +110,7 @@ export class ConversationView {
     this.draw();
     this.save(kept);
     try {
-      this.asking = new Asking(kept.turns, this.page.speculates());
+      this.asking = new Asking(kept.turns);
     } catch (error) {
       return this.refused(error, i);
     }

@@ -8,7 +8,7 @@ import { Failure, post, stream } from "../api.js";
 import { announce, h } from "../dom.js";
 import { messages } from "../chat/asking.js";
 
-const ALONE = "/v1/chat/completions/alone";
+const ALONE = "/v1/picospec/direct/chat/completions";
 const NEAR_TIE = 0.1; // difference of log-probabilities that a bfloat16 target's rounding can turn
 const DRAW_EVERY_MS = 150;
 
@@ -35,8 +35,8 @@ class Proof {
     this.theirs = side("Cloud alone");
     this.more = h("div");
     this.element = h("section", { class: "proof", "aria-label": "Proof", "aria-busy": "true" },
-      h("div", { class: "proof-top" }, this.verdict, this.words),
-      h("div", { class: "sides" }, this.ours.element, this.theirs.element), this.more);
+      h("div", { class: "proof-top" }, this.verdict, this.words), this.more,
+      h("div", { class: "sides" }, this.ours.element, this.theirs.element));
     this.ours.show(turn.content, turn.content.length);
     this.ours.time(turn.race?.elapsed_s);
   }
@@ -88,7 +88,7 @@ class Proof {
     this.ours.show(this.turn.content, same);
     this.element.classList.add("differs");
     this.verdict.textContent = `The texts differ from character ${same + 1} on.`;
-    this.words.textContent = "Both are what the large model may say. The first difference is marked.";
+    this.words.textContent = "The first difference is marked. What follows it continues another text.";
     return this.explain();
   }
 
