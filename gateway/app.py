@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from gateway.account import Clock
+from gateway.drain import Drain
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
@@ -41,6 +42,8 @@ from gateway.routes.status import (
 )
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
+from gateway.tenants.tenant import TenantMetrics
+from gateway.tenants.tenants import Tenants
 from gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
@@ -77,6 +80,9 @@ def create_app(
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
+    drain: Drain | None = None,
+    session_paths: str | None = None,
+    hosts: Collection[str] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
@@ -87,9 +93,15 @@ def create_app(
     The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
     registered there already. `draw_seed` returns the seed of a request that names none.
+
+    drain: counts the answers, and refuses new ones once it has begun.
+    session_paths: what the paths begin with that are followed by a session's name. hosts: the
+    names in `Host` that are answered; None for any. Raises gateway.tenants.keys.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
+    keys = [key.get_secret_value().encode() for key in settings.api_keys]
+    tenants = Tenants(keys, settings.keys_file, settings.key_limits, TenantMetrics(registry))
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
@@ -98,10 +110,13 @@ def create_app(
             *_cors(settings),
             Middleware(
                 Accounts,
-                settings=settings,
+                tenants=tenants,
                 metrics=metrics,
-                clock=clock,
+                body_limit_bytes=settings.body_limit_bytes,
+                session_paths=session_paths,
                 is_message=is_message,
+                hosts=hosts,
+                clock=clock,
                 tracing=tracing,
             ),
         ],
@@ -110,6 +125,7 @@ def create_app(
     services = Services(
         engine=engine,
         tokenizer=tokenizer,
+        drain=drain or Drain(),
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
         model_aliases=frozenset(settings.model_aliases),

@@ -125,7 +125,7 @@ class Link:
                         self._path, headers=self._headers, timeout=CANCEL_TIMEOUT_S
                     )
         except httpx.TransportError as error:
-            self._log.info("cancel_not_delivered", session=self._path, reason=repr(error))
+            self._log.info("cancel_not_delivered", reason=upstream_errors.reason(error))
 
     def _note(self, message: Down) -> None:
         self._trace.note(message)
@@ -159,7 +159,7 @@ class Link:
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
                     yield message
         except (httpx.TransportError, TimeoutError) as cut:
-            self._log.info("link_cut", session=self._path, reason=repr(cut))
+            self._log.info("link_cut", reason=upstream_errors.reason(cut))
             if isinstance(cut, TimeoutError):
                 self._connection.renew(client)
         except RemoteProtocolError as error:
@@ -168,7 +168,7 @@ class Link:
             await response.aclose()
         if not self._ended:
             self.lost_at = time.monotonic()
-            self._health.set_ready(False)
+            self._health.set_reachable(False)
 
     async def _open(self) -> httpx.Response:
         """Open the session, with a second attempt: a connection closed while it was idle is
@@ -185,7 +185,7 @@ class Link:
                     raise
             return await self._stream("POST", "/v1/speculate", timeout_s, frame)
         except httpx.TransportError as error:
-            self._health.set_ready(False)
+            self._health.set_reachable(False)
             raise upstream_errors.unreachable(self._connection.url, error) from error
 
     async def _resume(self) -> httpx.Response:
@@ -199,7 +199,7 @@ class Link:
                 with attempt:
                     response = await self._stream("GET", path, self._retries.resume_timeout_s)
                     self.lost_at = None
-                    self._health.set_ready(True)
+                    self._health.set_reachable(True)
                     return response
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self._connection.url, error) from error

@@ -16,7 +16,7 @@ from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
@@ -87,10 +87,12 @@ class Uplink:
         begun = time.monotonic()
         try:
             response = await self._get("/ready", CHECK_TIMEOUT_S)
-        except ApiError:
+        except ApiError as error:
             self.forget()
-            self.health.set_ready(False)
+            self.health.set_reachable(False)
+            self.health.set_draining(isinstance(error, Draining))
             raise
+        self.health.set_draining(False)
         self.health.load = _load(response)
         self.health.answered(begun)
 
@@ -124,7 +126,7 @@ class Uplink:
     def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             answered = upstream_errors.from_response(response)
-            if isinstance(answered, EngineFault | Unavailable):
+            if isinstance(answered, EngineFault | Unavailable | Overloaded):
                 raise answered
             # the client did not make this request, and must not be blamed for it
             raise Unavailable(f"the verifier does not answer as one: {answered.message}")

@@ -22,6 +22,7 @@ from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.speculation import Watch
 from gateway.tracing import Span
 
 
@@ -32,8 +33,10 @@ async def generate(
     request: Request,
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
-    body = await parse(schema, request)
+    services.drain.check()
     account: Account = request.state.account
+    account.tenant.check_room(account.clock())
+    body = await parse(schema, request)
     facts = await services.facts_of(body.model)
     given = check_parameters(body.model_extra or {}, facts)
     body.check_served(facts)
@@ -44,6 +47,7 @@ async def generate(
     jobs = await _jobs(services, body, facts, style, name, given.extras, account.span)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
+    account.begin_answers(len(jobs))
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
@@ -61,10 +65,13 @@ async def generate(
             answer,
             streams,
             account,
+            services.drain,
             usage=body.include_usage,
+            watch=Watch() if body.is_watched else None,
             keep_alive_s=services.keep_alive_s,
         )
-    return await json_answer(answer, streams, account, request.receive)
+    async with services.drain.answer():
+        return await json_answer(answer, streams, account, request.receive)
 
 
 async def _jobs(
@@ -98,6 +105,7 @@ async def _jobs(
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
+            watched=body.is_watched,
             span=span,
         )
         for index in range(len(prompts) * body.n)

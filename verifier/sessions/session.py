@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Self
 
+from gateway.tenants.tenant import Tenant
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import (
     Commit,
@@ -39,8 +40,10 @@ class Session:
         timeouts: Timeouts,
         account: SessionAccount,
         clock: Clock,
+        tenant: Tenant | None = None,
     ) -> None:
         self.opened = opened
+        self.tenant = tenant
         self.name = opened.session
         self.log = Log(len(request.committed))
         self.turned_away: TargetFull | Unservable | None = None
@@ -58,7 +61,7 @@ class Session:
 
     def start(self) -> asyncio.Task[None]:
         """Run the session in a task of its own, which never raises."""
-        self.task = asyncio.create_task(self._run(), name=f"session {self.name}")
+        self.task = asyncio.create_task(self._run())
         return self.task
 
     def cancel(self, cause: Fault) -> None:
