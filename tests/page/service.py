@@ -76,12 +76,15 @@ HOSTILE = """\
 <script>window.hacked = 1</script>
 <img src=x onerror="window.hacked = 2">
 <svg onload="window.hacked = 3"><iframe srcdoc="<script>parent.hacked = 4</script>"></iframe>
-[a](javascript:window.hacked=5) [b](JaVaScRiPt&colon;window.hacked=6) [c](data:text/html,<script>)
+[a](javascript:window.hacked=5) [b](JaVaScRiPt&colon;window.hacked=6) 
+[c](data:text/html,<script>)
 ![d](https://evil.example/pixel.png) ![e" onerror="window.hacked=7](x)
 <a href="javascript:window.hacked=8">f</a> <style>body{display:none}</style>
 <form action="https://evil.example"><input name=q><button>send</button></form>
-<math><mtext><table><mglyph><style><img src=x onerror=window.hacked=9></style></mglyph></table></mtext></math>
-<details open ontoggle=window.hacked=10> <body onload=window.hacked=11> <base href="https://evil.example/">
+<math><mtext><table><mglyph><style><img src=x onerror=window.hacked=9></style>
+</mglyph></table></mtext></math>
+<details open ontoggle=window.hacked=10> <body onload=window.hacked=11>
+<base href="https://evil.example/">
 <meta http-equiv="refresh" content="0;url=https://evil.example/"> <object data="x"></object>
 ```"><img src=x onerror=window.hacked=12>
 code

@@ -37,7 +37,8 @@ def test_code_and_answers_are_copied(visit: Visit) -> None:
     answer.locator(".actions").get_by_role("button", name="Copy").click()
     answer.locator(".actions").get_by_role("button", name="Copied").wait_for()
 
-    assert code.startswith("def merge(") and code in MARKDOWN
+    assert code.startswith("def merge(")
+    assert code in MARKDOWN
     assert visit.evaluate("navigator.clipboard.readText()") == MARKDOWN
 
 

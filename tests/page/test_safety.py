@@ -1,4 +1,4 @@
-"""Nothing in an answer runs, nothing is asked of other hosts, and a key is asked for in words."""
+"""Nothing in an answer runs, no other host is asked, and keys are asked for in words."""
 
 from __future__ import annotations
 

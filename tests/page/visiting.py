@@ -101,7 +101,7 @@ class Visit:
             self.page.locator("#settings").get_by_label(label, exact=False).first.fill(value)
         self.page.keyboard.press("Escape")
 
-    def evaluate(self, script: str, *arguments: object) -> Any:
+    def evaluate(self, script: str, *arguments: object) -> Any:  # noqa: ANN401 - as JSON is
         return self.page.evaluate(script, *arguments)
 
     def picture(self, name: str) -> None:

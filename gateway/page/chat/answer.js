@@ -96,7 +96,8 @@ export class AnswerView {
   }
 
   showReasoning() {
-    const { reasoning } = this.turn;
+    const { reasoning = "" } = this.turn;
+    if (this.thoughts.hidden && reasoning && this.asking) this.thoughts.open = true;
     this.thoughts.hidden = !reasoning;
     const text = this.thoughts.lastChild.firstChild;
     if (text.length < reasoning.length) text.appendData(reasoning.slice(text.length));
@@ -125,6 +126,7 @@ export class AnswerView {
     this.element.classList.remove("live");
     this.element.removeAttribute("aria-busy");
     this.showReasoning();
+    this.thoughts.open = false;
     this.showCalls();
     this.strip.finish(turn.race);
     this.after.replaceChildren(...this.ending(), this.actions());
