@@ -111,17 +111,20 @@ class Proof {
   }
 }
 
-// The token of the large model at which the texts part, and ours in its list, if it is there.
+// The token of the large model alone at which the texts part, and the one of ours, if it is among
+// the likeliest; null if the tokens do not tell. Tokens are compared by their bytes, because one
+// may be a part of a character.
 function tokensAt(entries, ours, theirs) {
+  const [own, other] = [ours, theirs].map((text) => new TextEncoder().encode(text));
+  const goesOn = (text, { bytes }, at) => bytes.every((byte, i) => text[at + i] === byte);
   let at = 0;
   for (const entry of entries) {
-    const text = entry.token;
-    if (ours.startsWith(text, at) && theirs.startsWith(text, at)) {
-      at += text.length;
-      continue;
+    if (!goesOn(other, entry, at)) return null;
+    if (!goesOn(own, entry, at)) {
+      const found = entry.top_logprobs.find((top) => top.bytes.length && goesOn(own, top, at));
+      return { chosen: entry, other: found ?? null };
     }
-    const other = entry.top_logprobs.find((top) => top.token !== text && ours.startsWith(top.token, at));
-    return { chosen: entry, other: other ?? null };
+    at += entry.bytes.length;
   }
   return null;
 }
