@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.draft_model import loading
+from edge_agent.draft_model.drafter import Drafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
@@ -78,6 +79,7 @@ def build(
             asyncio.create_task(metrics.watch_lag(time.monotonic)),
             asyncio.create_task(tokenizer.introduce()),
             asyncio.create_task(verifiers.watch()),
+            asyncio.create_task(drafter.watch()),
         ]
         try:
             yield
@@ -87,8 +89,7 @@ def build(
             await asyncio.wait(tasks)
             await engine.close()
             await verifiers.close()
-            await asyncio.to_thread(drafter.close)
-            if model is not None:
+            if await asyncio.to_thread(drafter.close) and model is not None:
                 model.close()
             await asyncio.to_thread(tracing.close)
 
@@ -102,7 +103,7 @@ def build(
         hosts=hosts_of(settings),
         tracing=tracing,
     )
-    health = partial(_health, verifiers, drain)
+    health = partial(_health, verifiers, drafter, drain)
     ready = partial(_ready, engine, verifiers, tokenizer, drain)
     for path, answer in (("/health", health), ("/ready", ready)):
         app.router.routes.insert(0, Route(path, answer))
@@ -128,9 +129,12 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
-async def _health(verifiers: Verifiers, drain: Drain, _: Request) -> JSONResponse:
+async def _health(
+    verifiers: Verifiers, drafter: Drafter, drain: Drain, _: Request
+) -> JSONResponse:
     state = "draining" if drain.begun else "ready" if verifiers.ready else "unavailable"
-    return JSONResponse({"status": "ok", "state": state, **verifiers.report()})
+    drafts = {"draft_model": "stuck" if drafter.stuck else "ok"}
+    return JSONResponse({"status": "ok", "state": state, **drafts, **verifiers.report()})
 
 
 async def _ready(

@@ -84,10 +84,12 @@ class Uplink:
 
     async def check(self) -> None:
         """Ask whether the verifier is ready, and time it. Raises Unavailable."""
-        begun = time.monotonic()
+        begun, client = time.monotonic(), self._connection.client
         try:
             response = await self._get("/ready", CHECK_TIMEOUT_S)
         except ApiError as error:
+            if isinstance(error, Draining):  # its address may lead to another one by now
+                self._connection.renew(client)
             self.forget()
             self.health.set_reachable(False)
             self.health.set_draining(isinstance(error, Draining))
