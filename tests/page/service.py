@@ -94,10 +94,12 @@ Still here.
 
 
 _LONG = {
-    "paragraphs": "".join(
-        f"Line {n} is a **bold** word, an *italic* one and a `mark`.\n\n" for n in range(910)
-    ),
-    "code": "```python\n" + "x = f(x, 1) + g(y)  # and so on\n" * 1000 + "```\n",
+    "mixed": "".join(
+        f"Line {n} is a **bold** word, an *italic* one and a `mark`.\n\n" for n in range(500)
+    )
+    + "```python\n"
+    + "x = f(x, 1) + g(y)  # and so on\n" * 500
+    + "```\n",
     "one line": "so it goes on and on, " * 1700,
 }
 

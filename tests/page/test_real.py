@@ -21,7 +21,8 @@ from tests.page.visiting import Visit
 pytestmark = pytest.mark.models
 
 KEPT = """() => {
-  const name = Object.keys(localStorage).find((key) => key.startsWith("picospec.conversation."));
+  const own = (key) => key.startsWith("picospec.conversation.");
+  const name = Object.keys(localStorage).find(own);
   return JSON.parse(localStorage[name]).at(-1);
 }"""
 
