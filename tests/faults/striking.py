@@ -12,7 +12,7 @@ from tests.faults.rig.world import World
 from tests.faults.strikes import Strike
 from tests.models.chats import Json
 
-BEGUN: Final = 60
+BEGUN: Final = 30
 """Characters of each answer that have come when a fault strikes."""
 
 WITHIN_S: Final = 240.0

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 
 ENDLESS: Json = {
     "messages": [user("Count to one thousand.")], "stream": True, "temperature": 1, "seed": 3,
-    "ignore_eos": True, "max_tokens": 1500, "logprobs": True, "top_logprobs": 20,
+    "ignore_eos": True, "max_tokens": 400, "logprobs": True, "top_logprobs": 20,
 }  # fmt: skip
 
 

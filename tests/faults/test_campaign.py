@@ -8,6 +8,7 @@ nothing happened to, no session may be left, and all services must serve.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import pytest
@@ -19,6 +20,9 @@ from tests.faults.strikes import FAULTS, Fault, kill
 from tests.faults.striking import serves_again, struck, struck_one
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
+
+QUIET_S: Final = 5.0
+"""What the answers take together that nothing happens to, on a quiet host."""
 
 PROMPT_BYTES: Final = 600
 """Less than the long prompt has on the link, and more than any other request."""
@@ -38,7 +42,13 @@ async def test_no_answer_is_changed_by(
     report.add(fault.name, ends, gap_s, answers == undisturbed)
     await serves_again(world)
     assert answers == undisturbed
-    assert gap_s < fault.within_s
+    assert gap_s < fault.within_s * slowness(undisturbed)
+
+
+def slowness(undisturbed: Mapping[str, Answer]) -> float:
+    """Return how much longer answers take here than on a quiet host of two cores."""
+    began = min(answer.came_at[0] for answer in undisturbed.values())
+    return max(1.0, (max(a.came_at[-1] for a in undisturbed.values()) - began) / QUIET_S)
 
 
 async def test_a_killed_verifier_is_noticed_within_a_second_and_then_only_read_again(

@@ -113,36 +113,36 @@ _KEEPER: Final = {
 _SCHEMA: Final = {
     "type": "object",
     "properties": {
-        "keepers": {"type": "array", "items": _KEEPER, "minItems": 8, "maxItems": 8}
+        "keepers": {"type": "array", "items": _KEEPER, "minItems": 5, "maxItems": 5}
     },
     "required": ["keepers"],
     "additionalProperties": False,
 }
 _NOTES: Final = {
-    "type": "array", "minItems": 10, "maxItems": 10,
+    "type": "array", "minItems": 4, "maxItems": 4,
     "items": {"type": "string", "minLength": 12, "maxLength": 30},
 }  # fmt: skip
 _TOOL: Final = tool("log_book", notes=_NOTES)
 
 KINDS: Final[dict[str, Json]] = {
-    "greedy": {"messages": [user(_STORY)], "temperature": 0, "max_tokens": 140},
+    "greedy": {"messages": [user(_STORY)], "temperature": 0, "max_tokens": 70},
     "drawn": {
         "messages": [user(_STORY)], "temperature": 1, "seed": 11, "top_p": 0.95,
-        "min_tokens": 120, "max_tokens": 140,
+        "min_tokens": 60, "max_tokens": 70,
     },
     "schema": {
-        "messages": [user("List eight lighthouse keepers as JSON.")], "temperature": 1,
-        "seed": 7, "max_tokens": 200, **_SHAPED,
+        "messages": [user("List five lighthouse keepers as JSON.")], "temperature": 1,
+        "seed": 7, "max_tokens": 90, **_SHAPED,
         "response_format": {
             "type": "json_schema", "json_schema": {"name": "keepers", "schema": _SCHEMA},
         },
     },
     "tools": {
-        "messages": [user("Write ten notes into the log book.")], "temperature": 1, "seed": 5,
-        "max_tokens": 200, **_SHAPED, "tools": [_TOOL], "tool_choice": "required",
+        "messages": [user("Write four notes into the log book.")], "temperature": 1, "seed": 5,
+        "max_tokens": 90, **_SHAPED, "tools": [_TOOL], "tool_choice": "required",
     },
 }  # fmt: skip
-"""Requests by what is special of them; each answer has at least a hundred tokens."""
+"""Requests by what is special of them; each answer has some seventy tokens."""
 
 BRIEF: Final[Json] = {"messages": [user("Name a colour.")], "temperature": 0, "max_tokens": 8}
 
@@ -150,4 +150,4 @@ BRIEF: Final[Json] = {"messages": [user("Name a colour.")], "temperature": 0, "m
 def long_prompt(beginning: str) -> Json:
     """Return a request of some 400 tokens, which differ from their beginning on."""
     words = " ".join(f"{beginning} The lamp was lit {n} times." for n in range(36))
-    return {"messages": [user(f"{words} {_STORY}")], "temperature": 0, "max_tokens": 90}
+    return {"messages": [user(f"{words} {_STORY}")], "temperature": 0, "max_tokens": 60}
