@@ -113,6 +113,8 @@ class Account:
 
     def end_span(self, status: int) -> None:
         """End the request's span with what was counted."""
+        if self.span is NO_SPAN:
+            return
         counted = self.total()
         self.span.end(
             self.error,
