@@ -30,7 +30,9 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
+from gateway.drain import Drain
 from gateway.errors import ApiError
+from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
@@ -40,10 +42,13 @@ from speculation.drafting.policy import DraftPolicy
 def build(
     settings: EdgeSettings,
     store: Store,
+    drain: Drain,
     policy: DraftPolicy | None = None,
     make_drafter: MakeDrafter = loading.make_drafter,
 ) -> FastAPI:
     """Return the ASGI app with its draft model loaded; its lifespan frees everything.
+
+    drain: counts the answers, and refuses new ones once it has begun.
 
     Raises models.errors.ModelError, OSError.
     """
@@ -93,33 +98,49 @@ def build(
         settings,
         registry=registry,
         lifespan=lifespan,
+        drain=drain,
+        hosts=hosts_of(settings),
         tracing=tracing,
     )
-    ready = partial(_ready, engine, verifiers, tokenizer)
-    for path, answer in (("/health", partial(_health, verifiers)), ("/ready", ready)):
+    health = partial(_health, verifiers, drain)
+    ready = partial(_ready, engine, verifiers, tokenizer, drain)
+    for path, answer in (("/health", health), ("/ready", ready)):
         app.router.routes.insert(0, Route(path, answer))
     return app
 
 
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     """Return the verifiers, with connections made at their first use. Raises OSError."""
-    certificate = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    certificate = None
+    if settings.client_certificate and settings.client_key:
+        certificate = settings.client_certificate.read_bytes(), settings.client_key.read_bytes()
     connections = [
-        Connection(str(url).rstrip("/"), key=settings.key_for(url), ca_certificate=certificate)
+        Connection(
+            str(url).rstrip("/"),
+            key=settings.key_for(url),
+            ca_certificate=authority,
+            certificate=certificate,
+        )
         for url in settings.verifiers
     ]
     uplinks = [Uplink(connection, metrics) for connection in connections]
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
-async def _health(verifiers: Verifiers, _: Request) -> JSONResponse:
-    state = "ready" if verifiers.ready else "unavailable"
+async def _health(verifiers: Verifiers, drain: Drain, _: Request) -> JSONResponse:
+    state = "draining" if drain.begun else "ready" if verifiers.ready else "unavailable"
     return JSONResponse({"status": "ok", "state": state, **verifiers.report()})
 
 
 async def _ready(
-    engine: EdgeEngine, verifiers: Verifiers, tokenizer: TargetTokenizer, _: Request
+    engine: EdgeEngine,
+    verifiers: Verifiers,
+    tokenizer: TargetTokenizer,
+    drain: Drain,
+    _: Request,
 ) -> JSONResponse:
+    drain.check()
     try:
         await verifiers.check()
         facts = await engine.facts()

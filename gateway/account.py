@@ -146,6 +146,18 @@ class Account:
         known = _speculative_decoding(self.total()) if self.statistics else None
         return {"metrics": {"speculative_decoding": known}, "timings": self._timings()}
 
+    def speculation(self) -> dict[str, object]:
+        """Return what ends the answer to a client that watched it: sums over all choices."""
+        counted = self.total()
+        return {
+            "passes": counted.target_passes,
+            "rows": counted.target_passes + counted.draft_tokens,
+            "drafted": counted.draft_tokens,
+            "accepted": counted.accepted_tokens,
+            "acceptance": _ratio(counted.accepted_tokens, counted.draft_tokens),
+            "tokens_per_s": self._timings()["predicted_per_second"],
+        }
+
     def _timings(self) -> dict[str, float]:
         """Here "prompt" is the time to the first token."""
         prompt_s = self.first_token_s or 0.0

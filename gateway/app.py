@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from gateway.account import Clock
+from gateway.drain import Drain
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
@@ -79,6 +80,7 @@ def create_app(
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
+    drain: Drain | None = None,
     session_paths: str | None = None,
     hosts: Collection[str] | None = None,
     clock: Clock = time.monotonic,
@@ -92,6 +94,7 @@ def create_app(
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
     registered there already. `draw_seed` returns the seed of a request that names none.
 
+    drain: counts the answers, and refuses new ones once it has begun.
     session_paths: what the paths begin with that are followed by a session's name. hosts: the
     names in `Host` that are answered; None for any. Raises gateway.tenants.keys.InvalidKeys.
     """
@@ -122,6 +125,7 @@ def create_app(
     services = Services(
         engine=engine,
         tokenizer=tokenizer,
+        drain=drain or Drain(),
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
         model_aliases=frozenset(settings.model_aliases),

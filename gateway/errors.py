@@ -5,12 +5,14 @@
   - Unauthorized        401  no key, or a wrong one
   - Forbidden           403  the request's Host is not one of this service's names
   - NotFound            404  no such model or path
+  - RequestTimeout      408  the request's body did not come in time
   - TooLarge            413  the body exceeds the limit
   - Overloaded          429  the service is full; the client may retry after `retry_after_s`
     - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
+    - Draining          503  the service is about to stop; another one takes the request
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ class ApiError(Exception):
     status: ClassVar[int]
     type: ClassVar[str]
     code: ClassVar[str]
+    retry_after_s: int | None = None
+    """When the client may ask again, if it is known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None
@@ -71,6 +75,10 @@ class NotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "not_found"
 
 
+class RequestTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
 class TooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
@@ -97,6 +105,11 @@ class EngineFault(ApiError):
 
 class Unavailable(ApiError):
     status, type, code = 503, "server_error", "verifier_unavailable"
+
+
+class Draining(Unavailable):
+    code = "draining"
+    retry_after_s = 1
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,6 +1,6 @@
 """What applies to every route: an account, `Host`, keys, limits, and errors as responses.
 
-A request that is not let in is answered before its body is read.
+Of a request that is not let in, the body is not taken in.
 
 The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
 """
@@ -20,13 +20,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.account import Account, Clock
-from gateway.errors import ClientGone, Forbidden, RateLimited, TooLarge
+from gateway.errors import ClientGone, Forbidden, RateLimited
 from gateway.metrics import Metrics
+from gateway.request_body import RequestBody
 from gateway.responses import error_response
 from gateway.routes.page import PREFIX
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import Tracing
 
+_HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
@@ -102,13 +104,14 @@ class Accounts:
             account.fault = fault
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        body = RequestBody(scope, receive, self._limit_bytes)
         try:
             self._admit(account, scope)
-            await self._app(scope, self._limited(scope, receive), send)
+            await self._app(scope, body.admitted(), send)
         except Exception as raised:
             if account.status:
                 raise
-            await error_response(account.failed(raised))(scope, receive, send)
+            await body.refuse(error_response(account.failed(raised)), send)
 
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
@@ -128,24 +131,6 @@ class Accounts:
             return path
         _, slash, rest = path.removeprefix(self._session_paths).partition("/")
         return f"{self._session_paths}*{slash}{rest}"
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Raise TooLarge for a body over the limit, by Content-Length or once it is read."""
-        error = TooLarge(f"the body exceeds {self._limit_bytes} bytes")
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._limit_bytes:
-            raise error
-        taken_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal taken_bytes
-            message = await receive()
-            taken_bytes += len(message.get("body", b""))
-            if taken_bytes > self._limit_bytes:
-                raise error
-            return message
-
-        return counted
 
     def _close_message(self, account: Account, scope: Scope) -> None:
         if account.status >= HTTPStatus.BAD_REQUEST:
@@ -204,9 +189,9 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without the port."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and not port.endswith("]") else host).lower()
+    """Return the name in a Host header, without the port; "" for what is no such header."""
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""
 
 
 def _request_id(scope: Scope) -> str:

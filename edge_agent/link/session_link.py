@@ -168,7 +168,7 @@ class Link:
             await response.aclose()
         if not self._ended:
             self.lost_at = time.monotonic()
-            self._health.set_ready(False)
+            self._health.set_reachable(False)
 
     async def _open(self) -> httpx.Response:
         """Open the session, with a second attempt: a connection closed while it was idle is
@@ -185,7 +185,7 @@ class Link:
                     raise
             return await self._stream("POST", "/v1/speculate", timeout_s, frame)
         except httpx.TransportError as error:
-            self._health.set_ready(False)
+            self._health.set_reachable(False)
             raise upstream_errors.unreachable(self._connection.url, error) from error
 
     async def _resume(self) -> httpx.Response:
@@ -199,7 +199,7 @@ class Link:
                 with attempt:
                     response = await self._stream("GET", path, self._retries.resume_timeout_s)
                     self.lost_at = None
-                    self._health.set_ready(True)
+                    self._health.set_reachable(True)
                     return response
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self._connection.url, error) from error

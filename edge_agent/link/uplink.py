@@ -16,7 +16,7 @@ from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
+from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
@@ -84,13 +84,17 @@ class Uplink:
 
     async def check(self) -> None:
         """Ask whether the verifier is ready, and time it. Raises Unavailable."""
-        begun = time.monotonic()
+        begun, client = time.monotonic(), self._connection.client
         try:
             response = await self._get("/ready", CHECK_TIMEOUT_S)
-        except ApiError:
+        except ApiError as error:
+            if isinstance(error, Draining):  # its address may lead to another one by now
+                self._connection.renew(client)
             self.forget()
-            self.health.set_ready(False)
+            self.health.set_reachable(False)
+            self.health.set_draining(isinstance(error, Draining))
             raise
+        self.health.set_draining(False)
         self.health.load = _load(response)
         self.health.answered(begun)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.errors import (
     ApiError,
+    Draining,
     EngineFault,
     Forbidden,
     InvalidRequest,
@@ -59,6 +60,8 @@ def from_response(response: httpx.Response) -> ApiError:
             )
         case 429:
             return Overloaded(error.message, retry_after_s=_retry_after_s(response))
+        case 503 if error.code == Draining.code:
+            return Draining(f"the verifier is draining: {error.message}")
         case 502 | 503 | 504:
             return Unavailable(f"the verifier is not ready: {error.message}")
     return EngineFault(f"the verifier answered {status}: {error.message}", code=error.code)

@@ -77,6 +77,10 @@ class Verifiers:
         usable = (u for u in ranked if u.identity in ("", identity) and u not in without)
         return next(usable, None)
 
+    def place(self, uplink: Uplink) -> int:
+        """Return a verifier's place in the list, from 0."""
+        return self.uplinks.index(uplink)
+
     def _ranked(self, identity: str) -> list[Uplink]:
         """Return the verifiers, the best first: ready ones, of that identity, near and idle."""
 

@@ -32,6 +32,17 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class TlsSettings(Table):
+    certificate: Path
+    """PEM, the whole chain."""
+
+    key: Path
+    """PEM, PKCS#8."""
+
+    client_ca: Path | None = None
+    """PEM of an authority. Whoever connects must show a certificate of it, for every path."""
+
+
 class ServiceSettings(GatewaySettings, BaseSettings):
     """What every service can set. A service adds its own fields and its `env_prefix`."""
 
@@ -40,6 +51,16 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Fields of keys that no file may hold, and the variables that list them, with commas."""
 
     host: str = "127.0.0.1"
+    drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
+    """How long, after SIGTERM, what runs may take to finish; new work is refused meanwhile."""
+    allow_anonymous: bool = False
+    """Whether a service without keys may listen beyond this machine."""
+
+    allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """More names of this service, without a port, that `Host` may have where no key is needed;
+    it is checked if the service listens on loopback, or if this is set."""
+
+    tls: TlsSettings | None = None
     log_format: LogFormat = "console"
     tracing: bool = False
     """Whether traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
@@ -51,6 +72,11 @@ class ServiceSettings(GatewaySettings, BaseSettings):
         if wanted:
             check_installed()
         return wanted
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must show a key."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
     def load(
@@ -83,21 +109,12 @@ def _keys(listed: str) -> tuple[SecretStr, ...]:
     return tuple(SecretStr(key.strip()) for key in listed.split(",") if key.strip())
 
 
-class TlsSettings(Table):
-    certificate: Path
-    """PEM, the whole chain."""
-
-    key: Path
-    """PEM, PKCS#8."""
-
-
 class ServerSettings(ServiceSettings):
     """What a service can set besides, where gateway.hosting.serving serves it."""
 
     port: Port
-    tls: TlsSettings | None = None
     stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
-    """A worker that has not stopped by then is killed."""
+    """A worker that has not stopped so long after draining is killed."""
 
 
 def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:

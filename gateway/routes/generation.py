@@ -22,6 +22,7 @@ from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.speculation import Watch
 from gateway.tracing import Span
 
 
@@ -32,6 +33,7 @@ async def generate(
     request: Request,
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
+    services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
     body = await parse(schema, request)
@@ -63,10 +65,13 @@ async def generate(
             answer,
             streams,
             account,
+            services.drain,
             usage=body.include_usage,
+            watch=Watch() if body.is_watched else None,
             keep_alive_s=services.keep_alive_s,
         )
-    return await json_answer(answer, streams, account, request.receive)
+    async with services.drain.answer():
+        return await json_answer(answer, streams, account, request.receive)
 
 
 async def _jobs(
@@ -100,6 +105,7 @@ async def _jobs(
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
+            watched=body.is_watched,
             span=span,
         )
         for index in range(len(prompts) * body.n)

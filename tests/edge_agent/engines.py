@@ -38,6 +38,7 @@ class FakeUplink:
     """Verifiers of one session, whose link follows a script."""
 
     rtt_s = 0.01
+    verifier = reopened = 0
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
         self.opened: list[Open] = []

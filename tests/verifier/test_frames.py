@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.drain import Drain
 from gateway.metrics import Metrics
 from gateway.tracing import NO_SPAN
 from speculation.protocol import wire
@@ -88,7 +89,7 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     encoded: list[Message],
 ) -> None:
     target = FakeTarget()
-    host = Host(target, lambda: None)
+    host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(), session_metrics())
     app = FastAPI()
     Routes(host, sessions).add_to(app)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from pyqwest import Client, HTTPTransport, HTTPVersion
 from structlog.testing import capture_logs
 
 from gateway.errors import RateLimited
@@ -214,3 +215,20 @@ async def test_no_sessions_name_is_in_the_log(tmp_path: Path) -> None:
     assert paths[1:] == ["/v1/speculate/*/drafts", *["/v1/speculate/*"] * 2, paths[1]]
     assert "session failed" in [line["event"] for line in logs]
     assert name not in str(logs)
+
+
+async def test_without_keys_a_page_of_another_name_reaches_nothing_by_any_version_of_http() -> (
+    None
+):
+    port = free_port()
+    here, there = f"http://127.0.0.1:{port}", f"http://evil.example:{port}"
+    with serving(fake_command(port), port, keys=""):
+        for version in (HTTPVersion.HTTP1, HTTPVersion.HTTP2):
+            transport = HTTPTransport(
+                http_version=version,
+                dns_overrides={"evil.example": ["127.0.0.1"]},
+                enable_otel=False,
+            )
+            answers = [await Client(transport).get(f"{at}/v1/models") for at in (here, there)]
+
+            assert [answer.status for answer in answers] == [200, 403]

@@ -51,8 +51,11 @@ class Sessions:
     async def end_all(self) -> None:
         """End every session with a Fault that says so, and wait for the tasks."""
         running = list(self._running.values())
+        fault = Fault("shutting_down", "the verifier is shutting down", True)
+        if self._host.state == "failed":  # a session may be the reason
+            fault = Fault("target_failed", "the target is lost", True)
         for session in running:
-            session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
+            session.cancel(fault)
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
@@ -69,6 +72,7 @@ class Sessions:
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
+        self._host.drain.enter()
         now = self._clock()
         if tenant is not None:
             tenant.begin(now)
@@ -112,6 +116,7 @@ class Sessions:
 
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
         del self._running[session.name]
+        self._host.drain.leave()
         self._metrics.open.dec()
         if session.tenant is not None:
             session.tenant.end()
