@@ -29,6 +29,9 @@ from gateway.hosting.parent_death import bound_to_parent
 GRACE_S: Final = 15.0
 """Time between SIGTERM and SIGKILL: longer than the 10 s that the verifier gives its worker."""
 
+LAST_LINES_S: Final = 5.0
+"""How long the last lines of a service that has ended are waited for."""
+
 LAST_LINES: Final = 20
 """Lines of output kept for the error of a service that ends or never gets ready."""
 
@@ -117,7 +120,7 @@ class Child:
         finally:
             self._kill_group()
         await self._process.wait()
-        await asyncio.wait([self._relay])
+        await self._end_relay()
 
     @property
     def pid(self) -> int:
@@ -128,7 +131,7 @@ class Child:
         """Wait until the service ends by itself; raise ServiceDied."""
         status = await self._process.wait()
         self._kill_group()
-        await asyncio.wait([self._relay])
+        await self._end_relay()
         raise ServiceDied(self.service.name, status, self.last_lines)
 
     async def died_for_good(self, restarts: asyncio.Event) -> None:
@@ -149,6 +152,11 @@ class Child:
                 self._on_line(self.service.name, again)
                 await asyncio.sleep(wait_s)
                 await self._start()
+
+    async def _end_relay(self) -> None:
+        """Pass on the last lines. A process that left the group may hold the pipe for ever."""
+        await asyncio.wait([self._relay], timeout=LAST_LINES_S)
+        self._relay.cancel()
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError):

@@ -203,6 +203,28 @@ async def test_what_a_service_started_ends_with_it() -> None:
     assert await until_gone(int(output.lines[0][1]), within_s=2)
 
 
+async def test_what_a_dead_service_left_behind_does_not_hide_that_it_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "LAST_LINES_S", 0.1)
+    sleeps = "[sys.executable, '-c', 'import time; time.sleep(3)']"
+    script = (
+        "import subprocess, sys\n"
+        f"subprocess.Popen({sleeps}, start_new_session=True)\n"
+        "print('gone', flush=True)\n"
+        "raise SystemExit(3)\n"
+    )
+    leaver = Service("edge", (sys.executable, "-c", script), "http://unused")
+
+    with pytest.raises(ServiceDied, match="status 3\ngone"):
+        await keep_up(
+            [leaver],
+            on_line=Output(),
+            meanwhile=lambda: asyncio.sleep(0),
+            stopped=asyncio.Event(),
+        )
+
+
 @pytest.mark.parametrize(
     ("status", "how"), [(-9, "signal 9"), (0, "status 0"), (3, "status 3")]
 )
