@@ -21,7 +21,7 @@ from tests.verifier.vllm_target.conftest import SMALL
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 START_S = 240
 GONE_S = 10
-NOTICED_S = 40
+NOTICED_S = 60
 """Two heartbeats and the two deadlines of the test, and some time for a busy machine."""
 
 IMPORTED_S = 60
@@ -97,7 +97,7 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
 def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_them(
     directory: Path, name: str
 ) -> None:
-    port, deadlines = free_port(), ("--pass-timeout-s", "5", "--stop-timeout-s", "8")
+    port, deadlines = free_port(), ("--pass-timeout-s", "10", "--stop-timeout-s", "8")
     with running(directory, port, *deadlines) as service:
         wait_until_ready(service, port)
         family = engine_of(service)
