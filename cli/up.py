@@ -15,7 +15,7 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from cli.chat_client import ChatError, client_of, model_name
+from cli.chat_client import ChatError, client_of, first_model
 from cli.doctor.machine import HOST, why_not_free
 from gateway.hosting.cores import Pins
 from gateway.hosting.processes import Service, ServiceError, keep_up
@@ -93,7 +93,8 @@ def check_free(port: int, variable: str) -> None:
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     """Start `services`, print how to use them, and stay until a signal.
 
-    All have stopped when it returns or raises a ServiceError.
+    One that fails later is started again, a few times. All have stopped when it returns or
+    raises a ServiceError.
     """
     check_free(plan.verifier_port, "VERIFIER_PORT")
     check_free(plan.edge_port, "EDGE_PORT")
@@ -116,7 +117,7 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
+    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
 
 
 async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Console) -> str:
@@ -129,7 +130,7 @@ async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Co
 
             await until_ready(services, client, plan.ready_within_s, on_wait=show)
         try:
-            return await model_name(client)
+            return (await first_model(client)).id
         except ChatError as error:
             raise ServiceError(f"the edge does not name its model: {error}") from error
 

@@ -1,19 +1,18 @@
-"""`python -m edge_agent`: read the settings, load the draft model, serve."""
+"""`python -m edge_agent`: read the settings, serve, and load the draft model."""
 
 from __future__ import annotations
 
 import os
-import signal
 import ssl
 import sys
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import structlog
 import typer
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from typer import Option
 
@@ -23,6 +22,7 @@ from edge_agent.draft_model.choosing import with_draft_model
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
+from edge_agent.starting import Starting
 from gateway.drain import Drain
 from gateway.hosting import logs
 from gateway.hosting.draining_server import DrainingServer
@@ -61,6 +61,9 @@ def main(
         ),
     ] = None,
     drafter: Annotated[str | None, Option(help="model or none.")] = None,
+    fallback: Annotated[
+        str | None, Option(help="none or draft: who answers while no verifier does.")
+    ] = None,
     judge: Annotated[str | None, Option(help="coupled or separate.")] = None,
     fill: Annotated[str | None, Option(help="always, auto or never.")] = None,
     slots: Annotated[int | None, Option(help="Answers that draft at once.")] = None,
@@ -85,8 +88,6 @@ def serve(
     make_drafter: MakeDrafter = loading.make_drafter,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)  # while the draft model is loaded
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
@@ -94,15 +95,18 @@ def serve(
         structlog.get_logger("edge_agent").warning(
             "key_in_clear", verifier=verifier, remedy="https:// in verifier_urls"
         )
-    metrics, drain = EdgeMetrics(CollectorRegistry()), Drain()
-    try:
-        store = open_store(os.environ)
-        settings = with_draft_model(settings, store, partial(open_verifiers, settings, metrics))
-        api = build(settings, store, drain, policy, make_drafter)
-    except (ModelError, OSError) as error:
-        sys.exit(f"the edge cannot start: {error}")
+    drain = Drain()
+
+    def make() -> FastAPI:
+        store, metrics = open_store(os.environ), EdgeMetrics(CollectorRegistry())
+        connect = partial(open_verifiers, settings, metrics)
+        return build(
+            with_draft_model(settings, store, connect), store, drain, policy, make_drafter
+        )
+
+    starting = Starting(make, drain.hurry)
     config = uvicorn.Config(
-        api,
+        starting,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -113,6 +117,10 @@ def serve(
         **tls_options(settings.tls),
     )
     DrainingServer(config, drain, settings.drain_timeout_s).run()
+    if isinstance(starting.error, ModelError | OSError):
+        sys.exit(f"the edge cannot start: {starting.error}")
+    if starting.error is not None:
+        raise starting.error
 
 
 def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
@@ -123,10 +131,6 @@ def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
     if tls.client_ca is None:
         return options
     return {**options, "ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
-
-
-def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(0)
 
 
 if __name__ == "__main__":

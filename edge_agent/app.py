@@ -20,9 +20,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.draft_model import loading
+from edge_agent.draft_model.drafter import Drafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.fallback.fallback import DraftFallback, open_engine
+from edge_agent.link import direct
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
@@ -31,12 +34,15 @@ from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.drain import Drain
-from gateway.errors import ApiError
+from gateway.errors import ApiError, Unavailable
 from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.documents import Route as DocumentedRoute
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
+from speculation.protocol.messages import PROTOCOL_VERSION
 
 
 def build(
@@ -70,7 +76,12 @@ def build(
     translate = None if model is None else partial(Translation, draft=model)
     cache = TokenizerCache(store.root / "tokenizers")
     tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
+    draft = None if model is None else store.find(settings.draft_model, "draft")
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
+    fallback = None
+    if settings.fallback == "draft" and model is not None and draft is not None:
+        alone = open_engine(draft, drafter, loading.context_tokens_of(model, settings))
+        fallback = DraftFallback(*alone, verifiers, tokenizer, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -78,6 +89,7 @@ def build(
             asyncio.create_task(metrics.watch_lag(time.monotonic)),
             asyncio.create_task(tokenizer.introduce()),
             asyncio.create_task(verifiers.watch()),
+            asyncio.create_task(drafter.watch()),
         ]
         try:
             yield
@@ -86,9 +98,10 @@ def build(
                 task.cancel()
             await asyncio.wait(tasks)
             await engine.close()
+            if fallback is not None:
+                await fallback.engine.close()
             await verifiers.close()
-            await asyncio.to_thread(drafter.close)
-            if model is not None:
+            if await asyncio.to_thread(drafter.close) and model is not None:
                 model.close()
             await asyncio.to_thread(tracing.close)
 
@@ -101,9 +114,22 @@ def build(
         drain=drain,
         hosts=hosts_of(settings),
         tracing=tracing,
+        fallback=fallback,
+        routes=[
+            DocumentedRoute(
+                "POST",
+                direct.PATH,
+                "The same chat without the edge",
+                partial(direct.relay, verifiers),
+                ChatRequest,
+            ),
+        ],
+        about=partial(
+            _about, settings, verifiers, tokenizer, draft.name if draft else None, registry
+        ),
     )
-    health = partial(_health, verifiers, drain)
-    ready = partial(_ready, engine, verifiers, tokenizer, drain)
+    health = partial(_health, verifiers, drafter, drain)
+    ready = partial(_ready, engine, verifiers, tokenizer, fallback, drain)
     for path, answer in (("/health", health), ("/ready", ready)):
         app.router.routes.insert(0, Route(path, answer))
     return app
@@ -128,15 +154,46 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
-async def _health(verifiers: Verifiers, drain: Drain, _: Request) -> JSONResponse:
+async def _health(
+    verifiers: Verifiers, drafter: Drafter, drain: Drain, _: Request
+) -> JSONResponse:
     state = "draining" if drain.begun else "ready" if verifiers.ready else "unavailable"
-    return JSONResponse({"status": "ok", "state": state, **verifiers.report()})
+    drafts = {"draft_model": "stuck" if drafter.stuck else "ok"}
+    return JSONResponse({"status": "ok", "state": state, **drafts, **verifiers.report()})
+
+
+async def _about(
+    settings: EdgeSettings,
+    verifiers: Verifiers,
+    tokenizer: TargetTokenizer,
+    draft: str | None,
+    registry: CollectorRegistry,
+) -> dict[str, object]:
+    """Return what /status says of the edge alone. draft: the draft model's name, if any."""
+
+    def sessions(url: object) -> int:
+        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(url)}
+        return int(registry.get_sample_value(name, labels) or 0)
+
+    found = await verifiers.statuses()
+    known = {"model": draft, "vocabularies": tokenizer.relation, "slots": settings.slots}
+    return {
+        "service": "edge",
+        "protocol": PROTOCOL_VERSION,
+        "judge": settings.judge,
+        "fill": settings.fill,
+        "lookup": settings.lookup,
+        "fallback": settings.fallback,
+        "draft": draft and known,
+        "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],
+    }
 
 
 async def _ready(
     engine: EdgeEngine,
     verifiers: Verifiers,
     tokenizer: TargetTokenizer,
+    fallback: DraftFallback | None,
     drain: Drain,
     _: Request,
 ) -> JSONResponse:
@@ -146,6 +203,9 @@ async def _ready(
         facts = await engine.facts()
         await tokenizer()
     except ApiError as error:
+        if fallback is not None and isinstance(error, Unavailable):
+            body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}
+            return JSONResponse(body)
         body = {"status": "unavailable", **verifiers.report(), **error.body()}
         return JSONResponse(body, 503)
     ok = {"status": "ok", **verifiers.report(), "model": facts.model}

@@ -43,6 +43,9 @@ class Account:
     fault: Exception | None = None
     """An exception that is a bug of this service; its traceback is logged."""
 
+    fallback: str | None = None
+    """The name of the fallback that answered, if one did."""
+
     ignored: tuple[str, ...] = ()
     """Fields of the request that cannot change the answer and had no effect."""
 

@@ -9,22 +9,28 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 
 from gateway.app import create_app
 from gateway.drain import Drain
 from gateway.hosting.listening import hosts_of
+from gateway.hosting.progress_bar import progress_bar
 from gateway.hosting.serving import AT_ONCE
-from gateway.hosting.stopping import stopped_by_signals
+from gateway.hosting.stopping import end_within, stopped_by_signals
 from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
+from models.errors import NotPulled
 from models.gguf import is_exact
-from models.store import open_store
+from models.obtaining import obtain
+from models.store import Found, Store, open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
@@ -50,10 +56,16 @@ def build(
     registry = CollectorRegistry()
     gateway = Metrics(registry)
     drain = Drain()
-    host = Host(make(PassMetrics(registry, gateway)), drain)
+    host = Host(
+        make(PassMetrics(registry, gateway)),
+        drain,
+        load_timeout_s=settings.load_timeout_s,
+        pass_timeout_s=settings.pass_timeout_s,
+    )
     sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
     async def close() -> None:
+        end_within(settings.stop_timeout_s)
         await sessions.end_all()
         await host.stop()
         os.kill(os.getpid(), signal.SIGINT)  # the server's signal
@@ -83,6 +95,7 @@ def build(
         is_message=takes_drafts,
         hosts=hosts_of(settings),
         tracing=tracing,
+        about=sessions.about,
     )
     Routes(host, sessions).add_to(app)
     return app
@@ -91,7 +104,7 @@ def build(
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
     """Return the target that the settings ask for, not started.
 
-    Raises models.errors.ModelError for a model that is not there, and OSError for a template.
+    Raises models.errors.ModelError for a model that nobody knows, and OSError for a template.
     """
     store = open_store(os.environ)
     file = settings.chat_template
@@ -100,14 +113,20 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
         options = VllmSettings.of(settings.model.removeprefix("hf://"), settings.vllm)
         return VllmTarget(name, options, settings.limits, metrics, template=template)
-    found = store.find(settings.model, "target")
+    with suppress(NotPulled):  # it is fetched when the target starts, which may take long
+        store.find(settings.model, "target")
+    find = partial(_weights, settings, store)
+    return LlamaTarget(find, settings.llama, settings.limits, metrics, template=template)
+
+
+def _weights(settings: VerifierSettings, store: Store) -> Found:
+    """Return the target's file, which is fetched if it is not here. Raises ModelError."""
+    with progress_bar(Console(stderr=True), settings.model) as show:
+        found = obtain(store, settings.model, "target", show)
     if not is_exact(found.path):
         structlog.get_logger("verifier").warning(
             "the weights are not exact: draft tokens may change a text",
             path=str(found.path),
             remedy=f"picospec models pull --as target {settings.model}",
         )
-    name = settings.served_name or found.name
-    return LlamaTarget(
-        name, found.path, settings.llama, settings.limits, metrics, template=template
-    )
+    return replace(found, name=settings.served_name or found.name)

@@ -85,6 +85,15 @@ class VerifierSettings(ServerSettings):
 
     body_limit_bytes: Annotated[int, Field(ge=1 << 21)] = 8 << 20
 
+    load_timeout_s: Seconds = 7200.0
+    """How long the target may take to load, or vLLM to fetch it. Then the process ends."""
+
+    pass_timeout_s: Seconds = 300.0
+    """How long one pass may take. When none has ended for so long, or the engine does not
+    answer, the process ends, to be started again. Of a 7B model on one core of a CPU, the
+    longest pass of llama.cpp takes about 50 s, and a full step of vLLM about 200 s; on a GPU it
+    is a second. vLLM itself gives a step up after 300 s."""
+
     @model_validator(mode="after")
     def _pass_holds_a_draft(self) -> Self:
         most = self.limits.max_verify

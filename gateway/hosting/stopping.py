@@ -7,7 +7,9 @@ caller names, stops the service without waiting for anything.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -57,3 +59,16 @@ async def stopped_by_signals(
         if not drain.over.is_set():
             stopping.cancel()
         await asyncio.wait([stopping])
+
+
+def end_within(seconds: float) -> None:
+    """End this process some time from now with status 1, whatever still runs: without this a
+    thread that hangs would keep it."""
+
+    def end() -> None:
+        structlog.get_logger("service").error("did not stop; ended", within_s=seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -263,3 +263,18 @@ async def test_the_nearest_verifier_that_is_not_busy_is_used(metrics: EdgeMetric
     assert verifiers.choose("") is busy
     assert verifiers.choose("", {busy}) is near
     await verifiers.close()
+
+
+async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is_left(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("", "") as (old, other):
+        async with relaying(old.url) as (relay, url), using([url], metrics) as verifiers:
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+            await told(old.url, "/drain")
+            relay.leads_to(other.port)  # later connections, as a Service of Kubernetes has it
+
+            with pytest.raises(Draining):
+                await Answer(verifiers, metrics, 20).run()
+
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]

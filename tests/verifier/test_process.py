@@ -26,7 +26,7 @@ from tests.verifier.conftest import (
     until,
 )
 from tests.verifier.down import opened, push, resumed, text_of
-from tests.verifier.fake_target import SLOW, STALLS, opening, said
+from tests.verifier.fake_target import HANGS, SLOW, STALLS, opening, said
 
 
 def worker_of(parent: int) -> int:
@@ -119,6 +119,26 @@ async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> N
     assert text_of(messages) == [said((SLOW,), position) for position in range(15)]
     assert isinstance(messages[-1], Finish)
     assert process.returncode == 0
+
+
+async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
+    port, limits = free_port(), {"pass_timeout_s": 0.5, "stop_timeout_s": 2}
+    with serving(fake_command(port, **limits), port) as process:
+        worker = worker_of(process.pid)
+        async with (
+            http2_client(f"http://127.0.0.1:{port}") as client,
+            opened(client, opening(prompt=(HANGS,))) as stream,
+        ):
+            await stream.opened()
+            (fault,) = await stream.rest()
+            health = await client.get("/health")
+        await gone(process.pid, within_s=10)
+
+    assert isinstance(fault, Fault)
+    assert (fault.code, fault.retryable) == ("target_failed", True)
+    assert (health.status_code, health.json()["error"]["code"]) == (503, "failed")
+    assert process.returncode == 1
+    assert not is_running(worker)
 
 
 async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so() -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from gateway.tenants.tenant import Tenant
 from gateway.tracing import NO_SPAN, Span
-from speculation.protocol.messages import Fault, Open, Opened
+from speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
 from verifier.metrics import SessionMetrics
 from verifier.sessions.account import SessionAccount
 from verifier.sessions.session import Clock, Session
@@ -51,8 +51,11 @@ class Sessions:
     async def end_all(self) -> None:
         """End every session with a Fault that says so, and wait for the tasks."""
         running = list(self._running.values())
+        fault = Fault("shutting_down", "the verifier is shutting down", True)
+        if self._host.state == "failed":  # a session may be the reason
+            fault = Fault("target_failed", "the target is lost", True)
         for session in running:
-            session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
+            session.cancel(fault)
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
@@ -90,6 +93,11 @@ class Sessions:
     def load(self) -> float:
         """The share of the sessions that are taken, from 0 to 1."""
         return len(self._running) / self._settings.max_sessions
+
+    async def about(self) -> dict[str, object]:
+        """Return what /status says of the verifier alone."""
+        sessions = {"running": len(self._running), "limit": self._settings.max_sessions}
+        return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
 
     def find(self, name: str, tenant: Tenant | None = None) -> Session:
         """Return a session of this tenant that runs or ended lately. Raises UnknownSession,

@@ -57,6 +57,7 @@ class Engine:
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
+        self._steps = 0.0  # at the last heartbeat
 
     @staticmethod
     async def start(
@@ -185,6 +186,14 @@ class Engine:
         """Return the scheduler's counts."""
         counts: dict[str, float] = await self._call("figures")
         return counts
+
+    async def heartbeat(self) -> None:
+        """Return once the step that is running has ended and the workers have answered: by a
+        step since the last heartbeat, or else when they are asked."""
+        steps = (await self.figures())["steps"]
+        if steps == self._steps:
+            await self._llm.collective_rpc("picospec_answer")
+        self._steps = steps
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)

@@ -55,7 +55,8 @@ class VllmTarget(Described):
         *,
         template: str | None = None,
     ) -> None:
-        super().__init__(name, limits)
+        super().__init__(limits)
+        self._name = name
         self._template = template
         self._settings = settings
         self._metrics = metrics
@@ -86,7 +87,7 @@ class VllmTarget(Described):
             size = self._engine.size
             file = msgspec.structs.replace(file, padding=size.vocabulary - tokens)
             shapes = await asyncio.to_thread(self._shapes, self._engine.version)
-            self.describe(file, size.context_tokens, FEATURES, shapes)
+            self.describe(self._name, file, size.context_tokens, FEATURES, shapes)
             structlog.get_logger("verifier").info("loaded", model=self._name)
             if compat.must_self_test(version, self._settings.self_test):
                 await self_test(self)
@@ -119,6 +120,10 @@ class VllmTarget(Described):
         await self.close_grammars()
         if engine is not None:
             await engine.stop()
+
+    async def heartbeat(self) -> None:
+        """Hear from the engine's core and workers."""
+        await started(self._engine).heartbeat()
 
     async def check(self, request: Open) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
