@@ -183,6 +183,7 @@ async def _about(
         "judge": settings.judge,
         "fill": settings.fill,
         "lookup": settings.lookup,
+        "fallback": settings.fallback,
         "draft": draft and known,
         "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],
     }

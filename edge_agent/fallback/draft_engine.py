@@ -130,7 +130,10 @@ async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
         if sampler.failure is not None:
             raise Unavailable(str(sampler.failure), code=FAILED) from sampler.failure
         tokens.append(drawn.token)
-        yield Delta((drawn.token,), sampler.taken(), statistics=Statistics(len(tokens)))
+        counted = Statistics(len(tokens))
+        yield Delta(
+            (drawn.token,), sampler.taken(), statistics=counted, origins=(drawn.origin,)
+        )
         if drawn.token in request.stop_tokens:
             reason = "stop"
     yield Delta((), sampler.taken(), reason, Statistics(len(tokens)))

@@ -25,6 +25,7 @@ const BROKEN = () => new Failure(
 const ADVICE = {
   invalid_api_key: ["The service asks for an API key, and this one is missing or wrong.",
     "Put the right key into the settings."],
+  rate_limit_exceeded: ["Your API key is at one of its limits.", "Wait a little, then try again."],
   context_length_exceeded: ["This conversation does not fit into the model's context.",
     "Begin a new conversation, shorten the file, or lower the limit of tokens."],
   400: [null, "Change what it names, in the settings or in the question, and send again."],
@@ -37,13 +38,17 @@ const ADVICE = {
 };
 
 function failure(status, error = {}) {
-  const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[500];
+  const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[status < 500 ? 400 : 500];
   const said = error.message ?? `It answered with status ${status}.`;
   return new Failure(words ? `${words} (${said})` : `The service says: ${said}`, advice,
     error.code ?? String(status));
 }
 
-const STATUS_OF = { verifier_unavailable: 503, overloaded: 429, internal_error: 500 };
+// The status that an error within a stream would have had.
+function statusOf({ type, code }) {
+  if (type === "server_error") return code === "internal_error" ? 500 : 503;
+  return type === "rate_limit_error" ? 429 : 400;
+}
 
 async function request(path, options = {}) {
   const { key } = settings();
@@ -81,7 +86,7 @@ export async function* stream(path, body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw failure(STATUS_OF[chunk.error.code] ?? 400, chunk.error);
+    if (chunk.error) throw failure(statusOf(chunk.error), chunk.error);
     yield chunk;
   }
   throw BROKEN();

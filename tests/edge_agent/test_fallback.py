@@ -68,6 +68,7 @@ async def test_it_says_what_its_model_says_up_to_the_limit(engine: DraftEngine) 
     assert found[-1].finish == "length"
     assert found[-1].statistics is not None
     assert found[-1].statistics.target_passes == 12
+    assert {delta.origins for delta in found if delta.tokens} == {("draft",)}
 
 
 async def test_a_stop_token_ends_it(engine: DraftEngine) -> None:

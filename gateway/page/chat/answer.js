@@ -19,7 +19,7 @@ export class AnswerView {
   constructor(turn, on) {
     this.turn = turn;
     this.on = on;
-    this.thoughts = h("details", { class: "thoughts", hidden: true }, h("summary", {}, "Reasoning"), h("div"));
+    this.thoughts = h("details", { class: "thoughts", hidden: true }, h("summary", {}, "Reasoning"), h("div", {}, ""));
     this.text = h("div", { class: "text" });
     this.calls = h("div");
     this.after = h("div");
@@ -86,7 +86,8 @@ export class AnswerView {
     const { race } = this.asking;
     if (this.shown || this.turn.reasoning || this.turn.calls.length) this.after.replaceChildren();
     this.showReasoning();
-    this.ahead.draw(this.growing, race);
+    const thinks = this.turn.reasoning && !this.turn.content;
+    this.ahead.draw(thinks ? this.thoughts.lastChild : this.growing.end(), race);
     if (now < this.stripAt) return;
     this.stripAt = now + STRIP_EVERY_MS;
     this.showCalls();
@@ -95,14 +96,11 @@ export class AnswerView {
   }
 
   showReasoning() {
-    const { reasoning } = this.turn;
+    const { reasoning = "" } = this.turn;
+    if (this.thoughts.hidden && reasoning && this.asking) this.thoughts.open = true;
     this.thoughts.hidden = !reasoning;
-    const place = this.thoughts.lastChild;
-    const shown = place.firstChild?.length ?? 0;
-    if (shown < reasoning.length) {
-      place.append(reasoning.slice(shown));
-      place.normalize();
-    }
+    const text = this.thoughts.lastChild.firstChild;
+    if (text.length < reasoning.length) text.appendData(reasoning.slice(text.length));
   }
 
   showCalls() {
@@ -128,14 +126,16 @@ export class AnswerView {
     this.element.classList.remove("live");
     this.element.removeAttribute("aria-busy");
     this.showReasoning();
+    this.thoughts.open = false;
     this.showCalls();
     this.strip.finish(turn.race);
     this.after.replaceChildren(...this.ending(), this.actions());
   }
 
   ending() {
-    const { state, finish, error } = this.turn;
+    const { state, finish, error, fallback } = this.turn;
     const parts = [];
+    if (fallback) parts.push(h("p", { class: "state" }, `The large model was away: the draft model ${fallback} has answered alone.`));
     if (state === "stopped") parts.push(h("p", { class: "state" }, "Stopped."));
     if (finish === "length") parts.push(h("p", { class: "state" }, "The limit of tokens ended this answer."));
     if (error) parts.push(this.failure(error));
@@ -154,7 +154,7 @@ export class AnswerView {
     const { turn } = this;
     const copying = action("copy", "Copy", () => copy(copying, turn.content));
     const parts = [copying, action("again", "Again", this.on.again, { "aria-label": "Answer again", hidden: !this.on.again })];
-    if (turn.state === "done" && turn.content && this.on.prove) {
+    if (turn.state === "done" && turn.content && !turn.fallback && this.on.prove) {
       parts.push(action("scales", "Prove it", this.on.prove, { class: "action prove" }));
     }
     return h("div", { class: "actions" }, ...parts);
