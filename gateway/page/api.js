@@ -25,6 +25,7 @@ const BROKEN = () => new Failure(
 const ADVICE = {
   invalid_api_key: ["The service asks for an API key, and this one is missing or wrong.",
     "Put the right key into the settings."],
+  rate_limit_exceeded: ["Your API key is at one of its limits.", "Wait a little, then try again."],
   context_length_exceeded: ["This conversation does not fit into the model's context.",
     "Begin a new conversation, shorten the file, or lower the limit of tokens."],
   400: [null, "Change what it names, in the settings or in the question, and send again."],

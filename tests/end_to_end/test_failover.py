@@ -73,11 +73,18 @@ class Fleet:
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
-    def edge(self, *verifiers: str, judge: str = "coupled", deadline_s: float = 30.0) -> str:
+    def edge(
+        self,
+        *verifiers: str,
+        judge: str = "coupled",
+        deadline_s: float = 30.0,
+        drain_timeout_s: float = 0.0,
+    ) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
             "edge_agent", "--draft-model", "smollm2", "--judge", judge, *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
+            PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
     def signal(self, url: str, number: int) -> None:
