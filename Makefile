@@ -4,6 +4,7 @@
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
+# make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
@@ -33,7 +34,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest -m "not clients" $(ARGS)
+	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not images" $(ARGS)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
@@ -77,6 +78,11 @@ test-clients: test-clients-ready models
 .PHONY: test-clients test-clients-ready
 test-clients-ready: .venv/.ready-dev
 	@$(STEP) "clients installed" scripts/setup-clients.sh
+
+.PHONY: test-image
+test-image: .venv/.ready-dev
+	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@scripts/test-image.sh $(IMAGE)
 
 test-vllm-matrix: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m scripts/vllm-matrix.sh $(VLLM_VERSIONS)

@@ -15,6 +15,7 @@ from typer import Option
 from cli.chat import chat as chat_in_terminal
 from cli.doctor.finding import report
 from cli.doctor.machine import HOST, check_gpu, gpu_here
+from cli.keys import keys_app
 from cli.models import models_app
 from cli.up import Plan, read_settings
 from cli.up import up as run_up
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 
 EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
 VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,9 @@ from gateway.hosting.cores import Pins
 from gateway.hosting.processes import Service, ServiceError, keep_up
 from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings_sources import as_environment
+
+NO_DRAIN: Final = {"drain_timeout_s": 0}
+"""Settings of both ends: Ctrl-C waits for no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class Plan:
     ) -> Service:
         more = (*more, *self.arguments.get(name, ()))
         command = (sys.executable, "-m", module, "--port", str(port), "--host", HOST, *more)
-        environment = as_environment(name.upper(), self.settings.get(name, {}))
+        settings = {**NO_DRAIN, **self.settings.get(name, {})}
+        environment = as_environment(name.upper(), settings)
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 
 
@@ -88,7 +93,8 @@ def check_free(port: int, variable: str) -> None:
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     """Start `services`, print how to use them, and stay until a signal.
 
-    All have stopped when it returns or raises a ServiceError.
+    One that fails later is started again, a few times. All have stopped when it returns or
+    raises a ServiceError.
     """
     check_free(plan.verifier_port, "VERIFIER_PORT")
     check_free(plan.edge_port, "EDGE_PORT")
@@ -106,11 +112,12 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
         console.print(f"\n[bold green]PicoSpec is up[/] after {took_s:.1f} s. Ctrl-C stops it.")
         for line in usage_lines(plan, model):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Open [bold]{plan.edge_url}/[/] in a browser.", highlight=False)
         ready.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped)
+    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
 
 
 async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Console) -> str:

@@ -1,17 +1,18 @@
-"""`python -m edge_agent`: read the settings, load the draft model, serve."""
+"""`python -m edge_agent`: read the settings, serve, and load the draft model."""
 
 from __future__ import annotations
 
 import os
-import signal
+import ssl
 import sys
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final
 
+import structlog
 import typer
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from typer import Option
 
@@ -21,19 +22,26 @@ from edge_agent.draft_model.choosing import with_draft_model
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
+from edge_agent.starting import Starting
+from gateway.drain import Drain
 from gateway.hosting import logs
+from gateway.hosting.draining_server import DrainingServer
+from gateway.hosting.http1 import DeadlinesProtocol
+from gateway.hosting.listening import check_listening
+from gateway.hosting.settings_sources import TlsSettings
 from models.errors import ModelError
 from models.store import open_store
 from speculation.drafting.policy import DraftPolicy
 
 GRACE_S: Final = 5
-"""Time for streams that still run at SIGTERM; after it they are cancelled, at both ends."""
+"""Time for requests that are still open when the edge has drained, such as an answer's whose
+client does not read it; after it they are cancelled, at both ends."""
 
 IDLE_S: Final = 75
 """Time for which an idle connection is kept: longer than clients keep theirs (httpx and the
 openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 
 @app.command()
@@ -65,6 +73,7 @@ def main(
         named |= {"verifier_urls": urls, "verifier_url": None}  # in place of any file's
     try:
         settings = load(config, os.environ, named)
+        check_listening(settings)
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
         sys.exit(f"settings: {error}")
     serve(settings)
@@ -76,30 +85,49 @@ def serve(
     make_drafter: MakeDrafter = loading.make_drafter,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
-    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
-    metrics = EdgeMetrics(CollectorRegistry())
-    try:
-        store = open_store(os.environ)
-        settings = with_draft_model(settings, store, partial(open_verifiers, settings, metrics))
-        api = build(settings, store, policy, make_drafter)
-    except (ModelError, OSError) as error:
-        sys.exit(f"the edge cannot start: {error}")
-    uvicorn.run(
-        api,
+    for verifier in settings.hosts_that_get_a_key_in_clear:
+        structlog.get_logger("edge_agent").warning(
+            "key_in_clear", verifier=verifier, remedy="https:// in verifier_urls"
+        )
+    drain = Drain()
+
+    def make() -> FastAPI:
+        store, metrics = open_store(os.environ), EdgeMetrics(CollectorRegistry())
+        connect = partial(open_verifiers, settings, metrics)
+        return build(
+            with_draft_model(settings, store, connect), store, drain, policy, make_drafter
+        )
+
+    starting = Starting(make, drain.hurry)
+    config = uvicorn.Config(
+        starting,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
+        http=DeadlinesProtocol,
+        **tls_options(settings.tls),
     )
+    DrainingServer(config, drain, settings.drain_timeout_s).run()
+    if isinstance(starting.error, ModelError | OSError):
+        sys.exit(f"the edge cannot start: {starting.error}")
+    if starting.error is not None:
+        raise starting.error
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(0)
+def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
+    """Return what uvicorn is told of certificates."""
+    if tls is None:
+        return {}
+    options = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    if tls.client_ca is None:
+        return options
+    return {**options, "ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ The model that clients see is the verifier's; the draft model only decides how f
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from edge_agent.as_generator import as_generator
+from edge_agent.deltas import Deltas, Emit
 from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.foreign import slot as foreign_slot
 from edge_agent.draft_model.foreign.translation import Translation
@@ -21,10 +23,11 @@ from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.grammars import DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.predictions import prediction_of
-from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.step_sampler import step_sampler
+from edge_agent.trace import WatchedMachine
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from gateway.ports import Delta, Facts, Job
+from gateway.tracing import Span
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
@@ -37,7 +40,6 @@ from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
 from speculation.protocol.messages import (
-    Commit,
     Fill,
     Judge,
     Limits,
@@ -50,8 +52,6 @@ _OTHER_VOCABULARY: Final = (
     "judge: `separate` needs a draft model with the target's vocabulary; `coupled` takes any"
 )
 
-Emit = Callable[[Delta], Awaitable[None]]
-
 
 class Route(Sessions, Protocol):
     """What edge_agent.link.failover.Failover does."""
@@ -60,12 +60,20 @@ class Route(Sessions, Protocol):
     def rtt_s(self) -> float:
         """The round trip to the verifier of the session that was opened last."""
 
+    @property
+    def verifier(self) -> int:
+        """That verifier's place in the edge's list, from 0."""
+
+    @property
+    def reopened(self) -> int:
+        """How often the answer went on in another session."""
+
 
 class Verifiers(Protocol):
     """What edge_agent.link.verifiers.Verifiers does."""
 
     async def facts(self) -> ModelFacts: ...
-    def answer(self) -> Route: ...
+    def answer(self, span: Span) -> Route: ...
     def forget(self) -> None: ...
 
 
@@ -152,15 +160,6 @@ class EdgeEngine:
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
     ) -> None:
-        statistics = Statistics()
-
-        async def committed(commit: Commit) -> None:
-            nonlocal statistics
-            statistics = with_commit(statistics, commit)
-            if prediction is not None:
-                statistics = with_prediction(statistics, prediction, machine.session)
-            await emit(Delta(commit.tokens, _logprobs(commit), statistics=statistics))
-
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
@@ -174,16 +173,18 @@ class EdgeEngine:
         lookup, most = self._lookup(request), facts.context_tokens
         prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
         proposer = _within(grammar, prediction or lookup)
-        route = self._verifiers.answer()
-        machine = self._machine(request, facts.limits, slot, chance, route, proposer)
+        route = self._verifiers.answer(job.span)
+        make: Callable[..., DraftMachine] = DraftMachine
+        if job.watched:
+            make = partial(WatchedMachine, clock=time.monotonic, link=route)
+        machine = self._machine(make, request, facts.limits, slot, chance, route, proposer)
+        deltas = Deltas(emit, machine, prediction)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
-        finish = await driver.run(committed)
+        finish = await deltas.watch(driver.run(deltas.committed))
         self._unused = machine.session.unused
-        statistics = with_totals(statistics, finish.totals)
-        self._count(machine.counts, statistics.accepted_tokens)
-        logprobs = None if job.top_logprobs is None else ()
-        await emit(Delta((), logprobs, finish.reason, statistics))
+        self._count(machine.counts, finish.totals.accepted)
+        await deltas.finished(finish, logprobs=job.top_logprobs is not None)
 
     def _count(self, counts: DraftCounts, accepted: int) -> None:
         self._metrics.drafted.inc(counts.drafted)
@@ -209,6 +210,7 @@ class EdgeEngine:
 
     def _machine(
         self,
+        make: Callable[..., DraftMachine],
         request: Open,
         limits: Limits,
         slot: DraftSlot | None,
@@ -217,7 +219,7 @@ class EdgeEngine:
         proposer: Proposer | None,
     ) -> DraftMachine:
         how = self._speculation
-        return DraftMachine(
+        return make(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             limits,
@@ -237,9 +239,3 @@ class EdgeEngine:
 
 def _within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
     return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)
-
-
-def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
-    if commit.logprobs is None:
-        return None
-    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)

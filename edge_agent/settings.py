@@ -14,12 +14,12 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from gateway.hosting.listening import is_loopback
 from gateway.hosting.settings_sources import Port, ServiceSettings, Table
 from speculation.drafting.policy import DraftSettings
 from speculation.protocol.messages import Fill, Judge
 
 _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
-_THIS_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
 class DraftingSettings(Table):
@@ -43,6 +43,12 @@ class EdgeSettings(ServiceSettings):
 
     verifier_ca: Path | None = None
     """PEM file of the authority of the verifiers' certificates; None means the system's."""
+
+    client_certificate: Path | None = None
+    """PEM file, the whole chain, of what this edge shows a verifier that asks for it."""
+
+    client_key: Path | None = None
+    """PEM file, PKCS#8, of the key of `client_certificate`."""
 
     failover_deadline_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """How long an answer whose verifier is lost waits for one that goes on."""
@@ -95,8 +101,20 @@ class EdgeSettings(ServiceSettings):
 
     def key_for(self, verifier: AnyHttpUrl) -> str | None:
         """The key for a verifier. Both ends may share the clients' keys on one machine."""
-        shared = self.api_keys if verifier.host in _THIS_MACHINE else ()
+        shared = self.api_keys if is_loopback(verifier.host or "") else ()
         return next((key.get_secret_value() for key in self.verifier_key + shared), None)
+
+    @property
+    def hosts_that_get_a_key_in_clear(self) -> tuple[str, ...]:
+        """The verifiers elsewhere that this edge shows a key without TLS."""
+        plain = (url for url in self.verifiers if url.scheme == "http" and self.key_for(url))
+        return tuple(url.host or "" for url in plain if not is_loopback(url.host or ""))
+
+    @model_validator(mode="after")
+    def _has_both_parts_of_a_certificate(self) -> Self:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("set client_certificate and client_key, or neither")
+        return self
 
     @model_validator(mode="after")
     def _names_verifiers_once(self) -> Self:

@@ -10,6 +10,8 @@ from gateway.detokenise import TextDelta
 from gateway.errors import ApiError, EngineFault
 from gateway.metrics import Metrics
 from gateway.ports import Statistics
+from gateway.tenants.tenant import Tenant
+from gateway.tracing import NO_SPAN, Span
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""
@@ -21,6 +23,12 @@ class Account:
     metrics: Metrics
     clock: Clock
     started_s: float
+    tenant: Tenant
+    """Whose request it is; the anonymous tenant's until a key was found."""
+
+    answers: int = 0
+    """The answers that the tenant began for this request; they end with it."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
@@ -41,6 +49,7 @@ class Account:
     field_names: Mapping[str, str] = field(default_factory=dict)
     """The client's names, by the engine's, of fields that have several; errors get them."""
 
+    span: Span = NO_SPAN
     first_token_s: float | None = None
     """Time from the start of the request to its first generated token."""
 
@@ -62,8 +71,19 @@ class Account:
         self.error = raised.error_code
         return raised
 
+    def begin_answers(self, answers: int) -> None:
+        """Begin so many more answers. Raises RateLimited."""
+        self.tenant.begin(self.clock(), answers)
+        self.answers += answers
+
+    def close(self) -> None:
+        """End the answers, and count what they took."""
+        self.tenant.end(self.answers)
+        self.tenant.spend(self.completion_tokens, self.clock())
+
     def took_prompt(self, tokens: int) -> None:
         self.prompt_tokens = tokens
+        self.tenant.spend(tokens, self.clock())
         self.metrics.prompt_tokens.inc(tokens)
 
     def count(self, index: int, delta: TextDelta) -> None:
@@ -91,6 +111,20 @@ class Account:
             rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
         )
 
+    def end_span(self, status: int) -> None:
+        """End the request's span with what was counted."""
+        counted = self.total()
+        self.span.end(
+            self.error,
+            status=status,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            first_token_s=self.first_token_s or 0.0,
+            draft_tokens=counted.draft_tokens,
+            accepted_tokens=counted.accepted_tokens,
+            acceptance=_ratio(counted.accepted_tokens, counted.draft_tokens),
+        )
+
     def usage(self) -> dict[str, object]:
         """Return OpenAI's `usage`."""
         counted = self.total()
@@ -109,6 +143,18 @@ class Account:
         """Return the fields that end an answer: vLLM's `metrics` and llama.cpp's `timings`."""
         known = _speculative_decoding(self.total()) if self.statistics else None
         return {"metrics": {"speculative_decoding": known}, "timings": self._timings()}
+
+    def speculation(self) -> dict[str, object]:
+        """Return what ends the answer to a client that watched it: sums over all choices."""
+        counted = self.total()
+        return {
+            "passes": counted.target_passes,
+            "rows": counted.target_passes + counted.draft_tokens,
+            "drafted": counted.draft_tokens,
+            "accepted": counted.accepted_tokens,
+            "acceptance": _ratio(counted.accepted_tokens, counted.draft_tokens),
+            "tokens_per_s": self._timings()["predicted_per_second"],
+        }
 
     def _timings(self) -> dict[str, float]:
         """Here "prompt" is the time to the first token."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from gateway.account import Clock
+from gateway.drain import Drain
 from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
@@ -30,6 +31,7 @@ from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
+from gateway.routes.page import page
 from gateway.routes.services import Services
 from gateway.routes.status import (
     health,
@@ -40,6 +42,9 @@ from gateway.routes.status import (
 )
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
+from gateway.tenants.tenant import TenantMetrics
+from gateway.tenants.tenants import Tenants
+from gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(
@@ -75,18 +80,28 @@ def create_app(
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
+    drain: Drain | None = None,
+    session_paths: str | None = None,
+    hosts: Collection[str] | None = None,
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
     The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
     registered there already. `draw_seed` returns the seed of a request that names none.
+
+    drain: counts the answers, and refuses new ones once it has begun.
+    session_paths: what the paths begin with that are followed by a session's name. hosts: the
+    names in `Host` that are answered; None for any. Raises gateway.tenants.keys.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
+    keys = [key.get_secret_value().encode() for key in settings.api_keys]
+    tenants = Tenants(keys, settings.keys_file, settings.key_limits, TenantMetrics(registry))
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
@@ -95,10 +110,14 @@ def create_app(
             *_cors(settings),
             Middleware(
                 Accounts,
-                settings=settings,
+                tenants=tenants,
                 metrics=metrics,
-                clock=clock,
+                body_limit_bytes=settings.body_limit_bytes,
+                session_paths=session_paths,
                 is_message=is_message,
+                hosts=hosts,
+                clock=clock,
+                tracing=tracing,
             ),
         ],
         exception_handlers={HTTPException: _http_exception},
@@ -106,6 +125,7 @@ def create_app(
     services = Services(
         engine=engine,
         tokenizer=tokenizer,
+        drain=drain or Drain(),
         registry=registry,
         executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
         model_aliases=frozenset(settings.model_aliases),
@@ -115,7 +135,7 @@ def create_app(
         draw_seed=draw_seed,
         started=int(time.time()),
     )
-    for route in (*ROUTES, *documents(ROUTES)):
+    for route in (*ROUTES, *documents(ROUTES), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from starlette.types import Message, Receive, Send
 
 from gateway.detokenise import TextDelta
 from gateway.errors import ClientGone, EngineFault, first_error
 from gateway.ports import Delta
+
+UNREAD_S: Final = 60.0
+"""How long a message may wait for a client that does not read. Server and system hold hundreds
+of kilobytes of a stream before it has to wait at all."""
 
 T = TypeVar("T")
 ChoiceStream = AsyncGenerator[TextDelta]
@@ -80,9 +84,13 @@ async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]
 
 
 async def send_to_client(send: Send, message: Message) -> None:
-    """Raise ClientGone when the server reports that the connection is closed."""
+    """Raise ClientGone when the server reports that the connection is closed, or when the
+    client reads nothing for so long that it is as good as gone."""
     try:
-        await send(message)
+        async with asyncio.timeout(UNREAD_S):
+            await send(message)
+    except TimeoutError as error:
+        raise ClientGone(f"the client read nothing for {UNREAD_S:g} s") from error
     except OSError as error:
         raise ClientGone("the client went away") from error
 

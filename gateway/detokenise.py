@@ -19,6 +19,7 @@ import msgspec
 from gateway.errors import EngineFault
 from gateway.output.message import Parsed
 from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
+from gateway.speculation import TARGET, Chain, Event, Origins, Told
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]
@@ -52,11 +53,15 @@ class TextDelta(msgspec.Struct, frozen=True):
     parsed: Parsed | None = None
     """The rest of the message, if a parser reads this choice; `text` is then its content."""
 
+    told: Told | None = None
+    """What it tells of speculation, if the choice is watched."""
+
 
 class Detokeniser:
     """Converts the Deltas of one choice, in order.
 
     include_stop: whether the stop string or stop token that ends the text is part of it.
+    watched: whether to tell of speculation.
     """
 
     def __init__(
@@ -66,7 +71,11 @@ class Detokeniser:
         stop_tokens: frozenset[int],
         stops: Sequence[str],
         include_stop: bool = False,
+        watched: bool = False,
     ) -> None:
+        self.origins = Origins() if watched else None
+        """Of the text that is shown and withheld; None if the choice is not watched."""
+
         self._piece = piece
         self._hidden = frozenset[int]() if include_stop else stop_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -80,12 +89,14 @@ class Detokeniser:
         if delta.logprobs is not None and len(delta.logprobs) != len(delta.tokens):
             raise EngineFault("the engine gave log-probabilities for some tokens only")
         text, tokens = self._read_tokens(delta)
-        if delta.finish is not None:
+        if delta.finish is not None and not self._stops.hit:
             text += self._show(self._utf8.decode(b"", final=True)) + self._stops.finish()
         finish: Finish | None = "stop" if self._stops.hit else delta.finish
+        shown = range(self._shown_chars, self._shown_chars + len(text))
         self._shown_chars += len(text)
         entries = self._shown_entries(finish) if self._pending else ()
-        return TextDelta(text, tokens, entries, finish, delta.statistics)
+        told = None if self.origins is None else self._tell(self.origins, shown, delta.events)
+        return TextDelta(text, tokens, entries, finish, delta.statistics, told=told)
 
     def _read_tokens(self, delta: Delta) -> tuple[str, int]:
         """Return the text to show and the number of tokens read."""
@@ -95,9 +106,27 @@ class Detokeniser:
                 if delta.logprobs is not None:
                     self._pending.append(self._entry(token, delta.logprobs[count - 1]))
                 text += self._show(self._utf8.decode(self._piece(token)))
+            if self.origins is not None:
+                origin = delta.origins[count - 1] if delta.origins else TARGET
+                self.origins.add(origin, self._decoded_chars, cut=bool(self._cut_bytes))
             if self._stops.hit:
                 return text, count
         return text, len(delta.tokens)
+
+    def _tell(self, origins: Origins, shown: range, events: Sequence[Event]) -> Told:
+        spelt = tuple(self._spelt(each) if isinstance(each, Chain) else each for each in events)
+        return Told(origins.take_tokens(), origins.spans([shown]), events=spelt)
+
+    def _spelt(self, chain: Chain) -> Chain:
+        """Return the chain with its text, without a character that is not whole."""
+        cut = b"" if chain.broken else self._cut_bytes
+        text = (cut + b"".join(map(self._piece, chain.ids))).decode("utf-8", "ignore")
+        return msgspec.structs.replace(chain, text=text)
+
+    @property
+    def _cut_bytes(self) -> bytes:
+        """The bytes of a character that is not complete."""
+        return self._utf8.getstate()[0]
 
     def _show(self, decoded: str) -> str:
         self._decoded_chars += len(decoded)

@@ -3,12 +3,16 @@
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
   - Unauthorized        401  no key, or a wrong one
+  - Forbidden           403  the request's Host is not one of this service's names
   - NotFound            404  no such model or path
+  - RequestTimeout      408  the request's body did not come in time
   - TooLarge            413  the body exceeds the limit
   - Overloaded          429  the service is full; the client may retry after `retry_after_s`
+    - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
+    - Draining          503  the service is about to stop; another one takes the request
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ class ApiError(Exception):
     status: ClassVar[int]
     type: ClassVar[str]
     code: ClassVar[str]
+    retry_after_s: int | None = None
+    """When the client may ask again, if it is known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None
@@ -61,8 +67,16 @@ class Unauthorized(ApiError):
     status, type, code = 401, "authentication_error", "invalid_api_key"
 
 
+class Forbidden(ApiError):
+    status, type, code = 403, "permission_error", "host_not_allowed"
+
+
 class NotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class RequestTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
 class TooLarge(ApiError):
@@ -77,6 +91,10 @@ class Overloaded(ApiError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
+
+
 class ClientGone(ApiError):
     status, type, code = 499, "client_closed_request", "client_closed_request"
 
@@ -87,6 +105,11 @@ class EngineFault(ApiError):
 
 class Unavailable(ApiError):
     status, type, code = 503, "server_error", "verifier_unavailable"
+
+
+class Draining(Unavailable):
+    code = "draining"
+    retry_after_s = 1
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

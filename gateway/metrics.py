@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from gateway.ports import Statistics
 
@@ -13,9 +13,11 @@ _LONG_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 
 
 
 class Metrics:
-    """All metrics of one app, registered in `registry`."""
+    """All metrics of one app, registered in `registry`, and those of its process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        ProcessCollector(registry=registry)
+
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"picospec:{name}", text, labels, registry=registry)
 

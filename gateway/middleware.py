@@ -1,15 +1,16 @@
-"""What applies to every route: an account, API keys, the body limit, and errors as responses.
+"""What applies to every route: an account, `Host`, keys, limits, and errors as responses.
+
+Of a request that is not let in, the body is not taken in.
 
 The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -19,19 +20,27 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.account import Account, Clock
-from gateway.errors import ClientGone, TooLarge, Unauthorized
+from gateway.errors import ClientGone, Forbidden, RateLimited
 from gateway.metrics import Metrics
+from gateway.request_body import RequestBody
 from gateway.responses import error_response
-from gateway.settings import GatewaySettings
+from gateway.routes.page import PREFIX
+from gateway.tenants.tenants import Tenants
+from gateway.tracing import Tracing
 
+_HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 
 IsMessage = Callable[[str], bool]
 """Whether a path takes messages of a request that runs already. A message is no request of its
 own: it is neither logged nor counted, unless it fails."""
+
+TELL_EVERY_S: Final = 60.0
+"""Time between two log lines, in seconds, that say that a tenant is limited. The requests that
+are turned away have no lines of their own, or a flood of them would be one of the log."""
 
 
 class Accounts:
@@ -45,27 +54,40 @@ class Accounts:
         self,
         app: ASGIApp,
         *,
-        settings: GatewaySettings,
+        tenants: Tenants,
         metrics: Metrics,
-        clock: Clock,
+        body_limit_bytes: int,
+        session_paths: str | None,
         is_message: IsMessage,
+        hosts: Collection[str] | None,
+        clock: Clock,
+        tracing: Tracing,
     ) -> None:
         self._app = app
+        self._tenants = tenants
         self._is_message = is_message
-        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
-        self._limit_bytes = settings.body_limit_bytes
+        self._tracing = tracing
         self._metrics = metrics
+        self._limit_bytes = body_limit_bytes
+        self._session_paths = session_paths
+        self._hosts = hosts
         self._clock = clock
         self._log = structlog.get_logger("gateway")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        account = Account(_request_id(scope), self._metrics, self._clock, self._clock())
+        anonymous = self._tenants.anonymous
+        account = Account(
+            _request_id(scope), self._metrics, self._clock, self._clock(), anonymous
+        )
         scope.setdefault("state", {})["account"] = account
         if self._is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
+        if scope["method"] == "POST":  # what else is asked for takes no time
+            headers, path = Headers(scope=scope), self._shown(scope["path"])
+            account.span = self._tracing.begin("request", headers, method="POST", path=path)
         self._metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
@@ -82,40 +104,33 @@ class Accounts:
             account.fault = fault
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        body = RequestBody(scope, receive, self._limit_bytes)
         try:
-            self._check_key(scope)
-            await self._app(scope, self._limited(scope, receive), send)
+            self._admit(account, scope)
+            await self._app(scope, body.admitted(), send)
         except Exception as raised:
             if account.status:
                 raise
-            await error_response(account.failed(raised))(scope, receive, send)
+            await body.refuse(error_response(account.failed(raised)), send)
 
-    def _check_key(self, scope: Scope) -> None:
-        """Compare with every key in constant time, so that the time taken reveals no key."""
-        kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        offered = given.strip().encode("latin-1")
-        matches = [hmac.compare_digest(offered, key) for key in self._keys]
-        admitted = not self._keys or (kind.lower() == "bearer" and any(matches))
-        if not admitted and scope["path"] not in _OPEN_PATHS:
-            raise Unauthorized("no API key, or a wrong one")
+    def _admit(self, account: Account, scope: Scope) -> None:
+        """Find out whose request it is, and count it. Raises ApiError."""
+        headers = Headers(scope=scope)
+        if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
+            raise Forbidden("this Host is not one of the service's names (allowed_hosts)")
+        path, now = scope["path"], self._clock()
+        if path in _OPEN_PATHS or path.startswith(PREFIX):
+            return
+        account.tenant = self._tenants.of(headers.get("authorization", ""), now)
+        if self._shown(path) == path:  # it is of no session
+            account.tenant.admit(now)
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Raise TooLarge for a body over the limit, by Content-Length or once it is read."""
-        error = TooLarge(f"the body exceeds {self._limit_bytes} bytes")
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._limit_bytes:
-            raise error
-        taken_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal taken_bytes
-            message = await receive()
-            taken_bytes += len(message.get("body", b""))
-            if taken_bytes > self._limit_bytes:
-                raise error
-            return message
-
-        return counted
+    def _shown(self, path: str) -> str:
+        """Return a path without a session's name, which is a secret."""
+        if self._session_paths is None or not path.startswith(self._session_paths):
+            return path
+        _, slash, rest = path.removeprefix(self._session_paths).partition("/")
+        return f"{self._session_paths}*{slash}{rest}"
 
     def _close_message(self, account: Account, scope: Scope) -> None:
         if account.status >= HTTPStatus.BAD_REQUEST:
@@ -128,8 +143,12 @@ class Accounts:
         self._metrics.speculated(account.total())
         if account.first_token_s is not None:
             self._metrics.request_s.observe(account.elapsed_s)
-        if account.fault or scope["path"] not in _PROBES:
+        account.close()
+        if account.error == RateLimited.code:
+            self._tell(account)
+        elif account.fault or scope["path"] not in _PROBES:
             self._write(account, scope, status)
+        account.end_span(status)
 
     def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info
@@ -137,7 +156,8 @@ class Accounts:
             "request",
             request_id=account.request_id,
             method=scope["method"],
-            path=scope["path"],
+            path=self._shown(scope["path"]),
+            tenant=account.tenant.name,
             status=status,
             error=account.error,
             **({"ignored": account.ignored} if account.ignored else {}),
@@ -147,6 +167,14 @@ class Accounts:
             duration_s=round(account.elapsed_s, 6),
             traceback=_traceback(account.fault),
         )
+
+    def _tell(self, account: Account) -> None:
+        now, tenant = self._clock(), account.tenant
+        if tenant.told_at is None or now - tenant.told_at >= TELL_EVERY_S:
+            tenant.told_at = now
+            self._log.warning(
+                "rate_limited", tenant=tenant.name, limits=tenant.limits.model_dump()
+            )
 
 
 async def _send_with_id(account: Account, send: Send, message: Message) -> None:
@@ -158,6 +186,12 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         if account.ignored:
             headers["x-picospec-ignored"] = ", ".join(account.ignored)
     await send(message)
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without the port; "" for what is no such header."""
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""
 
 
 def _request_id(scope: Scope) -> str:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
+from gateway.speculation import Event, Origin
+from gateway.tracing import NO_SPAN, Span
+
 FinishReason = Literal["stop", "length"]
 
 NONE: Final[Mapping[str, object]] = MappingProxyType({})
@@ -52,6 +55,12 @@ class Job:
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Request parameters beyond Sampling, by their OpenAI names, all in Facts.features."""
+
+    watched: bool = False
+    """The client wants to know what speculation does; an engine without it tells nothing."""
+
+    span: Span = NO_SPAN
+    """The request's span: what the engine does for it are parts of that."""
 
 
 UNLIKELY: Final = -9999.0
@@ -102,6 +111,12 @@ class Delta:
     statistics: Statistics | None = None
     """The counters so far; required with `finish`. Because a stop string may end the choice at
     any Delta, an engine should send them with each."""
+
+    origins: tuple[Origin, ...] | None = None
+    """One a token, if the job is watched; None: the target had them all."""
+
+    events: tuple[Event, ...] = ()
+    """What happened before these tokens, if the job is watched."""
 
 
 class Described(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from gateway.errors import ApiError, Overloaded, Unauthorized
+from gateway.errors import ApiError, Unauthorized
 
 
 def json_response(
@@ -20,7 +20,7 @@ def json_response(
 def error_response(error: ApiError) -> Response:
     """Return the error with the headers that RFC 9110 and RFC 6585 name for its status."""
     headers = {}
-    if isinstance(error, Overloaded):
+    if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"

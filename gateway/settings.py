@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.output.formats.choose import FormatName
+from gateway.tenants.keys import KeyLimits
 
 
 class GatewaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     api_keys: tuple[SecretStr, ...] = ()
-    """Each of these keys opens every path; /health, /ready, /metrics, /openapi.json and /docs
-    need none. With no keys set, all paths are open."""
+    """Each of these keys opens every path; the page and /health, /ready, /metrics,
+    /openapi.json and /docs need none. Without keys, here and in `keys_file`, all are open."""
+
+    keys_file: Path | None = None
+    """A TOML file of more keys, with names and limits (gateway.tenants.keys); a change of it
+    counts within a second. A file without keys lets nobody in."""
+
+    key_limits: KeyLimits = KeyLimits()
+    """What a key without limits of its own may use; without any keys, all clients together."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""

@@ -14,10 +14,11 @@ import typer
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from gateway.hosting.listening import check_listening
 from gateway.hosting.serving import serve
 from verifier.settings import VerifierSettings, load
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -38,6 +39,7 @@ def main(
         overrides = {name: value for name, value in named.items() if value is not None}
         overrides |= nested(context.args)
         settings = load(config, os.environ, overrides)
+        check_listening(settings)
     except (ValidationError, ValueError, OSError) as error:
         sys.exit(f"settings: {error}")
     serve(settings, partial(_app, settings))

@@ -8,22 +8,33 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 
 from gateway.app import create_app
+from gateway.drain import Drain
+from gateway.hosting.listening import hosts_of
+from gateway.hosting.progress_bar import progress_bar
+from gateway.hosting.serving import AT_ONCE
+from gateway.hosting.stopping import end_within, stopped_by_signals
+from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
+from gateway.tracing import Tracing
+from models.errors import NotPulled
 from models.gguf import is_exact
-from models.store import open_store
+from models.obtaining import obtain
+from models.store import Found, Store, open_store
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.plain_engine import PlainEngine
-from verifier.routes import Routes, takes_drafts
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.registry import Sessions
 from verifier.settings import VerifierSettings
 from verifier.target import Target
@@ -32,23 +43,45 @@ from verifier.vllm_target.service.settings import VllmSettings
 from verifier.vllm_target.service.target import VllmTarget
 
 
-def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> FastAPI:
-    """Return the ASGI app; its lifespan starts and stops the target that `make` returns."""
+def build(
+    settings: VerifierSettings,
+    make: Callable[[PassMetrics], Target],
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """Return the ASGI app; its lifespan starts and stops the target that `make` returns.
+
+    tracing: None for what the settings say. The lifespan closes it.
+    """
+    tracing = tracing or open_tracing("picospec-verifier", settings)
     registry = CollectorRegistry()
     gateway = Metrics(registry)
-    # without a target this process ends, and the one that started it reports that
-    give_up = partial(os.kill, os.getpid(), signal.SIGTERM)
-    host = Host(make(PassMetrics(registry, gateway)), give_up)
-    sessions = Sessions(host, settings.sessions, SessionMetrics(registry))
+    drain = Drain()
+    host = Host(
+        make(PassMetrics(registry, gateway)),
+        drain,
+        load_timeout_s=settings.load_timeout_s,
+        pass_timeout_s=settings.pass_timeout_s,
+    )
+    sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
 
-    async def end() -> None:
+    async def close() -> None:
+        end_within(settings.stop_timeout_s)
         await sessions.end_all()
         await host.stop()
+        os.kill(os.getpid(), signal.SIGINT)  # the server's signal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with host.running(), sessions.running(), _ended_by_sigterm(end):
+        stopping = stopped_by_signals(
+            drain,
+            settings.drain_timeout_s,
+            close,
+            at_once=AT_ONCE,
+            second_is_at_once=False,
+        )
+        async with host.running(), sessions.running(), stopping:
             yield
+        await asyncio.to_thread(tracing.close)
 
     app = create_app(
         PlainEngine(host),
@@ -57,42 +90,20 @@ def build(settings: VerifierSettings, make: Callable[[PassMetrics], Target]) -> 
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
+        drain=drain,
+        session_paths=SESSION_PATHS,
         is_message=takes_drafts,
+        hosts=hosts_of(settings),
+        tracing=tracing,
     )
     Routes(host, sessions).add_to(app)
     return app
 
 
-@asynccontextmanager
-async def _ended_by_sigterm(end: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Let SIGTERM await `end` once, and only then let the server close, by SIGINT.
-
-    The server waits for responses that are being sent, and ours last as long as a session:
-    without this it would wait until it is killed.
-    """
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-
-    async def stop() -> None:
-        await asked.wait()
-        await end()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    stopping = asyncio.create_task(stop())
-    loop.add_signal_handler(signal.SIGTERM, asked.set)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        if not asked.is_set():
-            stopping.cancel()
-        await asyncio.wait([stopping])
-
-
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
     """Return the target that the settings ask for, not started.
 
-    Raises models.errors.ModelError for a model that is not there, and OSError for a template.
+    Raises models.errors.ModelError for a model that nobody knows, and OSError for a template.
     """
     store = open_store(os.environ)
     file = settings.chat_template
@@ -101,14 +112,20 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
         options = VllmSettings.of(settings.model.removeprefix("hf://"), settings.vllm)
         return VllmTarget(name, options, settings.limits, metrics, template=template)
-    found = store.find(settings.model, "target")
+    with suppress(NotPulled):  # it is fetched when the target starts, which may take long
+        store.find(settings.model, "target")
+    find = partial(_weights, settings, store)
+    return LlamaTarget(find, settings.llama, settings.limits, metrics, template=template)
+
+
+def _weights(settings: VerifierSettings, store: Store) -> Found:
+    """Return the target's file, which is fetched if it is not here. Raises ModelError."""
+    with progress_bar(Console(stderr=True), settings.model) as show:
+        found = obtain(store, settings.model, "target", show)
     if not is_exact(found.path):
         structlog.get_logger("verifier").warning(
             "the weights are not exact: draft tokens may change a text",
             path=str(found.path),
             remedy=f"picospec models pull --as target {settings.model}",
         )
-    name = settings.served_name or found.name
-    return LlamaTarget(
-        name, found.path, settings.llama, settings.limits, metrics, template=template
-    )
+    return replace(found, name=settings.served_name or found.name)

@@ -1,7 +1,8 @@
-"""Prometheus metrics of sessions and passes; those of draft tokens are the gateway's."""
+"""Prometheus metrics of sessions and passes; those of tokens are the gateway's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -37,6 +38,22 @@ class PassMetrics:
             registry=registry,
         )
 
+        self._kv_usage = Gauge(
+            "picospec:kv_cache_usage_perc",
+            "Share of the KV cache that running sessions hold; 1 is all of it.",
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "picospec:num_requests_waiting",
+            "Sessions and plain requests that wait for a place in the target.",
+            registry=registry,
+        )
+
+    def follow(self, kv_usage: Callable[[], float], waiting: Callable[[], int]) -> None:
+        """Have these called for each answer of /metrics."""
+        self._kv_usage.set_function(kv_usage)
+        self._waiting.set_function(waiting)
+
     def prefilled(self, tokens: int) -> None:
         """Record that a piece of a prompt was decoded."""
         self._prefilled.inc(tokens)
@@ -57,9 +74,11 @@ class PassMetrics:
 
 
 class SessionMetrics:
-    """The metrics that the sessions' registry reports."""
+    """The metrics that the sessions' registry reports. gateway: sessions count their tokens
+    there, as requests without an edge do."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
+        self.gateway = gateway
         self.open = Gauge("picospec:sessions_open", "Sessions running.", registry=registry)
         self.faults = Counter(
             "picospec:session_faults", "Sessions that failed.", ["code"], registry=registry

@@ -24,7 +24,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.account import Account
 from gateway.errors import ClientGone, InvalidRequest, TooLarge
+from gateway.tenants.tenant import Tenant
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from speculation.protocol.messages import Fault, Message, Open, Pushed
@@ -37,13 +39,16 @@ from verifier.target import TargetError
 from verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
+SESSION_PATHS: Final = "/v1/speculate/"
+"""What a session's paths begin with; its name follows."""
+
 DRAFTS_BYTES: Final = 64 * 1024
 """Most bytes of one body of drafts. A draft token takes about 3, so it holds thousands."""
 
 
 def takes_drafts(path: str) -> bool:
     """gateway.middleware.IsMessage."""
-    return path.startswith("/v1/speculate/") and path.endswith("/drafts")
+    return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +86,21 @@ class Routes:
         return Response(packed, media_type="application/octet-stream")
 
     async def open(self, request: Request) -> Response:
+        account: Account = request.state.account
+        account.tenant.check_room(account.clock())
         facts = self.host.ready().facts
         body = await _body(request, OPEN_BYTES)
         opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
         check(opening, facts)
         with _translated():
-            session = await self.sessions.open(opening)
-        request.state.account.took_prompt(len(opening.prompt))
+            session = await self.sessions.open(opening, account.tenant, account.span)
+        account.took_prompt(len(opening.prompt))
         reader = session.read(session.log.start)
-        return Downstream(reader, request.state.account, session.opened)
+        return Downstream(reader, account, session.opened)
 
     async def drafts(self, request: Request) -> Response:
         with _translated():
-            session = self.sessions.find_running(request.path_params["session"])
+            session = self.sessions.find_running(*_named(request))
         body = await _body(request, DRAFTS_BYTES)
         try:
             with _translated():
@@ -106,7 +113,7 @@ class Routes:
 
     async def resume(self, request: Request) -> Response:
         with _translated():
-            session = self.sessions.find(request.path_params["session"])
+            session = self.sessions.find(*_named(request))
         position = request.query_params.get("from", "0")
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise InvalidRequest("from: a position in the output", param="from")
@@ -118,8 +125,13 @@ class Routes:
 
     async def cancel(self, request: Request) -> Response:
         with _translated():
-            self.sessions.cancel(request.path_params["session"])
+            self.sessions.cancel(*_named(request))
         return Response(status_code=204)
+
+
+def _named(request: Request) -> tuple[str, Tenant]:
+    """Return the session's name and whose request it is."""
+    return request.path_params["session"], request.state.account.tenant
 
 
 @contextmanager

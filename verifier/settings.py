@@ -2,7 +2,7 @@
 
 From strongest to weakest: the command line, the environment, a TOML file, the defaults below.
 In the environment a field is PICOSPEC_VERIFIER__FIELD, a nested one PICOSPEC_VERIFIER__A__B.
-API keys come from PICOSPEC_API_KEYS (comma separated) and from nowhere else.
+API keys come from PICOSPEC_API_KEYS (comma separated) and from `keys_file`, which has hashes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class SessionSettings(Table):
     resume_window_s: Seconds = 30.0
     """Ends a session without a reader. A finished one can be read again for as long."""
 
+    max_age_s: Seconds = 7200.0
+    """Ends a session that is older, whatever it does, so that none holds its slot for ever."""
+
     replacement_timeout_s: Seconds = 30.0
     """`separate`: ends a session whose edge does not send a rejected token's replacement."""
 
@@ -81,6 +84,15 @@ class VerifierSettings(ServerSettings):
     """Engine options, passed on to vLLM as they are."""
 
     body_limit_bytes: Annotated[int, Field(ge=1 << 21)] = 8 << 20
+
+    load_timeout_s: Seconds = 7200.0
+    """How long the target may take to load, or vLLM to fetch it. Then the process ends."""
+
+    pass_timeout_s: Seconds = 300.0
+    """How long one pass may take. When none has ended for so long, or the engine does not
+    answer, the process ends, to be started again. Of a 7B model on one core of a CPU, the
+    longest pass of llama.cpp takes about 50 s, and a full step of vLLM about 200 s; on a GPU it
+    is a second. vLLM itself gives a step up after 300 s."""
 
     @model_validator(mode="after")
     def _pass_holds_a_draft(self) -> Self:

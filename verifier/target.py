@@ -106,8 +106,13 @@ class Target(Protocol):
     async def start(self) -> None:
         """Load the model; may take minutes."""
 
+    async def heartbeat(self) -> None:
+        """Return once the pass that is running now, if any, has ended, and each process of the
+        engine has answered. It may raise anything."""
+
     async def stop(self) -> None:
-        """Free everything, child processes included. Sessions still running end."""
+        """Free everything, child processes included. Sessions still running end. It may hang
+        when the engine hangs."""
 
     async def check(self, request: Open) -> None:
         """Find out what takes time: whether a grammar can be compiled. Called before `serve`.
@@ -133,8 +138,7 @@ class Target(Protocol):
 class Described:
     """The part of a Target that its tokenizer answers for."""
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        self._name = name
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
@@ -165,6 +169,7 @@ class Described:
 
     def describe(
         self,
+        name: str,
         file: TokenizerFile,
         context_tokens: int,
         features: Sequence[str],
@@ -177,7 +182,7 @@ class Described:
         self._grammars = GrammarCompiler(tokenizer)
         vocabulary = tokenizer.vocabulary
         self._facts = ModelFacts(
-            model=self._name,
+            model=name,
             vocabulary_size=len(vocabulary.pieces),
             vocabulary=file.digest,
             context_tokens=context_tokens,

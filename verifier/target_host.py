@@ -1,36 +1,60 @@
-"""The target's life in this process: loading, ready, failed.
+"""The target's life in this process: loading, ready, draining, stopping, or failed.
 
 Loading may take minutes and must not keep the server from answering /health. A target that
-fails ends the process: the parent process reports it, and may start it again.
+fails, or makes no progress, ends the process: what started it reports that, and may start it
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Final, Literal
 
 import structlog
 
+from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.ports import Tokenizer
 from verifier.target import Target
 
-State = Literal["loading", "ready", "failed", "stopping"]
+State = Literal["loading", "ready", "draining", "failed", "stopping"]
 
 CHECK_S: Final = 1.0
 """Longest time until a lost target is noticed, in seconds."""
 
+HEARTBEAT_S: Final = 5.0
+"""Time between two heartbeats of the target, in seconds: it adds to the time until one that
+hangs is noticed, and is much less than any pass may take."""
+
 
 class Host:
-    """Owns a Target from start to stop. give_up is called when it cannot start, or is lost."""
+    """Owns a Target from start to stop. When it cannot start, or is lost, the service stops.
 
-    def __init__(self, target: Target, give_up: Callable[[], None]) -> None:
+    load_timeout_s, pass_timeout_s: how long loading and a heartbeat may take.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drain: Drain,
+        *,
+        load_timeout_s: float = inf,
+        pass_timeout_s: float = inf,
+    ) -> None:
+        self.drain = drain
+        self._load_timeout_s = load_timeout_s
+        self._pass_timeout_s = pass_timeout_s
         self._target = target
-        self._give_up = give_up
-        self.state: State = "loading"
+        self._state: State = "loading"
         self._life: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        drains = self.drain.begun and self._state == "ready"
+        return "draining" if drains else self._state
 
     def check(self) -> None:
         """Raise Unavailable once the target has failed: only another process can serve."""
@@ -38,9 +62,10 @@ class Host:
             raise self._unavailable
 
     def ready(self) -> Target:
-        """Return the target. Raises Unavailable unless it is ready."""
-        if self.state != "ready":
+        """Return the target. Raises Unavailable unless it is ready, and takes more work."""
+        if self._state != "ready":
             raise self._unavailable
+        self.drain.check()
         return self._target
 
     @property
@@ -62,26 +87,51 @@ class Host:
 
     async def stop(self) -> None:
         """Let `ready` raise from now on, and stop the target. Harmless when repeated."""
-        if self.state == "stopping" or self._life is None:
+        life, self._life = self._life, None
+        if life is None:
             return
-        self.state = "stopping"
-        self._life.cancel()
-        await asyncio.wait([self._life])
+        if self._state != "failed":
+            self._state = "stopping"
+        life.cancel()
+        await asyncio.wait([life])
         await self._target.stop()
 
     async def _load_and_watch(self) -> None:
         try:
-            await self._target.start()
+            async with asyncio.timeout(self._load_timeout_s) as loading:
+                await self._target.start()
         except Exception as error:  # whatever it is, there is nothing to serve
-            self._fail("the target cannot start", error)
+            late = f"it was not loaded within {self._load_timeout_s:g} s"
+            reason = late if loading.expired() else str(error)
+            self._fail("the target cannot start", reason, error)
             return
-        self.state = "ready"
+        self._state = "ready"
         structlog.get_logger("verifier").info("ready", model=self._target.facts.model)
-        while self._target.alive:  # noqa: ASYNC110 - vLLM has a flag, and no event
-            await asyncio.sleep(CHECK_S)
-        self._fail("the target is lost")
+        self._fail("the target is lost", await self._lost())
 
-    def _fail(self, event: str, error: Exception | None = None) -> None:
-        self.state = "failed"
-        structlog.get_logger("verifier").error(event, error=str(error or ""), exc_info=error)
-        self._give_up()
+    async def _lost(self) -> str:
+        """Return the reason once the target is lost."""
+        heart = asyncio.create_task(self._watch_heart())
+        try:
+            while self._target.alive and not heart.done():
+                await asyncio.wait([heart], timeout=CHECK_S)
+            return heart.result() if heart.done() else "its engine has failed"
+        finally:
+            heart.cancel()
+
+    async def _watch_heart(self) -> str:
+        """Return what is wrong when a heartbeat does not come."""
+        while True:
+            try:
+                async with asyncio.timeout(self._pass_timeout_s):
+                    await self._target.heartbeat()
+            except TimeoutError:
+                return f"no pass has ended for {self._pass_timeout_s:g} s (pass_timeout_s)"
+            except Exception as error:  # vLLM raises what it likes
+                return str(error)
+            await asyncio.sleep(min(HEARTBEAT_S, self._pass_timeout_s))
+
+    def _fail(self, event: str, reason: str, error: Exception | None = None) -> None:
+        self._state = "failed"
+        structlog.get_logger("verifier").error(event, error=reason, exc_info=error)
+        self.drain.hurry()

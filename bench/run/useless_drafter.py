@@ -33,6 +33,7 @@ class UselessDrafter:
     """Whether each token needs its distribution."""
 
     context_tokens: int = 1 << 30
+    stuck: bool = False
 
     def take(self, prompt: Sequence[TokenId]) -> UselessDrafter:
         return self
@@ -53,8 +54,12 @@ class UselessDrafter:
     def leave(self) -> None:
         """End a session."""
 
-    def close(self) -> None:
+    async def watch(self) -> None:
+        """Notice nothing: no step hangs."""
+
+    def close(self) -> bool:
         """Hold nothing."""
+        return True
 
 
 def make_drafter(model: Model | None, settings: EdgeSettings) -> UselessDrafter:

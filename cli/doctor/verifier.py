@@ -49,6 +49,8 @@ def check_certificate(settings: EdgeSettings) -> Finding:
         return Finding("certificate", True, here or "none: what crosses the link can be read")
     try:
         context = ssl.create_default_context(cafile=settings.verifier_ca)
+        if settings.client_certificate:
+            context.load_cert_chain(settings.client_certificate, settings.client_key)
         address = (url.host or "", url.port or 443)
         with (
             socket.create_connection(address, TIMEOUT_S) as plain,

@@ -46,18 +46,31 @@ class Drafter(Protocol):
     def take(self, prompt: Sequence[TokenId]) -> DraftSlot | None:
         """Return a free slot that can hold the prompt, or None; the caller leaves it."""
 
-    def close(self) -> None:
-        """Free everything. Steps that still run are cancelled."""
+    @property
+    def stuck(self) -> bool:
+        """Whether a pass takes so long that it may never end. Then no slot is free."""
+
+    async def watch(self) -> None:
+        """Let the steps fail that wait while it is stuck, and log that, until cancelled."""
+
+    def close(self) -> bool:
+        """Free everything, and return True; steps that still run are cancelled. Return False
+        when the draft model is still in use, because a pass does not end."""
 
 
 class NoDrafter:
     """A Drafter without slots: only lookup drafts."""
 
+    stuck = False
+
+    async def watch(self) -> None:
+        pass
+
     def take(self, prompt: Sequence[TokenId]) -> None:
         return None
 
-    def close(self) -> None:
-        pass
+    def close(self) -> bool:
+        return True
 
 
 def drafts_while_matching(

@@ -6,6 +6,7 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * Only the thread touches the cache. The event loop sends it StepRequests and awaits the drafts.
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
+* A pass that does not end holds up the thread, but no session: its steps fail after a while.
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used.
 """
@@ -15,22 +16,32 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Final, Protocol
 
+import structlog
+
 from edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
+from edge_agent.draft_model.step_request import KvSlot, StepRequest
 from edge_agent.step_sampler import StepSampler
 from models.kv_reuse import common_prefix, reuse_cost
 from models.segments import Limits, Segment
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Logits
-from speculation.sampling.draft_sampler import DraftSampler
 from speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
 """Most tokens of one prompt in a pass: this limits how long other sessions' steps take."""
+
+PASS_TIMEOUT_S: Final = 30.0
+"""How long a pass may take before its steps fail, in seconds. A full one, of 256 rows, takes
+3 s with a draft model of 0.5B on one core; and sessions lose only their drafts."""
+
+CHECK_S: Final = 1.0
+CLOSE_S: Final = 3.0
+"""How long closing waits for the pass that is running, in seconds."""
 
 
 class Cache(Protocol):
@@ -42,32 +53,6 @@ class Cache(Protocol):
     def logits(self, index: int) -> Logits: ...
     def truncate(self, sequence: int, length: int) -> None: ...
     def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class KvSlot:
-    """One sequence of the KV cache."""
-
-    index: int
-    tokens: list[TokenId] = field(default_factory=list)
-    """What the cache holds of this sequence. Only the thread changes it."""
-
-    taken: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepRequest:
-    """A step that a session asked for, see DraftSlot.step."""
-
-    slot: KvSlot
-    context: Sequence[TokenId]
-    ahead: Sequence[TokenId]
-    position: int
-    """Where the first draft token goes, counted from the end of the prompt."""
-
-    sampler: DraftSampler
-    drafts: Future[list[DraftToken]] = field(default_factory=Future)
-    """The result. The session cancels it when it does not need the step any more."""
 
 
 class LlamaSlot:
@@ -114,31 +99,68 @@ class LlamaDrafter:
         self._cache = cache
         self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
+        self._waiting: dict[int, StepRequest] = {}
+        """One request a slot, by the slot's index. Only the thread changes it."""
+
+        self._began: float | None = None
+        """When the pass that is running began; None between two. Only the thread sets it."""
+
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
     def take(self, prompt: Sequence[TokenId]) -> LlamaSlot | None:
         free = [slot for slot in self._slots if not slot.taken]
-        if not free or len(prompt) >= self._cache.limits.context_tokens:
+        if not free or self.stuck or len(prompt) >= self._cache.limits.context_tokens:
             return None
         best = min(free, key=lambda slot: reuse_cost(slot.tokens, list(prompt)))
         best.taken = True
         return LlamaSlot(best, len(prompt), self._requests, self._cache.limits.context_tokens)
 
-    def close(self) -> None:
-        self._requests.put(None)
-        self._thread.join()
-        self._cache.close()
+    @property
+    def stuck(self) -> bool:
+        began = self._began
+        return began is not None and time.monotonic() - began > PASS_TIMEOUT_S
 
-    # All below runs in the thread. `waiting` holds one request a slot, by the slot's index.
+    async def watch(self) -> None:
+        log, stuck = structlog.get_logger("edge_agent"), False
+        while True:
+            await asyncio.sleep(CHECK_S)
+            before, stuck = stuck, self.stuck
+            if stuck:
+                self._give_up()
+            if stuck and not before:
+                log.error("the draft model is stuck", pass_took_s=PASS_TIMEOUT_S)
+            if before and not stuck:
+                log.info("the draft model goes on")
+
+    def _give_up(self) -> None:
+        """Fail the steps that wait for the thread."""
+        waiting = list(self._waiting.values())
+        with suppress(queue.Empty):
+            while (request := self._requests.get_nowait()) is not None:
+                waiting.append(request)
+        for request in waiting:
+            request.fail(CannotDraft(f"a pass takes more than {PASS_TIMEOUT_S:g} s"))
+
+    def close(self) -> bool:
+        self._requests.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            return False
+        self._cache.close()
+        return True
+
+    # All below runs in the thread.
 
     def _run(self) -> None:
-        waiting: dict[int, StepRequest] = {}
+        waiting = self._waiting
         while self._admit(waiting):
+            self._began = time.monotonic()
             try:
                 self._pass(waiting)
             except Exception as error:  # any error must reach the sessions that wait
                 self._fail(waiting, error)
+            self._began = None
 
     def _admit(self, waiting: dict[int, StepRequest]) -> bool:
         """Take in new requests, and wait for one if there are none. Return False at the end."""
@@ -153,7 +175,7 @@ class LlamaDrafter:
 
     def _pass(self, waiting: dict[int, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
-        for index in [index for index, each in waiting.items() if each.drafts.cancelled()]:
+        for index in [index for index, each in waiting.items() if each.drafts.done()]:
             del waiting[index]
         if not waiting:
             return
@@ -166,8 +188,7 @@ class LlamaDrafter:
             if segment.logits:
                 drafts = self._drafts(request, row, segment.logits)
                 del waiting[segment.sequence]
-                if request.drafts.set_running_or_notify_cancel():
-                    request.drafts.set_result(drafts)
+                request.succeed(drafts)
                 row += segment.logits
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
@@ -212,6 +233,5 @@ class LlamaDrafter:
             request.slot.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
-            if request.drafts.set_running_or_notify_cancel():
-                request.drafts.set_exception(failure)
+            request.fail(failure)
         waiting.clear()

@@ -13,8 +13,8 @@ from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.settings import EdgeSettings
 from gateway.hosting.cores import compute_threads
 from gateway.hosting.progress_bar import progress_bar
-from models.errors import NotPulled
 from models.llama import Context, Model
+from models.obtaining import obtain
 from models.store import Store
 
 AUTO: Final = "auto"
@@ -34,11 +34,8 @@ def find(reference: str, store: Store) -> Path:
 
 def pull_if_missing(name: str, store: Store) -> None:
     """Fetch a draft model, and show how far that is. Raises models.errors.ModelError."""
-    try:
-        store.find(name, "draft")
-    except NotPulled:
-        with progress_bar(Console(stderr=True), name) as show:
-            store.pull(name, show, "draft")
+    with progress_bar(Console(stderr=True), name) as show:
+        obtain(store, name, "draft", show)
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:

@@ -38,14 +38,23 @@ class Connection:
     """It is made at its first use, and given up by `renew`.
 
     http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
-    certificate against ca_certificate (PEM), or else the system's authorities.
+    certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
+    chain and the key (PEM) that it shows a verifier that asks for them.
     """
 
     client: httpx.AsyncClient
     """Raises httpx.TransportError."""
 
-    def __init__(self, url: str, *, key: str | None, ca_certificate: bytes | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None,
+        ca_certificate: bytes | None,
+        certificate: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self.url = url
+        self._certificate = certificate
         self._ca_certificate = ca_certificate
         self._headers = {"content-type": CONTENT_TYPE}
         if key:
@@ -53,10 +62,13 @@ class Connection:
         self._connect()
 
     def _connect(self) -> None:
+        chain, key = self._certificate or (None, None)
         transport = HTTPTransport(
             http_version=HTTPVersion.HTTP2 if self.url.startswith("http://") else None,
             tls_ca_cert=self._ca_certificate,
             tls_include_system_certs=self._ca_certificate is None,
+            tls_cert=chain,
+            tls_key=key,
             connect_timeout=CONNECT_TIMEOUT_S,
             follow_redirects=False,
             enable_otel=False,

@@ -15,9 +15,18 @@ from typing import Final, Protocol
 
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
+from edge_agent.link.session_trace import SessionTrace
 from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, InvalidRequest, Overloaded, TooLarge, Unavailable
+from gateway.errors import (
+    ApiError,
+    Draining,
+    InvalidRequest,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+)
+from gateway.tracing import Fact, Span
 from speculation.protocol.messages import Open
 
 MAX_LOST: Final = 3
@@ -42,8 +51,11 @@ class Choice(Protocol):
     def choose(self, identity: str, without: Collection[Uplink]) -> Uplink | None:
         """Return the best verifier that can go on with texts of that identity, if any."""
 
+    def place(self, uplink: Uplink) -> int:
+        """Return a verifier's place in the list, from 0."""
+
     async def probe(self) -> None:
-        """Ask all verifiers for their health."""
+        """Ask all verifiers whether they are ready."""
 
     def abandon(self, link: Link) -> None:
         """End a lost session as soon as its verifier can be reached."""
@@ -52,10 +64,13 @@ class Choice(Protocol):
 class Failover:
     """edge_agent.driver.Sessions."""
 
-    def __init__(self, choice: Choice, metrics: EdgeMetrics, deadline_s: float) -> None:
+    def __init__(
+        self, choice: Choice, metrics: EdgeMetrics, deadline_s: float, span: Span
+    ) -> None:
         self._choice = choice
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._span = span
         self._tried: set[Uplink] = set()
         """Verifiers that lost the session or did not take it; they may do so after a wait."""
 
@@ -67,12 +82,20 @@ class Failover:
         self._waits = 0  # since a session was opened
         self._identity = ""
         self._begun_at = 0  # the session's first position
+        self._ended_by: str | None = None  # what the session before ended by
         self._uplink: Uplink
         self._link: Link
+        self.reopened = 0
+        """How often the answer went on in another session."""
 
     @property
     def rtt_s(self) -> float:
         return self._uplink.rtt_s
+
+    @property
+    def verifier(self) -> int:
+        """The place in the edge's list of the verifier in use."""
+        return self._choice.place(self._uplink)
 
     def open(self, request: Open) -> Link:
         self._identity, self._begun_at = request.identity, len(request.committed)
@@ -81,9 +104,17 @@ class Failover:
             raise Unavailable("no verifier can go on with this answer")
         if self._lost_at is not None:
             self._metrics.reopens.inc()
+            self.reopened += 1
         self._uplink = uplink
-        self._link = uplink.open(request, Retries(self._is_elsewhere, self._deadline_s))
+        retries = Retries(self._is_elsewhere, self._deadline_s)
+        self._link = uplink.open(request, retries, self._trace(request))
         return self._link
+
+    def _trace(self, request: Open) -> SessionTrace:
+        facts: dict[str, Fact] = {"verifier": self._uplink.url, "rtt_s": self._uplink.rtt_s}
+        if self._ended_by is None:
+            return SessionTrace(self._span, "open", request, **facts)
+        return SessionTrace(self._span, "re-open", request, after=self._ended_by, **facts)
 
     def _ready(self) -> Uplink | None:
         """Return the best verifier that is ready and was not tried."""
@@ -95,11 +126,14 @@ class Failover:
         return best is not None and best.health.ready
 
     async def again(self, error: ApiError) -> None:
+        self._ended_by = error.error_code
         if self._link.opened:
             self._lost(error)
         else:
             self._turned_away(error)
         if self._lost_at is None:
+            if isinstance(error, Draining):
+                await self._choice.probe()  # one that was restarted just now may be ready
             if self._ready() is None:
                 raise error
             return
@@ -123,6 +157,8 @@ class Failover:
     def _turned_away(self, error: ApiError) -> None:
         if self._lost_at is None and isinstance(error, InvalidRequest | TooLarge):
             raise error
+        if isinstance(error, Draining):
+            self._uplink.health.set_draining(True)
         passes = isinstance(error, Unavailable | Overloaded)
         if passes and error.error_code != "identity_mismatch":
             self._tried.add(self._uplink)

@@ -18,8 +18,11 @@ the passes of the others longer, by tens of milliseconds where many share them."
 
 class Health:
     def __init__(self, url: str, metrics: EdgeMetrics) -> None:
-        self.ready = False
+        self._reachable = False
         """Whether it answered when it was last heard of."""
+
+        self._draining = False
+        """Whether it takes no new sessions any more; those that run go on."""
 
         self.rtt_s = 0.0
         """The smoothed round trip; 0 until the first sample."""
@@ -36,12 +39,21 @@ class Health:
         """What choosing this verifier costs, as a round trip."""
         return self.rtt_s + BUSY_S * self.load
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes new sessions, as far as is known."""
+        return self._reachable and not self._draining
+
     def answered(self, begun: float) -> None:
         """Take in a round trip that began at that time and ends now."""
         self.rtt_s = smoothed(self.rtt_s or None, time.monotonic() - begun, RTT_WEIGHT)
         self._rtt_gauge.set(self.rtt_s)
-        self.set_ready(True)
+        self.set_reachable(True)
 
-    def set_ready(self, ready: bool) -> None:
-        self.ready = ready
-        self._ready_gauge.set(ready)
+    def set_reachable(self, reachable: bool) -> None:
+        self._reachable = reachable
+        self._ready_gauge.set(self.ready)
+
+    def set_draining(self, draining: bool) -> None:
+        self._draining = draining
+        self._ready_gauge.set(self.ready)

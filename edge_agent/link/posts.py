@@ -80,7 +80,8 @@ class Posts:
                         if epoch == self._epoch:
                             await self._post(path, body)
         except httpx.TransportError as error:
-            raise Unavailable(f"the drafts reach no verifier: {error}") from error
+            why = upstream_errors.reason(error)
+            raise Unavailable(f"the drafts reach no verifier: {why}") from error
         finally:
             room.release()
 

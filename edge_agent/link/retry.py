@@ -14,6 +14,18 @@ from gateway.errors import Unavailable
 MAX_WAIT_S: Final = 0.5
 """Longest wait between two attempts, so that a link that is back is found soon."""
 
+RESPONSE_TIMEOUT_S: Final = 10.0
+"""Time until the first byte of a stream's response, where only this verifier can give it."""
+
+OPEN_TIMEOUT_S: Final = 2.0
+"""The same where another verifier could be asked; and longer for what is uploaded:"""
+
+UPLOAD_BYTES_PER_S: Final = 8000
+"""A rate that every link should have, 64 kbit/s."""
+
+RESUME_S: Final = 1.0
+"""How long a lost stream may take to come back before another verifier takes over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -24,6 +36,17 @@ class Retries:
 
     within_s: float = 30.0
     """How long a lost stream is resumed where none can."""
+
+    def open_timeout_s(self, frame_bytes: int) -> float:
+        """Return how long an Open of that size may wait for the first byte of its response."""
+        if not self.elsewhere():
+            return RESPONSE_TIMEOUT_S
+        return min(RESPONSE_TIMEOUT_S, OPEN_TIMEOUT_S + frame_bytes / UPLOAD_BYTES_PER_S)
+
+    @property
+    def resume_timeout_s(self) -> float:
+        """How long a request for the rest of a stream may wait for its first byte."""
+        return RESUME_S if self.elsewhere() else RESPONSE_TIMEOUT_S
 
 
 def attempts(

@@ -22,7 +22,8 @@ from edge_agent.link import upstream_errors
 from edge_agent.link.connection import Connection, session_headers
 from edge_agent.link.health import Health
 from edge_agent.link.posts import Posts
-from edge_agent.link.retry import Retries, attempts
+from edge_agent.link.retry import RESUME_S, Retries, attempts
+from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import EngineFault, NotFound, Unavailable
 from speculation.protocol import wire
@@ -38,18 +39,6 @@ from speculation.protocol.messages import (
     Opened,
     Up,
 )
-
-RESPONSE_TIMEOUT_S: Final = 10.0
-"""Time until the first byte of a stream's response, where only this verifier can give it."""
-
-OPEN_TIMEOUT_S: Final = 2.0
-"""The same where another verifier could be asked; and longer for what is uploaded:"""
-
-UPLOAD_BYTES_PER_S: Final = 8000
-"""A rate that every link should have, 64 kbit/s."""
-
-RESUME_S: Final = 1.0
-"""How long a lost stream may take to come back before another verifier takes over."""
 
 CANCEL_TIMEOUT_S: Final = 1.0
 
@@ -67,12 +56,14 @@ class Link:
         request: Open,
         metrics: EdgeMetrics,
         retries: Retries,
+        trace: SessionTrace,
     ) -> None:
         self._connection = connection
         self._health = health
         self._request = request
         self._metrics = metrics
         self._retries = retries
+        self._trace = trace
         self._headers = session_headers()
         self._posts = Posts(partial(connection.post, headers=self._headers), health, metrics)
         self.send = self._posts.send
@@ -106,20 +97,21 @@ class Link:
 
         Raises gateway.errors.ApiError; never ends without Finish.
         """
-        response = await self._open()
-        try:
-            while True:
-                async with aclosing(self._messages(response)) as messages:
-                    async for message in messages:
-                        self._note(message)
-                        if not isinstance(message, Beat):
-                            yield message
-                if self._ended:
-                    return
-                response = await self._resume()
-        finally:
-            if self.opened:
-                self._health.sessions.dec()
+        with self._trace:
+            response = await self._open()
+            try:
+                while True:
+                    async with aclosing(self._messages(response)) as messages:
+                        async for message in messages:
+                            self._note(message)
+                            if not isinstance(message, Beat):
+                                yield message
+                    if self._ended:
+                        return
+                    response = await self._resume()
+            finally:
+                if self.opened:
+                    self._health.sessions.dec()
 
     async def cancel(self, within_s: float = 0.0) -> None:
         """End the session at the verifier, if it is open; try for so long. Raises nothing."""
@@ -133,9 +125,10 @@ class Link:
                         self._path, headers=self._headers, timeout=CANCEL_TIMEOUT_S
                     )
         except httpx.TransportError as error:
-            self._log.info("cancel_not_delivered", session=self._path, reason=repr(error))
+            self._log.info("cancel_not_delivered", reason=upstream_errors.reason(error))
 
     def _note(self, message: Down) -> None:
+        self._trace.note(message)
         match message:
             case Opened(session, limits):
                 self._path = f"/v1/speculate/{session}"
@@ -166,7 +159,7 @@ class Link:
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
                     yield message
         except (httpx.TransportError, TimeoutError) as cut:
-            self._log.info("link_cut", session=self._path, reason=repr(cut))
+            self._log.info("link_cut", reason=upstream_errors.reason(cut))
             if isinstance(cut, TimeoutError):
                 self._connection.renew(client)
         except RemoteProtocolError as error:
@@ -175,16 +168,14 @@ class Link:
             await response.aclose()
         if not self._ended:
             self.lost_at = time.monotonic()
-            self._health.set_ready(False)
+            self._health.set_reachable(False)
 
     async def _open(self) -> httpx.Response:
         """Open the session, with a second attempt: a connection closed while it was idle is
         noticed only when it is used."""
         frame = wire.encode(self._request)
         self._metrics.link_bytes.labels("open").inc(len(frame))
-        timeout_s = RESPONSE_TIMEOUT_S
-        if self._retries.elsewhere():
-            timeout_s = min(timeout_s, OPEN_TIMEOUT_S + len(frame) / UPLOAD_BYTES_PER_S)
+        timeout_s = self._retries.open_timeout_s(len(frame))
         try:
             try:
                 return await self._stream("POST", "/v1/speculate", timeout_s, frame)
@@ -194,7 +185,7 @@ class Link:
                     raise
             return await self._stream("POST", "/v1/speculate", timeout_s, frame)
         except httpx.TransportError as error:
-            self._health.set_ready(False)
+            self._health.set_reachable(False)
             raise upstream_errors.unreachable(self._connection.url, error) from error
 
     async def _resume(self) -> httpx.Response:
@@ -206,19 +197,15 @@ class Link:
         try:
             async for attempt in attempts(self._retries.within_s, self._is_worth_resuming):
                 with attempt:
-                    response = await self._stream("GET", path, self._resume_timeout_s)
+                    response = await self._stream("GET", path, self._retries.resume_timeout_s)
                     self.lost_at = None
-                    self._health.set_ready(True)
+                    self._health.set_reachable(True)
                     return response
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self._connection.url, error) from error
         except NotFound as error:
             raise Unavailable("the verifier lost the session", code="session_lost") from error
         raise Unavailable("the verifier went away")
-
-    @property
-    def _resume_timeout_s(self) -> float:
-        return RESUME_S if self._retries.elsewhere() else RESPONSE_TIMEOUT_S
 
     def _is_worth_resuming(self, error: Exception) -> bool:
         """Return whether to try again. A refused connection means that the process is gone, and
@@ -233,8 +220,9 @@ class Link:
     ) -> httpx.Response:
         """Return a response whose body is still to be read; raise ApiError if it is no 200."""
         client = self._connection.client
+        headers = {**self._headers, **self._trace.headers}
         request = client.build_request(
-            method, path, headers=self._headers, content=content, timeout=None
+            method, path, headers=headers, content=content, timeout=None
         )
         try:
             async with asyncio.timeout(timeout_s):

@@ -14,8 +14,9 @@ from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from edge_agent.link.health import Health
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
+from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
@@ -83,19 +84,26 @@ class Uplink:
 
     async def check(self) -> None:
         """Ask whether the verifier is ready, and time it. Raises Unavailable."""
-        begun = time.monotonic()
+        begun, client = time.monotonic(), self._connection.client
         try:
             response = await self._get("/ready", CHECK_TIMEOUT_S)
-        except ApiError:
+        except ApiError as error:
+            if isinstance(error, Draining):  # its address may lead to another one by now
+                self._connection.renew(client)
             self.forget()
-            self.health.set_ready(False)
+            self.health.set_reachable(False)
+            self.health.set_draining(isinstance(error, Draining))
             raise
+        self.health.set_draining(False)
         self.health.load = _load(response)
         self.health.answered(begun)
 
-    def open(self, request: Open, retries: Retries = ALONE) -> Link:
+    def open(
+        self, request: Open, retries: Retries = ALONE, trace: SessionTrace | None = None
+    ) -> Link:
         """Return a link that opens this session when its events are read."""
-        return Link(self._connection, self.health, request, self._metrics, retries)
+        trace = trace or SessionTrace.untraced(request)
+        return Link(self._connection, self.health, request, self._metrics, retries, trace)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
@@ -120,7 +128,7 @@ class Uplink:
     def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             answered = upstream_errors.from_response(response)
-            if isinstance(answered, EngineFault | Unavailable):
+            if isinstance(answered, EngineFault | Unavailable | Overloaded):
                 raise answered
             # the client did not make this request, and must not be blamed for it
             raise Unavailable(f"the verifier does not answer as one: {answered.message}")

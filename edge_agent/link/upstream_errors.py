@@ -6,6 +6,7 @@ request. A wrong key, or a draft model with another vocabulary, is a fault of th
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import httpx
@@ -13,7 +14,9 @@ import msgspec
 
 from gateway.errors import (
     ApiError,
+    Draining,
     EngineFault,
+    Forbidden,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -22,6 +25,7 @@ from gateway.errors import (
 )
 from speculation.protocol.messages import Fault
 
+_SESSION: Final = re.compile(r"(/v1/speculate/)[^/?)\s]+")
 _OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge}
 
 
@@ -43,6 +47,8 @@ def from_response(response: httpx.Response) -> ApiError:
     match status:
         case 400 | 404 | 413:
             return _OF_THE_CLIENT[status](error.message, param=error.param, code=error.code)
+        case 403 if error.code == Forbidden.code:
+            return EngineFault(f"the verifier answered: {error.message}", code=error.code)
         case 401 | 403:
             return EngineFault(
                 "the verifier refuses this edge's key (PICOSPEC_VERIFIER_KEY)",
@@ -54,6 +60,8 @@ def from_response(response: httpx.Response) -> ApiError:
             )
         case 429:
             return Overloaded(error.message, retry_after_s=_retry_after_s(response))
+        case 503 if error.code == Draining.code:
+            return Draining(f"the verifier is draining: {error.message}")
         case 502 | 503 | 504:
             return Unavailable(f"the verifier is not ready: {error.message}")
     return EngineFault(f"the verifier answered {status}: {error.message}", code=error.code)
@@ -67,9 +75,14 @@ def from_fault(message: Fault) -> ApiError:
 
 def unreachable(url: httpx.URL | str, error: Exception) -> Unavailable:
     """Return the error for a verifier that cannot be reached."""
-    refused = is_connection_refused(error)
-    reason = "connection refused" if refused else f"{type(error).__name__}: {error}"
-    return Unavailable(f"no verifier answers at {url} ({reason})")
+    why = "connection refused" if is_connection_refused(error) else reason(error)
+    return Unavailable(f"no verifier answers at {url} ({why})")
+
+
+def reason(error: Exception) -> str:
+    """Return an error of the transport as a log and a client may see it: the transport quotes
+    the address, and a session's name is a secret."""
+    return _SESSION.sub(r"\1*", f"{type(error).__name__}: {error}")
 
 
 def is_connection_refused(error: Exception) -> bool:

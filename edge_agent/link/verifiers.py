@@ -17,6 +17,7 @@ from edge_agent.link.session_link import Link
 from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError, Unavailable
+from gateway.tracing import Span
 from speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
@@ -76,6 +77,10 @@ class Verifiers:
         usable = (u for u in ranked if u.identity in ("", identity) and u not in without)
         return next(usable, None)
 
+    def place(self, uplink: Uplink) -> int:
+        """Return a verifier's place in the list, from 0."""
+        return self.uplinks.index(uplink)
+
     def _ranked(self, identity: str) -> list[Uplink]:
         """Return the verifiers, the best first: ready ones, of that identity, near and idle."""
 
@@ -86,9 +91,9 @@ class Verifiers:
 
         return sorted(self.uplinks, key=cost)
 
-    def answer(self) -> Failover:
-        """Return what opens the sessions of one answer."""
-        return Failover(self, self._metrics, self._deadline_s)
+    def answer(self, span: Span) -> Failover:
+        """Return what opens the sessions of one answer, whose trace has this span."""
+        return Failover(self, self._metrics, self._deadline_s, span)
 
     def forget(self) -> None:
         """Have all facts fetched again: a verifier was away, or is another one now."""

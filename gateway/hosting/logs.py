@@ -13,7 +13,12 @@ LogFormat = Literal["console", "json"]
 
 def configure(log_format: LogFormat) -> None:
     """Set up structlog for this process."""
-    console = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    console = [
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # without locals: prompts, keys
+        )
+    ]
     json = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[

@@ -5,10 +5,11 @@ A parent that is killed outright cannot stop its children, so each child watches
 * bound_to_parent is for a service. It runs `python -m gateway.hosting.parent_death PARENT CORES
   COMMAND...`, which asks the kernel for SIGTERM at the parent's death (Linux only), pins itself
   to CORES and becomes COMMAND; both settings outlast exec.
-* end_with_parent is for the server's worker. It sends SIGTERM, so that open streams end with an
-  error, and ends the process after a grace period.
+* end_with_parent is for the server's worker. It sends a signal by which open streams end with
+  an error, and ends the process after a grace period.
 * die_with_parent is for vLLM's core and workers. It sends SIGKILL, because they have nothing to
-  finish and would keep the device's memory.
+  finish and would keep the device's memory; and has the kernel do so (Linux only), which ends a
+  process that is stopped, too.
 
 This module runs before each service starts, and as a plugin in each process of vLLM; therefore
 it imports nothing heavy.
@@ -37,11 +38,11 @@ def bound_to_parent(command: Sequence[str], cores: Collection[int]) -> list[str]
     return [sys.executable, "-m", __name__, str(os.getpid()), listed, *command]
 
 
-def end_with_parent(grace_s: float) -> None:
-    """Send SIGTERM to this process when its parent is gone; end it `grace_s` later."""
+def end_with_parent(number: signal.Signals, grace_s: float) -> None:
+    """Send a signal to this process when its parent is gone; end it `grace_s` later."""
 
     def end() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(grace_s)
         os._exit(1)
 
@@ -62,6 +63,7 @@ def die_with_parent() -> bool:
     if parent is None or parent.pid is None:
         return False
     if not any(thread.name == _KILLER for thread in threading.enumerate()):
+        _ask_kernel(signal.SIGKILL)
         _when_gone(parent.pid, lambda: os.kill(os.getpid(), signal.SIGKILL), _KILLER)
     return True
 
@@ -77,17 +79,22 @@ def _when_gone(parent: int, end: Callable[[], None], name: str) -> None:
     threading.Thread(target=watch, name=name, daemon=True).start()
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Become the command, or exit if the parent is gone already; never return."""
-    parent, listed, *command = arguments
+def _ask_kernel(number: signal.Signals) -> None:
+    """Have Linux send this process a signal when the thread that started it ends."""
     if sys.platform == "linux":
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
+        if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-        if listed:
-            os.sched_setaffinity(0, {int(core) for core in listed.split(",")})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Become the command, or exit if the parent is gone already; never return."""
+    parent, listed, *command = arguments
+    _ask_kernel(signal.SIGTERM)
+    if listed and sys.platform == "linux":
+        os.sched_setaffinity(0, {int(core) for core in listed.split(",")})
     if os.getppid() != int(parent):
         sys.exit("the process that started this one is gone")
     os.execvp(command[0], command)

@@ -5,7 +5,8 @@
   - NeverReady     a service did not answer /ready in time
 
 Rules:
-* the first service that ends by itself stops all others; the error quotes its last lines;
+* the first service that ends by itself stops all others; the error quotes its last lines. Where
+  the caller wishes, one that failed is started again instead, a few times;
 * services stop in the reverse order of their start: SIGTERM, then SIGKILL after `GRACE_S`;
 * each service leads its own process group, so that what it started ends with it.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
@@ -27,8 +29,18 @@ from gateway.hosting.parent_death import bound_to_parent
 GRACE_S: Final = 15.0
 """Time between SIGTERM and SIGKILL: longer than the 10 s that the verifier gives its worker."""
 
+LAST_LINES_S: Final = 5.0
+"""How long the last lines of a service that has ended are waited for."""
+
 LAST_LINES: Final = 20
 """Lines of output kept for the error of a service that ends or never gets ready."""
+
+RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
+"""Time before a service that failed is started again, for the first time, the second and so on;
+one that fails after the last is left alone."""
+
+CALM_S: Final = 600.0
+"""A service that has run for so long has its restarts back."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """Longest line of output that is passed on; a longer one is dropped."""
@@ -44,7 +56,8 @@ class ServiceError(Exception):
 class ServiceDied(ServiceError):
     def __init__(self, name: str, status: int, last_lines: Collection[str]) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        super().__init__("\n".join([f"the {name} ended with {how}", *last_lines]))
+        self.event = f"the {name} ended with {how}"
+        super().__init__("\n".join([self.event, *last_lines]))
         self.name, self.status = name, status
 
 
@@ -79,6 +92,10 @@ class Child:
         self._tasks = tasks
 
     async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def _start(self) -> None:
         read_end, write_end = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -92,7 +109,6 @@ class Child:
         finally:
             os.close(write_end)
         self._relay = self._tasks.create_task(self._relay_lines(read_end))
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         with suppress(ProcessLookupError):
@@ -104,7 +120,7 @@ class Child:
         finally:
             self._kill_group()
         await self._process.wait()
-        await asyncio.wait([self._relay])
+        await self._end_relay()
 
     @property
     def pid(self) -> int:
@@ -115,8 +131,32 @@ class Child:
         """Wait until the service ends by itself; raise ServiceDied."""
         status = await self._process.wait()
         self._kill_group()
-        await asyncio.wait([self._relay])
+        await self._end_relay()
         raise ServiceDied(self.service.name, status, self.last_lines)
+
+    async def died_for_good(self, restarts: asyncio.Event) -> None:
+        """Start the service again when it fails, once `restarts` is set; raise ServiceDied when
+        it has failed too often, or has ended without a failure."""
+        waits_s = iter(RESTART_WAITS_S)
+        while True:
+            began = time.monotonic()
+            try:
+                await self.died()
+            except ServiceDied as death:
+                if time.monotonic() - began > CALM_S:
+                    waits_s = iter(RESTART_WAITS_S)
+                wait_s = next(waits_s, None)
+                if not restarts.is_set() or not death.status or wait_s is None:
+                    raise
+                again = f"{death.event}; it is started again in {wait_s:g} s"
+                self._on_line(self.service.name, again)
+                await asyncio.sleep(wait_s)
+                await self._start()
+
+    async def _end_relay(self) -> None:
+        """Pass on the last lines. A process that left the group may hold the pipe for ever."""
+        await asyncio.wait([self._relay], timeout=LAST_LINES_S)
+        self._relay.cancel()
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError):
@@ -153,8 +193,11 @@ async def keep_up(
     on_line: OnLine,
     meanwhile: Callable[[], Coroutine[None, None, None]],
     stopped: asyncio.Event,
+    restarts: asyncio.Event | None = None,
 ) -> None:
     """Run `services`, and `meanwhile` concurrently with them, until `stopped` is set.
+
+    restarts: once it is set, a service that fails is started again.
 
     All have stopped when it returns or raises: a ServiceError, or what `meanwhile` raised.
     """
@@ -164,13 +207,16 @@ async def keep_up(
                 await running.enter_async_context(Child(service, on_line, relays))
                 for service in services
             ]
-            await while_alive(children, stopped.wait(), meanwhile())
+            await while_alive(children, stopped.wait(), meanwhile(), restarts=restarts)
     except ExceptionGroup as group:
         raise first_error(group) from None
 
 
 async def while_alive(
-    children: Sequence[Child], until: Awaitable[object], *meanwhile: Coroutine[None, None, None]
+    children: Sequence[Child],
+    until: Awaitable[object],
+    *meanwhile: Coroutine[None, None, None],
+    restarts: asyncio.Event | None = None,
 ) -> None:
     """Await `until`, and run `meanwhile` until then, as long as all `children` live.
 
@@ -179,7 +225,10 @@ async def while_alive(
     """
     try:
         async with asyncio.TaskGroup() as group:
-            deaths = [child.died() for child in children]
+            deaths = [
+                child.died_for_good(restarts) if restarts else child.died()
+                for child in children
+            ]
             tasks = [group.create_task(work) for work in (*deaths, *meanwhile)]
             await until
             for task in tasks:

@@ -1,4 +1,4 @@
-"""Shows how far a long piece of work is: a bar on a terminal, and a line a step elsewhere."""
+"""Shows how far a long piece of work is: a bar on a terminal, and lines in a log."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ def progress_bar(console: Console, subject: str) -> Iterator[Show]:
 
 
 def _lines(console: Console, subject: str) -> Show:
-    """Return a function that prints a line whenever another activity begins."""
-    shown = ""
+    """Return a function that prints a line whenever an activity begins or a tenth is done."""
+    shown = ("", 0)
 
     def show(what: str, done: int, total: int) -> None:
         nonlocal shown
-        if what != shown:
-            shown = what
-            console.print(f"{subject}: {what}", soft_wrap=True, highlight=False)
+        tenths = 10 * done // total if total else 0
+        if (what, tenths) != shown:
+            shown = (what, tenths)
+            part = f" {tenths * 10} % of {total / 1e9:.2f} GB" if total else ""
+            console.print(f"{subject}: {what}{part}", soft_wrap=True, highlight=False)
 
     return show

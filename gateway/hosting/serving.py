@@ -1,35 +1,60 @@
-"""The HTTP server: granian, HTTP/2 with prior knowledge or by TLS, and HTTP/1.1."""
+"""The HTTP server: granian, HTTP/2 with prior knowledge or by TLS, and HTTP/1.1.
+
+The process that the caller starts has a worker, and passes signals on to it: SIGTERM as it is,
+a second one and SIGINT as `AT_ONCE`, because the worker's server closes at a SIGINT.
+"""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 from fastapi import FastAPI
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP2Settings
 from granian.log import LogLevels
+from granian.server.common import AbstractServer
 
 from gateway.hosting import logs
 from gateway.hosting.parent_death import end_with_parent
 from gateway.hosting.settings_sources import ServerSettings
 
+AT_ONCE: Final = signal.SIGUSR1
+"""Has a worker stop without waiting for its running work."""
+
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
 """Streams of one connection: an edge holds one for each session, and short ones for drafts."""
+
+PING_MS: Final = 20_000
+PONG_S: Final = 20
+"""How often a connection of HTTP/2 is asked for a sign of life, in milliseconds, and how long
+that may take, in seconds. An edge that vanished without a word would hold its streams for the
+quarter of an hour in which TCP sends again."""
 
 
 def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
 
+    At SIGTERM the worker drains first, if its app does so.
+
     There is one worker, because a target exists once. load: returns the app; it is called in
     the worker.
     """
     http2 = HTTP2Settings(
-        max_headers_size=MAX_HEADERS_BYTES, max_concurrent_streams=MAX_STREAMS
+        max_headers_size=MAX_HEADERS_BYTES,
+        max_concurrent_streams=MAX_STREAMS,
+        keep_alive_interval=PING_MS,
+        keep_alive_timeout=PONG_S,
     )
+    tls = settings.tls
     server = Granian(
         "app",  # unused: `load` returns the app
         address=settings.host,
@@ -42,14 +67,33 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         http2_settings=http2,
         backpressure=MAX_STREAMS * 2,
         log_level=LogLevels.warning,
-        ssl_cert=settings.tls.certificate if settings.tls else None,
-        ssl_key=settings.tls.key if settings.tls else None,
-        workers_kill_timeout=settings.stop_timeout_s,
+        ssl_cert=tls.certificate if tls else None,
+        ssl_key=tls.key if tls else None,
+        ssl_ca=tls.client_ca if tls else None,
+        ssl_client_verify=tls is not None and tls.client_ca is not None,
+        workers_kill_timeout=math.ceil(settings.drain_timeout_s) + settings.stop_timeout_s,
     )
+    server.on_startup(partial(_pass_signals_on, server, settings.stop_timeout_s))
     server.serve(target_loader=partial(_load, settings, load), wrap_loader=False)
 
 
 def _load(settings: ServerSettings, load: Callable[[], FastAPI]) -> FastAPI:
-    end_with_parent(settings.stop_timeout_s)
+    end_with_parent(AT_ONCE, settings.stop_timeout_s)
     logs.configure(settings.log_format)
     return load()
+
+
+def _pass_signals_on(server: AbstractServer[Any], stop_timeout_s: int) -> None:
+    """Replace the handlers of this process's server, which would forget a second signal."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if server.interrupt_signal or number == signal.SIGINT:
+            server.workers_kill_timeout = stop_timeout_s
+            for worker in multiprocessing.active_children():
+                if worker.pid is not None:
+                    os.kill(worker.pid, AT_ONCE)
+        server.signal_handler_interrupt()  # type: ignore[no-untyped-call]
+
+    signal.signal(AT_ONCE, signal.SIG_IGN)  # until a worker has a handler
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from gateway.hosting.logs import LogFormat
+from gateway.hosting.tracing import check_installed
 from gateway.settings import GatewaySettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -31,6 +32,17 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class TlsSettings(Table):
+    certificate: Path
+    """PEM, the whole chain."""
+
+    key: Path
+    """PEM, PKCS#8."""
+
+    client_ca: Path | None = None
+    """PEM of an authority. Whoever connects must show a certificate of it, for every path."""
+
+
 class ServiceSettings(GatewaySettings, BaseSettings):
     """What every service can set. A service adds its own fields and its `env_prefix`."""
 
@@ -39,7 +51,32 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Fields of keys that no file may hold, and the variables that list them, with commas."""
 
     host: str = "127.0.0.1"
+    drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
+    """How long, after SIGTERM, what runs may take to finish; new work is refused meanwhile."""
+    allow_anonymous: bool = False
+    """Whether a service without keys may listen beyond this machine."""
+
+    allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """More names of this service, without a port, that `Host` may have where no key is needed;
+    it is checked if the service listens on loopback, or if this is set."""
+
+    tls: TlsSettings | None = None
     log_format: LogFormat = "console"
+    tracing: bool = False
+    """Whether traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
+    variables OTEL_* say where to, and what is traced."""
+
+    @field_validator("tracing")
+    @classmethod
+    def _is_installed(cls, wanted: bool) -> bool:
+        if wanted:
+            check_installed()
+        return wanted
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must show a key."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
     def load(
@@ -72,21 +109,12 @@ def _keys(listed: str) -> tuple[SecretStr, ...]:
     return tuple(SecretStr(key.strip()) for key in listed.split(",") if key.strip())
 
 
-class TlsSettings(Table):
-    certificate: Path
-    """PEM, the whole chain."""
-
-    key: Path
-    """PEM, PKCS#8."""
-
-
 class ServerSettings(ServiceSettings):
     """What a service can set besides, where gateway.hosting.serving serves it."""
 
     port: Port
-    tls: TlsSettings | None = None
     stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
-    """A worker that has not stopped by then is killed."""
+    """A worker that has not stopped so long after draining is killed."""
 
 
 def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:

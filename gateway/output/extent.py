@@ -90,8 +90,8 @@ def read_value(text: Incoming, notation: Notation = JSON) -> Steps[str]:
         yield
 
 
-def stream_value(text: Incoming, emit: Callable[[str], None]) -> Steps[None]:
-    """Pass a JSON object on as it comes.
+def stream_value(text: Incoming, emit: Callable[[str, int], None]) -> Steps[None]:
+    """Pass a JSON object on as it comes, each piece with the position at which it ends.
 
     Raises Malformed, after all that may belong to the object was passed on.
     """
@@ -100,7 +100,7 @@ def stream_value(text: Incoming, emit: Callable[[str], None]) -> Steps[None]:
         text.at = extent.scan(text.held, text.at)
         if text.ended and not extent.ended:
             text.at = len(text.held)
-        emit(text.use())
+        emit(text.use(), text.used)
         if extent.ended or text.ended:
             break
         yield

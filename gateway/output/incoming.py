@@ -41,6 +41,11 @@ class Incoming:
         self.used = 0
         """The number of characters before `held`, since the beginning of the text."""
 
+    @property
+    def position(self) -> int:
+        """The number of characters that were read, since the beginning of the text."""
+        return self.used + self.at
+
     def feed(self, text: str) -> None:
         self.held += text
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gateway.speculation import Positions
+
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
@@ -23,6 +25,8 @@ class CallArguments:
 
     index: int
     text: str
+    sources: tuple[Positions, ...] = ()
+    """Where in the model's text it comes from."""
 
 
 CallPiece = CallStart | CallArguments
@@ -35,6 +39,8 @@ class Parsed:
     reasoning: str
     calls: tuple[CallPiece, ...]
     reasoning_tokens: int
+    sources: tuple[Positions, ...] = ()
+    """Where in the model's text the reasoning comes from."""
 
 
 def joined(parts: Sequence[Parsed]) -> Parsed:
@@ -64,6 +70,7 @@ class Message:
         self._content = ""
         self._spans: list[range] = []
         self._reasoning = ""
+        self._thoughts: list[range] = []
         self._pieces: list[CallPiece] = []
 
     def content(self, text: str, end: int) -> None:
@@ -72,8 +79,11 @@ class Message:
             self._content += text
             self._spans.append(range(end - len(text), end))
 
-    def reasoning(self, text: str) -> None:
-        self._reasoning += text
+    def reasoning(self, text: str, end: int) -> None:
+        """Add reasoning, which ends before character `end` of the model's text."""
+        if text:
+            self._reasoning += text
+            self._thoughts.append(range(end - len(text), end))
 
     def begin_call(self, name: str) -> None:
         if self.complete:
@@ -81,10 +91,12 @@ class Message:
         self._pieces.append(CallStart(self.calls, self._new_id(), name))
         self.calls += 1
 
-    def arguments(self, text: str) -> None:
-        """Add a piece of the arguments of the last call."""
+    def arguments(self, text: str, end: int, *, rewritten: bool = False) -> None:
+        """Add a piece of the arguments of the last call, which ends before character `end` of
+        the model's text. rewritten: the model wrote it in another way."""
         if text and not self.complete:
-            self._pieces.append(CallArguments(self.calls - 1, text))
+            source = (end - 1,) * len(text) if rewritten else range(end - len(text), end)
+            self._pieces.append(CallArguments(self.calls - 1, text, (source,)))
 
     def end_call(self) -> None:
         self.complete = not self._parallel
@@ -97,8 +109,9 @@ class Message:
 
     def take_parsed(self, reasoning_tokens: int) -> Parsed:
         """Return what else there is since the last time."""
-        parsed = Parsed(self._reasoning, tuple(_merged(self._pieces)), reasoning_tokens)
-        self._reasoning, self._pieces = "", []
+        calls, sources = tuple(_merged(self._pieces)), tuple(self._thoughts)
+        parsed = Parsed(self._reasoning, calls, reasoning_tokens, sources)
+        self._reasoning, self._pieces, self._thoughts = "", [], []
         return parsed
 
 
@@ -108,7 +121,8 @@ def _merged(pieces: list[CallPiece]) -> list[CallPiece]:
     for piece in pieces:
         last = merged[-1] if merged else None
         if isinstance(piece, CallArguments) and isinstance(last, CallArguments):
-            merged[-1] = CallArguments(piece.index, last.text + piece.text)
+            text, sources = last.text + piece.text, last.sources + piece.sources
+            merged[-1] = CallArguments(piece.index, text, sources)
         else:
             merged.append(piece)
     return merged

@@ -6,14 +6,15 @@ are grouped.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gateway.detokenise import Detokeniser, Finish, LogprobEntry, TextDelta
 from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import Message
+from gateway.output.message import CallArguments, Message, Parsed
 from gateway.ports import Delta
+from gateway.speculation import Told
 
 Parse = Callable[[Incoming, Message], Steps[None]]
 
@@ -33,21 +34,41 @@ class OutputParser:
         """Raise EngineFault as the Detokeniser does."""
         tokens = thoughts = 0
         finish: Finish | None = None
+        told: list[Told] = []
         for one in _single_tokens(delta):
             shown = self._detokeniser.read(one)
             thoughts += shown.tokens * self._advance(shown)
             tokens += shown.tokens
+            if shown.told is not None:
+                told.append(shown.told)
             finish = self._finish(shown)
             if finish is not None:
                 break
         content, spans = self._message.take_content()
+        parsed = self._message.take_parsed(thoughts)
         return TextDelta(
             content,
             tokens,
             tuple(self._entries.take(spans)),
             finish,
             delta.statistics,
-            self._message.take_parsed(thoughts),
+            parsed,
+            self._told(told, spans, parsed),
+        )
+
+    def _told(
+        self, told: Sequence[Told], content: Iterable[range], parsed: Parsed
+    ) -> Told | None:
+        """Return what several tokens tell as one, with the origins of what is shown."""
+        if (origins := self._detokeniser.origins) is None:
+            return None
+        pieces = ((p.sources if isinstance(p, CallArguments) else ()) for p in parsed.calls)
+        return Told(
+            sum((Counter(each.tokens) for each in told), Counter()),
+            origins.spans(content),
+            origins.spans(parsed.sources),
+            [origins.spans(sources) for sources in pieces],
+            [event for each in told for event in each.events],
         )
 
     def _advance(self, shown: TextDelta) -> bool:
@@ -97,4 +118,6 @@ def _single_tokens(delta: Delta) -> Iterator[Delta]:
             tokens=(token,),
             logprobs=logprobs,
             finish=delta.finish if at == last else None,
+            origins=delta.origins and delta.origins[at : at + 1],
+            events=() if at else delta.events,
         )

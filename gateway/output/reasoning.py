@@ -57,7 +57,7 @@ def read_reasoning(text: Incoming, out: Message, tags: Tags, *, opened: bool) ->
 def _until_closed(text: Incoming, out: Message, closing: str) -> Steps[None]:
     while True:
         end, found = text.settled((closing,))
-        out.reasoning(text.use(len(text.held[:end].rstrip())))
+        out.reasoning(text.use(len(text.held[:end].rstrip())), text.used)
         if found:
             yield from text.space()
             yield from text.expect(closing)

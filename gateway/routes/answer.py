@@ -16,6 +16,7 @@ from gateway.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.message import joined
 from gateway.ports import UNLIKELY
 from gateway.responses import json_response
+from gateway.speculation import Spans, Told
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]
@@ -54,6 +55,10 @@ class Answer(ABC):
         """Return the chunks of a delta, without its finish."""
         shows = delta.text or delta.entries
         return [self.text_chunk(delta.text, delta.entries)] if shows else []
+
+    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
+        """Return the origins of what each of its chunks shows."""
+        return [told.text] if delta.text or delta.entries else []
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gateway.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.message import CallArguments, CallPiece, CallStart
 from gateway.routes.answer import Answer, Entries, Json, finite
+from gateway.speculation import Spans, Told
 
 
 class ChatAnswer(Answer):
@@ -28,6 +29,11 @@ class ChatAnswer(Answer):
         calls = [_piece(piece) for piece in delta.parsed.calls]
         after = [self._chunk({"tool_calls": [call]}, None, None) for call in calls]
         return before + chunks + after
+
+    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
+        thoughts = delta.parsed is not None and delta.parsed.reasoning
+        before = [told.reasoning] if thoughts else []
+        return [*before, *super().spans(delta, told), *told.calls]
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
         return self._chunk({"content": text}, self._logprobs(entries), None)

@@ -50,7 +50,8 @@ async def _echo(prompt: str, stream: ChoiceStream) -> ChoiceStream:
     """Yield the choice with the prompt before its first text."""
     async with aclosing(stream):
         async for delta in stream:
-            yield replace(delta, text=prompt + delta.text)
+            told = delta.told and delta.told.after_prompt(len(prompt))
+            yield replace(delta, text=prompt + delta.text, told=told)
             prompt = ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -18,9 +19,11 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.account import Account
 from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge, send_to_client
 from gateway.detokenise import TextDelta
+from gateway.drain import Drain
 from gateway.errors import ClientGone
 from gateway.routes.answer import Answer, Json
 from gateway.routes.keep_alive import COMMENT, keep_alive
+from gateway.speculation import Told, Watch
 
 _START: Final[Message] = {
     "type": "http.response.start",
@@ -44,15 +47,19 @@ class EventStream(Response):
         answer: Answer,
         streams: Sequence[ChoiceStream],
         account: Account,
+        drain: Drain,
         *,
         usage: bool,
+        watch: Watch | None,
         keep_alive_s: float,
     ) -> None:
         super().__init__()
         self._answer = answer
         self._streams = streams
         self._account = account
+        self._drain = drain
         self._usage = usage
+        self._watch = watch
         self._keep_alive_s = keep_alive_s
         self._has_status = False
         self._begun: set[int] = set()
@@ -62,16 +69,18 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, lambda: self._stream(send))
-            # The watch for a disconnect has ended, because servers report the end as one.
-            await send_to_client(send, self._end())
+            async with self._drain.answer():
+                await cancel_on_disconnect(receive, lambda: self._stream(send))
+                # The watch for a disconnect has ended, because servers report the end as one.
+                await send_to_client(send, self._end())
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:
             if not self._has_status:
                 raise
             error = self._account.failed(raised)
-            await send({**_events(error.body()), "more_body": False})
+            with suppress(ClientGone):
+                await send_to_client(send, {**_events(error.body()), "more_body": False})
 
     async def _stream(self, send: Send) -> None:
         begun = asyncio.Event()
@@ -98,27 +107,50 @@ class EventStream(Response):
             self._has_status = True
 
     def _end(self) -> Message:
-        if not self._usage:
-            return _events(done=True)
-        body = self._answer.body([], chunk=True)
-        usage = self._account.usage()
-        return _events({**body, "usage": usage, **self._account.extensions()}, done=True)
+        last: Json = {}
+        if self._usage:
+            last |= {"usage": self._account.usage(), **self._account.extensions()}
+        if self._watch is not None:
+            last["speculation"] = self._watch.totals() | self._account.speculation()
+        ends = [{**self._answer.body([], chunk=True), **last}] if last else []
+        return _events(*ends, done=True)
 
     def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
         first = self._answer.first_chunk(delta) if index not in self._begun else None
         self._begun.add(index)
         if first is not None:
             yield self._chunk(index, first)
-        for chunk in self._answer.chunks(delta):
-            yield self._chunk(index, chunk)
+        chunks = self._answer.chunks(delta)
+        if self._watch is not None and delta.told is not None:
+            yield from self._watched(index, delta, chunks, self._watch, delta.told)
+        else:
+            yield from (self._chunk(index, chunk) for chunk in chunks)
         if delta.finish is not None:
             self._running -= 1
             last = self._chunk(index, self._answer.last_chunk(delta.finish))
+            if self._watch is not None and (tokens := self._watch.count(index)):
+                last["speculation"] = {"tokens": tokens}
             ends_answer = not self._running and not self._usage
             yield {**last, **self._account.extensions()} if ends_answer else last
 
+    def _watched(
+        self, index: int, delta: TextDelta, chunks: Sequence[Json], watch: Watch, told: Told
+    ) -> Iterator[Json]:
+        """Yield a chunk for each event, and those of the text with their origins."""
+        for event in watch.take(index, told):
+            yield {**self._body([]), "speculation": event}
+        for chunk, spans in zip(chunks, self._answer.spans(delta, told), strict=True):
+            tokens = watch.count(index)
+            yield {
+                **self._chunk(index, chunk),
+                "speculation": {"spans": spans, "tokens": tokens},
+            }
+
     def _chunk(self, index: int, choice: Json) -> Json:
-        body = self._answer.body([{"index": index, **choice}], chunk=True)
+        return self._body([{"index": index, **choice}])
+
+    def _body(self, choices: Sequence[Json]) -> Json:
+        body = self._answer.body(choices, chunk=True)
         return {**body, "usage": None} if self._usage else body
 
 

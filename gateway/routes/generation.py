@@ -22,6 +22,8 @@ from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.speculation import Watch
+from gateway.tracing import Span
 
 
 async def generate(
@@ -31,8 +33,10 @@ async def generate(
     request: Request,
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
-    body = await parse(schema, request)
+    services.drain.check()
     account: Account = request.state.account
+    account.tenant.check_room(account.clock())
+    body = await parse(schema, request)
     facts = await services.facts_of(body.model)
     given = check_parameters(body.model_extra or {}, facts)
     body.check_served(facts)
@@ -40,9 +44,10 @@ async def generate(
     tokenizer = await services.tokenizer()
     style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(services, body, facts, style, name, given.extras)
+    jobs = await _jobs(services, body, facts, style, name, given.extras, account.span)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
+    account.begin_answers(len(jobs))
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
@@ -60,10 +65,13 @@ async def generate(
             answer,
             streams,
             account,
+            services.drain,
             usage=body.include_usage,
+            watch=Watch() if body.is_watched else None,
             keep_alive_s=services.keep_alive_s,
         )
-    return await json_answer(answer, streams, account, request.receive)
+    async with services.drain.answer():
+        return await json_answer(answer, streams, account, request.receive)
 
 
 async def _jobs(
@@ -73,6 +81,7 @@ async def _jobs(
     style: Style,
     name: str,
     extras: Mapping[str, object],
+    span: Span,
 ) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; choice i is seeded with seed + i."""
     if body.prompt_count * body.n > services.max_choices:
@@ -96,6 +105,8 @@ async def _jobs(
             seed=(seed + index) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
+            watched=body.is_watched,
+            span=span,
         )
         for index in range(len(prompts) * body.n)
     ]

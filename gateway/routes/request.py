@@ -64,6 +64,9 @@ Seed = Annotated[
 
 class StreamOptions(RequestModel):
     include_usage: Flag = False
+    include_speculation: Flag = False
+    """Chunks also tell how their text came about, see docs/api.md."""
+
     include_obfuscation: Flag | None = None
     """This is accepted and has no effect: chunks are never padded."""
 
@@ -145,6 +148,7 @@ class GenerationRequest(RequestModel):
             stop_tokens=stop_tokens,
             stops=self.stop,
             include_stop=self.include_stop_str_in_output,
+            watched=self.is_watched,
         )
 
     def check_served(self, facts: Facts) -> None:
@@ -169,6 +173,12 @@ class GenerationRequest(RequestModel):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the stream tells of speculation."""
+        options = self.stream_options
+        return self.stream and options is not None and options.include_speculation
 
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""

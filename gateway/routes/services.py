@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Tokenizer, TokenizerSource
@@ -18,6 +19,7 @@ from gateway.ports import Engine, Facts, Tokenizer, TokenizerSource
 class Services:
     engine: Engine
     tokenizer: TokenizerSource
+    drain: Drain
     registry: CollectorRegistry
     executor: Executor
     """Runs templates and tokenisation, which would stall every stream for a long prompt."""

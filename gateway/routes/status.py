@@ -21,6 +21,7 @@ async def health(_: Services, __: Request) -> Response:
 
 async def ready(services: Services, _: Request) -> Response:
     """Answer 200 while the engine can serve; it raises the 503 that says why it cannot."""
+    services.drain.check()
     facts = await services.engine.facts()
     return json_response({"status": "ok", "model": facts.model})
 

@@ -10,14 +10,21 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Final
 
 from models.catalogue import ModelFile
 from models.errors import DiskFull, PullError, SourceFailed, WrongHash
 from models.fetching.sources import Progress, Source, sha256_of
 from models.llama import Quantisation, quantise
+
+LOCK_S: Final = 7200.0
+POLL_S: Final = 0.2
+"""How long a pull waits for another one, and between two looks, in seconds. A process that is
+killed lets the lock go."""
 
 
 class Blobs:
@@ -74,11 +81,12 @@ class Blobs:
     def changing(self) -> Iterator[None]:
         """Hold the lock: a second pull waits for it, and then finds the files.
 
-        Raises DiskFull where the disk fills up meanwhile.
+        Raises DiskFull where the disk fills up meanwhile, SourceFailed when another process
+        holds the lock for LOCK_S.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file)
             try:
                 yield
             except OSError as error:
@@ -111,3 +119,12 @@ class Blobs:
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file. Raises SourceFailed."""
+    for _ in range(round(LOCK_S / POLL_S)):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(POLL_S)
+    raise SourceFailed(f"another process has been pulling models for {LOCK_S:g} s")

@@ -34,7 +34,7 @@ from speculation.protocol.messages import (
     Reject,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken
+from speculation.sampling.draft_token import DraftToken, mark_ahead
 from speculation.smoothing import smoothed
 
 
@@ -61,7 +61,7 @@ class DraftMachine:
         self.counts = DraftCounts()
         self._request = request
         self._policy = policy
-        self._limits = limits
+        self.limits = limits
         self._separate = request.judge == "separate"
         self._rtt_s = rtt_s
         self._u = u
@@ -114,14 +114,14 @@ class DraftMachine:
     def _may_look_up(self) -> bool:
         session = self.session
         return session.may_extend and self._policy.may_look_up(
-            session, self.latencies, self._limits
+            session, self.latencies, self.limits
         )
 
     def _is_step_due(self) -> bool:
         session = self.session
         if not session.may_extend or session.end >= self._readable_tokens:
             return False
-        return self._policy.may_draft(session, self.latencies, self._limits)
+        return self._policy.may_draft(session, self.latencies, self.limits)
 
     def _step(self, now: float) -> DraftStep:
         session, ahead = self.session, list[TokenId]()
@@ -153,7 +153,7 @@ class DraftMachine:
         if (step.epoch, end) != (self.session.epoch, self.session.end):
             self.counts.stale_steps += 1
             return
-        for index, drafted in enumerate(tokens):
+        for index, drafted in enumerate(mark_ahead(tokens, step.ahead)):
             if index and not self._may_look_up():
                 return
             self.session.extend(drafted)
@@ -183,7 +183,7 @@ class DraftMachine:
         """Take in a message. Raise RemoteProtocolError for what no honest verifier sends."""
         match message:
             case Opened(limits=limits):
-                self._limits = limits
+                self.limits = limits
             case Commit():
                 self._unheard = message if self._precedes_reject(message) else None
                 return Outcome(commit=None if self._unheard else self._commit(message))

@@ -180,7 +180,8 @@ class DraftingSession:
             return Redraw(self.epoch, reject.position)
         self.misses += 1
         self._break()
-        self.chain.append(DraftToken(token, confidence=1.0, forced=True))
+        recovered = DraftToken(token, confidence=1.0, forced=True, origin="target")
+        self.chain.append(recovered)
         return None
 
     def _break(self) -> None:

@@ -43,7 +43,7 @@ class GrammarProposer:
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
         if (token := self._grammar.forced()) is not None:
-            return DraftToken(token, confidence=1.0)
+            return DraftToken(token, confidence=1.0, origin="grammar")
         found = None if self._other is None else self._other.propose(latencies)
         return found if found and self._grammar.count_allowed([found.token]) else None
 

@@ -127,7 +127,7 @@ class Prediction:
             return None if self._other is None else self._other.propose(latencies)
         if place.at not in self._accepted:
             self._open.add(place.at)
-        return DraftToken(token, confidence)
+        return DraftToken(token, confidence, origin="prediction")
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
         place = self._places[-1]

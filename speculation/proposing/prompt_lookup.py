@@ -145,7 +145,7 @@ class PromptLookup:
             return None
         confidence = self._precision[match.length].right
         worth = is_worth_unread(confidence, latencies, read_s=self._reading.of(latencies))
-        return DraftToken(match.token, confidence) if worth else None
+        return DraftToken(match.token, confidence, origin="lookup") if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""

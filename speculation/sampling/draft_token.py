@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Literal
 
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import QuantisedDistribution
+
+Origin = Literal["draft", "ahead", "lookup", "prediction", "grammar", "target"]
+"""Who had a token first: the draft model; text that it read ahead and agreed with; prompt
+lookup, a prediction or a grammar, without a draft step; or the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +24,14 @@ class DraftToken:
     q: QuantisedDistribution | None = None  # `separate`: the distribution it was drawn from
     forced: bool = False
     """`separate`: it is the recovered token, which the verifier must commit."""
+
+    origin: Origin = "draft"
+
+
+def mark_ahead(tokens: Sequence[DraftToken], ahead: Sequence[TokenId]) -> Sequence[DraftToken]:
+    """Return a step's draft tokens, those marked that were in the text it read ahead."""
+    if not ahead:
+        return tokens
+    pairs = takewhile(lambda pair: pair[0].token == pair[1], zip(tokens, ahead, strict=False))
+    agreed = [replace(drafted, origin="ahead") for drafted, _ in pairs]
+    return [*agreed, *tokens[len(agreed) :]]

@@ -13,6 +13,7 @@ from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError
 from gateway.ports import Delta, Job, Sampling
+from gateway.tracing import Span
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.protocol.messages import (
@@ -37,6 +38,7 @@ class FakeUplink:
     """Verifiers of one session, whose link follows a script."""
 
     rtt_s = 0.01
+    verifier = reopened = 0
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
         self.opened: list[Open] = []
@@ -47,7 +49,7 @@ class FakeUplink:
     async def facts(self) -> ModelFacts:
         return self.known
 
-    def answer(self) -> FakeUplink:
+    def answer(self, span: Span) -> FakeUplink:
         return self
 
     async def again(self, error: ApiError) -> None:
@@ -89,8 +91,13 @@ class OneSlot:
     def take(self, prompt: Sequence[TokenId]) -> CountingSlot:
         return self.slot
 
-    def close(self) -> None:
+    stuck = False
+
+    async def watch(self) -> None:
         pass
+
+    def close(self) -> bool:
+        return True
 
 
 def engine(

@@ -57,8 +57,11 @@ class Session:
 
 sessions: dict[str, Session] = {}
 cancelled: list[str] = []
+draining: list[str] = []
 strays: list[str] = []
 """Requests of sessions that are not here."""
+
+"""It is not empty once no more sessions are opened."""
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -71,8 +74,11 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         session.names.add(name)
     elif path.startswith("/v1/speculate/"):
         strays.append(path)
-    if path == "/ready":
-        await _reply(send, 200, {"status": "ok"})
+    if path == "/drain":
+        draining.append(path)
+        await _reply(send, 204)
+    elif path == "/ready":
+        await _reply(send, 503, DRAINING) if draining else await _reply(send, 200)
     elif path == "/seen":
         counts = {"opened": len(sessions), "cancelled": len(cancelled), "strays": len(strays)}
         counts["posts"] = sum(session.posts for session in sessions.values())
@@ -102,18 +108,21 @@ FACTS = {
     "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": PROTOCOL_VERSION,
 }  # fmt: skip
 
+DRAINING = {"error": {"message": "it is draining", "code": "draining"}}
+
 ERRORS = {
     "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
     "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
     "locked": (401, "invalid_api_key"), "loading": (503, "loading"),
-    "large": (413, "too_large"), "other": (409, "identity_mismatch"),
+    "draining": (503, "draining"), "large": (413, "too_large"),
+    "other": (409, "identity_mismatch"),
 }  # fmt: skip
 
 
 async def _open(body: bytes, called: str, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if (name := NAME or request.model) in ERRORS:
+    if (name := "draining" if draining else NAME or request.model) in ERRORS:
         status, code = ERRORS[name]
         error = {"message": f"it is {name}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})

@@ -47,7 +47,7 @@ def start(name: str = "", port: int | None = None) -> Process:
     port = port or free_port()
     command = [sys.executable, "-c", _SERVE, str(port), name]
     running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    _wait_for(port)
+    wait_for(port)
     return Process(f"http://127.0.0.1:{port}", running)
 
 
@@ -58,7 +58,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:

@@ -15,6 +15,10 @@ class Relay:
         self.connections = 0
         self.refuses = False
 
+    def leads_to(self, port: int) -> None:
+        """Have later connections go to another port."""
+        self._port = port
+
     def freeze(self) -> None:
         """Let no byte through on the connections that there are; later ones work."""
         for task in self._tasks:

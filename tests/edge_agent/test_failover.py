@@ -12,13 +12,19 @@ from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import Overloaded, Unavailable
+from gateway.drain import Drain
+from gateway.errors import Draining, Overloaded, Unavailable
 from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
 from tests.edge_agent.processes import start
 from tests.edge_agent.relay import relaying
 
 NOTICED_S = 1.0
 RESUMED_S = 1.0
+
+
+async def told(url: str, path: str) -> None:
+    async with Connection(url, key=None, ca_certificate=None).client as client:
+        assert (await client.get(path)).status_code == 204
 
 
 async def test_a_killed_verifiers_answer_goes_on_at_the_other_at_once(
@@ -108,13 +114,86 @@ async def test_an_answer_that_breaks_verifiers_does_not_break_all(metrics: EdgeM
         assert sum(p.running.poll() is None for p in processes) == 1
 
 
-@pytest.mark.parametrize("name", ["full", "loading", "locked", "other", "mismatch"])
+@pytest.mark.parametrize("name", ["full", "loading", "draining", "locked", "other", "mismatch"])
 async def test_a_new_answer_begins_where_it_is_taken(metrics: EdgeMetrics, name: str) -> None:
     with running(name, "") as processes:
         async with using([p.url for p in processes], metrics) as verifiers:
             verifiers.uplinks[0].health.rtt_s = 1e-9  # the best, as far as can be known
 
             assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+
+
+async def test_a_verifier_that_drains_keeps_its_sessions_and_gets_no_other(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("", "") as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            drained = verifiers.current.url
+
+            async def drain() -> None:
+                await told(verifiers.current.url, "/drain")
+                new = Answer(verifiers, metrics, 20)
+                assert await new.run() == TEXT[:20]
+                assert verifiers.choose("").url != drained  # type: ignore[union-attr]
+
+            answer = Answer(verifiers, metrics)
+            assert await answer.run(drain) == TEXT
+
+            await verifiers.probe()
+            for uplink in verifiers.uplinks:
+                uplink.health.answered(time.monotonic())  # to a draft of a session that runs
+            ready = {uplink.url: uplink.health.ready for uplink in verifiers.uplinks}
+
+    assert metrics.reopens._value.get() == 0
+    assert ready == {p.url: p.url != drained for p in processes}
+
+
+async def test_where_all_verifiers_drain_a_new_answer_is_an_error_that_says_so(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("") as (only,):
+        async with using([only.url], metrics) as verifiers:
+            await told(only.url, "/drain")
+            with pytest.raises(Draining) as raised:
+                await Answer(verifiers, metrics).run()
+
+    assert raised.value.retry_after_s == 1
+
+
+async def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("", "draining") as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            restarted, drains = verifiers.uplinks
+            restarted.health.set_reachable(False)  # as it was at the last probe
+            await drains.facts()
+            await restarted.facts()
+            restarted.health.set_reachable(False)
+
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+
+
+async def test_an_answer_that_is_cut_off_deletes_its_session(metrics: EdgeMetrics) -> None:
+    drain, begun = Drain(), asyncio.Event()
+
+    async def ask(verifiers: Verifiers) -> None:
+        async def tell() -> None:
+            begun.set()
+
+        async with drain.answer():
+            await Answer(verifiers, metrics).run(tell)
+
+    with running("") as (only,):
+        async with using([only.url], metrics) as verifiers:
+            asking = asyncio.create_task(ask(verifiers))
+            await begun.wait()
+            drain.hurry()
+            await drain.cut()
+            with pytest.raises(Unavailable, match="before the answer was complete"):
+                await asking
+
+            assert (await seen(only.url))["cancelled"] == 1
 
 
 async def test_a_new_answer_that_nobody_takes_is_an_error_at_once(metrics: EdgeMetrics) -> None:
@@ -175,12 +254,27 @@ async def test_the_nearest_verifier_that_is_not_busy_is_used(metrics: EdgeMetric
     verifiers = Verifiers([far, near, busy], metrics, 1.0)
     for uplink, rtt_s, load in ((far, 0.09, 0.0), (near, 0.02, 0.1), (busy, 0.01, 1.0)):
         uplink.health.rtt_s, uplink.health.load = rtt_s, load
-        uplink.health.set_ready(True)
+        uplink.health.set_reachable(True)
 
     assert verifiers.choose("") is near
-    near.health.set_ready(False)
+    near.health.set_reachable(False)
     assert verifiers.choose("") is far  # it is in use, and not much farther away
     far.identity = "another"
     assert verifiers.choose("") is busy
     assert verifiers.choose("", {busy}) is near
     await verifiers.close()
+
+
+async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is_left(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("", "") as (old, other):
+        async with relaying(old.url) as (relay, url), using([url], metrics) as verifiers:
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+            await told(old.url, "/drain")
+            relay.leads_to(other.port)  # later connections, as a Service of Kubernetes has it
+
+            with pytest.raises(Draining):
+                await Answer(verifiers, metrics, 20).run()
+
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]

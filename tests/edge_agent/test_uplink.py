@@ -17,6 +17,7 @@ from edge_agent.link.uplink import Uplink
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import (
     ApiError,
+    Draining,
     EngineFault,
     InvalidRequest,
     NotFound,
@@ -110,6 +111,7 @@ async def test_bytes_that_are_no_frames_are_a_fault(uplink: Uplink) -> None:
         ("bad", InvalidRequest, "invalid_value"),
         ("locked", EngineFault, "verifier_unauthorized"),
         ("loading", Unavailable, "verifier_unavailable"),
+        ("draining", Draining, "draining"),
         ("large", TooLarge, "too_large"),
     ],
 )

@@ -67,8 +67,11 @@ class Fleet:
         )  # fmt: skip
         return url
 
-    def verifier(self, url: str = "") -> str:
-        return self.start("verifier", "--model", "smollm2", "--llama.threads", "1", url=url)
+    def verifier(self, url: str = "", drain_timeout_s: float = 0.0) -> str:
+        return self.start(
+            "verifier", "--model", "smollm2", "--llama.threads", "1", url=url,
+            PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
+        )  # fmt: skip
 
     def edge(self, *verifiers: str, judge: str = "coupled", deadline_s: float = 30.0) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]

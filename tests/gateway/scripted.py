@@ -15,6 +15,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import httpx
 import uvicorn
@@ -22,6 +23,7 @@ from fastapi import FastAPI
 
 from gateway.account import Clock
 from gateway.app import create_app
+from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.middleware import IsMessage
 from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer, TokenLogprob
@@ -31,6 +33,9 @@ END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""
 
 CONTEXT_TOKENS = 64
+SEND_BUFFER_BYTES = 1 << 16
+"""What the system holds for a client that does not read; by itself it would hold megabytes."""
+
 MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
@@ -120,8 +125,10 @@ def make_app(
     engine: ScriptedEngine,
     *,
     clock: Clock = time.monotonic,
+    drain: Drain | None = None,
     tokenizer: Tokenizer | None = None,
     is_message: IsMessage = lambda _: False,
+    session_paths: str | None = None,
     **settings: object,
 ) -> FastAPI:
     async def source() -> Tokenizer:
@@ -129,7 +136,14 @@ def make_app(
 
     given = GatewaySettings.model_validate(settings)
     return create_app(
-        engine, source, given, clock=clock, draw_seed=lambda: 41, is_message=is_message
+        engine,
+        source,
+        given,
+        clock=clock,
+        drain=drain,
+        draw_seed=lambda: 41,
+        is_message=is_message,
+        session_paths=session_paths,
     )
 
 
@@ -149,11 +163,14 @@ class Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[str]:
-    """Serve on loopback; give the base URL."""
+async def served(
+    app: FastAPI, http: type[asyncio.Protocol] | Literal["auto"] = "auto"
+) -> AsyncIterator[str]:
+    """Serve on loopback; give the base URL. http: uvicorn's protocol."""
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="critical", lifespan="on")
+        config = uvicorn.Config(app, log_level="critical", lifespan="on", http=http)
         server = Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.ready.wait()

@@ -17,9 +17,10 @@ from tests.gateway.test_processes import FAKE, free_port, until_gone
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@ONLY_LINUX
 async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> None:
     fake = (sys.executable, FAKE, str(free_port()))
     script = (
@@ -84,7 +85,10 @@ async def test_a_bound_command_does_not_start_when_its_parent_is_gone_already() 
     assert (process.returncode, output) == (1, b"")
 
 
-async def test_a_multiprocessing_child_dies_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=ONLY_LINUX)])
+async def test_a_multiprocessing_child_dies_with_its_parent(
+    tmp_path: Path, stopped: bool
+) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, os, time\n"
@@ -102,6 +106,8 @@ async def test_a_multiprocessing_child_dies_with_its_parent(tmp_path: Path) -> N
     assert parent.stdout is not None
     async with asyncio.timeout(20):
         pid, *watches = (await parent.stdout.readline()).decode().split()
+    if stopped:
+        os.kill(int(pid), signal.SIGSTOP)
 
     parent.kill()
     gone = await until_gone(int(pid), within_s=5)

@@ -104,6 +104,45 @@ async def test_a_service_that_dies_brings_all_down_and_is_quoted() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+@pytest.mark.parametrize(("status", "starts"), [(3, 3), (0, 1)])
+async def test_a_service_that_fails_is_started_again_but_not_forever(
+    monkeypatch: pytest.MonkeyPatch, status: int, starts: int
+) -> None:
+    monkeypatch.setattr(processes, "RESTART_WAITS_S", (0.01, 0.02))
+    script = f"print('begun', flush=True); raise SystemExit({status})"
+    output, ready = Output(), asyncio.Event()
+    ready.set()
+
+    with pytest.raises(ServiceDied, match=f"the edge ended with status {status}"):
+        await keep_up(
+            [service("verifier"), Service("edge", (sys.executable, "-c", script), "http://x")],
+            on_line=output,
+            meanwhile=lambda: asyncio.sleep(0),
+            stopped=asyncio.Event(),
+            restarts=ready,
+        )
+
+    lines = [line for name, line in output.lines if name == "edge"]
+    again = "the edge ended with status 3; it is started again in 0.01 s"
+    assert lines.count("begun") == starts
+    assert lines[1:2] == [again] * (starts > 1)
+
+
+async def test_a_service_that_fails_before_all_are_ready_is_not_started_again() -> None:
+    output = Output()
+
+    with pytest.raises(ServiceDied):
+        await keep_up(
+            [service("edge", "dies")],
+            on_line=output,
+            meanwhile=lambda: asyncio.sleep(0),
+            stopped=asyncio.Event(),
+            restarts=asyncio.Event(),
+        )
+
+    assert [line for _, line in output.lines] == ["no model to be found"]
+
+
 async def test_a_service_that_is_never_ready_is_quoted() -> None:
     output = Output()
 
@@ -162,6 +201,28 @@ async def test_what_a_service_started_ends_with_it() -> None:
         )
 
     assert await until_gone(int(output.lines[0][1]), within_s=2)
+
+
+async def test_what_a_dead_service_left_behind_does_not_hide_that_it_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "LAST_LINES_S", 0.1)
+    sleeps = "[sys.executable, '-c', 'import time; time.sleep(3)']"
+    script = (
+        "import subprocess, sys\n"
+        f"subprocess.Popen({sleeps}, start_new_session=True)\n"
+        "print('gone', flush=True)\n"
+        "raise SystemExit(3)\n"
+    )
+    leaver = Service("edge", (sys.executable, "-c", script), "http://unused")
+
+    with pytest.raises(ServiceDied, match="status 3\ngone"):
+        await keep_up(
+            [leaver],
+            on_line=Output(),
+            meanwhile=lambda: asyncio.sleep(0),
+            stopped=asyncio.Event(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,12 @@ from structlog.testing import capture_logs
 from gateway.errors import NotFound, Unavailable
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
-MESSAGES = "/session/messages"
+MESSAGES = "/sessions/s1/messages"
 LATENCY = "picospec:e2e_request_latency_seconds_count"
+
+
+def is_message(path: str) -> bool:
+    return path == MESSAGES
 
 
 def app_with_messages() -> FastAPI:
@@ -27,14 +31,14 @@ def app_with_messages() -> FastAPI:
                 raise RuntimeError("a bug")
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
-    app = make_app(ScriptedEngine(), is_message=lambda path: path == MESSAGES)
+    app = make_app(ScriptedEngine(), is_message=is_message, session_paths="/sessions/")
     app.add_route(MESSAGES, take, methods=["POST"])
     return app
 
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
     rows = (await client.get("/metrics")).text.splitlines()
-    pairs = (row.rsplit(" ", 1) for row in rows if not row.startswith("#"))
+    pairs = (row.rsplit(" ", 1) for row in rows if row.startswith("picospec:"))
     return {name: float(value) for name, value in pairs if "_created" not in name}
 
 
@@ -73,7 +77,7 @@ async def test_a_message_that_fails_is_logged_and_counted_apart() -> None:
 
 async def test_a_message_without_a_key_is_a_failed_message() -> None:
     engine = ScriptedEngine()
-    app = make_app(engine, api_keys=["right"], is_message=lambda path: path == MESSAGES)
+    app = make_app(engine, api_keys=["right"], is_message=is_message)
     async with client_of(app) as client:
         with capture_logs() as logs:
             answer = await client.post(MESSAGES)

@@ -6,7 +6,7 @@ offers, preempts sessions and reads prompts in passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -45,12 +45,14 @@ class EdgeDriver:
     predicted: Sequence[int] | None = None
     """The client's prediction."""
 
+    make_machine: Callable[..., DraftMachine] = DraftMachine
+
     def __post_init__(self) -> None:
         lookup = PromptLookup(self.request.prompt) if self.looks_up else None
         predicted = None if self.predicted is None else PredictedText(self.predicted)
         self.prediction = None if predicted is None else Prediction(predicted, lookup)
         self.rtt_s = self.chance.choice([0.0, 0.1])
-        self.machine = DraftMachine(
+        self.machine = self.make_machine(
             self.request,
             StreamPolicy(may_rest=self.request.fill != "never"),
             self.limits,

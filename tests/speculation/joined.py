@@ -7,11 +7,12 @@ verifier serves other sessions besides, which come and go, and a fresh one may t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
+from speculation.drafting.machine import DraftMachine
 from speculation.protocol import wire
 from speculation.protocol.messages import Draft, Limits, Open
 from tests.speculation.drivers import EdgeDriver, VerifyDriver
@@ -41,12 +42,13 @@ class Joined:
 
     limits: Limits = field(default_factory=lambda: Limits(max_verify=4, max_ahead=6))
     predicted: Sequence[int] | None = None
+    make_machine: Callable[..., DraftMachine] = DraftMachine
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self.edge = EdgeDriver(
             self.request, self.target, self.drafter, self.chance, self.right,
-            self.looks_up, self.limits, self.predicted,
+            self.looks_up, self.limits, self.predicted, self.make_machine,
         )  # fmt: skip
         self._arrived = 0.0
         self._opened = 0

@@ -30,18 +30,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    command: list[str], port: int, keys: str = f"other,{KEY}"
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server and wait until it is ready; stop it at the end."""
-    with running(command) as process:
+    with running(command, keys) as process:
         _wait_for(port, process)
         yield process
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], keys: str = f"other,{KEY}"
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server; stop it at the end."""
-    environ = {**os.environ, "PICOSPEC_API_KEYS": f"other,{KEY}", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environ, cwd=ROOT)
+    environ = {**os.environ, "PICOSPEC_API_KEYS": keys, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environ, cwd=ROOT, start_new_session=True)
     try:
         yield process
     finally:
@@ -65,7 +69,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def fake_command(port: int, **settings: object) -> list[str]:
-    overrides = msgspec.json.encode(settings).decode()
+    quick = {"drain_timeout_s": 0.0}
+    overrides = msgspec.json.encode(quick | settings).decode()
     return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
 
 

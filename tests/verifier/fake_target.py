@@ -1,7 +1,8 @@
 """A target without a model: its text is a function of the prompt's first token.
 
 The first token of a prompt chooses the behaviour too: STALLS never gets past its prefill, FAILS
-breaks after three passes, and any other streams to its end, one pass each PASS_S.
+breaks after three passes, HANGS keeps the engine from then on, and any other streams to its
+end, one pass each PASS_S.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from speculation.verifying.session import VerifyingSession
 from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
 
 V = 64
-STALLS, FAILS, SLOW, STREAMS = 1, 2, 3, 4
+STALLS, FAILS, SLOW, STREAMS, HANGS = 1, 2, 3, 4, 5
 STOP_TOKEN = 63
 HALVES = (0.5 for _ in itertools.count())
 FACTS = ModelFacts(
@@ -98,6 +99,7 @@ class FakeTarget:
         self.pushed: list[Framed[Pushed]] = []
         self.stopped = False
         self.alive = True
+        self.hangs = False
 
     @property
     def facts(self) -> ModelFacts:
@@ -118,8 +120,16 @@ class FakeTarget:
         if not self._starts:
             await asyncio.Event().wait()
 
+    async def heartbeat(self) -> None:
+        await self._pass()
+
+    async def _pass(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+
     async def stop(self) -> None:
         self.stopped = True
+        await self._pass()
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         if len(self.running) >= self._slots:
@@ -147,7 +157,8 @@ class FakeTarget:
     async def _step(self, running: _Running) -> None:
         machine, request = running.machine, running.machine.request
         kind = request.prompt[0]
-        if kind == STALLS:
+        self.hangs = self.hangs or kind == HANGS
+        if kind in (STALLS, HANGS):
             await asyncio.Event().wait()
         if kind == FAILS and machine.totals.passes == 3:
             raise TargetFailed("it broke")

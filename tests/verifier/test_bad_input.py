@@ -17,7 +17,7 @@ from speculation.protocol.messages import (
     Opened,
     Sampling,
 )
-from tests.verifier.conftest import http2_client, sessions_open, until
+from tests.verifier.conftest import KEY, http2_client, sessions_open, until
 from tests.verifier.down import opened, push
 from tests.verifier.fake_target import STALLS, STOP_TOKEN, V, opening
 from verifier.routes import DRAFTS_BYTES, OPEN_BYTES
@@ -100,6 +100,24 @@ async def test_an_open_over_the_limit_is_too_large(client: httpx.AsyncClient) ->
 
     assert (answer.status_code, code_of(answer)) == (413, "request_too_large")
     await serves(client)
+
+
+@pytest.mark.parametrize(("key", "size"), [(KEY, 16 << 20), ("wrong", 1 << 19)])
+async def test_a_client_that_still_sends_a_refused_body_gets_the_answer(
+    server: str, key: str, size: int
+) -> None:
+    lines = ("POST /v1/chat/completions HTTP/1.1", "host: x", f"content-length: {size}")
+    head = "\r\n".join((*lines, f"authorization: Bearer {key}", "", ""))
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.rsplit(":", 1)[1]))
+
+    writer.write(head.encode())
+    for _ in range(256):
+        writer.write(b" " * (size // 256))
+        await writer.drain()
+    status = (await reader.readuntil(b"\r\n")).split()[1]
+    writer.close()
+
+    assert status == {KEY: b"413", "wrong": b"401"}[key]
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "correct-hors", "Correct-horse"])

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.drain import Drain
 from gateway.metrics import Metrics
+from gateway.tracing import NO_SPAN
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Draft, Finish, Message, Opened, Pushed, Totals
 from speculation.protocol.wire import Framed
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 from verifier.metrics import PassMetrics, SessionMetrics
 from verifier.routes import Routes
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.message_log import Cursor
 from verifier.sessions.registry import Sessions
 from verifier.sessions.session import Session
@@ -57,6 +62,11 @@ def vllm_target(engine: FakeEngine) -> VllmTarget:
     return target
 
 
+def session_metrics() -> SessionMetrics:
+    registry = CollectorRegistry()
+    return SessionMetrics(registry, Metrics(registry))
+
+
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     """Every message that is encoded from now on."""
@@ -79,20 +89,24 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     encoded: list[Message],
 ) -> None:
     target = FakeTarget()
-    host = Host(target, lambda: None)
-    sessions = Sessions(host, SessionSettings(), SessionMetrics(CollectorRegistry()))
+    host = Host(target, Drain())
+    sessions = Sessions(host, SessionSettings(), session_metrics())
     app = FastAPI()
     Routes(host, sessions).add_to(app)
     async with host.running(), sessions.running():
         await asyncio.sleep(0)
         session = await sessions.open(opening(fill="never", max_tokens=100))
-        transport = httpx.ASGITransport(app=app)
+        transport = httpx.ASGITransport(app=partial(_of_nobody, app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.post(f"/v1/speculate/{session.name}/drafts", content=BODY)
 
     assert answer.status_code == 204
     assert b"".join(framed.frame for framed in target.pushed) == BODY
     assert not [message for message in encoded if isinstance(message, Pushed)]
+
+
+async def _of_nobody(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app({**scope, "state": {"account": SimpleNamespace(tenant=None)}}, receive, send)
 
 
 async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> None:
@@ -112,8 +126,9 @@ async def test_what_the_core_encoded_reaches_every_reader_unchanged(
     encoded: list[Message],
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
-    opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
-    session = Session(opened, opening(), target, timeouts, lambda: 0.0)
+    opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0, 0.0)
+    account = SessionAccount(session_metrics().gateway, NO_SPAN, 0.0)
+    session = Session(opened, opening(), target, timeouts, account, lambda: 0.0)
     await session.start()
 
     for _ in range(2):

@@ -14,11 +14,12 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.metrics import Metrics
 from gateway.ports import Job
 from gateway.ports import Sampling as PlainSampling
-from models.store import open_store
+from models.store import Found, open_store
 from speculation.drafting.session import DraftingSession
 from speculation.protocol.messages import (
     Commit,
@@ -65,13 +66,12 @@ TEMPERATURES = (0.0, 1.0)
 async def serving() -> AsyncIterator[Host]:
     registry = CollectorRegistry()
     target = LlamaTarget(
-        "smollm2",
-        open_store(os.environ).find("smollm2", "target").path,
+        lambda: Found("smollm2", open_store(os.environ).find("smollm2", "target").path),
         LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
         PassMetrics(registry, Metrics(registry)),
     )
-    host = Host(target, lambda: None)
+    host = Host(target, Drain())
     async with host.running():
         async with asyncio.timeout(60):
             while host._state == "loading":  # noqa: ASYNC110

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
 from gateway.metrics import Metrics
 from gateway.ports import Job, Sampling
 from models.llama import Context, Model
 from models.segments import Segment
-from models.store import open_store
+from models.store import Found, open_store
 from models.tokenizing.vocabulary import relate
 from speculation.protocol.messages import Limits
 from tests.models.padded import pad
@@ -46,7 +47,7 @@ async def answer(path: Path, temperature: float) -> tuple[list[int], int]:
     """Return the tokens of an answer, and the target's padding."""
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    host = Host(LlamaTarget("m", path, SETTINGS, Limits(), metrics), lambda: None)
+    host = Host(LlamaTarget(lambda: Found("m", path), SETTINGS, Limits(), metrics), Drain())
     async with host.running():
         while host._state == "loading":  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from speculation.protocol.messages import Fault
+from speculation.protocol import wire
+from speculation.protocol.messages import Draft, Fault, Finish
 from tests.verifier.conftest import (
     ROOT,
     fake_command,
@@ -21,9 +23,10 @@ from tests.verifier.conftest import (
     http2_client,
     running,
     serving,
+    until,
 )
-from tests.verifier.down import opened
-from tests.verifier.fake_target import STALLS, opening
+from tests.verifier.down import opened, push, resumed, text_of
+from tests.verifier.fake_target import HANGS, SLOW, STALLS, opening, said
 
 
 def worker_of(parent: int) -> int:
@@ -48,19 +51,29 @@ async def gone(pid: int, within_s: float) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_open_streams_with_a_fault_and_then_the_process(
-    number: signal.Signals,
+@pytest.mark.parametrize(
+    ("numbers", "drain_timeout_s"),
+    [
+        ([signal.SIGTERM], 0.1),
+        ([signal.SIGTERM, signal.SIGTERM], 60.0),
+        ([signal.SIGINT], 60.0),
+    ],
+    ids=["after the deadline", "a second SIGTERM", "SIGINT"],
+)
+async def test_what_runs_ends_with_a_fault_and_then_the_process(
+    numbers: list[signal.Signals], drain_timeout_s: float
 ) -> None:
     port = free_port()
-    with serving(fake_command(port), port) as process:
+    with serving(fake_command(port, drain_timeout_s=drain_timeout_s), port) as process:
         worker = worker_of(process.pid)
         async with (
             http2_client(f"http://127.0.0.1:{port}") as client,
             opened(client, opening(prompt=(STALLS,))) as stream,
         ):
             await stream.opened()
-            process.send_signal(number)
+            for number in numbers:
+                process.send_signal(number)
+                await until(partial(drains, client))
             (fault,) = await stream.rest()
         await gone(process.pid, within_s=5)
 
@@ -68,6 +81,82 @@ async def test_a_signal_ends_open_streams_with_a_fault_and_then_the_process(
     assert (fault.code, fault.retryable) == ("shutting_down", True)
     assert process.returncode == 0
     assert not is_running(worker)
+
+
+async def drains(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/ready")).status_code == 503
+    except httpx.TransportError:
+        return True  # the process has ended
+
+
+async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> None:
+    port = free_port()
+    request = opening(prompt=(SLOW,), max_tokens=15)
+    with serving(fake_command(port, drain_timeout_s=60.0), port) as process:
+        async with http2_client(f"http://127.0.0.1:{port}") as client:
+            async with opened(client, request) as stream:
+                session = await stream.opened()
+                await stream.next()
+                os.killpg(process.pid, signal.SIGTERM)  # as systemd does: to all processes
+                await until(partial(drains, client))
+            refused = [
+                await client.get("/ready"),
+                await client.post("/v1/speculate", content=wire.encode(request)),
+                await client.post("/v1/completions", json={"prompt": "a", "stream": True}),
+            ]
+            health = await client.get("/health")
+            pushed = await push(client, session, Draft(0, 0, 0, (1,)))
+            async with resumed(client, session, 0) as again:
+                messages = await again.rest()
+        await gone(process.pid, within_s=5)
+
+    for answer in refused:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"]["code"] == "draining"
+    assert health.json() == {"status": "ok", "state": "draining"}
+    assert pushed.status_code == 204
+    assert text_of(messages) == [said((SLOW,), position) for position in range(15)]
+    assert isinstance(messages[-1], Finish)
+    assert process.returncode == 0
+
+
+async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
+    port, limits = free_port(), {"pass_timeout_s": 0.5, "stop_timeout_s": 2}
+    with serving(fake_command(port, **limits), port) as process:
+        worker = worker_of(process.pid)
+        async with (
+            http2_client(f"http://127.0.0.1:{port}") as client,
+            opened(client, opening(prompt=(HANGS,))) as stream,
+        ):
+            await stream.opened()
+            (fault,) = await stream.rest()
+            health = await client.get("/health")
+        await gone(process.pid, within_s=10)
+
+    assert isinstance(fault, Fault)
+    assert (fault.code, fault.retryable) == ("target_failed", True)
+    assert (health.status_code, health.json()["error"]["code"]) == (503, "failed")
+    assert process.returncode == 1
+    assert not is_running(worker)
+
+
+async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so() -> None:
+    port = free_port()
+    body = {"prompt": [SLOW], "max_tokens": 200, "stream": True}
+    with serving(fake_command(port, drain_timeout_s=0.1), port) as process:
+        async with (
+            http2_client(f"http://127.0.0.1:{port}") as client,
+            client.stream("POST", "/v1/completions", json=body) as answer,
+        ):
+            lines = answer.aiter_lines()
+            await anext(lines)
+            process.send_signal(signal.SIGTERM)
+            events = [line async for line in lines if line]
+        await gone(process.pid, within_s=5)
+
+    assert '"code":"shutting_down"' in events[-1]
+    assert process.returncode == 0
 
 
 async def test_the_worker_does_not_outlive_a_killed_parent() -> None:

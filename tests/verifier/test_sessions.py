@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from gateway import choice_stream
+from gateway.drain import Drain
 from gateway.errors import Unavailable
+from gateway.metrics import Metrics
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
 from speculation.protocol.wire import Framed
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
 from verifier.metrics import SessionMetrics
+from verifier.sessions.downstream import Downstream
 from verifier.sessions.registry import Sessions
 from verifier.sessions.session import Session
 from verifier.settings import SessionSettings
@@ -25,17 +30,14 @@ from verifier.target_host import Host
 QUICK = 0.05
 
 
-def give_up() -> None:
-    raise AssertionError("the target did not start")
-
-
 @asynccontextmanager
 async def running(
     target: FakeTarget | None = None, **settings: float
 ) -> AsyncIterator[tuple[Sessions, FakeTarget, SessionMetrics]]:
     target = target or FakeTarget()
-    metrics = SessionMetrics(CollectorRegistry())
-    host = Host(target, give_up)
+    registry = CollectorRegistry()
+    metrics = SessionMetrics(registry, Metrics(registry))
+    host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
     async with host.running(), sessions.running():
         await asyncio.sleep(0)
@@ -67,6 +69,28 @@ async def test_a_session_without_drafts_or_replies_ends_when_idle() -> None:
         session = await sessions.open(opening(fill="never"))
 
         assert (await ending(session)).code == "idle_timeout"
+
+
+async def test_a_session_whose_edge_reads_nothing_is_free_after_the_resume_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice_stream, "UNREAD_S", QUICK)
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async with running(resume_window_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(STALLS,)))
+        ended = SimpleNamespace(status=200, error=None)
+        await Downstream(session.read(0), ended)({}, never, never)  # type: ignore[arg-type]
+
+        assert session.task is not None
+        async with asyncio.timeout(2):
+            await session.task
+        assert ended.status == 499
+        assert session.log.ending == Fault(
+            "cancelled", f"nobody resumed the session within {QUICK} s", True
+        )
 
 
 async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:

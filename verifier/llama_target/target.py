@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from random import SystemRandom
 from typing import Final
 
@@ -15,6 +14,7 @@ import structlog
 
 from models.errors import CannotCheck
 from models.grammars.constraint import NAME
+from models.store import Found
 from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
 from speculation.protocol.opening import STOPPING
@@ -46,12 +46,14 @@ FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
 
 
 class LlamaTarget(Described):
-    """A GGUF model served in this process. Raises models.errors.ModelError when it starts."""
+    """A GGUF model served in this process. Raises models.errors.ModelError when it starts.
+
+    find: returns the model's file, and may fetch it first.
+    """
 
     def __init__(
         self,
-        name: str,
-        path: Path,
+        find: Callable[[], Found],
         settings: LlamaSettings,
         limits: Limits,
         metrics: PassMetrics,
@@ -59,8 +61,8 @@ class LlamaTarget(Described):
         template: str | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        super().__init__(name, limits)
-        self._path = path
+        super().__init__(limits)
+        self._find = find
         self._settings = settings
         self._metrics = metrics
         self._template = template
@@ -73,6 +75,7 @@ class LlamaTarget(Described):
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
+        metrics.follow(self._kv_usage, lambda: len(self._waiting))
 
     @property
     def alive(self) -> bool:
@@ -87,6 +90,10 @@ class LlamaTarget(Described):
         )
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
+
+    async def heartbeat(self) -> None:
+        """Have the thread do nothing, which it does when the pass has ended."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
 
     async def stop(self) -> None:
         """End all sessions, wait for the pass that is running, free the memory."""
@@ -175,10 +182,18 @@ class LlamaTarget(Described):
         slot.sequence, slot.prefilled = self._places.take(slot.opening)
         scheduler.add(slot)
 
+    def _kv_usage(self) -> float:
+        """Return the share of all cells that sessions hold. What ended ones left is free."""
+        if self._engine is None:
+            return 0.0
+        cells = self._settings.slots * self._engine.context_tokens
+        return sum(len(slot.held) for slot in self._slots.values()) / cells
+
     def _load(self) -> Engine:
-        engine = self._engine = Engine(self._path, self._settings)
-        file = tokenizer_file(self._path, self._template)
-        self.describe(file, engine.context_tokens, FEATURES, engine.shapes)
+        found = self._find()
+        engine = self._engine = Engine(found.path, self._settings)
+        file = tokenizer_file(found.path, self._template)
+        self.describe(found.name, file, engine.context_tokens, FEATURES, engine.shapes)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine
@@ -187,3 +202,6 @@ class LlamaTarget(Described):
         if self._engine:
             self._engine.close()
             self._engine = None
+
+
+def _nothing() -> None: ...

@@ -53,7 +53,7 @@ class Downstream(Response):
                 self._account.status, self._account.error = gone.status, gone.code
 
     async def _stream(self, send: Send) -> None:
-        await send(_START)
+        await send_to_client(send, _START)
         await _send(send, self._first)
         while True:
             try:

@@ -11,8 +11,11 @@ from functools import partial
 
 import structlog
 
+from gateway.tenants.tenant import Tenant
+from gateway.tracing import NO_SPAN, Span
 from speculation.protocol.messages import Fault, Open, Opened
 from verifier.metrics import SessionMetrics
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.session import Clock, Session
 from verifier.sessions.timeouts import Timeouts
 from verifier.settings import SessionSettings
@@ -48,22 +51,35 @@ class Sessions:
     async def end_all(self) -> None:
         """End every session with a Fault that says so, and wait for the tasks."""
         running = list(self._running.values())
+        fault = Fault("shutting_down", "the verifier is shutting down", True)
+        if self._host.state == "failed":  # a session may be the reason
+            fault = Fault("target_failed", "the target is lost", True)
         for session in running:
-            session.cancel(Fault("shutting_down", "the verifier is shutting down", True))
+            session.cancel(fault)
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
-    async def open(self, request: Open) -> Session:
-        """Start a session. Raises TargetFull, Unservable, or Unavailable while loading."""
+    async def open(
+        self, request: Open, tenant: Tenant | None = None, span: Span = NO_SPAN
+    ) -> Session:
+        """Start a session of a tenant, to whom alone `find` will give it.
+
+        span: of the request that opens it. Raises TargetFull, Unservable, RateLimited, or
+        Unavailable while loading.
+        """
         target = self._host.ready()
         await target.check(request)
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
+        self._host.drain.enter()
         now = self._clock()
+        if tenant is not None:
+            tenant.begin(now)
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
-        timeouts = Timeouts(self._settings, now, now)
-        session = Session(opened, request, target, timeouts, self._clock)
+        timeouts = Timeouts(self._settings, now, now, now)
+        account = SessionAccount(self._metrics.gateway, _span(span, request), now)
+        session = Session(opened, request, target, timeouts, account, self._clock, tenant)
         self._running[session.name] = session
         self._metrics.open.inc()
         session.start().add_done_callback(partial(self._over, session))
@@ -78,39 +94,53 @@ class Sessions:
         """The share of the sessions that are taken, from 0 to 1."""
         return len(self._running) / self._settings.max_sessions
 
-    def find(self, name: str) -> Session:
-        """Return a session that runs or ended lately. Raises UnknownSession."""
+    def find(self, name: str, tenant: Tenant | None = None) -> Session:
+        """Return a session of this tenant that runs or ended lately. Raises UnknownSession,
+        also for another tenant's session, as if it did not exist."""
         session = self._running.get(name) or self._ended.get(name)
-        if session is None:
+        if session is None or session.tenant is not tenant:
             raise UnknownSession(f"there is no session {name!r}")
         return session
 
-    def find_running(self, name: str) -> Session:
-        """Return a session that runs. Raises UnknownSession."""
-        session = self.find(name)
+    def find_running(self, name: str, tenant: Tenant | None = None) -> Session:
+        """Return a session of this tenant that runs. Raises UnknownSession."""
+        session = self.find(name, tenant)
         if session.log.ending:
             raise UnknownSession(f"session {name!r} has ended")
         return session
 
-    def cancel(self, name: str) -> None:
+    def cancel(self, name: str, tenant: Tenant | None = None) -> None:
         """End a session, or forget one that has ended. Raises UnknownSession."""
-        self.find(name).cancel(Fault("cancelled", "the edge cancelled the session"))
+        self.find(name, tenant).cancel(Fault("cancelled", "the edge cancelled the session"))
         self._ended.pop(name, None)
 
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
         del self._running[session.name]
+        self._host.drain.leave()
         self._metrics.open.dec()
+        if session.tenant is not None:
+            session.tenant.end()
+            session.tenant.spend(session.log.tokens - session.log.start, self._clock())
+        session.end(Fault("cancelled", "cancelled before it began"))
+        session.account.close(session.log.ending)
         if session.turned_away:
             return
-        session.end(Fault("cancelled", "cancelled before it began"))
         if isinstance(session.log.ending, Fault):
             self._metrics.faults.labels(session.log.ending.code).inc()
         if not task.cancelled() and (bug := task.exception()):
-            structlog.get_logger("verifier").error(
-                "session failed", session=session.name, exc_info=bug
-            )
+            structlog.get_logger("verifier").error("session failed", exc_info=bug)
         self._ended[session.name] = session
         if len(self._ended) > self._settings.max_sessions:
             del self._ended[next(iter(self._ended))]
         loop, window_s = asyncio.get_running_loop(), self._settings.resume_window_s
         loop.call_later(window_s, self._ended.pop, session.name, None)
+
+
+def _span(span: Span, request: Open) -> Span:
+    return span.begin(
+        "session",
+        model=request.model,
+        judge=request.judge,
+        prompt_tokens=len(request.prompt),
+        committed_tokens=len(request.committed),
+    )

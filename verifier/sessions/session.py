@@ -11,9 +11,19 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Self
 
+from gateway.tenants.tenant import Tenant
 from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Fault, Open, Opened, Pushed, Reject
+from speculation.protocol.messages import (
+    Commit,
+    Fault,
+    Finish,
+    Open,
+    Opened,
+    Pushed,
+    Reject,
+)
 from speculation.protocol.wire import Framed
+from verifier.sessions.account import SessionAccount
 from verifier.sessions.message_log import Cursor, Entry, Log
 from verifier.sessions.timeouts import Timeouts
 from verifier.target import Reply, Target, TargetError, TargetFull, Unservable
@@ -23,9 +33,17 @@ Clock = Callable[[], float]
 
 class Session:
     def __init__(
-        self, opened: Opened, request: Open, target: Target, timeouts: Timeouts, clock: Clock
+        self,
+        opened: Opened,
+        request: Open,
+        target: Target,
+        timeouts: Timeouts,
+        account: SessionAccount,
+        clock: Clock,
+        tenant: Tenant | None = None,
     ) -> None:
         self.opened = opened
+        self.tenant = tenant
         self.name = opened.session
         self.log = Log(len(request.committed))
         self.turned_away: TargetFull | Unservable | None = None
@@ -34,6 +52,7 @@ class Session:
         self._request = request
         self._target = target
         self._timeouts = timeouts
+        self.account = account
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
         self.task: asyncio.Task[None] | None = None
@@ -42,7 +61,7 @@ class Session:
 
     def start(self) -> asyncio.Task[None]:
         """Run the session in a task of its own, which never raises."""
-        self.task = asyncio.create_task(self._run(), name=f"session {self.name}")
+        self.task = asyncio.create_task(self._run())
         return self.task
 
     def cancel(self, cause: Fault) -> None:
@@ -86,10 +105,14 @@ class Session:
         self.log.add(reply)
         now, timeouts = self._clock(), self._timeouts
         timeouts.active_at, timeouts.started = now, True
-        if isinstance(reply.message, Commit):
-            timeouts.rejected_at = None
-        if isinstance(reply.message, Reject) and timeouts.rejected_at is None:
-            timeouts.rejected_at = now
+        match reply.message:
+            case Commit(tokens=tokens):
+                self.account.committed(len(tokens), now)
+                timeouts.rejected_at = None
+            case Reject() if timeouts.rejected_at is None:
+                timeouts.rejected_at = now
+            case Finish():
+                self.account.finished(now)
         self._rearm()
         self._wake_reader()
 

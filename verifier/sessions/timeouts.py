@@ -15,6 +15,7 @@ from verifier.settings import SessionSettings
 @dataclass(slots=True)
 class Timeouts:
     settings: SessionSettings
+    opened_at: float
     active_at: float
     """When the last draft arrived or the last reply was generated."""
 
@@ -38,6 +39,7 @@ class Timeouts:
         allowed, said = self.settings, "no draft came and nothing was said for"
         idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
         yield self.active_at, idle_s, "idle_timeout", said
+        yield self.opened_at, allowed.max_age_s, "max_age", "an answer may take at most"
         if self.unread_since is not None:
             said = "nobody resumed the session within"
             yield self.unread_since, allowed.resume_window_s, "cancelled", said

@@ -90,7 +90,7 @@ class JsonCall:
         if not self._begun:
             arguments = self._whole_arguments()
             self._out.begin_call(self._known_name())
-            self._out.arguments(arguments)
+            self._out.arguments(arguments, self._text.position, rewritten=True)
             self._out.end_call()
         self._text.use()
 

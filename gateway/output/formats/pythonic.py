@@ -60,7 +60,7 @@ def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         raise Malformed("there is no such tool")
     arguments = yield from _arguments(text)
     out.begin_call(name)
-    out.arguments(arguments)
+    out.arguments(arguments, text.position, rewritten=True)
     out.end_call()
     text.use()
     yield from text.space()

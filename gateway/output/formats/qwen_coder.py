@@ -70,13 +70,13 @@ def _arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
         key = yield from text.match(_KEY)
         yield from text.expect(">")
         text.use()
-        out.arguments(f"{before}{encode(key)}: ")
+        out.arguments(f"{before}{encode(key)}: ", text.used, rewritten=True)
         before = ", "
         yield from _value(text, out, schemas.get(key, {}))
         yield from text.space()
     closed = yield from text.take(_FUNCTION_END)
     if closed or not text.ended:
-        out.arguments("{}" if before == "{" else "}")
+        out.arguments("{}" if before == "{" else "}", text.position, rewritten=True)
     if not closed:
         raise Malformed("the function does not end")
 
@@ -88,7 +88,8 @@ def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
         yield from _stream_string(text, out)
     else:
         value = yield from _whole_value(text)
-        out.arguments(_as_json(value.removesuffix("\n"), kinds(schema)))
+        written = _as_json(value.removesuffix("\n"), kinds(schema))
+        out.arguments(written, text.position, rewritten=True)
     yield from text.take("\n")
     yield from text.expect(_PARAMETER_END)
     text.use()
@@ -96,16 +97,17 @@ def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
 
 def _stream_string(text: Incoming, out: Message) -> Steps[None]:
     text.use()
-    out.arguments('"')
+    out.arguments('"', text.used)
     while True:
         end, found = text.settled((_PARAMETER_END, "\n" + _PARAMETER_END))
         if text.ended and not found:
             raise Malformed("the value does not end")
-        out.arguments(encode(text.use(end))[1:-1])
+        written = encode(value := text.use(end))[1:-1]
+        out.arguments(written, text.used, rewritten=written != value)
         if found:
             break
         yield
-    out.arguments('"')
+    out.arguments('"', text.used)
 
 
 def _whole_value(text: Incoming) -> Steps[str]:

@@ -100,10 +100,15 @@ class SessionScheduler(Scheduler):
         """Return what a session sent, from its `first`-th frame on."""
         return self._slots.recall(session, first)
 
-    def figures(self) -> dict[str, int]:
-        """Return counts for tests and metrics."""
-        sessions = len(self._slots)
-        return {"steps": self.steps, "sessions": sessions, "preemptions": self.preemptions}
+    def figures(self) -> dict[str, float]:
+        """Return counts for tests and metrics. kv_usage: from 0 to 1."""
+        return {
+            "steps": self.steps,
+            "sessions": len(self._slots),
+            "preemptions": self.preemptions,
+            "waiting": len(self.waiting),
+            "kv_usage": self.kv_cache_manager.usage,
+        }
 
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
         """Return an output of our own, without tokens, with the session's latest frames."""

@@ -57,6 +57,7 @@ class Engine:
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
+        self._steps = 0.0  # at the last heartbeat
 
     @staticmethod
     async def start(
@@ -181,10 +182,18 @@ class Engine:
         answer: str | None = await self._call("push", session, frames, time.monotonic())
         return answer
 
-    async def figures(self) -> dict[str, int]:
+    async def figures(self) -> dict[str, float]:
         """Return the scheduler's counts."""
-        counts: dict[str, int] = await self._call("figures")
+        counts: dict[str, float] = await self._call("figures")
         return counts
+
+    async def heartbeat(self) -> None:
+        """Return once the step that is running has ended and the workers have answered: by a
+        step since the last heartbeat, or else when they are asked."""
+        steps = (await self.figures())["steps"]
+        if steps == self._steps:
+            await self._llm.collective_rpc("picospec_answer")
+        self._steps = steps
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)

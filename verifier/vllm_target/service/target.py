@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every ins
 SHAPELESS: Final = ("kv_cache_memory_bytes", "gpu_memory_utilization", "download_dir")
 """The engine options of which no text depends."""
 
+FOLLOW_S: Final = 2.0
+"""Time between two looks at the engine's counts, each of which costs it about 0.3 ms."""
+
 
 class VllmTarget(Described):
     def __init__(
@@ -52,12 +55,19 @@ class VllmTarget(Described):
         *,
         template: str | None = None,
     ) -> None:
-        super().__init__(name, limits)
+        super().__init__(limits)
+        self._name = name
         self._template = template
         self._settings = settings
         self._metrics = metrics
         self._engine: Engine | None = None
         self._sessions: dict[str, Inflight] = {}
+        self._figures: dict[str, float] = {}
+        self._following: asyncio.Task[None] | None = None
+        metrics.follow(
+            lambda: self._figures.get("kv_usage", 0.0),
+            lambda: int(self._figures.get("waiting", 0)),
+        )
 
     @property
     def alive(self) -> bool:
@@ -77,10 +87,11 @@ class VllmTarget(Described):
             size = self._engine.size
             file = msgspec.structs.replace(file, padding=size.vocabulary - tokens)
             shapes = await asyncio.to_thread(self._shapes, self._engine.version)
-            self.describe(file, size.context_tokens, FEATURES, shapes)
+            self.describe(self._name, file, size.context_tokens, FEATURES, shapes)
             structlog.get_logger("verifier").info("loaded", model=self._name)
             if compat.must_self_test(version, self._settings.self_test):
                 await self_test(self)
+            self._following = asyncio.create_task(self._follow())
         except BaseException:
             await self.stop()
             raise
@@ -102,11 +113,17 @@ class VllmTarget(Described):
     async def stop(self) -> None:
         """End the sessions, then the engine and its processes."""
         engine, self._engine = self._engine, None
+        if self._following is not None:
+            self._following.cancel()
         for inflight in self._sessions.values():
             inflight.cancel()
         await self.close_grammars()
         if engine is not None:
             await engine.stop()
+
+    async def heartbeat(self) -> None:
+        """Hear from the engine's core and workers."""
+        await started(self._engine).heartbeat()
 
     async def check(self, request: Open) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
@@ -117,9 +134,16 @@ class VllmTarget(Described):
             with unservable():
                 await self.grammars.check(asked)
 
-    async def figures(self) -> dict[str, int]:
-        """Return the engine's counts: steps so far, sessions running."""
+    async def figures(self) -> dict[str, float]:
+        """Return the engine's counts: see SessionScheduler.figures."""
         return await started(self._engine).figures()
+
+    async def _follow(self) -> None:
+        """Keep the engine's counts known, for the metrics, as long as it lives."""
+        while self.alive:
+            with suppress(Exception):  # whatever it raises, `alive` says what became of it
+                self._figures = await self.figures()
+            await asyncio.sleep(FOLLOW_S)
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""

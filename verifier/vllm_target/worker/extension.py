@@ -81,6 +81,9 @@ class PicoWorkerExtension:
             runner.picospec_hooks = SamplerHooks(runner, tokens)
             die_with_parent()
 
+    def picospec_answer(self) -> None:
+        """Do nothing, to show that the worker lives."""
+
 
 class SamplerHooks:
     """Wraps the runner's step and the two samplers. Without requests, vLLM's own code runs."""

@@ -1,0 +1,74 @@
+"""Makes the gateway's Deltas of one answer from what is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+
+from edge_agent.statistics import with_commit, with_prediction, with_totals
+from edge_agent.trace import LOOK_S, Trace, WatchedMachine
+from gateway.errors import first_error
+from gateway.ports import Delta, Statistics, TokenLogprob
+from speculation.drafting.machine import DraftMachine
+from speculation.proposing.prediction import Prediction
+from speculation.protocol.messages import Commit, Finish
+
+Emit = Callable[[Delta], Awaitable[None]]
+
+
+class Deltas:
+    """machine: a WatchedMachine if the client watches the answer."""
+
+    def __init__(
+        self, emit: Emit, machine: DraftMachine, prediction: Prediction | None
+    ) -> None:
+        self._statistics = Statistics()
+        self._emit = emit
+        self._session = machine.session
+        self._prediction = prediction
+        self._trace = machine.trace if isinstance(machine, WatchedMachine) else None
+
+    async def committed(self, commit: Commit) -> None:
+        """Emit tokens that were not known before."""
+        self._statistics = with_commit(self._statistics, commit)
+        if self._prediction is not None:
+            self._statistics = with_prediction(
+                self._statistics, self._prediction, self._session
+            )
+        delta = Delta(commit.tokens, _logprobs(commit), statistics=self._statistics)
+        if (trace := self._trace) is not None:
+            origins, events = trace.origins(commit), trace.take()
+            delta = replace(delta, origins=origins, events=events)
+        await self._emit(delta)
+
+    async def finished(self, finish: Finish, *, logprobs: bool) -> None:
+        """Emit the end of the answer."""
+        self._statistics = with_totals(self._statistics, finish.totals)
+        await self._emit(Delta((), () if logprobs else None, finish.reason, self._statistics))
+
+    async def watch(self, answer: Coroutine[None, None, Finish]) -> Finish:
+        """Await the answer, and emit what happens meanwhile, if its client watches it."""
+        if (trace := self._trace) is None:
+            return await answer
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                looking = tasks.create_task(self._look(trace))
+                finish = await answer
+                looking.cancel()
+            return finish
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors
+
+    async def _look(self, trace: Trace) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if events := trace.look(time.monotonic()):
+                await self._emit(Delta((), events=events, statistics=self._statistics))
+
+
+def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
+    if commit.logprobs is None:
+        return None
+    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)

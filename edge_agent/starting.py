@@ -1,0 +1,92 @@
+"""Answers for an edge whose app is not there yet: it is alive, and not ready.
+
+An edge may have to wait for its verifier, to know which draft model fits, and may have to fetch
+that. Until then /health answers 200, and everything else a 503 that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import Unavailable
+from gateway.responses import error_response, json_response
+
+T = TypeVar("T")
+LOADING: Final = Unavailable("the edge is loading its draft model", code="loading")
+
+
+class Starting:
+    """An ASGI app that becomes the one which `make` returns."""
+
+    def __init__(self, make: Callable[[], FastAPI], give_up: Callable[[], None]) -> None:
+        """make: is called once, in a thread. give_up: is called when it raises an error."""
+        self._make = make
+        self._give_up = give_up
+        self._app: FastAPI | None = None
+        self._left = asyncio.Event()
+        self.error: Exception | None = None
+        """Why there will be no app, once that is known."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self._app is not None:
+            await self._app(scope, receive, send)
+        elif Request(scope).url.path == "/health":
+            await json_response({"status": "ok", "state": "loading"})(scope, receive, send)
+        else:
+            await error_response(LOADING)(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        running = asyncio.create_task(self._run())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._app is None:
+            running.cancel()
+        self._left.set()
+        await asyncio.wait([running])
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _run(self) -> None:
+        try:
+            app = await _in_thread(self._make)
+            async with app.router.lifespan_context(app):
+                self._app = app
+                await self._left.wait()
+        except Exception as error:  # whatever it is, there is nothing to serve
+            self.error = error
+            self._give_up()
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Await a function in a thread for which the end of the process does not wait."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # there is no error
+
+    def run() -> None:
+        try:
+            outcome: tuple[T | None, BaseException | None] = function(), None
+        except BaseException as error:
+            outcome = None, error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, daemon=True, name="starting").start()
+    return await future

@@ -1,0 +1,228 @@
+"""Follows one answer for a client that watches it: whose its tokens are, and what happened.
+
+Such an answer has a WatchedMachine, which decides as any machine does, and tells its Trace what
+it was told. The Trace looks at the chain now and then. An answer that nobody watches has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Final, Literal, Protocol
+
+from gateway.speculation import TARGET, Chain, Event, LinkUse, Origin, Pass
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import Outcome
+from speculation.drafting.policy import DraftPolicy
+from speculation.protocol.messages import Commit, Down, Draft, Limits, Open, TokenId
+from speculation.protocol.wire import encode
+from speculation.sampling.draft_token import DraftToken
+from speculation.smoothing import smoothed
+
+LOOK_S: Final = 0.05
+"""Time between two looks at the chain: a client draws no more than 20 of them a second."""
+
+LINK_S: Final = 0.5
+"""Shortest time between two events of the link."""
+
+QUIET_S: Final = 10.0
+"""Longest time without one, so that no proxy takes the stream for dead."""
+
+MAX_TOKENS: Final = 256
+"""Most tokens of a chain of which a client gets the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A Draft that is under way, or at the verifier."""
+
+    epoch: int
+    end: int  # the position after its last token
+    at_s: float
+
+
+class Link(Protocol):
+    """Where the answer's session is; see edge_agent.link.failover.Failover."""
+
+    @property
+    def verifier(self) -> int: ...
+    @property
+    def reopened(self) -> int: ...
+
+
+class Trace:
+    """It follows `machine`."""
+
+    def __init__(self, machine: DraftMachine, link: Link) -> None:
+        self._machine = machine
+        self._session = machine.session
+        self._link = link
+        self.bytes_up = self.bytes_down = 0  # of frames
+        self._chain: Sequence[DraftToken] = ()  # before the message
+        self._epoch = 0
+        self._start = 0
+        self._sent: list[Sent] = []
+        self._row_s: dict[int, float] = {}  # mean time of a pass, by its rows
+        self._reads_prompt = True  # the next pass does
+        self._passed_at_s: float | None = None
+        self._events: list[Event] = []
+        self._looked: tuple[int, int, int] | None = None  # the chain that was told last
+        self._link_told: LinkUse | None = None
+        self._link_told_at_s = 0.0
+
+    # --- what the machine tells
+
+    def opened(self) -> None:
+        """A session is opened; its first pass also reads the prompt."""
+        self._reads_prompt = True
+        self._link_told = None
+
+    def sent(self, outcome: Outcome, now: float) -> None:
+        """Note the Drafts, so that it can be known which pass had them."""
+        for message in outcome.send:
+            self.bytes_up += len(encode(message))
+            if isinstance(message, Draft):
+                end = message.start + len(message.tokens)
+                self._sent.append(Sent(message.epoch, end, now))
+
+    def before(self) -> None:
+        """Note the chain, which the machine is about to confirm or to break."""
+        session = self._session
+        self._chain, self._epoch = tuple(session.chain), session.epoch
+        self._start = len(session.committed)
+
+    def after(self, outcome: Outcome, now: float) -> None:
+        """Note what has become of the chain."""
+        self.sent(outcome, now)
+        commit = outcome.commit
+        if commit is not None and not (self._chain and self._chain[0].forced):
+            self._events.append(self._pass(commit, now))
+        if self._session.epoch != self._epoch and not self._session.tail_owed:
+            self._break(commit.tokens if commit else ())
+        if commit is not None:
+            known = len(self._session.committed)
+            self._sent = [s for s in self._sent if s.epoch >= self._epoch and s.end > known]
+
+    # --- what the client is told
+
+    def origins(self, commit: Commit) -> tuple[Origin, ...]:
+        """Return whose the tokens of the Commit are that the machine took in last. The verifier
+        accepts tokens of the chain from its beginning on, and has the others itself."""
+        drafted: list[Origin] = [each.origin for each in self._chain[: commit.accepted]]
+        return (*drafted, *(TARGET for _ in commit.tokens[len(drafted) :]))
+
+    def take(self) -> tuple[Event, ...]:
+        """Return what has happened since the last time."""
+        events, self._events = tuple(self._events), []
+        return events
+
+    def look(self, now: float) -> tuple[Event, ...]:
+        """Return what has happened and changed since the last time."""
+        session, events = self._session, list(self.take())
+        here = (session.epoch, len(session.committed), len(session.chain))
+        if here != self._looked:
+            self._looked = here
+            events.append(_chain(session.epoch, here[1], session.chain, broken=False))
+        return (*events, *self._look_at_link(now))
+
+    def _look_at_link(self, now: float) -> Iterator[LinkUse]:
+        told, quiet_s = self._link_told, now - self._link_told_at_s
+        if told is None or quiet_s >= LINK_S:
+            rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
+            link = LinkUse(rtt_ms, *used, self._link.verifier, self._link.reopened)
+            if link != told or quiet_s >= QUIET_S:
+                self._link_told, self._link_told_at_s = link, now
+                yield link
+
+    # --- what it makes of that
+
+    def _pass(self, commit: Commit, now: float) -> Pass:
+        drafts = max(commit.accepted, self._judged(commit, now))
+        if not self._reads_prompt and commit.pass_s > 0.0:
+            self._row_s[drafts] = smoothed(self._row_s.get(drafts), commit.pass_s)
+        self._reads_prompt = False
+        gap_s = None if self._passed_at_s is None else now - self._passed_at_s
+        self._passed_at_s = now
+        return Pass(
+            position=commit.start,
+            rows=drafts + 1,
+            accepted=commit.accepted,
+            committed=len(commit.tokens),
+            beyond=_beyond(commit, drafts),
+            pass_ms=_ms(commit.pass_s),
+            waited_ms=_ms(commit.queue_s),
+            gap_ms=None if gap_s is None else _ms(gap_s),
+            cloud_row_ms=_ms(min(self._row_s.values())) if self._row_s else None,
+        )
+
+    def _judged(self, commit: Commit, now: float) -> int:
+        """Return how many draft tokens had arrived when the pass began, and may be judged."""
+        until_s = now - self._machine.latencies.rtt_s - commit.pass_s
+        ends = (s.end for s in self._sent if s.epoch == self._epoch and s.at_s <= until_s)
+        arrived = max(ends, default=commit.start) - commit.start
+        return max(0, min(arrived, self._machine.limits.max_verify))
+
+    def _break(self, tokens: Sequence[TokenId]) -> None:
+        pairs = zip(self._chain, tokens, strict=False)
+        right = sum(1 for _ in takewhile(lambda pair: pair[0].token == pair[1], pairs))
+        wrong, at = self._chain[right:], self._start + right
+        if wrong:
+            self._events.append(_chain(self._epoch, at, wrong, broken=True))
+
+
+class WatchedMachine(DraftMachine):
+    """clock: monotonic, in seconds. The other arguments are those of Trace and DraftMachine."""
+
+    def __init__(
+        self,
+        request: Open,
+        policy: DraftPolicy,
+        limits: Limits,
+        *,
+        link: Link,
+        clock: Callable[[], float],
+        **more: Any,  # noqa: ANN401 (DraftMachine checks them)
+    ) -> None:
+        super().__init__(request, policy, limits, **more)
+        self.trace = Trace(self, link)
+        self._clock = clock
+
+    def opening(self) -> Open:
+        self.trace.opened()
+        return super().opening()
+
+    def next(self, now: float, *, busy: bool) -> Outcome:
+        outcome = super().next(now, busy=busy)
+        self.trace.sent(outcome, now)
+        return outcome
+
+    def received(self, message: Down) -> Outcome:
+        self.trace.before()
+        self.trace.bytes_down += len(encode(message))
+        outcome = super().received(message)
+        self.trace.after(outcome, self._clock())
+        return outcome
+
+    def lost(self) -> Outcome:
+        self.trace.before()
+        outcome = super().lost()
+        self.trace.after(outcome, self._clock())
+        return outcome
+
+
+def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> Chain:
+    ids = tuple(drafted.token for drafted in chain[:MAX_TOKENS])
+    return Chain(epoch, at, len(chain), broken, ids)
+
+
+def _beyond(commit: Commit, drafts: int) -> Literal["recovered", "bonus", "fill"] | None:
+    if commit.accepted == len(commit.tokens):
+        return None
+    if drafts > commit.accepted:
+        return "recovered"
+    return "bonus" if drafts else "fill"
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

@@ -1,0 +1,92 @@
+"""Draining: a service that is about to stop takes no new work, and what runs may finish.
+
+Work is an answer to a client, or a session of an edge. When no work is left, or the time for it
+is over, the answers that still run end with an error that says so; a session's owner ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from gateway.errors import Draining, Unavailable
+
+TOLD_S: Final = 1.0
+"""Longest wait for clients to be told that their answers end; one may not be reading."""
+
+
+class Drain:
+    """The work of one service, and whether it takes more."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        """Whether new work is refused."""
+
+        self.over = asyncio.Event()
+        """Is set when draining has begun and no longer waits for work."""
+
+        self._running = 0
+        self._answers: dict[asyncio.Task[object], asyncio.Timeout] = {}
+
+    def begin(self, within_s: float) -> None:
+        """Refuse new work, and let what runs finish within `within_s` seconds."""
+        self.begun = True
+        self._see_whether_over()
+        asyncio.get_running_loop().call_later(within_s, self.over.set)
+
+    def hurry(self) -> None:
+        """Refuse new work, and wait for none that runs."""
+        self.begun = True
+        self.over.set()
+
+    def check(self) -> None:
+        """Raise Draining once new work is refused."""
+        if self.begun:
+            raise Draining("the service is about to stop and takes no new work")
+
+    def enter(self) -> None:
+        """Count a piece of work, until `leave`. Raises Draining."""
+        self.check()
+        self._running += 1
+
+    def leave(self) -> None:
+        self._running -= 1
+        self._see_whether_over()
+
+    def _see_whether_over(self) -> None:
+        if self.begun and not self._running:
+            self.over.set()
+
+    @asynccontextmanager
+    async def answer(self) -> AsyncGenerator[None]:
+        """Run one answer in this task.
+
+        Raises Draining, or Unavailable once the time for it is over.
+        """
+        self.enter()
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(None) as timer:
+                if task is not None:
+                    self._answers[task] = timer
+                yield
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            reason = "the service stopped before the answer was complete"
+            raise Unavailable(reason, code="shutting_down") from error
+        finally:
+            if task is not None:
+                self._answers.pop(task, None)
+            self.leave()
+
+    async def cut(self) -> None:
+        """End the answers that still run, and wait until their clients have been told."""
+        tasks, now = list(self._answers), asyncio.get_running_loop().time()
+        for timer in self._answers.values():
+            if not timer.expired():
+                timer.reschedule(now)
+        if tasks:
+            await asyncio.wait(tasks, timeout=TOLD_S)

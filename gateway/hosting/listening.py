@@ -1,0 +1,50 @@
+"""Who can reach a service: strangers only where that is wanted, and no page by another name.
+
+A page that a browser shows may call a service on this machine by a name that its author lets
+point here (DNS rebinding); such a request says that name in `Host`.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Final
+
+from gateway.hosting.settings_sources import ServiceSettings
+from gateway.tenants.keys import read_keys
+
+_THIS_MACHINE: Final = ("localhost", "127.0.0.1", "[::1]")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, as an address or in a URL, is this machine."""
+    try:
+        return host.lower() == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listening(settings: ServiceSettings) -> None:
+    """Raise ValueError unless a service with these settings may listen."""
+    if settings.keys_file is not None:
+        read_keys(settings.keys_file)
+    for name, file in settings.tls or ():
+        if file is not None and not file.is_file():
+            raise ValueError(f"tls.{name}: there is no file {file}")
+    if is_loopback(settings.host) or settings.needs_key or settings.allow_anonymous:
+        return
+    raise ValueError(
+        f"host {settings.host}: without keys everybody who reaches it could use this service;"
+        " set PICOSPEC_API_KEYS or keys_file, or else allow_anonymous = true"
+    )
+
+
+def hosts_of(settings: ServiceSettings) -> frozenset[str] | None:
+    """Return the names in `Host` that a service answers to; None for any.
+
+    With keys any name will do, because no page has one.
+    """
+    if settings.needs_key or not (is_loopback(settings.host) or settings.allowed_hosts):
+        return None
+    own = settings.host.strip("[]").lower()
+    named = (name.lower() for name in settings.allowed_hosts)
+    return frozenset((*_THIS_MACHINE, own, f"[{own}]", *named))

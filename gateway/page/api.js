@@ -1,0 +1,112 @@
+// Asks this service, with the key from the settings, and puts failures into plain words.
+
+import { settings } from "./store.js";
+
+// What went wrong (`message`) and what to do about it (`advice`), both for people.
+export class Failure extends Error {
+  constructor(message, advice, code = "") {
+    super(message);
+    this.advice = advice;
+    this.code = code;
+  }
+}
+
+const UNREACHABLE = () => new Failure(
+  "The service cannot be reached.",
+  "Is it still running? Start it again (make run), then try again.", "unreachable",
+);
+
+const BROKEN = () => new Failure(
+  "The connection broke before the answer was complete.",
+  "What came so far is kept. Try again to get a whole answer.", "broken",
+);
+
+// By OpenAI's error codes first, then by the HTTP status.
+const ADVICE = {
+  invalid_api_key: ["The service asks for an API key, and this one is missing or wrong.",
+    "Put the right key into the settings."],
+  context_length_exceeded: ["This conversation does not fit into the model's context.",
+    "Begin a new conversation, shorten the file, or lower the limit of tokens."],
+  400: [null, "Change what it names, in the settings or in the question, and send again."],
+  404: [null, "Is this page as old as the service? Load it again."],
+  413: ["The question is larger than the service accepts.", "Send a shorter file."],
+  429: ["The service is busy.", "Wait a moment, then try again."],
+  503: ["The large model cannot be reached now.",
+    "The edge looks for it all the time: try again when the status light is green."],
+  500: ["The service made a mistake.", "Its log says more. Try again."],
+};
+
+function failure(status, error = {}) {
+  const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[500];
+  const said = error.message ?? `It answered with status ${status}.`;
+  return new Failure(words ? `${words} (${said})` : `The service says: ${said}`, advice,
+    error.code ?? String(status));
+}
+
+const STATUS_OF = { verifier_unavailable: 503, overloaded: 429, internal_error: 500 };
+
+async function request(path, options = {}) {
+  const { key } = settings();
+  const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  try {
+    return await fetch(path, { ...options, headers, credentials: "omit" });
+  } catch (error) {
+    throw error.name === "AbortError" ? error : UNREACHABLE();
+  }
+}
+
+async function errorOf(response) {
+  const body = await response.json().catch(() => ({}));
+  return failure(response.status, body.error);
+}
+
+// The JSON at a path. Throws Failure, but for the statuses in `also`.
+export async function get(path, { also = [], signal } = {}) {
+  const response = await request(path, { signal });
+  if (!response.ok && !also.includes(response.status)) throw await errorOf(response);
+  return response.json();
+}
+
+// The answer to a request that is not streamed.
+export async function post(path, body, { signal } = {}) {
+  const response = await request(path, posted(body, signal));
+  if (!response.ok) throw await errorOf(response);
+  return response.json();
+}
+
+// The chunks of a streamed answer. Throws Failure, and AbortError when `signal` stopped it.
+export async function* stream(path, body, signal) {
+  const response = await request(path, posted({ ...body, stream: true }, signal));
+  if (!response.ok) throw await errorOf(response);
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw failure(STATUS_OF[chunk.error.code] ?? 400, chunk.error);
+    yield chunk;
+  }
+  throw BROKEN();
+}
+
+function posted(body, signal) {
+  const headers = { "content-type": "application/json" };
+  return { method: "POST", headers, body: JSON.stringify(body), signal };
+}
+
+// The `data` of each server-sent event.
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6).trimEnd();
+    }
+  } catch (error) {
+    throw error.name === "AbortError" ? error : BROKEN();
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

@@ -1,0 +1,176 @@
+// The view of one answer: its reasoning, its text as Markdown, its calls, its race and what to do.
+//
+// While an answer runs, at most one rendering happens in a frame, of a bounded amount of text, and
+// fewer when renderings take long; so the page stays responsive however fast the tokens come.
+
+import { action, announce, copy, h } from "../dom.js";
+import { Growing } from "./growing.js";
+import { Runs } from "./colouring.js";
+import { Ahead, CloudCursor } from "../race/overlay.js";
+import { Strip } from "../race/strip.js";
+
+const CHARACTERS_A_FRAME = 3000;
+const STRIP_EVERY_MS = 120;
+const SHARE_OF_TIME = 4; // a rendering of 10 ms is followed by at least 40 ms without one
+const LONG = 8000; // characters from which on hidden blocks are not laid out
+
+export class AnswerView {
+  // on: {again, prove, settings, result}, what the buttons do.
+  constructor(turn, on) {
+    this.turn = turn;
+    this.on = on;
+    this.thoughts = h("details", { class: "thoughts", hidden: true }, h("summary", {}, "Reasoning"), h("div"));
+    this.text = h("div", { class: "text" });
+    this.calls = h("div");
+    this.after = h("div");
+    this.strip = new Strip();
+    this.element = h("article", { class: "turn answer" }, h("h2", {}, "PicoSpec"),
+      this.thoughts, this.text, this.calls, this.strip.element, this.after);
+    this.shown = 0;
+    this.next = 0;
+    this.stripAt = 0;
+  }
+
+  // Shows a kept answer; a long one comes in several frames.
+  show() {
+    const kept = this.turn.race;
+    this.growing = new Growing(this.text, new Runs(kept?.runs));
+    this.finished = () => this.end();
+    this.frame();
+    return this;
+  }
+
+  // Shows an answer that runs; resolves when all of it is drawn.
+  follow(asking) {
+    this.asking = asking;
+    this.growing = new Growing(this.text, asking.race.runs);
+    this.ahead = new Ahead();
+    this.cursor = new CloudCursor(this.text, this.growing);
+    this.element.classList.add("live");
+    this.element.setAttribute("aria-busy", "true");
+    this.after.replaceChildren(h("p", { class: "state waiting" }, "Waiting for the first token …"));
+    return new Promise((resolve) => {
+      this.finished = () => {
+        this.end();
+        resolve();
+      };
+      this.frame();
+    });
+  }
+
+  get running() {
+    return this.turn.state === "running";
+  }
+
+  // Draws what has come since the last frame, and asks for the next one.
+  frame(now = performance.now()) {
+    const complete = this.shown >= this.turn.content.length && !this.running;
+    if (complete) return this.finished();
+    if (now >= this.next) this.draw(now);
+    requestAnimationFrame((at) => this.frame(at));
+  }
+
+  draw(now) {
+    const began = performance.now();
+    const { content } = this.turn;
+    if (this.shown < content.length) {
+      this.shown = Math.min(content.length, this.shown + CHARACTERS_A_FRAME);
+      this.text.classList.toggle("long", this.shown > LONG);
+      this.growing.update(content.slice(0, this.shown));
+    }
+    if (this.asking) this.drawLive(now);
+    this.next = now + SHARE_OF_TIME * Math.max(0, performance.now() - began - 2);
+  }
+
+  drawLive(now) {
+    const { race } = this.asking;
+    if (this.shown || this.turn.reasoning || this.turn.calls.length) this.after.replaceChildren();
+    this.showReasoning();
+    this.ahead.draw(this.growing, race);
+    if (now < this.stripAt) return;
+    this.stripAt = now + STRIP_EVERY_MS;
+    this.showCalls();
+    this.cursor.draw(race, now);
+    this.strip.draw(race);
+  }
+
+  showReasoning() {
+    const { reasoning } = this.turn;
+    this.thoughts.hidden = !reasoning;
+    const place = this.thoughts.lastChild;
+    const shown = place.firstChild?.length ?? 0;
+    if (shown < reasoning.length) {
+      place.append(reasoning.slice(shown));
+      place.normalize();
+    }
+  }
+
+  showCalls() {
+    if (this.calls.childElementCount === 0 && !this.turn.calls?.length) return;
+    this.calls.replaceChildren(...this.turn.calls.map((call) => this.call(call)));
+  }
+
+  call({ id, name, text }) {
+    const card = h("div", { class: "call" }, h("p", {}, "Calls ", h("b", {}, name ?? "a tool"), " with"), h("pre", { tabindex: "0" }, pretty(text)));
+    if (this.running || !this.on.result) return card;
+    const field = h("textarea", { rows: "2", "aria-label": `Result of ${name}` });
+    const send = h("button", { type: "button", class: "plain", onclick: () => this.on.result(id, field.value) }, "Send the result");
+    card.append(h("details", {}, h("summary", {}, "Answer for the tool"), h("div", {}, field, send)));
+    return card;
+  }
+
+  // Draws what stays with the answer.
+  end() {
+    const { turn } = this;
+    this.ahead?.remove();
+    this.cursor?.remove();
+    this.asking = null;
+    this.element.classList.remove("live");
+    this.element.removeAttribute("aria-busy");
+    this.showReasoning();
+    this.showCalls();
+    this.strip.finish(turn.race);
+    this.after.replaceChildren(...this.ending(), this.actions());
+  }
+
+  ending() {
+    const { state, finish, error } = this.turn;
+    const parts = [];
+    if (state === "stopped") parts.push(h("p", { class: "state" }, "Stopped."));
+    if (finish === "length") parts.push(h("p", { class: "state" }, "The limit of tokens ended this answer."));
+    if (error) parts.push(this.failure(error));
+    return parts;
+  }
+
+  failure({ message, advice, code }) {
+    const toSettings = code === "invalid_api_key" || code === "settings";
+    const button = toSettings
+      ? h("button", { type: "button", class: "plain", onclick: this.on.settings }, "Open the settings")
+      : h("button", { type: "button", class: "plain", onclick: this.on.again }, "Try again");
+    return h("div", { class: "failure", role: "alert" }, h("p", {}, message), h("p", {}, advice), h("div", { class: "row" }, button));
+  }
+
+  actions() {
+    const { turn } = this;
+    const copying = action("copy", "Copy", () => copy(copying, turn.content));
+    const parts = [copying, action("again", "Again", this.on.again, { "aria-label": "Answer again", hidden: !this.on.again })];
+    if (turn.state === "done" && turn.content && this.on.prove) {
+      parts.push(action("scales", "Prove it", this.on.prove, { class: "action prove" }));
+    }
+    return h("div", { class: "actions" }, ...parts);
+  }
+
+  say() {
+    const { state, race } = this.turn;
+    const words = { done: "The answer is complete.", stopped: "The answer was stopped.", failed: "The answer failed." };
+    announce(`${words[state]} ${race?.tokens ? `${race.tokens} tokens.` : ""}`);
+  }
+}
+
+function pretty(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
+}

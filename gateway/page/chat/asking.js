@@ -1,0 +1,118 @@
+// Asks for one answer and keeps what comes in its turn: text, reasoning, calls, and the race.
+
+import { settings } from "../store.js";
+import { Race } from "../race/race.js";
+import { Failure, stream } from "../api.js";
+
+const CHAT = "/v1/chat/completions";
+const SEEDS = 2 ** 48; // small enough for any JSON reader
+
+// The request's settings, without those that are empty. Throws Failure for a text that is no number.
+export function asked() {
+  const kept = settings();
+  const body = {};
+  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
+    const given = String(kept[name]).trim();
+    if (given === "") continue;
+    if (!Number.isFinite(Number(given))) throw new Failure(`${name}: ${given} is no number.`, "Mend it in the settings.", "settings");
+    body[name] = Number(given);
+  }
+  body.seed ??= Math.floor(Math.random() * SEEDS);
+  if (kept.tools.trim()) body.tools = parsedTools(kept.tools);
+  return body;
+}
+
+function parsedTools(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Failure("The tools are not valid JSON.", "Mend them in the settings.", "settings");
+  }
+}
+
+// OpenAI's messages of the turns before an answer.
+export function messages(turns, system) {
+  const before = system.trim() ? [{ role: "system", content: system }] : [];
+  return [...before, ...turns.filter((turn) => !turn.error || turn.content).map(message)];
+}
+
+function message(turn) {
+  if (turn.role === "user") return { role: "user", content: withFiles(turn) };
+  if (turn.role === "tool") return { role: "tool", tool_call_id: turn.call, content: turn.content };
+  const shown = { role: "assistant", content: turn.content };
+  if (!turn.calls?.length) return shown;
+  const calls = turn.calls.map(({ id, name, text }) => ({ id, type: "function", function: { name, arguments: text } }));
+  return { ...shown, content: turn.content || null, tool_calls: calls };
+}
+
+// The question with its files, each in a fence that is longer than any in the file.
+function withFiles({ content, files = [] }) {
+  const fenced = files.map(({ name, text }) => {
+    const fence = "`".repeat(Math.max(3, 1 + longestFence(text)));
+    return `${name}:\n${fence}\n${text}\n${fence}`;
+  });
+  return [...fenced, content].filter(Boolean).join("\n\n");
+}
+
+function longestFence(text) {
+  return Math.max(0, ...[...text.matchAll(/`+/g)].map(([found]) => found.length));
+}
+
+// One running answer. `turn` is what is kept; `race` is what is seen while it runs.
+export class Asking {
+  constructor(turns, speculates) {
+    const { system } = settings();
+    const request = asked();
+    this.body = { ...request, messages: messages(turns, system) };
+    this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running" };
+    this.race = new Race(performance.now());
+    this.speculates = speculates;
+    this.abort = new AbortController();
+  }
+
+  stop() {
+    this.abort.abort();
+  }
+
+  // Calls `changed` after each chunk. A failure is kept in the turn and not raised.
+  async run(changed) {
+    const options = { include_usage: true, ...(this.speculates ? { include_speculation: true } : {}) };
+    try {
+      for await (const chunk of stream(CHAT, { ...this.body, stream_options: options }, this.abort.signal)) {
+        this.read(chunk);
+        changed();
+      }
+      this.turn.state = "done";
+    } catch (error) {
+      this.failed(error);
+    }
+    this.turn.race = this.race.kept();
+    changed();
+  }
+
+  failed(error) {
+    this.turn.state = error.name === "AbortError" ? "stopped" : "failed";
+    if (this.turn.state === "stopped") return;
+    const known = error instanceof Failure;
+    this.turn.error = {
+      message: known ? error.message : `The page made a mistake: ${error.message}`,
+      advice: known ? error.advice : "Load the page again.",
+      code: error.code ?? "",
+    };
+  }
+
+  read(chunk) {
+    const choice = chunk.choices?.[0];
+    const delta = choice?.delta ?? {};
+    if (delta.reasoning_content) this.turn.reasoning += delta.reasoning_content;
+    if (delta.content) this.turn.content += delta.content;
+    for (const piece of delta.tool_calls ?? []) this.readCall(piece);
+    if (choice?.finish_reason) this.turn.finish = choice.finish_reason;
+    this.race.read(chunk, delta, performance.now());
+  }
+
+  readCall({ index, id, function: called = {} }) {
+    const call = (this.turn.calls[index] ??= { id, name: called.name, text: "" });
+    call.text += called.arguments ?? "";
+  }
+}

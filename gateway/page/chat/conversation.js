@@ -1,0 +1,167 @@
+// The view of the conversation in use: its turns, and asking, editing and regenerating in it.
+
+import { $, action, announce, h } from "../dom.js";
+import { Full, begin, load, save } from "../store.js";
+import { AnswerView } from "./answer.js";
+import { Asking } from "./asking.js";
+import { prove } from "../race/prove.js";
+import { welcome } from "./welcome.js";
+
+export class ConversationView {
+  // page: {speculates(), changed(), openSettings()}, what the rest of the page is asked for.
+  constructor(page) {
+    this.page = page;
+    this.element = $("conversation");
+    this.asking = null;
+    this.pinned = true; // whether the reader is at the end, and wants to stay there
+    this.element.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.element;
+      this.pinned = scrollHeight - scrollTop - clientHeight < 80;
+    });
+    this.open(null);
+  }
+
+  open(id) {
+    this.stop();
+    this.kept = (id && load(id)) || begin();
+    this.draw();
+    this.page.changed();
+  }
+
+  get id() {
+    return this.kept.id;
+  }
+
+  draw() {
+    const { turns } = this.kept;
+    this.element.replaceChildren();
+    if (!turns.length) this.element.append(welcome((text) => this.ask(text), this.page.speculates()));
+    for (const [i, turn] of turns.entries()) this.element.append(this.view(turn, i));
+    this.toEnd();
+  }
+
+  view(turn, i) {
+    if (turn.role === "assistant") return this.answerView(turn, i).show().element;
+    return turn.role === "tool" ? toolView(turn) : this.questionView(turn, i);
+  }
+
+  answerView(turn, i) {
+    const isLast = () => i === this.kept.turns.length - 1;
+    const view = new AnswerView(turn, {
+      again: () => this.answerFrom(i),
+      prove: () => prove(view, this.kept.turns.slice(0, i)),
+      settings: this.page.openSettings,
+      result: (call, text) => isLast() && this.add({ role: "tool", call, content: text }),
+    });
+    return view;
+  }
+
+  questionView(turn, i) {
+    const said = h("div", { class: "said" }, turn.content);
+    const files = (turn.files ?? []).map(({ name, text }) =>
+      h("details", { class: "file" }, h("summary", {}, name), h("pre", { tabindex: "0" }, text)));
+    const edit = action("edit", "Edit", () => this.edit(element, turn, i));
+    const element = h("article", { class: "turn user" }, h("h2", {}, "You"), said, ...files, h("div", { class: "actions" }, edit));
+    return element;
+  }
+
+  edit(element, turn, i) {
+    const field = h("textarea", { "aria-label": "Edit the question", value: turn.content });
+    const close = () => {
+      element.replaceWith(this.questionView(turn, i));
+    };
+    const send = () => {
+      if (!field.value.trim()) return;
+      this.stop();
+      this.kept.turns.splice(i);
+      this.add({ ...turn, content: field.value });
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") {
+        event.preventDefault();
+        close();
+      }
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      send();
+    });
+    element.replaceChildren(h("div", { class: "said-edit" }, field, h("div", { class: "row" },
+      h("button", { type: "button", class: "plain", onclick: close }, "Cancel"),
+      h("button", { type: "button", class: "solid", onclick: send }, "Send again"))));
+    field.focus();
+  }
+
+  ask(content, files = []) {
+    return this.add({ role: "user", content, ...(files.length ? { files } : {}) });
+  }
+
+  // Adds a turn that wants an answer, and asks for it.
+  add(turn) {
+    this.stop();
+    this.kept.turns.push(turn);
+    return this.answerFrom(this.kept.turns.length);
+  }
+
+  // Answers the turns before the i-th, in place of it and of what follows.
+  async answerFrom(i) {
+    this.stop();
+    const { kept } = this;
+    kept.turns.splice(i);
+    this.draw();
+    this.save(kept);
+    try {
+      this.asking = new Asking(kept.turns, this.page.speculates());
+    } catch (error) {
+      return this.refused(error, i);
+    }
+    return this.run(this.asking, kept, i);
+  }
+
+  async run(asking, kept, i) {
+    kept.turns.push(asking.turn);
+    const view = this.answerView(asking.turn, i);
+    this.element.append(view.element);
+    this.toEnd();
+    this.page.changed();
+    announce("The answer begins.");
+    const watching = new ResizeObserver(() => { if (this.pinned) this.toEnd(); });
+    watching.observe(view.element);
+    const drawn = view.follow(asking);
+    await asking.run(() => {});
+    this.save(kept);
+    if (this.asking === asking) this.asking = null;
+    this.page.changed();
+    await drawn;
+    view.say();
+    setTimeout(() => watching.disconnect(), 500);
+  }
+
+  toEnd() {
+    this.pinned = true;
+    this.element.scrollTop = this.element.scrollHeight;
+  }
+
+  refused(error, i) {
+    const turn = { role: "assistant", content: "", state: "failed",
+      error: { message: error.message, advice: error.advice ?? "", code: error.code ?? "" } };
+    this.element.append(this.answerView(turn, i).show().element);
+  }
+
+  stop() {
+    this.asking?.stop();
+    this.asking = null;
+  }
+
+  save(kept) {
+    try {
+      save(kept);
+    } catch (error) {
+      if (!(error instanceof Full)) throw error;
+      this.element.append(h("p", { class: "failure", role: "alert" }, error.message));
+    }
+  }
+}
+
+function toolView(turn) {
+  return h("article", { class: "turn" }, h("h2", {}, "Result of the tool"), h("pre", { class: "said", tabindex: "0" }, turn.content));
+}

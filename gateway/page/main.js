@@ -1,0 +1,55 @@
+// Puts the page together.
+
+import { $ } from "./dom.js";
+import { change, settings } from "./store.js";
+import { Composer } from "./chat/composer.js";
+import { ConversationView } from "./chat/conversation.js";
+import { Sidebar } from "./panels/sidebar.js";
+import { openSettings } from "./panels/settings.js";
+import { Service } from "./panels/status.js";
+import { showColours } from "./race/strip.js";
+
+const THEMES = { auto: "light", light: "dark", dark: "auto" };
+
+function drawTheme() {
+  const { theme } = settings();
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  const words = { auto: "as the system", light: "light", dark: "dark" };
+  $("theme").setAttribute("aria-label", `Colours: ${words[theme]}. Change`);
+  $("theme").title = `Colours: ${words[theme]}`;
+}
+
+function changed() {
+  drawTheme();
+  service.look();
+}
+
+let conversation = null;
+const service = new Service(() => conversation?.kept.turns.length === 0 && conversation.draw());
+const sidebar = new Sidebar({ open: (id) => conversation.open(id), current: () => conversation?.id });
+const composer = new Composer({
+  ask: (text, files) => conversation.ask(text, files),
+  stop: () => conversation.stop(),
+  running: () => conversation?.asking != null,
+});
+conversation = new ConversationView({
+  speculates: () => service.speculates,
+  openSettings: () => openSettings(changed),
+  changed: () => {
+    sidebar.draw();
+    composer.draw();
+  },
+});
+
+$("open-settings").addEventListener("click", () => openSettings(changed));
+$("open-status").addEventListener("click", () => service.open());
+$("theme").addEventListener("click", () => {
+  change({ theme: THEMES[settings().theme] });
+  drawTheme();
+});
+drawTheme();
+showColours(settings().colours);
+service.watch();
+sidebar.draw();
+$("question").focus();

@@ -1,0 +1,72 @@
+// The list of conversations: open, rename, delete, begin.
+
+import { $, announce, h, icon } from "../dom.js";
+import { list, remove, rename } from "../store.js";
+
+export class Sidebar {
+  // on: {open(id or null), current()}.
+  constructor(on) {
+    this.on = on;
+    this.element = $("sidebar");
+    $("begin").addEventListener("click", () => this.choose(null));
+    $("menu").addEventListener("click", () => this.show(!this.element.classList.contains("shown")));
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.show(false);
+    });
+    document.addEventListener("click", (event) => {
+      if (!this.element.contains(event.target) && !$("menu").contains(event.target)) this.show(false);
+    });
+  }
+
+  // On narrow screens, where the list is over the page.
+  show(shown) {
+    if (this.element.classList.contains("shown") === shown) return;
+    this.element.classList.toggle("shown", shown);
+    $("menu").setAttribute("aria-expanded", String(shown));
+    (shown ? $("begin") : $("menu")).focus();
+  }
+
+  choose(id) {
+    this.show(false);
+    this.on.open(id);
+    $("question").focus();
+  }
+
+  draw() {
+    $("conversations").replaceChildren(...list().map((kept) => this.entry(kept)));
+  }
+
+  entry({ id, title }) {
+    const current = id === this.on.current();
+    const open = h("button", { type: "button", class: "open", title, "aria-current": current ? "true" : null, onclick: () => this.choose(id) }, title);
+    const item = h("li", { class: current ? "entry current" : "entry" }, open,
+      h("button", { type: "button", class: "icon", "aria-label": `Rename ${title}`, onclick: () => this.rename(item, id, title) }, icon("edit")),
+      h("button", { type: "button", class: "icon", "aria-label": `Delete ${title}`, onclick: () => this.remove(id, title) }, icon("bin")));
+    return item;
+  }
+
+  rename(item, id, title) {
+    const field = h("input", { value: title, "aria-label": "Name of the conversation", maxlength: "120" });
+    const close = (keep) => {
+      if (keep && field.value.trim()) rename(id, field.value.trim());
+      this.draw();
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") close(true);
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      close(false);
+    });
+    field.addEventListener("blur", () => { if (field.isConnected) close(true); });
+    item.replaceChildren(field);
+    field.select();
+  }
+
+  remove(id, title) {
+    if (!confirm(`Delete “${title}”? It is kept nowhere else.`)) return;
+    remove(id);
+    announce("The conversation is deleted.");
+    if (id === this.on.current()) this.on.open(null);
+    else this.draw();
+  }
+}

@@ -1,0 +1,62 @@
+// What is drawn over a running answer: the chain that runs ahead of it, and the cloud's cursor.
+
+import { h } from "../dom.js";
+
+const BROKEN_MS = 900;
+
+// The draft tokens that are not confirmed, after the text in a lighter tone. When the chain is
+// found wrong, what was wrong is struck through for a moment. Readers of screens do not hear it.
+export class Ahead {
+  constructor() {
+    this.chain = h("span", { class: "ahead" });
+    this.broken = h("span", { class: "broken" });
+    this.element = h("span", { "aria-hidden": "true" }, this.broken, this.chain);
+    this.breaks = 0;
+  }
+
+  draw(growing, race) {
+    const place = growing.end();
+    if (this.element.parentNode !== place || place.lastChild !== this.element) place.append(this.element);
+    if (this.chain.textContent !== race.chain) this.chain.textContent = race.chain;
+    if (race.breaks === this.breaks) return;
+    this.breaks = race.breaks;
+    this.broken.textContent = race.broken;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => { this.broken.textContent = ""; }, BROKEN_MS);
+  }
+
+  remove() {
+    clearTimeout(this.timer);
+    this.element.remove();
+  }
+}
+
+// Marks the token at which the cloud alone would be by now.
+export class CloudCursor {
+  constructor(text, growing) {
+    this.growing = growing;
+    this.element = h("span", { class: "cloud-cursor", "aria-hidden": "true", hidden: true }, h("span", {}, "cloud alone"));
+    text.append(this.element);
+    this.text = text;
+    this.range = document.createRange();
+  }
+
+  draw(race, now) {
+    const place = this.growing.find(race.offsetOf(race.cloudTokens(now)));
+    this.element.hidden = !place || !race.cloudTokens(now);
+    if (this.element.hidden) return;
+    if (this.text.lastChild !== this.element) this.text.append(this.element);
+    this.range.setStart(place.node, place.at);
+    this.range.collapse(true);
+    const here = this.range.getClientRects()[0];
+    const frame = this.text.getBoundingClientRect();
+    if (!here || !here.height) return;
+    this.element.style.transform = `translate(${here.left - frame.left}px, ${here.top - frame.top}px)`;
+    this.element.style.height = `${here.height}px`;
+    this.element.classList.toggle("left", here.left - frame.left > frame.width - 110);
+  }
+
+  remove() {
+    this.element.remove();
+  }
+}

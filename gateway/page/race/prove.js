@@ -1,0 +1,152 @@
+// "Prove it": the same request with the same seed, answered by the large model alone.
+//
+// The edge relays it, so that the page talks to one service. Both texts are shown side by side. If
+// they differ, both tokens' probabilities at that place are asked for: where they are all but
+// equal, the rounding of the large model's numbers has chosen, and not the edge.
+
+import { Failure, post, stream } from "../api.js";
+import { announce, h } from "../dom.js";
+import { messages } from "../chat/asking.js";
+
+const ALONE = "/v1/chat/completions/alone";
+const NEAR_TIE = 0.1; // difference of log-probabilities that a bfloat16 target's rounding can turn
+const DRAW_EVERY_MS = 150;
+
+export async function prove(view, before) {
+  const { turn } = view;
+  view.proof?.abort.abort();
+  view.proof?.element.remove();
+  const proof = new Proof(turn, { ...turn.request, messages: messages(before, turn.system ?? "") });
+  view.proof = proof;
+  view.after.before(proof.element);
+  proof.element.scrollIntoView({ block: "nearest" });
+  await proof.run();
+}
+
+class Proof {
+  constructor(turn, body) {
+    this.turn = turn;
+    this.body = body;
+    this.abort = new AbortController();
+    this.alone = "";
+    this.verdict = h("p", { class: "verdict" }, "Asking the large model alone …");
+    this.words = h("p", {}, `The same request, with the same seed ${body.seed}, without the edge.`);
+    this.ours = side("With PicoSpec");
+    this.theirs = side("Cloud alone");
+    this.more = h("div");
+    this.element = h("section", { class: "proof", "aria-label": "Proof", "aria-busy": "true" },
+      h("div", { class: "proof-top" }, this.verdict, this.words),
+      h("div", { class: "sides" }, this.ours.element, this.theirs.element), this.more);
+    this.ours.show(turn.content, turn.content.length);
+    this.ours.time(turn.race?.elapsed_s);
+  }
+
+  async run() {
+    const began = performance.now();
+    try {
+      const seconds = await this.ask(began);
+      this.compare(seconds);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.verdict.textContent = error instanceof Failure ? error.message : `The page made a mistake: ${error.message}`;
+      this.words.textContent = error.advice ?? "";
+    } finally {
+      this.element.removeAttribute("aria-busy");
+    }
+    announce(this.verdict.textContent);
+  }
+
+  // Streams the answer of the large model alone. Returns the seconds to its last token.
+  async ask(began) {
+    let drawn = 0;
+    let last = began;
+    for await (const chunk of stream(ALONE, { ...this.body, stream_options: { include_usage: true } }, this.abort.signal)) {
+      const delta = chunk.choices?.[0]?.delta ?? {};
+      if (Object.keys(delta).length) last = performance.now();
+      this.alone += delta.content ?? "";
+      if (last - drawn < DRAW_EVERY_MS) continue;
+      drawn = last;
+      this.theirs.show(this.alone, this.same());
+      this.theirs.time((last - began) / 1000);
+    }
+    return (last - began) / 1000;
+  }
+
+  // The number of characters that both texts begin with.
+  same() {
+    const [ours, theirs] = [this.turn.content, this.alone];
+    let at = 0;
+    while (at < ours.length && at < theirs.length && ours[at] === theirs[at]) at += 1;
+    return at;
+  }
+
+  compare(seconds) {
+    const same = this.same();
+    this.theirs.show(this.alone, same);
+    this.theirs.time(seconds);
+    if (this.alone === this.turn.content) return this.identical(seconds);
+    this.ours.show(this.turn.content, same);
+    this.element.classList.add("differs");
+    this.verdict.textContent = `The texts differ from character ${same + 1} on.`;
+    this.words.textContent = "Both are what the large model may say. The first difference is marked.";
+    return this.explain();
+  }
+
+  identical(seconds) {
+    const ours = this.turn.race?.elapsed_s;
+    this.element.classList.add("same");
+    this.verdict.textContent = "Identical, to the last character.";
+    const saved = seconds - ours;
+    this.words.textContent = saved > 0
+      ? `PicoSpec saved ${saved.toFixed(1)} s: ${ours.toFixed(1)} s instead of ${seconds.toFixed(1)} s, ${(seconds / ours).toFixed(1)} times as fast.`
+      : `PicoSpec took ${ours.toFixed(1)} s, the large model alone ${seconds.toFixed(1)} s: here nothing was saved.`;
+  }
+
+  // Asks the large model for the probabilities at the first token that differs.
+  async explain() {
+    const ask = { ...this.body, logprobs: true, top_logprobs: 5 };
+    const found = await post(ALONE, ask, { signal: this.abort.signal });
+    const tie = tokensAt(found.choices[0].logprobs?.content ?? [], this.turn.content, this.alone);
+    if (tie) this.more.replaceChildren(explanation(tie));
+  }
+}
+
+// The token of the large model at which the texts part, and ours in its list, if it is there.
+function tokensAt(entries, ours, theirs) {
+  let at = 0;
+  for (const entry of entries) {
+    const text = entry.token;
+    if (ours.startsWith(text, at) && theirs.startsWith(text, at)) {
+      at += text.length;
+      continue;
+    }
+    const other = entry.top_logprobs.find((top) => top.token !== text && ours.startsWith(top.token, at));
+    return { chosen: entry, other: other ?? null };
+  }
+  return null;
+}
+
+function explanation({ chosen, other }) {
+  const percent = (entry) => `${(100 * Math.exp(entry.logprob)).toFixed(2)} %`;
+  const rows = [["cloud alone", chosen], ["with PicoSpec", other]].filter(([, entry]) => entry)
+    .map(([name, entry]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, h("code", {}, JSON.stringify(entry.token))), h("td", {}, percent(entry))));
+  const near = other && Math.abs(chosen.logprob - other.logprob) < NEAR_TIE;
+  const words = near
+    ? "A near-tie: the two tokens are all but equally likely, and the rounding of the large model’s numbers (bfloat16), which depends on what it computes together, has chosen."
+    : "This is no near-tie. If the large model’s weights are exact, the texts should not differ: please report it.";
+  return h("div", { class: "tie" }, h("p", {}, words), h("table", {},
+    h("thead", {}, h("tr", {}, ...["", "token", "probability"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows)));
+}
+
+function side(title) {
+  const time = h("span");
+  const text = h("pre", { tabindex: "0" });
+  return {
+    element: h("section", { "aria-label": title }, h("h3", {}, title, time), text),
+    time(seconds) { time.textContent = seconds === undefined ? "" : `${seconds.toFixed(1)} s`; },
+    show(content, same) {
+      const end = content.slice(same).match(/^\s*\S*/)?.[0].length ?? 0;
+      text.replaceChildren(content.slice(0, same), ...(end ? [h("mark", {}, content.slice(same, same + end))] : []), content.slice(same + end));
+    },
+  };
+}

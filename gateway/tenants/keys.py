@@ -1,0 +1,123 @@
+"""API keys: the file that names them, and what the holder of one may use.
+
+A key is kept nowhere, only its SHA-256: who reads the file, or what is in memory, cannot use
+what is there as a key. No error of this module quotes what is in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+KEY_BYTES: Final = 24
+"""Random bytes of a key that this module makes."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class KeyLimits(BaseModel):
+    """What the holder of one key may use; None means any amount."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sessions: Count | None = None
+    """Answers at once. A request for several choices takes one for each."""
+
+    requests_a_minute: Count | None = None
+    """Requests. Those that belong to an open session are not counted."""
+
+    tokens_a_minute: Count | None = None
+    """Tokens of prompts and answers. They are counted when they are known, so an answer begins
+    while any are left, and the next one waits until what it took has come back."""
+
+    def or_else(self, others: KeyLimits) -> KeyLimits:
+        """Return these limits, and the others where there are none."""
+        own = {name: value for name, value in self if value is not None}
+        return others.model_copy(update=own)
+
+
+class _Entry(KeyLimits):
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_FILE: Final = TypeAdapter(dict[Name, _Entry])
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    name: str
+    digest: bytes
+    """The key's SHA-256."""
+
+    limits: KeyLimits
+
+
+class InvalidKeys(ValueError):
+    """A file of keys cannot be read, or says what no such file may; the message names it."""
+
+
+def digest_of(key: bytes) -> bytes:
+    """Return a key's SHA-256. That is enough: a key is random, and long."""
+    return hashlib.sha256(key).digest()
+
+
+def numbered(keys: Sequence[bytes]) -> list[Key]:
+    """Return keys that have no names of their own as key-1, key-2, and so on."""
+    return [Key(f"key-{i}", digest_of(key), KeyLimits()) for i, key in enumerate(keys, 1)]
+
+
+def read_keys(file: Path) -> list[Key]:
+    """Return the keys of a file. Raises InvalidKeys."""
+    try:
+        entries = _FILE.validate_python(tomllib.loads(file.read_text("utf-8")))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidKeys(f"{file}: {where}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise InvalidKeys(f"{file}: {error}") from None
+    return [
+        Key(
+            name, bytes.fromhex(entry.sha256), KeyLimits(**entry.model_dump(exclude={"sha256"}))
+        )
+        for name, entry in entries.items()
+    ]
+
+
+def add_key(file: Path, name: str, limits: KeyLimits) -> str:
+    """Add a key to a file, which is made if there is none, and return the key.
+
+    Raises InvalidKeys, and OSError; the file is then as it was.
+    """
+    if file.exists() and name in {key.name for key in read_keys(file)}:
+        raise InvalidKeys(f"{file}: there is a key {name!r} already")
+    key = f"pico-{secrets.token_urlsafe(KEY_BYTES)}"
+    try:
+        entry = _Entry(sha256=digest_of(key.encode()).hex(), **limits.model_dump())
+        _FILE.validate_python({name: entry.model_dump()})
+    except ValidationError:
+        raise InvalidKeys(
+            f"{name!r}: a name has letters, digits, - and _, at most 64"
+        ) from None
+    values = entry.model_dump(exclude_none=True).items()
+    lines = [f"{field} = {json.dumps(value)}" for field, value in values]
+    file.touch(mode=0o600)
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write("\n".join(["", f"[{name}]", *lines, ""]))
+    return key

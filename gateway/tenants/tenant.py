@@ -1,0 +1,129 @@
+"""A tenant: the holder of one key, what it uses, and what it may use. It has no clock.
+
+All times are in seconds, on one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from gateway.errors import RateLimited
+from gateway.tenants.keys import KeyLimits
+
+Limit = Literal["sessions", "requests", "tokens"]
+
+MINUTE_S: Final = 60.0
+
+ROUNDING_S: Final = 1e-6
+"""A shorter wait is none, but what rounding left: who waited as long as told is let in."""
+
+
+class TenantMetrics:
+    """Metrics by the names of tenants, of which there are as many as keys."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(
+                f"picospec:tenant_{name}", text, ("tenant", *labels), registry=registry
+            )
+
+        self.requests = counter("requests", "Requests that were counted and let in.")
+        self.tokens = counter("tokens", "Tokens of prompts and answers.")
+        self.limited = counter("limited", "Requests that got a 429, by limit.", "limit")
+        self.answers = Gauge(
+            "picospec:tenant_answers",
+            "Answers being generated.",
+            ("tenant",),
+            registry=registry,
+        )
+
+
+class Tenant:
+    def __init__(self, name: str, limits: KeyLimits, metrics: TenantMetrics) -> None:
+        self.name = name
+        self.told_at: float | None = None
+        """When the log last told that this tenant is limited; for whoever writes it."""
+
+        self._answers = 0
+        self._metrics = metrics
+        self._requests_metric = metrics.requests.labels(name)
+        self._tokens_metric = metrics.tokens.labels(name)
+        self._answers_metric = metrics.answers.labels(name)
+        self.limit(limits)
+
+    def limit(self, limits: KeyLimits) -> None:
+        """Have these limits from now on. What was used of a minute's is forgotten."""
+        self.limits = limits
+        self._requests = _Bucket(limits.requests_a_minute)
+        self._tokens = _Bucket(limits.tokens_a_minute)
+
+    def admit(self, now: float) -> None:
+        """Count a request. Raises RateLimited."""
+        if wait_s := self._requests.wait_s(now):
+            raise self._limited(
+                "requests", self.limits.requests_a_minute, "requests a minute", wait_s
+            )
+        self._requests.take(1, now)
+        self._requests_metric.inc()
+
+    def check_room(self, now: float, answers: int = 1) -> None:
+        """Raise RateLimited unless so many answers may begin."""
+        most = self.limits.sessions
+        if most is not None and self._answers + answers > most:
+            raise self._limited("sessions", most, "answers at once")
+        if wait_s := self._tokens.wait_s(now):
+            raise self._limited(
+                "tokens", self.limits.tokens_a_minute, "tokens a minute", wait_s
+            )
+
+    def begin(self, now: float, answers: int = 1) -> None:
+        """Begin answers, each of which must `end`. Raises RateLimited."""
+        self.check_room(now, answers)
+        self._answers += answers
+        self._answers_metric.inc(answers)
+
+    def end(self, answers: int = 1) -> None:
+        self._answers -= answers
+        self._answers_metric.dec(answers)
+
+    def spend(self, tokens: int, now: float) -> None:
+        """Count tokens of a prompt or an answer."""
+        self._tokens.take(tokens, now)
+        self._tokens_metric.inc(tokens)
+
+    def _limited(
+        self, limit: Limit, most: int | None, what: str, wait_s: float = 0.0
+    ) -> RateLimited:
+        self._metrics.limited.labels(self.name, limit).inc()
+        return RateLimited(f"this key may have {most} {what}", retry_after_s=ceil(wait_s) or 1)
+
+
+class _Bucket:
+    """A token bucket: it fills steadily, in a minute from empty to full, and what is in it may
+    be taken at any time. It may be overdrawn. a_minute: None for one that is never empty."""
+
+    def __init__(self, a_minute: int | None) -> None:
+        self._a_minute = a_minute
+        self._level = float(a_minute or 0)
+        self._at = 0.0
+
+    def wait_s(self, now: float) -> float:
+        """Return how long until there is one in it; 0.0 if there is."""
+        if self._a_minute is None:
+            return 0.0
+        self._fill(now)
+        wait_s = (1.0 - self._level) * MINUTE_S / self._a_minute
+        return wait_s if wait_s > ROUNDING_S else 0.0
+
+    def take(self, amount: int, now: float) -> None:
+        if self._a_minute is not None:
+            self._fill(now)
+            self._level -= amount
+
+    def _fill(self, now: float) -> None:
+        a_minute = self._a_minute or 0
+        gained = (now - self._at) * a_minute / MINUTE_S
+        self._level, self._at = min(float(a_minute), self._level + gained), now

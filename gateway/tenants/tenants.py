@@ -1,0 +1,96 @@
+"""All tenants of a service: finds the one whose key a request shows."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from gateway.errors import Unauthorized
+from gateway.tenants.keys import InvalidKeys, KeyLimits, digest_of, numbered
+from gateway.tenants.keys_file import KeysFile
+from gateway.tenants.tenant import Tenant, TenantMetrics
+
+PREFIX_BYTES: Final = 8
+"""Bytes of a digest by which a key is looked up; the whole digest is compared after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    digest: bytes
+    tenant: Tenant
+
+
+class Tenants:
+    """Keys are those of the environment and those of the file. With neither, every request is
+    the anonymous tenant's; a file without keys admits nobody.
+
+    limits: of a key that has no limit of its own, and of the anonymous tenant. Raises
+    InvalidKeys.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        file: Path | None,
+        limits: KeyLimits,
+        metrics: TenantMetrics,
+    ) -> None:
+        self.anonymous = Tenant("anonymous", limits, metrics)
+        """Of requests that need no key."""
+
+        self._fixed = numbered(keys)
+        self._file = KeysFile(file) if file else None
+        self._limits = limits
+        self._metrics = metrics
+        self._by_prefix: dict[bytes, _Holder] = {}
+        self._read()
+
+    def of(self, authorization: str, now: float) -> Tenant:
+        """Return whose request it is. Raises Unauthorized.
+
+        The time taken tells nothing of a key: the look-up is by a digest, of which a caller
+        knows nothing before it has the key, and the comparison takes constant time.
+        """
+        if self._file is not None and self._file.has_changed(now):
+            self._read_again()
+        if self._file is None and not self._fixed:
+            return self.anonymous
+        kind, _, offered = authorization.partition(" ")
+        digest = digest_of(offered.strip().encode("latin-1"))
+        holder = self._by_prefix.get(digest[:PREFIX_BYTES])
+        if kind.lower() == "bearer" and holder and hmac.compare_digest(holder.digest, digest):
+            return holder.tenant
+        raise Unauthorized("no API key, or a wrong one")
+
+    def _read_again(self) -> None:
+        """Take over what the file has now. Of a bad file nothing is taken over."""
+        log = structlog.get_logger("gateway")
+        try:
+            self._read()
+        except InvalidKeys as error:
+            log.error("keys_not_read", error=str(error), consequence="the keys before go on")
+        else:
+            log.info("keys_read", tenants=sorted(self._tenants()))
+
+    def _read(self) -> None:
+        """Read all keys. A tenant whose name stays goes on with what it uses."""
+        keys = [*self._fixed, *(self._file.read() if self._file else ())]
+        for kind in ({key.name for key in keys}, {key.digest for key in keys}):
+            if len(kind) < len(keys):
+                raise InvalidKeys("two keys are the same, or have the same name")
+        before, holders = self._tenants(), {}
+        for key in keys:
+            limits = key.limits.or_else(self._limits)
+            tenant = before.get(key.name) or Tenant(key.name, limits, self._metrics)
+            if tenant.limits != limits:
+                tenant.limit(limits)
+            holders[key.digest[:PREFIX_BYTES]] = _Holder(key.digest, tenant)
+        self._by_prefix = holders
+
+    def _tenants(self) -> dict[str, Tenant]:
+        return {holder.tenant.name: holder.tenant for holder in self._by_prefix.values()}

@@ -1,0 +1,33 @@
+"""`picospec keys add` prints a key that the file then admits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from cli.main import app
+from gateway.tenants.keys import KeyLimits, digest_of, read_keys
+
+
+def test_the_key_that_is_printed_is_the_one_whose_hash_is_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    limits = ["--sessions", "2", "--tokens-a-minute", "900"]
+
+    printed = CliRunner().invoke(app, ["keys", "add", "ann", str(file), *limits])
+
+    (key,) = read_keys(file)
+    assert (printed.exit_code, key.name) == (0, "ann")
+    assert digest_of(printed.output.strip().encode()) == key.digest
+    assert key.limits == KeyLimits(sessions=2, tokens_a_minute=900)
+
+
+def test_a_name_that_is_taken_is_an_error_of_one_line(tmp_path: Path) -> None:
+    arguments = ["keys", "add", "ann", str(tmp_path / "keys.toml")]
+    CliRunner().invoke(app, arguments)
+
+    again = CliRunner().invoke(app, arguments)
+
+    assert again.exit_code == 1
+    assert again.output.splitlines() == [again.output.strip()]
+    assert "'ann' already" in again.output

@@ -1,0 +1,141 @@
+"""The manifests are what Kubernetes' API takes, and fit together and to the images."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import pytest
+import yaml
+
+import edge_agent.settings
+import verifier.settings
+from edge_agent.__main__ import GRACE_S
+
+ROOT: Final = Path(__file__).parents[2]
+FOLDER: Final = ROOT / "deploy/k8s"
+SCHEMAS: Final = json.loads((Path(__file__).parent / "kubernetes.json").read_text())
+Manifest = dict[str, Any]
+
+
+def manifests() -> list[Manifest]:
+    files = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
+    return [each for file in files for each in yaml.safe_load_all((FOLDER / file).read_text())]
+
+
+def check(manifest: Manifest) -> None:
+    """Raise jsonschema.ValidationError unless the API takes a manifest."""
+    group, _, version = manifest["apiVersion"].rpartition("/")
+    name = f"io.k8s.api.{group or 'core'}.{version}.{manifest['kind']}"
+    jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", **SCHEMAS}).validate(manifest)
+
+
+def values(tree: object, *names: str) -> Iterator[Any]:
+    """Yield what stands under one of these names, at any depth."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        if name in names:
+            yield value
+    for value in tree.values() if isinstance(tree, dict) else tree:  # type: ignore[attr-defined]
+        if isinstance(value, dict | list):
+            yield from values(value, *names)
+
+
+def pod(name: str) -> Manifest:
+    (found,) = (
+        m for m in manifests() if m["metadata"]["name"] == name and "template" in m["spec"]
+    )
+    return dict(found["spec"]["template"]["spec"])
+
+
+@pytest.mark.parametrize(
+    "manifest", manifests(), ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
+)
+def test_kubernetes_takes_the_manifest(manifest: Manifest) -> None:
+    check(manifest)
+
+
+def test_a_misspelt_field_a_wrong_type_and_a_missing_field_are_found() -> None:
+    (good,) = (m for m in manifests() if m["kind"] == "Deployment")
+    misspelt, wrong, missing = (copy.deepcopy(good) for _ in range(3))
+    container = misspelt["spec"]["template"]["spec"]["containers"][0]
+    container["readynessProbe"] = container.pop("readinessProbe")
+    wrong["spec"]["replicas"] = "two"
+    del missing["spec"]["selector"]
+
+    for bad, reason in ((misspelt, "readynessProbe"), (wrong, "two"), (missing, "selector")):
+        with pytest.raises(jsonschema.ValidationError, match=reason):
+            check(bad)
+
+
+def test_every_name_that_a_manifest_uses_exists() -> None:
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    secrets = {each["name"] for each in kustomization["secretGenerator"]}
+    names = {(m["kind"], m["metadata"]["name"]) for m in manifests()}
+    labels = {m["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+              for m in manifests() if "template" in m["spec"]}  # fmt: skip
+
+    assert {each["name"] for each in values(manifests(), "secretKeyRef")} <= secrets
+    assert {("Service", name) for name in values(manifests(), "serviceName")} <= names
+    assert {
+        each["app.kubernetes.io/name"] for each in values(manifests(), "matchLabels")
+    } == labels
+    assert {s.get("app.kubernetes.io/name") or s["matchLabels"]["app.kubernetes.io/name"]
+            for s in values(manifests(), "selector")} == labels  # fmt: skip
+    assert {each["name"] for each in kustomization["images"]} == set(
+        values(manifests(), "image")
+    )
+    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+    assert files == set(kustomization["resources"])
+
+
+@pytest.mark.parametrize("name", ["picospec-verifier", "picospec-edge"])
+def test_each_volume_is_mounted_where_the_image_writes_and_its_user_may(name: str) -> None:
+    spec = pod(name)
+    dockerfile = {"picospec-verifier": "Dockerfile.cloud", "picospec-edge": "Dockerfile.edge"}[
+        name
+    ]
+    image = (ROOT / dockerfile).read_text()
+    (volume,) = json.loads(image.split("\nVOLUME ")[1].split("\n")[0])
+    (container,) = spec["containers"]
+
+    assert f"USER {spec['securityContext']['runAsUser']}:" in image
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]
+    assert volume in [mount["mountPath"] for mount in container["volumeMounts"]]
+    (port,) = container["ports"]
+    assert f"EXPOSE {port['containerPort']}" in image
+
+
+def test_the_edges_know_every_verifier_by_its_name() -> None:
+    (verifiers,) = (m for m in manifests() if m["kind"] == "StatefulSet")
+    (urls,) = (e["value"] for e in pod("picospec-edge")["containers"][0]["env"] if "value" in e)
+    name, service = verifiers["metadata"]["name"], verifiers["spec"]["serviceName"]
+
+    assert json.loads(urls) == [
+        f"http://{name}-{i}.{service}:9000" for i in range(verifiers["spec"]["replicas"])
+    ]
+
+
+def test_a_pod_is_given_the_time_that_it_takes_to_drain() -> None:
+    cloud = verifier.settings.load(None, {}, {})
+    edge = edge_agent.settings.load(None, {}, {})
+    needs = {
+        "picospec-verifier": cloud.drain_timeout_s + cloud.stop_timeout_s,
+        "picospec-edge": edge.drain_timeout_s + GRACE_S,
+    }
+
+    for name, seconds in needs.items():
+        spec = pod(name)
+        (command,) = values(spec["containers"], "command")
+        assert int(command[1]) + seconds + 10 <= spec["terminationGracePeriodSeconds"]
+
+
+def test_liveness_restarts_no_pod_that_loads_and_readiness_sends_it_no_work() -> None:
+    for name in ("picospec-verifier", "picospec-edge"):
+        (container,) = pod(name)["containers"]
+        asks = {kind: container[f"{kind}Probe"]["httpGet"]["path"]
+                for kind in ("startup", "liveness", "readiness")}  # fmt: skip
+        assert asks == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}

@@ -1,0 +1,43 @@
+"""What an edge says of itself while its verifier is away, and while it drains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from edge_agent.app import build
+from edge_agent.settings import load
+from gateway.drain import Drain
+from models.store import open_store
+from tests.edge_agent.processes import free_port
+
+
+def client_of(drain: Drain, cache: Path) -> httpx.AsyncClient:
+    """Return a client of an edge whose verifier is away."""
+    away = f"http://127.0.0.1:{free_port()}"
+    settings = load(None, {}, {"drafter": "none", "verifier_url": away})
+    app = build(settings, open_store({"PICOSPEC_CACHE": str(cache)}), drain)
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost"
+    )
+
+
+async def test_an_edge_without_a_verifier_is_alive_and_not_ready(tmp_path: Path) -> None:
+    async with client_of(Drain(), tmp_path) as client:
+        health, ready = await client.get("/health"), await client.get("/ready")
+
+    assert (health.status_code, health.json()["state"]) == (200, "unavailable")
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "verifier_unavailable")
+    assert "no verifier answers" in ready.json()["error"]["message"]
+
+
+async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
+    drain = Drain()
+    async with client_of(drain, tmp_path) as client:
+        drain.begin(60.0)
+        health, ready = await client.get("/health"), await client.get("/ready")
+
+    assert (health.status_code, health.json()["state"]) == (200, "draining")
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
+    assert ready.headers["retry-after"] == "1"

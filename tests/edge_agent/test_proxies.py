@@ -1,0 +1,147 @@
+"""Two verifiers behind one address: the shipped configurations keep each session together."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from edge_agent.link.connection import Connection
+from edge_agent.link.uplink import Uplink
+from edge_agent.metrics import EdgeMetrics
+from speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
+from tests.edge_agent.fake_verifier import target_at
+from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
+from tests.edge_agent.processes import Process
+from tests.edge_agent.proxies import is_here, proxying
+
+SESSIONS = 12
+LONG = 400
+"""Tokens of an answer that takes four seconds or more."""
+
+NOTICED_S = 2.5
+"""HAProxy looks every second, and twice before it believes that a verifier is not ready."""
+
+GAP_S = 2.0
+"""A bound of the time without text after a kill; on a quiet host it is 0.35 s."""
+
+pytestmark = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here")
+        )
+        for name in ("haproxy", "nginx")
+    ],
+)
+
+
+async def session(uplink: Uplink, model: str = "cut", tokens: int = 40) -> list[int]:
+    """Send drafts for a session, whose stream is cut thrice by `cut`, and return its text."""
+    link = uplink.open(Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,)))
+    text: list[int] = []
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        posting = tasks.create_task(link.post())
+        async for message in link.events():
+            if isinstance(message, Commit):
+                text[message.start :] = message.tokens
+                at = message.start + len(message.tokens)
+                link.send(Draft(0, at, at, (target_at(at),)))
+            if isinstance(message, Finish):
+                posting.cancel()
+    return text
+
+
+def without_header(configuration: str) -> str:
+    """Return a proxy's configuration with another header in place of the session's."""
+    return re.sub("picospec[-_]session", "x", configuration)
+
+
+async def counted(processes: list[Process]) -> list[dict[str, int]]:
+    return [await seen(process.url) for process in processes]
+
+
+async def test_all_requests_of_a_session_reach_the_same_verifier(
+    name: str, metrics: EdgeMetrics, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        processes = stack.enter_context(running("cut", "cut"))
+        ports = (processes[0].port, processes[1].port)
+        url, authority = stack.enter_context(proxying(name, ports, tmp_path))
+        async with using([url], metrics, ca=authority) as verifiers:
+            texts = await asyncio.gather(
+                *(session(verifiers.uplinks[0]) for _ in range(SESSIONS))
+            )
+            counts = await counted(processes)
+
+    assert all(text == TEXT[:40] for text in texts)
+    assert [count["strays"] for count in counts] == [0, 0]
+    assert sum(count["opened"] for count in counts) == SESSIONS
+    assert all(count["opened"] > 0 for count in counts)
+    assert metrics.resumes._value.get() >= SESSIONS
+
+
+async def test_without_the_header_requests_go_astray(
+    name: str, metrics: EdgeMetrics, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        processes = stack.enter_context(running("", ""))
+        ports = (processes[0].port, processes[1].port)
+        url, authority = stack.enter_context(proxying(name, ports, tmp_path, without_header))
+        async with using([url], metrics, ca=authority) as verifiers:
+            each = (session(verifiers.uplinks[0]) for _ in range(SESSIONS))
+            await asyncio.gather(*each, return_exceptions=True)
+            counts = await counted(processes)
+
+    assert sum(count["strays"] for count in counts) > 0
+
+
+async def test_a_killed_verifier_costs_no_answer(
+    name: str, metrics: EdgeMetrics, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        processes = stack.enter_context(running("", ""))
+        ports = (processes[0].port, processes[1].port)
+        url, authority = stack.enter_context(proxying(name, ports, tmp_path))
+        async with using([url], metrics, ca=authority) as verifiers:
+            answers = [Answer(verifiers, metrics) for _ in range(SESSIONS)]
+
+            async def kill() -> None:
+                assert all(count["opened"] for count in await counted(processes))
+                processes[0].kill()
+
+            texts = await asyncio.gather(answers[0].run(kill), *(a.run() for a in answers[1:]))
+
+    assert all(text == TEXT for text in texts)
+    assert max(answer.gap_s for answer in answers) < GAP_S
+    assert 0 < metrics.reopens._value.get() < SESSIONS
+
+
+async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_others(
+    name: str, metrics: EdgeMetrics, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        processes = stack.enter_context(running("", ""))
+        ports = (processes[0].port, processes[1].port)
+        url, authority = stack.enter_context(proxying(name, ports, tmp_path))
+        async with using([url], metrics, ca=authority) as verifiers:
+            uplink = verifiers.uplinks[0]
+            before = [asyncio.create_task(session(uplink, "", LONG)) for _ in range(SESSIONS)]
+            while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
+                await asyncio.sleep(0.05)
+            async with Connection(processes[0].url, key=None, ca_certificate=None).client as it:
+                await it.post("/drain")
+            (had, _) = [count["opened"] for count in await counted(processes)]
+            await asyncio.sleep(NOTICED_S)
+            after = await asyncio.gather(*(session(uplink, "", 40) for _ in range(SESSIONS)))
+            texts = await asyncio.gather(*before)
+            counts = await counted(processes)
+
+    assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
+    assert all(text == TEXT[:40] for text in after)
+    lost = metrics.posts._value.get() - sum(count["posts"] for count in counts)
+    assert lost <= 4 * SESSIONS  # those on their way when a session ended
+    assert counts[0]["opened"] == had > 0

@@ -1,0 +1,87 @@
+"""A draft model whose pass does not end costs its sessions only their drafts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from structlog.testing import capture_logs
+
+from edge_agent.draft_model import llama_drafter
+from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from tests.edge_agent.fake_cache import FakeCache, draft_after, truth
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_drafter, "PASS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(llama_drafter, "CHECK_S", 0.01)
+    monkeypatch.setattr(llama_drafter, "CLOSE_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def opened_again(cache: FakeCache) -> Iterator[None]:
+    yield
+    cache.gate.set()
+
+
+@asynccontextmanager
+async def watched(drafter: LlamaDrafter) -> AsyncIterator[list[DraftSlot]]:
+    """Give two slots."""
+    watching = asyncio.create_task(drafter.watch())
+    slots = [drafter.take([1, 2, 3]), drafter.take([4, 5])]
+    async with asyncio.timeout(5):
+        yield [slot for slot in slots if slot is not None]
+    watching.cancel()
+
+
+async def test_the_steps_that_wait_fail_and_that_is_logged(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    cache.gate.clear()
+    with capture_logs() as logs:
+        async with watched(drafter) as (first, second):
+            in_the_pass = asyncio.create_task(draft_after(first, [1, 2, 3]))
+            await asyncio.sleep(0.02)
+            behind_it = asyncio.create_task(draft_after(second, [4, 5]))
+            failed = await asyncio.gather(in_the_pass, behind_it, return_exceptions=True)
+
+            assert drafter.stuck
+            assert drafter.take([6]) is None
+
+    assert [type(error) for error in failed] == [CannotDraft, CannotDraft]
+    assert [entry["event"] for entry in logs] == ["the draft model is stuck"]
+
+
+async def test_a_pass_that_ends_after_all_lets_it_draft_again(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    cache.gate.clear()
+    async with watched(drafter) as (first, _):
+        with pytest.raises(CannotDraft):
+            await draft_after(first, [1, 2, 3])
+        first.leave()
+
+        cache.gate.set()
+        while drafter.stuck:  # noqa: ASYNC110 - a thread changes it
+            await asyncio.sleep(0.01)
+
+        slot = drafter.take([1, 2, 3])
+        assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
+
+
+async def test_closing_does_not_wait_for_it_and_frees_nothing_that_it_uses(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    cache.gate.clear()
+    async with watched(drafter) as (first, _):
+        step = asyncio.create_task(draft_after(first, [1, 2, 3]))
+        await asyncio.sleep(0.02)
+
+        assert drafter.close() is False
+
+        assert not cache.closed
+        step.cancel()

@@ -1,0 +1,211 @@
+"""TLS at both ends, and certificates of clients, with authorities made here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from prometheus_client import CollectorRegistry
+
+from cli.doctor.verifier import check_certificate
+from edge_agent.app import open_verifiers
+from edge_agent.link.uplink import Uplink
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings, load
+from gateway.errors import Unavailable
+from gateway.hosting.listening import check_listening
+from speculation.protocol.messages import Commit, Down, Finish
+from tests.verifier.conftest import KEY, ROOT, fake_command, free_port
+from tests.verifier.fake_target import STREAMS, opening, said
+
+
+@dataclass
+class Files:
+    """Certificates in a folder; each has an authority of its own."""
+
+    folder: Path
+
+    def authority(self, name: str) -> trustme.CA:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.folder / f"{name}-ca.pem"))
+        return authority
+
+    def certificate(self, name: str, of: trustme.CA) -> dict[str, str]:
+        issued = of.issue_cert("127.0.0.1", "localhost")
+        (self.folder / f"{name}.pem").write_bytes(
+            b"".join(each.bytes() for each in issued.cert_chain_pems)
+        )
+        key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (self.folder / f"{name}-key.pem").write_bytes(pkcs8)
+        return {"certificate": self.path(f"{name}.pem"), "key": self.path(f"{name}-key.pem")}
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """A certificate of the services, of an edge, and of a stranger."""
+    made = Files(tmp_path_factory.mktemp("certificates"))
+    made.certificate("service", made.authority("service"))
+    made.certificate("edge", made.authority("edge"))
+    made.certificate("stranger", made.authority("stranger"))
+    return made
+
+
+@contextmanager
+def served(command: Sequence[str], port: int) -> Iterator[None]:
+    environ = {**os.environ, "PICOSPEC_API_KEYS": KEY, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environ, cwd=ROOT)
+    try:
+        _wait_for(port, process)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert process.poll() is None
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError("the service does not listen")
+
+
+@pytest.fixture(scope="module")
+def verifier(files: Files) -> Iterator[str]:
+    """A verifier that takes only the edge's certificate."""
+    port = free_port()
+    names = ("service.pem", "service-key.pem", "edge-ca.pem")
+    tls = dict(zip(("certificate", "key", "client_ca"), map(files.path, names), strict=True))
+    with served(fake_command(port, tls=tls), port):
+        yield f"https://127.0.0.1:{port}"
+
+
+def settings(verifier: str, files: Files, shown: str | None) -> EdgeSettings:
+    """The edge's, with the certificate that it shows."""
+    own = {} if shown is None else {
+        "client_certificate": files.path(f"{shown}.pem"),
+        "client_key": files.path(f"{shown}-key.pem"),
+    }  # fmt: skip
+    named = {"verifier_urls": [verifier], "verifier_ca": files.path("service-ca.pem"), **own}
+    return load(None, {"PICOSPEC_VERIFIER_KEY": KEY}, named)
+
+
+def uplink_of(chosen: EdgeSettings) -> Uplink:
+    (uplink,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).uplinks
+    return uplink
+
+
+async def test_an_edge_with_a_certificate_of_the_right_authority_gets_its_text(
+    verifier: str, files: Files
+) -> None:
+    uplink = uplink_of(settings(verifier, files, "edge"))
+    facts = await uplink.facts()
+    link = uplink.open(opening(prompt=(STREAMS, 5), max_tokens=5))
+    messages: list[Down] = [message async for message in link.events()]
+    posted = await uplink._connection.post("/v1/speculate/none/drafts", b"", {})
+    await uplink.close()
+
+    assert facts.model == "fake"
+    committed = [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+    assert committed == [said((STREAMS,), i) for i in range(5)]
+    assert isinstance(messages[-1], Finish)
+    assert posted.status_code == 404
+
+
+@pytest.mark.parametrize("shown", [None, "stranger"])
+async def test_without_such_a_certificate_the_key_opens_nothing(
+    verifier: str, files: Files, shown: str | None
+) -> None:
+    uplink = uplink_of(settings(verifier, files, shown))
+
+    with pytest.raises(Unavailable):
+        await uplink.check()
+    await uplink.close()
+
+
+def test_the_doctor_shows_the_edges_certificate_too(verifier: str, files: Files) -> None:
+    assert check_certificate(settings(verifier, files, "edge")).ok
+
+
+def test_the_edge_serves_by_tls_and_asks_for_a_certificate(files: Files) -> None:
+    port = free_port()
+    options = {
+        "PICOSPEC_EDGE__TLS__CERTIFICATE": files.path("service.pem"),
+        "PICOSPEC_EDGE__TLS__KEY": files.path("service-key.pem"),
+        "PICOSPEC_EDGE__TLS__CLIENT_CA": files.path("edge-ca.pem"),
+    }
+    command = [
+        *("env", *(f"{name}={value}" for name, value in options.items())),
+        *(sys.executable, "-m", "edge_agent", "--port", str(port), "--draft", "none"),
+        *("--verifier-url", "http://127.0.0.1:1"),
+    ]
+    with served(command, port):
+        answered = _get(port, files, "edge")
+        for shown in (None, "stranger"):
+            with pytest.raises((httpx.TransportError, ssl.SSLError)):
+                _get(port, files, shown)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+
+    assert answered.json()["state"] == "unavailable"
+
+
+def _get(port: int, files: Files, shown: str | None) -> httpx.Response:
+    context = ssl.create_default_context(cafile=files.path("service-ca.pem"))
+    if shown is not None:
+        context.load_cert_chain(files.path(f"{shown}.pem"), files.path(f"{shown}-key.pem"))
+    with httpx.Client(verify=context, trust_env=False) as client:
+        return client.get(f"https://127.0.0.1:{port}/health")
+
+
+def test_a_certificate_without_its_key_and_a_file_that_is_not_there_are_errors(
+    files: Files,
+) -> None:
+    with pytest.raises(ValueError, match="client_key"):
+        load(None, {}, {"client_certificate": files.path("edge.pem")})
+    tls = {"certificate": files.path("edge.pem"), "key": "nowhere.pem"}
+    with pytest.raises(ValueError, match=r"tls.key: there is no file nowhere\.pem"):
+        check_listening(load(None, {}, {"tls": tls}))
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "warned"),
+    [
+        ("http://gpu.example:9000", "k", ["gpu.example"]),
+        ("https://gpu.example:9000", "k", []),
+        ("http://gpu.example:9000", "", []),
+        ("http://127.0.0.1:9000", "k", []),
+        ("http://[::1]:9000", "k", []),
+    ],
+)
+def test_a_key_in_clear_on_its_way_elsewhere_is_noticed(
+    url: str, key: str, warned: list[str]
+) -> None:
+    chosen = load(None, {"PICOSPEC_VERIFIER_KEY": key}, {"verifier_urls": [url]})
+
+    assert list(chosen.hosts_that_get_a_key_in_clear) == warned

@@ -1,0 +1,94 @@
+"""Both ends in this process, over HTTP/2 and without a model, with their spans in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+
+from edge_agent.draft_model.drafter import NoDrafter
+from edge_agent.link.connection import Connection
+from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.app import create_app
+from gateway.hosting.otel import OtelTracing
+from gateway.settings import GatewaySettings
+from tests.edge_agent.engines import engine
+from tests.gateway.scripted import ByteTokenizer, client_of
+from tests.verifier.conftest import free_port
+
+
+class Recorder:
+    """Tracing whose spans stay in memory."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracing = OtelTracing(provider)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """All that have ended, in the order in which they began."""
+        return sorted(self._exporter.get_finished_spans(), key=lambda s: s.start_time or 0)
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.name == name]
+
+    async def until(self, name: str, count: int = 1) -> None:
+        """Wait for spans that end a little after the response."""
+        async with asyncio.timeout(5):
+            while len(self.named(name)) < count:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """Serve by granian, and give the URL."""
+    port = free_port()
+    server = Server(
+        app, port=port, interface=Interfaces.ASGI, http=HTTPModes.http2, websockets=False,
+        log_enabled=False,
+    )  # fmt: skip
+    running = asyncio.create_task(server.serve())
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+        await running
+
+
+@asynccontextmanager
+async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a client of an edge that uses these verifiers, without a draft model."""
+    metrics = EdgeMetrics(CollectorRegistry())
+    connections = [Connection(url, key=None, ca_certificate=None) for url in urls]
+    uplinks = [Uplink(connection, metrics) for connection in connections]
+    verifiers = Verifiers(uplinks, metrics, 10.0)
+
+    async def tokenizer() -> ByteTokenizer:
+        return ByteTokenizer()
+
+    async with asyncio.timeout(10):
+        while not all(uplink.health.ready for uplink in uplinks):
+            await verifiers.probe()
+            await asyncio.sleep(0.01)
+    app = create_app(
+        engine(verifiers, metrics, NoDrafter()),
+        tokenizer,
+        GatewaySettings(),
+        tracing=recorder.tracing,
+    )
+    async with client_of(app) as client:
+        yield client
+    await verifiers.close()

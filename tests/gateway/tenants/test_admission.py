@@ -1,0 +1,205 @@
+"""Requests of several tenants over HTTP: who is let in, who must wait, and what logs show."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.errors import EngineFault
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+ANN, BEN = ({"authorization": f"Bearer {key}"} for key in ("key of ann", "key of ben"))
+
+
+class Time:
+    """A clock that the test sets, in seconds."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Ann may do anything, and Ben little."""
+    limits = "sessions = 2\nrequests_a_minute = 6\ntokens_a_minute = 60\n"
+    path = tmp_path / "keys.toml"
+    path.write_text(table("ann") + table("ben") + limits)
+    return path
+
+
+def table(name: str) -> str:
+    return f'[{name}]\nsha256 = "{hashlib.sha256(f"key of {name}".encode()).hexdigest()}"\n'
+
+
+async def ask(
+    client: httpx.AsyncClient, who: dict[str, str], **fields: object
+) -> httpx.Response:
+    return await client.post("/v1/chat/completions", json={**CHAT, **fields}, headers=who)
+
+
+async def complete(client: httpx.AsyncClient, prompt: str) -> httpx.Response:
+    """Ben goes on with a text."""
+    return await client.post("/v1/completions", json={"prompt": prompt}, headers=BEN)
+
+
+def statuses(answers: Sequence[httpx.Response]) -> list[int]:
+    return [answer.status_code for answer in answers]
+
+
+async def test_a_tenant_at_its_limit_gets_429_and_when_to_come_back_and_the_other_an_answer(
+    file: Path,
+) -> None:
+    clock = Time()
+    app = make_app(ScriptedEngine((b"x",)), clock=clock, keys_file=file)
+    async with client_of(app) as client:
+        bens = [await client.get("/v1/models", headers=BEN) for _ in range(5)]
+        bens += [await ask(client, BEN), await ask(client, BEN)]
+        anns = [await ask(client, ANN) for _ in range(20)]
+        clock.now += 10.0
+        after = await ask(client, BEN)
+
+    assert statuses(bens) == [200] * 6 + [429]
+    assert bens[-1].headers["retry-after"] == "10"
+    error = bens[-1].json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert "6 requests a minute" in error["message"]
+    assert statuses([*anns, after]) == [200] * 21
+
+
+async def test_each_choice_is_an_answer_and_ends_with_its_request(file: Path) -> None:
+    release = asyncio.Event()
+    engine = ScriptedEngine((b"x",), pause=release.wait)
+    async with client_of(make_app(engine, keys_file=file)) as client:
+        running = asyncio.create_task(ask(client, BEN, n=2))
+        while len(engine.jobs) < 2:  # noqa: ASYNC110 - the engine has no event for that
+            await asyncio.sleep(0)
+        more = await ask(client, BEN)
+        free = [await client.get("/v1/models", headers=BEN), await client.get("/metrics")]
+        release.set()
+        bens = [await running, await ask(client, BEN, n=2), await ask(client, BEN, n=3)]
+
+    assert statuses([more, *free, *bens]) == [429, 200, 200, 200, 200, 429]
+    assert "2 answers at once" in more.json()["error"]["message"]
+    assert 'picospec:tenant_answers{tenant="ben"} 2.0' in free[1].text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+async def test_an_answer_that_ends_makes_room_however_it_ends(
+    file: Path, stream: bool, ends: str
+) -> None:
+    engine = ScriptedEngine((b"x",), then=None if ends == "well" else EngineFault("broken"))
+    async with client_of(make_app(engine, keys_file=file)) as client:
+        for _ in range(3):
+            await ask(client, BEN, stream=stream)
+        metrics = await client.get("/metrics")
+
+    assert 'picospec:tenant_answers{tenant="ben"} 0.0' in metrics.text
+
+
+async def test_tokens_of_prompts_and_answers_are_counted_when_they_are_known(
+    file: Path,
+) -> None:
+    clock, engine = Time(), ScriptedEngine((b"x" * 20,), context_tokens=200)
+    async with client_of(make_app(engine, clock=clock, keys_file=file)) as client:
+        long = [await complete(client, "y" * 39) for _ in range(2)]
+        metrics = await client.get("/metrics")
+        other = await client.get("/v1/models", headers=BEN)
+        clock.now += 1.0 + 1.0
+        after = await complete(client, "y")
+
+    assert statuses([*long, other, after]) == [200, 429, 200, 200]
+    assert long[1].headers["retry-after"] == "1"
+    assert 'picospec:tenant_tokens_total{tenant="ben"} 60.0' in metrics.text
+    assert 'picospec:tenant_limited_total{limit="tokens",tenant="ben"} 1.0' in metrics.text
+
+
+async def test_a_request_over_the_limit_is_turned_away_before_its_body_is_read(
+    file: Path,
+) -> None:
+    async def body() -> bytes:
+        raise AssertionError("the body was read")
+
+    app = make_app(ScriptedEngine(), keys_file=file)
+    sent: list[dict[str, object]] = []
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    async with client_of(app) as client:
+        for _ in range(6):
+            await client.get("/v1/models", headers=BEN)
+    headers = [(b"authorization", BEN["authorization"].encode()), (b"host", b"gateway")]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers,
+        "query_string": b"", "raw_path": b"", "root_path": "", "http_version": "1.1",
+    }  # fmt: skip
+
+    await app(scope, body, send)  # type: ignore[arg-type]
+
+    assert sent[0]["status"] == 429
+
+
+async def test_without_keys_all_clients_share_the_services_limits() -> None:
+    limits = {"requests_a_minute": 2}
+    async with client_of(make_app(ScriptedEngine(), key_limits=limits)) as client:
+        answers = [await client.get("/v1/models") for _ in range(3)]
+
+    assert statuses(answers) == [200, 200, 429]
+
+
+async def test_a_key_that_is_taken_away_opens_nothing_more(file: Path) -> None:
+    clock = Time()
+    app = make_app(ScriptedEngine((b"x",)), clock=clock, keys_file=file)
+    async with client_of(app) as client:
+        before = await ask(client, ANN)
+        await asyncio.to_thread(file.write_text, table("ben"))
+        clock.now += 1.0
+        after = [await ask(client, ANN), await ask(client, BEN)]
+
+    assert statuses([before, *after]) == [200, 401, 200]
+
+
+async def test_no_key_is_in_any_log(
+    file: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = {"authorization": "Bearer a wrong key"}
+    engine = ScriptedEngine((b"x",), then=RuntimeError("a bug"))
+    async with client_of(make_app(engine, keys_file=file, api_keys=["third key"])) as client:
+        with capture_logs() as logs:
+            answers = [await ask(client, who) for who in (ANN, wrong)]
+            answers.append(await ask(client, {"authorization": "Bearer third key"}))
+        answers += [await ask(client, who) for who in (ANN, wrong)]
+
+    assert statuses(answers) == [500, 401, 500, 500, 401]
+    assert [line["tenant"] for line in logs] == ["ann", "anonymous", "key-1"]
+    shown = f"{logs} {caplog.text} {capfd.readouterr()}"
+    assert "a bug" in shown
+    for secret in ("key of", "a wrong key", "third key"):
+        assert secret not in shown
+
+
+async def test_a_flood_of_requests_over_the_limit_is_one_line_of_the_log(file: Path) -> None:
+    clock = Time()
+    async with client_of(make_app(ScriptedEngine(), clock=clock, keys_file=file)) as client:
+        with capture_logs() as logs:
+            first = [await ask(client, BEN, messages=[]) for _ in range(50)]
+        clock.now += 60.0
+        with capture_logs() as later:
+            await asyncio.gather(*(ask(client, BEN, messages=[]) for _ in range(50)))
+
+    assert statuses(first) == [400] * 6 + [429] * 44
+    for lines in (logs, later):
+        assert [line["event"] for line in lines].count("rate_limited") == 1
+        assert len(lines) == 7

@@ -1,0 +1,215 @@
+"""Keys are hashes with names and limits; a file of them is read again when it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+
+from gateway.errors import Unauthorized
+from gateway.tenants.keys import InvalidKeys, KeyLimits, add_key, read_keys
+from gateway.tenants.tenant import Tenant, TenantMetrics
+from gateway.tenants.tenants import Tenants
+
+ANN, BEN = "key of ann", "key of ben"
+
+
+def written(file: Path, entries: Mapping[str, str], more: str = "") -> Path:
+    """Write a file of keys, by their names; `more` goes into each table."""
+    tables = [
+        f'[{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n{more}\n'
+        for name, key in entries.items()
+    ]
+    file.write_text("".join(tables))
+    return file
+
+
+def tenants(file: Path | None, *keys: str, limits: KeyLimits | None = None) -> Tenants:
+    fixed = [key.encode() for key in keys]
+    return Tenants(fixed, file, limits or KeyLimits(), TenantMetrics(CollectorRegistry()))
+
+
+def holder(found: Tenants, key: str, now: float = 0.0) -> str | None:
+    """The name of the tenant that a key belongs to."""
+    try:
+        return found.of(f"Bearer {key}", now).name
+    except Unauthorized:
+        return None
+
+
+def test_keys_of_the_environment_are_numbered_and_those_of_a_file_have_names(
+    tmp_path: Path,
+) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN, "ben": BEN})
+    found = tenants(file, "first", "second")
+
+    keys = ("first", "second", ANN, BEN, "", "ann", "First")
+    names = [holder(found, key) for key in keys]
+
+    assert names == ["key-1", "key-2", "ann", "ben", None, None, None]
+
+
+def test_a_file_without_keys_admits_nobody_and_no_file_everybody(tmp_path: Path) -> None:
+    assert holder(tenants(written(tmp_path / "keys.toml", {})), "any") is None
+    assert holder(tenants(None), "any") == "anonymous"
+
+
+def test_the_whole_digest_is_compared_in_constant_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    whole = hmac.compare_digest
+
+    def noting(mine: bytes, offered: bytes) -> bool:
+        compared.append((mine, offered))
+        return whole(mine, offered)
+
+    monkeypatch.setattr("gateway.tenants.tenants.hmac.compare_digest", noting)
+
+    assert holder(tenants(None, "right"), "right") == "key-1"
+    assert compared == [(hashlib.sha256(b"right").digest(),) * 2]
+
+
+def test_a_digest_that_only_begins_alike_admits_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begins_alike(key: bytes) -> bytes:
+        return b"12345678" + key
+
+    monkeypatch.setattr("gateway.tenants.keys.digest_of", begins_alike)
+    found = tenants(None, "right")
+    monkeypatch.setattr("gateway.tenants.tenants.digest_of", begins_alike)
+
+    assert [holder(found, key) for key in ("right", "wrong")] == ["key-1", None]
+
+
+def test_no_key_is_kept() -> None:
+    found = tenants(None, "very secret")
+
+    def inside(thing: object, depth: int = 0) -> str:
+        if depth > 6:
+            return ""
+        if isinstance(thing, dict):
+            return "".join(inside(part, depth + 1) for pair in thing.items() for part in pair)
+        if isinstance(thing, list | tuple):
+            return "".join(inside(part, depth + 1) for part in thing)
+        slots = getattr(type(thing), "__slots__", ())
+        named = vars(thing) if hasattr(thing, "__dict__") else {}
+        parts = [getattr(thing, slot) for slot in slots if hasattr(thing, slot)]
+        return repr(thing) + inside([*named.values(), *parts], depth + 1)
+
+    everything = inside(found)
+
+    assert repr(hashlib.sha256(b"very secret").digest()) in everything
+    assert "very secret" not in everything
+
+
+def test_a_changed_file_counts_within_a_second_and_not_more_often(tmp_path: Path) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN})
+    found = tenants(file)
+    assert holder(found, ANN, now=10.0) == "ann"
+
+    written(file, {"ben": BEN})
+
+    assert holder(found, ANN, now=10.9) == "ann"
+    with capture_logs() as logs:
+        assert holder(found, ANN, now=11.0) is None
+    assert holder(found, BEN, now=11.0) == "ben"
+    assert [line["event"] for line in logs] == ["keys_read"]
+
+
+def test_a_file_put_in_place_of_another_counts(tmp_path: Path) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN})
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    found = tenants(file)
+
+    other = written(tmp_path / "other.toml", {"ben": ANN})
+    os.utime(other, ns=times)
+    other.replace(file)
+
+    assert holder(found, ANN, now=1.0) == "ben"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[ann", "table declaration"),
+        ('[ann]\nkey = "hunter2"', "ann.sha256: Field required"),
+        ('[ann]\nsha256 = "hunter2"', "ann.sha256: String should match"),
+        ('["an n"]\nsha256 = "hunter2"', "an n"),
+        (f'[key-1]\nsha256 = "{"0" * 64}"', "same name"),
+        (f'[a]\nsha256 = "{"0" * 64}"\n[b]\nsha256 = "{"0" * 64}"', "are the same"),
+        (f'[a]\nsha256 = "{"0" * 64}"\nsessions = 0', "a.sessions"),
+        (None, "No such file"),
+    ],
+)
+def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
+    tmp_path: Path, text: str | None, told: str
+) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN})
+    found = tenants(file, "one")
+
+    file.unlink() if text is None else file.write_text(text)
+
+    with capture_logs() as logs:
+        assert holder(found, ANN, now=1.0) == "ann"
+        assert holder(found, ANN, now=2.0) == "ann"
+    (line,) = logs
+    assert line["log_level"] == "error"
+    assert told in line["error"]
+    assert "hunter2" not in str(line)
+
+    written(file, {"ben": BEN})
+    assert [holder(found, key, now=3.0) for key in (ANN, BEN)] == [None, "ben"]
+
+
+def test_a_tenant_whose_name_stays_goes_on_and_gets_other_limits(tmp_path: Path) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN}, "sessions = 1")
+    found = tenants(file)
+    ann: Tenant = found.of(f"Bearer {ANN}", 0.0)
+    ann.begin(0.0)
+
+    written(file, {"ann": "her next key"}, "sessions = 3")
+
+    assert found.of("Bearer her next key", 1.0) is ann
+    ann.begin(1.0, 2)
+    assert ann.limits == KeyLimits(sessions=3)
+
+
+def test_a_key_has_the_services_limits_where_it_has_none_of_its_own(tmp_path: Path) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN}, "sessions = 9")
+    usual = KeyLimits(sessions=1, requests_a_minute=2)
+    found = tenants(file, "one", limits=usual)
+
+    assert found.of("Bearer one", 0.0).limits == usual
+    assert found.of(f"Bearer {ANN}", 0.0).limits == KeyLimits(sessions=9, requests_a_minute=2)
+
+
+def test_a_key_that_is_added_is_printed_once_and_only_its_hash_is_in_the_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "keys.toml"
+
+    ann = add_key(file, "ann", KeyLimits())
+    ben = add_key(file, "ben", KeyLimits(sessions=2, tokens_a_minute=900))
+
+    assert ann not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [holder(tenants(file), key) for key in (ann, ben)] == ["ann", "ben"]
+    assert read_keys(file)[1].limits == KeyLimits(sessions=2, tokens_a_minute=900)
+
+
+@pytest.mark.parametrize("name", ["ann", "an n", "", "x]\n[y"])
+def test_a_name_that_is_taken_or_is_none_is_not_added(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "keys.toml"
+    add_key(file, "ann", KeyLimits())
+    before = file.read_text()
+
+    with pytest.raises(InvalidKeys):
+        add_key(file, name, KeyLimits())
+
+    assert file.read_text() == before

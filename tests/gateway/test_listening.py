@@ -1,0 +1,108 @@
+"""A service listens to strangers only where that is wanted, and answers to its own names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edge_agent.settings import load
+from gateway.app import create_app
+from gateway.hosting.listening import check_listening, hosts_of, is_loopback
+from gateway.ports import Tokenizer
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine
+
+KEYED = {"PICOSPEC_API_KEYS": "one"}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
+def test_this_machine_is_loopback(host: str) -> None:
+    assert is_loopback(host)
+    check_listening(load(None, {}, {"host": host}))
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "gpu.example", "", "localhost.x"]
+)
+def test_beyond_this_machine_a_service_needs_keys_or_leave(host: str, tmp_path: Path) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(ValueError, match="allow_anonymous"):
+        check_listening(load(None, {}, {"host": host}))
+
+    check_listening(load(None, KEYED, {"host": host}))
+    check_listening(load(None, {}, {"host": host, "allow_anonymous": True}))
+    (tmp_path / "keys.toml").touch()
+    check_listening(load(None, {}, {"host": host, "keys_file": tmp_path / "keys.toml"}))
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_an_error_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.toml"):
+        check_listening(load(None, {}, {"keys_file": tmp_path / "nowhere.toml"}))
+
+
+@pytest.mark.parametrize("module", ["edge_agent", "verifier"])
+def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
+    command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("settings: host 0.0.0.0: without keys")
+    assert "Traceback" not in ended.stderr
+
+
+async def status(said: str, environ: dict[str, str] | None = None, **settings: object) -> int:
+    """What a request gets that says this as its `Host`."""
+
+    async def source() -> Tokenizer:
+        return ByteTokenizer()
+
+    given = load(None, environ or {}, settings)
+    app = create_app(ScriptedEngine(), source, given, hosts=hosts_of(given))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        answer = await client.get("/v1/models", headers={"host": said})
+        if answer.status_code == 403:
+            assert answer.json()["error"]["code"] == "host_not_allowed"
+        return answer.status_code
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.1", "[::1]:8000", "[::1]"]
+)
+async def test_a_request_by_this_machines_name_is_answered(host: str) -> None:
+    assert await status(host) == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example", "evil.example:8000", "localhost.evil.example", "evil.example@localhost",
+        "localhost:8000.evil.example", "127.0.0.1.nip.io:8000", "", ":8000", "[::2]:8000",
+        "[::1", "localhost:8000:8000",
+    ],
+)  # fmt: skip
+async def test_a_page_of_another_name_that_points_here_gets_nothing(host: str) -> None:
+    assert await status(host) == 403
+
+
+async def test_more_names_can_be_allowed_and_with_keys_any_name_will_do() -> None:
+    named = {"allowed_hosts": ["Box.lan"]}
+
+    assert [await status(host, **named) for host in ("box.lan:8000", "other.lan")] == [200, 403]
+    assert await status("any.example", KEYED) == 401
+    beyond = {"host": "0.0.0.0", "allow_anonymous": True}
+    assert await status("any.example", **beyond) == 200
+    assert await status("any.example", **beyond, **named) == 403
+    assert await status("127.0.0.2:8000", host="127.0.0.2") == 200

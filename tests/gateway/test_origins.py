@@ -1,0 +1,222 @@
+"""Each character that a client is shown has the origin of its token, and each token counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.detokenise import Detokeniser, TextDelta
+from gateway.output.formats.base import Format
+from gateway.output.formats.choose import FORMATS
+from gateway.output.message import CallArguments, Message
+from gateway.output.parser import OutputParser
+from gateway.output.reasoning import Tags, read_reasoning
+from gateway.ports import Delta
+from gateway.speculation import Chain, Spans
+from tests.gateway.output.reading import CUTS, TOOLS, split
+
+ORIGINS = ("draft", "lookup", "target")
+TEXT = "ab€\U0001f600c\u0301\n"
+STOP_TOKEN = 10_000
+
+
+def pieces_of(raw: bytes, cuts: Sequence[int]) -> list[bytes]:
+    """Cut bytes anywhere, also within a character."""
+    ends = sorted({cut % (len(raw) + 1) for cut in cuts} | {0, len(raw)})
+    return [raw[a:b] for a, b in pairwise(ends)]
+
+
+def grouped(count: int, cuts: Sequence[int]) -> list[range]:
+    ends = sorted({cut % (count + 1) for cut in cuts} | {0, count})
+    return [range(a, b) for a, b in pairwise(ends)]
+
+
+def expand(spans: Spans) -> list[str]:
+    assert all(count > 0 for count, _ in spans)
+    assert all(a[1] != b[1] for a, b in pairwise(spans))
+    return [origin for count, origin in spans for _ in range(count)]
+
+
+@given(
+    text=st.text(TEXT, max_size=30),
+    cuts=st.lists(st.integers(0, 200), max_size=12),
+    commits=st.lists(st.integers(0, 40), max_size=6),
+    stops=st.lists(st.text(TEXT, min_size=1, max_size=3), max_size=2),
+    include=st.booleans(),
+    draw=st.randoms(),
+)
+def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
+    text: str,
+    cuts: list[int],
+    commits: list[int],
+    stops: list[str],
+    include: bool,
+    draw: object,
+) -> None:
+    pieces = [*pieces_of(text.encode(), cuts), b""]
+    origins = [draw.choice(ORIGINS) for _ in pieces]  # type: ignore[attr-defined]
+    reader = Detokeniser(
+        pieces.__getitem__, stop_tokens=frozenset(), stops=stops,
+        include_stop=include, watched=True,
+    )  # fmt: skip
+
+    shown, counted, tokens = list[TextDelta](), Counter[str](), 0
+    groups = grouped(len(pieces), commits)
+    for group in groups:
+        finish = "stop" if group is groups[-1] else None
+        chosen = tuple(origins[i] for i in group)
+        delta = reader.read(Delta(tuple(group), finish=finish, origins=chosen))
+        shown.append(delta)
+        tokens += delta.tokens
+        counted.update(delta.told.tokens)  # type: ignore[union-attr]
+        assert len(expand(delta.told.text)) == len(delta.text)  # type: ignore[union-attr]
+        if delta.finish:
+            break
+
+    visible = "".join(delta.text for delta in shown)
+    starts = list(accumulate((len(each.encode()) for each in text), initial=0))
+    owners = [origins[i] for i, piece in enumerate(pieces) for _ in piece]
+    expected = [owners[start] for start in starts[: len(visible)]]
+    assert text.startswith(visible)
+    assert [o for delta in shown for o in expand(delta.told.text)] == expected  # type: ignore[union-attr]
+    assert counted == Counter(origins[:tokens])
+
+
+def test_a_character_that_is_never_complete_is_of_the_token_that_began_it() -> None:
+    pieces = [b"a", b"\xf0\x9f", b"\x98"]
+    reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
+
+    told = reader.read(
+        Delta((0, 1, 2), finish="stop", origins=("draft", "lookup", "target"))
+    ).told
+
+    assert told is not None
+    assert list(told.text) == [(1, "draft"), (1, "lookup")]
+
+
+def test_without_origins_all_tokens_are_the_targets() -> None:
+    reader = Detokeniser(
+        lambda _: b"x", stop_tokens=frozenset({STOP_TOKEN}), stops=(), watched=True
+    )
+
+    told = reader.read(Delta((1, 2, STOP_TOKEN), finish="stop")).told
+
+    assert told is not None
+    assert list(told.text) == [(2, "target")]
+    assert told.tokens == {"target": 3}
+
+
+def test_a_choice_that_nobody_watches_tells_nothing() -> None:
+    reader = Detokeniser(lambda _: b"x", stop_tokens=frozenset(), stops=())
+
+    delta = reader.read(
+        Delta((1,), origins=("draft",), events=(Chain(0, 1, 1, False, (2,)),), finish="stop")
+    )
+
+    assert delta.told is None
+
+
+def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:
+    pieces = [b"\xe2\x82", b"\xac!", b"\xf0\x9f"]
+    reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
+    reader.read(Delta((0,), origins=("target",)))
+
+    told = reader.read(Delta((), events=(Chain(0, 1, 2, False, (1, 2)),))).told
+
+    assert told is not None
+    assert [event.text for event in told.events if isinstance(event, Chain)] == ["€!"]
+
+
+# --- messages of reasoning and calls
+
+THOUGHT = "<think>\nSo.  Well, a city\n</think>\n\n"
+ANSWERS = {
+    "hermes": 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}'
+    '\n</tool_call>\n<tool_call>{"name": "now", "arguments": {}}</tool_call>',
+    "llama": '{"name": "weather", "parameters": {"city": "Ulm"}}; {"name": "now", '
+    '"parameters": {}}',
+    "mistral": 'Hm. [TOOL_CALLS][{"name": "weather", "arguments": {"city": "Ulm"}}]',
+    "qwen_coder": 'Hm.\n<tool_call>\n<function=weather>\n<parameter=city>\nU"lm\n</parameter>\n'
+    "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+    "pythonic": '[weather(city="Ulm", days=3), now()]',
+    "plain": 'I see <b>no call</b> {"a": 1} in this.',
+}
+
+
+def parser(form: Format, pieces: Sequence[str]) -> OutputParser:
+    def parse(text, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        yield from read_reasoning(text, out, Tags("<think>", "</think>"), opened=False)
+        yield from form.read(text, out, TOOLS)
+
+    reader = Detokeniser(
+        lambda token: pieces[token].encode(), stop_tokens=frozenset(), stops=(), watched=True
+    )
+    return OutputParser(reader, Message(lambda: "id"), parse)
+
+
+def read(
+    answer: str, name: str, cuts: Sequence[int], commits: Sequence[int]
+) -> list[TextDelta]:
+    """Read an answer. The origin of each token is its place in the answer, as a text."""
+    pieces = split(answer, cuts)
+    reader = parser(FORMATS.get(name, FORMATS["hermes"]), pieces)
+    starts = list(accumulate(map(len, pieces), initial=0))
+    groups = grouped(len(pieces), commits)
+    return [
+        reader.read(
+            Delta(
+                tuple(group),
+                finish="stop" if group is groups[-1] else None,
+                origins=tuple(str(starts[i]) for i in group),
+            )
+        )
+        for group in groups
+    ]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@given(cuts=CUTS, commits=CUTS)
+def test_spans_add_up_to_content_reasoning_and_arguments(
+    name: str, cuts: list[int], commits: list[int]
+) -> None:
+    answer = THOUGHT + ANSWERS[name]
+
+    deltas = read(answer, name, cuts, commits)
+
+    counted = sum((Counter(d.told.tokens) for d in deltas if d.told), Counter())
+    assert counted.total() == sum(delta.tokens for delta in deltas)
+    for delta in deltas:
+        assert delta.told is not None
+        assert delta.parsed is not None
+        assert len(expand(delta.told.text)) == len(delta.text)
+        assert len(expand(delta.told.reasoning)) == len(delta.parsed.reasoning)
+        for piece, spans in zip(delta.parsed.calls, delta.told.calls, strict=True):
+            text = piece.text if isinstance(piece, CallArguments) else ""
+            assert len(expand(spans)) == len(text)
+
+
+@pytest.mark.parametrize("name", [n for n in ANSWERS if n != "pythonic"])
+@given(commits=CUTS)
+def test_what_is_passed_on_as_it_was_written_has_the_origin_of_its_own_token(
+    name: str, commits: list[int]
+) -> None:
+    answer = THOUGHT + ANSWERS[name]
+    every_character = range(len(answer) + 1)
+
+    shown = list[tuple[str, str]]()
+    for delta in read(answer, name, every_character, commits):
+        assert delta.told is not None
+        assert delta.parsed is not None
+        shown += zip(delta.text, expand(delta.told.text), strict=True)
+        shown += zip(delta.parsed.reasoning, expand(delta.told.reasoning), strict=True)
+        for piece, spans in zip(delta.parsed.calls, delta.told.calls, strict=True):
+            if isinstance(piece, CallArguments) and name != "qwen_coder":
+                shown += zip(piece.text, expand(spans), strict=True)
+
+    assert shown
+    assert all(answer[int(origin)] == character for character, origin in shown)

@@ -1,0 +1,92 @@
+"""A container's health check, against services with and without TLS."""
+
+from __future__ import annotations
+
+import http.server
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+
+from gateway.hosting.probe import trouble
+
+ROOT = Path(__file__).parents[2]
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/health" else 404)
+        self.end_headers()
+        self.wfile.write(b"so it is")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Fails(Answers):
+    status = 503
+
+
+@contextmanager
+def served(
+    context: ssl.SSLContext | None = None, answers: type[Answers] = Answers
+) -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), answers)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    if context:
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def context_of(authority: trustme.CA, *, asks: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("verifier.example").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED if asks else ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.parametrize("environ", [{}, {"PICOSPEC_VERIFIER__TLS__CERTIFICATE": "f"}])
+@pytest.mark.parametrize("kind", ["plain", "tls", "mutual"])
+def test_a_service_that_answers_is_alive_whatever_it_speaks(
+    kind: str, environ: dict[str, str]
+) -> None:
+    authority = trustme.CA()
+    context = None if kind == "plain" else context_of(authority, asks=kind == "mutual")
+
+    with served(context) as port:
+        assert trouble(port, environ) == ""
+
+
+def test_a_service_that_says_so_is_not_alive() -> None:
+    with served(answers=Fails) as port:
+        assert trouble(port, {}) == "503 so it is"
+    with served(context_of(trustme.CA(), asks=False), Fails) as port:
+        assert trouble(port, {}) == "503 so it is"
+
+
+def test_the_probe_is_a_command() -> None:
+    with served() as port:
+        command = [sys.executable, "-m", "gateway.hosting.probe", str(port)]
+        assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+    dead = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert dead.returncode == 1
+    assert "refused" in dead.stderr

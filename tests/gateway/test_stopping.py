@@ -1,0 +1,149 @@
+"""Signals drain a service, and its server answers meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx
+import uvicorn
+
+from gateway.drain import Drain
+from gateway.hosting.draining_server import DrainingServer
+from gateway.hosting.stopping import stopped_by_signals
+from tests.gateway.scripted import MODEL, ScriptedEngine, make_app
+
+STREAM = {
+    "model": MODEL,
+    "stream": True,
+    "messages": [{"role": "user", "content": "Hi"}],
+}
+
+
+class Closed(asyncio.Event):
+    async def __call__(self) -> None:
+        self.set()
+
+
+def signals(
+    drain: Drain, within_s: float, closed: Closed, *, second_is_at_once: bool = True
+) -> AbstractAsyncContextManager[None]:
+    return stopped_by_signals(
+        drain,
+        within_s,
+        closed,
+        at_once=signal.SIGUSR1,
+        second_is_at_once=second_is_at_once,
+    )
+
+
+async def until_begun(drain: Drain) -> None:
+    async with asyncio.timeout(2):
+        while not drain.begun:  # noqa: ASYNC110 - a handler of the loop
+            await asyncio.sleep(0.001)
+
+
+async def test_sigterm_waits_for_work_and_a_second_one_does_not() -> None:
+    drain, closed = Drain(), Closed()
+    drain.enter()
+    async with signals(drain, 60.0, closed):
+        signal.raise_signal(signal.SIGTERM)
+        await until_begun(drain)
+        assert not closed.is_set()
+
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(closed.wait(), 2)
+
+
+async def test_where_signals_are_passed_on_a_second_sigterm_is_the_first_once_more() -> None:
+    drain = Drain()
+    drain.enter()
+    async with signals(drain, 60.0, Closed(), second_is_at_once=False):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            await until_begun(drain)
+            await asyncio.sleep(0.01)
+
+        assert not drain.over.is_set()
+        drain.leave()
+
+
+async def test_what_has_not_finished_in_time_is_not_waited_for() -> None:
+    drain, closed = Drain(), Closed()
+    drain.enter()
+    async with signals(drain, 0.05, closed):
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(closed.wait(), 2)
+
+
+async def test_the_signal_that_means_at_once_waits_for_nothing() -> None:
+    drain, closed = Drain(), Closed()
+    drain.enter()
+    async with signals(drain, 60.0, closed):
+        signal.raise_signal(signal.SIGUSR1)
+        await asyncio.wait_for(closed.wait(), 2)
+
+
+async def test_a_service_that_ends_without_a_signal_closes_nothing() -> None:
+    closed = Closed()
+    async with signals(Drain(), 60.0, closed):
+        await asyncio.sleep(0)
+
+    assert not closed.is_set()
+
+
+@asynccontextmanager
+async def serving(
+    engine: ScriptedEngine, drain: Drain
+) -> AsyncIterator[tuple[httpx.AsyncClient, asyncio.Task[None]]]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(make_app(engine, drain=drain), log_level="critical")
+        server = DrainingServer(config, drain, 60.0)
+        listener.listen()
+        running = asyncio.create_task(server.serve([listener]))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with asyncio.timeout(10), httpx.AsyncClient(base_url=url) as client:
+            yield client, running
+            await running
+
+
+async def test_while_it_drains_the_server_answers_new_connections_and_then_it_ends() -> None:
+    drain, finish = Drain(), asyncio.Event()
+    async with (
+        serving(ScriptedEngine(pause=finish.wait), drain) as (client, running),
+        client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
+    ):
+        lines = answer.aiter_lines()
+        await anext(lines)
+        signal.raise_signal(signal.SIGTERM)
+        await until_begun(drain)
+        async with httpx.AsyncClient(base_url=client.base_url) as another:
+            refused = await another.post("/v1/chat/completions", json=STREAM)
+            ready, health = await another.get("/ready"), await another.get("/health")
+        assert not running.done()
+        finish.set()
+        rest = [line async for line in lines]
+
+    assert (refused.status_code, ready.status_code, health.status_code) == (503, 503, 200)
+    assert rest[-2] == "data: [DONE]"
+
+
+async def test_sigint_ends_a_running_answer_with_an_error_at_once() -> None:
+    drain = Drain()
+    engine = ScriptedEngine(pause=asyncio.Event().wait)
+    async with (
+        serving(engine, drain) as (client, _),
+        client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
+    ):
+        lines = answer.aiter_lines()
+        await anext(lines)
+        signal.raise_signal(signal.SIGINT)
+        events = [line async for line in lines if line]
+
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert engine.closed.locked() is False

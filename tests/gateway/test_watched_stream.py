@@ -1,0 +1,175 @@
+"""A stream tells of speculation to those who ask, and is otherwise what it was."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from gateway.ports import Delta, Job
+from gateway.speculation import Chain, LinkUse, Pass
+from tests.gateway.scripted import COUNTED, END, ScriptedEngine, client_of, make_app
+
+ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}
+WATCHED = {"include_speculation": True}
+CHAIN = Chain(2, 1, 3, False, tuple(b"ck "))
+PASS = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
+LINK = LinkUse(31.5, 40, 60, 0, 1)
+
+
+class TellingEngine(ScriptedEngine):
+    """It tells of speculation whether it was asked or not."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        self.jobs.append(job)
+        yield Delta(tuple(b"Q"), origins=("target",), statistics=COUNTED)
+        yield Delta((), events=(CHAIN, LINK), statistics=COUNTED)
+        tokens = tuple("uiç".encode())
+        origins = ("draft", "lookup", "ahead", "target")
+        yield Delta(tokens, origins=origins, events=(PASS,), statistics=COUNTED)
+        yield Delta((END,), finish="stop", origins=("draft",), statistics=COUNTED)
+
+
+async def chunks(body: dict[str, object], path: str = "/v1/chat/completions") -> list[Any]:
+    async with client_of(make_app(TellingEngine())) as client:
+        answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    events = answer.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+
+async def test_every_chunk_with_text_says_where_it_is_from() -> None:
+    told = [c for c in await chunks({**ASK, "stream_options": WATCHED}) if "speculation" in c]
+
+    said = [c["speculation"] for c in told if c["choices"]]
+    assert said == [
+        {"spans": [[1, "target"]], "tokens": {"target": 1}},
+        {
+            "spans": [[1, "draft"], [1, "lookup"], [1, "ahead"]],
+            "tokens": {"draft": 1, "lookup": 1, "ahead": 1, "target": 1},
+        },
+        {"tokens": {"draft": 1}},
+    ]
+    assert told[-2]["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_events_come_in_chunks_of_their_own_before_the_text_they_are_about() -> None:
+    told = await chunks({**ASK, "stream_options": WATCHED})
+
+    events = [c["speculation"] for c in told if not c["choices"]]
+    assert events[:3] == [
+        {
+            "event": "chain", "index": 0, "epoch": 2, "position": 1, "tokens": 3,
+            "broken": False, "text": "ck ",
+        },
+        {
+            "event": "link", "index": 0, "rtt_ms": 31.5, "bytes_up": 40, "bytes_down": 60,
+            "verifier": 0, "reopened": 1,
+        },
+        {
+            "event": "pass", "index": 0, "position": 1, "rows": 4, "accepted": 2,
+            "committed": 3, "beyond": "recovered", "pass_ms": 20.0, "waited_ms": 1.5,
+            "gap_ms": None, "cloud_row_ms": 18.0,
+        },
+    ]  # fmt: skip
+    names = [c["speculation"].get("event", "text") for c in told if "speculation" in c]
+    assert names == ["text", "chain", "link", "pass", "text", "text", "totals"]
+
+
+@pytest.mark.parametrize("options", [WATCHED, {**WATCHED, "include_usage": True}])
+async def test_the_last_chunk_has_the_totals(options: dict[str, bool]) -> None:
+    told = await chunks({**ASK, "n": 2, "stream_options": options})
+
+    totals = told[-1]["speculation"]
+    speed = totals.pop("tokens_per_s")
+    assert speed > 0
+    assert totals == {
+        "event": "totals",
+        "tokens": {"draft": 4, "lookup": 2, "ahead": 2, "target": 4},
+        "passes": 8, "rows": 32, "drafted": 24, "accepted": 14, "acceptance": 14 / 24,
+        "bytes_up": 80, "bytes_down": 120, "bytes_per_token": 200 / 12, "rtt_ms": 31.5,
+        "cloud_row_ms": 18.0, "reopened": 2,
+    }  # fmt: skip
+    assert told[-1]["choices"] == []
+    assert ("usage" in told[-1]) == ("include_usage" in options)
+    if "usage" in told[-1]:
+        assert told[-1]["usage"]["completion_tokens"] == sum(totals["tokens"].values())
+
+
+async def test_each_choice_has_events_and_counts_of_its_own() -> None:
+    told = await chunks({**ASK, "n": 2, "stream_options": WATCHED})
+
+    counted = {0: Counter[str](), 1: Counter[str]()}
+    for chunk in told[:-1]:
+        said = chunk.get("speculation", {})
+        if chunk["choices"]:
+            counted[chunk["choices"][0]["index"]].update(said.get("tokens", {}))
+    indices = [c["speculation"]["index"] for c in told[:-1] if not c["choices"]]
+    assert Counter(indices) == {0: 3, 1: 3}
+    assert counted[0] == counted[1] == {"draft": 2, "lookup": 1, "ahead": 1, "target": 2}
+
+
+@pytest.mark.parametrize(
+    "options", [None, {"include_usage": True}, {"include_speculation": False}]
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that_tells(
+    options: dict[str, bool] | None, path: str
+) -> None:
+    ask = ASK if "chat" in path else {"prompt": "Hi", "stream": True, "seed": 3}
+
+    plain = await chunks({**ask, "stream_options": options}, path)
+    told = await chunks({**ask, "stream_options": {**(options or {}), **WATCHED}}, path)
+
+    usage = options is not None and "include_usage" in options
+    rest = [c for c in told if c["choices"] or (usage and c is told[-1])]
+    assert [without(c) for c in rest] == [without(c) for c in plain]
+    assert not any("speculation" in c for c in plain)
+
+
+def without(chunk: dict[str, Any]) -> str:
+    """Return a chunk without what differs from one request to the next."""
+    changes = ("id", "created", "speculation", "timings")
+    return json.dumps({name: value for name, value in chunk.items() if name not in changes})
+
+
+async def test_characters_of_an_echoed_prompt_are_of_no_token() -> None:
+    ask = {"prompt": "Hi", "stream": True, "echo": True, "stream_options": WATCHED}
+
+    told = await chunks(ask, "/v1/completions")
+
+    first = next(c for c in told if c["choices"])
+    assert first["choices"][0]["text"] == "HiQ"
+    assert first["speculation"]["spans"] == [[2, "prompt"], [1, "target"]]
+    assert first["speculation"]["tokens"] == {"target": 1}
+
+
+async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
+    engine = ScriptedEngine()
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post(
+            "/v1/chat/completions", json={**ASK, "stream_options": WATCHED}
+        )
+
+    assert engine.jobs[0].watched
+    said = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line[6:7] == "{"]
+    spans = [s for c in said for s in c.get("speculation", {}).get("spans", [])]
+    assert spans == [[2, "target"], [6, "target"]]
+    totals = said[-1]["speculation"]
+    assert totals["tokens"] == {"target": 9}
+    assert totals["bytes_up"] is totals["rtt_ms"] is totals["cloud_row_ms"] is None
+
+
+async def test_an_answer_that_is_not_streamed_tells_nothing() -> None:
+    engine = TellingEngine()
+    async with client_of(make_app(engine)) as client:
+        answer = await client.post(
+            "/v1/chat/completions", json={**ASK, "stream": False, "stream_options": WATCHED}
+        )
+
+    assert not engine.jobs[0].watched
+    assert "speculation" not in answer.json()

@@ -1,0 +1,234 @@
+"""A session belongs to the key that opened it, counts among its answers, and ends one day."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from pyqwest import Client, HTTPTransport, HTTPVersion
+from structlog.testing import capture_logs
+
+from gateway.errors import RateLimited
+from gateway.tenants.keys import KeyLimits
+from gateway.tenants.tenant import Tenant, TenantMetrics
+from speculation.protocol import wire
+from speculation.protocol.messages import Draft, Fault, Finish, Opened
+from tests.verifier.conftest import fake_command, free_port, http2_client, serving
+from tests.verifier.down import opened, push, resumed, text_of
+from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
+from tests.verifier.test_sessions import ending, rest, running
+from verifier.app import build
+from verifier.metrics import PassMetrics
+from verifier.settings import load
+from verifier.target import UnknownSession
+
+ANN, BEN = "key of ann", "key of ben"
+
+
+OPEN = wire.encode(opening())
+
+
+def session_of(answer: httpx.Response) -> str:
+    first = next(wire.Decoder().feed(answer.content))
+    assert isinstance(first, Opened)
+    return first.session
+
+
+def keys_toml(*names: str, more: str = "") -> str:
+    digests = {name: hashlib.sha256(f"key of {name}".encode()).hexdigest() for name in names}
+    return "".join(f'[{name}]\nsha256 = "{digests[name]}"\n{more}\n' for name in names)
+
+
+def tenant(**limits: int) -> Tenant:
+    return Tenant("ann", KeyLimits(**limits), TenantMetrics(CollectorRegistry()))
+
+
+def make(_: PassMetrics, target: FakeTarget) -> FakeTarget:
+    return target
+
+
+@asynccontextmanager
+async def app_of(keys_file: Path, target: FakeTarget) -> AsyncIterator[FastAPI]:
+    """The verifier's app, with its target started."""
+    app = build(load(None, {}, {"keys_file": keys_file}), partial(make, target=target))
+    async with app.router.lifespan_context(app):
+        await asyncio.sleep(0)
+        yield app
+
+
+def client_of(app: FastAPI, key: str) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=app)
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(transport=transport, base_url="http://v", headers=headers)
+
+
+async def test_another_keys_session_is_answered_as_one_that_does_not_exist(server: str) -> None:
+    async with http2_client(server) as mine, http2_client(server, "other") as theirs:
+        async with opened(mine, opening(prompt=(SLOW,), max_tokens=6, fill="auto")) as stream:
+            session = await stream.opened()
+            foreign = [
+                await attempt(theirs, session, verb) for verb in ("GET", "POST", "DELETE")
+            ]
+            unknown = [
+                await attempt(theirs, "x" * 16, verb) for verb in ("GET", "POST", "DELETE")
+            ]
+            own = await push(mine, session, Draft(0, 0, 0, (said((SLOW,), 0),)))
+            text = text_of(await stream.rest())
+        async with resumed(mine, session, 0) as again:
+            same = text_of(await again.rest())
+        late = await attempt(theirs, session, "GET")
+
+    def without_name(answer: httpx.Response) -> str:
+        return answer.text.replace(session, "NAME").replace("x" * 16, "NAME")
+
+    assert [answer.status_code for answer in (*foreign, late)] == [404] * 4
+    assert [*map(without_name, foreign)] == [*map(without_name, unknown)]
+    assert own.status_code == 204
+    assert text == same == [said((SLOW,), i) for i in range(6)]
+
+
+async def attempt(client: httpx.AsyncClient, session: str, verb: str) -> httpx.Response:
+    path = f"/v1/speculate/{session}" + ("/drafts" if verb == "POST" else "")
+    return await client.request(verb, path)
+
+
+async def test_only_its_own_tenant_finds_a_session() -> None:
+    ann, ben = tenant(), tenant()
+    async with running() as (sessions, target, _):
+        session = await sessions.open(opening(prompt=(STALLS,)), ann)
+
+        for other in (ben, None):
+            for find in (sessions.find, sessions.find_running, sessions.cancel):
+                with pytest.raises(UnknownSession, match="there is no session"):
+                    find(session.name, other)
+        assert sessions.find_running(session.name, ann) is session
+        assert target.running
+
+
+async def test_a_session_counts_among_its_tenants_answers_until_it_ends() -> None:
+    ann, ben = tenant(sessions=2), tenant(sessions=2)
+    async with running() as (sessions, _, _m):
+        first = await sessions.open(opening(prompt=(STALLS,)), ann)
+        ann.begin(0.0)  # a plain answer
+
+        with pytest.raises(RateLimited, match="2 answers at once"):
+            await sessions.open(opening(), ann)
+        await sessions.open(opening(prompt=(STALLS,)), ben)
+        first.cancel(Fault("cancelled", ""))
+        await rest(first)
+        await asyncio.sleep(0)
+        await rest(await sessions.open(opening(), ann))
+
+
+async def test_the_tokens_of_a_session_are_its_tenants_and_those_it_began_with_are_not() -> (
+    None
+):
+    registry = CollectorRegistry()
+    ann = Tenant("ann", KeyLimits(), TenantMetrics(registry))
+    known = tuple(said((4, 5, 6), i) for i in range(3))
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(committed=known), ann)
+        last = (await rest(session, len(known)))[-1]
+        await asyncio.sleep(0)
+
+    assert isinstance(last, Finish)
+    assert registry.get_sample_value("picospec:tenant_tokens_total", {"tenant": "ann"}) == 5
+
+
+async def test_a_session_that_is_too_old_ends_while_it_generates() -> None:
+    async with running(max_age_s=0.25) as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(SLOW,), max_tokens=200))
+        fault = await ending(session)
+
+    assert fault == Fault("max_age", "an answer may take at most 0.25 s", retryable=False)
+    assert session.log.tokens >= 1
+
+
+async def test_a_key_taken_away_ends_with_its_next_request_and_its_stream_goes_on(
+    tmp_path: Path,
+) -> None:
+    file, port = tmp_path / "keys.toml", free_port()
+    file.write_text(keys_toml("ann", "ben"))
+    command = fake_command(port, keys_file=str(file), sessions={"max_sessions": 4})
+    url = f"http://127.0.0.1:{port}"
+    with serving(command, port):
+        async with (
+            http2_client(url, ANN) as ann,
+            http2_client(url, BEN) as ben,
+            opened(ann, opening(prompt=(SLOW,), max_tokens=30)) as stream,
+        ):
+            session = await stream.opened()
+            await asyncio.to_thread(file.write_text, keys_toml("ben"))
+            await asyncio.sleep(1.05)  # KeysFile looks once a second
+            gone = [await attempt(ann, session, verb) for verb in ("GET", "POST", "DELETE")]
+            gone.append(await ann.post("/v1/speculate", content=wire.encode(opening())))
+            other = await ben.get("/v1/models")
+            text = text_of(await stream.rest())
+
+    assert [answer.status_code for answer in (*gone, other)] == [401] * 4 + [200]
+    assert len(text) == 30
+
+
+async def test_a_tenant_at_its_limit_opens_no_session_and_the_drafts_of_those_open_are_free(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(keys_toml("ann", more="requests_a_minute = 2"))
+    async with app_of(file, FakeTarget()) as app, client_of(app, ANN) as client:
+        opens = [await client.post("/v1/speculate", content=OPEN) for _ in range(3)]
+        name = session_of(opens[0])
+        drafts = [await push(client, name, Draft(0, 0, 0, (1,))) for _ in range(5)]
+        again = await client.get(f"/v1/speculate/{name}?from=0")
+
+    assert [answer.status_code for answer in opens] == [200, 200, 429]
+    assert opens[2].json()["error"]["code"] == "rate_limit_exceeded"
+    assert [answer.status_code for answer in drafts] == [404] * 5
+    assert again.status_code == 200
+
+
+async def test_no_sessions_name_is_in_the_log(tmp_path: Path) -> None:
+    class Broken(FakeTarget):
+        async def _step(self, running: object) -> None:
+            raise RuntimeError("a bug")
+
+    file = tmp_path / "keys.toml"
+    file.write_text(keys_toml("ann"))
+    async with app_of(file, Broken()) as app, client_of(app, ANN) as client:
+        with capture_logs() as logs:
+            answer = await client.post("/v1/speculate", content=OPEN)
+            name = session_of(answer)
+            await push(client, name, Draft(0, 0, 0, (1,)))
+            await client.get(f"/v1/speculate/{name}?from=0")
+            await client.delete(f"/v1/speculate/{name}")
+            async with client_of(app, "wrong") as stranger:
+                await attempt(stranger, name, "POST")
+
+    paths = [line["path"] for line in logs if line["event"] == "request"]
+    assert paths[1:] == ["/v1/speculate/*/drafts", *["/v1/speculate/*"] * 2, paths[1]]
+    assert "session failed" in [line["event"] for line in logs]
+    assert name not in str(logs)
+
+
+async def test_without_keys_a_page_of_another_name_reaches_nothing_by_any_version_of_http() -> (
+    None
+):
+    port = free_port()
+    here, there = f"http://127.0.0.1:{port}", f"http://evil.example:{port}"
+    with serving(fake_command(port), port, keys=""):
+        for version in (HTTPVersion.HTTP1, HTTPVersion.HTTP2):
+            transport = HTTPTransport(
+                http_version=version,
+                dns_overrides={"evil.example": ["127.0.0.1"]},
+                enable_otel=False,
+            )
+            answers = [await Client(transport).get(f"{at}/v1/models") for at in (here, there)]
+
+            assert [answer.status for answer in answers] == [200, 403]

@@ -1,0 +1,50 @@
+"""Counts and times what one session commits, as gateway.account does for one request.
+
+A session outlives the request that opened it, when its edge resumes it by another one.
+"""
+
+from __future__ import annotations
+
+from gateway.metrics import Metrics
+from gateway.tracing import Fact, Span
+from speculation.protocol.messages import Fault, Finish, Totals
+
+
+class SessionAccount:
+    """span: the session's. opened: when it was asked for, by the clock of all calls."""
+
+    def __init__(self, metrics: Metrics, span: Span, opened: float) -> None:
+        self._metrics = metrics
+        self._span = span
+        self._opened = opened
+        self._tokens = 0
+        self._first_token_s = 0.0
+        self._last: float | None = None  # when tokens were committed last
+
+    def committed(self, tokens: int, now: float) -> None:
+        """Count a Commit. The gap before it is observed once, as a mean of its tokens."""
+        self._tokens += tokens
+        self._metrics.generation_tokens.inc(tokens)
+        if self._last is None:
+            self._first_token_s = now - self._opened
+            self._metrics.first_token_s.observe(self._first_token_s)
+        else:
+            self._metrics.token_gap_s.observe((now - self._last) / tokens)
+        self._last = now
+
+    def finished(self, now: float) -> None:
+        """The answer is complete."""
+        self._metrics.request_s.observe(now - self._opened)
+
+    def close(self, ending: Finish | Fault | None) -> None:
+        """End the span with what was counted, and with how the session ended."""
+        totals = ending.totals if isinstance(ending, Finish) else Totals()
+        facts: dict[str, Fact] = {
+            "completion_tokens": self._tokens,
+            "first_token_s": self._first_token_s,
+            "passes": totals.passes,
+            "draft_tokens": totals.judged,
+            "accepted_tokens": totals.accepted,
+            "acceptance": totals.accepted / max(1, totals.judged),
+        }
+        self._span.end(ending.code if isinstance(ending, Fault) else None, **facts)
