@@ -130,13 +130,15 @@ class Prediction:
         return DraftToken(token, confidence, origin="prediction")
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
+        """Where the place is not sure, what the other one reads comes first: a token or two of
+        a wrong prediction agree almost anywhere."""
         place = self._places[-1]
         followed = self._predicted.tokens[place.at :][: max(AHEAD_SIZES)]
         read_s = self._reading.of(latencies)
         count = ahead_size(self._right(place).right, latencies, read_s=read_s)
-        if count and followed:
-            return list(followed[:count])
-        return [] if self._other is None else self._other.ahead(latencies)
+        own, other = list(followed[:count]), self._other
+        others = [] if other is None or (own and place.agreed >= SURE) else other.ahead(latencies)
+        return others or own
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         self._reading.observe(more, took_s, draft_s)

@@ -123,17 +123,20 @@ def test_of_several_places_it_takes_the_next_one() -> None:
     assert proposed.token == 8
 
 
+class Other:
+    """A Proposer that always has something."""
+
+    def follow(self, *_: object) -> None: ...
+    def observe_reading(self, *_: object) -> None: ...
+    def propose(self, latencies: Latencies) -> DraftToken:
+        return DraftToken(1234, 1.0)
+
+    def ahead(self, latencies: Latencies) -> list[int]:
+        return [1234]
+
+
 @pytest.mark.parametrize("predicted", [[], [1], FILE[:2]])
 def test_where_a_prediction_ends_others_propose(predicted: list[int]) -> None:
-    class Other:
-        def follow(self, *_: object) -> None: ...
-        def observe_reading(self, *_: object) -> None: ...
-        def propose(self, latencies: Latencies) -> DraftToken:
-            return DraftToken(1234, 1.0)
-
-        def ahead(self, latencies: Latencies) -> list[int]:
-            return [1234]
-
     prediction = Prediction(PredictedText(predicted), Other())
     prediction.follow(predicted, [])
 
@@ -142,6 +145,14 @@ def test_where_a_prediction_ends_others_propose(predicted: list[int]) -> None:
     assert proposed is not None
     assert proposed.token == 1234
     assert prediction.ahead(LATENCIES) == [1234]
+
+
+@pytest.mark.parametrize(("text", "ahead"), [([*FILE[:8]], FILE[8]), ([9, 50, FILE[4]], 1234)])
+def test_where_the_place_is_not_sure_others_read_first(text: list[int], ahead: int) -> None:
+    prediction = Prediction(PredictedText(FILE), Other())
+    prediction.follow(text, [])
+
+    assert prediction.ahead(LATENCIES)[0] == ahead
 
 
 @given(
