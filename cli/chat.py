@@ -1,4 +1,7 @@
-"""`picospec chat`: a conversation in the terminal, with a line of statistics below it."""
+"""`picospec chat`: a conversation in the terminal, with a line of statistics below it.
+
+The text has the colours of who had its tokens first, and the chain runs ahead of it, dimmed.
+"""
 
 from __future__ import annotations
 
@@ -13,67 +16,87 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cli.chat_client import ChatError, Turn, client_of, model_name, stream_answer
-from cli.chat_stats import Reading, describe
-from gateway.errors import first_error
-
-READ_EVERY_S: Final = 0.5
-"""Time between two readings of the edge's counters."""
+from cli.chat_client import ChatError, Chunk, Turn, client_of, first_model, stream_answer
+from cli.chat_stats import Progress
 
 SILENCE_S: Final = 120.0
 """Time without a byte after which the service is taken for dead."""
 
+COLOURS: Final = {
+    "draft": "green",
+    "ahead": "cyan",
+    "lookup": "blue",
+    "prediction": "magenta",
+    "grammar": "yellow",
+}
+"""By who had a token first. The target's own have no colour."""
+
+MAX_CHAIN_CHARACTERS: Final = 60
+"""Most of the chain that is shown: it must not make the last line jump."""
+
 
 class AnswerView:
-    """Text that grows: complete lines are printed, the last one stays above the statistics."""
+    """Text that grows: complete lines are printed, the last one stays above the statistics, and
+    has the chain behind it, which is not confirmed yet."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._line = ""
+        self._line = Text()
+        self._chain = ""
         self._stats = ""
 
-    def write(self, text: str) -> None:
-        *complete, self._line = (self._line + text).split("\n")
-        for line in complete:
-            self._live.console.print(Text(line), soft_wrap=True)
-        self._live.update(Group(Text(self._line), Text(self._stats, style="dim")))
-
-    def show_stats(self, stats: str) -> None:
+    def add(self, chunk: Chunk, stats: str) -> None:
+        """Show a chunk, and the statistics after it."""
         self._stats = stats
-        self.write("")
+        told = chunk.speculation
+        if told is not None and told.event == "chain":
+            self._chain = "" if told.broken else told.text
+        if chunk.text:
+            right = self._chain.startswith(chunk.text)
+            self._chain = self._chain[len(chunk.text) :] if right else ""
+            self._write(coloured(chunk.text, told.spans if told is not None else ()))
+        self._draw()
+
+    def end(self) -> None:
+        """Leave nothing on the screen that is not part of the answer."""
+        self._chain = ""
+        self._draw()
+
+    def _write(self, text: Text) -> None:
+        *complete, self._line = (self._line + text).split("\n", allow_blank=True)
+        for line in complete:
+            self._live.console.print(line, soft_wrap=True)
+
+    def _draw(self) -> None:
+        chain = self._chain.partition("\n")[0][:MAX_CHAIN_CHARACTERS]
+        last = self._line + Text(chain, style="dim italic")
+        self._live.update(Group(last, Text(self._stats, style="dim")), refresh=True)
+
+
+def coloured(text: str, spans: Sequence[tuple[int, str]]) -> Text:
+    """Return a text in the colours of its origins."""
+    shown, at = Text(text), 0
+    for count, origin in spans:
+        if style := COLOURS.get(origin):
+            shown.stylize(style, at, at + count)
+        at += count
+    return shown
 
 
 async def answer(client: httpx.AsyncClient, turns: Sequence[Turn], console: Console) -> str:
     """Stream one answer to the console; return its text. Raises ChatError."""
-    model, before, pieces = await model_name(client), await _read(client), list[str]()
+    model, progress, pieces = await first_model(client), Progress(time.monotonic), list[str]()
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
-        async with asyncio.TaskGroup() as tasks:
-            updates = tasks.create_task(_update_stats(client, before, view))
+        try:
             async with aclosing(stream_answer(client, model, turns)) as stream:
-                async for piece in stream:
-                    pieces.append(piece)
-                    view.write(piece)
-                    live.refresh()
-            updates.cancel()
-        view.show_stats(describe(before, await _read(client)))
-        live.refresh()
+                async for chunk in stream:
+                    pieces.append(chunk.text)
+                    progress.add(chunk)
+                    view.add(chunk, str(progress))
+        finally:
+            view.end()
     return "".join(pieces)
-
-
-async def _update_stats(client: httpx.AsyncClient, before: Reading, view: AnswerView) -> None:
-    while True:
-        await asyncio.sleep(READ_EVERY_S)
-        view.show_stats(describe(before, await _read(client)))
-
-
-async def _read(client: httpx.AsyncClient) -> Reading:
-    """Return the edge's counters, all 0 for a service without them."""
-    try:
-        response = await client.get("/metrics")
-    except httpx.TransportError:
-        return Reading(time.monotonic())
-    return Reading.parse(response.text, time.monotonic())
 
 
 def chat(url: str, key: str | None, console: Console, ask_user: Callable[[], str]) -> None:
@@ -101,8 +124,5 @@ def chat(url: str, key: str | None, console: Console, ask_user: Callable[[], str
 
 
 async def _ask(url: str, key: str | None, turns: Sequence[Turn], console: Console) -> str:
-    try:
-        async with client_of(url, key, SILENCE_S) as client:
-            return await answer(client, turns, console)
-    except ExceptionGroup as group:
-        raise first_error(group) from None
+    async with client_of(url, key, SILENCE_S) as client:
+        return await answer(client, turns, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from typing import Annotated
 
 import httpx
 import msgspec
@@ -16,6 +17,46 @@ class ChatError(Exception):
 class Turn(msgspec.Struct, frozen=True):
     role: str
     content: str
+
+
+class Speculation(msgspec.Struct):
+    """What a chunk tells of speculation, see docs/api.md; a part of it."""
+
+    event: str = ""
+    spans: Sequence[tuple[int, str]] = ()
+    tokens: dict[str, int] | int = 0
+    text: str = ""
+    broken: bool = False
+    rows: int = 0
+    accepted: int = 0
+    drafted: int = 0
+    rtt_ms: float | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens by origin, of a chunk that counts them."""
+        return self.tokens if isinstance(self.tokens, dict) else {}
+
+
+class Chunk(msgspec.Struct):
+    """A piece of an answer."""
+
+    text: str
+    speculation: Speculation | None = None
+
+
+class Model(msgspec.Struct):
+    id: str
+    owned_by: str = ""
+
+    @property
+    def tells(self) -> bool:
+        """Whether its service tells of speculation. Others may reject the question."""
+        return self.owned_by == "picospec"
+
+
+class _Models(msgspec.Struct):
+    data: Annotated[Sequence[Model], msgspec.Meta(min_length=1)]
 
 
 class _Delta(msgspec.Struct):
@@ -32,6 +73,7 @@ class _Error(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: Sequence[_Choice] = ()
+    speculation: Speculation | None = None
     error: _Error | None = None
 
 
@@ -42,22 +84,25 @@ def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncC
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
 
-async def model_name(client: httpx.AsyncClient) -> str:
-    """Return the name of the first model the service offers."""
+async def first_model(client: httpx.AsyncClient) -> Model:
+    """Return the first model the service offers."""
     try:
         response = await client.get("/v1/models")
     except httpx.TransportError as error:
         raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
     if response.status_code != 200:
         raise ChatError(_reason(response))
-    return str(response.json()["data"][0]["id"])
+    return msgspec.json.decode(response.content, type=_Models).data[0]
 
 
 async def stream_answer(
-    client: httpx.AsyncClient, model: str, turns: Sequence[Turn]
-) -> AsyncGenerator[str]:
-    """Yield the answer's text as it comes. Closing the generator cancels the answer."""
-    body = msgspec.json.encode({"model": model, "messages": turns, "stream": True})
+    client: httpx.AsyncClient, model: Model, turns: Sequence[Turn]
+) -> AsyncGenerator[Chunk]:
+    """Yield the answer as it comes. Closing the generator cancels the answer."""
+    asked = {"model": model.id, "messages": turns, "stream": True}
+    if model.tells:
+        asked["stream_options"] = {"include_speculation": True}
+    body = msgspec.json.encode(asked)
     headers = {"content-type": "application/json"}
     request = client.stream("POST", "/v1/chat/completions", content=body, headers=headers)
     try:
@@ -69,17 +114,18 @@ async def stream_answer(
                 if line == "data: [DONE]":
                     return
                 if line.startswith("data: "):
-                    yield _text(line.removeprefix("data: "))
+                    yield _chunk(line.removeprefix("data: "))
     except httpx.TransportError as error:
         raise ChatError(f"the connection broke: {error}") from error
     raise ChatError("the answer ended before it was complete")
 
 
-def _text(event: str) -> str:
+def _chunk(event: str) -> Chunk:
     chunk = msgspec.json.decode(event, type=_Chunk)
     if chunk.error is not None:
         raise ChatError(chunk.error.message)
-    return "".join(choice.delta.content or "" for choice in chunk.choices)
+    text = "".join(choice.delta.content or "" for choice in chunk.choices)
+    return Chunk(text, chunk.speculation)
 
 
 def _reason(response: httpx.Response) -> str:

@@ -1,49 +1,54 @@
 """Describes a running answer in one line: tokens a second, acceptance, round trip.
 
-The numbers come from the edge's /metrics, so that they are known while the answer streams; they
-include what other clients do at the same time.
+The numbers come with the answer's own stream, so what other clients do is not in them. A
+service that does not tell of speculation has none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Self
+from collections.abc import Callable
 
-_FIELDS: Final = {
-    "picospec:generation_tokens_total": "generated_tokens",
-    "picospec:edge_draft_tokens_total": "drafted_tokens",
-    "picospec:edge_accepted_tokens_total": "accepted_tokens",
-    "picospec:edge_link_rtt_seconds": "rtt_s",
-}
+from cli.chat_client import Chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Counters of the edge at one moment; those that it does not report are 0."""
+class Progress:
+    """clock: monotonic, in seconds."""
 
-    at_s: float
-    generated_tokens: float = 0
-    drafted_tokens: float = 0
-    accepted_tokens: float = 0
-    rtt_s: float = 0
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._tokens = self._accepted = self._judged = 0
+        self._rtt_ms = 0.0
 
-    @classmethod
-    def parse(cls, text: str, at_s: float) -> Self:
-        """Read Prometheus' text format; lines of other metrics are skipped."""
-        lines = (line.split() for line in text.splitlines())
-        known = (words for words in lines if len(words) >= 2 and words[0] in _FIELDS)
-        return cls(at_s, **{_FIELDS[words[0]]: float(words[1]) for words in known})
+    def add(self, chunk: Chunk) -> None:
+        """Take in what a chunk tells."""
+        told = chunk.speculation
+        if told is None:
+            return
+        match told.event:
+            case "":
+                self._count(sum(told.counts.values()))
+            case "pass":
+                self._accepted += told.accepted
+                self._judged += told.rows - 1
+            case "totals":
+                self._accepted, self._judged = told.accepted, told.drafted
+        self._rtt_ms = told.rtt_ms or self._rtt_ms
 
+    def _count(self, tokens: int) -> None:
+        """Count tokens from the first ones on, whose time is that of the prompt."""
+        self._last_s = self._clock()
+        if self._first_s is None:
+            self._first_s = self._last_s
+        else:
+            self._tokens += tokens
 
-def describe(before: Reading, after: Reading) -> str:
-    """Describe what happened between two readings; unknown numbers are left out."""
-    seconds = after.at_s - before.at_s
-    tokens = after.generated_tokens - before.generated_tokens
-    drafted = after.drafted_tokens - before.drafted_tokens
-    accepted = after.accepted_tokens - before.accepted_tokens
-    parts = (
-        f"{tokens / seconds:.1f} tokens/s" if seconds > 0 and tokens > 0 else "",
-        f"{accepted / drafted:.0%} of drafts accepted" if drafted > 0 else "",
-        f"RTT {after.rtt_s * 1000:.0f} ms" if after.rtt_s > 0 else "",
-    )
-    return " · ".join(filter(None, parts))
+    def __str__(self) -> str:
+        seconds = self._last_s - (self._first_s or 0.0)
+        parts = (
+            f"{self._tokens / seconds:.1f} tokens/s" if self._tokens and seconds > 0 else "",
+            f"{self._accepted / self._judged:.0%} of drafts accepted" if self._judged else "",
+            f"RTT {self._rtt_ms:.0f} ms" if self._rtt_ms else "",
+        )
+        return " · ".join(filter(None, parts))

@@ -15,7 +15,7 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from cli.chat_client import ChatError, client_of, model_name
+from cli.chat_client import ChatError, client_of, first_model
 from cli.doctor.machine import HOST, why_not_free
 from gateway.hosting.cores import Pins
 from gateway.hosting.processes import Service, ServiceError, keep_up
@@ -130,7 +130,7 @@ async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Co
 
             await until_ready(services, client, plan.ready_within_s, on_wait=show)
         try:
-            return await model_name(client)
+            return (await first_model(client)).id
         except ChatError as error:
             raise ServiceError(f"the edge does not name its model: {error}") from error
 

@@ -61,6 +61,9 @@ def main(
         ),
     ] = None,
     drafter: Annotated[str | None, Option(help="model or none.")] = None,
+    fallback: Annotated[
+        str | None, Option(help="none or draft: who answers while no verifier does.")
+    ] = None,
     judge: Annotated[str | None, Option(help="coupled or separate.")] = None,
     fill: Annotated[str | None, Option(help="always, auto or never.")] = None,
     slots: Annotated[int | None, Option(help="Answers that draft at once.")] = None,

@@ -24,6 +24,8 @@ from edge_agent.draft_model.drafter import Drafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
 from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.fallback.fallback import DraftFallback, open_engine
+from edge_agent.link import direct
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
@@ -32,12 +34,15 @@ from edge_agent.settings import EdgeSettings
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.drain import Drain
-from gateway.errors import ApiError
+from gateway.errors import ApiError, Unavailable
 from gateway.hosting.listening import hosts_of
 from gateway.hosting.tracing import open_tracing
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.documents import Route as DocumentedRoute
 from models.store import Store
 from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
+from speculation.protocol.messages import PROTOCOL_VERSION
 
 
 def build(
@@ -71,7 +76,12 @@ def build(
     translate = None if model is None else partial(Translation, draft=model)
     cache = TokenizerCache(store.root / "tokenizers")
     tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
+    draft = None if model is None else store.find(settings.draft_model, "draft")
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
+    fallback = None
+    if settings.fallback == "draft" and model is not None and draft is not None:
+        alone = open_engine(draft, drafter, loading.context_tokens_of(model, settings))
+        fallback = DraftFallback(*alone, verifiers, tokenizer, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -88,6 +98,8 @@ def build(
                 task.cancel()
             await asyncio.wait(tasks)
             await engine.close()
+            if fallback is not None:
+                await fallback.engine.close()
             await verifiers.close()
             if await asyncio.to_thread(drafter.close) and model is not None:
                 model.close()
@@ -102,9 +114,22 @@ def build(
         drain=drain,
         hosts=hosts_of(settings),
         tracing=tracing,
+        fallback=fallback,
+        routes=[
+            DocumentedRoute(
+                "POST",
+                direct.PATH,
+                "The same chat without the edge",
+                partial(direct.relay, verifiers),
+                ChatRequest,
+            ),
+        ],
+        about=partial(
+            _about, settings, verifiers, tokenizer, draft.name if draft else None, registry
+        ),
     )
     health = partial(_health, verifiers, drafter, drain)
-    ready = partial(_ready, engine, verifiers, tokenizer, drain)
+    ready = partial(_ready, engine, verifiers, tokenizer, fallback, drain)
     for path, answer in (("/health", health), ("/ready", ready)):
         app.router.routes.insert(0, Route(path, answer))
     return app
@@ -137,10 +162,38 @@ async def _health(
     return JSONResponse({"status": "ok", "state": state, **drafts, **verifiers.report()})
 
 
+async def _about(
+    settings: EdgeSettings,
+    verifiers: Verifiers,
+    tokenizer: TargetTokenizer,
+    draft: str | None,
+    registry: CollectorRegistry,
+) -> dict[str, object]:
+    """Return what /status says of the edge alone. draft: the draft model's name, if any."""
+
+    def sessions(url: object) -> int:
+        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(url)}
+        return int(registry.get_sample_value(name, labels) or 0)
+
+    found = await verifiers.statuses()
+    known = {"model": draft, "vocabularies": tokenizer.relation, "slots": settings.slots}
+    return {
+        "service": "edge",
+        "protocol": PROTOCOL_VERSION,
+        "judge": settings.judge,
+        "fill": settings.fill,
+        "lookup": settings.lookup,
+        "fallback": settings.fallback,
+        "draft": draft and known,
+        "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],
+    }
+
+
 async def _ready(
     engine: EdgeEngine,
     verifiers: Verifiers,
     tokenizer: TargetTokenizer,
+    fallback: DraftFallback | None,
     drain: Drain,
     _: Request,
 ) -> JSONResponse:
@@ -150,6 +203,9 @@ async def _ready(
         facts = await engine.facts()
         await tokenizer()
     except ApiError as error:
+        if fallback is not None and isinstance(error, Unavailable):
+            body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}
+            return JSONResponse(body)
         body = {"status": "unavailable", **verifiers.report(), **error.body()}
         return JSONResponse(body, 503)
     ok = {"status": "ok", **verifiers.report(), "model": facts.model}

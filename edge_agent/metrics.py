@@ -41,6 +41,9 @@ class EdgeMetrics:
         self.posts = counter("draft_posts", "Requests that carried drafts.")
         self.resumes = counter("link_resumes", "Streams resumed after a cut.")
         self.reopens = counter("reopened_answers", reopened)
+        self.fallback_answers = counter(
+            "fallback_answers", "Answers of the draft model alone, without a verifier."
+        )
         self.rtt_s = gauge("link_rtt_seconds", "Smoothed round trip to the verifier in use.")
         self.verifier_ready = gauge("verifier_ready", "Whether it answers.", "verifier")
         self.verifier_rtt_s = gauge("verifier_rtt_seconds", "Smoothed round trip.", "verifier")

@@ -53,6 +53,11 @@ class EdgeSettings(ServiceSettings):
     failover_deadline_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """How long an answer whose verifier is lost waits for one that goes on."""
 
+    fallback: Literal["none", "draft"] = "none"
+    """Who answers while no verifier can be reached. With `draft`, a new answer is the draft
+    model's alone, and says so. It needs a draft model that is named: which one `auto` means,
+    only a verifier can tell."""
+
     draft_model: str = "auto"
     """What models.store calls a reference (of a pair, its draft model is used); "auto": a draft
     of the catalogue that fits the target, or none; "none"."""
@@ -114,6 +119,13 @@ class EdgeSettings(ServiceSettings):
     def _has_both_parts_of_a_certificate(self) -> Self:
         if (self.client_certificate is None) != (self.client_key is None):
             raise ValueError("set client_certificate and client_key, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _names_what_falls_back(self) -> Self:
+        unnamed = self.draft_model in ("auto", "none") or self.drafter == "none"
+        if self.fallback == "draft" and unnamed:
+            raise ValueError("fallback: `draft` needs a draft_model that is named")
         return self
 
     @model_validator(mode="after")

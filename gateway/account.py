@@ -43,6 +43,9 @@ class Account:
     fault: Exception | None = None
     """An exception that is a bug of this service; its traceback is logged."""
 
+    fallback: str | None = None
+    """The name of the fallback that answered, if one did."""
+
     ignored: tuple[str, ...] = ()
     """Fields of the request that cannot change the answer and had no effect."""
 
@@ -113,13 +116,18 @@ class Account:
 
     def end_span(self, status: int) -> None:
         """End the request's span with what was counted."""
+        if self.span is NO_SPAN:
+            return
+        if self.first_token_s is None:  # nothing was generated, or by a session, which says it
+            self.span.end(self.error, status=status, prompt_tokens=self.prompt_tokens)
+            return
         counted = self.total()
         self.span.end(
             self.error,
             status=status,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
-            first_token_s=self.first_token_s or 0.0,
+            first_token_s=self.first_token_s,
             draft_tokens=counted.draft_tokens,
             accepted_tokens=counted.accepted_tokens,
             acceptance=_ratio(counted.accepted_tokens, counted.draft_tokens),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -24,7 +24,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
-from gateway.ports import SEEDS, Engine, TokenizerSource
+from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
 from gateway.routes.chat_completions import ChatRequest
@@ -32,13 +32,14 @@ from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
 from gateway.routes.page import page
-from gateway.routes.services import Services
+from gateway.routes.services import About, Services, nothing_more
 from gateway.routes.status import (
     health,
     list_models,
     prometheus_metrics,
     ready,
     retrieve_model,
+    status,
 )
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.settings import GatewaySettings
@@ -67,6 +68,7 @@ ROUTES: Final = (
     Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
     Route("GET", "/health", "Whether this process is alive and not broken", health),
     Route("GET", "/ready", "Whether work is taken now", ready),
+    Route("GET", "/status", "What this service is, and how it is", status),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
 )
@@ -86,7 +88,10 @@ def create_app(
     clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     is_message: IsMessage = lambda _: False,
+    routes: Sequence[Route] = (),
+    about: About = nothing_more,
     tracing: Tracing = NO_TRACING,
+    fallback: Fallback | None = None,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
@@ -94,14 +99,18 @@ def create_app(
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
     registered there already. `draw_seed` returns the seed of a request that names none.
 
-    drain: counts the answers, and refuses new ones once it has begun.
+    drain: counts the answers, and refuses new ones once it has begun. routes: those of
+    this service alone. about: what /status says of it alone.
+
     session_paths: what the paths begin with that are followed by a session's name. hosts: the
-    names in `Host` that are answered; None for any. Raises gateway.tenants.keys.InvalidKeys.
+    names in `Host` that are answered; None for any. fallback: answers while `engine` cannot.
+    Raises gateway.tenants.keys.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
-    keys = [key.get_secret_value().encode() for key in settings.api_keys]
-    tenants = Tenants(keys, settings.keys_file, settings.key_limits, TenantMetrics(registry))
+    tenants = Tenants(
+        settings.key_digests, settings.keys_file, settings.key_limits, TenantMetrics(registry)
+    )
     app = FastAPI(
         title="PicoSpec",
         lifespan=lifespan,
@@ -134,8 +143,11 @@ def create_app(
         keep_alive_s=settings.keep_alive_s,
         draw_seed=draw_seed,
         started=int(time.time()),
+        fallback=fallback,
+        about=about,
     )
-    for route in (*ROUTES, *documents(ROUTES), *page()):
+    documented = (*ROUTES, *routes)
+    for route in (*documented, *documents(documented), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
 
@@ -150,7 +162,12 @@ def _cors(settings: GatewaySettings) -> list[Middleware]:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-picospec-ignored", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-picospec-ignored",
+                "x-picospec-fallback",
+                "retry-after",
+            ],
         )
     ]
 

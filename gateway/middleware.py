@@ -111,7 +111,8 @@ class Accounts:
         except Exception as raised:
             if account.status:
                 raise
-            await body.refuse(error_response(account.failed(raised)), send)
+            response = error_response(account.failed(raised))
+            await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
 
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
@@ -161,6 +162,7 @@ class Accounts:
             status=status,
             error=account.error,
             **({"ignored": account.ignored} if account.ignored else {}),
+            **({"fallback": account.fallback} if account.fallback else {}),
             prompt_tokens=account.prompt_tokens,
             completion_tokens=account.completion_tokens,
             first_token_s=account.first_token_s and round(account.first_token_s, 6),
@@ -185,6 +187,8 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         headers["x-request-id"] = account.request_id
         if account.ignored:
             headers["x-picospec-ignored"] = ", ".join(account.ignored)
+        if account.fallback:
+            headers["x-picospec-fallback"] = account.fallback
     await send(message)
 
 

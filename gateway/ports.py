@@ -220,6 +220,24 @@ TokenizerSource = Callable[[], Awaitable[Tokenizer]]
 """
 
 
+class Fallback(Protocol):
+    """Another engine, with a model of its own, for when the service's engine cannot answer."""
+
+    @property
+    def name(self) -> str:
+        """What clients are told of an answer that comes from it."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def tokenizer(self) -> TokenizerSource: ...
+    async def is_needed(self) -> bool:
+        """Return whether a request that comes now must be answered by it."""
+
+    def answers(self, count: int) -> None:
+        """Count answers that it begins."""
+
+
 class Engine(Protocol):
     async def facts(self) -> Facts:
         """Raise gateway.errors.Unavailable while the target cannot be reached."""

@@ -74,13 +74,15 @@ class RequestBody:
             raise self._too_large()
         return message
 
-    async def refuse(self, response: Response, send: Send) -> None:
+    async def refuse(self, response: Response, send: Send, *, briefly: bool = False) -> None:
         """Send a response to a request whose body may not have been read: read it first, for
-        some time, as a server may close the connection with the response."""
+        some time, as a server may close the connection with the response. briefly: read no more
+        than of a request that was not let in."""
+        most = STRANGERS_BYTES if briefly else self._linger_bytes
         if not (self._complete or self._stalled or self._waits_for_leave):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
-                    while not self._complete and self._taken_bytes < self._linger_bytes:
+                    while not self._complete and self._taken_bytes < most:
                         await self._take()
         if not self._complete and self._scope.get("http_version", "").startswith("1"):
             response.headers["connection"] = "close"

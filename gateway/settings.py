@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.output.formats.choose import FormatName
-from gateway.tenants.keys import KeyLimits
+from gateway.tenants.keys import KeyLimits, digest_of
 
 
 class GatewaySettings(BaseModel):
@@ -43,3 +43,8 @@ class GatewaySettings(BaseModel):
 
     max_choices: Annotated[int, Field(ge=1, le=128)] = 16
     """Limit of the choices that one request may ask for: its prompts times `n`."""
+
+    @property
+    def key_digests(self) -> list[bytes]:
+        """The hashes of `api_keys`."""
+        return [digest_of(key.get_secret_value().encode()) for key in self.api_keys]

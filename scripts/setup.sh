@@ -52,6 +52,12 @@ if [ -n "$packages" ]; then
     "$step" "build tools installed" "$here/install-packages.sh" $packages
 fi
 
+# The tests of the page drive a real browser, and are skipped where there is none.
+if [ "$extent" = dev ] && ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null; then
+    "$step" "Chromium installed" "$here/install-packages.sh" chromium ||
+        echo "there is no Chromium: the tests of the page will be skipped" >&2
+fi
+
 if ! good_python .venv/bin/python; then
     "$step" "virtual environment made" "$python" -m venv --clear .venv
 fi

@@ -95,6 +95,7 @@ def build(
         is_message=takes_drafts,
         hosts=hosts_of(settings),
         tracing=tracing,
+        about=sessions.about,
     )
     Routes(host, sessions).add_to(app)
     return app

@@ -57,15 +57,22 @@ class Routes:
     sessions: Sessions
 
     def add_to(self, app: FastAPI) -> None:
-        """Add the routes; the app translates gateway.errors."""
-        for path, answer in (("/health", self.health), ("/ready", self.ready)):
-            app.router.routes.insert(0, Route(path, answer))
-        app.add_route("/v1/model-facts", self.facts, methods=["GET"])
-        app.add_route("/v1/tokenizer", self.tokenizer, methods=["GET"])
-        app.add_route("/v1/speculate", self.open, methods=["POST"])
-        app.add_route("/v1/speculate/{session}/drafts", self.drafts, methods=["POST"])
-        app.add_route("/v1/speculate/{session}", self.resume, methods=["GET"])
-        app.add_route("/v1/speculate/{session}", self.cancel, methods=["DELETE"])
+        """Add the routes; the app translates gateway.errors.
+
+        Routes are tried in order, and there are about fifty: so drafts, of which a session
+        sends hundreds, have the first.
+        """
+        session = f"{SESSION_PATHS}{{session}}"
+        app.router.routes[:0] = [
+            Route(f"{session}/drafts", self.drafts, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/v1/model-facts", self.facts, methods=["GET"]),
+            Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),
+            Route("/v1/speculate", self.open, methods=["POST"]),
+            Route(session, self.resume, methods=["GET"]),
+            Route(session, self.cancel, methods=["DELETE"]),
+        ]
 
     async def health(self, _: Request) -> Response:
         """Answer 200 and the state, also while the target loads; 503 once it has failed."""

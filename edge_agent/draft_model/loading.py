@@ -49,10 +49,15 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     """Return the drafter. Raises models.errors.CannotOpen when there is not enough memory."""
     if model is None:
         return NoDrafter()
-    context_tokens = min(settings.context_tokens, model.context_tokens)
+    context_tokens = context_tokens_of(model, settings)
     return LlamaDrafter(
         Context(model, context_tokens, sequences=settings.slots, threads=threads_of(settings))
     )
+
+
+def context_tokens_of(model: Model, settings: EdgeSettings) -> int:
+    """Return how many tokens a slot of the draft model holds."""
+    return min(settings.context_tokens, model.context_tokens)
 
 
 def threads_of(settings: EdgeSettings) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import Final
 
 import httpx
@@ -29,11 +30,21 @@ _FIRST_SAMPLES: Final = 3
 CHECK_TIMEOUT_S: Final = 1.0
 """A verifier that takes longer to say whether it is ready is as good as away."""
 
+CHAT_TIMEOUT_S: Final = 600.0
+"""Longest time until a chat's answer begins. One that is not streamed begins at its end."""
+
 ALONE: Final = Retries()
 
 
 class _ReadyBody(msgspec.Struct):
     load: float = 0.0
+
+
+class VerifierStatus(msgspec.Struct):
+    """What is shown of a verifier's /status."""
+
+    version: str | None = None
+    uptime_s: int | None = None
 
 
 class Uplink:
@@ -97,6 +108,34 @@ class Uplink:
         self.health.set_draining(False)
         self.health.load = _load(response)
         self.health.answered(begun)
+
+    async def status(self) -> VerifierStatus:
+        """Return what the verifier says of itself; nothing if it does not."""
+        try:
+            response = await self._get("/status", CHECK_TIMEOUT_S)
+            return msgspec.json.decode(response.content, type=VerifierStatus)
+        except (ApiError, msgspec.MsgspecError):
+            return VerifierStatus()
+
+    async def chat(self, body: bytes) -> httpx.Response:
+        """Put a chat to the verifier's own API. Return the answer, whose content is still to be
+        read. Raises ApiError."""
+        client = self._connection.client
+        headers = {"content-type": "application/json"}
+        request = client.build_request(
+            "POST", "/v1/chat/completions", content=body, headers=headers, timeout=None
+        )
+        try:
+            async with asyncio.timeout(CHAT_TIMEOUT_S):
+                response = await client.send(request, stream=True)
+                if response.status_code == HTTPStatus.OK:
+                    return response
+                await response.aread()
+        except TimeoutError as error:
+            raise Unavailable(f"the verifier at {self.url} does not answer") from error
+        except httpx.TransportError as error:
+            raise upstream_errors.unreachable(self.url, error) from error
+        raise upstream_errors.from_response(response)
 
     def open(
         self, request: Open, retries: Retries = ALONE, trace: SessionTrace | None = None

@@ -7,10 +7,13 @@ that is not busy; an answer that loses its verifier goes on at another one of th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from random import uniform
 from typing import Final
+
+import msgspec
 
 from edge_agent.link.failover import Failover
 from edge_agent.link.session_link import Link
@@ -22,6 +25,9 @@ from speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
 """Time between two probes of all verifiers, where there are several."""
+
+LATELY_S: Final = 1.0
+"""How long a verifier that has answered is taken to be there, where that matters most."""
 
 STAY_S: Final = 0.05
 """How much nearer another verifier must be for new answers to move there: the one in use holds
@@ -109,6 +115,23 @@ class Verifiers:
         current = {"verifier": self.current.url, "rtt_ms": _ms(self.current.rtt_s)}
         return {**current, "verifiers": each}
 
+    async def statuses(self) -> list[dict[str, object]]:
+        """Ask all verifiers how they are, and return what /status says of each."""
+        await self.probe()
+        said = await asyncio.gather(*(uplink.status() for uplink in self.uplinks))
+        return [
+            {
+                "url": uplink.url,
+                "in_use": uplink is self.current,
+                "ready": uplink.health.ready,
+                "rtt_ms": _ms(uplink.rtt_s),
+                "load": uplink.health.load,
+                "identity": uplink.identity,
+                **msgspec.structs.asdict(status),
+            }
+            for uplink, status in zip(self.uplinks, said, strict=True)
+        ]
+
     # --- what they do
 
     async def watch(self) -> None:
@@ -126,6 +149,12 @@ class Verifiers:
         await self.probe()
         if not self.ready:
             await self.current.check()
+
+    async def check_lately(self) -> None:
+        """Raise ApiError unless a verifier is ready, or was so within LATELY_S."""
+        since = time.monotonic() - LATELY_S
+        if not any(u.health.ready and u.health.heard_at >= since for u in self.uplinks):
+            await self.check()
 
     async def probe(self) -> None:
         """Ask all verifiers whether they are ready; one probe at a time serves all who wait."""

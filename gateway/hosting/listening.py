@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from gateway.hosting.settings_sources import ServiceSettings
-from gateway.tenants.keys import read_keys
+from gateway.tenants.keys import all_keys
 
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "[::1]")
 
@@ -25,8 +25,7 @@ def is_loopback(host: str) -> bool:
 
 def check_listening(settings: ServiceSettings) -> None:
     """Raise ValueError unless a service with these settings may listen."""
-    if settings.keys_file is not None:
-        read_keys(settings.keys_file)
+    all_keys(settings.key_digests, settings.keys_file)
     for name, file in settings.tls or ():
         if file is not None and not file.is_file():
             raise ValueError(f"tls.{name}: there is no file {file}")

@@ -37,13 +37,17 @@ const ADVICE = {
 };
 
 function failure(status, error = {}) {
-  const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[500];
+  const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[status < 500 ? 400 : 500];
   const said = error.message ?? `It answered with status ${status}.`;
   return new Failure(words ? `${words} (${said})` : `The service says: ${said}`, advice,
     error.code ?? String(status));
 }
 
-const STATUS_OF = { verifier_unavailable: 503, overloaded: 429, internal_error: 500 };
+// The status that an error within a stream would have had.
+function statusOf({ type, code }) {
+  if (type === "server_error") return code === "internal_error" ? 500 : 503;
+  return type === "rate_limit_error" ? 429 : 400;
+}
 
 async function request(path, options = {}) {
   const { key } = settings();
@@ -81,7 +85,7 @@ export async function* stream(path, body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw failure(STATUS_OF[chunk.error.code] ?? 400, chunk.error);
+    if (chunk.error) throw failure(statusOf(chunk.error), chunk.error);
     yield chunk;
   }
   throw BROKEN();

@@ -26,7 +26,7 @@ function changed() {
 }
 
 let conversation = null;
-const service = new Service(() => conversation?.kept.turns.length === 0 && conversation.draw());
+const service = new Service(() => conversation?.isEmpty && conversation.draw(0));
 const sidebar = new Sidebar({ open: (id) => conversation.open(id), current: () => conversation?.id });
 const composer = new Composer({
   ask: (text, files) => conversation.ask(text, files),
@@ -34,7 +34,7 @@ const composer = new Composer({
   running: () => conversation?.asking != null,
 });
 conversation = new ConversationView({
-  speculates: () => service.speculates,
+  isEdge: () => service.isEdge,
   openSettings: () => openSettings(changed),
   changed: () => {
     sidebar.draw();
@@ -42,6 +42,7 @@ conversation = new ConversationView({
   },
 });
 
+addEventListener("pagehide", () => conversation.save(conversation.kept));
 $("open-settings").addEventListener("click", () => openSettings(changed));
 $("open-status").addEventListener("click", () => service.open());
 $("theme").addEventListener("click", () => {

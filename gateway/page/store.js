@@ -1,13 +1,14 @@
 // Conversations and settings, in this browser's localStorage and nowhere else.
 //
-// A conversation is {id, title, changed, turns}. A turn is {role, content, ...}; an answer has
-// also what the race showed (see chat/asking.js). Each conversation has an entry of its own, so
-// that saving one does not rewrite the others.
+// A conversation is {id, turns}; its title is in a list of all of them, so that to show the list
+// no conversation has to be read. A turn is {role, content, ...}; an answer has also what the race
+// showed (see chat/asking.js).
 
 const SETTINGS = "picospec.settings";
+const LIST = "picospec.conversations";
 const PREFIX = "picospec.conversation.";
 
-export const DEFAULTS = {
+const DEFAULTS = {
   key: "", system: "", temperature: "", top_p: "", max_tokens: "", seed: "", tools: "",
   colours: true, theme: "auto",
 };
@@ -38,38 +39,38 @@ export function change(values) {
   write(SETTINGS, { ...settings(), ...values });
 }
 
-// All conversations, the one changed last first; each without its turns.
+// All conversations as {id, title}, the one changed last first.
 export function list() {
-  return Object.keys(localStorage)
-    .filter((name) => name.startsWith(PREFIX))
-    .map((name) => read(name, null))
-    .filter((found) => found && Array.isArray(found.turns))
-    .map(({ id, title, changed }) => ({ id, title, changed }))
-    .sort((one, other) => other.changed - one.changed);
-}
-
-export function load(id) {
-  const found = read(PREFIX + id, null);
-  return found && Array.isArray(found.turns) ? found : null;
+  return read(LIST, []);
 }
 
 export function begin() {
-  return { id: crypto.randomUUID?.() ?? String(Date.now()), title: "", changed: 0, turns: [] };
+  return { id: crypto.randomUUID?.() ?? String(Date.now()), turns: [], isNew: true };
 }
 
-// Keeps a conversation that has turns; its first question becomes its title.
+// A kept conversation, or null. An answer that ran when the page was closed was stopped by that.
+export function load(id) {
+  const turns = read(PREFIX + id, null);
+  for (const turn of turns ?? []) if (turn.state === "running") turn.state = "stopped";
+  return turns && { id, turns };
+}
+
+// Keeps a conversation that has turns, unless it was deleted. Its first question is its title.
 export function save(conversation) {
-  if (!conversation.turns.length) return;
-  conversation.title ||= conversation.turns[0].content.trim().slice(0, 60);
-  conversation.changed = Date.now();
-  write(PREFIX + conversation.id, conversation);
+  const { id, turns, isNew } = conversation;
+  const known = list().find((other) => other.id === id);
+  if (!turns.length || (!known && !isNew)) return;
+  write(PREFIX + id, turns);
+  const title = known?.title ?? (turns[0].content.trim().slice(0, 60) || "A file");
+  write(LIST, [{ id, title }, ...list().filter((other) => other.id !== id)]);
+  conversation.isNew = false;
 }
 
 export function rename(id, title) {
-  const found = load(id);
-  if (found) write(PREFIX + id, { ...found, title });
+  write(LIST, list().map((kept) => (kept.id === id ? { id, title } : kept)));
 }
 
 export function remove(id) {
+  write(LIST, list().filter((kept) => kept.id !== id));
   localStorage.removeItem(PREFIX + id);
 }

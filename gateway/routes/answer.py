@@ -36,16 +36,21 @@ class Answer(ABC):
 
     model: str
     wants_logprobs: bool
+    fingerprint: str | None = None
+    """OpenAI's `system_fingerprint`, if the answer has one."""
 
     def body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
         """Return the whole body, or that of one chunk of a stream."""
-        return {
+        body: Json = {
             "id": self.id,
             "object": self.chunk_object if chunk else self.object,
             "created": self.created,
             "model": self.model,
             "choices": choices,
         }
+        if self.fingerprint is not None:
+            body["system_fingerprint"] = self.fingerprint
+        return body
 
     def first_chunk(self, delta: TextDelta) -> Json | None:
         """Return what a choice begins with, before its first delta, if the API has that."""

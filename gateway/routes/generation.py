@@ -35,8 +35,9 @@ async def generate(
     """Generate the choices that the request asks for. Raises ApiError."""
     services.drain.check()
     account: Account = request.state.account
-    account.tenant.check_room(account.clock())
+    account.begin_answers(1)  # before the body is read, so that those on the way are bounded
     body = await parse(schema, request)
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
     given = check_parameters(body.model_extra or {}, facts)
     body.check_served(facts)
@@ -47,10 +48,12 @@ async def generate(
     jobs = await _jobs(services, body, facts, style, name, given.extras, account.span)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
-    account.begin_answers(len(jobs))
+    account.begin_answers(len(jobs) - 1)
     account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
-    answer = make_answer(name, int(time.time()), facts.model, wants_logprobs)
+    answer = make_answer(
+        name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
+    )
     stop_tokens = facts.stop_tokens.union(given.stop_tokens)
     streams = [
         stream_choice(

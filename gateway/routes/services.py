@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from prometheus_client import CollectorRegistry
 
+from gateway.account import Account
 from gateway.drain import Drain
 from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
-from gateway.ports import Engine, Facts, Tokenizer, TokenizerSource
+from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+
+About = Callable[[], Awaitable[dict[str, object]]]
+"""Returns what /status says of one service alone."""
+
+
+async def nothing_more() -> dict[str, object]:
+    """Say nothing; see About."""
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,31 @@ class Services:
     started: int
     """The Unix time at which the app was built, in seconds."""
 
+    about: About = nothing_more
+    fallback: Fallback | None = None
+    falls_back: bool = False
+    """Whether `engine` and `tokenizer` are the fallback's."""
+
+    async def for_request(self, account: Account) -> Self:
+        """Return the services that answer a request that begins now: these, or the same with
+        the fallback's engine. All of the request must be answered by what is returned."""
+        if self.fallback is None or not await self.fallback.is_needed():
+            return self
+        account.fallback = self.fallback.name
+        return replace(
+            self,
+            engine=self.fallback.engine,
+            tokenizer=self.fallback.tokenizer,
+            falls_back=True,
+        )
+
+    def begin(self, answers: int, facts: Facts) -> str | None:
+        """Begin answers; return their `system_fingerprint`, which only the fallback's have."""
+        if not self.falls_back or self.fallback is None:
+            return None
+        self.fallback.answers(answers)
+        return f"{self.fallback.name}:{facts.model}"
+
     async def style_of(self, tokenizer: Tokenizer) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:
             return style
@@ -41,9 +76,12 @@ class Services:
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.
 
-        model: None, where a request names none, and the aliases mean the engine's too.
+        model: None, where a request names none, and the aliases mean the engine's too. So does
+        any name where the fallback answers, as clients name the model that is away.
         """
         facts = await self.engine.facts()
+        if self.falls_back:
+            return facts
         if model is not None and model != facts.model and model not in self.model_aliases:
             message = f"the model {model!r} does not exist; this service has {facts.model!r}"
             raise NotFound(message, param="model", code="model_not_found")

@@ -1,17 +1,24 @@
-"""GET /health, /ready, /metrics, /v1/models and /v1/models/{name}.
+"""GET /health, /ready, /status, /metrics, /v1/models and /v1/models/{name}.
 
 A service that knows more of its state answers /health and /ready itself.
 """
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.errors import ApiError
 from gateway.ports import Facts
 from gateway.responses import json_response
+from gateway.routes.documents import VERSION
 from gateway.routes.services import Services
+
+_LINKS: Final = {"docs": "/docs", "metrics": "/metrics", "openapi": "/openapi.json"}
 
 
 async def health(_: Services, __: Request) -> Response:
@@ -26,13 +33,36 @@ async def ready(services: Services, _: Request) -> Response:
     return json_response({"status": "ok", "model": facts.model})
 
 
+async def status(services: Services, _: Request) -> Response:
+    """Answer what this service is and how it is, also while it cannot serve."""
+    facts = error = None
+    about = await services.about()
+    try:
+        facts = await services.engine.facts()
+    except ApiError as failed:
+        error = failed.message
+    state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
+    running = services.registry.get_sample_value("picospec:num_requests_running") or 0
+    body = {
+        "status": state,
+        "error": error,
+        "model": facts and {"name": facts.model, "context_tokens": facts.context_tokens},
+        "version": VERSION,
+        "uptime_s": int(time.time()) - services.started,
+        "requests": int(running) - 1,  # without this one
+        "links": _LINKS,
+    }
+    return json_response({**body, **about})
+
+
 async def prometheus_metrics(services: Services, _: Request) -> Response:
     """Answer the app's registry in Prometheus' text format."""
     return Response(generate_latest(services.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def list_models(services: Services, _: Request) -> Response:
+async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's only model, under each of its names."""
+    services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
     names = [facts.model, *sorted(services.model_aliases - {facts.model})]
     models = [_model(services, facts, name) for name in names]
@@ -41,6 +71,7 @@ async def list_models(services: Services, _: Request) -> Response:
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
+    services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
     return json_response(_model(services, await services.facts_of(name), name))
 

@@ -63,6 +63,7 @@ class DetokenizeRequest(RequestModel):
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer the tokens of a text or of a chat."""
     body = await parse(TokenizeRequest, request)
+    services = await services.for_request(request.state.account)
     facts = await services.facts_of(body.model)
     tokenizer = await services.tokenizer()
     made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
@@ -85,6 +86,7 @@ async def tokenize(services: Services, request: Request) -> Response:
 async def detokenize(services: Services, request: Request) -> Response:
     """Answer the text of tokens; special tokens are spelt out."""
     body = await parse(DetokenizeRequest, request)
+    services = await services.for_request(request.state.account)
     facts = await services.facts_of(body.model)
     for index, token in enumerate(body.tokens):
         if not 0 <= token < facts.vocabulary_size:

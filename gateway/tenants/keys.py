@@ -77,9 +77,18 @@ def digest_of(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def numbered(keys: Sequence[bytes]) -> list[Key]:
-    """Return keys that have no names of their own as key-1, key-2, and so on."""
-    return [Key(f"key-{i}", digest_of(key), KeyLimits()) for i, key in enumerate(keys, 1)]
+def all_keys(digests: Sequence[bytes], file: Path | None) -> list[Key]:
+    """Return the keys of the environment, as key-1, key-2 and so on, and those of the file.
+
+    digests: of the environment's. Raises InvalidKeys, also for two keys that are the same or
+    have the same name.
+    """
+    keys = [Key(f"key-{i}", digest, KeyLimits()) for i, digest in enumerate(digests, 1)]
+    keys += read_keys(file) if file else ()
+    for differ in ({key.name for key in keys}, {key.digest for key in keys}):
+        if len(differ) < len(keys):
+            raise InvalidKeys("two keys are the same, or have the same name")
+    return keys
 
 
 def read_keys(file: Path) -> list[Key]:

@@ -1,11 +1,9 @@
-"""The file of keys, and whether it has changed since it was read."""
+"""Whether the file of keys has changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
-
-from gateway.tenants.keys import Key, read_keys
 
 CHECK_S: Final = 1.0
 """Time between two looks at the file, in seconds: how long a key that was taken away still
@@ -14,7 +12,7 @@ works. A look takes microseconds."""
 
 class KeysFile:
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         self._version = _version(path)
         self._looked_at = 0.0
 
@@ -24,12 +22,8 @@ class KeysFile:
         if now - self._looked_at < CHECK_S:
             return False
         self._looked_at = now
-        before, self._version = self._version, _version(self.path)
+        before, self._version = self._version, _version(self._path)
         return self._version != before
-
-    def read(self) -> list[Key]:
-        """Return the keys that are there now. Raises InvalidKeys."""
-        return read_keys(self.path)
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

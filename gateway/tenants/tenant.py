@@ -98,7 +98,7 @@ class Tenant:
         self, limit: Limit, most: int | None, what: str, wait_s: float = 0.0
     ) -> RateLimited:
         self._metrics.limited.labels(self.name, limit).inc()
-        return RateLimited(f"this key may have {most} {what}", retry_after_s=ceil(wait_s) or 1)
+        return RateLimited(f"no more than {most} {what}", retry_after_s=ceil(wait_s) or 1)
 
 
 class _Bucket:

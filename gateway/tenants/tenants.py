@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from gateway.errors import Unauthorized
-from gateway.tenants.keys import InvalidKeys, KeyLimits, digest_of, numbered
+from gateway.tenants.keys import InvalidKeys, KeyLimits, all_keys, digest_of
 from gateway.tenants.keys_file import KeysFile
 from gateway.tenants.tenant import Tenant, TenantMetrics
 
@@ -29,13 +29,13 @@ class Tenants:
     """Keys are those of the environment and those of the file. With neither, every request is
     the anonymous tenant's; a file without keys admits nobody.
 
-    limits: of a key that has no limit of its own, and of the anonymous tenant. Raises
-    InvalidKeys.
+    digests: of the environment's keys. limits: of a key that has no limit of its own, and of
+    the anonymous tenant. Raises InvalidKeys.
     """
 
     def __init__(
         self,
-        keys: Sequence[bytes],
+        digests: Sequence[bytes],
         file: Path | None,
         limits: KeyLimits,
         metrics: TenantMetrics,
@@ -43,8 +43,9 @@ class Tenants:
         self.anonymous = Tenant("anonymous", limits, metrics)
         """Of requests that need no key."""
 
-        self._fixed = numbered(keys)
-        self._file = KeysFile(file) if file else None
+        self._digests = digests
+        self._file = file
+        self._watch = KeysFile(file) if file else None
         self._limits = limits
         self._metrics = metrics
         self._by_prefix: dict[bytes, _Holder] = {}
@@ -56,9 +57,9 @@ class Tenants:
         The time taken tells nothing of a key: the look-up is by a digest, of which a caller
         knows nothing before it has the key, and the comparison takes constant time.
         """
-        if self._file is not None and self._file.has_changed(now):
+        if self._watch is not None and self._watch.has_changed(now):
             self._read_again()
-        if self._file is None and not self._fixed:
+        if self._file is None and not self._digests:
             return self.anonymous
         kind, _, offered = authorization.partition(" ")
         digest = digest_of(offered.strip().encode("latin-1"))
@@ -75,16 +76,12 @@ class Tenants:
         except InvalidKeys as error:
             log.error("keys_not_read", error=str(error), consequence="the keys before go on")
         else:
-            log.info("keys_read", tenants=sorted(self._tenants()))
+            log.info("keys_read", keys=len(self._by_prefix))
 
     def _read(self) -> None:
         """Read all keys. A tenant whose name stays goes on with what it uses."""
-        keys = [*self._fixed, *(self._file.read() if self._file else ())]
-        for kind in ({key.name for key in keys}, {key.digest for key in keys}):
-            if len(kind) < len(keys):
-                raise InvalidKeys("two keys are the same, or have the same name")
         before, holders = self._tenants(), {}
-        for key in keys:
+        for key in all_keys(self._digests, self._file):
             limits = key.limits.or_else(self._limits)
             tenant = before.get(key.name) or Tenant(key.name, limits, self._metrics)
             if tenant.limits != limits:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 
 import httpx
 import pytest
 from rich.console import Console
+from rich.live import Live
 
-from cli.chat import answer
-from cli.chat_client import ChatError, Turn, stream_answer
+from cli.chat import AnswerView, answer, coloured
+from cli.chat_client import ChatError, Chunk, Model, Speculation, Turn, stream_answer
 
 TURNS = (Turn("user", "hi"),)
 
 
-def event(content: str) -> str:
-    return f'data: {{"choices": [{{"delta": {{"content": "{content}"}}}}]}}\n\n'
+MODEL = Model("m", "picospec")
+DONE = "data: [DONE]\n\n"
+
+
+def event(content: str, **told: object) -> str:
+    """Return a chunk with content, and with what it tells of speculation."""
+    choices = [{"delta": {"content": content}}] if content or not told else []
+    said = {"speculation": told} if told else {}
+    return f"data: {json.dumps({'choices': choices, **said})}\n\n"
 
 
 def service(*events: str, status: int = 200) -> httpx.AsyncClient:
@@ -25,9 +34,8 @@ def service(*events: str, status: int = 200) -> httpx.AsyncClient:
     def respond(request: httpx.Request) -> httpx.Response:
         match request.url.path:
             case "/v1/models":
-                return httpx.Response(200, json={"object": "list", "data": [{"id": "m"}]})
-            case "/metrics":
-                return httpx.Response(200, text="picospec:edge_link_rtt_seconds 0.05\n")
+                model = {"id": "m", "owned_by": "picospec"}
+                return httpx.Response(200, json={"object": "list", "data": [model]})
             case _:
                 return httpx.Response(status, text="".join(events))
 
@@ -37,7 +45,8 @@ def service(*events: str, status: int = 200) -> httpx.AsyncClient:
 
 async def test_an_answer_is_the_pieces_of_its_stream() -> None:
     console = Console(file=io.StringIO(), width=60)
-    events = (event(""), event("Hello\\nwor"), event("ld"), "data: [DONE]\n\n")
+    link = event("", event="link", rtt_ms=50.0)
+    events = (event(""), event("Hello\nwor"), link, event("ld"), DONE)
 
     async with service(*events) as client:
         text = await answer(client, TURNS, console)
@@ -63,7 +72,7 @@ async def test_an_answer_that_fails_says_why(
 ) -> None:
     async with client() as used:
         with pytest.raises(ChatError, match=reason):
-            async for _ in stream_answer(used, "m", TURNS):
+            async for _ in stream_answer(used, MODEL, TURNS):
                 pass
 
 
@@ -87,7 +96,90 @@ async def test_the_whole_conversation_is_sent() -> None:
     turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
     transport = httpx.MockTransport(respond)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-        pieces = [piece async for piece in stream_answer(client, "m", turns)]
+        pieces = [piece async for piece in stream_answer(client, MODEL, turns)]
 
     assert pieces == []
     assert b'"messages":[{"role":"user","content":"a"},{"role":"assistant"' in bodies[0]
+
+
+@pytest.mark.parametrize(
+    ("owner", "asks"), [("picospec", True), ("openai", False), ("", False)]
+)
+async def test_only_a_service_that_tells_of_speculation_is_asked_to(
+    owner: str, asks: bool
+) -> None:
+    bodies: list[dict[str, object]] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, text=DONE)
+
+    transport = httpx.MockTransport(respond)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+        [piece async for piece in stream_answer(client, Model("m", owner), TURNS)]
+
+    assert ("stream_options" in bodies[0]) is asks
+
+
+def terminal(*, colours: bool = True) -> Console:
+    return Console(
+        file=io.StringIO(), width=60, force_terminal=True, no_color=not colours,
+        color_system="standard", legacy_windows=False,
+    )  # fmt: skip
+
+
+def drawn(console: Console, *chunks: Chunk) -> str:
+    """Return what is written for these chunks, without what ends the view."""
+    with Live(console=console, auto_refresh=False) as live:
+        view = AnswerView(live)
+        for chunk in chunks:
+            view.add(chunk, "fast")
+        return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def chain(text: str, *, broken: bool = False) -> Chunk:
+    return Chunk("", Speculation("chain", text=text, broken=broken))
+
+
+def test_each_part_of_a_text_has_the_colour_of_its_origin() -> None:
+    text = coloured("abcdef", [(2, "draft"), (1, "target"), (2, "lookup"), (1, "later")])
+
+    assert [(span.start, span.end, span.style) for span in text.spans] == [
+        (0, 2, "green"),
+        (3, 5, "blue"),
+    ]
+
+
+def test_the_chain_runs_ahead_until_the_text_has_come_there() -> None:
+    console = terminal()
+    shown = drawn(
+        console,
+        Chunk("The"),
+        chain(" cat sat\non"),
+        Chunk(" cat", Speculation(spans=[(4, "draft")])),
+    )
+
+    before, _, after = shown.partition("\x1b[32m cat")
+    assert "\x1b[2;3m cat sat" in before
+    assert "\x1b[2;3m sat" in after
+    assert "on" not in shown
+
+
+@pytest.mark.parametrize("last", [chain("", broken=True), Chunk(" dog")])
+def test_a_chain_that_was_wrong_is_gone(last: Chunk) -> None:
+    console = terminal()
+    drawn(console, Chunk("The"), chain(" cat"))
+    console.file = io.StringIO()
+
+    assert " cat" not in drawn(console, Chunk("The"), last)
+
+
+async def test_where_no_terminal_is_there_are_no_colours_and_no_chain() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    spans = event("ab", spans=[[1, "draft"], [1, "target"]], tokens={"draft": 1, "target": 1})
+    ahead = event("", event="chain", text="zz", tokens=1)
+
+    async with service(spans, ahead, DONE) as client:
+        await answer(client, TURNS, console)
+
+    assert console.file.getvalue().split() == ["ab"]  # type: ignore[attr-defined]

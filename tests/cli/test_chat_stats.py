@@ -1,37 +1,58 @@
-"""One line about a running answer, from two readings of /metrics."""
+"""One line about a running answer, from what its stream tells."""
 
 from __future__ import annotations
 
-from cli.chat_stats import Reading, describe
+from collections.abc import Iterator
 
-METRICS = """\
-# HELP picospec:generation_tokens_total Tokens generated.
-# TYPE picospec:generation_tokens_total counter
-picospec:generation_tokens_total 120.0
-picospec:edge_draft_tokens_total 100.0
-picospec:edge_accepted_tokens_total 80.0
-picospec:edge_link_rtt_seconds 0.0123
-picospec:edge_link_bytes_total{direction="up"} 999.0
-"""
+from cli.chat_client import Chunk, Speculation
+from cli.chat_stats import Progress
 
 
-def test_a_reading_takes_its_four_numbers_and_skips_the_rest() -> None:
-    assert Reading.parse(METRICS, 7.0) == Reading(7.0, 120, 100, 80, 0.0123)
+def progress(*moments: float) -> Progress:
+    clock: Iterator[float] = iter(moments)
+    return Progress(lambda: next(clock))
 
 
-def test_a_service_without_drafts_is_described_by_its_speed_alone() -> None:
-    after = Reading.parse("picospec:generation_tokens_total 30", 2.0)
-
-    assert describe(Reading(0.0), after) == "15.0 tokens/s"
+def text(**counts: int) -> Chunk:
+    return Chunk("x", Speculation(tokens=dict(counts)))
 
 
-def test_only_what_happened_between_the_readings_counts() -> None:
-    before = Reading(1.0, 100, 90, 75, 0.01)
-
-    line = describe(before, Reading.parse(METRICS, 3.0))
-
-    assert line == "10.0 tokens/s · 50% of drafts accepted · RTT 12 ms"
+def event(name: str, **fields: object) -> Chunk:
+    return Chunk("", Speculation(name, **fields))  # type: ignore[arg-type]
 
 
-def test_two_empty_readings_are_described_by_an_empty_line() -> None:
-    assert describe(Reading(1.0), Reading(1.0)) == ""
+def test_the_speed_is_that_of_the_tokens_after_the_first_ones() -> None:
+    line = progress(10.0, 11.0, 12.0)
+
+    line.add(text(target=1))
+    line.add(text(draft=3, target=1))
+    line.add(text(draft=6))
+
+    assert str(line) == "5.0 tokens/s"
+
+
+def test_acceptance_and_the_round_trip_come_from_events() -> None:
+    line = progress()
+
+    line.add(event("pass", rows=5, accepted=2))
+    line.add(event("link", rtt_ms=12.4))
+    line.add(event("pass", rows=1, accepted=0))
+
+    assert str(line) == "50% of drafts accepted · RTT 12 ms"
+
+
+def test_the_totals_are_what_counts_in_the_end() -> None:
+    line = progress()
+
+    line.add(event("pass", rows=5, accepted=2))
+    line.add(event("totals", drafted=8, accepted=6, rtt_ms=None))
+
+    assert str(line) == "75% of drafts accepted"
+
+
+def test_of_a_service_that_tells_nothing_nothing_is_said() -> None:
+    line = progress()
+
+    line.add(Chunk("x"))
+
+    assert str(line) == ""

@@ -90,11 +90,13 @@ async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal(
 
     async with asyncio.timeout(20):
         running = asyncio.create_task(up(planned, fakes(planned), console))
-        while "from openai" not in printed(console):  # noqa: ASYNC110 (a console has no events)
+        while "a browser" not in printed(console):  # noqa: ASYNC110 (a console has no events)
             await asyncio.sleep(0.02)
+        last = printed(console).splitlines()[-1]
         signal.raise_signal(signal.SIGTERM)
         await running
 
+    assert last == f"Open http://127.0.0.1:{planned.edge_port}/ in a browser."
     assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in printed(console)
     assert "edge | stopping" in printed(console)
     check_free(planned.edge_port, "EDGE_PORT")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -121,6 +124,92 @@ def test_separate_runs_and_is_greedy_where_the_target_is(services: Services) -> 
 
     assert services.answer(services.separate_url, PROMPTS[0], **GREEDY) == alone
     assert services.answer(services.separate_url, PROMPTS[0], **WARM)
+
+
+def watched(url: str, prompt: str, **settings: object) -> list[Any]:
+    """Return the chunks of a stream that tells of speculation."""
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "stream": True}
+    options = {"include_usage": True, "include_speculation": True}
+    body |= {"stream_options": options, **settings}
+    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    assert reply.status_code == 200, reply.text
+    lines = [line.removeprefix("data: ") for line in reply.text.split("\n\n")]
+    assert lines[-2:] == ["[DONE]", ""]
+    return [json.loads(line) for line in lines[:-2]]
+
+
+def counted(chunks: list[Any]) -> Counter[str]:
+    """Return the tokens by origin, of all chunks of the text."""
+    texts = [chunk for chunk in chunks if chunk["choices"]]
+    return sum((Counter(c.get("speculation", {}).get("tokens", {})) for c in texts), Counter())
+
+
+@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "temperature 1"])
+@pytest.mark.parametrize("prompt", [*PROMPTS, "Say ten times: the cat 🐈 sat on the mat."])
+@pytest.mark.parametrize("which", ["edge_url", "useless_url", "verifier_url"])
+def test_the_origins_of_a_text_agree_with_its_totals_token_by_token(
+    services: Services, which: str, prompt: str, settings: dict[str, object]
+) -> None:
+    chunks = watched(getattr(services, which), prompt, logprobs=True, **settings)
+
+    text = ""
+    for chunk in (
+        c for c in chunks if c["choices"] and c["choices"][0]["delta"].get("content")
+    ):
+        spans = chunk["speculation"]["spans"]
+        shown = chunk["choices"][0]["delta"]["content"]
+        origins = [origin for count, origin in spans for _ in range(count)]
+        assert len(origins) == len(shown)
+        entries = chunk["choices"][0]["logprobs"]["content"]
+        if all(entry["token"].isascii() for entry in entries):  # no token is a part of one
+            seen, at = Counter[str](), 0
+            for entry in entries:
+                (origin,) = set(origins[at : at + len(entry["token"])])
+                seen[origin] += 1
+                at += len(entry["token"])
+            assert at == len(shown)
+            assert seen == Counter(chunk["speculation"]["tokens"])
+        text += shown
+    told, last = counted(chunks), chunks[-1]
+    assert told.total() == last["usage"]["completion_tokens"]
+    assert told == last["speculation"]["tokens"]
+    accepted = last["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"]
+    assert told.total() - told["target"] == accepted == last["speculation"]["accepted"]
+    alone = services.answer(services.verifier_url, prompt, 48, **settings)
+    assert text == alone
+
+
+def test_the_events_of_an_answer_add_up_to_it(services: Services) -> None:
+    chunks = watched(services.edge_url, PROMPTS[1], **GREEDY)
+
+    told = [c["speculation"] for c in chunks if not c["choices"]]
+    passes = [each for each in told if each["event"] == "pass"]
+    totals = told[-1]
+    assert sum(each["committed"] for each in passes) == chunks[-1]["usage"]["completion_tokens"]
+    assert sum(each["accepted"] for each in passes) == totals["accepted"] > 0
+    assert len(passes) == totals["passes"]
+    assert totals["bytes_per_token"] > 0
+    assert totals["tokens_per_s"] > 0
+    assert 0 < totals["cloud_row_ms"] < 10_000
+    assert {"chain", "pass", "link", "totals"} == {each["event"] for each in told}
+
+
+def test_the_tokens_of_separate_have_the_origins_that_it_accepted(services: Services) -> None:
+    chunks = watched(services.separate_url, PROMPTS[0], **WARM)
+
+    told, last = counted(chunks), chunks[-1]
+    assert told.total() == last["usage"]["completion_tokens"]
+    assert told.total() - told["target"] == last["speculation"]["accepted"] > 0
+
+
+def test_the_edge_relays_what_the_verifier_generates_alone(services: Services) -> None:
+    body = {"messages": [{"role": "user", "content": PROMPTS[0]}], "max_tokens": 24, **WARM}
+    path = f"{services.edge_url}/v1/picospec/direct/chat/completions"
+
+    relayed = httpx.post(path, json=body, timeout=120).json()
+
+    alone = services.answer(services.verifier_url, PROMPTS[0], **WARM)
+    assert relayed["choices"][0]["message"]["content"] == alone
 
 
 def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serves(

@@ -42,6 +42,8 @@ def test_beyond_this_machine_a_service_needs_keys_or_leave(host: str, tmp_path: 
 def test_a_file_of_keys_that_cannot_be_read_is_an_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.toml"):
         check_listening(load(None, {}, {"keys_file": tmp_path / "nowhere.toml"}))
+    with pytest.raises(ValueError, match="two keys are the same"):
+        check_listening(load(None, {"PICOSPEC_API_KEYS": "one,one"}, {}))
 
 
 @pytest.mark.parametrize("module", ["edge_agent", "verifier"])

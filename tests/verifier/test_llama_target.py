@@ -100,6 +100,17 @@ async def plain(host: Host, job: Job) -> list[TokenId]:
         return [token async for delta in deltas for token in delta.tokens]
 
 
+async def test_kv_use_is_that_of_the_sessions_that_run(host: Host) -> None:
+    target, job = host.ready(), job_of(host, PROMPTS[0], 0.0)
+    deltas = PlainEngine(host).generate(job)
+    async with aclosing(deltas):
+        await anext(deltas)
+        running = target._kv_usage()  # type: ignore[attr-defined]
+
+    assert len(job.prompt) <= running * 4 * 512 <= len(job.prompt) + TOKENS
+    assert target._kv_usage() == 0.0  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
 async def test_drafts_do_not_change_the_text(

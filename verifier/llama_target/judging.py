@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from speculation.protocol.messages import Open, TokenId, TokenLogprob
+from speculation.protocol.messages import Open, TokenId
 from speculation.sampling.adjustments import Adjust
-from speculation.sampling.distributions import Distribution, Logits, distribution, top
+from speculation.sampling.distributions import Distribution, Logits, distribution
 from speculation.sampling.judging import judge_coupled, judge_separate
+from speculation.sampling.logprobs import logprob_of
 from speculation.sampling.noise import place
 from speculation.verifying.machine import Verdict
 from speculation.verifying.session import Pass
@@ -63,14 +62,4 @@ def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
     if (most := request.top_logprobs) is None:
         return Verdict(judgement)
     tokens = enumerate(judgement.tokens)
-    return Verdict(judgement, tuple(_logprob(logits(i), token, most) for i, token in tokens))
-
-
-def _logprob(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
-    """Return log softmax(logits) of a token and of the `most` likeliest. logits: float32[V]."""
-    peak = logits.max()
-    norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-    likeliest = top(logits, most).tolist() if most else []
-    return TokenLogprob(
-        float(logits[token]) - norm, tuple((t, float(logits[t]) - norm) for t in likeliest)
-    )
+    return Verdict(judgement, tuple(logprob_of(logits(i), token, most) for i, token in tokens))

@@ -13,7 +13,7 @@ import structlog
 
 from gateway.tenants.tenant import Tenant
 from gateway.tracing import NO_SPAN, Span
-from speculation.protocol.messages import Fault, Open, Opened
+from speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
 from verifier.metrics import SessionMetrics
 from verifier.sessions.account import SessionAccount
 from verifier.sessions.session import Clock, Session
@@ -93,6 +93,11 @@ class Sessions:
     def load(self) -> float:
         """The share of the sessions that are taken, from 0 to 1."""
         return len(self._running) / self._settings.max_sessions
+
+    async def about(self) -> dict[str, object]:
+        """Return what /status says of the verifier alone."""
+        sessions = {"running": len(self._running), "limit": self._settings.max_sessions}
+        return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
 
     def find(self, name: str, tenant: Tenant | None = None) -> Session:
         """Return a session of this tenant that runs or ended lately. Raises UnknownSession,

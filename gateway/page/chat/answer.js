@@ -19,7 +19,7 @@ export class AnswerView {
   constructor(turn, on) {
     this.turn = turn;
     this.on = on;
-    this.thoughts = h("details", { class: "thoughts", hidden: true }, h("summary", {}, "Reasoning"), h("div"));
+    this.thoughts = h("details", { class: "thoughts", hidden: true }, h("summary", {}, "Reasoning"), h("div", {}, ""));
     this.text = h("div", { class: "text" });
     this.calls = h("div");
     this.after = h("div");
@@ -86,7 +86,8 @@ export class AnswerView {
     const { race } = this.asking;
     if (this.shown || this.turn.reasoning || this.turn.calls.length) this.after.replaceChildren();
     this.showReasoning();
-    this.ahead.draw(this.growing, race);
+    const thinks = this.turn.reasoning && !this.turn.content;
+    this.ahead.draw(thinks ? this.thoughts.lastChild : this.growing.end(), race);
     if (now < this.stripAt) return;
     this.stripAt = now + STRIP_EVERY_MS;
     this.showCalls();
@@ -95,14 +96,11 @@ export class AnswerView {
   }
 
   showReasoning() {
-    const { reasoning } = this.turn;
+    const { reasoning = "" } = this.turn;
+    if (this.thoughts.hidden && reasoning && this.asking) this.thoughts.open = true;
     this.thoughts.hidden = !reasoning;
-    const place = this.thoughts.lastChild;
-    const shown = place.firstChild?.length ?? 0;
-    if (shown < reasoning.length) {
-      place.append(reasoning.slice(shown));
-      place.normalize();
-    }
+    const text = this.thoughts.lastChild.firstChild;
+    if (text.length < reasoning.length) text.appendData(reasoning.slice(text.length));
   }
 
   showCalls() {
@@ -128,6 +126,7 @@ export class AnswerView {
     this.element.classList.remove("live");
     this.element.removeAttribute("aria-busy");
     this.showReasoning();
+    this.thoughts.open = false;
     this.showCalls();
     this.strip.finish(turn.race);
     this.after.replaceChildren(...this.ending(), this.actions());

@@ -33,7 +33,12 @@ function parsedTools(text) {
 // OpenAI's messages of the turns before an answer.
 export function messages(turns, system) {
   const before = system.trim() ? [{ role: "system", content: system }] : [];
-  return [...before, ...turns.filter((turn) => !turn.error || turn.content).map(message)];
+  return [...before, ...turns.filter(says).map(message)];
+}
+
+// Whether a turn says anything: an answer that failed or was stopped at its beginning does not.
+function says({ role, content, calls }) {
+  return role !== "assistant" || content || calls?.length;
 }
 
 function message(turn) {
@@ -60,13 +65,12 @@ function longestFence(text) {
 
 // One running answer. `turn` is what is kept; `race` is what is seen while it runs.
 export class Asking {
-  constructor(turns, speculates) {
+  constructor(turns) {
     const { system } = settings();
     const request = asked();
     this.body = { ...request, messages: messages(turns, system) };
     this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running" };
     this.race = new Race(performance.now());
-    this.speculates = speculates;
     this.abort = new AbortController();
   }
 
@@ -74,20 +78,18 @@ export class Asking {
     this.abort.abort();
   }
 
-  // Calls `changed` after each chunk. A failure is kept in the turn and not raised.
-  async run(changed) {
-    const options = { include_usage: true, ...(this.speculates ? { include_speculation: true } : {}) };
+  // Reads the answer to its end. A failure is kept in the turn and not raised.
+  async run() {
+    const options = { include_usage: true, include_speculation: true };
     try {
       for await (const chunk of stream(CHAT, { ...this.body, stream_options: options }, this.abort.signal)) {
         this.read(chunk);
-        changed();
       }
       this.turn.state = "done";
     } catch (error) {
       this.failed(error);
     }
     this.turn.race = this.race.kept();
-    changed();
   }
 
   failed(error) {

@@ -1,6 +1,6 @@
 // The field for a question: Enter sends, Esc stops, and text files can be dropped or chosen.
 
-import { $, announce, h, icon } from "../dom.js";
+import { $, h, icon } from "../dom.js";
 
 const LARGEST_BYTES = 1024 * 1024;
 
@@ -19,7 +19,7 @@ export class Composer {
     $("stop").addEventListener("click", () => this.stop());
     $("attach").addEventListener("click", () => $("file").click());
     $("file").addEventListener("change", (event) => {
-      this.take(event.target.files);
+      this.take([...event.target.files]);
       event.target.value = "";
     });
     document.addEventListener("keydown", (event) => {
@@ -71,10 +71,15 @@ export class Composer {
       h("button", { type: "button", class: "icon", "aria-label": `Remove ${file.name}`, onclick: drop }, icon("close")));
   }
 
+  notice(text) {
+    $("notice").textContent = text;
+  }
+
   async take(files) {
+    this.notice("");
     for (const file of files) {
       const text = file.size <= LARGEST_BYTES ? await file.text() : null;
-      if (text === null || text.includes("\0")) announce(`${file.name} is no text file of at most 1 MiB.`);
+      if (text === null || text.includes("\0")) this.notice(`${file.name} is no text file of at most 1 MiB.`);
       else this.files.push({ name: file.name, text });
     }
     this.draw();
@@ -92,7 +97,7 @@ export class Composer {
     document.addEventListener("drop", (event) => {
       event.preventDefault();
       dropping(false);
-      this.take(event.dataTransfer.files);
+      this.take([...event.dataTransfer.files]);
     });
   }
 }

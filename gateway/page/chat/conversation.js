@@ -8,23 +8,26 @@ import { prove } from "../race/prove.js";
 import { welcome } from "./welcome.js";
 
 export class ConversationView {
-  // page: {speculates(), changed(), openSettings()}, what the rest of the page is asked for.
+  // page: {isEdge(), changed(), openSettings()}, what the rest of the page is asked for.
   constructor(page) {
     this.page = page;
     this.element = $("conversation");
+    this.turns = h("div", { class: "turns" });
+    this.element.append(this.turns);
     this.asking = null;
     this.pinned = true; // whether the reader is at the end, and wants to stay there
     this.element.addEventListener("scroll", () => {
       const { scrollHeight, scrollTop, clientHeight } = this.element;
       this.pinned = scrollHeight - scrollTop - clientHeight < 80;
     });
+    new ResizeObserver(() => { if (this.pinned) this.toEnd(); }).observe(this.turns);
     this.open(null);
   }
 
   open(id) {
     this.stop();
     this.kept = (id && load(id)) || begin();
-    this.draw();
+    this.draw(0);
     this.page.changed();
   }
 
@@ -32,12 +35,21 @@ export class ConversationView {
     return this.kept.id;
   }
 
-  draw() {
+  // Draws the turns from the i-th on; what is before it stays as it is.
+  draw(i) {
     const { turns } = this.kept;
-    this.element.replaceChildren();
-    if (!turns.length) this.element.append(welcome((text) => this.ask(text), this.page.speculates()));
-    for (const [i, turn] of turns.entries()) this.element.append(this.view(turn, i));
+    const shown = this.turns.children;
+    const keep = this.isEmpty ? 0 : Math.min(i, turns.length);
+    while (shown.length > keep) this.turns.lastChild.remove();
+    this.isEmpty = !turns.length;
+    if (this.isEmpty) this.turns.append(welcome((text) => this.ask(text), this.page.isEdge()));
+    else for (const [n, turn] of turns.entries()) if (n >= shown.length) this.turns.append(this.view(turn, n));
     this.toEnd();
+  }
+
+  toEnd() {
+    this.pinned = true;
+    this.element.scrollTop = this.element.scrollHeight;
   }
 
   view(turn, i) {
@@ -49,7 +61,7 @@ export class ConversationView {
     const isLast = () => i === this.kept.turns.length - 1;
     const view = new AnswerView(turn, {
       again: () => this.answerFrom(i),
-      prove: () => prove(view, this.kept.turns.slice(0, i)),
+      prove: this.page.isEdge() ? () => prove(view, this.kept.turns.slice(0, i)) : null,
       settings: this.page.openSettings,
       result: (call, text) => isLast() && this.add({ role: "tool", call, content: text }),
     });
@@ -74,6 +86,7 @@ export class ConversationView {
       if (!field.value.trim()) return;
       this.stop();
       this.kept.turns.splice(i);
+      this.draw(i);
       this.add({ ...turn, content: field.value });
     };
     field.addEventListener("keydown", (event) => {
@@ -107,10 +120,11 @@ export class ConversationView {
     this.stop();
     const { kept } = this;
     kept.turns.splice(i);
-    this.draw();
+    this.draw(i);
+    if (document.activeElement === document.body) this.element.focus();
     this.save(kept);
     try {
-      this.asking = new Asking(kept.turns, this.page.speculates());
+      this.asking = new Asking(kept.turns);
     } catch (error) {
       return this.refused(error, i);
     }
@@ -120,31 +134,23 @@ export class ConversationView {
   async run(asking, kept, i) {
     kept.turns.push(asking.turn);
     const view = this.answerView(asking.turn, i);
-    this.element.append(view.element);
+    this.turns.append(view.element);
     this.toEnd();
     this.page.changed();
     announce("The answer begins.");
-    const watching = new ResizeObserver(() => { if (this.pinned) this.toEnd(); });
-    watching.observe(view.element);
     const drawn = view.follow(asking);
-    await asking.run(() => {});
+    await asking.run();
     this.save(kept);
     if (this.asking === asking) this.asking = null;
     this.page.changed();
     await drawn;
     view.say();
-    setTimeout(() => watching.disconnect(), 500);
-  }
-
-  toEnd() {
-    this.pinned = true;
-    this.element.scrollTop = this.element.scrollHeight;
   }
 
   refused(error, i) {
     const turn = { role: "assistant", content: "", state: "failed",
       error: { message: error.message, advice: error.advice ?? "", code: error.code ?? "" } };
-    this.element.append(this.answerView(turn, i).show().element);
+    this.turns.append(this.answerView(turn, i).show().element);
   }
 
   stop() {
@@ -157,7 +163,7 @@ export class ConversationView {
       save(kept);
     } catch (error) {
       if (!(error instanceof Full)) throw error;
-      this.element.append(h("p", { class: "failure", role: "alert" }, error.message));
+      this.turns.append(h("p", { class: "failure", role: "alert" }, error.message));
     }
   }
 }

@@ -5,10 +5,10 @@ import { h } from "../dom.js";
 import { panel } from "./panel.js";
 
 const NUMBERS = [
-  ["temperature", "Temperature", "0 to 2; at 0 the likeliest token", { min: 0, max: 2, step: "any" }],
-  ["top_p", "Top p", "more than 0, up to 1", { min: 0, max: 1, step: "any" }],
-  ["max_tokens", "Limit of tokens", "of an answer", { min: 1, step: 1 }],
-  ["seed", "Seed", "empty: a new one each time", { min: 0, step: 1 }],
+  ["temperature", "Temperature", "model’s own", "0 to 2; at 0 the likeliest token", { min: 0, max: 2, step: "any" }],
+  ["top_p", "Top p", "model’s own", "more than 0, up to 1", { min: 0, max: 1, step: "any" }],
+  ["max_tokens", "Limit of tokens", "none", "of an answer", { min: 1, step: 1 }],
+  ["seed", "Seed", "random", "empty: a new one each time", { min: 0, step: 1 }],
 ];
 
 export function openSettings(changed) {
@@ -17,8 +17,8 @@ export function openSettings(changed) {
     change({ [name]: event.target.value });
     changed();
   };
-  const numbers = NUMBERS.map(([name, label, words, limits]) => h("label", {}, label,
-    h("input", { type: "number", inputmode: "decimal", placeholder: "model’s own", value: kept[name], oninput: set(name), ...limits }),
+  const numbers = NUMBERS.map(([name, label, empty, words, limits]) => h("label", {}, label,
+    h("input", { type: "number", inputmode: "decimal", placeholder: empty, value: kept[name], oninput: set(name), ...limits }),
     h("small", {}, words)));
   const key = h("input", { type: "password", autocomplete: "off", spellcheck: "false", value: kept.key, oninput: set("key") });
   const theme = h("select", { oninput: set("theme") },

@@ -5,7 +5,6 @@ import { $, h } from "../dom.js";
 import { panel } from "./panel.js";
 
 const EVERY_MS = 10_000;
-const RELATIONS = { same: "the same", subset: "one has part of the other’s", foreign: "different: drafts are translated" };
 
 export class Service {
   // learned: called when it is known what the service is.
@@ -15,8 +14,9 @@ export class Service {
     this.error = null;
   }
 
-  get speculates() {
-    return this.state?.role === "edge";
+  // Taken for true until the service has said what it is.
+  get isEdge() {
+    return this.state?.service !== "verifier";
   }
 
   watch() {
@@ -26,7 +26,7 @@ export class Service {
 
   // Asks how the service is, and shows it.
   async look() {
-    const before = this.state?.role;
+    const before = this.state?.service;
     try {
       this.state = await get("/status");
       this.error = null;
@@ -34,15 +34,16 @@ export class Service {
       this.error = error instanceof Failure ? error : new Failure(error.message, "");
     }
     this.draw();
-    if (this.state?.role !== before) this.learned();
+    if (this.state?.service !== before) this.learned();
   }
 
   draw() {
-    const well = !this.error && this.state?.ready !== false;
+    const well = !this.error && this.state?.status === "ok";
     $("health").className = `dot ${well ? "good" : "bad"}`;
     $("open-status").setAttribute("aria-label", `Status: ${well ? "ready" : "not ready"}`);
     const { model, draft } = this.state ?? {};
-    const shown = draft?.model ? [h("b", {}, draft.model), " drafts · ", h("b", {}, model), " judges"] : [h("b", {}, model ?? "")];
+    const large = h("b", {}, model?.name ?? "");
+    const shown = draft && model ? [h("b", {}, draft.model), " drafts · ", large, " judges"] : [large];
     $("models").replaceChildren(...shown);
     if ($("status").open) this.show();
   }
@@ -65,6 +66,33 @@ function link(href, words) {
 }
 
 function facts(state) {
-  const list = Object.entries(state).map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]);
-  return h("dl", { class: "facts" }, ...list.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const { service, model, draft, version, protocol, uptime_s: uptime, requests } = state;
+  const known = [
+    ["This is", service === "edge" ? "an edge" : "a verifier"],
+    ["State", state.status === "ok" ? "ready" : `not ready: ${state.error ?? "no reason is known"}`],
+    ["Large model", model ? `${model.name}, ${model.context_tokens} tokens of context` : "not known"],
+    ["Draft model", service !== "edge" ? null : draft ? `${draft.model}, ${draft.slots} answers at a time` : "none: drafts come from the text alone"],
+    ["Vocabularies", draft?.vocabularies],
+    ["Judging", state.judge && `${state.judge}, fill-in passes ${state.fill}, prompt lookup ${state.lookup ? "on" : "off"}`],
+    ["Answers running", requests],
+    ["Sessions", state.sessions && `${state.sessions.running} of ${state.sessions.limit}`],
+    ["Version", `${version}, protocol ${protocol}, up for ${duration(uptime)}`],
+  ].filter(([, value]) => value !== null && value !== undefined);
+  return h("div", {}, h("dl", { class: "facts" }, ...known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
+    state.verifiers ? verifiers(state.verifiers) : null);
+}
+
+function verifiers(list) {
+  const columns = ["Verifier", "Ready", "Round trip", "Load", "Sessions", "Version"];
+  const rows = list.map((each) => h("tr", {},
+    h("th", { scope: "row" }, each.url, each.in_use ? h("small", {}, " in use") : null),
+    ...[each.ready ? "yes" : "no", each.rtt_ms === null ? "–" : `${each.rtt_ms} ms`, each.load ?? "–", each.sessions ?? "–", each.version ?? "–"]
+      .map((value) => h("td", {}, String(value)))));
+  return h("div", { class: "wide verifiers", tabindex: "0", role: "group", "aria-label": "Verifiers" }, h("table", {},
+    h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows)));
+}
+
+function duration(seconds) {
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }

@@ -10,6 +10,7 @@ const KNOWN = {
   lookup: ["prompt lookup", "it followed the same words earlier in the text"],
   prediction: ["prediction", "the request predicted it"],
   grammar: ["grammar", "the only token that the grammar allows"],
+  prompt: ["prompt", "a part of the prompt"],
   target: ["cloud alone", "no draft was there in time, or it was wrong"],
 };
 
@@ -25,7 +26,7 @@ export function classOf(origin) {
 // A list of origins with their marks; of those in `counts` only, with their share, if given.
 export function legend(counts) {
   const total = Object.values(counts ?? {}).reduce((sum, count) => sum + count, 0);
-  const origins = counts ? Object.keys(counts).filter((origin) => counts[origin]) : ["draft", "lookup", "target"];
+  const origins = counts ? Object.keys(counts).filter((origin) => counts[origin] && origin !== "prompt") : ["draft", "lookup", "target"];
   origins.sort((one, other) => order(one) - order(other));
   const items = origins.map((origin) => h("li", { title: KNOWN[origin]?.[1] },
     h("span", { class: `t ${classOf(origin)}` }, nameOf(origin)),

@@ -14,8 +14,8 @@ export class Ahead {
     this.breaks = 0;
   }
 
-  draw(growing, race) {
-    const place = growing.end();
+  // place: the element at whose end the text goes on.
+  draw(place, race) {
     if (this.element.parentNode !== place || place.lastChild !== this.element) place.append(this.element);
     if (this.chain.textContent !== race.chain) this.chain.textContent = race.chain;
     if (race.breaks === this.breaks) return;

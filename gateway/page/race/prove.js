@@ -8,7 +8,7 @@ import { Failure, post, stream } from "../api.js";
 import { announce, h } from "../dom.js";
 import { messages } from "../chat/asking.js";
 
-const ALONE = "/v1/chat/completions/alone";
+const ALONE = "/v1/picospec/direct/chat/completions";
 const NEAR_TIE = 0.1; // difference of log-probabilities that a bfloat16 target's rounding can turn
 const DRAW_EVERY_MS = 150;
 
@@ -35,8 +35,8 @@ class Proof {
     this.theirs = side("Cloud alone");
     this.more = h("div");
     this.element = h("section", { class: "proof", "aria-label": "Proof", "aria-busy": "true" },
-      h("div", { class: "proof-top" }, this.verdict, this.words),
-      h("div", { class: "sides" }, this.ours.element, this.theirs.element), this.more);
+      h("div", { class: "proof-top" }, this.verdict, this.words), this.more,
+      h("div", { class: "sides" }, this.ours.element, this.theirs.element));
     this.ours.show(turn.content, turn.content.length);
     this.ours.time(turn.race?.elapsed_s);
   }
@@ -88,7 +88,7 @@ class Proof {
     this.ours.show(this.turn.content, same);
     this.element.classList.add("differs");
     this.verdict.textContent = `The texts differ from character ${same + 1} on.`;
-    this.words.textContent = "Both are what the large model may say. The first difference is marked.";
+    this.words.textContent = "The first difference is marked. What follows it continues another text.";
     return this.explain();
   }
 
@@ -111,17 +111,20 @@ class Proof {
   }
 }
 
-// The token of the large model at which the texts part, and ours in its list, if it is there.
+// The token of the large model alone at which the texts part, and the one of ours, if it is among
+// the likeliest; null if the tokens do not tell. Tokens are compared by their bytes, because one
+// may be a part of a character.
 function tokensAt(entries, ours, theirs) {
+  const [own, other] = [ours, theirs].map((text) => new TextEncoder().encode(text));
+  const goesOn = (text, { bytes }, at) => bytes.every((byte, i) => text[at + i] === byte);
   let at = 0;
   for (const entry of entries) {
-    const text = entry.token;
-    if (ours.startsWith(text, at) && theirs.startsWith(text, at)) {
-      at += text.length;
-      continue;
+    if (!goesOn(other, entry, at)) return null;
+    if (!goesOn(own, entry, at)) {
+      const found = entry.top_logprobs.find((top) => top.bytes.length && goesOn(own, top, at));
+      return { chosen: entry, other: found ?? null };
     }
-    const other = entry.top_logprobs.find((top) => top.token !== text && ours.startsWith(top.token, at));
-    return { chosen: entry, other: other ?? null };
+    at += entry.bytes.length;
   }
   return null;
 }

@@ -39,14 +39,14 @@ export class Race {
     if (!told && (text || delta.reasoning_content)) this.tokens += 1;
     if (this.first === null && this.tokens) this.first = now;
     if (text) this.ends.push([this.tokens, this.runs.length]);
-    if (text || told?.tokens) this.last = now;
+    if (text || (told && !told.event)) this.last = now;
   }
 
   tell({ spans, tokens }, text) {
     let start = 0;
     for (const [characters, origin] of text ? spans ?? [] : []) {
       const end = advance(text, start, characters);
-      this.runs.add(classOf(origin), end - start);
+      this.runs.add(this.speculates ? classOf(origin) : "", end - start);
       start = end;
     }
     this.runs.add("", text.length - start);
@@ -117,11 +117,15 @@ export class Race {
 
   // What stays with the answer, all of it JSON.
   kept() {
+    return { ...this.figures(), runs: this.runs.pairs() };
+  }
+
+  figures() {
     const elapsed = (this.last - this.begun) / 1000;
     const generating = this.first === null ? 0 : (this.last - this.first) / 1000;
     const alone = this.rowMs && this.first !== null ? (this.first - this.begun + (this.tokens - 1) * this.rowMs) / 1000 : null;
     return {
-      runs: this.runs.pairs(), counts: this.counts, tokens: this.tokens, speculates: this.speculates,
+      counts: this.counts, tokens: this.tokens, speculates: this.speculates,
       passes: this.passes, pass_count: this.passCount, judged: this.judged, accepted: this.accepted,
       elapsed_s: round(elapsed), first_s: this.first === null ? null : round((this.first - this.begun) / 1000),
       tokens_per_s: generating ? (this.tokens - 1) / generating : null,

@@ -19,10 +19,10 @@ export class Strip {
 
   draw(race) {
     if (!race.tokens) return;
-    this.show(race.kept(), false);
+    this.show(race.figures(), false);
   }
 
-  // kept: what a turn keeps of its race (see race.js).
+  // kept: what a turn keeps of its race (Race.kept).
   finish(kept) {
     if (!kept?.tokens) return;
     this.show(kept, true);

@@ -1,8 +1,8 @@
 // The passes of the large model over time, as a drawing: a column a pass, as high as its rows.
 //
 // The filled part of a column are the accepted draft tokens; what is hollow was judged in vain. A
-// column without draft tokens is a small bar. A light area before a column is the time for which
-// the pass was held to wait for draft tokens.
+// column without draft tokens is a small bar. A bar before a column is the time for which
+// this answer waited for the pass: because it was held for draft tokens, or because others ran.
 
 import { h } from "../dom.js";
 
@@ -12,12 +12,12 @@ const FIRST_SPAN_S = 4;
 export class Timeline {
   constructor() {
     this.canvas = h("canvas", { class: "timeline", role: "img", "aria-label": "No pass yet" });
-    const words = ["accepted", "judged in vain", "held for drafts"].map((name, i) => h("span", { class: `key key-${i}` }, name));
+    const words = ["accepted", "judged in vain", "waited"].map((name, i) => h("span", { class: `key key-${i}` }, name));
     this.element = h("figure", { class: "passes", hidden: true }, this.canvas,
       h("figcaption", {}, "Passes of the large model: ", ...words));
   }
 
-  // passes: [at_s, rows, accepted, held_s], in order. endS: where time is now. over: it ends there.
+  // passes: [at_s, rows, accepted, waited_s], in order. endS: where time is now. over: it ends there.
   draw(passes, endS, over) {
     const { canvas } = this;
     const width = canvas.clientWidth;
@@ -31,7 +31,7 @@ export class Timeline {
     context.setTransform(scale, 0, 0, scale, 0, 0);
     context.clearRect(0, 0, width, HEIGHT);
     const style = getComputedStyle(canvas);
-    const colours = { ink: style.color, line: style.outlineColor, accepted: style.borderTopColor, held: style.borderRightColor };
+    const colours = { ink: style.color, line: style.outlineColor, accepted: style.borderTopColor, waited: style.borderRightColor };
     let span = over ? endS * 1.01 : FIRST_SPAN_S;
     while (span < endS) span *= 1.5;
     columns(context, passes, width / span, colours, Math.max(4, ...passes.map(([, rows]) => rows)));
@@ -49,12 +49,12 @@ export class Timeline {
 function columns(context, passes, perSecond, colours, most) {
   const unit = (HEIGHT - 16) / most;
   const thick = Math.max(1, Math.min(7, (perSecond * meanGap(passes)) - 1));
-  for (const [at, rows, accepted, held] of passes) {
+  for (const [at, rows, accepted, waited] of passes) {
     const x = at * perSecond;
     const floor = HEIGHT - 14;
-    if (held) {
-      context.fillStyle = colours.held;
-      context.fillRect(x - held * perSecond, floor - 6, held * perSecond, 6);
+    if (waited) {
+      context.fillStyle = colours.waited;
+      context.fillRect(x - waited * perSecond - thick, floor - 4, waited * perSecond, 4);
     }
     context.fillStyle = colours.line;
     context.fillRect(x - thick, floor - rows * unit, thick, rows * unit);
@@ -73,7 +73,7 @@ function axis(context, width, span, colours) {
   context.fillStyle = colours.ink;
   context.font = "10px system-ui, sans-serif";
   const step = [0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300].find((s) => (s * width) / span > 60) ?? 600;
-  for (let at = step; at < span; at += step) {
+  for (let at = step; (at * width) / span < width - 16; at += step) {
     context.fillText(`${at} s`, (at * width) / span - 8, HEIGHT - 2);
   }
   context.fillText("0", 0, HEIGHT - 2);

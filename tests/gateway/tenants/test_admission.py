@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,7 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.errors import EngineFault
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+from gateway.request_body import STRANGERS_BYTES
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 ANN, BEN = ({"authorization": f"Bearer {key}"} for key in ("key of ann", "key of ben"))
@@ -81,8 +82,9 @@ async def test_each_choice_is_an_answer_and_ends_with_its_request(file: Path) ->
     engine = ScriptedEngine((b"x",), pause=release.wait)
     async with client_of(make_app(engine, keys_file=file)) as client:
         running = asyncio.create_task(ask(client, BEN, n=2))
-        while len(engine.jobs) < 2:  # noqa: ASYNC110 - the engine has no event for that
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while len(engine.jobs) < 2:  # noqa: ASYNC110 - the engine has no event for that
+                await asyncio.sleep(0)
         more = await ask(client, BEN)
         free = [await client.get("/v1/models", headers=BEN), await client.get("/metrics")]
         release.set()
@@ -124,30 +126,64 @@ async def test_tokens_of_prompts_and_answers_are_counted_when_they_are_known(
     assert 'picospec:tenant_limited_total{limit="tokens",tenant="ben"} 1.0' in metrics.text
 
 
-async def test_a_request_over_the_limit_is_turned_away_before_its_body_is_read(
-    file: Path,
+@pytest.mark.parametrize("limit", ["requests_a_minute = 6", "sessions = 1"])
+async def test_of_a_request_over_a_limit_little_of_the_body_is_read_and_nothing_is_kept(
+    tmp_path: Path, limit: str
 ) -> None:
-    async def body() -> bytes:
-        raise AssertionError("the body was read")
+    file, piece, read = tmp_path / "keys.toml", b" " * 65536, 0
+    await asyncio.to_thread(file.write_text, table("ben") + limit)
+    engine = ScriptedEngine((b"x",), pause=asyncio.Event().wait)
+    app = make_app(engine, keys_file=file, body_limit_bytes=1 << 30)
 
-    app = make_app(ScriptedEngine(), keys_file=file)
+    async def endless() -> dict[str, object]:
+        nonlocal read
+        read += len(piece)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
     sent: list[dict[str, object]] = []
 
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    async with client_of(app) as client:
-        for _ in range(6):
-            await client.get("/v1/models", headers=BEN)
     headers = [(b"authorization", BEN["authorization"].encode()), (b"host", b"gateway")]
     scope = {
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers,
         "query_string": b"", "raw_path": b"", "root_path": "", "http_version": "1.1",
     }  # fmt: skip
-
-    await app(scope, body, send)  # type: ignore[arg-type]
+    async with client_of(app) as client:
+        for _ in range(6 if "requests" in limit else 0):
+            await client.get("/v1/models", headers=BEN)
+        running = asyncio.create_task(ask(client, BEN))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await app(scope, endless, send)  # type: ignore[arg-type]
+        running.cancel()
 
     assert sent[0]["status"] == 429
+    assert read <= STRANGERS_BYTES + len(piece)
+
+
+async def test_bodies_on_their_way_are_answers_that_have_begun(file: Path) -> None:
+    rest = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"messages": ['
+        await rest.wait()
+        yield b'{"role": "user", "content": "hi"}]}'
+
+    app, chat = make_app(ScriptedEngine((b"x",)), keys_file=file), "/v1/chat/completions"
+    async with served(app) as url, httpx.AsyncClient(base_url=url, headers=BEN) as client:
+        coming = [asyncio.create_task(client.post(chat, content=slow())) for _ in range(2)]
+        try:
+            async with asyncio.timeout(5):
+                while 'answers{tenant="ben"} 2.0' not in (await client.get("/metrics")).text:
+                    pass
+            third = await client.post(chat, json=CHAT)
+        finally:
+            rest.set()
+        answers = [await each for each in coming]
+
+    assert statuses([third, *answers]) == [429, 200, 200]
 
 
 async def test_without_keys_all_clients_share_the_services_limits() -> None:

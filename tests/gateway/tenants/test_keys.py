@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from edge_agent.settings import load
 from gateway.errors import Unauthorized
 from gateway.tenants.keys import InvalidKeys, KeyLimits, add_key, read_keys
 from gateway.tenants.tenant import Tenant, TenantMetrics
@@ -31,8 +32,8 @@ def written(file: Path, entries: Mapping[str, str], more: str = "") -> Path:
 
 
 def tenants(file: Path | None, *keys: str, limits: KeyLimits | None = None) -> Tenants:
-    fixed = [key.encode() for key in keys]
-    return Tenants(fixed, file, limits or KeyLimits(), TenantMetrics(CollectorRegistry()))
+    digests = load(None, {"PICOSPEC_API_KEYS": ",".join(keys)}, {}).key_digests
+    return Tenants(digests, file, limits or KeyLimits(), TenantMetrics(CollectorRegistry()))
 
 
 def holder(found: Tenants, key: str, now: float = 0.0) -> str | None:
@@ -80,7 +81,7 @@ def test_a_digest_that_only_begins_alike_admits_nobody(monkeypatch: pytest.Monke
     def begins_alike(key: bytes) -> bytes:
         return b"12345678" + key
 
-    monkeypatch.setattr("gateway.tenants.keys.digest_of", begins_alike)
+    monkeypatch.setattr("gateway.settings.digest_of", begins_alike)
     found = tenants(None, "right")
     monkeypatch.setattr("gateway.tenants.tenants.digest_of", begins_alike)
 

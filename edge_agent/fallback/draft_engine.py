@@ -1,0 +1,139 @@
+"""The draft model as the only model of an answer: gateway.ports.Engine without a verifier.
+
+A step of the draft model generates one token, drawn as a verifier draws it. So the answer is
+the one that a verifier with this model would give, for the same seed and settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
+from gateway.errors import InvalidRequest, Overloaded, Unavailable
+from gateway.ports import Delta, Facts, FinishReason, Job, Statistics
+from gateway.ports import TokenLogprob as Logprob
+from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
+from models.grammars.compiler import GrammarCompiler
+from models.grammars.constraint import NAME
+from speculation.protocol.errors import InvalidSetting
+from speculation.protocol.messages import ModelFacts, Open, TokenId, TokenLogprob
+from speculation.protocol.opening import STOPPING, opening
+from speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from speculation.sampling.distributions import Logits, distribution
+from speculation.sampling.draft_sampler import DraftSampler
+from speculation.sampling.draft_token import DraftToken
+from speculation.sampling.logit_settings import LOGIT_SETTINGS
+from speculation.sampling.logprobs import logprob_of
+from speculation.sampling.noise import place
+
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
+"""OpenAI parameters served beyond Sampling: all those of an embedded target."""
+
+FAILED: Final = "draft_model_failed"
+
+
+class DraftEngine:
+    """facts: of the draft model, as a verifier would give them."""
+
+    def __init__(self, facts: ModelFacts, drafter: Drafter, grammars: GrammarCompiler) -> None:
+        self._facts = facts
+        self._drafter = drafter
+        self._grammars = grammars
+
+    async def facts(self) -> Facts:
+        return Facts.of(self._facts)
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        """Stream one choice. Raises Overloaded when all slots are taken."""
+        try:
+            request = opening(job, self._facts)
+            mask = await self._mask(request)
+            size = self._facts.vocabulary_size
+            adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
+        except InvalidSetting as error:
+            raise InvalidRequest(str(error), param=error.name) from error
+        slot = self._drafter.take(job.prompt)
+        if slot is None:
+            raise Overloaded("all slots of the draft model are taken; try again later")
+        try:
+            async for delta in _deltas(slot, _Sampler(request, size, adjust)):
+                yield delta
+        finally:
+            slot.leave()
+
+    async def close(self) -> None:
+        """End what the engine started."""
+        await self._grammars.close()
+
+    async def _mask(self, request: Open) -> Adjust | None:
+        """Return what bars the tokens that the request's grammar does not allow."""
+        if (asked := request.sampling.extras.get(NAME)) is None:
+            return None
+        try:
+            return (await self._grammars.compile(bytes(asked))).begin().mask
+        except CannotCheck as error:
+            raise Overloaded(f"{error}; try again later") from error
+        except InvalidGrammar as error:
+            name = error.field(NAME)
+            raise InvalidRequest(f"{name}: {error.reason}", param=name) from error
+
+
+@dataclass(slots=True)
+class _Sampler:
+    """A StepSampler that draws from the draft model's distribution as from a target's."""
+
+    request: Open
+    size: int
+    adjust: Adjust | None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the tokens drawn since they were taken."""
+
+    failure: GrammarFailed | None = None
+    """Why no token could be drawn. It is not raised in the draft model's thread, because other
+    answers' steps would fail with it."""
+
+    def __call__(self, output: Sequence[TokenId]) -> DraftSampler:
+        def pick(logits: Logits, position: int) -> DraftToken:
+            request, own = self.request, logits[: self.size]
+            try:
+                adjusted = self.adjust(own, output[:position]) if self.adjust else own
+            except GrammarFailed as error:
+                self.failure = error
+                return DraftToken(0, 0.0)
+            at = place(len(request.prompt), position)
+            token = distribution(adjusted, request.sampling).coupled(request.seed, at)
+            if (most := request.top_logprobs) is not None:
+                self.logprobs.append(logprob_of(own, token, most))
+            return DraftToken(token, 1.0)
+
+        return pick
+
+    def taken(self) -> tuple[Logprob, ...] | None:
+        """Return the log-probabilities since the last call, if they are asked for."""
+        if self.request.top_logprobs is None:
+            return None
+        taken, self.logprobs = self.logprobs, []
+        return tuple(Logprob(each.logprob, each.top) for each in taken)
+
+
+async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
+    """Yield one token a step, and at last how the answer ends. Raises Unavailable."""
+    request, tokens = sampler.request, list[TokenId]()
+    reason: FinishReason = "length"
+    while len(tokens) < request.max_tokens and reason == "length":
+        try:
+            (drawn,) = await slot.step([*request.prompt, *tokens], sampler)
+        except CannotDraft as error:
+            raise Unavailable(f"the draft model failed: {error}", code=FAILED) from error
+        if sampler.failure is not None:
+            raise Unavailable(str(sampler.failure), code=FAILED) from sampler.failure
+        tokens.append(drawn.token)
+        counted = Statistics(len(tokens))
+        yield Delta(
+            (drawn.token,), sampler.taken(), statistics=counted, origins=(drawn.origin,)
+        )
+        if drawn.token in request.stop_tokens:
+            reason = "stop"
+    yield Delta((), sampler.taken(), reason, Statistics(len(tokens)))

@@ -1,0 +1,109 @@
+"""POST /v1/picospec/direct/chat/completions: the same chat, answered by the verifier alone.
+
+So a page that talks to the edge only can show that both answers are the same. The answer is
+passed on as it comes. The request needs a seed: without one, the answers would not be the same.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
+from gateway.account import Account
+from gateway.choice_stream import cancel_on_disconnect, send_to_client
+from gateway.drain import Drain
+from gateway.errors import ClientGone, InvalidRequest, Unavailable
+from gateway.routes.chat_completions import ChatRequest
+from gateway.routes.request import parse
+from gateway.routes.services import Services
+
+PATH: Final = "/v1/picospec/direct/chat/completions"
+
+_END_BYTES: Final = 4096
+"""What is kept of an answer's end, which says how many tokens it took."""
+
+_TOKENS: Final = re.compile(rb'"prompt_n":(\d+).*"predicted_n":(\d+)')
+
+
+async def relay(verifiers: Verifiers, services: Services, request: Request) -> Response:
+    """Have the verifier that is in use answer. Raises ApiError."""
+    services.drain.check()
+    account: Account = request.state.account
+    account.tenant.check_room(account.clock())
+    body = await parse(ChatRequest, request)
+    if body.seed is None:
+        raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
+    facts = await services.facts_of(body.model)
+    account.begin_answers(body.n)
+    named = {**msgspec.json.decode(await request.body()), "model": facts.model}
+    asked = msgspec.json.encode(named)
+    return _Relayed(verifiers.current, asked, account, services.drain)
+
+
+class _Relayed(Response):
+    """One answer, sent once. It ends the verifier's before it returns or raises."""
+
+    def __init__(self, uplink: Uplink, asked: bytes, account: Account, drain: Drain) -> None:
+        super().__init__()
+        self._uplink = uplink
+        self._asked = asked
+        self._account = account
+        self._drain = drain
+        self._end = b""
+        self._events = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with self._drain.answer():
+                await cancel_on_disconnect(receive, lambda: self._relay(send))
+                await send_to_client(send, _piece(b"", more=False))
+        except ClientGone as gone:
+            self._account.status, self._account.error = gone.status, gone.code
+        except Exception as raised:
+            if not self._account.status:
+                raise
+            error = msgspec.json.encode(self._account.failed(raised).body())
+            await send(_piece(b"data: %b\n\n" % error, more=False))
+        finally:
+            self._count()
+
+    async def _relay(self, send: Send) -> None:
+        answer = await self._uplink.chat(self._asked)
+        try:
+            await send_to_client(send, _start(answer))
+            async for piece in answer.aiter_bytes():
+                self._end = (self._end + piece)[-_END_BYTES:]
+                self._events += piece.count(b"data: ")
+                await send_to_client(send, _piece(piece, more=True))
+        except httpx.TransportError as error:
+            raise Unavailable(f"the verifier went away: {error}") from error
+        finally:
+            await answer.aclose()
+
+    def _count(self) -> None:
+        """Count the tokens; of an answer that was cut about one an event."""
+        if counted := _TOKENS.search(self._end):
+            self._account.took_prompt(int(counted[1]))
+            self._account.completion_tokens = int(counted[2])
+        else:
+            self._account.completion_tokens = self._events
+
+
+def _start(answer: httpx.Response) -> Message:
+    headers = {"content-type": answer.headers.get("content-type", "application/json")}
+    headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": HTTPStatus.OK, "headers": raw}
+
+
+def _piece(body: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}

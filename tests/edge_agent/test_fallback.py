@@ -1,0 +1,201 @@
+"""The draft model alone: what it says, and when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from edge_agent.app import open_verifiers
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from edge_agent.fallback.draft_engine import FEATURES, DraftEngine
+from edge_agent.fallback.fallback import DraftFallback
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
+from gateway.ports import Delta, Job, Sampling
+from models.tokenizing.tokenizer import Tokenizer
+from speculation.protocol.messages import Limits, ModelFacts
+from speculation.protocol.opening import opening
+from speculation.sampling.adjustments import adjustment
+from speculation.sampling.distributions import Logits
+from speculation.verifying.session import Pass
+from tests.edge_agent.fake_cache import FakeCache, V, truth
+from verifier.llama_target.judging import Part, judge
+
+PROMPT = (1, 2, 3)
+STOP = 98
+FACTS = ModelFacts("small", V, "d" * 32, 300, [STOP], Limits(), ["coupled"], list(FEATURES))
+
+
+class NoGrammars:
+    """A GrammarCompiler that no request here needs."""
+
+
+def job(**fields: object) -> Job:
+    good: dict[str, object] = {
+        "request_id": "r",
+        "prompt": PROMPT,
+        "max_tokens": 12,
+        "sampling": Sampling(temperature=0.0),
+        "seed": 7,
+    }
+    return Job(**{**good, **fields})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def engine(drafter: LlamaDrafter) -> DraftEngine:
+    return DraftEngine(FACTS, drafter, NoGrammars())  # type: ignore[arg-type]
+
+
+async def deltas(engine: DraftEngine, asked: Job) -> list[Delta]:
+    return [delta async for delta in engine.generate(asked)]
+
+
+def tokens_of(found: list[Delta]) -> list[int]:
+    return [token for delta in found for token in delta.tokens]
+
+
+async def test_it_says_what_its_model_says_up_to_the_limit(engine: DraftEngine) -> None:
+    found = await deltas(engine, job())
+
+    context = list(PROMPT)
+    for _ in range(12):
+        context.append(truth(context))
+    assert tokens_of(found) == context[3:]
+    assert found[-1].finish == "length"
+    assert found[-1].statistics is not None
+    assert found[-1].statistics.target_passes == 12
+    assert {delta.origins for delta in found if delta.tokens} == {("draft",)}
+
+
+async def test_a_stop_token_ends_it(engine: DraftEngine) -> None:
+    stop = truth([*PROMPT, truth(PROMPT)])
+
+    found = await deltas(engine, job(extras={"stop_token_ids": [stop]}))
+
+    assert tokens_of(found) == [truth(PROMPT), stop]
+    assert found[-1].finish == "stop"
+
+
+async def test_its_answer_is_the_one_that_a_verifier_with_its_model_would_give(
+    engine: DraftEngine, cache: FakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(context: list[int]) -> Logits:
+        return np.random.default_rng(context).normal(size=V).astype(np.float32) * 3
+
+    read: list[list[int]] = []
+
+    def decode(segments: object) -> None:
+        FakeCache.decode(cache, segments)  # type: ignore[arg-type]
+        read[:] = [list(cache._held[0])]
+
+    monkeypatch.setattr(cache, "decode", decode)
+    monkeypatch.setattr(cache, "logits", lambda _: rows(read[0]))
+    asked = job(
+        sampling=Sampling(1.0, top_p=0.9),
+        extras={"frequency_penalty": 0.5},
+        top_logprobs=2,
+    )
+
+    found = await deltas(engine, asked)
+
+    request, expected, logprobs = opening(asked, FACTS), list[int](), []
+    while len(expected) < 12 and STOP not in expected:
+        context = [*PROMPT, *expected]
+        part = Part(
+            0, len(context) - 1, context[-1], Pass(len(expected), (), (), ()), request,
+            adjustment(request, vocabulary_size=V), tuple(expected),
+        )  # fmt: skip
+        verdict = judge(part, lambda _, context=context: rows(context))
+        expected += verdict.judgement.tokens
+        logprobs += verdict.logprobs or ()
+    assert tokens_of(found) == expected
+    given = [each for delta in found for each in delta.logprobs or ()]
+    assert [(each.logprob, each.top) for each in given] == [
+        (each.logprob, each.top) for each in logprobs
+    ]
+
+
+async def test_when_all_slots_are_taken_the_client_may_come_again(
+    engine: DraftEngine, drafter: LlamaDrafter
+) -> None:
+    slots = [drafter.take([1]) for _ in range(4)]
+
+    with pytest.raises(Overloaded):
+        await deltas(engine, job())
+
+    assert slots[0] is not None
+    slots[0].leave()
+    assert len(await deltas(engine, job())) == 13
+    assert drafter.take([1]) is not None  # the answer has left its slot
+
+
+async def test_a_draft_model_that_fails_is_an_error(
+    engine: DraftEngine, cache: FakeCache
+) -> None:
+    cache.broken = True
+
+    with pytest.raises(Unavailable, match="the draft model failed") as raised:
+        await deltas(engine, job())
+
+    assert raised.value.error_code == "draft_model_failed"
+
+
+class Target:
+    """A TargetTokenizer of a verifier that can be reached, or not."""
+
+    def __init__(self) -> None:
+        self.error: ApiError | None = None
+
+    async def __call__(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+async def fallback(engine: DraftEngine) -> AsyncIterator[DraftFallback]:
+    metrics = EdgeMetrics(CollectorRegistry())
+    settings = EdgeSettings(verifier_urls=("http://127.0.0.1:9",))  # type: ignore[arg-type]
+    verifiers = open_verifiers(settings, metrics)
+    tokenizer: Tokenizer = None  # type: ignore[assignment]
+    yield DraftFallback(engine, tokenizer, verifiers, Target(), metrics)  # type: ignore[arg-type]
+    await verifiers.close()
+
+
+async def test_it_is_needed_when_no_verifier_can_be_reached(fallback: DraftFallback) -> None:
+    assert await fallback.is_needed()
+
+
+async def test_it_is_not_needed_when_a_verifier_answered_just_now(
+    fallback: DraftFallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def facts() -> ModelFacts:
+        return FACTS
+
+    monkeypatch.setattr(fallback._verifiers, "facts", facts)
+    fallback._verifiers.uplinks[0].health.answered(0.0)
+
+    assert not await fallback.is_needed()
+
+
+async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away(
+    fallback: DraftFallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        raise EngineFault("the verifier refuses this edge's key")
+
+    monkeypatch.setattr(fallback._verifiers, "check_lately", check)
+
+    with pytest.raises(EngineFault):
+        await fallback.is_needed()
+
+
+@pytest.mark.parametrize("unnamed", [{}, {"draft_model": "none"}, {"drafter": "none"}])
+def test_a_fallback_needs_a_draft_model_that_is_named(unnamed: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="draft_model that is named"):
+        EdgeSettings(fallback="draft", **unnamed)  # type: ignore[arg-type]
+
+    assert EdgeSettings(fallback="draft", draft_model="smollm2").fallback == "draft"

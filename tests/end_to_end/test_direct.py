@@ -1,0 +1,218 @@
+"""An edge relays a chat to the verifier alone, and both ends say what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from edge_agent import app as edge
+from edge_agent.link.direct import PATH
+from edge_agent.settings import load as load_edge
+from edge_agent.target_tokenizer import TargetTokenizer
+from gateway.drain import Drain
+from models.store import Store, open_store
+from tests.end_to_end.traced import serving
+from tests.gateway.scripted import served
+from tests.verifier.fake_target import FakeTarget
+from verifier.app import build
+from verifier.settings import load as load_verifier
+
+ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "seed": 4}
+CLIENTS = {"authorization": "Bearer clients"}
+EDGES = {"authorization": "Bearer edges"}
+
+
+def store(root: Path) -> Store:
+    return open_store({"PICOSPEC_CACHE": str(root)})
+
+
+def client_of(app: FastAPI, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=app)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+
+
+@pytest.fixture(autouse=True)
+def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake target has none, and the edge would ask for it again and again."""
+    monkeypatch.setattr(TargetTokenizer, "introduce", lambda _: asyncio.sleep(0))
+
+
+@pytest.fixture
+def target() -> FakeTarget:
+    return FakeTarget(pass_s=0.005)
+
+
+@pytest.fixture
+async def verifier(target: FakeTarget) -> AsyncIterator[str]:
+    settings = load_verifier(None, {"PICOSPEC_API_KEYS": "edges"}, {})
+    async with serving(build(settings, lambda _: target)) as url:
+        yield url
+
+
+@pytest.fixture
+async def client(verifier: str, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    secret = {"PICOSPEC_API_KEYS": "clients", "PICOSPEC_VERIFIER_KEY": "edges"}
+    settings = load_edge(None, secret, {"drafter": "none", "verifier_url": verifier})
+    app = edge.build(settings, store(tmp_path), Drain())
+    async with app.router.lifespan_context(app), client_of(app, CLIENTS) as client:
+        yield client
+
+
+def chunks(answer: httpx.Response) -> list[Any]:
+    lines = answer.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+async def test_the_answer_is_the_verifiers_own_streamed_or_not(
+    client: httpx.AsyncClient, target: FakeTarget
+) -> None:
+    streamed = await client.post(PATH, json={**ASK, "stream": True})
+    whole = await client.post(PATH, json=ASK)
+
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    told = chunks(streamed)
+    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in told)
+    assert text == whole.json()["choices"][0]["message"]["content"]
+    assert len(text) == 9
+    assert told[-1]["metrics"]["speculative_decoding"]["num_target_passes"] == 9
+    assert target.pushed == []
+
+
+async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> None:
+    await client.post(PATH, json=ASK)
+    await client.post(PATH, json={**ASK, "stream": True})
+
+    lines = (await client.get("/metrics")).text.splitlines()
+    spent = [
+        float(line.split()[1])
+        for line in lines
+        if line.startswith("picospec:tenant_tokens_total")
+    ]
+    assert sum(spent) == 2 * (2 + 9)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({**ASK, "seed": None}, 400, "seed"),
+        ({**ASK, "seed": -1}, 400, "seed"),
+        ({"seed": 4}, 400, "messages"),
+        ({**ASK, "model": "another"}, 404, "model"),
+        ({**ASK, "max_tokens": 100_000}, 400, "messages"),  # it is the verifier that says so
+    ],
+)
+async def test_what_cannot_be_compared_or_served_is_an_error_that_names_the_field(
+    client: httpx.AsyncClient, body: dict[str, object], status: int, param: str
+) -> None:
+    answer = await client.post(PATH, json=body)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+async def test_it_needs_a_clients_key_and_shows_the_verifier_the_edges(
+    client: httpx.AsyncClient,
+) -> None:
+    stranger = await client.post(PATH, json=ASK, headers=EDGES)
+    known = await client.post(PATH, json=ASK)
+
+    assert (stranger.status_code, known.status_code) == (401, 200)
+
+
+async def test_without_a_verifier_it_is_a_503(tmp_path: Path) -> None:
+    away = {"drafter": "none", "verifier_url": "http://127.0.0.1:9"}
+    app = edge.build(load_edge(None, {}, away), store(tmp_path), Drain())
+
+    async with client_of(app) as client:
+        answer = await client.post(PATH, json=ASK)
+        status = (await client.get("/status")).json()
+
+    assert answer.status_code == 503
+    assert status["status"] == "unavailable"
+    assert "127.0.0.1:9" in status["error"]
+    assert status["model"] is None
+    assert [each["ready"] for each in status["verifiers"]] == [False]
+
+
+async def test_an_edge_that_drains_relays_nothing_and_says_so(
+    verifier: str, tmp_path: Path
+) -> None:
+    drain = Drain()
+    there = {"drafter": "none", "verifier_url": verifier}
+    app = edge.build(
+        load_edge(None, {"PICOSPEC_VERIFIER_KEY": "edges"}, there), store(tmp_path), drain
+    )
+    drain.begin(60.0)
+
+    async with client_of(app) as client:
+        answer = await client.post(PATH, json=ASK)
+        status = (await client.get("/status")).json()
+
+    assert answer.status_code == 503
+    assert status["status"] == "draining"
+
+
+async def test_a_client_that_leaves_ends_the_verifiers_answer(
+    verifier: str, target: FakeTarget, tmp_path: Path
+) -> None:
+    target._pass_s = 0.05
+    settings = load_edge(
+        None, {"PICOSPEC_VERIFIER_KEY": "edges"}, {"drafter": "none", "verifier_url": verifier}
+    )
+    async with served(edge.build(settings, store(tmp_path), Drain())) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            ask = {**ASK, "max_tokens": 200, "stream": True}
+            async with client.stream("POST", PATH, json=ask) as answer:
+                await anext(answer.aiter_bytes())
+                assert len(target.running) == 1
+
+        async with asyncio.timeout(5):
+            while target.running:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+
+
+async def test_the_status_of_an_edge_names_models_verifiers_and_versions(
+    client: httpx.AsyncClient, verifier: str
+) -> None:
+    status = (await client.get("/status")).json()
+
+    (one,) = status.pop("verifiers")
+    assert one["url"] == verifier
+    assert one["in_use"]
+    assert one["ready"]
+    assert one["rtt_ms"] > 0
+    assert one["sessions"] == 0
+    assert one["version"] == status["version"]
+    assert one["uptime_s"] >= 0
+    assert (status["service"], status["status"], status["error"]) == ("edge", "ok", None)
+    assert status["model"] == {"name": "fake", "context_tokens": 256}
+    assert status["draft"] is None
+    assert (status["judge"], status["fill"], status["lookup"]) == ("coupled", "auto", True)
+    assert status["requests"] == 0
+    for path in status["links"].values():
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_the_status_needs_a_key(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/status", headers=EDGES)).status_code == 401
+
+
+async def test_the_status_of_a_verifier_tells_of_its_sessions_and_has_no_relay() -> None:
+    app = build(load_verifier(None, {}, {}), lambda _: FakeTarget())
+
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        status = (await client.get("/status")).json()
+        relayed = await client.post(PATH, json=ASK)
+
+    assert status["service"] == "verifier"
+    assert status["sessions"]["running"] == 0
+    assert status["sessions"]["limit"] > 0
+    assert "verifiers" not in status
+    assert relayed.status_code == 404

@@ -1,0 +1,145 @@
+"""Answers of the fallback, while the service's own engine cannot answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.app import create_app
+from gateway.errors import Unavailable
+from gateway.ports import Facts, Tokenizer
+from gateway.settings import GatewaySettings
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, client_of
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+STREAM = CHAT | {"stream": True}
+
+
+class Small(ScriptedEngine):
+    """The fallback's engine, which has another model."""
+
+    async def facts(self) -> Facts:
+        return Facts("small", 64, frozenset({256}), 257, frozenset({"min_tokens"}))
+
+
+class Fallback:
+    name = "draft"
+
+    def __init__(self) -> None:
+        self.needed = True
+        self.engine = Small((b"Well", b" then"))
+        self.counted = 0
+
+    async def tokenizer(self) -> Tokenizer:
+        return ByteTokenizer()
+
+    async def is_needed(self) -> bool:
+        return self.needed
+
+    def answers(self, count: int) -> None:
+        self.counted += count
+
+
+@pytest.fixture
+def fallback() -> Fallback:
+    return Fallback()
+
+
+def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClient:
+    async def source() -> Tokenizer:
+        if engine.down:
+            raise engine.down
+        return ByteTokenizer()
+
+    app = create_app(engine, source, GatewaySettings(), fallback=fallback)
+    return client_of(app)
+
+
+def away() -> ScriptedEngine:
+    return ScriptedEngine(down=Unavailable("no verifier answers"))
+
+
+def said(answer: httpx.Response) -> list[Mapping[str, object]]:
+    """Return the bodies of an answer, streamed or not."""
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return [answer.json()]
+    events = answer.text.strip().split("\n\n")
+    assert events.pop() == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_an_answer_of_the_fallback_says_so(
+    fallback: Fallback, body: dict[str, object]
+) -> None:
+    async with client(away(), fallback) as asked:
+        with capture_logs() as logs:
+            answer = await asked.post("/v1/chat/completions", json=body)
+
+    assert (answer.status_code, answer.headers["x-picospec-fallback"]) == (200, "draft")
+    assert {each["model"] for each in said(answer)} == {"small"}
+    assert {each["system_fingerprint"] for each in said(answer)} == {"draft:small"}
+    assert logs[0]["fallback"] == "draft"
+    assert "Well" in answer.text
+    assert fallback.counted == 1
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_an_answer_of_the_engine_itself_says_nothing(
+    fallback: Fallback, body: dict[str, object]
+) -> None:
+    fallback.needed = False
+    async with client(ScriptedEngine(), fallback) as asked:
+        with capture_logs() as logs:
+            answer = await asked.post("/v1/chat/completions", json=body)
+
+    assert "x-picospec-fallback" not in answer.headers
+    assert not any("system_fingerprint" in each for each in said(answer))
+    assert "fallback" not in logs[0]
+    assert fallback.counted == 0
+
+
+async def test_without_a_fallback_the_answer_is_an_error() -> None:
+    async with client(away(), None) as asked:
+        answer = await asked.post("/v1/chat/completions", json=CHAT)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "verifier_unavailable")
+
+
+async def test_an_answer_that_runs_never_goes_on_in_the_fallback(fallback: Fallback) -> None:
+    fallback.needed = False
+    engine = ScriptedEngine(then=Unavailable("the verifier went away"))
+
+    async def lose() -> None:
+        fallback.needed = True
+        await asyncio.sleep(0)
+
+    engine.pause = lose
+    async with client(engine, fallback) as asked:
+        answer = await asked.post("/v1/chat/completions", json=STREAM)
+
+    assert "the verifier went away" in answer.text.strip().split("\n\n")[-1]
+    assert not fallback.engine.jobs
+
+
+async def test_what_the_fallback_does_not_serve_is_a_clear_error(fallback: Fallback) -> None:
+    async with client(away(), fallback) as asked:
+        answer = await asked.post("/v1/chat/completions", json=CHAT | {"logit_bias": {"1": 2}})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "logit_bias")
+
+
+async def test_models_and_tokens_are_the_fallbacks_meanwhile(fallback: Fallback) -> None:
+    async with client(away(), fallback) as asked:
+        models = await asked.get("/v1/models")
+        tokens = await asked.post("/tokenize", json={"model": MODEL, "content": "ab"})
+
+    assert [each["id"] for each in models.json()["data"]] == ["small"]
+    assert tokens.json()["tokens"] == [97, 98]
+    assert models.headers["x-picospec-fallback"] == "draft"

@@ -1,0 +1,50 @@
+"""A browser, and a scripted service that it visits. No request may leave that service."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.page.visiting import Serving, Visit
+
+SIZES = {"wide": {"width": 1280, "height": 860}, "narrow": {"width": 360, "height": 740}}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("there is no Chromium: the page is not tested (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Serving]:
+    service = Serving()
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def visit(
+    chromium: Browser, serving: Serving, request: pytest.FixtureRequest
+) -> Iterator[Visit]:
+    """Open the page in a profile of its own; `@pytest.mark.parametrize("visit", ..., indirect)`
+    gives more options of Playwright's contexts."""
+    serving.engine.restore()
+    options = {"viewport": SIZES["wide"], **getattr(request, "param", {})}
+    context = chromium.new_context(**options)
+    context.set_default_timeout(15_000)
+    visiting = Visit(context, serving)
+    visiting.open()
+    yield visiting
+    context.close()
+    assert visiting.problems == []
+    assert visiting.elsewhere() == []

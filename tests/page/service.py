@@ -1,0 +1,315 @@
+"""A service with a scripted engine, for the page: `python -m tests.page.service PORT [KEY]`.
+
+What the user writes last chooses the answer: see ANSWERS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from gateway.app import create_app
+from gateway.errors import Unavailable
+from gateway.ports import (
+    NONE,
+    Delta,
+    Facts,
+    FinishReason,
+    Job,
+    Json,
+    Statistics,
+    Tokenizer,
+    TokenLogprob,
+)
+from gateway.responses import json_response
+from gateway.settings import GatewaySettings
+from gateway.speculation import Chain, Event, LinkUse, Pass
+
+MODEL = "words-1"
+DIRECT = "/v1/picospec/direct/chat/completions"
+FAULT = (" always", " usually")
+END = 0
+MARKDOWN = """\
+## Merging two sorted lists
+
+Walk over **both** lists at once, and always take the *smaller* head. Each element is looked
+at once, so this takes `O(n + m)` time.
+
+```python
+def merge(left: list[int], right: list[int]) -> list[int]:
+    merged, i, j = [], 0, 0
+    while i < len(left) and j < len(right):
+        if left[i] <= right[j]:
+            merged.append(left[i])
+            i += 1
+        else:
+            merged.append(right[j])
+            j += 1
+    return merged + left[i:] + right[j:]
+```
+
+| case | result |
+|---|---|
+| both empty | `[]` |
+| one empty | the other |
+
+1. Equal elements keep their order.
+2. Neither list is changed.
+
+See [the documentation](https://docs.python.org/3/library/heapq.html) of `heapq.merge`.
+"""
+HOSTILE = """\
+<script>window.hacked = 1</script>
+<img src=x onerror="window.hacked = 2">
+<svg onload="window.hacked = 3"><iframe srcdoc="<script>parent.hacked = 4</script>"></iframe>
+[a](javascript:window.hacked=5) [b](JaVaScRiPt&colon;window.hacked=6) 
+[c](data:text/html,<script>)
+![d](https://evil.example/pixel.png) ![e" onerror="window.hacked=7](x)
+<a href="javascript:window.hacked=8">f</a> <style>body{display:none}</style>
+<form action="https://evil.example"><input name=q><button>send</button></form>
+<math><mtext><table><mglyph><style><img src=x onerror=window.hacked=9></style>
+</mglyph></table></mtext></math>
+<details open ontoggle=window.hacked=10> <body onload=window.hacked=11>
+<base href="https://evil.example/">
+<meta http-equiv="refresh" content="0;url=https://evil.example/"> <object data="x"></object>
+```"><img src=x onerror=window.hacked=12>
+code
+```
+Still here.
+"""
+
+
+_LONG = {
+    "mixed": "".join(
+        f"Line {n} is a **bold** word, an *italic* one and a `mark`.\n\n" for n in range(500)
+    )
+    + "```python\n"
+    + "x = f(x, 1) + g(y)  # and so on\n" * 500
+    + "```\n",
+    "one line": "so it goes on and on, " * 1700,
+}
+
+
+class Words:
+    """A tokenizer that takes a word, with the space before it, for a token."""
+
+    template = "<think></think><tool_call>"
+    takes_tools = True
+
+    def __init__(self) -> None:
+        self._words = [b""]
+        self._ids: dict[bytes, int] = {}
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        return [self._id(word.encode()) for word in re.findall(r" ?[^ ]+| +", text)]
+
+    def _id(self, word: bytes) -> int:
+        if word not in self._ids:
+            self._ids[word] = len(self._words)
+            self._words.append(word)
+        return self._ids[word]
+
+    def chat(
+        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+    ) -> list[int]:
+        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
+
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        raise ValueError("there are no tokens for that")
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        return self._words[token]
+
+
+@dataclass
+class PageEngine:
+    """Answers by a script, with a draft model that is right about three words in four."""
+
+    words: Words = field(default_factory=Words)
+    pass_s: float = 0.06
+    """The time of a pass, and the cloud's for one token."""
+
+    down: bool = False
+    alone: bool = False
+    """Whether it is the target alone, without an edge."""
+
+    jobs: list[Job] = field(default_factory=list)
+    closed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released once by each answer that has ended."""
+
+    def restore(self) -> None:
+        """Forget what a test has done."""
+        self.pass_s, self.down = 0.02, False
+        self.jobs.clear()
+
+    def origins_of(self, text: str) -> list[str]:
+        """Return the origin of each character of an answer."""
+        found: list[str] = []
+        for number, part in enumerate(_parts(self.words.encode(text), most=6), 1):
+            for token, origin in zip(part, _origins(number, part), strict=True):
+                found += [origin] * len(self.words.piece(token).decode())
+        return found
+
+    def tokens_of(self, text: str) -> Counter[str]:
+        """Return the tokens of an answer, and the one that ends it, by their origin."""
+        parts = enumerate(_parts(self.words.encode(text), most=6), 1)
+        return Counter(["target", *(o for n, part in parts for o in _origins(n, part))])
+
+    def words_of(self, text: str) -> tuple[int, ...]:
+        return tuple(self.words.encode(text))
+
+    async def facts(self) -> Facts:
+        if self.down:
+            raise Unavailable("the verifier is away")
+        return Facts(MODEL, 4_000_000, frozenset({END}), 1_000_000)
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        self.jobs.append(job)
+        try:
+            async for delta in self._deltas(job):
+                yield delta
+        finally:
+            self.closed.release()
+
+    async def _deltas(self, job: Job) -> AsyncGenerator[Delta]:
+        prompt = b"".join(map(self.words.piece, job.prompt)).decode()
+        asked = prompt.rpartition("user: ")[2]
+        tokens = self.words.encode(text_of(asked, alone=self.alone))[: job.max_tokens]
+        finish: FinishReason = "length" if len(tokens) == job.max_tokens else "stop"
+        position, accepted, number = len(job.prompt), 0, 0
+        for number, part in enumerate(_parts(tokens, most=1 if self.alone else 6), 1):
+            if self.down and number > 3:
+                raise Unavailable("the verifier cannot be reached: connection refused")
+            accepted += len(part) - 1
+            counted = Statistics(number, number, accepted + number, accepted)
+            told = self._told(number, position, part) if job.watched and not self.alone else ()
+            origins = _origins(number, part)
+            logprobs = self._logprobs(job, part, near="tie" in asked)
+            yield Delta(tuple(part), logprobs, None, counted, origins, told)
+            position += len(part)
+            await asyncio.sleep(self.pass_s)
+        counted = Statistics(number, number, accepted + number, accepted)
+        if finish == "length":
+            yield Delta((), (), finish, counted, ())
+            return
+        ending = self._logprobs(job, [END], near=False)
+        yield Delta((END,), ending, finish, counted, ("target",))
+
+    def _logprobs(
+        self, job: Job, part: list[int], *, near: bool
+    ) -> tuple[TokenLogprob, ...] | None:
+        if job.top_logprobs is None:
+            return None
+        other = self.words.encode(FAULT[0])[0]
+        own, less = (-0.70, -0.71) if near else (-0.05, -3.1)
+        return tuple(TokenLogprob(own, ((token, own), (other, less))) for token in part)
+
+    def _told(self, number: int, position: int, part: list[int]) -> tuple[Event, ...]:
+        """Return what happens before a pass commits `part`: the fourth has a wrong token."""
+        wrong = tuple(self.words.encode(" and so on")) if number % 4 == 0 else ()
+        drafted, row_ms = tuple(part[:-1]), self.pass_s * 1000
+        rows, waited_ms = len(part) + len(wrong), 8.0 if number % 3 == 0 else 0.0
+        beyond = "recovered" if wrong else "bonus" if drafted else "fill"
+        ahead = wrong or (part[-1], *self.words.encode(" or it"))
+        first = Chain(number, position, len(drafted) + len(ahead), False, (*drafted, *ahead))
+        broken = Chain(number, position + len(drafted), 3, True, wrong)
+        judged = Pass(
+            position, rows, len(drafted), len(part), beyond, row_ms, waited_ms, 30.0, row_ms
+        )
+        ahead = Chain(
+            number, position + len(part), 3, False, tuple(self.words.encode(" or it"))
+        )
+        link = LinkUse(24.5, 3 * position, 6 * position, 0, 0)
+        return (first, *([broken] if wrong else []), judged, link)
+
+
+def text_of(asked: str, *, alone: bool) -> str:
+    """Return the answer to what the user asked. With "planted" in it, both ends differ."""
+    if "planted" in asked and alone:
+        return MARKDOWN.replace(*FAULT)
+    if "hostile" in asked:
+        return HOSTILE
+    if "ten thousand" in asked:
+        return _LONG[asked.strip().partition(": ")[2]]
+    if "long" in asked:
+        return "".join(f"Line {n} goes **on** and `on`.\n\n" for n in range(2000))
+    if "tool" in asked:
+        return '<tool_call> {"name": "weather", "arguments": {"city": "Oslo"}} </tool_call>'
+    if "think" in asked:
+        return "<think>Let me see.</think>The answer is 42."
+    return MARKDOWN
+
+
+def _origins(number: int, part: list[int]) -> tuple[str, ...]:
+    """Return who had the tokens of a pass first."""
+    origin = "lookup" if number % 5 == 4 else "ahead" if number % 7 == 6 else "draft"
+    return (*(origin,) * (len(part) - 1), "target")
+
+
+def _parts(tokens: list[int], most: int) -> Iterator[list[int]]:
+    """Yield what each pass commits: 1 to `most` tokens."""
+    at = 0
+    for number in count():
+        if at >= len(tokens):
+            return
+        size = 1 + (number * 7 + number // 3) % most
+        yield tokens[at : at + size]
+        at += size
+
+
+def page_app(engine: PageEngine, **settings: object) -> FastAPI:
+    async def source() -> Tokenizer:
+        return engine.words
+
+    app = create_app(engine, source, GatewaySettings.model_validate(settings))
+
+    if not engine.alone:
+        relay = Relay(engine, settings)
+        app.router.routes.insert(0, Route("/status", partial(_status, engine)))
+        app.router.routes.insert(0, Route(DIRECT, relay, methods=["POST"]))
+    return app
+
+
+class Relay:
+    """Passes a request on to the target alone."""
+
+    def __init__(self, engine: PageEngine, settings: Mapping[str, object]) -> None:
+        self._engine = engine
+        self._alone = replace(engine, alone=True)
+        self._app = page_app(self._alone, **settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = {**scope, "path": "/v1/chat/completions", "state": {}}
+        self._alone.down, self._alone.pass_s = self._engine.down, self._engine.pass_s
+        await self._app(scope, receive, send)
+
+
+async def _status(engine: PageEngine, _: Request) -> Response:
+    verifier = {"url": "http://127.0.0.1:9000", "in_use": True, "ready": not engine.down}
+    verifier |= {"rtt_ms": 24.5, "load": 0.1, "sessions": 0, "identity": "5f0c", "version": "1"}
+    state = {"service": "edge", "status": "unavailable" if engine.down else "ok"}
+    state |= {"error": "the verifier is away" if engine.down else None}
+    state |= {"model": {"name": MODEL, "context_tokens": 8192}, "version": "1", "protocol": 3}
+    state |= {"uptime_s": 60.0, "requests": 0, "judge": "coupled", "fill": "auto"}
+    state |= {"lookup": True, "verifiers": [verifier]}
+    state |= {"draft": {"model": "small-1", "vocabularies": "same", "slots": 4}}
+    return json_response(state)
+
+
+if __name__ == "__main__":
+    keys = {"api_keys": sys.argv[2:]} if sys.argv[2:] else {}
+    uvicorn.run(page_app(PageEngine(), **keys), port=int(sys.argv[1]), log_level="warning")

@@ -1,0 +1,204 @@
+"""The page chats as people expect, and keeps what was said in the browser only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.page.service import MARKDOWN
+from tests.page.visiting import Visit
+
+
+def test_an_answer_streams_and_is_shown_as_markdown(visit: Visit) -> None:
+    answer = visit.ask("Merge two lists", wait=False)
+    answer.locator(".text .block").first.wait_for()
+    visit.page.locator("#stop").wait_for()
+
+    visit.until_done(answer)
+
+    assert answer.locator("h2", has_text="Merging two sorted lists").count() == 1
+    assert answer.locator(".text table td").count() == 4
+    assert answer.locator(".text ol li").count() == 2
+    code = MARKDOWN.split("```python\n")[1].split("```")[0]
+    assert answer.locator(".code pre").text_content() == code
+    assert answer.locator(".text a").get_attribute("rel") == "noopener noreferrer nofollow"
+    assert visit.page.locator("#stop").is_hidden()
+
+
+def test_code_and_answers_are_copied(visit: Visit) -> None:
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    answer = visit.ask("Merge two lists")
+
+    answer.locator(".code").get_by_role("button", name="Copy").click()
+    answer.get_by_role("button", name="Copied").wait_for()
+    code = visit.evaluate("navigator.clipboard.readText()")
+    answer.locator(".actions").get_by_role("button", name="Copy").click()
+    answer.locator(".actions").get_by_role("button", name="Copied").wait_for()
+
+    assert code.startswith("def merge(")
+    assert code in MARKDOWN
+    assert visit.evaluate("navigator.clipboard.readText()") == MARKDOWN
+
+
+def test_stop_ends_the_work_and_keeps_what_came(visit: Visit) -> None:
+    answer = visit.ask("a long one", wait=False)
+    answer.locator(".text", has_text="Line 3").wait_for()
+    while visit.engine.closed.acquire(blocking=False):
+        pass
+
+    visit.page.click("#stop")
+
+    visit.until_done(answer)
+    assert visit.engine.closed.acquire(timeout=5)
+    assert answer.locator(".state").text_content() == "Stopped."
+    assert "Line 3" in str(answer.locator(".text").text_content())
+    visit.ask("think")
+    assert visit.answers.count() == 2
+
+
+def test_again_replaces_the_answer_by_one_with_another_seed(visit: Visit) -> None:
+    answer = visit.ask("think")
+    answer.get_by_role("button", name="Answer again").click()
+    visit.until_done(visit.answers.first)
+
+    assert visit.answers.count() == 1
+    first, second = visit.engine.jobs
+    assert first.prompt == second.prompt
+    assert first.seed != second.seed
+
+
+def test_an_edited_question_is_asked_again_and_what_followed_goes(visit: Visit) -> None:
+    visit.ask("think of one")
+    visit.ask("think of two")
+
+    visit.page.get_by_role("button", name="Edit").first.click()
+    visit.page.get_by_label("Edit the question").fill("think of three")
+    visit.page.keyboard.press("Enter")
+    visit.until_done(visit.answers.first)
+
+    assert visit.page.locator(".said").all_text_contents() == ["think of three"]
+    assert visit.engine.jobs[-1].prompt == visit.engine.words_of("user: think of three\n")
+
+
+def test_conversations_are_kept_over_a_reload_renamed_and_deleted(visit: Visit) -> None:
+    visit.ask("Merge two lists")
+    text, figures = (
+        visit.answers.first.locator(place).inner_text() for place in (".text", ".figures")
+    )
+    visit.page.get_by_role("button", name="New conversation").click()
+    visit.ask("think")
+
+    visit.page.reload()
+    visit.page.get_by_role("button", name="Merge two lists", exact=True).click()
+    visit.until_done(visit.answers.first)
+    assert visit.answers.first.locator(".text").inner_text() == text
+    assert visit.answers.first.locator(".figures").inner_text() == figures
+    assert visit.answers.first.locator(".text .o-draft").count() > 5
+
+    visit.page.get_by_role("button", name="Rename Merge two lists").click()
+    visit.page.get_by_label("Name of the conversation").fill("Sorting")
+    visit.page.keyboard.press("Enter")
+    visit.page.get_by_role("button", name="Delete think").click()
+    assert visit.page.locator(".entry .open").all_text_contents() == ["Sorting"]
+
+
+def test_settings_are_sent_and_those_left_empty_are_not(visit: Visit) -> None:
+    with visit.page.expect_request("**/v1/chat/completions") as plain:
+        visit.ask("think")
+    visit.set(Temperature="0.5", Limit_of_tokens="3", Seed="7", System_prompt="Be brief.")
+    with visit.page.expect_request("**/v1/chat/completions") as told:
+        answer = visit.ask("think")
+
+    bare = plain.value.post_data_json
+    assert bare.keys() == {"messages", "seed", "stream", "stream_options"}
+    body = told.value.post_data_json
+    assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 3, 7)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert "limit of tokens" in str(answer.locator(".state").text_content())
+
+
+def test_a_text_file_goes_into_the_question_as_a_fenced_block(
+    visit: Visit, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.md").write_text("A\n```\nfence\n```\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
+    files = [str(tmp_path / name) for name in ("notes.md", "picture.png")]
+
+    visit.page.set_input_files("#file", files)
+    visit.page.locator(".chip", has_text="notes.md").wait_for()
+    with visit.page.expect_request("**/v1/chat/completions") as told:
+        visit.ask("think about it")
+
+    content = told.value.post_data_json["messages"][0]["content"]
+    assert content == "notes.md:\n````\nA\n```\nfence\n```\n\n````\n\nthink about it"
+    assert "picture.png is no text file" in str(visit.page.locator("#notice").text_content())
+    assert visit.page.locator(".user .file summary").text_content() == "notes.md"
+
+
+def test_a_file_can_be_dropped_on_the_page(visit: Visit) -> None:
+    visit.evaluate(
+        """() => {
+          const data = new DataTransfer();
+          data.items.add(new File(["x = 1"], "x.py"));
+          document.body.dispatchEvent(
+            new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+        }"""
+    )
+
+    assert visit.page.locator(".chip").text_content() == "x.py"
+
+
+def test_reasoning_and_calls_are_shown_as_such(visit: Visit) -> None:
+    thoughtful = visit.ask("think")
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    visit.set(Tools=json.dumps(tools))
+    calling = visit.ask("use the tool")
+
+    assert thoughtful.locator(".thoughts").inner_text() == "Reasoning"
+    assert thoughtful.locator(".thoughts div").text_content() == "Let me see."
+    assert thoughtful.locator(".text").inner_text().strip() == "The answer is 42."
+    assert "Calls weather with" in calling.locator(".call").inner_text()
+    assert json.loads(calling.locator(".call pre").inner_text()) == {"city": "Oslo"}
+
+    calling.locator(".call summary").click()
+    calling.get_by_label("Result of weather").fill("Rain. think")
+    with visit.page.expect_request("**/v1/chat/completions") as told:
+        calling.get_by_role("button", name="Send the result").click()
+    call, result = told.value.post_data_json["messages"][-2:]
+    assert call["tool_calls"][0]["function"]["name"] == "weather"
+    assert (result["role"], result["content"]) == ("tool", "Rain. think")
+    visit.until_done(visit.answers.last)
+
+
+@pytest.mark.parametrize("lost", ["verifier", "edge"])
+def test_what_is_lost_during_an_answer_is_said_and_the_next_try_succeeds(
+    visit: Visit, lost: str
+) -> None:
+    answer = visit.ask("a long one", wait=False)
+    answer.locator(".text", has_text="Line 1").wait_for()
+    if lost == "verifier":
+        visit.engine.down = True
+    else:
+        visit.serving.stop()
+    answer.get_by_role("alert").wait_for()
+    words = answer.get_by_role("alert").inner_text()
+    kept = str(answer.locator(".text").text_content())
+    visit.picture(f"lost-{lost}")
+
+    if lost == "verifier":
+        visit.engine.down = False
+    else:
+        visit.serving.start()
+    visit.page.fill("#question", "think")
+    answer.get_by_role("button", name="Try again").click()
+    visit.page.locator("#stop").wait_for()
+    visit.page.keyboard.press("Escape")
+    visit.until_done(visit.answers.first)
+
+    assert {"verifier": "large model cannot be reached", "edge": "connection broke"}[
+        lost
+    ] in words
+    assert "Line 1" in kept
+    assert visit.page.get_by_role("alert").count() == 0

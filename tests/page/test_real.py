@@ -1,0 +1,120 @@
+"""The page on real models: both are SmolLM2, in services that are processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from models.store import open_store
+from tests.end_to_end.test_failover import Fleet
+from tests.page.conftest import SIZES
+from tests.page.visiting import Visit
+
+pytestmark = pytest.mark.models
+
+KEPT = """() => {
+  const own = (key) => key.startsWith("picospec.conversation.");
+  const name = Object.keys(localStorage).find(own);
+  return JSON.parse(localStorage[name]).at(-1);
+}"""
+
+
+@dataclass
+class Running:
+    """An edge and its verifier."""
+
+    fleet: Fleet
+    verifier: str
+    url: str
+    engine: None = None
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    open_store(os.environ).pull("smollm2", lambda what, done, total: None)
+    fleet = Fleet()
+    try:
+        verifier = fleet.verifier()
+        edge = fleet.edge(verifier)
+        fleet.until_ready(verifier, edge)
+        yield Running(fleet, verifier, edge)
+    finally:
+        fleet.end()
+
+
+@pytest.fixture
+def real(chromium: Browser, running: Running) -> Iterator[Visit]:
+    context = chromium.new_context(viewport=SIZES["wide"])
+    context.set_default_timeout(60_000)
+    visiting = Visit(context, running)
+    visiting.open()
+    visiting.set(Limit_of_tokens="120", Seed="5", Temperature="1")
+    yield visiting
+    context.close()
+    assert visiting.problems == []
+    assert visiting.elsewhere() == []
+
+
+def chunks_of(body: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def test_the_colours_agree_with_the_totals_token_by_token(real: Visit) -> None:
+    with real.page.expect_response("**/v1/chat/completions") as answered:
+        answer = real.ask("Count from one to thirty in words. Then count again.")
+
+    characters: list[str] = []
+    tokens: Counter[str] = Counter()
+    chunks = chunks_of(answered.value.text())
+    for told in (chunk.get("speculation", {}) for chunk in chunks[:-1]):
+        tokens.update(told.get("tokens", {}) if "event" not in told else {})
+        for length, origin in told.get("spans", ()):
+            characters += [origin] * length
+
+    last, kept = chunks[-1], real.evaluate(KEPT)
+    assert last["speculation"]["tokens"] == tokens == kept["race"]["counts"]
+    assert sum(tokens.values()) == last["usage"]["completion_tokens"]
+    shown = [name.removeprefix("o-") for name, n in kept["race"]["runs"] for _ in range(n)]
+    assert shown == characters
+    assert len(shown) == len(kept["content"])
+    pairs = "(all) => all.map((each) => [each.className, each.textContent])"
+    marks = answer.locator(".text .t").evaluate_all(pairs)
+    at = 0
+    for name, text in marks:
+        for word in text.split():
+            at = kept["content"].index(word, at)
+            assert name == f"t o-{characters[at]}"
+            at += len(word)
+    assert len(tokens) >= 2
+
+
+def test_the_answer_is_proved_to_be_the_large_models_own(real: Visit) -> None:
+    answer = real.ask("Write a haiku about light.")
+    answer.get_by_role("button", name="Prove it").click()
+
+    answer.locator(".proof.same").wait_for()
+
+
+def test_an_answer_goes_on_when_its_verifier_is_killed_and_comes_back(
+    real: Visit, running: Running
+) -> None:
+    whole = real.ask("Write a story.").locator(".text").text_content()
+
+    real.page.get_by_role("button", name="New conversation").click()
+    answer = real.ask("Write a story.", wait=False)
+    answer.locator(".text .t").nth(4).wait_for()
+    running.fleet.signal(running.verifier, signal.SIGKILL)
+    running.fleet.verifier(url=running.verifier)
+    real.until_done(answer)
+
+    assert real.page.get_by_role("alert").count() == 0
+    assert answer.locator(".text").text_content() == whole
