@@ -14,7 +14,9 @@ from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
 LARGEST_BYTES = 200_000
-QUESTION = "Write a Python function that merges two sorted lists, and explain it."
+QUESTION = (
+    "Explain in a few short sections how a hash map works, with a small example in Python."
+)
 ENOUGH_CHARACTERS = 420
 
 
