@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-
-from models.store import open_store
 from tests.end_to_end.test_failover import (
     GAP_S,
     SETTINGS,
@@ -20,6 +18,8 @@ from tests.end_to_end.test_failover import (
     gauge,
     verifier_of,
 )
+
+from models.store import open_store
 
 pytestmark = pytest.mark.models
 
