@@ -40,7 +40,7 @@ const ADVICE = {
 function failure(status, error = {}) {
   const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[status < 500 ? 400 : 500];
   const said = error.message ?? `It answered with status ${status}.`;
-  return new Failure(words ? `${words} (${said})` : `The service says: ${said}`, advice,
+  return new Failure(words ? `${words.slice(0, -1)} (${said}).` : `The service says: ${said}`, advice,
     error.code ?? String(status));
 }
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from models.store import open_store
-from tests.end_to_end.test_failover import (
+from tests.end_to_end.fleet import (
     GAP_S,
     SETTINGS,
     Answer,

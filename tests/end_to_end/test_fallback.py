@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.edge_agent.processes import free_port
-from tests.end_to_end.test_failover import Fleet, gauge
+from tests.end_to_end.fleet import Fleet, gauge
 
 pytestmark = pytest.mark.models
 PATH = "/v1/chat/completions"

@@ -14,7 +14,10 @@ from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
 LARGEST_BYTES = 200_000
-QUESTION = "Write a Python function that merges two sorted lists, and explain it."
+QUESTION = (
+    "Explain in a few short sections how a hash map works, with a small example in Python."
+)
+SETTINGS = '{"temperature": "0.3", "seed": "1"}'
 ENOUGH_CHARACTERS = 420
 
 
@@ -27,6 +30,7 @@ def take(url: str) -> None:
             viewport={"width": 1120, "height": 760}, color_scheme="light"
         )
         page = context.new_page()
+        page.add_init_script(f"localStorage['picospec.settings'] = '{SETTINGS}'")
         page.goto(url)
         page.locator("#health.good").wait_for()
         page.fill("#question", QUESTION)

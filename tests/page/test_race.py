@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.page.service import MARKDOWN
-from tests.page.visiting import Visit
+from tests.page.visiting import Visit, origins_kept
 
 COLOURS = """(answer) => {
   const found = [];
@@ -25,6 +25,7 @@ def test_every_word_has_the_colour_of_who_had_it_first(visit: Visit) -> None:
     told = visit.engine.origins_of(MARKDOWN)
     shown = answer.evaluate(COLOURS)
 
+    assert origins_kept(visit.kept()) == told
     assert {name for name, _ in shown} == {"o-draft", "o-ahead", "o-lookup", "o-target"}
     at = 0
     for name, text in shown:

@@ -15,9 +15,9 @@ import pytest
 from playwright.sync_api import Browser
 
 from models.store import open_store
-from tests.end_to_end.test_failover import Fleet
+from tests.end_to_end.fleet import Fleet
 from tests.page.conftest import SIZES
-from tests.page.visiting import Visit
+from tests.page.visiting import Visit, origins_kept
 
 pytestmark = pytest.mark.models
 
@@ -32,12 +32,6 @@ TEE = """
   };
 """
 """Lets a test read the same stream as the page."""
-
-KEPT = """() => {
-  const own = (key) => key.startsWith("picospec.conversation.");
-  const name = Object.keys(localStorage).find(own);
-  return JSON.parse(localStorage[name]).at(-1);
-}"""
 
 
 @dataclass
@@ -93,12 +87,11 @@ def test_the_colours_agree_with_the_totals_token_by_token(real: Visit) -> None:
         for length, origin in told.get("spans", ()):
             characters += [origin] * length
 
-    last, kept = chunks[-1], real.evaluate(KEPT)
+    last, kept = chunks[-1], real.kept()
     assert last["speculation"]["tokens"] == tokens == kept["race"]["counts"]
     assert sum(tokens.values()) == last["usage"]["completion_tokens"]
-    shown = [name.removeprefix("o-") for name, n in kept["race"]["runs"] for _ in range(n)]
-    assert shown == characters
-    assert len(shown) == len(kept["content"])
+    assert origins_kept(kept) == characters
+    assert len(characters) == len(kept["content"])
     pairs = "(all) => all.map((each) => [each.className, each.textContent])"
     marks = answer.locator(".text .t").evaluate_all(pairs)
     at = 0
