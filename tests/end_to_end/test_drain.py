@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from tests.end_to_end.test_failover import (
+
+from models.store import open_store
+from tests.end_to_end.fleet import (
     GAP_S,
     SETTINGS,
     Answer,
@@ -18,8 +20,6 @@ from tests.end_to_end.test_failover import (
     gauge,
     verifier_of,
 )
-
-from models.store import open_store
 
 pytestmark = pytest.mark.models
 

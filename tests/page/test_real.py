@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
-from tests.end_to_end.test_failover import Fleet
 
 from models.store import open_store
+from tests.end_to_end.fleet import Fleet
 from tests.page.conftest import SIZES
 from tests.page.visiting import Visit, origins_kept
 
