@@ -14,11 +14,9 @@ from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
 LARGEST_BYTES = 200_000
-QUESTION = (
-    "Explain in a few short sections how a hash map works, with a small example in Python."
-)
+QUESTION = "Write a Python function that merges two sorted lists, with a test."
 SETTINGS = '{"temperature": "0.3", "seed": "1"}'
-ENOUGH_CHARACTERS = 420
+ENOUGH_CHARACTERS = 260
 
 
 def take(url: str) -> None:
