@@ -27,7 +27,7 @@ from tests.models.chats import Json, user
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
 PLAN = Plan(verifiers=1, slots=8, resume_window_s=3.0, folder=FOLDER / "flood")
-SHORT_S, LONG_S = 4.0, 60.0
+SHORT_S, LONG_S = 3.0, 60.0
 MORE, MORE_S = 1.15, 0.03
 """How much longer a gap may be, by chance."""
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 async def test_a_rolling_restart_loses_and_changes_no_answer(
     world: World, report: Report, is_long: bool
 ) -> None:
-    answers, clients = (500, 16) if is_long else (40, 4)
+    answers, clients = (500, 16) if is_long else (32, 4)
 
     outcome = await roll(world, answers, clients)
 

@@ -50,7 +50,7 @@ async def world(keys: dict[str, str]) -> AsyncIterator[World]:
 async def test_a_tenant_that_floods_delays_no_other(
     world: World, keys: dict[str, str], is_long: bool, report: Report
 ) -> None:
-    seconds = 60.0 if is_long else 8.0
+    seconds = 60.0 if is_long else 5.0
     key = ("--key", keys["flooder"])
     await generate(world, "questions", 2.0, *key)
 
