@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
-    config.stash[REPORT].show("faults")
+    config.stash[REPORT].show()
 
 
 @pytest.fixture(scope="session")

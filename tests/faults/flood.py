@@ -19,7 +19,7 @@ import httpx
 import typer
 
 from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Open, Opened, Sampling
+from speculation.protocol.messages import Draft, Open, Sampling
 from tests.faults.rig.asking import BRIEF, MODEL
 from tests.faults.rig.lines import Line
 
@@ -67,11 +67,8 @@ class Flood:
                 tasks.create_task(send(number))
 
     async def messages(self) -> None:
-        """Draft messages and openings, 200 a second."""
-        async with self._session() as session:
-            await self._send_all(
-                self.verifier, MESSAGE_EVERY_S, lambda number: self._message(number, session)
-            )
+        """Openings and draft messages, or what is valid and as small; 200 a second."""
+        await self._send_all(self.verifier, MESSAGE_EVERY_S, self._message)
 
     async def questions(self) -> None:
         """Short questions to the edge: as many as a key's limit allows, or fifty a second."""
@@ -98,12 +95,12 @@ class Flood:
 
             await self._every(period_s, send)
 
-    def _message(self, number: int, session: str) -> tuple[str, str, bytes]:
+    def _message(self, number: int) -> tuple[str, str, bytes]:
         valid = wire.encode(Draft(epoch=0, start=0, behind=0, tokens=(1, 2, 3)))
         if not self.is_hostile and number % 2:
             return "GET", "/v1/model-facts", b""
         if not self.is_hostile:
-            return "POST", f"/v1/speculate/{session}/drafts", valid
+            return "POST", "/tokenize", json.dumps({"model": MODEL, "prompt": "a"}).encode()
         frame = wire.encode(self.opening)
         noise = self.chance.randbytes(len(frame))
         openings = (noise, frame[:-1], frame + b"\0", b"\xff" * 9, b"{}", frame[1:], valid)
@@ -161,18 +158,6 @@ class Flood:
                 await line.send("POST", path, body)
 
         await self._every(BODY_EVERY_S, send)
-
-    @asynccontextmanager
-    async def _session(self) -> AsyncIterator[str]:
-        """Open a session that waits for drafts, and yield its name."""
-        url, frame = f"http://127.0.0.1:{self.verifier}/v1/speculate", wire.encode(self.opening)
-        async with (
-            httpx.AsyncClient(trust_env=False) as http,
-            http.stream("POST", url, content=frame) as response,
-        ):
-            (opened,) = wire.Decoder().feed(await anext(response.aiter_raw()))
-            assert isinstance(opened, Opened)
-            yield opened.session
 
 
 LOADS: Final = ("messages", "opens", "connections", "bodies")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.faults.rig.world import FOLDER
+
+FILE: Final = FOLDER.parent / "faults.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +43,14 @@ class Report:
     ) -> None:
         rounded = None if seconds is None else round(seconds, 2)
         self.rows.append(Row(fault, outcome, rounded, identical, note))
+        rows = [asdict(row) for row in self.rows]
+        FILE.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
-    def show(self, name: str) -> None:
-        """Print all rows, and write them to NAME.json under build/faults."""
+    def show(self) -> None:
+        """Print all rows, if there are any."""
         if not self.rows:
             return
-        (FOLDER.parent / f"{name}.json").write_text(
-            json.dumps([asdict(row) for row in self.rows], indent=1, ensure_ascii=False)
-        )
-        table = Table("fault", "outcome", "seconds", "identical", "note", title=name)
+        table = Table("fault", "outcome", "seconds", "identical", "note", title="faults")
         for row in self.rows:
             seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
             same = {None: "-", True: "yes", False: "NO"}[row.identical]

@@ -114,13 +114,21 @@ class World:
         for verifier in self.verifiers:
             verifier.link.heal()
         for service in self.services:
-            if not service.alive:
-                service.start()
-            service.signal_all(signal.SIGCONT)
             service.order.unlink(missing_ok=True)
-            service.fill_disk(False)
+            if service.alive:
+                service.signal_all(signal.SIGCONT)
+                service.fill_disk(False)
+        for service in self.services:
+            if not await service.serves(self.http):
+                await self._start_again(service)
         for service in self.services:
             await service.ready(self.http)
+
+    async def _start_again(self, service: Service) -> None:
+        """Start a service that has ended, or is about to."""
+        if service.alive:
+            await service.kill()
+        service.start()
 
     def set_clock(self, ahead_s: float) -> None:
         """Set the clock of the day ahead by so much, for all services."""
