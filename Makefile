@@ -1,6 +1,7 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
+# make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
@@ -34,7 +35,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not images" $(ARGS)
+	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not faults and not images" $(ARGS)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
@@ -78,6 +79,11 @@ test-clients: test-clients-ready models
 .PHONY: test-clients test-clients-ready
 test-clients-ready: .venv/.ready-dev
 	@$(STEP) "clients installed" scripts/setup-clients.sh
+
+.PHONY: test-faults
+test-faults: .venv/.ready-dev
+	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "fault campaign" $(BIN)/pytest tests/faults $(ARGS)
 
 .PHONY: test-image
 test-image: .venv/.ready-dev

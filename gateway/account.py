@@ -118,13 +118,16 @@ class Account:
         """End the request's span with what was counted."""
         if self.span is NO_SPAN:
             return
+        if self.first_token_s is None:  # nothing was generated, or by a session, which says it
+            self.span.end(self.error, status=status, prompt_tokens=self.prompt_tokens)
+            return
         counted = self.total()
         self.span.end(
             self.error,
             status=status,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
-            first_token_s=self.first_token_s or 0.0,
+            first_token_s=self.first_token_s,
             draft_tokens=counted.draft_tokens,
             accepted_tokens=counted.accepted_tokens,
             acceptance=_ratio(counted.accepted_tokens, counted.draft_tokens),

@@ -20,6 +20,8 @@ class Prompt(msgspec.Struct, frozen=True):
     family: str
     prompt: str
     source: str = ""
+    prediction: str = ""
+    """What the answer is expected to be; an OpenAI client would send it as `prediction`."""
 
 
 def sampling(temperature: float) -> Sampling:

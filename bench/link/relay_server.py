@@ -67,6 +67,12 @@ class Connection:
             end.reset()
         self._link.connections.discard(self)
 
+    def stall(self, stalled: bool) -> None:
+        """Let nothing arrive at either end, as over a line that is down; what was sent arrives
+        when it is up again."""
+        for lane in (self._up, self._down):
+            lane.block(stalled)
+
     def _end(self, target: End, ending: Ending) -> None:
         if ending is Ending.RESET:
             self.cut()

@@ -12,6 +12,7 @@ GAMMA: Final = 4
 """Tokens a round of an arm whose name does not say: the paper's."""
 
 Place = Literal["cloud", "far", "near", "alone"]
+Predicts = Literal["", "own", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class Arm:
     without a link."""
 
     edge: EdgePlan | None = None
+    predicts: Predicts = ""
+    """Which text the request predicts, if the prompts have predictions: this prompt's own, or
+    that of another prompt of its family."""
 
 
 _FIXED: Final = {
@@ -35,6 +39,8 @@ _FIXED: Final = {
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
+        Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
+        Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }

@@ -9,7 +9,7 @@ link in every repeat, and over the last link in the first repeat, as a check.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 
 from bench.data.prompts import Prompt
@@ -53,7 +53,16 @@ def turns(plan: Plan) -> Iterator[Turn]:
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
-                    yield Turn(arm, prompt, link, repeat, question)
+                    asks = replace(question, settings=_settings(arm, prompt, plan.prompts))
+                    yield Turn(arm, prompt, link, repeat, asks)
+
+
+def _settings(arm: Arm, prompt: Prompt, prompts: Sequence[Prompt]) -> dict[str, object]:
+    """Return what an arm's requests have beyond the question: a prediction, if it makes one."""
+    family = [each for each in prompts if each.family == prompt.family]
+    other = family[(family.index(prompt) + 1) % len(family)]
+    text = {"": "", "own": prompt.prediction, "other": other.prediction}[arm.predicts]
+    return {"prediction": {"type": "content", "content": text}} if text else {}
 
 
 def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:

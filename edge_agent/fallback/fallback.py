@@ -42,10 +42,10 @@ class DraftFallback:
         return self._tokenizer
 
     async def is_needed(self) -> bool:
-        """Ask the verifiers, unless one was heard of just now. Raises what is wrong with one
-        that can be reached."""
+        """Ask the verifiers, which takes a round trip: what was known of them may be old.
+        Raises what is wrong with one that can be reached."""
         try:
-            await self._verifiers.check_lately()
+            await self._verifiers.check()
             await self._verifiers.facts()
             await self._target()
         except Unavailable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from math import inf
 from typing import Final
 
 from edge_agent.metrics import EdgeMetrics
@@ -28,9 +27,6 @@ class Health:
         self.rtt_s = 0.0
         """The smoothed round trip; 0 until the first sample."""
 
-        self.heard_at = -inf
-        """When it answered last."""
-
         self.load = 0.0
         """The share of its sessions that are taken, from 0 to 1."""
 
@@ -50,8 +46,7 @@ class Health:
 
     def answered(self, begun: float) -> None:
         """Take in a round trip that began at that time and ends now."""
-        self.heard_at = time.monotonic()
-        self.rtt_s = smoothed(self.rtt_s or None, self.heard_at - begun, RTT_WEIGHT)
+        self.rtt_s = smoothed(self.rtt_s or None, time.monotonic() - begun, RTT_WEIGHT)
         self._rtt_gauge.set(self.rtt_s)
         self.set_reachable(True)
 

@@ -7,7 +7,6 @@ that is not busy; an answer that loses its verifier goes on at another one of th
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from random import uniform
@@ -25,9 +24,6 @@ from speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
 """Time between two probes of all verifiers, where there are several."""
-
-LATELY_S: Final = 1.0
-"""How long a verifier that has answered is taken to be there, where that matters most."""
 
 STAY_S: Final = 0.05
 """How much nearer another verifier must be for new answers to move there: the one in use holds
@@ -149,12 +145,6 @@ class Verifiers:
         await self.probe()
         if not self.ready:
             await self.current.check()
-
-    async def check_lately(self) -> None:
-        """Raise ApiError unless a verifier is ready, or was so within LATELY_S."""
-        since = time.monotonic() - LATELY_S
-        if not any(u.health.ready and u.health.heard_at >= since for u in self.uplinks):
-            await self.check()
 
     async def probe(self) -> None:
         """Ask all verifiers whether they are ready; one probe at a time serves all who wait."""

@@ -25,6 +25,7 @@ const BROKEN = () => new Failure(
 const ADVICE = {
   invalid_api_key: ["The service asks for an API key, and this one is missing or wrong.",
     "Put the right key into the settings."],
+  rate_limit_exceeded: ["Your API key is at one of its limits.", "Wait a little, then try again."],
   context_length_exceeded: ["This conversation does not fit into the model's context.",
     "Begin a new conversation, shorten the file, or lower the limit of tokens."],
   400: [null, "Change what it names, in the settings or in the question, and send again."],
@@ -39,7 +40,7 @@ const ADVICE = {
 function failure(status, error = {}) {
   const [words, advice] = ADVICE[error.code] ?? ADVICE[status] ?? ADVICE[status < 500 ? 400 : 500];
   const said = error.message ?? `It answered with status ${status}.`;
-  return new Failure(words ? `${words} (${said})` : `The service says: ${said}`, advice,
+  return new Failure(words ? `${words.slice(0, -1)} (${said}).` : `The service says: ${said}`, advice,
     error.code ?? String(status));
 }
 

@@ -3,8 +3,8 @@
 A client that has a file edited knows most of the answer. The edge follows the answer in that
 text, the prediction, from its first token on, and proposes what comes next in it. Such a token
 needs no draft step. Where the answer differs, the edge looks for the place at which the answer
-goes on in the prediction: after a changed, a left out or an added line. Until it is sure of
-this place, the draft model only reads what follows there, see prompt_lookup.
+goes on in the prediction: after a changed, a left out or an added line. Where it is sure of
+this place, but has often been wrong, the draft model reads what follows, see prompt_lookup.
 
 A wrong prediction costs little: how often its tokens are right is learned by how many tokens
 agreed before, also where none is proposed, and what is not mostly right is not proposed.
@@ -20,7 +20,7 @@ from typing import Final
 
 from speculation.proposing.latencies import Latencies
 from speculation.proposing.ngrams import Gram
-from speculation.proposing.prompt_lookup import AHEAD_SIZES, Precision, ReadingTime, ahead_size
+from speculation.proposing.prompt_lookup import Precision, ReadingTime, ahead_size
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken
@@ -130,13 +130,15 @@ class Prediction:
         return DraftToken(token, confidence, origin="prediction")
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
-        place = self._places[-1]
-        followed = self._predicted.tokens[place.at :][: max(AHEAD_SIZES)]
+        """Prefer what the other one reads: where the prediction is mostly right, it is proposed
+        unread, and a token or two of a wrong one agree almost anywhere."""
+        if self._other is not None and (others := self._other.ahead(latencies)):
+            return others
+        if (place := self._places[-1]).agreed < SURE:
+            return []
         read_s = self._reading.of(latencies)
         count = ahead_size(self._right(place).right, latencies, read_s=read_s)
-        if count and followed:
-            return list(followed[:count])
-        return [] if self._other is None else self._other.ahead(latencies)
+        return list(self._predicted.tokens[place.at : place.at + count])
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         self._reading.observe(more, took_s, draft_s)

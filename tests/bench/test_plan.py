@@ -120,3 +120,20 @@ def test_a_round_arm_without_a_length_has_the_papers() -> None:
 def test_arms_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"arm|cloud|sync"):
         parse(text)
+
+
+def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:
+    prompts = [Prompt(f"p{i}", "edit", f"Say {i}.", prediction=f"said {i}") for i in range(3)]
+    arms = "cloud,picospec-predicted,picospec-mispredicted"
+    asked = turns(replace(plan(arms, repeats=1), prompts=prompts, links=LINKS[:1]))
+
+    sent = {
+        (turn.arm.name, turn.prompt.id): turn.question.settings.get("prediction")
+        for turn in asked
+    }
+
+    for i in range(3):
+        own, other = f"said {i}", f"said {(i + 1) % 3}"
+        assert sent["cloud", f"p{i}"] is None
+        assert sent["picospec-predicted", f"p{i}"] == {"type": "content", "content": own}
+        assert sent["picospec-mispredicted", f"p{i}"] == {"type": "content", "content": other}

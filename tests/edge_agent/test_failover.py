@@ -14,9 +14,9 @@ from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.drain import Drain
 from gateway.errors import Draining, Overloaded, Unavailable
+from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
 from tests.edge_agent.processes import start
-from tests.edge_agent.relay import relaying
 
 NOTICED_S = 1.0
 RESUMED_S = 1.0
@@ -220,13 +220,12 @@ async def test_a_verifier_that_is_another_one_now_is_not_used(metrics: EdgeMetri
 
 async def test_a_cut_link_is_resumed_and_nothing_is_opened_again(metrics: EdgeMetrics) -> None:
     with running("") as (only,):
-        async with relaying(only.url) as (relay, url), using([url], metrics) as verifiers:
+        async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:
 
             async def cut() -> None:
-                relay.cut()
-                relay.refuses = True
-                asyncio.get_running_loop().call_later(2.0, setattr, relay, "refuses", False)
+                cuts.append(asyncio.create_task(link.refuse(2.0)))
 
+            cuts: list[asyncio.Task[None]] = []
             assert await Answer(verifiers, metrics).run(cut) == TEXT
 
     assert metrics.reopens._value.get() == 0
@@ -235,14 +234,14 @@ async def test_a_cut_link_is_resumed_and_nothing_is_opened_again(metrics: EdgeMe
 
 async def test_a_connection_that_is_open_and_dead_is_replaced(metrics: EdgeMetrics) -> None:
     with running("") as (only,):
-        async with relaying(only.url) as (relay, url), using([url], metrics) as verifiers:
+        async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:
 
-            async def freeze() -> None:
-                relay.freeze()
+            async def half_open() -> None:
+                link.half_open()
 
             answer = Answer(verifiers, metrics)
-            assert await answer.run(freeze) == TEXT
-            assert relay.connections == 2
+            assert await answer.run(half_open) == TEXT
+            assert len(link.connections) == 2
 
     assert answer.gap_s < NOTICED_S + 0.5
     assert metrics.reopens._value.get() == 0
@@ -269,10 +268,10 @@ async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is
     metrics: EdgeMetrics,
 ) -> None:
     with running("", "") as (old, other):
-        async with relaying(old.url) as (relay, url), using([url], metrics) as verifiers:
+        async with FaultyLink(old.port) as link, using([link.url], metrics) as verifiers:
             assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
             await told(old.url, "/drain")
-            relay.leads_to(other.port)  # later connections, as a Service of Kubernetes has it
+            link.leads_to(other.port)  # later connections, as a Service of Kubernetes has it
 
             with pytest.raises(Draining):
                 await Answer(verifiers, metrics, 20).run()

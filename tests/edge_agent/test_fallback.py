@@ -169,14 +169,25 @@ async def test_it_is_needed_when_no_verifier_can_be_reached(fallback: DraftFallb
     assert await fallback.is_needed()
 
 
-async def test_it_is_not_needed_when_a_verifier_answered_just_now(
+async def test_it_is_needed_though_a_verifier_answered_just_now(
+    fallback: DraftFallback,
+) -> None:
+    fallback._verifiers.uplinks[0].health.answered(0.0)
+
+    assert await fallback.is_needed()
+
+
+async def test_it_is_not_needed_when_a_verifier_answers(
     fallback: DraftFallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def check() -> None:
+        pass
+
     async def facts() -> ModelFacts:
         return FACTS
 
+    monkeypatch.setattr(fallback._verifiers, "check", check)
     monkeypatch.setattr(fallback._verifiers, "facts", facts)
-    fallback._verifiers.uplinks[0].health.answered(0.0)
 
     assert not await fallback.is_needed()
 
@@ -187,7 +198,7 @@ async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away(
     async def check() -> None:
         raise EngineFault("the verifier refuses this edge's key")
 
-    monkeypatch.setattr(fallback._verifiers, "check_lately", check)
+    monkeypatch.setattr(fallback._verifiers, "check", check)
 
     with pytest.raises(EngineFault):
         await fallback.is_needed()

@@ -1,4 +1,4 @@
-"""What a log never shows."""
+"""What a log never shows, and never does to those who write to it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,26 @@ except RuntimeError:
     structlog.get_logger("x").error("failed", exc_info=True)
 """
 
+RETRIES = """
+import stamina
+from gateway.hosting import logs
+
+logs.configure("console")
+for attempt in stamina.retry_context(on=OSError, attempts=2, wait_initial=0, wait_jitter=0):
+    with attempt:
+        if attempt.num == 1:
+            raise OSError("http://host/v1/speculate/my-session")
+"""
+
+LOGS = """
+import structlog
+from gateway.hosting import logs
+
+logs.configure("console")
+structlog.get_logger("x").info("an event")
+print("went on")
+"""
+
 
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_traceback_shows_no_values(form: str) -> None:
@@ -35,3 +55,22 @@ def test_a_traceback_shows_no_values(form: str) -> None:
     assert "a bug" in ended.stderr
     assert "in fail" in ended.stderr
     assert "my secret" not in ended.stderr
+
+
+def test_a_full_disk_fails_nobody_who_logs() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", LOGS], cwd=ROOT, stdout=subprocess.PIPE, stderr=full,
+            text=True, timeout=30, check=True,
+        )  # fmt: skip
+
+    assert ended.stdout == "went on\n"
+
+
+def test_a_retry_logs_no_session() -> None:
+    command = [sys.executable, "-c", RETRIES]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert "my-session" not in ended.stderr

@@ -102,6 +102,14 @@ def test_each_vendored_library_is_the_one_that_its_record_names() -> None:
         assert (VENDOR / record["licence_file"]).stat().st_size > 1000
 
 
+def test_the_readme_opens_with_a_small_picture_of_the_page() -> None:
+    root = PAGE.parents[1]
+    opening = (root / "README.md").read_text().split("\n## ")[0]
+
+    assert "](docs/page.png)" in opening
+    assert 10_000 < (root / "docs" / "page.png").stat().st_size < 200_000
+
+
 def test_each_file_is_in_the_wheel() -> None:
     project = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["gateway"]

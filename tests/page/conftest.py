@@ -41,7 +41,7 @@ def visit(
     serving.engine.restore()
     options = {"viewport": SIZES["wide"], **getattr(request, "param", {})}
     context = chromium.new_context(**options)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(30_000)
     visiting = Visit(context, serving)
     visiting.open()
     yield visiting

@@ -14,8 +14,9 @@ from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
 LARGEST_BYTES = 200_000
-QUESTION = "Write a Python function that merges two sorted lists, and explain it."
-ENOUGH_CHARACTERS = 420
+QUESTION = "Write a Python function that merges two sorted lists, with a test."
+SETTINGS = '{"temperature": "0.3", "seed": "1"}'
+ENOUGH_CHARACTERS = 260
 
 
 def take(url: str) -> None:
@@ -27,6 +28,7 @@ def take(url: str) -> None:
             viewport={"width": 1120, "height": 760}, color_scheme="light"
         )
         page = context.new_page()
+        page.add_init_script(f"localStorage['picospec.settings'] = '{SETTINGS}'")
         page.goto(url)
         page.locator("#health.good").wait_for()
         page.fill("#question", QUESTION)

@@ -17,8 +17,6 @@ from itertools import count
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -35,7 +33,6 @@ from gateway.ports import (
     Tokenizer,
     TokenLogprob,
 )
-from gateway.responses import json_response
 from gateway.settings import GatewaySettings
 from gateway.speculation import Chain, Event, LinkUse, Pass
 
@@ -275,12 +272,11 @@ def page_app(engine: PageEngine, **settings: object) -> FastAPI:
     async def source() -> Tokenizer:
         return engine.words
 
-    app = create_app(engine, source, GatewaySettings.model_validate(settings))
-
-    if not engine.alone:
-        relay = Relay(engine, settings)
-        app.router.routes.insert(0, Route("/status", partial(_status, engine)))
-        app.router.routes.insert(0, Route(DIRECT, relay, methods=["POST"]))
+    given, about = GatewaySettings.model_validate(settings), partial(_about, engine)
+    if engine.alone:
+        return create_app(engine, source, given)
+    app, relay = create_app(engine, source, given, about=about), Relay(engine, settings)
+    app.router.routes.insert(0, Route(DIRECT, relay, methods=["POST"]))
     return app
 
 
@@ -298,16 +294,13 @@ class Relay:
         await self._app(scope, receive, send)
 
 
-async def _status(engine: PageEngine, _: Request) -> Response:
+async def _about(engine: PageEngine) -> dict[str, object]:
+    """Return what an edge says of itself."""
     verifier = {"url": "http://127.0.0.1:9000", "in_use": True, "ready": not engine.down}
     verifier |= {"rtt_ms": 24.5, "load": 0.1, "sessions": 0, "identity": "5f0c", "version": "1"}
-    state = {"service": "edge", "status": "unavailable" if engine.down else "ok"}
-    state |= {"error": "the verifier is away" if engine.down else None}
-    state |= {"model": {"name": MODEL, "context_tokens": 8192}, "version": "1", "protocol": 3}
-    state |= {"uptime_s": 60.0, "requests": 0, "judge": "coupled", "fill": "auto"}
-    state |= {"lookup": True, "verifiers": [verifier]}
-    state |= {"draft": {"model": "small-1", "vocabularies": "same", "slots": 4}}
-    return json_response(state)
+    draft = {"model": "small-1", "vocabularies": "same", "slots": 4}
+    state = {"service": "edge", "protocol": 3, "judge": "coupled", "fill": "auto"}
+    return state | {"lookup": True, "draft": draft, "verifiers": [verifier]}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from tests.page.service import MARKDOWN
-from tests.page.visiting import Visit
+from tests.page.visiting import Visit, origins_kept
 
 COLOURS = """(answer) => {
   const found = [];
@@ -24,6 +25,7 @@ def test_every_word_has_the_colour_of_who_had_it_first(visit: Visit) -> None:
     told = visit.engine.origins_of(MARKDOWN)
     shown = answer.evaluate(COLOURS)
 
+    assert origins_kept(visit.kept()) == told
     assert {name for name, _ in shown} == {"o-draft", "o-ahead", "o-lookup", "o-target"}
     at = 0
     for name, text in shown:
@@ -137,6 +139,18 @@ def test_a_proof_that_fails_says_why(visit: Visit) -> None:
     answer.get_by_role("button", name="Prove it").click()
 
     answer.locator(".verdict", has_text="large model cannot be reached").wait_for()
+
+
+def test_an_answer_of_the_draft_model_alone_says_so_and_is_not_proved(visit: Visit) -> None:
+    chunk = {"model": "small-1", "system_fingerprint": "draft:small-1"}
+    chunk |= {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
+
+    answer = visit.ask("Hello")
+
+    assert "the draft model small-1 has answered alone" in answer.locator(".state").inner_text()
+    assert answer.get_by_role("button", name="Prove it").count() == 0
 
 
 def test_the_status_view_tells_of_models_verifiers_and_versions(visit: Visit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -14,17 +15,23 @@ import pytest
 from playwright.sync_api import Browser
 
 from models.store import open_store
-from tests.end_to_end.test_failover import Fleet
+from tests.end_to_end.fleet import Fleet
 from tests.page.conftest import SIZES
-from tests.page.visiting import Visit
+from tests.page.visiting import Visit, origins_kept
 
 pytestmark = pytest.mark.models
 
-KEPT = """() => {
-  const own = (key) => key.startsWith("picospec.conversation.");
-  const name = Object.keys(localStorage).find(own);
-  return JSON.parse(localStorage[name]).at(-1);
-}"""
+TEE = """
+  const ask = window.fetch;
+  window.fetch = async (...given) => {
+    const answer = await ask(...given);
+    if (!String(given[0]).includes("/chat/")) return answer;
+    const [page, test] = answer.body.tee();
+    window.heard = new Response(test).text();
+    return new Response(page, answer);
+  };
+"""
+"""Lets a test read the same stream as the page."""
 
 
 @dataclass
@@ -54,6 +61,7 @@ def running() -> Iterator[Running]:
 def real(chromium: Browser, running: Running) -> Iterator[Visit]:
     context = chromium.new_context(viewport=SIZES["wide"])
     context.set_default_timeout(60_000)
+    context.add_init_script(TEE)
     visiting = Visit(context, running)
     visiting.open()
     visiting.set(Limit_of_tokens="120", Seed="5", Temperature="1")
@@ -69,23 +77,21 @@ def chunks_of(body: str) -> list[dict[str, Any]]:
 
 
 def test_the_colours_agree_with_the_totals_token_by_token(real: Visit) -> None:
-    with real.page.expect_response("**/v1/chat/completions") as answered:
-        answer = real.ask("Count from one to thirty in words. Then count again.")
+    answer = real.ask("Count from one to thirty in words. Then count again.")
 
     characters: list[str] = []
     tokens: Counter[str] = Counter()
-    chunks = chunks_of(answered.value.text())
+    chunks = chunks_of(real.evaluate("window.heard"))
     for told in (chunk.get("speculation", {}) for chunk in chunks[:-1]):
         tokens.update(told.get("tokens", {}) if "event" not in told else {})
         for length, origin in told.get("spans", ()):
             characters += [origin] * length
 
-    last, kept = chunks[-1], real.evaluate(KEPT)
+    last, kept = chunks[-1], real.kept()
     assert last["speculation"]["tokens"] == tokens == kept["race"]["counts"]
     assert sum(tokens.values()) == last["usage"]["completion_tokens"]
-    shown = [name.removeprefix("o-") for name, n in kept["race"]["runs"] for _ in range(n)]
-    assert shown == characters
-    assert len(shown) == len(kept["content"])
+    assert origins_kept(kept) == characters
+    assert len(characters) == len(kept["content"])
     pairs = "(all) => all.map((each) => [each.className, each.textContent])"
     marks = answer.locator(".text .t").evaluate_all(pairs)
     at = 0
@@ -111,7 +117,7 @@ def test_an_answer_goes_on_when_its_verifier_is_killed_and_comes_back(
 
     real.page.get_by_role("button", name="New conversation").click()
     answer = real.ask("Write a story.", wait=False)
-    answer.locator(".text .t").nth(4).wait_for()
+    answer.locator(".text").get_by_text(re.compile(r".{40}", re.DOTALL)).first.wait_for()
     running.fleet.signal(running.verifier, signal.SIGKILL)
     running.fleet.verifier(url=running.verifier)
     real.until_done(answer)

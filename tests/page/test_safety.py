@@ -78,7 +78,7 @@ def locked(chromium: Browser) -> Iterator[Visit]:
     service = Serving(api_keys=["k-4711"])
     service.start()
     context = chromium.new_context(viewport=SIZES["wide"])
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(30_000)
     visiting = Visit(context, service)
     visiting.open()
     yield visiting

@@ -16,6 +16,19 @@ BUILD = Path(__file__).parents[2] / "build" / "page"
 """Where screenshots go, to be looked at."""
 
 
+KEPT = """() => {
+  const own = (key) => key.startsWith("picospec.conversation.");
+  const name = Object.keys(localStorage).find(own);
+  return JSON.parse(localStorage[name]).at(-1);
+}"""
+"""The turn that was kept last."""
+
+
+def origins_kept(turn: dict[str, Any]) -> list[str]:
+    """Return the origin of each character of a kept answer."""
+    return [name.removeprefix("o-") for name, n in turn["race"]["runs"] for _ in range(n)]
+
+
 class Serving:
     """The scripted service. It may be stopped in the middle of an answer, and started again."""
 
@@ -103,6 +116,11 @@ class Visit:
 
     def evaluate(self, script: str, *arguments: object) -> Any:  # noqa: ANN401 - as JSON is
         return self.page.evaluate(script, *arguments)
+
+    def kept(self) -> dict[str, Any]:
+        """Return the turn that the browser has kept last, of one conversation."""
+        turn: dict[str, Any] = self.evaluate(KEPT)
+        return turn
 
     def picture(self, name: str) -> None:
         BUILD.mkdir(parents=True, exist_ok=True)

@@ -64,10 +64,10 @@ def test_after_an_edit_it_is_sure_of_its_place_within_three_tokens(answer: list[
 
 
 @pytest.mark.parametrize("answer", EDITS.values(), ids=EDITS.keys())
-def test_a_draft_step_reads_ahead_where_the_place_is_not_sure(answer: list[int]) -> None:
+def test_what_is_new_is_drafted_and_little_more(answer: list[int]) -> None:
     ran = Predicted(FILE, answer)
 
-    assert len(ran.steps) <= len(NEW) + 4  # what is new is drafted, and little more
+    assert len(ran.steps) <= len(NEW) + 4
     assert ran.prediction.accepted_tokens > 100
 
 
@@ -123,17 +123,20 @@ def test_of_several_places_it_takes_the_next_one() -> None:
     assert proposed.token == 8
 
 
+class Other:
+    """A Proposer that always has something."""
+
+    def follow(self, *_: object) -> None: ...
+    def observe_reading(self, *_: object) -> None: ...
+    def propose(self, latencies: Latencies) -> DraftToken:
+        return DraftToken(1234, 1.0)
+
+    def ahead(self, latencies: Latencies) -> list[int]:
+        return [1234]
+
+
 @pytest.mark.parametrize("predicted", [[], [1], FILE[:2]])
 def test_where_a_prediction_ends_others_propose(predicted: list[int]) -> None:
-    class Other:
-        def follow(self, *_: object) -> None: ...
-        def observe_reading(self, *_: object) -> None: ...
-        def propose(self, latencies: Latencies) -> DraftToken:
-            return DraftToken(1234, 1.0)
-
-        def ahead(self, latencies: Latencies) -> list[int]:
-            return [1234]
-
     prediction = Prediction(PredictedText(predicted), Other())
     prediction.follow(predicted, [])
 
@@ -142,6 +145,15 @@ def test_where_a_prediction_ends_others_propose(predicted: list[int]) -> None:
     assert proposed is not None
     assert proposed.token == 1234
     assert prediction.ahead(LATENCIES) == [1234]
+
+
+def test_where_the_place_is_not_sure_nothing_of_it_is_read() -> None:
+    unsure = [9, 50, FILE[4]]
+
+    for other, ahead in ((None, []), (Other(), [1234])):
+        prediction = Prediction(PredictedText(FILE), other)
+        prediction.follow(unsure, [])
+        assert prediction.ahead(LATENCIES) == ahead
 
 
 @given(

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
+from models.store import Found
 from speculation.protocol.messages import Limits
 from tests.verifier.fake_target import FakeTarget
 from verifier import target_host as host
@@ -90,7 +91,7 @@ async def test_a_target_that_does_not_load_ends_the_service() -> None:
 
 async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Path) -> None:
     metrics = PassMetrics(registry := CollectorRegistry(), Metrics(registry))
-    target = LlamaTarget("m", tmp_path, LlamaSettings(), Limits(), metrics)
+    target = LlamaTarget(lambda: Found("m", tmp_path), LlamaSettings(), Limits(), metrics)
     ends = threading.Event()
     target._thread.submit(ends.wait)  # a pass
 

@@ -21,15 +21,19 @@ from tests.verifier.vllm_target.conftest import SMALL
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 START_S = 240
 GONE_S = 10
+NOTICED_S = 60
+"""Two heartbeats and the two deadlines of the test, and some time for a busy machine."""
+
 IMPORTED_S = 60
 """A process that is still importing watches its parent when that is done: seconds later, on a
 machine that is not busy."""
 
 
 @contextmanager
-def running(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "verifier", "--target", "vllm", "--model", str(directory)]
     command += ["--port", str(port), "--vllm.self-test", "false", *SMALL]
+    command += options
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         yield process
@@ -87,3 +91,21 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
         service.send_signal(signal.SIGKILL)
 
         assert_gone(family, IMPORTED_S)
+
+
+@pytest.mark.parametrize("name", ["EngineCore", "Worker"])
+def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_them(
+    directory: Path, name: str
+) -> None:
+    port, deadlines = free_port(), ("--pass-timeout-s", "10", "--stop-timeout-s", "8")
+    with running(directory, port, *deadlines) as service:
+        wait_until_ready(service, port)
+        family = engine_of(service)
+        parts = [child for child in family if name in child.name()]
+        if not parts:
+            pytest.skip(f"this engine has no process of its own for its {name}")
+
+        parts[0].suspend()
+
+        assert service.wait(timeout=NOTICED_S) == 1
+        assert_gone(family, GONE_S)

@@ -1,7 +1,4 @@
-"""Verifiers are killed, stopped and restarted in the middle of answers of real models.
-
-Text, usage and log-probabilities are those of an answer that nothing happened to.
-"""
+"""Real verifiers and edges in processes of their own, and what a client got of an answer."""
 
 from __future__ import annotations
 
@@ -11,18 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-import pytest
 
-from models.store import open_store
 from tests.edge_agent.processes import free_port
-
-pytestmark = pytest.mark.models
 
 ROOT = Path(__file__).parents[2]
 GAP_S: Final = 5.0
@@ -73,11 +66,18 @@ class Fleet:
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
-    def edge(self, *verifiers: str, judge: str = "coupled", deadline_s: float = 30.0) -> str:
+    def edge(
+        self,
+        *verifiers: str,
+        judge: str = "coupled",
+        deadline_s: float = 30.0,
+        drain_timeout_s: float = 0.0,
+    ) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
             "edge_agent", "--draft-model", "smollm2", "--judge", judge, *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
+            PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
     def signal(self, url: str, number: int) -> None:
@@ -158,138 +158,3 @@ def ask(
                     lose()
                     lose = None
     return answer
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    open_store(os.environ).pull("smollm2", lambda what, done, total: None)
-    started = Fleet()
-    yield started
-    started.end()
-
-
-@pytest.fixture(scope="module")
-def pair(fleet: Fleet) -> tuple[str, str]:
-    return fleet.verifier(), fleet.verifier()
-
-
-@pytest.fixture
-def two(fleet: Fleet, pair: tuple[str, str]) -> tuple[str, str]:
-    """Two verifiers, of which a test may kill any."""
-    for url in pair:
-        if fleet.processes[url].poll() is not None:
-            fleet.verifier(url)
-    fleet.until_ready(*pair)
-    return pair
-
-
-@pytest.fixture(scope="module")
-def edge(fleet: Fleet, pair: tuple[str, str]) -> str:
-    url = fleet.edge(*pair)
-    fleet.until_ready(url)
-    return url
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_killed_verifiers_answer_goes_on_at_the_other(
-    fleet: Fleet, two: tuple[str, str], edge: str, name: str
-) -> None:
-    undisturbed = ask(edge, SETTINGS[name])
-    killed: list[str] = []
-
-    def kill() -> None:
-        killed.append(verifier_of(edge))
-        fleet.signal(killed[0], signal.SIGKILL)
-
-    answer = ask(edge, SETTINGS[name], kill)
-
-    assert answer == undisturbed
-    assert answer.gap_s < GAP_S
-
-
-def test_a_stopped_verifiers_answer_goes_on_at_the_other(
-    fleet: Fleet, two: tuple[str, str], edge: str
-) -> None:
-    undisturbed = ask(edge, SETTINGS["drawn"])
-    stopped: list[str] = []
-
-    def stop() -> None:
-        stopped.append(verifier_of(edge))
-        fleet.signal(stopped[0], signal.SIGSTOP)
-
-    answer = ask(edge, SETTINGS["drawn"], stop)
-    fleet.signal(stopped[0], signal.SIGCONT)
-
-    assert answer == undisturbed
-    assert answer.gap_s < GAP_S
-    _until(lambda: sum(gauge(stopped[0], "picospec:sessions_open").values()) == 0)
-
-
-def test_in_separate_an_answer_goes_on_and_is_greedy_where_the_target_is(
-    fleet: Fleet, two: tuple[str, str], edge: str
-) -> None:
-    separate = fleet.edge(*two, judge="separate")
-    fleet.until_ready(separate)
-    killed: list[str] = []
-
-    def kill() -> None:
-        killed.append(verifier_of(separate))
-        fleet.signal(killed[0], signal.SIGKILL)
-
-    undisturbed = ask(edge, SETTINGS["greedy"])
-
-    assert ask(separate, SETTINGS["greedy"], kill) == undisturbed
-
-
-def test_a_single_verifier_that_is_restarted_goes_on(fleet: Fleet) -> None:
-    only = fleet.verifier()
-    fleet.until_ready(only)
-    edge = fleet.edge(only)
-    fleet.until_ready(edge)
-    undisturbed = ask(edge, SETTINGS["shaped"])
-
-    def restart() -> None:
-        fleet.signal(only, signal.SIGKILL)
-        fleet.verifier(only)
-
-    assert ask(edge, SETTINGS["shaped"], restart) == undisturbed
-    assert gauge(edge, "picospec:edge_reopened_answers_total") == {"": 1.0}
-
-    def drain() -> None:
-        fleet.signal(only, signal.SIGTERM)
-        fleet.verifier(only)
-
-    assert ask(edge, SETTINGS["shaped"], drain) == undisturbed
-
-
-def test_where_none_comes_back_there_is_an_error_after_the_deadline(fleet: Fleet) -> None:
-    only = fleet.verifier()
-    fleet.until_ready(only)
-    edge = fleet.edge(only, deadline_s=1.5)
-    fleet.until_ready(edge)
-    killed_at: list[float] = []
-
-    def kill() -> None:
-        fleet.signal(only, signal.SIGKILL)
-        killed_at.append(time.monotonic())
-
-    answer = ask(edge, SETTINGS["greedy"], kill, tokens=2000)
-
-    assert 1.4 < time.monotonic() - killed_at[0] < 3.0
-    assert answer.error is not None
-    assert answer.error["code"] == "verifier_unavailable"
-    ready, health = httpx.get(f"{edge}/ready"), httpx.get(f"{edge}/health")
-    assert ready.status_code == 503
-    assert "no verifier answers" in ready.json()["error"]["message"]
-    assert (health.status_code, health.json()["state"]) == (200, "unavailable")
-    body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}]}
-    begun = time.monotonic()
-    assert httpx.post(f"{edge}/v1/chat/completions", json=body).status_code == 503
-    assert time.monotonic() - begun < 1.0  # an answer that has not begun waits for nothing
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -1,0 +1,143 @@
+"""A verifier or an edge is told to stop in the middle of an answer of real models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from models.store import open_store
+from tests.end_to_end.fleet import (
+    GAP_S,
+    SETTINGS,
+    Answer,
+    Fleet,
+    ask,
+    gauge,
+    verifier_of,
+)
+
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    open_store(os.environ).pull("smollm2", lambda what, done, total: None)
+    started = Fleet()
+    yield started
+    started.end()
+
+
+def two_verifiers(fleet: Fleet, drain_timeout_s: float) -> list[str]:
+    urls = [fleet.verifier(drain_timeout_s=drain_timeout_s) for _ in range(2)]
+    fleet.until_ready(*urls)
+    return urls
+
+
+@pytest.fixture(scope="module")
+def only(fleet: Fleet) -> str:
+    url = fleet.verifier()
+    fleet.until_ready(url)
+    return url
+
+
+def edge(fleet: Fleet, *urls: str) -> str:
+    url = fleet.edge(*urls, drain_timeout_s=60.0)
+    fleet.until_ready(url)
+    return url
+
+
+def terminate(fleet: Fleet, url: str) -> None:
+    fleet.processes[url].send_signal(signal.SIGTERM)
+
+
+def draining(fleet: Fleet, edge_url: str, told: list[str]) -> Callable[[], None]:
+    """Return what tells the verifier of the edge's answer to stop."""
+
+    def drain() -> None:
+        told.append(verifier_of(edge_url))
+        terminate(fleet, told[0])
+
+    return drain
+
+
+def ended(fleet: Fleet, url: str) -> int:
+    return fleet.processes[url].wait(30)
+
+
+def test_what_a_verifier_cannot_finish_in_time_goes_on_at_the_other(fleet: Fleet) -> None:
+    url = edge(fleet, *two_verifiers(fleet, 0.2))
+    undisturbed, told = ask(url, SETTINGS["shaped"]), list[str]()
+
+    answer = ask(url, SETTINGS["shaped"], draining(fleet, url, told))
+
+    assert answer == undisturbed
+    assert answer.gap_s < GAP_S
+    assert gauge(url, "picospec:edge_reopened_answers_total") == {"": 1.0}
+    assert ended(fleet, told[0]) == 0
+
+
+def test_with_time_enough_an_answer_finishes_where_it_is_and_new_ones_go_elsewhere(
+    fleet: Fleet,
+) -> None:
+    url = edge(fleet, *two_verifiers(fleet, 60.0))
+    undisturbed, told = ask(url, SETTINGS["drawn"], tokens=200), list[str]()
+
+    drain, others = draining(fleet, url, told), list[Answer]()
+
+    def drain_and_ask() -> None:
+        drain()
+        others.append(ask(url, SETTINGS["greedy"], tokens=16))
+
+    answer = ask(url, SETTINGS["drawn"], drain_and_ask, tokens=200)
+
+    assert answer == undisturbed
+    assert others[0].error is None
+    assert gauge(url, "picospec:edge_reopened_answers_total") == {"": 0.0}
+    assert ended(fleet, told[0]) == 0
+
+
+def test_an_edge_that_drains_finishes_its_answer_and_takes_no_other(
+    fleet: Fleet, only: str
+) -> None:
+    url = edge(fleet, only)
+    undisturbed = ask(url, SETTINGS["drawn"], tokens=200)
+    refused = list[httpx.Response]()
+
+    def drain() -> None:
+        terminate(fleet, url)
+        time.sleep(0.1)
+        body = {"messages": [{"role": "user", "content": "Hello"}]}
+        refused.append(httpx.post(f"{url}/v1/chat/completions", json=body))
+        refused.append(httpx.get(f"{url}/ready"))
+
+    answer = ask(url, SETTINGS["drawn"], drain, tokens=200)
+
+    assert answer == undisturbed
+    assert [(r.status_code, r.json()["error"]["code"]) for r in refused] == [
+        (503, "draining")
+    ] * 2
+    assert ended(fleet, url) == 0
+    assert sum(gauge(only, "picospec:sessions_open").values()) == 0
+
+
+def test_an_edge_told_twice_ends_its_answer_with_an_error_and_its_session(
+    fleet: Fleet, only: str
+) -> None:
+    url = edge(fleet, only)
+
+    def drain() -> None:
+        terminate(fleet, url)
+        time.sleep(0.1)
+        terminate(fleet, url)
+
+    answer = ask(url, SETTINGS["drawn"], drain, tokens=1000)
+
+    assert answer.error is not None
+    assert answer.error["code"] == "shutting_down"
+    assert ended(fleet, url) == 0
+    assert sum(gauge(only, "picospec:sessions_open").values()) == 0

@@ -1,0 +1,70 @@
+"""An edge whose verifier comes and goes, with `fallback = "draft"` and real models."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.edge_agent.processes import free_port
+from tests.end_to_end.fleet import Fleet, gauge
+
+pytestmark = pytest.mark.models
+PATH = "/v1/chat/completions"
+CHAT: dict[str, Any] = {
+    "model": "smollm2-135m",
+    "messages": [{"role": "user", "content": "Name three colours."}],
+    "max_tokens": 24,
+    "temperature": 0,
+}
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    started = Fleet()
+    yield started
+    started.end()
+
+
+def ask(edge: str, **more: object) -> httpx.Response:
+    answer = httpx.post(f"{edge}{PATH}", json=CHAT | more, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def text_of(answer: httpx.Response) -> str:
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
+    fleet: Fleet,
+) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    edge = fleet.start(
+        "edge_agent", "--draft-model", "smollm2", "--fallback", "draft", "--verifier-url", away
+    )
+    fleet.until_ready(edge)
+
+    alone = ask(edge, logprobs=True, top_logprobs=2)
+    shaped = ask(edge, structured_outputs={"choice": ["azure", "violet"]})
+    fleet.verifier(url=away)
+    fleet.until_ready(away)
+    together = ask(edge)
+    fleet.signal(away, signal.SIGKILL)
+    again = ask(edge)
+
+    name = alone.json()["model"]
+    assert alone.headers["x-picospec-fallback"] == "draft"
+    assert alone.json()["system_fingerprint"] == f"draft:{name}"
+    entries = alone.json()["choices"][0]["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in entries) == text_of(alone)
+    assert {len(entry["top_logprobs"]) for entry in entries} == {2}
+    assert text_of(shaped) in ("azure", "violet")
+    assert "x-picospec-fallback" not in together.headers
+    assert together.json().get("system_fingerprint") is None
+    assert again.headers["x-picospec-fallback"] == "draft"
+    assert text_of(again) == text_of(alone)
+    assert gauge(edge, "picospec:edge_fallback_answers_total") == {"": 3.0}

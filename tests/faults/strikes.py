@@ -1,0 +1,169 @@
+"""What may happen while answers are generated, and what must become of them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.link.path import Conditions
+from tests.faults.rig.world import PASS_TIMEOUT_S, World
+from verifier.target_host import HEARTBEAT_S
+
+Strike = Callable[[World], Awaitable[None]]
+
+GAP_S: Final = 8.0
+"""Most time without text where another verifier goes on: a dead link is noticed within a second
+and resumed for another one, and the rest is for a busy machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    name: str
+    strike: Strike
+    within_s: float = GAP_S
+    """Most time without text."""
+
+    is_long: bool = False
+    """Whether it takes too long for the short campaign."""
+
+
+# --- verifiers
+
+
+async def kill(world: World) -> None:
+    await (await world.used()).kill()
+
+
+async def stop(world: World) -> None:
+    """Stop the verifier for longer than the edge waits for it."""
+    used = await world.used()
+    used.signal_all(signal.SIGSTOP)
+    await asyncio.sleep(4.0)
+    used.signal_all(signal.SIGCONT)
+
+
+async def restart(world: World) -> None:
+    """Kill all verifiers; one comes back."""
+    used = await world.used()
+    for verifier in world.verifiers:
+        await verifier.kill()
+    used.start()
+
+
+async def drain(world: World) -> None:
+    """Have the verifier end when its answers have."""
+    await (await world.used()).terminate()
+
+
+async def hand_over(world: World) -> None:
+    """Have the verifier end without waiting for its answers, by a second signal."""
+    used = await world.used()
+    used.running.terminate()
+    await asyncio.sleep(0.2)
+    await used.terminate()
+
+
+async def kill_one_after_another(world: World) -> None:
+    """Kill a verifier, start it again, and kill the other when it is back."""
+    first = await world.used()
+    await first.kill()
+    first.start()
+    await first.ready(world.http)
+    (other,) = [v for v in world.verifiers if v is not first]
+    await other.kill()
+
+
+def engine(order: str) -> Strike:
+    """Return what has the engine break in its next pass; breakable.py knows how."""
+
+    async def strike(world: World) -> None:
+        (await world.used()).order.write_text(order)
+
+    return strike
+
+
+async def fill_verifiers_disk(world: World) -> None:
+    (await world.used()).fill_disk(True)
+
+
+# --- the edge, and the machine
+
+
+async def fill_edges_disk(world: World) -> None:
+    """Have the edge go on at another verifier while it cannot write its log."""
+    world.edge.fill_disk(True)
+    await kill(world)
+
+
+def jump(seconds: float) -> Strike:
+    async def strike(world: World) -> None:
+        world.set_clock(seconds)
+
+    return strike
+
+
+# --- the link
+
+
+def silence(seconds: float, everywhere: bool = False) -> Strike:
+    async def strike(world: World) -> None:
+        struck = world.verifiers if everywhere else [await world.used()]
+        await asyncio.gather(*(verifier.link.silence(seconds) for verifier in struck))
+
+    return strike
+
+
+def refuse(seconds: float, everywhere: bool = False) -> Strike:
+    async def strike(world: World) -> None:
+        struck = world.verifiers if everywhere else [await world.used()]
+        await asyncio.gather(*(verifier.link.refuse(seconds) for verifier in struck))
+
+    return strike
+
+
+async def half_open(world: World) -> None:
+    (await world.used()).link.half_open()
+
+
+def degrade(conditions: Conditions) -> Strike:
+    async def strike(world: World) -> None:
+        world.degrade(conditions)
+
+    return strike
+
+
+SLOW: Final = Conditions(rtt_ms=60, rate_mbit=0.064)
+LOSSY: Final = Conditions(rtt_ms=40, loss=0.05)
+RELOADS_S: Final = 20.0
+"""Most time until a verifier has loaded SmolLM2 and goes on."""
+
+FAULTS: Final = (
+    Fault("verifier SIGKILL", kill),
+    Fault("verifier SIGSTOP 4 s, then SIGCONT", stop),
+    Fault("all verifiers SIGKILL, one restarted", restart, within_s=RELOADS_S),
+    Fault("verifiers SIGKILL one after another", kill_one_after_another, is_long=True),
+    Fault("verifier SIGTERM", drain),
+    Fault("verifier SIGTERM twice", hand_over),
+    Fault("engine exception", engine("raise")),
+    Fault("engine hangs", engine("hang"), within_s=PASS_TIMEOUT_S + HEARTBEAT_S + GAP_S),
+    Fault("verifier's disk full", fill_verifiers_disk),
+    Fault("edge's disk full, verifier SIGKILL", fill_edges_disk),
+    Fault("clock one hour ahead", jump(3600.0)),
+    Fault("clock one hour back", jump(-3600.0)),
+    Fault("link silent 1 s", silence(1.0)),
+    Fault("link silent 5 s", silence(5.0)),
+    Fault("link silent 30 s", silence(30.0), is_long=True),
+    Fault("all links silent 1 s", silence(1.0, everywhere=True)),
+    Fault("all links silent 5 s", silence(5.0, everywhere=True), within_s=5.0 + GAP_S),
+    Fault("all links silent 30 s", silence(30.0, True), within_s=30.0 + GAP_S, is_long=True),
+    Fault("link reset", refuse(0.0)),
+    Fault("link refused 5 s", refuse(5.0)),
+    Fault("all links refused 5 s", refuse(5.0, everywhere=True), within_s=5.0 + GAP_S),
+    Fault("link half-open", half_open),
+    Fault("links lose 5 %", degrade(LOSSY)),
+    Fault("links of 64 kbit/s", degrade(SLOW)),
+)
+"""After each of these, every answer is the one that nothing happened to."""

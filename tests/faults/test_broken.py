@@ -1,0 +1,137 @@
+"""Faults that end an answer: of the edge itself, and of a request that kills every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from edge_agent.link.failover import MAX_LOST
+from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
+from tests.faults.rig.breakable import POISON
+from tests.faults.rig.report import Report
+from tests.faults.rig.world import World
+from tests.faults.strikes import kill
+from tests.faults.striking import ask_again, serves_again, struck, struck_one
+
+pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
+
+
+async def test_a_killed_edges_answers_can_be_asked_for_again(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    async def kill_edge(world: World) -> None:
+        await world.edge.kill()
+
+    answers, at = await struck(world, kill_edge)
+    await serves_again(world)
+    again_s = time.monotonic() - at
+    again = await ask_again(world)
+
+    report.add("edge SIGKILL", "cut, asked again", again_s, again == undisturbed)
+    for kind, answer in answers.items():
+        assert answer.outcome in ("connection", "cut")
+        assert undisturbed[kind].text.startswith(answer.text)
+    assert again == undisturbed
+
+
+async def test_an_edge_that_is_asked_to_end_ends_its_answers_first(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    async def terminate(world: World) -> None:
+        await world.edge.terminate()
+
+    answers, at = await struck(world, terminate)
+
+    gap_s = max(answer.gap_s(at) for answer in answers.values())
+    report.add("edge SIGTERM", "complete", gap_s, answers == undisturbed)
+    await serves_again(world)
+    assert answers == undisturbed
+
+
+async def test_in_separate_an_answer_goes_on_and_is_greedy_where_the_target_is(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    async with world.other_edge(45.0, "--judge", "separate") as separate:
+        answer, at = await struck_one(separate, KINDS["greedy"], kill)
+
+    same = answer == undisturbed["greedy"]
+    report.add("verifier SIGKILL, judge separate", answer.outcome, answer.gap_s(at), same)
+    assert same
+
+
+async def test_where_no_verifier_comes_back_there_is_an_error_after_the_deadline(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    async def kill_all(world: World) -> None:
+        for verifier in world.verifiers:
+            await verifier.kill()
+
+    async with world.other_edge(1.5) as hasty:
+        answer, at = await struck_one(hasty, KINDS["drawn"], kill_all)
+        seconds = time.monotonic() - at
+        begun = time.monotonic()
+        later = await hasty.ask(BRIEF)
+        later_s = time.monotonic() - begun
+        ready, health = [
+            await world.http.get(f"{hasty.edge.url}/{name}") for name in ("ready", "health")
+        ]
+
+    report.add("all verifiers SIGKILL, none restarted", answer.outcome, seconds)
+    assert 1.4 < seconds < 4.0
+    assert answer.outcome == later.outcome == "verifier_unavailable"
+    assert undisturbed["drawn"].text.startswith(answer.text)
+    assert ready.status_code == 503
+    assert "no verifier answers" in ready.json()["error"]["message"]
+    assert (health.status_code, health.json()["state"]) == (200, "unavailable")
+    assert later_s < 1.0  # an answer that has not begun waits for nothing
+
+
+@dataclass
+class Supervisor:
+    """It starts verifiers that have ended, as a service manager does."""
+
+    deaths: int = 0
+
+    @asynccontextmanager
+    async def over(self, world: World) -> AsyncIterator[None]:
+        watching = asyncio.create_task(self._watch(world))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _watch(self, world: World) -> None:
+        while True:
+            for verifier in world.verifiers:
+                if not verifier.alive:
+                    self.deaths += 1
+                    verifier.start()
+            await asyncio.sleep(0.1)
+
+
+async def test_a_request_that_kills_engines_is_given_up_and_others_go_on(
+    world: World, undisturbed: dict[str, Answer], report: Report
+) -> None:
+    supervisor = Supervisor()
+    poison: dict[str, object] = {}
+
+    async def ask_poison(world: World) -> None:
+        body = {"model": MODEL, "prompt": [1, 2, POISON, 3], "max_tokens": 5}
+        path = f"{world.edge.url}/v1/completions"
+        poison.update((await world.http.post(path, json=body, timeout=150)).json()["error"])
+
+    async with supervisor.over(world):
+        answers, at = await struck(world, ask_poison)
+
+    gap_s = max(answer.gap_s(at) for answer in answers.values())
+    note = f"{supervisor.deaths} verifiers died"
+    report.add("poison request", str(poison["code"]), gap_s, answers == undisturbed, note)
+    await serves_again(world)
+    assert supervisor.deaths == MAX_LOST
+    assert answers == undisturbed
