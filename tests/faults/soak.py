@@ -113,7 +113,8 @@ class Soak:
             for number in range(answers):
                 await asyncio.sleep(begun + number * seconds / answers - time.monotonic())
                 await room.acquire()
-                body = {**next(kinds), "max_tokens": chance.randint(8, MOST_TOKENS)}
+                tokens = chance.randint(8, MOST_TOKENS)
+                body = {**next(kinds), "min_tokens": 0, "max_tokens": tokens}
                 leaves = number % LEAVE_EVERY == 0
                 task = tasks.create_task(self._one(body, number, leaves))
                 task.add_done_callback(lambda _: room.release())

@@ -26,7 +26,7 @@ PLAN = Plan(
     folder=FOLDER / "tenants",
     edge_environment={"PICOSPEC_EDGE__KEYS_FILE": str(KEYS)},
 )
-LONGER, LONGER_ON_A_BUSY_HOST = 1.1, 1.5
+LONGER, LONGER_ON_A_BUSY_HOST = 1.1, 3.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -25,7 +25,7 @@ class Footprint:
             with suppress(OSError):
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines()
                 fields = dict(line.split(":", 1) for line in lines)
-                anonymous_kb += int(fields["RssAnon"].split()[0])
+                anonymous_kb += int(fields.get("RssAnon", "0").split()[0])  # a zombie has none
                 threads += int(fields["Threads"])
                 descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
         return cls(anonymous_kb / 1024, descriptors, threads)
