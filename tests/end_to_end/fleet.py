@@ -72,10 +72,11 @@ class Fleet:
         judge: str = "coupled",
         deadline_s: float = 30.0,
         drain_timeout_s: float = 0.0,
+        fill: str = "auto",
     ) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
-            "edge_agent", "--draft-model", "smollm2", "--judge", judge, *urls,
+            "edge_agent", "--draft-model", "smollm2", "--judge", judge, "--fill", fill, *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
             PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
