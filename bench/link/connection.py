@@ -185,8 +185,9 @@ class End(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close at once, so that the peer sees a reset and no orderly end."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None:
             return
-        raw = self._transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        if not self._transport.is_closing():
+            raw = self._transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from random import Random
 from typing import Self
+from weakref import WeakSet
 
 from bench.link.connection import End, Ending, Lane
 from bench.link.path import Conditions, Path
@@ -103,6 +104,9 @@ class Link:
         self.port = 0
         self.max_in_flight_bytes = max_in_flight_bytes
         self.connections: set[Connection] = set()
+        self._ends: WeakSet[End] = WeakSet()
+        """The clients' sockets, also of connections that are over but not read to the end."""
+
         self._connecting: set[asyncio.Task[None]] = set()
         self._tasks = asyncio.TaskGroup()
         self._server: asyncio.Server | None = None
@@ -121,7 +125,10 @@ class Link:
         for task in self._connecting:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
-        await asyncio.sleep(0)  # the sockets close in the loop's next turn
+        for _ in range(3):  # turns of the loop: some are still accepted, and sockets close
+            for end in list(self._ends):
+                end.reset()
+            await asyncio.sleep(0)
 
     def change(self, conditions: Conditions) -> None:
         """Change the conditions; what is already on its way arrives as it would have."""
@@ -134,6 +141,10 @@ class Link:
 
     def accept(self, client: End) -> None:
         """Carry a client's socket upstream; called when it is connected."""
+        self._ends.add(client)
+        if self._server is None or not self._server.is_serving():  # it came as the port closed
+            client.reset()
+            return
         client.pause_reading()
         connection = Connection(client, self)
         self.connections.add(connection)
