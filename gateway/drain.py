@@ -22,7 +22,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.begun = False
-        """Whether new work is refused."""
+        """Whether new work is rejected."""
 
         self.over = asyncio.Event()
         """Is set when draining has begun and no longer waits for work."""
@@ -31,18 +31,18 @@ class Drain:
         self._answers: dict[asyncio.Task[object], asyncio.Timeout] = {}
 
     def begin(self, within_s: float) -> None:
-        """Refuse new work, and let what runs finish within `within_s` seconds."""
+        """Reject new work, and let what runs finish within `within_s` seconds."""
         self.begun = True
         self._see_whether_over()
         asyncio.get_running_loop().call_later(within_s, self.over.set)
 
     def hurry(self) -> None:
-        """Refuse new work, and wait for none that runs."""
+        """Reject new work, and wait for none that runs."""
         self.begun = True
         self.over.set()
 
     def check(self) -> None:
-        """Raise Draining once new work is refused."""
+        """Raise Draining once new work is rejected."""
         if self.begun:
             raise Draining("the service is about to stop and takes no new work")
 
