@@ -58,13 +58,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 10
+def wait_for(
+    port: int, process: subprocess.Popen[bytes] | None = None, within_s: float = 10
+) -> None:
+    """Return once something listens. process: what should, and must not end before."""
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
+        assert process is None or process.poll() is None
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
-    raise TimeoutError("the fake verifier did not start")
+    raise TimeoutError("the service does not listen")

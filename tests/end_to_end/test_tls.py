@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import Unavailable
 from gateway.hosting.listening import check_listening
 from speculation.protocol.messages import Commit, Down, Finish
+from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, ROOT, fake_command, free_port
 from tests.verifier.fake_target import STREAMS, opening, said
 
@@ -76,23 +75,11 @@ def served(command: Sequence[str], port: int) -> Iterator[None]:
     environ = {**os.environ, "PICOSPEC_API_KEYS": KEY, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environ, cwd=ROOT)
     try:
-        _wait_for(port, process)
+        wait_for(port, process, within_s=30)
         yield
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError("the service does not listen")
 
 
 @pytest.fixture(scope="module")
