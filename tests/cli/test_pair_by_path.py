@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,17 +16,12 @@ import pytest
 from cli.doctor.examination import examine
 from models.gguf import is_exact
 from models.store import open_store
+from tests.edge_agent.processes import free_port
 
 pytestmark = pytest.mark.models
 
 ROOT = Path(__file__).parents[2]
 KEY = "correct-horse"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

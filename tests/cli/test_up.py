@@ -14,14 +14,9 @@ from rich.console import Console
 
 from cli.up import Plan, check_free, read_settings, up, usage_lines
 from gateway.hosting.processes import Service, ServiceError
+from tests.edge_agent.processes import free_port
 
 FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def quiet() -> Console:

@@ -30,8 +30,8 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import Unavailable
 from gateway.hosting.listening import check_listening
 from speculation.protocol.messages import Commit, Down, Finish
-from tests.edge_agent.processes import wait_for
-from tests.verifier.conftest import KEY, ROOT, fake_command, free_port
+from tests.edge_agent.processes import free_port, wait_for
+from tests.verifier.conftest import KEY, ROOT, fake_command
 from tests.verifier.fake_target import STREAMS, opening, said
 
 

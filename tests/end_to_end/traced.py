@@ -24,8 +24,8 @@ from gateway.app import create_app
 from gateway.hosting.otel import OtelTracing
 from gateway.settings import GatewaySettings
 from tests.edge_agent.engines import engine
+from tests.edge_agent.processes import free_port
 from tests.gateway.scripted import ByteTokenizer, client_of
-from tests.verifier.conftest import free_port
 
 
 class Recorder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,14 +12,9 @@ import pytest
 
 from gateway.hosting import processes
 from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
+from tests.edge_agent.processes import free_port
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def service(name: str, *manner: str) -> Service:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,15 +17,10 @@ import pyqwest
 import pytest
 from pyqwest.httpx import AsyncPyqwestTransport
 
+from tests.edge_agent.processes import free_port
+
 KEY = "correct-horse"
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from gateway.tenants.keys import KeyLimits
 from gateway.tenants.tenant import Tenant, TenantMetrics
 from speculation.protocol import wire
 from speculation.protocol.messages import Draft, Fault, Finish, Opened
-from tests.verifier.conftest import fake_command, free_port, http2_client, serving
+from tests.edge_agent.processes import free_port
+from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from tests.verifier.test_sessions import ending, rest, running

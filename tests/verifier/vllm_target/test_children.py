@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.verifier.conftest import ROOT, free_port
+from tests.edge_agent.processes import free_port
+from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
