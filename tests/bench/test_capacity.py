@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bench.capacity.figures import Answered, Capacity, Figures, figures, predict
 from bench.capacity.loading import dealt
 from bench.data.files import load
 from bench.link.path import Conditions
+from bench.run.services import free_port
 from bench.simulator.arms import Arm, picospec
 from bench.simulator.clock import Curve
 from bench.simulator.hosts import gpu
@@ -23,7 +25,6 @@ from bench.simulator.world import World
 from bench.traces.files import Trace
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_sampler import DraftSampler
-from tests.edge_agent.processes import free_port
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import STREAMS, V, said
 
@@ -73,12 +74,14 @@ def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path, url:
 
 
 def test_traces_at_other_temperatures_are_no_load(tmp_path: Path) -> None:
+    replace(trace("code", (STREAMS, 5)), temperature=1.0).save(tmp_path)
+
     result = CliRunner().invoke(
         app, ["capacity", "--traces", str(tmp_path), "--json", str(tmp_path / "out.json")]
     )
 
     assert result.exit_code == 2
-    assert "no traces" in result.output
+    assert "no traces at this temperature" in result.output
 
 
 def sampler(_: object) -> DraftSampler:
@@ -155,8 +158,9 @@ def test_clients_begin_at_different_questions_and_a_few_ask_them_all() -> None:
 def test_clients_that_share_constant_passes_are_predicted_to_have_one_each() -> None:
     found = predict(CONSTANT, Arm(), [[synthetic(0.5, 20)]] * 4)
 
-    assert found.tokens_per_s == pytest.approx(4 / 0.1, rel=0.01)
-    assert found.slowest_tokens_per_s == pytest.approx(1 / 0.1, rel=0.01)
+    seconds = 21 * 0.1  # the first one's first pass began before the others had asked
+    assert found.tokens_per_s == pytest.approx(4 * 20 / seconds)
+    assert found.slowest_tokens_per_s == pytest.approx(20 / seconds)
     assert found.passes_per_token == 1.0
 
 
