@@ -151,6 +151,13 @@ def test_a_cached_branch_is_the_next_round_as_far_as_it_was_drafted(
     )
 
 
+def test_a_hit_ends_the_step_that_is_running() -> None:
+    answer = run(acespec(16, branches=1), synthetic(0.0, 60, hits=1.0), rtt_ms=5)
+
+    away_s, branch = PASS_S + 0.005, 10  # tokens that were drafted meanwhile, and half a step
+    assert whole_gaps_s(answer) == {rounded(away_s + (16 - branch) * DRAFT_S)}
+
+
 def test_branches_are_fewer_at_greater_depth() -> None:
     assert branches_by_depth(7, 2, acceptance=0.5) == [4, 2, 1]
     assert branches_by_depth(3, 3, acceptance=0.0) == [3, 0, 0, 0]
