@@ -48,10 +48,12 @@ def run(
     target: options.Engine = "llama",
     target_model: options.TargetModel = options.PAIR,
     draft_model: options.DraftModel = options.PAIR,
+    cloud_draft_model: Annotated[str, typer.Option(help="Of cloud-draft: safetensors.")] = "",
     verifier_python: options.VerifierPython = sys.executable,
     pin: Annotated[str, typer.Option(help='"VERIFIER:EDGE", "none"; halves.')] = "",
 ) -> None:
-    """Measure. Options it does not know go to the verifier, as --vllm.dtype float32."""
+    """Measure. Options it does not know go to the verifier, as --vllm.dtype float32; those of
+    vLLM also to its own server, where an arm has one."""
     console = Console()
     try:
         links = product(options.numbers(rate) if rate else [None], options.numbers(rtt))
@@ -61,13 +63,16 @@ def run(
             [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
             options.numbers(temperatures), tokens, repeats, seed,
         )  # fmt: skip
+        for arm in plan.arms:
+            if arm.rival:
+                arm.rival.check(target, verifier_python, cloud_draft_model, plan.temperatures)
         cores = pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     services = ServicesPlan(
         target_model, draft_model, {}, target,
         verifier_arguments(target, 1, context.args), verifier_python,
-        cores.verifier, cores.edge, EDGE_ENVIRONMENT,
+        cores.verifier, cores.edge, EDGE_ENVIRONMENT, cloud_draft_model=cloud_draft_model,
     )  # fmt: skip
     if cores.edge:
         os.sched_setaffinity(0, cores.edge)  # links and client are on the user's side
