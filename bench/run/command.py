@@ -43,6 +43,9 @@ def run(
     per_family: options.PerFamily = None,
     tokens: options.Tokens = 64,
     repeats: Annotated[int, typer.Option()] = 1,
+    questions_per_engine: Annotated[
+        int, typer.Option(min=1, help="Before another engine's turn, if arms have several.")
+    ] = 3,
     temperatures: options.Temperatures = "0",
     seed: Annotated[int, typer.Option(help="Of the first repeat.")] = 7,
     target: options.Engine = "llama",
@@ -62,6 +65,7 @@ def run(
             read(prompts, options.names(families), per_family),
             [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
             options.numbers(temperatures), tokens, repeats, seed,
+            questions_per_engine,
         )  # fmt: skip
         for arm in plan.arms:
             if arm.rival:
