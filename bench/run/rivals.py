@@ -18,11 +18,19 @@ NGRAM: Final = "cloud-ngram"
 SUFFIX: Final = "cloud-suffix"
 DRAFT: Final = "cloud-draft"
 
-TOKENS: Final = {NGRAM: 16, SUFFIX: 24, DRAFT: 4}
+TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
 """Tokens that vLLM drafts at most for a pass, where the arm's name does not say."""
 
 _LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """Tokens of an n-gram that must have occurred before."""
+
+_SUFFIX: Final = {
+    "suffix_decoding_max_spec_factor": 4.0,
+    "suffix_decoding_min_token_prob": 0.3,
+    "suffix_decoding_max_cached_requests": 0,
+}
+"""Draft tokens for each token that matches; how often a draft token must have followed so far;
+and no answers of before, because the bench asks the same questions again."""
 
 _PACKAGE: Final = "arctic-inference==0.1.1"
 _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arctic_inference'))"
@@ -52,21 +60,16 @@ class Rival:
     def name(self) -> str:
         return f"{self.kind}:{self.tokens}" if self.tokens else self.kind
 
-    def speculation(self, draft_model: str) -> dict[str, str | int]:
+    def speculation(self, draft_model: str) -> dict[str, str | float]:
         """Return vLLM's `speculative_config`; it is empty for vLLM without speculation."""
         match self.kind:
             case "cloud-ngram":
-                method: dict[str, str | int] = {"method": "ngram", **_LOOKUP}
+                method: dict[str, str | float] = {"method": "ngram", **_LOOKUP}
             case "cloud-draft":
                 method = {"method": "draft_model", "model": draft_model}
             case "cloud-suffix":
-                # Answers of before are not kept: the bench asks the same questions again.
-                depth = max(2 * self.tokens, 24)
-                method = {
-                    "method": "suffix",
-                    "suffix_decoding_max_tree_depth": depth,
-                    "suffix_decoding_max_cached_requests": 0,
-                }
+                depth = {"suffix_decoding_max_tree_depth": 2 * self.tokens}
+                method = {"method": "suffix", **depth, **_SUFFIX}
             case _:
                 return {}
         return {**method, "num_speculative_tokens": self.tokens}
