@@ -20,14 +20,14 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from gateway.choice_stream import ChoiceStream, DeltaReader
 from gateway.detokenise import Detokeniser, Piece
-from gateway.errors import ClientGone
 from gateway.output.grammar import Constraint
 from gateway.output.style import Style
 from gateway.ports import Facts, Sampling, Tokenizer
+from gateway.request_body import read_body
 from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -66,6 +66,9 @@ class StreamOptions(RequestModel):
     include_usage: Flag = False
     include_speculation: Flag = False
     """Chunks also tell how their text came about, see docs/api.md."""
+
+    steady: Flag = False
+    """Tokens that came together reach the client one after another, see docs/api.md."""
 
     include_obfuscation: Flag | None = None
     """This is accepted and has no effect: chunks are never padded."""
@@ -180,16 +183,20 @@ class GenerationRequest(RequestModel):
         options = self.stream_options
         return self.stream and options is not None and options.include_speculation
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether tokens that came together are streamed one after another."""
+        options = self.stream_options
+        return self.stream and options is not None and options.steady
+
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""
         return [name for name in unknown_fields(self) if name not in (self.model_extra or ())]
 
 
 async def parse(schema: type[Body], request: Request) -> Body:
-    """Return the JSON body of a request. Raises InvalidRequest or ClientGone."""
+    """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` raises."""
     try:
-        return schema.model_validate_json(await request.body())
+        return schema.model_validate_json(await read_body(request))
     except ValidationError as error:
         raise invalid(error) from None
-    except ClientDisconnect as error:
-        raise ClientGone("the client went away before its request was complete") from error
