@@ -114,8 +114,8 @@ class Serving:
         left, replies = iter(self.prompts), []
 
         async def ask_what_is_left() -> None:
-            async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
-                http.timeout = TIMEOUT_S
+            http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
+            async with http:
                 client = Client(http)
                 for each in left:
                     question = Question(each.prompt, 0.0, SEED, self.tokens)

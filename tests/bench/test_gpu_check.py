@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from functools import partial
 
 import pytest
 
+from bench.data.prompts import read
 from bench.gpu_check import __main__ as command_line
+from bench.gpu_check import serving
 from bench.gpu_check.host import command, host
 from bench.gpu_check.parts import Check
 from bench.gpu_check.serving import PARTS, Serving
-from bench.run.services import ServicesPlan
+from bench.run.services import ServicesPlan, verifier_arguments
 from gateway.hosting.processes import ServiceDied
 
 
@@ -109,9 +112,8 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     check = Check()
-    serving = Serving(ServicesPlan("any", "any", {}), (), 8)
 
-    await command_line._run(check, "cuda", serving)
+    await command_line._run(check, "cuda", Serving(ServicesPlan("any", "any", {}), (), 8))
 
     assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 4]
     assert "nvidia-smi" in check.parts[0].found
@@ -135,3 +137,23 @@ async def test_services_that_do_not_start_are_a_failure_and_nothing_is_asked() -
     assert [part.name for part in check.parts] == [*PARTS]
     assert [part.verdict for part in check.parts] == ["FAIL", "not run", "not run"]
     assert "the verifier ended with status 1" in check.parts[0].found
+
+
+@pytest.mark.models
+async def test_running_services_are_timed_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MIN_RATIO", math.inf)
+    arguments = verifier_arguments("llama", 8, ("--llama.context-tokens", "512"))
+    slots = {"PICOSPEC_EDGE__SLOTS": "8", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}
+    plan = ServicesPlan("smollm2", "smollm2", {}, "llama", arguments, environment=slots)
+    check = Check()
+
+    await Serving(plan, read(families=["code"], per_family=2), 8).check(check)
+
+    start, identity, speed = check.parts
+    assert start.verdict == "PASS", start
+    assert "ready after" in start.found
+    assert "picospec T=1: 2/2 identical" in identity.found
+    assert "bad T=0: 2/2 identical" in identity.found
+    assert speed.verdict == "FAIL", speed
+    assert "inf is the least" in speed.found
+    assert speed.found.count("| cloud |") == speed.found.count("| picospec |") == 2
