@@ -26,6 +26,7 @@ COLOURS: Final = {
     "draft": "green",
     "ahead": "cyan",
     "lookup": "blue",
+    "past": "bright_blue",
     "prediction": "magenta",
     "grammar": "yellow",
 }

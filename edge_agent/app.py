@@ -71,6 +71,7 @@ def build(
         settings.lookup,
         settings.grammars,
         policy,
+        settings.past_answers_tokens,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)

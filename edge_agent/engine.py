@@ -36,16 +36,11 @@ from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
 from speculation.proposing.grammar_proposer import GrammarProposer
+from speculation.proposing.past_answers import PastAnswers, PastAnswersByOwner, Recall
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import (
-    Fill,
-    Judge,
-    Limits,
-    ModelFacts,
-    Open,
-)
+from speculation.protocol.messages import Fill, Judge, Limits, ModelFacts, Open
 from speculation.protocol.opening import opening
 
 _OTHER_VOCABULARY: Final = (
@@ -93,6 +88,9 @@ class Speculation:
     policy: DraftPolicy | None = None
     """What replaces StreamPolicy, as where a published system is measured."""
 
+    past_answers_tokens: int = 0
+    """Tokens of past answers kept for each owner of answers; only in `coupled`."""
+
 
 class Pairing(Protocol):
     """What edge_agent.target_tokenizer.TargetTokenizer knows."""
@@ -123,6 +121,8 @@ class EdgeEngine:
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._grammars = EdgeGrammars()
+        kept = speculation.past_answers_tokens if speculation.judge == "coupled" else 0
+        self._past = PastAnswersByOwner(kept)
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -170,7 +170,8 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        lookup, most = self._lookup(request), facts.context_tokens
+        past, most = self._past.of(job.owner, facts.vocabulary), facts.context_tokens
+        lookup = self._lookup(request, past)
         prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
         proposer = _within(grammar, prediction or lookup)
         route = self._verifiers.answer(job.span)
@@ -181,7 +182,11 @@ class EdgeEngine:
         deltas = Deltas(emit, machine, prediction)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
-        finish = await deltas.watch(driver.run(deltas.committed))
+        try:
+            finish = await deltas.watch(driver.run(deltas.committed))
+        finally:
+            if past is not None:
+                past.add(request.prompt, machine.session.committed)
         self._unused = machine.session.unused
         self._count(machine.counts, finish.totals.accepted)
         await deltas.finished(finish, logprobs=job.top_logprobs is not None)
@@ -204,9 +209,11 @@ class EdgeEngine:
         """End what the engine started."""
         await self._grammars.close()
 
-    def _lookup(self, request: Open) -> PromptLookup | None:
-        looks_up = self._speculation.lookup and request.judge == "coupled"
-        return PromptLookup(request.prompt) if looks_up else None
+    def _lookup(self, request: Open, past: PastAnswers | None) -> Proposer | None:
+        if request.judge != "coupled":
+            return None
+        lookup = PromptLookup(request.prompt) if self._speculation.lookup else None
+        return lookup if past is None else Recall(past, request.prompt, lookup)
 
     def _machine(
         self,

@@ -73,6 +73,10 @@ class EdgeSettings(ServiceSettings):
     """Whether drafts keep to the grammar of an answer that has one, and take from it at once
     what it forces; in `coupled` only."""
 
+    past_answers_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Tokens of past answers that are kept in memory for each key, about 300 bytes each, to
+    draft from when the same or nearly the same is asked again; in `coupled` only."""
+
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Answers that draft at the same time; further ones run without drafts."""
 
