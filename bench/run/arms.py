@@ -28,6 +28,9 @@ class Arm:
     """Which text the request predicts, if the prompts have predictions: this prompt's own, or
     that of another prompt of its family."""
 
+    steady: bool = False
+    """Whether the request asks for a steady stream."""
+
 
 _FIXED: Final = {
     arm.name: arm
@@ -35,6 +38,7 @@ _FIXED: Final = {
         Arm("cloud", "cloud"),
         Arm("edge-only", "alone"),
         Arm("picospec", "far", EdgePlan(link=LINKED)),
+        Arm("picospec-steady", "far", EdgePlan(link=LINKED), steady=True),
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),

@@ -58,11 +58,13 @@ def turns(plan: Plan) -> Iterator[Turn]:
 
 
 def _settings(arm: Arm, prompt: Prompt, prompts: Sequence[Prompt]) -> dict[str, object]:
-    """Return what an arm's requests have beyond the question: a prediction, if it makes one."""
+    """Return what an arm's requests have beyond the question."""
     family = [each for each in prompts if each.family == prompt.family]
     other = family[(family.index(prompt) + 1) % len(family)]
     text = {"": "", "own": prompt.prediction, "other": other.prediction}[arm.predicts]
-    return {"prediction": {"type": "content", "content": text}} if text else {}
+    predicts = {"prediction": {"type": "content", "content": text}} if text else {}
+    steady = {"stream_options": {"include_usage": True, "steady": True}} if arm.steady else {}
+    return {**predicts, **steady}
 
 
 def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:

@@ -35,6 +35,9 @@ class Arm:
     waits: bool = False
     """Whether the target rests while the draft model works."""
 
+    steady: bool = False
+    """Whether the answer reaches the user as a steady stream."""
+
 
 def sync(gamma: int) -> Arm:
     """Return vanilla speculation with `gamma` draft tokens a round."""
@@ -52,6 +55,9 @@ def colocated(gamma: int) -> Arm:
     return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
 
 
-def picospec(name: str = "picospec", *, fill: Fill = "auto", lookup: bool = True) -> Arm:
+def picospec(
+    name: str = "picospec", *, fill: Fill = "auto", lookup: bool = True, steady: bool = False
+) -> Arm:
     """Return this product, with or without one of its parts."""
-    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), lookup=lookup)
+    policy = StreamPolicy(may_rest=fill != "never")
+    return Arm(name, fill, policy, lookup=lookup, steady=steady)
