@@ -53,18 +53,19 @@ def turns(plan: Plan) -> Iterator[Turn]:
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
-                    asks = replace(question, settings=_settings(arm, prompt, plan.prompts))
+                    settings = _settings(arm, prompt, plan.prompts)
+                    asks = replace(
+                        question, settings=settings, stream_options=arm.stream_options
+                    )
                     yield Turn(arm, prompt, link, repeat, asks)
 
 
 def _settings(arm: Arm, prompt: Prompt, prompts: Sequence[Prompt]) -> dict[str, object]:
-    """Return what an arm's requests have beyond the question."""
+    """Return what an arm's requests have beyond the question: a prediction, if it makes one."""
     family = [each for each in prompts if each.family == prompt.family]
     other = family[(family.index(prompt) + 1) % len(family)]
     text = {"": "", "own": prompt.prediction, "other": other.prediction}[arm.predicts]
-    predicts = {"prediction": {"type": "content", "content": text}} if text else {}
-    steady = {"stream_options": {"include_usage": True, "steady": True}} if arm.steady else {}
-    return {**predicts, **steady}
+    return {"prediction": {"type": "content", "content": text}} if text else {}
 
 
 def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
