@@ -177,7 +177,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, missed: list[str]
 
 
 def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> None:
-    answer = Answer(0.0, [(1.0, 3), (1.4, 4), (1.8, 2), (2.4, 2)])
+    answer = Answer(synthetic(1.0, 11), 0.0, [(1.0, 3), (1.4, 4), (1.8, 2), (2.4, 2)])
 
     steady = steadied(answer)
 
