@@ -34,6 +34,7 @@ class Source:
 
     drafts[i]: the draft token after tokens[:i]. confidences: float[n], of these.
     after_miss[i]: what is drafted after drafts[i], where that is not the target's token.
+    predicted: what the client says that it expects.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Source:
         drafts: Sequence[TokenId],
         confidences: Sequence[float],
         after_miss: Sequence[Sequence[DraftToken]] = (),
+        predicted: Sequence[TokenId] = (),
     ) -> None:
         self.prompt = tuple(prompt)
+        self.predicted = tuple(predicted)
         self.tokens = list(tokens)
         self._drafts = list(drafts)
         self._confidences = list(confidences)

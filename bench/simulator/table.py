@@ -23,6 +23,7 @@ PLAIN: Final[Mapping[str, Arm]] = {
     "picospec": picospec(),
     "picospec-nofill": picospec("picospec-nofill", fill="never"),
     "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
+    "picospec-noown": picospec("picospec-noown", own_drafts=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 
