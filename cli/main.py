@@ -17,7 +17,7 @@ from cli.doctor.finding import report
 from cli.doctor.machine import HOST, check_gpu, gpu_here
 from cli.keys import keys_app
 from cli.models import models_app
-from cli.up import Plan, read_settings
+from cli.up import Plan, check_plain, read_settings
 from cli.up import up as run_up
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from gateway.hosting.processes import ServiceError
@@ -68,6 +68,7 @@ def up(
     console, pins = Console(), _pins(pin)
     try:
         settings = {} if config is None else read_settings(config)
+        check_plain(settings, os.environ)
         if not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
         wanted = Wanted.of(settings, os.environ, target=target, draft=draft)

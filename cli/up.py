@@ -84,6 +84,20 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
     return tables
 
 
+def check_plain(
+    settings: Mapping[str, Mapping[str, object]], environ: Mapping[str, str]
+) -> None:
+    """Raise ServiceError when an end is to speak TLS, which here neither does."""
+    asked = [f"[{name}.tls]" for name, table in settings.items() if "tls" in table]
+    prefixes = tuple(f"PICOSPEC_{name}__TLS" for name in ("EDGE", "VERIFIER"))
+    asked += sorted(name for name in environ if name.upper().startswith(prefixes))
+    if asked:
+        raise ServiceError(
+            f"{', '.join(asked)}: `picospec up` serves this machine alone, without TLS;"
+            " start `picospec verifier` and `picospec edge` instead"
+        )
+
+
 def check_free(port: int, variable: str) -> None:
     """Raise ServiceError when something listens on `port` already."""
     if why := why_not_free(port):

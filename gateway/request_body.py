@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Final
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.errors import RequestTimeout, TooLarge
+from gateway.errors import ClientGone, RequestTimeout, TooLarge
 
 PATIENCE_S: Final = 30.0
 """How long a body may take, in seconds, besides the time for what has come of it. A client
@@ -34,8 +35,19 @@ STRANGERS_BYTES: Final = 1 << 20
 wrong, and not more of a flood."""
 
 
+async def read_body(request: Request, limit_bytes: int | None = None) -> bytes:
+    """Return a request's whole body; limit_bytes: most bytes of it, if less than the service's
+    own limit. Raises TooLarge, RequestTimeout or ClientGone."""
+    if limit_bytes is not None:
+        request.state.body.limit(limit_bytes)
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        raise ClientGone("the client went away before its request was complete") from error
+
+
 class RequestBody:
-    """The body of one request."""
+    """The body of one request, which the app finds in `scope["state"]`."""
 
     def __init__(self, scope: Scope, receive: Receive, limit_bytes: int) -> None:
         self._scope = scope
@@ -47,13 +59,18 @@ class RequestBody:
         self._complete = self._stalled = False
 
     def admitted(self) -> Receive:
-        """Return what the app reads the body by. Raises TooLarge for what its Content-Length
-        announces."""
+        """Return what the app reads the body by. Raises TooLarge like `limit`."""
         self._linger_bytes = LINGER_BYTES
+        self._scope["state"]["body"] = self
+        self.limit(self._limit_bytes)
+        return self._read
+
+    def limit(self, limit_bytes: int) -> None:
+        """Take no more than this. Raises TooLarge for what the Content-Length announces."""
+        self._limit_bytes = min(self._limit_bytes, limit_bytes)
         announced = Headers(scope=self._scope).get("content-length", "")
         if announced.isdigit() and int(announced) > self._limit_bytes:
             raise self._too_large()
-        return self._read
 
     async def _read(self) -> Message:
         """Return the next message. Raise TooLarge, or RequestTimeout when it does not come;

@@ -20,12 +20,13 @@ from typing import Final
 
 import msgspec
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.account import Account
-from gateway.errors import ClientGone, InvalidRequest, TooLarge
+from gateway.errors import InvalidRequest
+from gateway.request_body import read_body
 from gateway.tenants.tenant import Tenant
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
@@ -96,7 +97,7 @@ class Routes:
         account: Account = request.state.account
         account.tenant.check_room(account.clock())
         facts = self.host.ready().facts
-        body = await _body(request, OPEN_BYTES)
+        body = await read_body(request, OPEN_BYTES)
         opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
         check(opening, facts)
         with _translated():
@@ -108,7 +109,7 @@ class Routes:
     async def drafts(self, request: Request) -> Response:
         with _translated():
             session = self.sessions.find_running(*_named(request))
-        body = await _body(request, DRAFTS_BYTES)
+        body = await read_body(request, DRAFTS_BYTES)
         try:
             with _translated():
                 for message in _drafts(body):
@@ -148,22 +149,6 @@ def _translated() -> Iterator[None]:
         yield
     except TargetError as error:
         raise translate(error) from error
-
-
-async def _body(request: Request, limit_bytes: int) -> bytes:
-    """Return the whole body; raise TooLarge as soon as it must exceed the limit."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit_bytes:
-        raise TooLarge(f"the body exceeds {limit_bytes} bytes")
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit_bytes:
-                raise TooLarge(f"the body exceeds {limit_bytes} bytes")
-    except ClientDisconnect as error:
-        raise ClientGone("the client went away before its request was complete") from error
-    return bytes(body)
 
 
 def _messages(body: bytes) -> Sequence[Framed[Message]]:

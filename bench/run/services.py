@@ -132,7 +132,7 @@ class Services(Started):
     def __init__(self, plan: ServicesPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.verifier_url = f"http://{HOST}:{_free_port()}"
+        self.verifier_url = f"http://{HOST}:{free_port()}"
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
         self.pids: dict[str, int] = {}
@@ -163,7 +163,7 @@ class Services(Started):
         return Service("verifier", command, self.verifier_url, cores, plan.environment)
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
-        url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
+        url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
         verifier_url = self.verifier_url
         if edge.link:
             verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
@@ -178,7 +178,7 @@ class Services(Started):
         return Service(name, command, url, cores, settings)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))

@@ -20,14 +20,14 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from gateway.choice_stream import ChoiceStream, DeltaReader
 from gateway.detokenise import Detokeniser, Piece
-from gateway.errors import ClientGone
 from gateway.output.grammar import Constraint
 from gateway.output.style import Style
 from gateway.ports import Facts, Sampling, Tokenizer
+from gateway.request_body import read_body
 from gateway.schemas.base import Flag, Integer, Number, RequestModel, invalid, unknown_fields
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -186,10 +186,8 @@ class GenerationRequest(RequestModel):
 
 
 async def parse(schema: type[Body], request: Request) -> Body:
-    """Return the JSON body of a request. Raises InvalidRequest or ClientGone."""
+    """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` raises."""
     try:
-        return schema.model_validate_json(await request.body())
+        return schema.model_validate_json(await read_body(request))
     except ValidationError as error:
         raise invalid(error) from None
-    except ClientDisconnect as error:
-        raise ClientGone("the client went away before its request was complete") from error

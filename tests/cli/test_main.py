@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -51,6 +52,16 @@ def test_a_settings_file_that_is_not_there_is_one_clear_line() -> None:
     assert result.exit_code == 1
     assert "nowhere.toml" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_table_of_tls_is_one_clear_line_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('[edge.tls]\ncertificate = "chain.pem"\nkey = "key.pem"\n')
+
+    result = runner.invoke(app, ["up", "--config", str(file)])
+
+    assert result.exit_code == 1
+    assert result.output.startswith("[edge.tls]: ")
 
 
 def test_ports_come_from_the_environment() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli.up import Plan, check_free, read_settings, up, usage_lines
+from bench.run.services import free_port
+from cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
 from gateway.hosting.processes import Service, ServiceError
-from tests.edge_agent.processes import free_port
 
 FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
 
@@ -78,6 +78,26 @@ def test_a_file_of_another_form_is_an_error_that_names_it(
 
     with pytest.raises(ServiceError, match=rf"local\.toml.*{reason}"):
         read_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "named"),
+    [
+        ({"edge": {"tls": {"key": "k"}}}, {}, r"^\[edge\.tls\]: "),
+        ({"verifier": {"tls": {}}}, {}, r"^\[verifier\.tls\]: "),
+        ({}, {"PICOSPEC_EDGE__TLS__KEY": "k"}, "^PICOSPEC_EDGE__TLS__KEY: "),
+        ({}, {"picospec_verifier__tls": "{}"}, "^picospec_verifier__tls: "),
+    ],
+)
+def test_tls_is_refused_by_the_name_that_asks_for_it(
+    settings: dict[str, dict[str, object]], environ: dict[str, str], named: str
+) -> None:
+    with pytest.raises(ServiceError, match=named):
+        check_plain(settings, environ)
+
+
+def test_certificates_of_a_client_are_not_a_service_s_tls() -> None:
+    check_plain({"edge": {"client_key": "k"}}, {"PICOSPEC_EDGE__CLIENT_KEY": "k"})
 
 
 async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator
 
-from tests.edge_agent.processes import free_port
+from bench.run.services import free_port
 from tests.page.service import PageEngine, page_app
 
 BUILD = Path(__file__).parents[2] / "build" / "page"

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.drain import Drain
 from gateway.metrics import Metrics
+from gateway.request_body import RequestBody
 from gateway.tracing import NO_SPAN
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Draft, Finish, Message, Opened, Pushed, Totals
@@ -106,7 +107,8 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
 
 
 async def _of_nobody(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app({**scope, "state": {"account": SimpleNamespace(tenant=None)}}, receive, send)
+    state = {"account": SimpleNamespace(tenant=None), "body": RequestBody(scope, receive, 1000)}
+    await app({**scope, "state": state}, receive, send)
 
 
 async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> None:
