@@ -1,12 +1,12 @@
 """Draft tokens from a text that the client expects in the answer: OpenAI's Predicted Outputs.
 
 A client that has a file edited knows most of the answer. The verifier follows the answer in
-that text, the prediction, from its first token on, and proposes what comes next in it. Where the
-answer differs, it looks for the place at which the answer goes on in the prediction: after a
-changed, a left out or an added line.
+that text, the prediction, from its first token on, and proposes what comes next in it. Where
+the answer differs, it looks for the place at which the answer goes on in the prediction: after
+a changed, a left out or an added line.
 
-How often predicted tokens are right is learned by how many tokens agreed before, also where none
-is proposed. So a wrong prediction soon takes no rows.
+How often predicted tokens are right is learned by how many tokens agreed before, also where
+none is proposed. So a wrong prediction soon takes no rows.
 """
 
 from __future__ import annotations

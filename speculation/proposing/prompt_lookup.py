@@ -136,8 +136,8 @@ class PromptLookup:
         """Return what the draft model should read behind the chain in its next step."""
         text = self._index.tokens
         options: list[tuple[float, Sequence[TokenId]]] = []
-        if match := self.match(max(AHEAD_SIZES)):
-            options.append((match.precision.right, match.tokens))
+        if found := self.match(max(AHEAD_SIZES)):
+            options.append((found.precision.right, found.tokens))
         longest = max(RESUMPTION_PRIORS)
         if match := resumption(self._dropped, text, self._dropped_at, most=longest):
             options.append((RESUMPTION_PRIORS[match.length], self._dropped[match.at :]))

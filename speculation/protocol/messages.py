@@ -20,6 +20,9 @@ BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
 a byte mean that the link or the verifier's process is lost."""
 
+MAX_PREDICTED = 65536
+"""The most tokens of an Open's prediction: with the longest prompt they fit into a frame."""
+
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]
 FinishReason = Literal["stop", "length"]
@@ -89,7 +92,7 @@ class Open:
     """The ModelFacts.identity that the verifier must have; any will do where it is empty."""
 
     own_drafts: bool = False
-    """Whether the verifier may judge draft tokens that it proposes itself; only in `coupled`."""
+    """Whether the verifier may propose draft tokens itself; only in `coupled`."""
 
     predicted: tuple[TokenId, ...] = ()
     """What the client expects of the answer, for the verifier's own draft tokens."""

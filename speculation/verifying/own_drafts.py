@@ -23,8 +23,8 @@ from speculation.protocol.messages import Draft, Open, TokenId
 from speculation.sampling.draft_token import DraftToken
 
 MOST_PROMPT_TOKENS: Final = 2048
-"""Tokens of the prompt, its last ones, in which matches are looked for: an index of them is made
-in a few milliseconds, in which no pass can start."""
+"""Tokens of the prompt, its last ones, in which matches are looked for: an index of them is
+made in a few milliseconds, in which no pass can start."""
 
 MOST_DROPPED: Final = 64
 """Tokens kept of a broken chain: what lies further on is hardly ever right."""
@@ -41,7 +41,9 @@ class OwnDrafts:
     def __init__(self, request: Open) -> None:
         self._lookup = PromptLookup(request.prompt[-MOST_PROMPT_TOKENS:])
         self._prediction = Prediction(request.predicted) if request.predicted else None
-        self._resumed = {agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()}
+        self._resumed = {
+            agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
+        }
         self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
         self._dropped_at = 0
 

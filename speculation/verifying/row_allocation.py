@@ -60,9 +60,9 @@ def allocate(
     tokens per second. judge_all: as many as there may be, for fewest passes.
     """
     least = len(gains)
-    ranked = sorted(
-        ((gain, i) for i, some in enumerate(gains) for gain in some), reverse=True
-    )[: max(0, rows - least)]
+    ranked = sorted(((gain, i) for i, some in enumerate(gains) for gain in some), reverse=True)[
+        : max(0, rows - least)
+    ]
     best = len(ranked)
     if not judge_all:
         tokens = accumulate((gain for gain, _ in ranked), initial=float(least))

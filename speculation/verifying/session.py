@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from speculation.proposing.precision import Continuation
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from speculation.protocol.messages import (
     Commit,
@@ -29,7 +30,6 @@ from speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.proposing.precision import Continuation
 from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 from speculation.verifying.chain import HeldChain
 from speculation.verifying.own_drafts import OwnDrafts
@@ -180,7 +180,9 @@ class VerifyingSession:
     def _pass(self, drafts: int) -> Pass:
         start = len(self.committed)
         items = self.chain.drafts(start, min(drafts, self.pending))
-        tokens, weights = (tuple(some) for some in zip(*items, strict=True)) if items else ((), ())
+        tokens, weights = (
+            (tuple(some) for some in zip(*items, strict=True)) if items else ((), ())
+        )
         if own := drafts - len(items):
             proposed = self._propose()
             tokens += tuple(proposed.tokens[:own]) if proposed else ()
