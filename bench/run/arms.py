@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, Literal
 
 from bench.round_policy import RoundPolicy
 from bench.run.services import LINKED, EdgePlan
+from gateway.ports import NONE
 
 GAMMA: Final = 4
 """Tokens a round of an arm whose name does not say: the paper's."""
+
+WATCHED: Final = MappingProxyType({"include_speculation": True})
+"""What the page asks for, to show how the text comes about."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
@@ -28,6 +34,9 @@ class Arm:
     """Which text the request predicts, if the prompts have predictions: this prompt's own, or
     that of another prompt of its family."""
 
+    stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
+    """bench.run.client.Question.stream_options."""
+
 
 _FIXED: Final = {
     arm.name: arm
@@ -42,6 +51,7 @@ _FIXED: Final = {
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
+        Arm("picospec-watched", "far", EdgePlan(link=LINKED), stream_options=WATCHED),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }

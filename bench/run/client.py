@@ -33,6 +33,9 @@ class Question:
     settings: Mapping[str, object] = field(default_factory=lambda: NONE)
     """More fields of the request."""
 
+    stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
+    """What its `stream_options` have beyond `include_usage`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -102,7 +105,7 @@ class Client:
             "seed": question.seed,
             "max_tokens": question.tokens,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, **question.stream_options},
             **({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest}),
             **question.settings,
         }

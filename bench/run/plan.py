@@ -53,7 +53,10 @@ def turns(plan: Plan) -> Iterator[Turn]:
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
-                    asks = replace(question, settings=_settings(arm, prompt, plan.prompts))
+                    settings = _settings(arm, prompt, plan.prompts)
+                    asks = replace(
+                        question, settings=settings, stream_options=arm.stream_options
+                    )
                     yield Turn(arm, prompt, link, repeat, asks)
 
 

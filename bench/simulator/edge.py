@@ -19,6 +19,8 @@ from speculation.sampling.draft_token import DraftToken
 class Answer:
     """What one answer was like from where the user sits."""
 
+    source: Source
+    asked_s: float
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     """When tokens came (seconds from asking), and how many."""
 
@@ -80,14 +82,13 @@ class Edge:
         done: Action,
     ) -> None:
         """drafting: is told until when the draft model works. done: is called at the end."""
-        self.answer = Answer()
+        self.answer = Answer(source, clock.now_s)
         self.machine = machine
         self._clock = clock
         self._source = source
         self._draft_s = draft_s
         self._drafting = drafting
         self._done = done
-        self._asked_s = clock.now_s
         self._cache: list[TokenId] = []  # the output tokens that the draft model has read
         self._opened = False
         self._waiting: list[Pushed] = []
@@ -102,7 +103,7 @@ class Edge:
         self._opened = self._opened or isinstance(message, Opened)
         self._send(outcome.send)
         if outcome.commit is not None:
-            since_s = self._clock.now_s - self._asked_s
+            since_s = self._clock.now_s - self.answer.asked_s
             self.answer.arrivals.append((since_s, len(outcome.commit.tokens)))
         if outcome.finish is not None:
             totals, answer = outcome.finish.totals, self.answer

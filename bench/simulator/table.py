@@ -37,15 +37,18 @@ class Group:
     sources: Sequence[Source]
 
 
-def groups(folder: Path, families: Sequence[str]) -> list[Group]:
-    """Read the traces of some families, or of all, grouped by temperature and family. Raises
-    OSError or ValueError, also where there are none."""
+def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> list[Group]:
+    """Read the traces of some families, or of all, grouped by temperature and family; of each
+    the first `tokens`, or all. Raises OSError or ValueError, also where there are none."""
     found = [t for t in load_folder(folder) if not families or t.family in families]
     if not found:
         raise ValueError(f"no traces of these families in {folder}")
     found.sort(key=lambda trace: (trace.temperature, trace.family))
     grouped = groupby(found, key=lambda trace: (trace.temperature, trace.family))
-    return [Group(family, heat, list(map(traced, some))) for (heat, family), some in grouped]
+    return [
+        Group(family, heat, [traced(trace.cut(tokens)) for trace in some])
+        for (heat, family), some in grouped
+    ]
 
 
 class SimulatedRow(Cell, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ def client(*events: object, status: int = 200) -> Client:
             return httpx.Response(200, json={"data": [{"id": "m"}]})
         asked = json.loads(request.content)
         assert (asked["model"], asked["seed"], asked["max_tokens"]) == ("m", 7, 5)
+        assert asked["stream_options"]["include_usage"]
         return httpx.Response(status, content=stream())
 
     seconds: Iterator[float] = iter(range(100))
@@ -59,6 +60,18 @@ async def test_pieces_are_timed_from_the_moment_of_asking() -> None:
     assert reply.gaps_s == [1.0]
     assert reply.first_share == pytest.approx(3 / 5)
     assert reply.seconds == 4.0
+    assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
+
+
+async def test_chunks_that_tell_of_speculation_are_no_text() -> None:
+    chain = {"choices": [], "speculation": {"event": "chain", "text": "lo"}}
+    said = {**piece("Hello"), "speculation": {"tokens": {"draft": 1}}}
+    last = {**USAGE, "speculation": {"event": "totals", "passes": 2}}
+
+    reply = await client(chain, said, piece(None, "stop"), last).ask(QUESTION)
+
+    assert (reply.text, reply.tokens) == ("Hello", 4)
+    assert reply.arrivals_s == (2.0,)
     assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
 
 

@@ -122,6 +122,16 @@ def test_arms_that_cannot_be_are_refused(text: str) -> None:
         parse(text)
 
 
+def test_only_a_watched_arm_asks_how_its_text_comes_about() -> None:
+    asked = {
+        turn.arm.name: turn.question.stream_options
+        for turn in turns(plan("cloud,picospec,picospec-watched"))
+    }
+
+    watched = {"include_speculation": True}
+    assert asked == {"cloud": {}, "picospec": {}, "picospec-watched": watched}
+
+
 def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:
     prompts = [Prompt(f"p{i}", "edit", f"Say {i}.", prediction=f"said {i}") for i in range(3)]
     arms = "cloud,picospec-predicted,picospec-mispredicted"
