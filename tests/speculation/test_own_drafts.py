@@ -1,4 +1,4 @@
-"""The verifier's own draft tokens fill passes that have few of the edge's, misleading nobody."""
+"""The verifier's own draft tokens fill passes that have few of the edge's, and no more."""
 
 from __future__ import annotations
 
