@@ -57,6 +57,8 @@ class Reply:
 
     accepted: int = 0
     target_passes: int = 0
+    """Where the service does not say it: one for each token that was no draft token."""
+
     prompt_tokens: int = 0
     logprobs: Sequence[dict[str, Any]] = ()
     """What the API says of each token; empty unless log-probabilities were asked for."""
@@ -122,6 +124,7 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
     text = "".join(piece for _, piece in pieces)
     scored = ((choice.get("logprobs") or {}).get("content") or () for _, choice in choices)
     speculation = (last.get("metrics") or {}).get("speculative_decoding") or {}
+    accepted = speculation.get("num_accepted_draft_tokens", 0)
     return Reply(
         text,
         usage["completion_tokens"],
@@ -129,8 +132,8 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
         len(pieces[0][1]) / len(text) if text else 0.0,
         ends_s[-1],
         speculation.get("num_draft_tokens", 0),
-        speculation.get("num_accepted_draft_tokens", 0),
-        speculation.get("num_target_passes", 0),
+        accepted,
+        speculation.get("num_target_passes", usage["completion_tokens"] - accepted),
         usage["prompt_tokens"],
         list(chain.from_iterable(scored)),
     )

@@ -7,7 +7,7 @@ all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.round_policy import RoundPolicy
 from speculation.drafting.policy import DraftPolicy, StreamPolicy
@@ -32,6 +32,9 @@ class Arm:
     gamma: int = 0
     """Draft tokens in a round; 0 where there are no rounds."""
 
+    branches: int = 0
+    """Branches drafted besides the chain while a round is away, see bench.simulator.acespec."""
+
     colocated: bool = False
     """Whether the draft model runs on the target's host."""
 
@@ -47,6 +50,11 @@ def sync(gamma: int) -> Arm:
 def paper(gamma: int) -> Arm:
     """Return PicoSpec as published, see bench.round_policy."""
     return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
+
+
+def acespec(gamma: int, branches: int) -> Arm:
+    """Return `paper` with a cache of branches, see bench.simulator.acespec."""
+    return replace(paper(gamma), name="acespec", branches=branches)
 
 
 def colocated(gamma: int) -> Arm:

@@ -134,13 +134,17 @@ class Edge:
         """Begin a step. It reads what the draft model has not read yet."""
         tokens = self._source.drafts(step.context, step.ahead)
         unread = max(0, len(step.context) - common_prefix(self._cache, step.context) - 1)
-        step_s = self._draft_s.of(1 + unread + len(step.ahead))
+        step_s = self._step_s(step, unread)
         self._busy = True
         self._cache = [*step.context, *(drafted.token for drafted in tokens[:-1])]
         self._drafting(self._clock.now_s + step_s)
         self.answer.drafted += len(tokens)
         self.answer.edge_cpu_s += step_s
         self._clock.after(step_s, lambda: self._drafted(step, tokens))
+
+    def _step_s(self, step: DraftStep, unread: int) -> float:
+        """Return how long a step takes. unread: tokens of its context to be read first."""
+        return self._draft_s.of(1 + unread + len(step.ahead))
 
     def _drafted(self, step: DraftStep, tokens: Sequence[DraftToken]) -> None:
         self._busy = False

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from bench.data.results import Cell, figures
 from bench.data.statistics import geometric_mean
-from bench.simulator.arms import Arm, colocated, paper, picospec, sync
+from bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from bench.simulator.edge import Answer
 from bench.simulator.source import Source, traced
 from bench.simulator.world import World, simulate
 from bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-ROUNDS: Final = {"sync": sync, "paper": paper, "colocated": colocated}
+BRANCHES: Final = (2, 4, 8, 15, 30)
+"""Branches that `acespec` is tried with, besides none: 1 and 60 were hardly ever the best."""
+
+ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
+    "sync": [sync],
+    "paper": [paper],
+    "acespec": [paper, *(partial(acespec, branches=count) for count in BRANCHES)],
+    "colocated": [colocated],
+}
+"""How the arms of each kind are made at a gamma; of several, the best is taken."""
+
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": picospec(),
@@ -66,7 +77,7 @@ def candidates(name: str) -> list[Arm]:
         return [PLAIN[name]]
     if kind not in ROUNDS or (gamma and not (gamma.isdecimal() and int(gamma))):
         raise ValueError(f"no arm {name!r}: choose from {', '.join(ARMS)}, or give sync:4")
-    return [ROUNDS[kind](int(g)) for g in ([gamma] if gamma else GAMMAS)]
+    return [make(int(g)) for make in ROUNDS[kind] for g in ([gamma] if gamma else GAMMAS)]
 
 
 def rows(

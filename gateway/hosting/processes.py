@@ -81,6 +81,9 @@ class Service:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables it gets besides this process's own, which win."""
 
+    ready_path: str = "/ready"
+    """What answers 200 once it is ready."""
+
 
 class Child:
     """One running service. Open it with `async with`; leaving stops it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import inf
 from operator import eq
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bench.link.path import Conditions
 from bench.simulator.arms import Arm, paper
 from bench.simulator.hosts import gpu, hosts_of
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from bench.simulator.table import GAMMAS, Group, candidates, groups, rows, speedups
+from bench.simulator.table import BRANCHES, GAMMAS, Group, candidates, groups, rows, speedups
 from bench.simulator.world import World
 from bench.traces.files import Trace
 from speculation.sampling.distributions import distribution
@@ -68,6 +69,28 @@ def test_draft_tokens_of_another_distribution_miss_where_the_trace_has_it() -> N
     assert accepted(source) == 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_missed_token_has_a_rank_among_those_the_draft_model_prefers_next(
+    temperature: float,
+) -> None:
+    same = trace(temperature)
+    other = replace(same, draft_tokens=np.roll(same.draft_tokens, 1, axis=1))
+
+    source = traced(other)
+
+    drafts = [source.draft(source.tokens[:i]).token for i in range(len(source.tokens))]
+    missed = [drafted != token for drafted, token in zip(drafts, source.tokens, strict=True)]
+    assert [rank >= 0 for rank in source.ranks] == missed
+    assert temperature or source.ranks == [0] * len(missed)
+
+
+def test_a_target_token_that_a_trace_does_not_hold_has_no_rank() -> None:
+    same = trace(0.0)
+    other = replace(same, draft_tokens=same.draft_tokens + V)
+
+    assert traced(other).ranks == [inf] * len(same.tokens)
+
+
 def test_after_its_own_miss_the_draft_model_drafts_what_the_trace_has() -> None:
     same = trace(0.0, n=3)
     other = replace(
@@ -98,6 +121,7 @@ def test_after_a_miss_every_draft_token_misses() -> None:
 def test_rounds_are_tried_at_every_gamma_unless_one_is_named() -> None:
     assert [arm.gamma for arm in candidates("sync")] == list(GAMMAS)
     assert candidates("paper:4") == [paper(4)]
+    assert {arm.branches for arm in candidates("acespec:4")} == {0, *BRANCHES}
     assert [type(arm) for arm in candidates("cloud")] == [Arm]
 
 
