@@ -10,7 +10,7 @@ from dataclasses import replace
 from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.trace import LOOK_S, Trace, WatchedMachine
 from gateway.errors import first_error
-from gateway.ports import Delta, Statistics, TokenLogprob
+from gateway.ports import Delta, Statistics
 from speculation.drafting.machine import DraftMachine
 from speculation.proposing.prediction import Prediction
 from speculation.protocol.messages import Commit, Finish, TokenId
@@ -36,7 +36,7 @@ class Deltas:
             self._statistics = with_prediction(
                 self._statistics, self._prediction, self._session.committed
             )
-        delta = Delta(commit.tokens, _logprobs(commit), statistics=self._statistics)
+        delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
         if (trace := self._trace) is not None:
             origins, events = trace.origins(commit), trace.take()
             delta = replace(delta, origins=origins, events=events)
@@ -65,9 +65,3 @@ class Deltas:
             await asyncio.sleep(LOOK_S)
             if events := trace.look(time.monotonic()):
                 await self._emit(Delta((), events=events, statistics=self._statistics))
-
-
-def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
-    if commit.logprobs is None:
-        return None
-    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)
