@@ -26,7 +26,7 @@ COLOURS: Final = {
     "draft": "green",
     "ahead": "cyan",
     "lookup": "blue",
-    "prediction": "magenta",
+    "verifier": "magenta",
     "grammar": "yellow",
 }
 """By who had a token first. The target's own have no colour."""

@@ -23,6 +23,9 @@ class Arm:
     policy: DraftPolicy | None = None
     """None: nothing is drafted."""
 
+    own_drafts: bool = False
+    """Whether the verifier proposes draft tokens too."""
+
     lookup: bool = False
     """Whether tokens are also proposed by prompt lookup."""
 
@@ -64,8 +67,8 @@ def colocated(gamma: int) -> Arm:
 
 
 def picospec(
-    name: str = "picospec", *, fill: Fill = "auto", lookup: bool = True, steady: bool = False
+    name: str = "picospec", *, fill: Fill = "auto", own_drafts: bool = True, lookup: bool = True
 ) -> Arm:
     """Return this product, with or without one of its parts."""
-    policy = StreamPolicy(may_rest=fill != "never")
-    return Arm(name, fill, policy, lookup=lookup, steady=steady)
+    own = own_drafts and fill == "auto"
+    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), own, lookup)

@@ -32,9 +32,10 @@ ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": picospec(),
-    "picospec-steady": picospec("picospec-steady", steady=True),
+    "picospec-steady": replace(picospec("picospec-steady"), steady=True),
     "picospec-nofill": picospec("picospec-nofill", fill="never"),
     "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
+    "picospec-noown": picospec("picospec-noown", own_drafts=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 
