@@ -76,6 +76,9 @@ class EdgeSettings(ServiceSettings):
     past_answers_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Tokens of past answers that are kept in memory for each key, about 300 bytes each, to
     draft from when the same or nearly the same is asked again; in `coupled` only."""
+    verifier_drafts: bool = True
+    """Whether the verifier proposes draft tokens too, where the edge's have not arrived: from
+    the prompt, the answer and the client's prediction. In `coupled` with fill `auto` only."""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Answers that draft at the same time; further ones run without drafts."""

@@ -20,12 +20,8 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import (
-    RISK_MARGIN,
-    Precision,
-    PromptLookup,
-    ReadingTime,
-)
+from speculation.proposing.precision import Precision
+from speculation.proposing.prompt_lookup import RISK_MARGIN, PromptLookup, ReadingTime
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken
 

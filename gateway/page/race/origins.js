@@ -9,7 +9,7 @@ const KNOWN = {
   ahead: ["read ahead", "found earlier in the text, and confirmed by the small model"],
   lookup: ["prompt lookup", "it followed the same words earlier in the text"],
   past: ["past answer", "it came next in an earlier answer to the same key"],
-  prediction: ["prediction", "the request predicted it"],
+  verifier: ["verifier", "the verifier found it in the text or in the prediction"],
   grammar: ["grammar", "the only token that the grammar allows"],
   prompt: ["prompt", "a part of the prompt"],
   target: ["cloud alone", "no draft was there in time, or it was wrong"],
