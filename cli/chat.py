@@ -26,7 +26,6 @@ COLOURS: Final = {
     "draft": "green",
     "ahead": "cyan",
     "lookup": "blue",
-    "past": "bright_blue",
     "verifier": "magenta",
     "grammar": "yellow",
 }

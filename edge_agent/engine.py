@@ -20,8 +20,9 @@ from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.foreign import slot as foreign_slot
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
-from edge_agent.grammars import DraftGrammar, EdgeGrammars
+from edge_agent.grammars import DraftGrammar, EdgeGrammars, within
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.past_answers import PastAnswersByOwner
 from edge_agent.predictions import predicted_tokens
 from edge_agent.step_sampler import step_sampler
 from edge_agent.trace import WatchedMachine
@@ -35,8 +36,6 @@ from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
-from speculation.proposing.grammar_proposer import GrammarProposer
-from speculation.proposing.past_answers import PastAnswers, PastAnswersByOwner, Recall
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
@@ -93,7 +92,7 @@ class Speculation:
     """What replaces StreamPolicy, as where a published system is measured."""
 
     past_answers_tokens: int = 0
-    """Tokens of past answers kept for each owner of answers; only in `coupled`."""
+    """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
 
 
 class Pairing(Protocol):
@@ -125,8 +124,7 @@ class EdgeEngine:
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._grammars = EdgeGrammars()
-        kept = speculation.past_answers_tokens if speculation.judge == "coupled" else 0
-        self._past = PastAnswersByOwner(kept)
+        self._past = PastAnswersByOwner(speculation.past_answers_tokens)
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -175,14 +173,17 @@ class EdgeEngine:
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         request = await self._with_own_drafts(request, job)
-        past = self._past.of(job.owner, facts.vocabulary)
-        proposer = _within(grammar, self._lookup(request, past))
+        predicted, drafts = request.predicted, request.own_drafts
+        past = self._past.of(job.owner, facts.vocabulary) if drafts else None
+        if past is not None and not predicted:
+            request = replace(request, predicted=past.to(request.prompt))
+        proposer = within(grammar, self._lookup(request))
         route = self._verifiers.answer(job.span)
         make: Callable[..., DraftMachine] = DraftMachine
         if job.watched:
             make = partial(WatchedMachine, clock=time.monotonic, link=route)
         machine = self._machine(make, request, facts.limits, slot, chance, route, proposer)
-        deltas = Deltas(emit, machine, request.predicted)
+        deltas = Deltas(emit, machine, predicted)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
         try:
@@ -222,11 +223,9 @@ class EdgeEngine:
         predicted = await predicted_tokens(job, self._pairing)
         return replace(request, own_drafts=True, predicted=predicted)
 
-    def _lookup(self, request: Open, past: PastAnswers | None) -> Proposer | None:
-        if request.judge != "coupled":
-            return None
-        lookup = PromptLookup(request.prompt) if self._speculation.lookup else None
-        return lookup if past is None else Recall(past, request.prompt, lookup)
+    def _lookup(self, request: Open) -> PromptLookup | None:
+        looks_up = self._speculation.lookup and request.judge == "coupled"
+        return PromptLookup(request.prompt) if looks_up else None
 
     def _machine(
         self,
@@ -255,7 +254,3 @@ class EdgeEngine:
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
         return opening(job, facts, judge=how.judge, fill=fill)
-
-
-def _within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
-    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)

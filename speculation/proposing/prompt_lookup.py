@@ -123,12 +123,6 @@ class PromptLookup:
         for drafted in chain[followed:]:
             self._append(drafted.token)
 
-    @property
-    def right(self) -> float:
-        """How likely the text goes on as where its end stood before; 0 if it stood nowhere."""
-        match = self._matches[-1]
-        return 0.0 if match is None else self._precision[match.length].right
-
     def propose(self, latencies: Latencies) -> DraftToken | None:
         """Return the token to put behind the chain unread, if there is one worth it."""
         match = self._matches[-1]

@@ -1,4 +1,4 @@
-"""An edge that keeps past answers drafts from them for whoever got them, and nobody else."""
+"""An edge that keeps past answers predicts the last one when the same is asked again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.engine import EdgeEngine, Speculation
 from edge_agent.metrics import EdgeMetrics
-from gateway.ports import Job
+from gateway.ports import Delta, Job
 from speculation.protocol.messages import Commit, Finish, TokenId
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
-from tests.edge_agent.fakes import ScriptedLink, quiet, scripted
+from tests.edge_agent.fakes import ScriptedLink, scripted
 
 ANSWER = tuple(range(100, 112))
 KEPT = Speculation(past_answers_tokens=1000)
@@ -27,40 +26,70 @@ class Owner: ...
 ASKED = replace(JOB, owner=Owner())
 
 
-async def drafted(
+async def predicted(
     metrics: EdgeMetrics, job: Job, speculation: Speculation = KEPT
-) -> list[TokenId]:
-    """Have ASKED answered, then another job, and return what was drafted for that one."""
+) -> tuple[TokenId, ...]:
+    """Have ASKED answered, then another job, and return what is predicted for that one."""
     uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter(), speculation)
+    edge = engine(uplink, metrics, speculation=speculation)
     await deltas(edge.generate(ASKED))
-    return await asked_again(edge, uplink, job)
+    await asked_again(edge, uplink, job)
+    assert uplink.opened[0].predicted == ()
+    return uplink.opened[1].predicted
 
 
-async def asked_again(edge: EdgeEngine, uplink: FakeUplink, job: Job) -> list[TokenId]:
-    uplink.link = ScriptedLink(scripted(quiet, Finish("stop")))
-    await deltas(edge.generate(job))
-    return uplink.link.drafted
+async def asked_again(edge: EdgeEngine, uplink: FakeUplink, job: Job) -> list[Delta]:
+    uplink.link = ScriptedLink(scripted(Commit(0, 0, ANSWER, own=11), Finish("stop")))
+    return await deltas(edge.generate(job))
 
 
-async def test_the_same_question_has_its_answer_drafted_at_once(metrics: EdgeMetrics) -> None:
-    assert await drafted(metrics, ASKED) == list(ANSWER)
-
-
-@pytest.mark.parametrize("owner", [Owner(), None])
-async def test_nobody_else_has_it_drafted(metrics: EdgeMetrics, owner: Owner | None) -> None:
-    assert await drafted(metrics, replace(ASKED, owner=owner)) == []
+async def test_the_same_question_has_its_answer_predicted(metrics: EdgeMetrics) -> None:
+    assert await predicted(metrics, ASKED) == ANSWER
 
 
 @pytest.mark.parametrize(
-    "speculation", [Speculation(), replace(KEPT, judge="separate"), replace(KEPT, lookup=False)]
+    "other",
+    [
+        replace(ASKED, prompt=(50, 51)),
+        replace(ASKED, owner=Owner()),
+        replace(ASKED, owner=None),
+    ],
+    ids=["another question", "another key", "nobody in particular"],
 )
-async def test_only_coupled_judging_with_the_setting_makes_use_of_it(
+async def test_nothing_else_has(metrics: EdgeMetrics, other: Job) -> None:
+    assert await predicted(metrics, other) == ()
+
+
+@pytest.mark.parametrize(
+    "speculation",
+    [
+        Speculation(),
+        replace(KEPT, judge="separate"),
+        replace(KEPT, verifier_drafts=False),
+    ],
+)
+async def test_nothing_is_predicted_without_the_setting_or_where_the_verifier_does_not_draft(
     metrics: EdgeMetrics, speculation: Speculation
 ) -> None:
-    found = await drafted(metrics, ASKED, speculation)
+    assert await predicted(metrics, ASKED, speculation) == ()
 
-    assert bool(found) is (speculation.judge == "coupled" and speculation != Speculation())
+
+async def test_what_the_client_predicts_comes_first(metrics: EdgeMetrics) -> None:
+    asked = replace(ASKED, extras={"prediction": "Ishmael"})
+
+    assert bytes(await predicted(metrics, asked)) == b"Ishmael"
+
+
+async def test_a_past_answer_is_not_counted_as_a_prediction_of_the_clients(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
+    edge = engine(uplink, metrics, speculation=KEPT)
+    await deltas(edge.generate(ASKED))
+
+    told = await asked_again(edge, uplink, ASKED)
+
+    assert [d.statistics.accepted_prediction_tokens for d in told if d.statistics] == [0, 0]
 
 
 async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came(
@@ -70,17 +99,21 @@ async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came(
         await asyncio.Event().wait()
 
     uplink = FakeUplink(scripted(Commit(0, 0, ANSWER[:5]), forever))
-    edge = engine(uplink, metrics, NoDrafter(), KEPT)
+    edge = engine(uplink, metrics, speculation=KEPT)
     async with asyncio.timeout(2), aclosing(edge.generate(ASKED)) as stream:
         await anext(stream)
 
-    assert await asked_again(edge, uplink, ASKED) == list(ANSWER[:5])
+    await asked_again(edge, uplink, ASKED)
+
+    assert uplink.opened[1].predicted == ANSWER[:5]
 
 
-async def test_another_targets_tokens_are_not_drafted(metrics: EdgeMetrics) -> None:
+async def test_another_target_gets_none_of_it(metrics: EdgeMetrics) -> None:
     uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter(), KEPT)
+    edge = engine(uplink, metrics, speculation=KEPT)
     await deltas(edge.generate(ASKED))
     uplink.known = msgspec.structs.replace(uplink.known, vocabulary="another")
 
-    assert await asked_again(edge, uplink, ASKED) == []
+    await asked_again(edge, uplink, ASKED)
+
+    assert uplink.opened[1].predicted == ()

@@ -8,7 +8,6 @@ const KNOWN = {
   draft: ["draft model", "the small model drafted it, and the large one agreed"],
   ahead: ["read ahead", "found earlier in the text, and confirmed by the small model"],
   lookup: ["prompt lookup", "it followed the same words earlier in the text"],
-  past: ["past answer", "it came next in an earlier answer to the same key"],
   verifier: ["verifier", "the verifier found it in the text or in the prediction"],
   grammar: ["grammar", "the only token that the grammar allows"],
   prompt: ["prompt", "a part of the prompt"],
