@@ -12,11 +12,7 @@ from speculation.drafting.policy import DraftPolicy
 from speculation.drafting.session import DraftingSession
 from speculation.proposing.latencies import Latencies
 from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import (
-    Limits,
-    Open,
-    Sampling,
-)
+from speculation.protocol.messages import Limits, Open, Sampling
 from speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import STOP
 

@@ -6,10 +6,7 @@ import pytest
 
 from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import (
-    Commit,
-    Draft,
-)
+from speculation.protocol.messages import Commit, Draft
 from speculation.sampling.distributions import Q_SCALE
 from speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import Policy, machine, step
