@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product, zip_longest
 from statistics import median
 from time import perf_counter
@@ -83,6 +84,9 @@ PEAKS: Final = 40
 MAX_WAITS: Final = 2
 """How often judging a step may wait for an accelerator: see worker.judging."""
 
+WAITED: Final = "called a synchronizing CUDA operation"
+"""How torch's warning of a wait begins."""
+
 P_RTOL: Final = 1e-6
 """Relative difference that two probabilities may have: they are rounded to float32."""
 
@@ -148,16 +152,20 @@ def judged_at_once(
 ) -> tuple[list[Judgement], int]:
     """Judge the step as on an accelerator; return also how often the host waited for it, which
     only CUDA tells."""
-    if not logits.is_cuda:
-        return judge(requests, TableLogits(logits), lazily=False), 0
-    with warnings.catch_warnings(record=True) as waits:
+    work = partial(judge, requests, TableLogits(logits), lazily=False)
+    return counted(work) if logits.is_cuda else (work(), 0)
+
+
+def counted(work: Callable[[], list[Judgement]]) -> tuple[list[Judgement], int]:
+    """Call `work`; return its result, and how often torch warned that it waited for CUDA."""
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
+        torch.cuda.set_sync_debug_mode("warn")  # which itself warns that it is a prototype
         try:
-            found = judge(requests, TableLogits(logits), lazily=False)
+            result = work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return found, sum("synchronizing" in str(wait.message) for wait in waits)
+    return result, sum(str(each.message).startswith(WAITED) for each in warned)
 
 
 def timed_s(requests: Sequence[VerifyRequest], logits: Tensor, repeats: int) -> float:

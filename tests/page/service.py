@@ -31,10 +31,10 @@ from gateway.ports import (
     Json,
     Statistics,
     Tokenizer,
-    TokenLogprob,
 )
 from gateway.settings import GatewaySettings
 from gateway.speculation import Chain, Event, LinkUse, Pass
+from speculation.protocol.messages import TokenLogprob
 
 MODEL = "words-1"
 DIRECT = "/v1/picospec/direct/chat/completions"

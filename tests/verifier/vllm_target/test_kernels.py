@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from bench.calibrate import kernels
 from bench.calibrate.kernels import (
     CASES,
     STOP_TOKENS,
+    counted,
     differing,
     judged,
     judged_at_once,
@@ -103,6 +105,24 @@ def test_differences_are_counted_one_by_one() -> None:
     assert differing(some, [Judgement((1, 9), 1), Judgement((4,), 0)]) == 2
     assert differing(rejecting, rejecting) == 0
     assert differing(rejecting, others) > 0
+
+
+def test_waits_for_cuda_are_counted_without_the_notice_of_the_counter_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notice = "Synchronization debug mode does not yet detect all synchronizing operations"
+    monkeypatch.setattr(
+        kernels.torch.cuda,
+        "set_sync_debug_mode",
+        lambda mode: warnings.warn(notice, stacklevel=1),
+    )
+
+    def waiting() -> list[Judgement]:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (Triggered ...)", stacklevel=1)
+        return []
+
+    assert counted(waiting) == ([], 2)
 
 
 def test_the_command_fails_where_a_judgement_differs(
