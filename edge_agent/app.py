@@ -70,6 +70,7 @@ def build(
         settings.draft_settings,
         settings.lookup,
         settings.grammars,
+        settings.verifier_drafts,
         policy,
     )
     vocabulary = None if model is None else model.vocabulary
@@ -183,6 +184,7 @@ async def _about(
         "judge": settings.judge,
         "fill": settings.fill,
         "lookup": settings.lookup,
+        "verifier_drafts": settings.verifier_drafts,
         "fallback": settings.fallback,
         "draft": draft and known,
         "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],

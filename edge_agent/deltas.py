@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
 from edge_agent.statistics import with_commit, with_prediction, with_totals
@@ -13,21 +13,20 @@ from gateway.errors import first_error
 from gateway.ports import Delta, Statistics
 from speculation.drafting.machine import DraftMachine
 from speculation.proposing.prediction import Prediction
-from speculation.protocol.messages import Commit, Finish
+from speculation.protocol.messages import Commit, Finish, TokenId
 
 Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Deltas:
-    """machine: a WatchedMachine if the client watches the answer."""
+    """machine: a WatchedMachine if the client watches the answer. predicted: the tokens that
+    the client expects in it."""
 
-    def __init__(
-        self, emit: Emit, machine: DraftMachine, prediction: Prediction | None
-    ) -> None:
+    def __init__(self, emit: Emit, machine: DraftMachine, predicted: Sequence[TokenId]) -> None:
         self._statistics = Statistics()
         self._emit = emit
         self._session = machine.session
-        self._prediction = prediction
+        self._prediction = Prediction(predicted) if predicted else None
         self._trace = machine.trace if isinstance(machine, WatchedMachine) else None
 
     async def committed(self, commit: Commit) -> None:
@@ -35,7 +34,7 @@ class Deltas:
         self._statistics = with_commit(self._statistics, commit)
         if self._prediction is not None:
             self._statistics = with_prediction(
-                self._statistics, self._prediction, self._session
+                self._statistics, self._prediction, self._session.committed
             )
         delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
         if (trace := self._trace) is not None:

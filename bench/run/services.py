@@ -40,6 +40,7 @@ class EdgePlan:
     fill: str = "auto"
     lookup: bool = True
     grammars: bool = True
+    verifier_drafts: bool = True
     link: Conditions | None = None
     """The emulated link to the verifier, whose conditions can be changed; None: no link."""
 
@@ -54,7 +55,7 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("drafter", "judge", "fill", "lookup", "grammars")
+        names = ("drafter", "judge", "fill", "lookup", "grammars", "verifier_drafts")
         return {name: getattr(self, name) for name in names}
 
 

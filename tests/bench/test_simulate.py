@@ -16,6 +16,7 @@ from bench.__main__ import app
 from bench.data.prompts import sampling
 from bench.link.path import Conditions
 from bench.simulator.arms import Arm, paper
+from bench.simulator.edge import Answer, steadied
 from bench.simulator.hosts import gpu, hosts_of
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from bench.simulator.table import BRANCHES, GAMMAS, Group, candidates, groups, rows, speedups
@@ -196,3 +197,24 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, missed: list[str]
     result = CliRunner().invoke(app, ["simulate", "--traces", str(tmp_path), *missed])
 
     assert result.exit_code == 2
+
+
+def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> None:
+    answer = Answer(synthetic(1.0, 11), 0.0, [(1.0, 3), (1.4, 4), (1.8, 2), (2.4, 2)])
+
+    steady = steadied(answer)
+
+    shown = [(1.0, 3), (1.4, 1), (1.5, 1), (1.6, 1), (1.7, 1), (1.8, 1), (2.0, 1), (2.4, 2)]
+    assert steady.arrivals == [(pytest.approx(at_s), count) for at_s, count in shown]
+    assert (steady.tokens, steady.later) == (answer.tokens, answer.later)
+
+
+def test_the_steady_arm_is_as_fast_and_waits_no_longer() -> None:
+    group = Group("code", 1.0, [synthetic(0.95, 64, seed) for seed in range(2)])
+
+    found = rows(GPU, [group], [50.0], ["picospec", "picospec-steady"])
+    plain, steady = found
+
+    assert steady.speedup_vs_cloud == plain.speedup_vs_cloud
+    assert steady.waiting <= plain.waiting
+    assert steady.gap_ms_p50 < plain.gap_ms_p50
