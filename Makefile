@@ -7,6 +7,7 @@
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
 # make test-vllm-matrix                 one identity test on several versions of vLLM
+# make gpu-check [MODEL=NAME]           on a GPU host: judge, start-up, texts and speed in one report
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
 export EDGE_PORT VERIFIER_PORT
@@ -93,6 +94,21 @@ test-image: .venv/.ready-dev
 test-vllm-matrix: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m scripts/vllm-matrix.sh $(VLLM_VERSIONS)
 
+VLLM_GPU := .venv-vllm-gpu/bin
+MODEL ?= Qwen/Qwen2.5-Coder-7B-Instruct
+GPU_REPORT ?= build/gpu-check.md
+
+.venv-vllm-gpu/.ready-gpu: $(SETUP) Dockerfile.cloud
+	@scripts/setup-vllm.sh gpu
+
+# More options go through ARGS; the last of two wins.
+.PHONY: gpu-check
+gpu-check: .venv-vllm-gpu/.ready-gpu
+	@$(STEP) "draft model ready" $(VLLM_GPU)/picospec models pull --as draft qwen2.5-coder
+	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
+	@$(VLLM_GPU)/python -m bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
+		--vllm.kv-cache-memory-bytes 4294967296 $(ARGS)
+
 clean:
-	rm -rf .venv .venv-vllm build dist *.egg-info .*_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

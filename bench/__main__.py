@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from bench.calibrate.command import speeds
+from bench.capacity.command import capacity
 from bench.options import VERIFIER_OPTIONS
 from bench.report.command import join, report
 from bench.run.command import run
@@ -21,6 +22,7 @@ app.command(context_settings=VERIFIER_OPTIONS)(run)
 for command in (report, join, record, simulate, agree):
     app.command()(command)
 app.command(context_settings=VERIFIER_OPTIONS)(speeds)
+app.command(context_settings=VERIFIER_OPTIONS)(capacity)
 
 if __name__ == "__main__":
     app(prog_name="picospec bench")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -22,7 +22,7 @@ from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.grammars import DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.predictions import prediction_of
+from edge_agent.predictions import predicted_tokens
 from edge_agent.step_sampler import step_sampler
 from edge_agent.trace import WatchedMachine
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
@@ -45,6 +45,7 @@ from speculation.protocol.messages import (
     Limits,
     ModelFacts,
     Open,
+    Totals,
 )
 from speculation.protocol.opening import opening
 
@@ -89,6 +90,10 @@ class Speculation:
 
     grammars: bool = True
     """Whether drafts keep to the grammar of an answer that has one; only in `coupled`."""
+
+    verifier_drafts: bool = True
+    """Whether the verifier proposes draft tokens too, where it has none of the edge's; only in
+    `coupled` with fill `auto`."""
 
     policy: DraftPolicy | None = None
     """What replaces StreamPolicy, as where a published system is measured."""
@@ -170,27 +175,28 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        lookup, most = self._lookup(request), facts.context_tokens
-        prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
-        proposer = _within(grammar, prediction or lookup)
+        request = await self._with_own_drafts(request, job)
+        proposer = _within(grammar, self._lookup(request))
         route = self._verifiers.answer(job.span)
         make: Callable[..., DraftMachine] = DraftMachine
         if job.watched:
             make = partial(WatchedMachine, clock=time.monotonic, link=route)
         machine = self._machine(make, request, facts.limits, slot, chance, route, proposer)
-        deltas = Deltas(emit, machine, prediction)
+        deltas = Deltas(emit, machine, request.predicted)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
         finish = await deltas.watch(driver.run(deltas.committed))
         self._unused = machine.session.unused
-        self._count(machine.counts, finish.totals.accepted)
+        self._count(machine.counts, finish.totals)
         await deltas.finished(finish, logprobs=job.top_logprobs is not None)
 
-    def _count(self, counts: DraftCounts, accepted: int) -> None:
+    def _count(self, counts: DraftCounts, totals: Totals) -> None:
+        accepted = totals.accepted - totals.own
         self._metrics.drafted.inc(counts.drafted)
         self._metrics.looked_up.inc(counts.looked_up)
         self._metrics.stale.inc(counts.stale_steps)
         self._metrics.accepted.inc(accepted)
+        self._metrics.verifiers_own.inc(totals.own)
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     async def _grammar(self, request: Open) -> Grammar | None:
@@ -203,6 +209,14 @@ class EdgeEngine:
     async def close(self) -> None:
         """End what the engine started."""
         await self._grammars.close()
+
+    async def _with_own_drafts(self, request: Open, job: Job) -> Open:
+        """Let the verifier propose draft tokens too, where any draft token is exact."""
+        wanted = self._speculation.verifier_drafts and request.fill == "auto"
+        if request.judge != "coupled" or not wanted:
+            return request
+        predicted = await predicted_tokens(job, self._pairing)
+        return replace(request, own_drafts=True, predicted=predicted)
 
     def _lookup(self, request: Open) -> PromptLookup | None:
         looks_up = self._speculation.lookup and request.judge == "coupled"

@@ -73,6 +73,10 @@ class EdgeSettings(ServiceSettings):
     """Whether drafts keep to the grammar of an answer that has one, and take from it at once
     what it forces; in `coupled` only."""
 
+    verifier_drafts: bool = True
+    """Whether the verifier proposes draft tokens too, where the edge's have not arrived: from
+    the prompt, the answer and the client's prediction. In `coupled` with fill `auto` only."""
+
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """Answers that draft at the same time; further ones run without drafts."""
 

@@ -7,7 +7,7 @@ are closed, which cancels their work on the edge and on the verifier.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
@@ -24,6 +24,9 @@ of kilobytes of a stream before it has to wait at all."""
 T = TypeVar("T")
 ChoiceStream = AsyncGenerator[TextDelta]
 Emit = Callable[[int, TextDelta], Awaitable[None]]
+Put = Callable[[TextDelta], Awaitable[None]]
+Forward = Callable[[ChoiceStream, Put], Coroutine[None, None, None]]
+"""Puts every TextDelta of a stream, and closes it."""
 
 
 class DeltaReader(Protocol):
@@ -48,17 +51,30 @@ async def stream_choice(deltas: AsyncGenerator[Delta], reader: DeltaReader) -> C
     yield text_delta
 
 
-async def merge(streams: Sequence[ChoiceStream], emit: Emit) -> None:
+async def at_once(stream: ChoiceStream, put: Put) -> None:
+    """Pass on every TextDelta as soon as it is there."""
+    async with aclosing(stream):
+        async for delta in stream:
+            await put(delta)
+
+
+async def merge(
+    streams: Sequence[ChoiceStream], emit: Emit, forward: Forward = at_once
+) -> None:
     """Await `emit(index, delta)` for every TextDelta of every stream, one at a time.
 
     A slow `emit` slows the streams down: at most one TextDelta of each waits in the queue. The
     first error closes all streams and is raised as itself.
     """
     queue: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue(maxsize=len(streams))
+
+    def put_of(index: int) -> Put:
+        return lambda delta: queue.put((index, delta))
+
     try:
         async with asyncio.TaskGroup() as group:
             for index, stream in enumerate(streams):
-                group.create_task(_enqueue(index, stream, queue))
+                group.create_task(forward(stream, put_of(index)))
             running = len(streams)
             while running:
                 index, delta = await queue.get()
@@ -93,14 +109,6 @@ async def send_to_client(send: Send, message: Message) -> None:
         raise ClientGone(f"the client read nothing for {UNREAD_S:g} s") from error
     except OSError as error:
         raise ClientGone("the client went away") from error
-
-
-async def _enqueue(
-    index: int, stream: ChoiceStream, queue: asyncio.Queue[tuple[int, TextDelta]]
-) -> None:
-    async with aclosing(stream):
-        async for delta in stream:
-            await queue.put((index, delta))
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

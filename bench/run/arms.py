@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, Literal
 
 from bench.round_policy import RoundPolicy
+from bench.run.rivals import PLAIN, TOKENS, Rival
 from bench.run.services import LINKED, EdgePlan
+from gateway.ports import NONE
 
 GAMMA: Final = 4
 """Tokens a round of an arm whose name does not say: the paper's."""
+
+WATCHED: Final = MappingProxyType({"include_speculation": True})
+"""What the page asks for, to show how the text comes about."""
+
+STEADY: Final = MappingProxyType({"steady": True})
+"""What the page asks for too, so that its text does not come in bursts."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
@@ -28,6 +38,17 @@ class Arm:
     """Which text the request predicts, if the prompts have predictions: this prompt's own, or
     that of another prompt of its family."""
 
+    stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
+    """bench.run.client.Question.stream_options."""
+
+    rival: Rival | None = None
+    """What answers in place of this product's verifier; None: nothing does."""
+
+    @property
+    def engine(self) -> str:
+        """Identifies the services that answer: arms of one engine are started together."""
+        return self.name if self.rival else ""
+
 
 _FIXED: Final = {
     arm.name: arm
@@ -38,9 +59,12 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
+        Arm("picospec-noown", "far", EdgePlan(verifier_drafts=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
+        Arm("picospec-watched", "far", EdgePlan(link=LINKED), stream_options=WATCHED),
+        Arm("picospec-steady", "far", EdgePlan(link=LINKED), stream_options=STEADY),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }
@@ -48,7 +72,10 @@ _ROUNDS: Final = ("sync", "paper", "colocated")
 _OTHER_DRAFT: Final = "picospec@"
 """Begins the name of an arm that ends with a draft model: the product with that one."""
 
-NAMES: Final = (*_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS))
+NAMES: Final = (
+    *_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS),
+    PLAIN, *(f"{name}:K" for name in TOKENS),
+)  # fmt: skip
 
 
 def parse(text: str) -> list[Arm]:
@@ -68,6 +95,8 @@ def _arm(name: str) -> Arm:
     other, _, model = name.partition(_OTHER_DRAFT)
     if model and not other:
         return Arm(name, "far", EdgePlan(link=LINKED, draft_model=model))
+    if rival := Rival.parse(name):
+        return Arm(rival.name, "cloud", rival=rival)
     kind, _, gamma = name.partition(":")
     if kind not in _ROUNDS:
         raise ValueError(f"no arm is called {name!r}; there are {', '.join(NAMES)}")

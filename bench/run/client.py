@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from bench.data.prompts import sampling
 from gateway.ports import NONE
+
+TOGETHER_S: Final = 0.005
+"""Pieces that arrive so soon after the first are of the same pass: a steady stream sends each
+token by itself, and those of the first pass at once. No pass measured here takes less."""
 
 
 class AnswerError(Exception):
@@ -33,6 +37,9 @@ class Question:
     settings: Mapping[str, object] = field(default_factory=lambda: NONE)
     """More fields of the request."""
 
+    stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
+    """What its `stream_options` have beyond `include_usage`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -41,10 +48,11 @@ class Reply:
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Arrivals of the pieces that hold text; a piece is what one target pass committed."""
+    """Arrivals of the pieces that hold text; a piece is what one target pass committed, or one
+    token of a steady stream."""
 
     first_share: float
-    """Share of the text's characters in the first piece; 0 without text."""
+    """Share of the text's characters that the first pass committed; 0 without text."""
 
     seconds: float
     """Arrival of the finish reason, which ends the answer."""
@@ -54,6 +62,8 @@ class Reply:
 
     accepted: int = 0
     target_passes: int = 0
+    """Where the service does not say it: one for each token that was no draft token."""
+
     prompt_tokens: int = 0
     logprobs: Sequence[dict[str, Any]] = ()
     """What the API says of each token; empty unless log-probabilities were asked for."""
@@ -102,10 +112,15 @@ class Client:
             "seed": question.seed,
             "max_tokens": question.tokens,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, **question.stream_options},
             **({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest}),
             **question.settings,
         }
+
+
+def _first(pieces: Sequence[tuple[float, str]]) -> int:
+    """Return the number of characters that arrived with the first piece."""
+    return sum(len(piece) for at_s, piece in pieces if at_s - pieces[0][0] <= TOGETHER_S)
 
 
 def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
@@ -119,15 +134,16 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
     text = "".join(piece for _, piece in pieces)
     scored = ((choice.get("logprobs") or {}).get("content") or () for _, choice in choices)
     speculation = (last.get("metrics") or {}).get("speculative_decoding") or {}
+    accepted = speculation.get("num_accepted_draft_tokens", 0)
     return Reply(
         text,
         usage["completion_tokens"],
         tuple(at_s for at_s, _ in pieces),
-        len(pieces[0][1]) / len(text) if text else 0.0,
+        _first(pieces) / len(text) if text else 0.0,
         ends_s[-1],
         speculation.get("num_draft_tokens", 0),
-        speculation.get("num_accepted_draft_tokens", 0),
-        speculation.get("num_target_passes", 0),
+        accepted,
+        speculation.get("num_target_passes", usage["completion_tokens"] - accepted),
         usage["prompt_tokens"],
         list(chain.from_iterable(scored)),
     )

@@ -43,15 +43,20 @@ def run(
     per_family: options.PerFamily = None,
     tokens: options.Tokens = 64,
     repeats: Annotated[int, typer.Option()] = 1,
+    questions_per_engine: Annotated[
+        int, typer.Option(min=1, help="Before another engine's turn, if arms have several.")
+    ] = 3,
     temperatures: options.Temperatures = "0",
     seed: Annotated[int, typer.Option(help="Of the first repeat.")] = 7,
     target: options.Engine = "llama",
     target_model: options.TargetModel = options.PAIR,
     draft_model: options.DraftModel = options.PAIR,
+    cloud_draft_model: Annotated[str, typer.Option(help="Of cloud-draft: safetensors.")] = "",
     verifier_python: options.VerifierPython = sys.executable,
     pin: Annotated[str, typer.Option(help='"VERIFIER:EDGE", "none"; halves.')] = "",
 ) -> None:
-    """Measure. Options it does not know go to the verifier, as --vllm.dtype float32."""
+    """Measure. Options it does not know go to the verifier, as --vllm.dtype float32; those of
+    vLLM also to its own server, where an arm has one."""
     console = Console()
     try:
         links = product(options.numbers(rate) if rate else [None], options.numbers(rtt))
@@ -60,14 +65,18 @@ def run(
             read(prompts, options.names(families), per_family),
             [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
             options.numbers(temperatures), tokens, repeats, seed,
+            questions_per_engine,
         )  # fmt: skip
+        for arm in plan.arms:
+            if arm.rival:
+                arm.rival.check(target, verifier_python, cloud_draft_model, plan.temperatures)
         cores = pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     services = ServicesPlan(
         target_model, draft_model, {}, target,
         verifier_arguments(target, 1, context.args), verifier_python,
-        cores.verifier, cores.edge, EDGE_ENVIRONMENT,
+        cores.verifier, cores.edge, EDGE_ENVIRONMENT, cloud_draft_model=cloud_draft_model,
     )  # fmt: skip
     if cores.edge:
         os.sched_setaffinity(0, cores.edge)  # links and client are on the user's side

@@ -1,4 +1,4 @@
-"""All arms of a run, started once: services, links whose conditions change, and clients."""
+"""All arms of one engine: services, links whose conditions change, and clients."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ class LiveArm:
 
 
 class LiveArms(Started):
-    """All arms of a run by their names. Entering it raises ServiceError or ModelError."""
+    """All arms of one engine by their names. Entering it raises ServiceError or ModelError."""
 
     def __init__(self, plan: ServicesPlan, arms: Sequence[Arm]) -> None:
         super().__init__()
         self.by_name: dict[str, LiveArm] = {}
         self._arms = arms
         edges = {arm.name: arm.edge for arm in arms if arm.edge}
-        self._services = Services(replace(plan, edges=edges))
+        self._services = Services(replace(plan, edges=edges, rival=arms[0].rival))
         self._links: list[Link] = []
         self._far_edges: list[httpx.AsyncClient] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from rich.table import Table
 
 from bench.data.files import save
 from bench.data.host import commit, this_host
-from bench.data.results import Results, Row, Settings, link_name, rows
+from bench.data.results import Answer, Results, Row, Settings, link_name, rows
 from bench.data.tables import console as console_table
 from bench.data.tables import grid
 from bench.run.live_arms import LiveArms
-from bench.run.plan import Plan, answer, turns
+from bench.run.plan import Plan, Turn, answer, stints
 from bench.run.services import ServicesPlan
 
 
@@ -34,22 +34,40 @@ class Run:
         ModelError, AnswerError, or httpx.TransportError."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         progress = Progress(*columns, console=console)
-        found, link = self._nothing_yet(), None
-        planned = list(turns(self.plan))
-        task = progress.add_task("starting", total=len(planned))
+        found = self._nothing_yet()
+        planned = stints(self.plan)
+        task = progress.add_task("", total=sum(map(len, planned)))
+
+        def show(what: str) -> None:
+            progress.update(task, description=what)
+
+        def keep(given: Answer) -> None:
+            nonlocal found
+            answers = [*found.answers, given]
+            found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
+            save(found, self.out)
+            progress.advance(task)
+            live.update(Group(_table(found.rows), progress))
+
         with Live(Group(progress), console=console, refresh_per_second=2) as live:
-            async with LiveArms(self.services, self.plan.arms) as arms:
-                for turn in progress.track(planned, task_id=task):
-                    what = f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms"
-                    progress.update(task, description=what)
-                    if turn.link != link:
-                        await arms.become(link := turn.link)
-                    asked = await arms.by_name[turn.arm.name].ask(turn.question)
-                    answers = [*found.answers, answer(turn, *asked)]
-                    found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
-                    save(found, self.out)
-                    live.update(Group(_table(found.rows), progress))
+            for asked in planned:
+                await self._stint(asked, show, keep)
         return found
+
+    async def _stint(
+        self, turns: Sequence[Turn], show: Callable[[str], None], keep: Callable[[Answer], None]
+    ) -> None:
+        """Start one engine and what else its arms need, and ask them."""
+        link, engine = None, turns[0].arm.engine
+        show(f"starting {engine or 'the services'}")
+        own = [arm for arm in self.plan.arms if arm.engine == engine]
+        async with LiveArms(self.services, own) as arms:
+            for turn in turns:
+                show(f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms")
+                if turn.link != link:
+                    await arms.become(link := turn.link)
+                asked = await arms.by_name[turn.arm.name].ask(turn.question)
+                keep(answer(turn, *asked))
 
     def _nothing_yet(self) -> Results:
         plan, services, first = self.plan, self.services, self.plan.links[0]

@@ -2,15 +2,17 @@
 
 The order is repeat by repeat, prompt by prompt (families in turn), link by link; at each link
 all arms follow one another, and each time another arm begins. So what is compared was asked
-within minutes. `cloud` generates one token a pass at any distance: it is asked over the first
-link in every repeat, and over the last link in the first repeat, as a check.
+within minutes. Arms of several engines (bench.run.rivals) take turns: each engine answers a few
+questions before the next one is started, in the order A B, B A, A B, so that a host whose speed
+drifts changes all alike. `cloud` generates one token a pass at any distance: it is asked over
+the first link in every repeat, and over the last link in the first repeat, as a check.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from itertools import chain, groupby, zip_longest
 
 from bench.data.prompts import Prompt
 from bench.data.results import Answer
@@ -30,6 +32,9 @@ class Plan:
     repeats: int = 1
     seed: int = 7
     """Seed of the first repeat; each later repeat has the next."""
+
+    questions_per_engine: int = 3
+    """Questions that the arms of one engine answer before the next engine is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,29 @@ def turns(plan: Plan) -> Iterator[Turn]:
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
-                    asks = replace(question, settings=_settings(arm, prompt, plan.prompts))
+                    settings = _settings(arm, prompt, plan.prompts)
+                    asks = replace(
+                        question, settings=settings, stream_options=arm.stream_options
+                    )
                     yield Turn(arm, prompt, link, repeat, asks)
+
+
+def stints(plan: Plan) -> list[list[Turn]]:
+    """Return all turns in the order in which they are asked, those of one engine together."""
+    engines = list(dict.fromkeys(arm.engine for arm in plan.arms))
+    ordered: list[Turn] = []
+    for number, part in enumerate(_parts(plan)):
+        for engine in engines if number % 2 == 0 else reversed(engines):
+            ordered += [turn for turn in part if turn.arm.engine == engine]
+    return [list(some) for _, some in groupby(ordered, key=lambda turn: turn.arm.engine)]
+
+
+def _parts(plan: Plan) -> Iterator[list[Turn]]:
+    """Yield the turns of a few questions at a time."""
+    asked = groupby(turns(plan), key=lambda t: (t.repeat, t.question.temperature, t.prompt.id))
+    questions = [list(some) for _, some in asked]
+    for first in range(0, len(questions), plan.questions_per_engine):
+        yield list(chain(*questions[first : first + plan.questions_per_engine]))
 
 
 def _settings(arm: Arm, prompt: Prompt, prompts: Sequence[Prompt]) -> dict[str, object]:

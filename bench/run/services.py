@@ -18,6 +18,7 @@ import httpx
 
 from bench.link.path import Conditions
 from bench.link.relay_server import HOST, Link
+from bench.run.rivals import Rival
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.readiness import until_ready
@@ -39,6 +40,7 @@ class EdgePlan:
     fill: str = "auto"
     lookup: bool = True
     grammars: bool = True
+    verifier_drafts: bool = True
     link: Conditions | None = None
     """The emulated link to the verifier, whose conditions can be changed; None: no link."""
 
@@ -53,7 +55,7 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("drafter", "judge", "fill", "lookup", "grammars")
+        names = ("drafter", "judge", "fill", "lookup", "grammars", "verifier_drafts")
         return {name: getattr(self, name) for name in names}
 
 
@@ -80,6 +82,12 @@ class ServicesPlan:
     """By default each end has half the machine, so that neither slows the other's passes."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    rival: Rival | None = None
+    """What is started in place of the verifier; None: the verifier is."""
+
+    cloud_draft_model: str = ""
+    """The draft model of a rival that has one, as vLLM reads it."""
 
     @property
     def models(self) -> dict[str, str]:
@@ -132,7 +140,7 @@ class Services(Started):
     def __init__(self, plan: ServicesPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.verifier_url = f"http://{HOST}:{_free_port()}"
+        self.verifier_url = f"http://{HOST}:{free_port()}"
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
         self.pids: dict[str, int] = {}
@@ -153,17 +161,18 @@ class Services(Started):
             await while_alive(children, ready)
 
     def _verifier(self) -> Service:
-        plan = self.plan
-        command = (
-            plan.verifier_python, "-m", "verifier", "--host", HOST,
-            "--port", str(port(self.verifier_url)), "--target", plan.target,
-            "--model", plan.target_model, *plan.verifier_arguments,
-        )  # fmt: skip
-        cores = plan.verifier_cores
-        return Service("verifier", command, self.verifier_url, cores, plan.environment)
+        plan, url = self.plan, self.verifier_url
+        cores, settings = plan.verifier_cores, plan.environment
+        where = ("--host", HOST, "--port", str(port(url)), *plan.verifier_arguments)
+        python, model = plan.verifier_python, plan.target_model
+        if rival := plan.rival:
+            command = rival.command(python, model, plan.cloud_draft_model, where)
+            return Service(rival.kind, command, url, cores, settings, ready_path="/health")
+        verifier = (python, "-m", "verifier", "--target", plan.target, "--model", model)
+        return Service("verifier", (*verifier, *where), url, cores, settings)
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
-        url = self.edge_urls[name] = f"http://{HOST}:{_free_port()}"
+        url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
         verifier_url = self.verifier_url
         if edge.link:
             verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
@@ -178,7 +187,7 @@ class Services(Started):
         return Service(name, command, url, cores, settings)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))

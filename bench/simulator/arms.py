@@ -7,7 +7,7 @@ all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.round_policy import RoundPolicy
 from speculation.drafting.policy import DraftPolicy, StreamPolicy
@@ -23,17 +23,26 @@ class Arm:
     policy: DraftPolicy | None = None
     """None: nothing is drafted."""
 
+    own_drafts: bool = False
+    """Whether the verifier proposes draft tokens too."""
+
     lookup: bool = False
     """Whether tokens are also proposed by prompt lookup."""
 
     gamma: int = 0
     """Draft tokens in a round; 0 where there are no rounds."""
 
+    branches: int = 0
+    """Branches drafted besides the chain while a round is away, see bench.simulator.acespec."""
+
     colocated: bool = False
     """Whether the draft model runs on the target's host."""
 
     waits: bool = False
     """Whether the target rests while the draft model works."""
+
+    steady: bool = False
+    """Whether the answer reaches the user as a steady stream."""
 
 
 def sync(gamma: int) -> Arm:
@@ -46,12 +55,20 @@ def paper(gamma: int) -> Arm:
     return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
 
 
+def acespec(gamma: int, branches: int) -> Arm:
+    """Return `paper` with a cache of branches, see bench.simulator.acespec."""
+    return replace(paper(gamma), name="acespec", branches=branches)
+
+
 def colocated(gamma: int) -> Arm:
     """Return vanilla speculation whose draft model runs on the target's host."""
     policy = RoundPolicy(gamma)
     return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
 
 
-def picospec(name: str = "picospec", *, fill: Fill = "auto", lookup: bool = True) -> Arm:
+def picospec(
+    name: str = "picospec", *, fill: Fill = "auto", own_drafts: bool = True, lookup: bool = True
+) -> Arm:
     """Return this product, with or without one of its parts."""
-    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), lookup=lookup)
+    own = own_drafts and fill == "auto"
+    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), own, lookup)

@@ -75,6 +75,8 @@ def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
 
 
 def alternating(groups: Sequence[Group]) -> list[Source]:
-    """Return all sources, a family after another in turn."""
+    """Return all sources, a family after another in turn. Raises ValueError for no groups."""
+    if not groups:
+        raise ValueError("there are no traces at this temperature")
     most = max(len(group.sources) for group in groups)
     return [group.sources[i % len(group.sources)] for i in range(most) for group in groups]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 
 from bench.simulator.clock import Action, Clock, Curve, Line
 from bench.simulator.source import Source
+from gateway.steady.pacer import Pacer
 from models.kv_reuse import common_prefix
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftStep
@@ -19,6 +20,8 @@ from speculation.sampling.draft_token import DraftToken
 class Answer:
     """What one answer was like from where the user sits."""
 
+    source: Source
+    asked_s: float
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     """When tokens came (seconds from asking), and how many."""
 
@@ -80,14 +83,13 @@ class Edge:
         done: Action,
     ) -> None:
         """drafting: is told until when the draft model works. done: is called at the end."""
-        self.answer = Answer()
+        self.answer = Answer(source, clock.now_s)
         self.machine = machine
         self._clock = clock
         self._source = source
         self._draft_s = draft_s
         self._drafting = drafting
         self._done = done
-        self._asked_s = clock.now_s
         self._cache: list[TokenId] = []  # the output tokens that the draft model has read
         self._opened = False
         self._waiting: list[Pushed] = []
@@ -102,7 +104,7 @@ class Edge:
         self._opened = self._opened or isinstance(message, Opened)
         self._send(outcome.send)
         if outcome.commit is not None:
-            since_s = self._clock.now_s - self._asked_s
+            since_s = self._clock.now_s - self.answer.asked_s
             self.answer.arrivals.append((since_s, len(outcome.commit.tokens)))
         if outcome.finish is not None:
             totals, answer = outcome.finish.totals, self.answer
@@ -133,7 +135,7 @@ class Edge:
         """Begin a step. It reads what the draft model has not read yet."""
         tokens = self._source.drafts(step.context, step.ahead)
         unread = max(0, len(step.context) - common_prefix(self._cache, step.context) - 1)
-        step_s = self._draft_s.of(1 + unread + len(step.ahead))
+        step_s = self._step_s(step, unread)
         self._busy = True
         self._cache = [*step.context, *(drafted.token for drafted in tokens[:-1])]
         self._drafting(self._clock.now_s + step_s)
@@ -141,7 +143,27 @@ class Edge:
         self.answer.edge_cpu_s += step_s
         self._clock.after(step_s, lambda: self._drafted(step, tokens))
 
+    def _step_s(self, step: DraftStep, unread: int) -> float:
+        """Return how long a step takes. unread: tokens of its context to be read first."""
+        return self._draft_s.of(1 + unread + len(step.ahead))
+
     def _drafted(self, step: DraftStep, tokens: Sequence[DraftToken]) -> None:
         self._busy = False
         self.machine.drafted(step, tokens, self._clock.now_s)
         self._act()
+
+
+def steadied(answer: Answer) -> Answer:
+    """Return the answer as it reaches a client that asked for a steady stream."""
+    shown = groupby(_shown(answer.arrivals))
+    return replace(answer, arrivals=[(at_s, len(list(tokens))) for at_s, tokens in shown])
+
+
+def _shown(arrivals: Sequence[tuple[float, int]]) -> Iterator[float]:
+    """Yield when each token is shown, in seconds from asking, by the gateway's own Pacer."""
+    pacer = Pacer[None](lambda _: True)
+    for arrived_s, count in arrivals:
+        while (due_s := pacer.due_s) is not None and due_s < arrived_s:
+            yield from (due_s for _ in pacer.due(due_s))
+        yield from (arrived_s for _ in pacer.add([None] * count, arrived_s))
+    yield from (arrivals[-1][0] for _ in pacer.flush())

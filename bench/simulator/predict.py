@@ -36,7 +36,7 @@ POINTS: Final[Mapping[str, Hosts]] = {
 """Named after the time of a token of the target, and of the draft model on the device."""
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
-ARMS: Final = ("sync", "paper", "paper:4", "picospec", "colocated")
+ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")
 
 SHARES: Final = (0.6, 0.8, 1.5)
 """Rates to be sustained, relative to the target's rate with one client alone."""

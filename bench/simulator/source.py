@@ -8,6 +8,7 @@ it goes on with: a trace holds what follows a missed draft token, elsewhere toke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from random import Random
 from typing import Final
 
@@ -19,8 +20,9 @@ from edge_agent.draft_model.drafter import drafts_while_matching
 from models.kv_reuse import common_prefix
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import Distribution
-from speculation.sampling.draft_sampler import coupled
+from speculation.sampling.draft_sampler import SHARPNESS, coupled
 from speculation.sampling.draft_token import DraftToken
+from speculation.sampling.noise import gumbel, place
 
 WRONG: Final = 100_000
 """Tokens from here on are in no answer. They take three bytes on the wire, as most tokens of a
@@ -34,6 +36,9 @@ class Source:
 
     drafts[i]: the draft token after tokens[:i]. confidences: float[n], of these.
     after_miss[i]: what is drafted after drafts[i], where that is not the target's token.
+    ranks[i]: tokens that the draft model prefers to the target's, drafts[i] not counted; inf
+    where that is not known.
+    predicted: what the client says that it expects.
     """
 
     def __init__(
@@ -43,14 +48,24 @@ class Source:
         drafts: Sequence[TokenId],
         confidences: Sequence[float],
         after_miss: Sequence[Sequence[DraftToken]] = (),
+        ranks: Sequence[float] = (),
+        predicted: Sequence[TokenId] = (),
     ) -> None:
         self.prompt = tuple(prompt)
+        self.predicted = tuple(predicted)
         self.tokens = list(tokens)
         self._drafts = list(drafts)
         self._confidences = list(confidences)
         self._after_miss = list(after_miss) or [()] * len(self.tokens)
+        self.ranks = list(ranks) or [inf] * len(self.tokens)
         self.distributions = [Distribution(np.array([t]), np.ones(1)) for t in self.tokens]
         """The target's distributions as its noise left them: the one token it generates."""
+
+    @property
+    def acceptance(self) -> float:
+        """The share of draft tokens that are the target's, where those before them are."""
+        pairs = zip(self._drafts, self.tokens, strict=True)
+        return sum(drafted == token for drafted, token in pairs) / len(self.tokens)
 
     def draft(self, context: Sequence[TokenId]) -> DraftToken:
         """Return the draft token after `context`, which are output tokens only."""
@@ -69,12 +84,16 @@ class Source:
         return drafts_while_matching(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
 
 
-def synthetic(acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0) -> Source:
-    """Return an answer each of whose draft tokens is accepted with the same probability."""
+def synthetic(
+    acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0, hits: float = 0.0
+) -> Source:
+    """Return an answer each of whose draft tokens is accepted with the same probability. hits:
+    the probability that, if it is not, the draft model's next best token is the target's."""
     chance = Random(seed)
     answer = list(range(tokens))
     drafts = [token if chance.random() < acceptance else WRONG for token in answer]
-    return Source((0,) * prompt_tokens, answer, drafts, [acceptance] * tokens)
+    ranks = [0 if chance.random() < hits else inf for _ in answer]
+    return Source((0,) * prompt_tokens, answer, drafts, [acceptance] * tokens, ranks=ranks)
 
 
 def traced(trace: Trace) -> Source:
@@ -92,7 +111,21 @@ def traced(trace: Trace) -> Source:
             [DraftToken(t, c) for t, c in zip(tokens, confidences, strict=True) if t >= 0]
             for tokens, confidences in zip(*after_miss, strict=True)
         ],
+        _ranks(trace),
     )
+
+
+def _ranks(trace: Trace) -> list[float]:
+    ranks: list[float] = []
+    rows = zip(trace.tokens, trace.draft_tokens, trace.draft_logits, strict=True)
+    for position, (target, tokens, logits) in enumerate(rows):
+        scores = logits
+        if trace.temperature:
+            noise = gumbel(trace.seed, place(len(trace.prompt), position), tokens)
+            scores = SHARPNESS / trace.temperature * logits + noise
+        known = scores[tokens == target]
+        ranks.append(float(np.count_nonzero(scores > known)) - 1 if known.size else inf)
+    return ranks
 
 
 def dense(tokens: Ids, logits: Logits) -> Logits:

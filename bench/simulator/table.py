@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from bench.data.results import Cell, figures
+from bench.data.results import Cell, figures, gap_ms
 from bench.data.statistics import geometric_mean
-from bench.simulator.arms import Arm, colocated, paper, picospec, sync
-from bench.simulator.edge import Answer
+from bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
+from bench.simulator.edge import Answer, steadied
 from bench.simulator.source import Source, traced
 from bench.simulator.world import World, simulate
 from bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-ROUNDS: Final = {"sync": sync, "paper": paper, "colocated": colocated}
+BRANCHES: Final = (2, 4, 8, 15, 30)
+"""Branches that `acespec` is tried with, besides none: 1 and 60 were hardly ever the best."""
+
+ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
+    "sync": [sync],
+    "paper": [paper],
+    "acespec": [paper, *(partial(acespec, branches=count) for count in BRANCHES)],
+    "colocated": [colocated],
+}
+"""How the arms of each kind are made at a gamma; of several, the best is taken."""
+
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": picospec(),
+    "picospec-steady": replace(picospec("picospec-steady"), steady=True),
     "picospec-nofill": picospec("picospec-nofill", fill="never"),
     "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
+    "picospec-noown": picospec("picospec-noown", own_drafts=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 
@@ -36,15 +49,18 @@ class Group:
     sources: Sequence[Source]
 
 
-def groups(folder: Path, families: Sequence[str]) -> list[Group]:
-    """Read the traces of some families, or of all, grouped by temperature and family. Raises
-    OSError or ValueError, also where there are none."""
+def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> list[Group]:
+    """Read the traces of some families, or of all, grouped by temperature and family; of each
+    the first `tokens`, or all. Raises OSError or ValueError, also where there are none."""
     found = [t for t in load_folder(folder) if not families or t.family in families]
     if not found:
         raise ValueError(f"no traces of these families in {folder}")
     found.sort(key=lambda trace: (trace.temperature, trace.family))
     grouped = groupby(found, key=lambda trace: (trace.temperature, trace.family))
-    return [Group(family, heat, list(map(traced, some))) for (heat, family), some in grouped]
+    return [
+        Group(family, heat, [traced(trace.cut(tokens)) for trace in some])
+        for (heat, family), some in grouped
+    ]
 
 
 class SimulatedRow(Cell, frozen=True, kw_only=True):
@@ -62,7 +78,7 @@ def candidates(name: str) -> list[Arm]:
         return [PLAIN[name]]
     if kind not in ROUNDS or (gamma and not (gamma.isdecimal() and int(gamma))):
         raise ValueError(f"no arm {name!r}: choose from {', '.join(ARMS)}, or give sync:4")
-    return [ROUNDS[kind](int(g)) for g in ([gamma] if gamma else GAMMAS)]
+    return [make(int(g)) for make in ROUNDS[kind] for g in ([gamma] if gamma else GAMMAS)]
 
 
 def rows(
@@ -72,26 +88,27 @@ def rows(
     for group in over:
         for rtt_ms in rtts_ms:
             there = replace(world, conditions=replace(world.conditions, rtt_ms=rtt_ms))
-            cloud = _rate(_answers(there, Arm(), group))
+            cloud = _answers(there, Arm(), group)
             for name in names:
                 yield _best(there, group, name, cloud)
 
 
-def _best(world: World, group: Group, name: str, cloud_rate: float) -> SimulatedRow:
+def _best(world: World, group: Group, name: str, cloud: Sequence[Answer]) -> SimulatedRow:
     runs = [(arm, _answers(world, arm, group)) for arm in candidates(name)]
     arm, answers = max(runs, key=lambda run: _rate(run[1]))
     return SimulatedRow(
         arm=name, family=group.family, temperature=group.temperature, gamma=arm.gamma or None,
         rtt_ms=world.conditions.rtt_ms, rate_mbit=world.conditions.rate_mbit,
         prompts=len(answers), tokens_per_s=_rate(answers),
-        speedup_vs_cloud=_rate(answers) / cloud_rate,
-        **figures(answers),
+        speedup_vs_cloud=_rate(answers) / _rate(cloud),
+        **figures(answers, gap_ms(cloud, 50)),
     )  # fmt: skip
 
 
 def _answers(world: World, arm: Arm, group: Group) -> list[Answer]:
     """Simulate one prompt after another, the first one twice, so that passes are timed."""
-    return simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
+    answers = simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
+    return [steadied(answer) for answer in answers] if arm.steady else answers
 
 
 def _rate(answers: Sequence[Answer]) -> float:

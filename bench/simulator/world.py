@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -10,6 +10,7 @@ from math import inf
 from random import Random
 
 from bench.link.path import Conditions, Path
+from bench.simulator.acespec import CachingEdge
 from bench.simulator.arms import Arm
 from bench.simulator.clock import Clock, Curve, Line
 from bench.simulator.edge import Answer, Edge
@@ -69,6 +70,7 @@ class _Run:
         request = Open(
             model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
             max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
+            own_drafts=arm.own_drafts, predicted=source.predicted,
         )  # fmt: skip
 
         def done() -> None:
@@ -87,7 +89,10 @@ class _Run:
             unused=unused,
         )
         drafting, draft_s = self._verifier.drafting, self._hosts.draft_s
-        edge = Edge(self.clock, source, machine, draft_s, drafting=drafting, done=done)
+        make: Callable[..., Edge] = Edge
+        if arm.branches:
+            make = partial(CachingEdge, gamma=arm.gamma, branches=arm.branches)
+        edge = make(self.clock, source, machine, draft_s, drafting=drafting, done=done)
         served = Served(str(next(self._names)), source, Line(self.clock, down, edge.receive))
         edge.uplink = Line(self.clock, up, partial(self._verifier.receive, served))
         edge.uplink.send(request)

@@ -52,8 +52,8 @@ class Trace:
     overlap: Logits
     """float32[n]: sum of min(p, q): what rejection sampling accepts. NaN: p is not known."""
 
-    def cut(self, tokens: int) -> Trace:
-        """Return the trace of the answer's first `tokens` tokens."""
+    def cut(self, tokens: int | None) -> Trace:
+        """Return the trace of the answer's first `tokens` tokens; None: of all."""
         return replace(self, **{name: getattr(self, name)[:tokens] for name in PER_TOKEN})
 
     def save(self, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Services as child processes: started together, watched, and stopped together.
 
 * ServiceError
-  - ServiceDied      a service ended by itself
+  - ServiceDied    a service ended by itself
   - NeverReady     a service did not answer /ready in time
 
 Rules:
@@ -80,6 +80,9 @@ class Service:
 
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables it gets besides this process's own, which win."""
+
+    ready_path: str = "/ready"
+    """What answers 200 once it is ready."""
 
 
 class Child:

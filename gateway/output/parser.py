@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 
-from gateway.detokenise import Detokeniser, Finish, LogprobEntry, TextDelta
+from gateway.detokenise import Detokeniser, Finish, LogprobEntry, TextDelta, single_tokens
 from gateway.output.incoming import Incoming, Steps
 from gateway.output.message import CallArguments, Message, Parsed
 from gateway.ports import Delta
@@ -35,7 +34,7 @@ class OutputParser:
         tokens = thoughts = 0
         finish: Finish | None = None
         told: list[Told] = []
-        for one in _single_tokens(delta):
+        for one in single_tokens(delta):
             shown = self._detokeniser.read(one)
             thoughts += shown.tokens * self._advance(shown)
             tokens += shown.tokens
@@ -103,21 +102,3 @@ class ContentEntries:
                 entry = self._pending.popleft()
                 if entry.offset + max(1, len(entry.piece.decode(errors="ignore"))) > span.start:
                     yield entry
-
-
-def _single_tokens(delta: Delta) -> Iterator[Delta]:
-    """Yield a Delta for each token; the last one has the finish."""
-    last = len(delta.tokens) - 1
-    if last < 1:
-        yield delta
-        return
-    for at, token in enumerate(delta.tokens):
-        logprobs = delta.logprobs[at : at + 1] if delta.logprobs is not None else None
-        yield replace(
-            delta,
-            tokens=(token,),
-            logprobs=logprobs,
-            finish=delta.finish if at == last else None,
-            origins=delta.origins and delta.origins[at : at + 1],
-            events=() if at else delta.events,
-        )

@@ -17,13 +17,20 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.account import Account
-from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge, send_to_client
+from gateway.choice_stream import (
+    ChoiceStream,
+    at_once,
+    cancel_on_disconnect,
+    merge,
+    send_to_client,
+)
 from gateway.detokenise import TextDelta
 from gateway.drain import Drain
 from gateway.errors import ClientGone
 from gateway.routes.answer import Answer, Json
 from gateway.routes.keep_alive import COMMENT, keep_alive
 from gateway.speculation import Told, Watch
+from gateway.steady.forwarding import steadily
 
 _START: Final[Message] = {
     "type": "http.response.start",
@@ -51,6 +58,7 @@ class EventStream(Response):
         *,
         usage: bool,
         watch: Watch | None,
+        steady: bool,
         keep_alive_s: float,
     ) -> None:
         super().__init__()
@@ -60,6 +68,7 @@ class EventStream(Response):
         self._drain = drain
         self._usage = usage
         self._watch = watch
+        self._forward = steadily if steady else at_once
         self._keep_alive_s = keep_alive_s
         self._has_status = False
         self._begun: set[int] = set()
@@ -99,7 +108,7 @@ class EventStream(Response):
 
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(keep_alive(begun, comment, self._keep_alive_s))
-            await merge(self._streams, emit)
+            await merge(self._streams, emit, self._forward)
 
     async def _send_status(self, send: Send) -> None:
         if not self._has_status:

@@ -23,6 +23,7 @@ from gateway.routes.request import GenerationRequest, TokenIds, parse
 from gateway.routes.services import Services
 from gateway.schemas import structured
 from gateway.speculation import Watch
+from gateway.steady.forwarding import singly
 from gateway.tracing import Span
 
 
@@ -55,9 +56,10 @@ async def generate(
         name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
     )
     stop_tokens = facts.stop_tokens.union(given.stop_tokens)
+    begin = services.engine.generate
     streams = [
         stream_choice(
-            services.engine.generate(job),
+            singly(begin(job)) if body.is_steady else begin(job),
             body.reader(style, job.prompt, stop_tokens=stop_tokens),
         )
         for job in jobs
@@ -71,6 +73,7 @@ async def generate(
             services.drain,
             usage=body.include_usage,
             watch=Watch() if body.is_watched else None,
+            steady=body.is_steady,
             keep_alive_s=services.keep_alive_s,
         )
     async with services.drain.answer():

@@ -67,6 +67,9 @@ class StreamOptions(RequestModel):
     include_speculation: Flag = False
     """Chunks also tell how their text came about, see docs/api.md."""
 
+    steady: Flag = False
+    """Tokens that came together reach the client one after another, see docs/api.md."""
+
     include_obfuscation: Flag | None = None
     """This is accepted and has no effect: chunks are never padded."""
 
@@ -179,6 +182,12 @@ class GenerationRequest(RequestModel):
         """Whether the stream tells of speculation."""
         options = self.stream_options
         return self.stream and options is not None and options.include_speculation
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether tokens that came together are streamed one after another."""
+        options = self.stream_options
+        return self.stream and options is not None and options.steady
 
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""

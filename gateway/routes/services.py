@@ -64,7 +64,7 @@ class Services:
         """Begin answers; return their `system_fingerprint`, which only the fallback's have."""
         if not self.falls_back or self.fallback is None:
             return None
-        self.fallback.answers(answers)
+        self.fallback.count_answers(answers)
         return f"{self.fallback.name}:{facts.model}"
 
     async def style_of(self, tokenizer: Tokenizer) -> Style:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from speculation.proposing.precision import Continuation
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from speculation.protocol.messages import (
     Commit,
@@ -31,6 +32,7 @@ from speculation.protocol.messages import (
 )
 from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 from speculation.verifying.chain import HeldChain
+from speculation.verifying.own_drafts import OwnDrafts
 from speculation.verifying.validation import check_form, check_place
 
 NO_CHANCE: Final[Iterator[float]] = iter(())
@@ -39,6 +41,9 @@ NO_CHANCE: Final[Iterator[float]] = iter(())
 MAX_REDRAWS: Final = 32
 """Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
 hardly ever needs two."""
+
+MAX_PENDING: Final = 4
+"""Pending draft tokens of the edge from which on the verifier proposes none of its own."""
 
 Tokens = tuple[TokenId, ...]
 
@@ -51,6 +56,7 @@ class Pass:
     draft: Tokens
     q: tuple[int, ...]  # `separate`: K weights in 1/Q_SCALE; else all are 0
     u: tuple[float, ...] = ()  # `separate`: K + 1 fresh uniforms in [0, 1)
+    own: int = 0  # how many of the draft tokens, the last ones, are the verifier's own
 
 
 class VerifyingSession:
@@ -68,6 +74,12 @@ class VerifyingSession:
         self._redraws = 0  # answered since the last rejection
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
+        self._own = OwnDrafts(request) if request.own_drafts else None
+        self._proposed: tuple[tuple[int, int, int], Continuation | None] | None = None
+        """What was proposed last, and where the text and the chain were."""
+
+        self._tried: Continuation | None = None  # what was proposed for the pass that runs
+        self._dropped = self.chain.dropped
 
     @property
     def pending(self) -> int:
@@ -75,12 +87,30 @@ class VerifyingSession:
         return max(0, self.chain.reach - len(self.committed))
 
     @property
-    def judgeable(self) -> int:
-        """Draft tokens to count with when rows are allocated. In `separate` that is all that a
-        pass may take, whatever is pending: the draft tokens after one depend on it. Were they
-        to decide whether it is judged, the output would not have the target's distribution."""
+    def gains(self) -> list[float]:
+        """How likely each draft token that a pass may judge is to be accepted, with all those
+        before it. In `separate` all that a pass may take count, whatever is pending: the draft
+        tokens after one depend on it. Were they to decide whether it is judged, the output
+        would not have the target's distribution."""
         most = self.limits.max_verify
-        return min(self.pending, most) if self.request.judge == "coupled" else most
+        judgeable = min(self.pending, most) if self.request.judge == "coupled" else most
+        gains = [self.chain.acceptance**k for k in range(1, judgeable + 1)]
+        if own := self._propose():
+            reached, right = gains[-1] if gains else 1.0, own.precision.right
+            gains += [reached * right**k for k in range(1, len(own.tokens) + 1)]
+        return gains
+
+    def _propose(self) -> Continuation | None:
+        """Return the verifier's own draft tokens after the pending ones, if there are any."""
+        pending = self.pending
+        if self._own is None or pending >= MAX_PENDING:
+            return None
+        at = (len(self.committed), self.chain.epoch, pending)
+        if self._proposed is None or self._proposed[0] != at:
+            drafts = [token for token, _ in self.chain.drafts(at[0], pending)]
+            most = self.limits.max_verify - pending
+            self._proposed = at, self._own.propose(self.committed, drafts, most)
+        return self._proposed[1]
 
     # --- messages of the edge
 
@@ -96,6 +126,9 @@ class VerifyingSession:
         check_place(message, self.committed, self.rejection, max_ahead=self.limits.max_ahead)
         chain, epoch = self.chain, message.epoch
         if self.finished or epoch < chain.epoch or chain.is_void(epoch):
+            if self._own and epoch == chain.epoch:
+                self._own.came_late(message)
+                self._proposed = None
             return []
         chain.begin(message)
         down: list[Down] = []
@@ -103,6 +136,7 @@ class VerifyingSession:
             self.rejection = None
             down = self._commit(Commit(epoch, message.start, message.tokens[:1]))
         chain.extend(message, self.committed)
+        self._note_break()
         return down
 
     def _redraw(self, message: Redraw, u: Iterator[float]) -> list[Down]:
@@ -125,22 +159,34 @@ class VerifyingSession:
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
         least = int(self.request.fill == "never")
-        return self._pass(min(self.pending, max(most, least), self.limits.max_verify, room))
+        return self._pass(min(self._judgeable, max(most, least), self.limits.max_verify, room))
+
+    @property
+    def _judgeable(self) -> int:
+        own = self._propose()
+        return self.pending + (len(own.tokens) if own else 0)
 
     def begin(self, drafts: int) -> Pass:
-        """Begin a pass over exactly `drafts` pending draft tokens; `resolve` must follow."""
+        """Begin a pass over the first `drafts` draft tokens, which are the pending ones and the
+        verifier's own after them; `resolve` must follow."""
         if self._running or self.finished or self.rejection:
             raise LocalProtocolError("no pass may begin now")
-        if drafts > self.pending:
-            raise LocalProtocolError(f"{drafts} draft tokens are not pending")
+        if drafts > self._judgeable:
+            raise LocalProtocolError(f"there are no {drafts} draft tokens")
         self.chain.broken = False
-        self._running = self._pass(drafts)
+        self._running, self._tried = self._pass(drafts), self._propose()
         return self._running
 
     def _pass(self, drafts: int) -> Pass:
         start = len(self.committed)
-        items = self.chain.drafts(start, drafts)
-        return Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items))
+        items = self.chain.drafts(start, min(drafts, self.pending))
+        tokens, weights = (
+            (tuple(some) for some in zip(*items, strict=True)) if items else ((), ())
+        )
+        if own := drafts - len(items):
+            proposed = self._propose()
+            tokens += tuple(proposed.tokens[:own]) if proposed else ()
+        return Pass(start, tokens, (*weights, *(0,) * own), own=own)
 
     def resolve(
         self,
@@ -154,18 +200,19 @@ class VerifyingSession:
         """Apply the outcome of the pass begun. logprobs: one for each of judgement.tokens."""
         if self._running is None:
             raise LocalProtocolError("no pass has begun")
-        judged, self._running, totals = len(self._running.draft), None, self.totals
+        running, self._running, totals = self._running, None, self.totals
+        judged = len(running.draft)
         filled = totals.filled + (judged == 0)
         self.totals = replace(
             totals, passes=totals.passes + 1, judged=totals.judged + judged, filled=filled
         )
-        epoch, start, kept = (
-            self.chain.epoch,
-            len(self.committed),
-            tuple(logprobs or ()) or None,
-        )
+        accepted = min(judgement.accepted, judged - running.own)
+        own, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
+        if self._own and self._tried and accepted == judged - running.own:
+            self._own.judged(self._tried, running.own, own)
+        place = self.chain.epoch, len(self.committed)
         down = self._commit(
-            Commit(epoch, start, judgement.tokens, judgement.accepted, queue_s, pass_s, kept)
+            Commit(*place, judgement.tokens, accepted, own, queue_s, pass_s, kept)
         )
         if judgement.rejection and not self.finished:
             self.rejection = judgement.rejection
@@ -178,13 +225,23 @@ class VerifyingSession:
         """Commit these tokens up to the end of the answer; return what is sent of it."""
         tokens, self.finished = self._ended(commit.tokens)
         accepted = min(commit.accepted, len(tokens))
-        self.totals = replace(self.totals, accepted=self.totals.accepted + accepted)
+        own, totals = min(commit.own, len(tokens) - accepted), self.totals
+        self.totals = replace(
+            totals, accepted=totals.accepted + accepted + own, own=totals.own + own
+        )
         self.committed.extend(tokens)
         self.chain.follow(self.committed)
+        self._note_break()
         kept = commit.logprobs and commit.logprobs[: len(tokens)]
-        sent = replace(commit, tokens=tokens, accepted=accepted, logprobs=kept)
+        sent = replace(commit, tokens=tokens, accepted=accepted, own=own, logprobs=kept)
         finish = [Finish(self.finished, self.totals)] if self.finished else []
         return [*([sent] if tokens else []), *finish]
+
+    def _note_break(self) -> None:
+        """Keep the chain that broke, if one did: the text may go on like it."""
+        if self._own and self._dropped is not self.chain.dropped:
+            self._dropped = self.chain.dropped
+            self._own.broke(self.chain.wrong_at, self._dropped)
 
     def _ended(self, tokens: Tokens) -> tuple[Tokens, FinishReason | None]:
         """Cut the tokens at the end of the answer, if they reach it."""

@@ -36,6 +36,24 @@ def paper_rate(
     return round_tokens(alpha, gamma) / (hidden * hit_s + (1 - hidden) * miss_s)
 
 
+def acespec_rate(
+    alpha: float, hits: float, gamma: int, *, draft_s: float, rtt_s: float, pass_s: float
+) -> float:
+    """Return tokens per second of rounds with a cache of branches (arXiv:2609.02514), one at
+    each depth, where branches cost a step nothing.
+
+    hits: probability that a recovered token begins a branch. Then the next round is there, as
+    far as the branch came while the last one was away; the rest of it is drafted.
+    """
+    away_s = rtt_s + pass_s
+    accepted = alpha ** (gamma + 1)
+    accepted_s = max((gamma + 1) * draft_s, away_s)
+    hit_s = away_s + max(0, gamma - int(away_s / draft_s + 1e-9)) * draft_s
+    miss_s = away_s + gamma * draft_s
+    broken_s = hits * hit_s + (1 - hits) * miss_s
+    return round_tokens(alpha, gamma) / (accepted * accepted_s + (1 - accepted) * broken_s)
+
+
 def critical_rtt_s(alpha: float, gamma: int, *, draft_s: float, pass_s: float) -> float:
     """Return the round trip above which `sync` is slower than `cloud` (arXiv:2606.25091)."""
     return (round_tokens(alpha, gamma) - 1) * pass_s - gamma * draft_s

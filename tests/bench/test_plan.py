@@ -116,10 +116,28 @@ def test_a_round_arm_without_a_length_has_the_papers() -> None:
     ]  # fmt: skip
 
 
+def test_the_steady_arm_differs_by_its_stream_options_alone() -> None:
+    asked = {t.arm.name: t.question for t in turns(plan("cloud,picospec,picospec-steady"))}
+
+    steady = asked["picospec-steady"]
+    assert steady.stream_options == {"steady": True}
+    assert replace(steady, stream_options={}) == asked["picospec"]
+
+
 @pytest.mark.parametrize("text", ["picospec", "cloud,cloud", "cloud,other", "cloud,sync:99"])
 def test_arms_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"arm|cloud|sync"):
         parse(text)
+
+
+def test_only_a_watched_arm_asks_how_its_text_comes_about() -> None:
+    asked = {
+        turn.arm.name: turn.question.stream_options
+        for turn in turns(plan("cloud,picospec,picospec-watched"))
+    }
+
+    watched = {"include_speculation": True}
+    assert asked == {"cloud": {}, "picospec": {}, "picospec-watched": watched}
 
 
 def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:

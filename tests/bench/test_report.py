@@ -114,7 +114,7 @@ def test_an_arm_is_compared_with_each_rival_at_its_best_round_by_link() -> None:
         )
     )
 
-    rival = "| times as fast as `paper`, best round | 2.00 (`paper:2`) | 3.00 (`paper:4`) |"
+    rival = "| times as fast as `paper`, at its best | 2.00 (`paper:2`) | 3.00 (`paper:4`) |"
     assert rival in page
     assert "times as fast as `sync`" not in page
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import inf
 from operator import eq
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from bench.__main__ import app
 from bench.data.prompts import sampling
 from bench.link.path import Conditions
 from bench.simulator.arms import Arm, paper
+from bench.simulator.edge import Answer, steadied
 from bench.simulator.hosts import gpu, hosts_of
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from bench.simulator.table import GAMMAS, Group, candidates, groups, rows, speedups
+from bench.simulator.table import BRANCHES, GAMMAS, Group, candidates, groups, rows, speedups
 from bench.simulator.world import World
 from bench.traces.files import Trace
 from speculation.sampling.distributions import distribution
@@ -68,6 +70,28 @@ def test_draft_tokens_of_another_distribution_miss_where_the_trace_has_it() -> N
     assert accepted(source) == 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_missed_token_has_a_rank_among_those_the_draft_model_prefers_next(
+    temperature: float,
+) -> None:
+    same = trace(temperature)
+    other = replace(same, draft_tokens=np.roll(same.draft_tokens, 1, axis=1))
+
+    source = traced(other)
+
+    drafts = [source.draft(source.tokens[:i]).token for i in range(len(source.tokens))]
+    missed = [drafted != token for drafted, token in zip(drafts, source.tokens, strict=True)]
+    assert [rank >= 0 for rank in source.ranks] == missed
+    assert temperature or source.ranks == [0] * len(missed)
+
+
+def test_a_target_token_that_a_trace_does_not_hold_has_no_rank() -> None:
+    same = trace(0.0)
+    other = replace(same, draft_tokens=same.draft_tokens + V)
+
+    assert traced(other).ranks == [inf] * len(same.tokens)
+
+
 def test_after_its_own_miss_the_draft_model_drafts_what_the_trace_has() -> None:
     same = trace(0.0, n=3)
     other = replace(
@@ -98,6 +122,7 @@ def test_after_a_miss_every_draft_token_misses() -> None:
 def test_rounds_are_tried_at_every_gamma_unless_one_is_named() -> None:
     assert [arm.gamma for arm in candidates("sync")] == list(GAMMAS)
     assert candidates("paper:4") == [paper(4)]
+    assert {arm.branches for arm in candidates("acespec:4")} == {0, *BRANCHES}
     assert [type(arm) for arm in candidates("cloud")] == [Arm]
 
 
@@ -172,3 +197,24 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, missed: list[str]
     result = CliRunner().invoke(app, ["simulate", "--traces", str(tmp_path), *missed])
 
     assert result.exit_code == 2
+
+
+def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> None:
+    answer = Answer(synthetic(1.0, 11), 0.0, [(1.0, 3), (1.4, 4), (1.8, 2), (2.4, 2)])
+
+    steady = steadied(answer)
+
+    shown = [(1.0, 3), (1.4, 1), (1.5, 1), (1.6, 1), (1.7, 1), (1.8, 1), (2.0, 1), (2.4, 2)]
+    assert steady.arrivals == [(pytest.approx(at_s), count) for at_s, count in shown]
+    assert (steady.tokens, steady.later) == (answer.tokens, answer.later)
+
+
+def test_the_steady_arm_is_as_fast_and_waits_no_longer() -> None:
+    group = Group("code", 1.0, [synthetic(0.95, 64, seed) for seed in range(2)])
+
+    found = rows(GPU, [group], [50.0], ["picospec", "picospec-steady"])
+    plain, steady = found
+
+    assert steady.speedup_vs_cloud == plain.speedup_vs_cloud
+    assert steady.waiting <= plain.waiting
+    assert steady.gap_ms_p50 < plain.gap_ms_p50

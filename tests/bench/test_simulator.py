@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.link.path import Conditions
-from bench.simulator.arms import Arm, colocated, paper, picospec, sync
+from bench.simulator.acespec import branches_by_depth
+from bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from bench.simulator.clock import Clock, Curve
 from bench.simulator.edge import Answer
 from bench.simulator.hosts import CPU_BOX, Hosts, gpu
@@ -55,7 +56,15 @@ def test_the_cloud_commits_a_token_a_pass_at_any_distance(rtt_ms: float) -> None
     jitter=st.floats(0, 1),
     seed=st.integers(0, 9),
     arm=st.sampled_from(
-        [Arm(), sync(3), paper(3), colocated(3), picospec(), picospec(fill="never")]
+        [
+            Arm(),
+            sync(3),
+            paper(3),
+            acespec(3, 4),
+            colocated(3),
+            picospec(),
+            picospec(fill="never"),
+        ]
     ),
 )
 @settings(deadline=None, max_examples=60)
@@ -122,6 +131,57 @@ def test_a_published_round_hides_its_drafting_when_the_last_one_was_accepted(
         ),
         rel=0.1,
     )
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 50, 200])
+@pytest.mark.parametrize("hits", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.0, 4), (0.0, 16), (0.9, 8)])
+def test_a_cached_branch_is_the_next_round_as_far_as_it_was_drafted(
+    alpha: float, gamma: int, hits: float, rtt_ms: float
+) -> None:
+    source = synthetic(alpha, 800 if alpha else 100, seed=3, hits=hits)
+
+    answer = run(acespec(gamma, branches=64), source, rtt_ms=rtt_ms)
+
+    assert answer.tokens_per_s == pytest.approx(
+        closed_forms.acespec_rate(
+            alpha, hits, gamma, draft_s=DRAFT_S, rtt_s=rtt_ms / 1000, pass_s=PASS_S
+        ),
+        rel=0.1,
+    )
+
+
+def test_a_hit_ends_the_step_that_is_running() -> None:
+    answer = run(acespec(16, branches=1), synthetic(0.0, 60, hits=1.0), rtt_ms=5)
+
+    away_s, branch = PASS_S + 0.005, 10  # tokens that were drafted meanwhile, and half a step
+    assert whole_gaps_s(answer) == {rounded(away_s + (16 - branch) * DRAFT_S)}
+
+
+def test_branches_are_fewer_at_greater_depth() -> None:
+    assert branches_by_depth(7, 2, acceptance=0.5) == [4, 2, 1]
+    assert branches_by_depth(3, 3, acceptance=0.0) == [3, 0, 0, 0]
+    assert branches_by_depth(4, 3, acceptance=1.0) == [1, 1, 1, 1]
+
+
+def test_only_a_depth_with_branches_is_looked_up() -> None:
+    rounds, cached = (
+        run(arm, synthetic(0.9, 800, hits=1.0), rtt_ms=100)
+        for arm in (paper(8), acespec(8, branches=1))
+    )
+
+    assert rounds.tokens_per_s < cached.tokens_per_s < 1.05 * rounds.tokens_per_s
+
+
+def test_branches_slow_the_chain_where_a_step_costs_more_for_them() -> None:
+    hosts = gpu(PASS_S, DRAFT_S, twice_at=256)
+
+    rounds, cached = (
+        run(arm, synthetic(1.0, 400), hosts=hosts).tokens_per_s
+        for arm in (paper(8), acespec(8, branches=15))
+    )
+
+    assert cached < 0.8 * rounds
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.7, 3), (0.9, 6)])
@@ -208,10 +268,11 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     text = list(range(200))
     copy = Source(text, text, text, [0.9] * 200)
     dear = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
-    without = picospec(lookup=False)
+    only = picospec(own_drafts=False)
+    without = picospec(lookup=False, own_drafts=False)
 
     looked_up, read, drafted = (
-        run(picospec(), copy, rtt_ms=20, hosts=hosts).tokens_per_s
+        run(only, copy, rtt_ms=20, hosts=hosts).tokens_per_s
         / run(without, copy, rtt_ms=20, hosts=hosts).tokens_per_s
         for hosts in (gpu(0.01, 0.01), gpu(0.1, 0.01), dear)
     )
@@ -219,3 +280,16 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     assert looked_up > 2.0
     assert 1.1 < read < 1.6  # up to max_verify
     assert drafted == 1.0
+
+
+def test_a_right_prediction_is_as_fast_at_any_distance() -> None:
+    text = list(range(200))
+    expected = Source((1,), text, [WRONG] * 200, [0.1] * 200, predicted=text)
+
+    near, far = (
+        run(picospec(), expected, rtt_ms=rtt_ms, hosts=gpu(0.07, 0.02)).tokens_per_s
+        for rtt_ms in (10, 200)
+    )
+
+    assert near == pytest.approx(far)
+    assert near > 0.8 * (Limits().max_verify + 1) / 0.07

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.run.services import free_port
 from cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
 from gateway.hosting.processes import Service, ServiceError
-from tests.edge_agent.processes import free_port
 
 FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
 

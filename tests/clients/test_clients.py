@@ -20,8 +20,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from bench.run.services import free_port
 from tests.clients.scripted_service import MODEL as SCRIPTED
-from tests.edge_agent.processes import ROOT, free_port
+from tests.edge_agent.processes import ROOT
 
 CLIENTS = ROOT / ".clients"
 PAIR = "qwen2.5-coder-1.5b"

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.run.services import free_port
+
 ROOT = Path(__file__).parents[2]
 
 _SERVE = """
@@ -49,13 +51,6 @@ def start(name: str = "", port: int | None = None) -> Process:
     running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(port)
     return Process(f"http://127.0.0.1:{port}", running)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on, most likely."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(

@@ -11,7 +11,8 @@ from typing import Final
 
 import trustme
 
-from tests.edge_agent.processes import ROOT, free_port, wait_for
+from bench.run.services import free_port
+from tests.edge_agent.processes import ROOT, wait_for
 
 NGINX: Final = """daemon off; worker_processes 1; pid nginx.pid; error_log stderr;
 events {{ worker_connections 1024; }}

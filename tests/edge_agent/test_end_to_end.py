@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.run.services import free_port
 from models.store import open_store
-from tests.edge_agent.processes import ROOT, free_port
+from tests.edge_agent.processes import ROOT
 
 pytestmark = pytest.mark.models
 

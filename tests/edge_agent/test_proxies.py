@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
+from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
@@ -60,6 +62,23 @@ def without_header(configuration: str) -> str:
     return re.sub("picospec[-_]session", "x", configuration)
 
 
+@asynccontextmanager
+async def together(
+    name: str,
+    metrics: EdgeMetrics,
+    folder: Path,
+    *,
+    kind: str = "",
+    change: Callable[[str], str] = str,
+) -> AsyncIterator[tuple[list[Process], Verifiers]]:
+    """Run two fake verifiers of a kind, a proxy before them, and an edge's link to that."""
+    with running(kind, kind) as processes:
+        ports = (processes[0].port, processes[1].port)
+        with proxying(name, ports, folder, change) as (url, authority):
+            async with using([url], metrics, ca=authority) as verifiers:
+                yield processes, verifiers
+
+
 async def counted(processes: list[Process]) -> list[dict[str, int]]:
     return [await seen(process.url) for process in processes]
 
@@ -67,15 +86,9 @@ async def counted(processes: list[Process]) -> list[dict[str, int]]:
 async def test_all_requests_of_a_session_reach_the_same_verifier(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        processes = stack.enter_context(running("cut", "cut"))
-        ports = (processes[0].port, processes[1].port)
-        url, authority = stack.enter_context(proxying(name, ports, tmp_path))
-        async with using([url], metrics, ca=authority) as verifiers:
-            texts = await asyncio.gather(
-                *(session(verifiers.uplinks[0]) for _ in range(SESSIONS))
-            )
-            counts = await counted(processes)
+    async with together(name, metrics, tmp_path, kind="cut") as (processes, verifiers):
+        texts = await asyncio.gather(*(session(verifiers.uplinks[0]) for _ in range(SESSIONS)))
+        counts = await counted(processes)
 
     assert all(text == TEXT[:40] for text in texts)
     assert [count["strays"] for count in counts] == [0, 0]
@@ -87,14 +100,13 @@ async def test_all_requests_of_a_session_reach_the_same_verifier(
 async def test_without_the_header_requests_go_astray(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        processes = stack.enter_context(running("", ""))
-        ports = (processes[0].port, processes[1].port)
-        url, authority = stack.enter_context(proxying(name, ports, tmp_path, without_header))
-        async with using([url], metrics, ca=authority) as verifiers:
-            each = (session(verifiers.uplinks[0]) for _ in range(SESSIONS))
-            await asyncio.gather(*each, return_exceptions=True)
-            counts = await counted(processes)
+    async with together(name, metrics, tmp_path, change=without_header) as (
+        processes,
+        verifiers,
+    ):
+        each = (session(verifiers.uplinks[0]) for _ in range(SESSIONS))
+        await asyncio.gather(*each, return_exceptions=True)
+        counts = await counted(processes)
 
     assert sum(count["strays"] for count in counts) > 0
 
@@ -102,18 +114,14 @@ async def test_without_the_header_requests_go_astray(
 async def test_a_killed_verifier_costs_no_answer(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        processes = stack.enter_context(running("", ""))
-        ports = (processes[0].port, processes[1].port)
-        url, authority = stack.enter_context(proxying(name, ports, tmp_path))
-        async with using([url], metrics, ca=authority) as verifiers:
-            answers = [Answer(verifiers, metrics) for _ in range(SESSIONS)]
+    async with together(name, metrics, tmp_path) as (processes, verifiers):
+        answers = [Answer(verifiers, metrics) for _ in range(SESSIONS)]
 
-            async def kill() -> None:
-                assert all(count["opened"] for count in await counted(processes))
-                processes[0].kill()
+        async def kill() -> None:
+            assert all(count["opened"] for count in await counted(processes))
+            processes[0].kill()
 
-            texts = await asyncio.gather(answers[0].run(kill), *(a.run() for a in answers[1:]))
+        texts = await asyncio.gather(answers[0].run(kill), *(a.run() for a in answers[1:]))
 
     assert all(text == TEXT for text in texts)
     assert max(answer.gap_s for answer in answers) < GAP_S
@@ -123,22 +131,18 @@ async def test_a_killed_verifier_costs_no_answer(
 async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_others(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        processes = stack.enter_context(running("", ""))
-        ports = (processes[0].port, processes[1].port)
-        url, authority = stack.enter_context(proxying(name, ports, tmp_path))
-        async with using([url], metrics, ca=authority) as verifiers:
-            uplink = verifiers.uplinks[0]
-            before = [asyncio.create_task(session(uplink, "", LONG)) for _ in range(SESSIONS)]
-            while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
-                await asyncio.sleep(0.05)
-            async with Connection(processes[0].url, key=None, ca_certificate=None).client as it:
-                await it.post("/drain")
-            (had, _) = [count["opened"] for count in await counted(processes)]
-            await asyncio.sleep(NOTICED_S)
-            after = await asyncio.gather(*(session(uplink, "", 40) for _ in range(SESSIONS)))
-            texts = await asyncio.gather(*before)
-            counts = await counted(processes)
+    async with together(name, metrics, tmp_path) as (processes, verifiers):
+        uplink = verifiers.uplinks[0]
+        before = [asyncio.create_task(session(uplink, "", LONG)) for _ in range(SESSIONS)]
+        while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
+            await asyncio.sleep(0.05)
+        async with Connection(processes[0].url, key=None, ca_certificate=None).client as it:
+            await it.post("/drain")
+        (had, _) = [count["opened"] for count in await counted(processes)]
+        await asyncio.sleep(NOTICED_S)
+        after = await asyncio.gather(*(session(uplink, "", 40) for _ in range(SESSIONS)))
+        texts = await asyncio.gather(*before)
+        counts = await counted(processes)
 
     assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
     assert all(text == TEXT[:40] for text in after)

@@ -16,9 +16,10 @@ import httpx
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from bench.run.services import free_port
 from edge_agent.starting import Starting
 from models.errors import UnknownModel
-from tests.edge_agent.processes import ROOT, free_port, wait_for
+from tests.edge_agent.processes import ROOT, wait_for
 
 
 @asynccontextmanager

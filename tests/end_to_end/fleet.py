@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 
-from tests.edge_agent.processes import free_port
+from bench.run.services import free_port
 
 ROOT = Path(__file__).parents[2]
 GAP_S: Final = 5.0

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.edge_agent.processes import free_port
+from bench.run.services import free_port
 from tests.end_to_end.fleet import Fleet, gauge
 
 pytestmark = pytest.mark.models

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from prometheus_client import CollectorRegistry
 
+from bench.run.services import free_port
 from cli.doctor.verifier import check_certificate
 from edge_agent.app import open_verifiers
 from edge_agent.link.uplink import Uplink
@@ -30,7 +31,7 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import Unavailable
 from gateway.hosting.listening import check_listening
 from speculation.protocol.messages import Commit, Down, Finish
-from tests.edge_agent.processes import free_port, wait_for
+from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, ROOT, fake_command
 from tests.verifier.fake_target import STREAMS, opening, said
 

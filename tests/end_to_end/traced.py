@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
+from bench.run.services import free_port
 from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.link.connection import Connection
 from edge_agent.link.uplink import Uplink
@@ -24,7 +25,6 @@ from gateway.app import create_app
 from gateway.hosting.otel import OtelTracing
 from gateway.settings import GatewaySettings
 from tests.edge_agent.engines import engine
-from tests.edge_agent.processes import free_port
 from tests.gateway.scripted import ByteTokenizer, client_of
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.run.services import free_port
 from gateway.hosting.parent_death import bound_to_parent, die_with_parent
-from tests.gateway.test_processes import FAKE, free_port, until_gone
+from tests.gateway.test_processes import FAKE, until_gone
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.run.services import free_port
 from gateway.hosting import processes
 from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
-from tests.edge_agent.processes import free_port
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 

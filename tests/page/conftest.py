@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -32,6 +33,25 @@ def serving() -> Iterator[Serving]:
     service.stop()
 
 
+@contextmanager
+def visiting(
+    browser: Browser, service: Serving, script: str = "", **options: object
+) -> Iterator[Visit]:
+    """Open a service's page in a profile of its own, and see that nothing goes wrong there.
+
+    script: runs before the page's own. options: more of Playwright's for the profile.
+    """
+    context = browser.new_context(**{"viewport": SIZES["wide"], **options})
+    context.set_default_timeout(60_000)
+    context.add_init_script(script)
+    visit = Visit(context, service)
+    visit.open()
+    yield visit
+    context.close()
+    assert visit.problems == []
+    assert visit.elsewhere() == []
+
+
 @pytest.fixture
 def visit(
     chromium: Browser, serving: Serving, request: pytest.FixtureRequest
@@ -39,12 +59,5 @@ def visit(
     """Open the page in a profile of its own; `@pytest.mark.parametrize("visit", ..., indirect)`
     gives more options of Playwright's contexts."""
     serving.engine.restore()
-    options = {"viewport": SIZES["wide"], **getattr(request, "param", {})}
-    context = chromium.new_context(**options)
-    context.set_default_timeout(30_000)
-    visiting = Visit(context, serving)
-    visiting.open()
-    yield visiting
-    context.close()
-    assert visiting.problems == []
-    assert visiting.elsewhere() == []
+    with visiting(chromium, serving, **getattr(request, "param", {})) as visit:
+        yield visit

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
 from tests.page.conftest import SIZES
 from tests.page.visiting import Visit
 
 DARK = {"color_scheme": "dark"}
 NARROW = {"viewport": SIZES["narrow"], "has_touch": True}
-
-
-def serious(visit: Visit) -> list[str]:
-    """Return what axe-core finds serious or worse."""
-    found = Axe().run(visit.page).response["violations"]
-    return [
-        f"{each['id']}: {each['nodes'][0]['html'][:200]}"
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.parametrize(
@@ -30,17 +19,17 @@ def test_axe_finds_nothing_serious_in_any_view(
 ) -> None:
     name = request.node.callspec.id
     visit.picture(f"{name}-welcome")
-    found = {"welcome": serious(visit)}
+    found = {"welcome": visit.serious()}
     answer = visit.ask("planted tie")
     visit.picture(f"{name}-answer")
     answer.get_by_role("button", name="Prove it").click()
     answer.locator(".tie").wait_for()
-    found["answer"] = serious(visit)
+    found["answer"] = visit.serious()
     visit.picture(f"{name}-proof")
     for panel in ("status", "settings"):
         visit.page.click(f"#open-{panel}")
         visit.page.locator(f"#{panel} .panel-body").wait_for()
-        found[panel] = serious(visit)
+        found[panel] = visit.serious()
         visit.picture(f"{name}-{panel}")
         visit.page.keyboard.press("Escape")
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser
 
 from models.store import open_store
 from tests.end_to_end.fleet import Fleet
-from tests.page.conftest import SIZES
+from tests.page.conftest import visiting
 from tests.page.visiting import Visit, origins_kept
 
 pytestmark = pytest.mark.models
@@ -59,16 +59,9 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture
 def real(chromium: Browser, running: Running) -> Iterator[Visit]:
-    context = chromium.new_context(viewport=SIZES["wide"])
-    context.set_default_timeout(60_000)
-    context.add_init_script(TEE)
-    visiting = Visit(context, running)
-    visiting.open()
-    visiting.set(Limit_of_tokens="120", Seed="5", Temperature="1")
-    yield visiting
-    context.close()
-    assert visiting.problems == []
-    assert visiting.elsewhere() == []
+    with visiting(chromium, running, TEE) as visit:
+        visit.set(Limit_of_tokens="120", Seed="5", Temperature="1")
+        yield visit
 
 
 def chunks_of(body: str) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.page.conftest import SIZES
-from tests.page.service import HOSTILE
+from tests.page.answers import HOSTILE
+from tests.page.conftest import visiting
 from tests.page.visiting import Serving, Visit
 
 
@@ -77,14 +77,9 @@ def locked(chromium: Browser) -> Iterator[Visit]:
     """A service that asks for a key."""
     service = Serving(api_keys=["k-4711"])
     service.start()
-    context = chromium.new_context(viewport=SIZES["wide"])
-    context.set_default_timeout(30_000)
-    visiting = Visit(context, service)
-    visiting.open()
-    yield visiting
-    context.close()
+    with visiting(chromium, service) as visit:
+        yield visit
     service.stop()
-    assert visiting.problems == []
 
 
 def test_a_wrong_key_is_said_with_what_to_do_and_the_right_one_works(locked: Visit) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator
 
-from tests.edge_agent.processes import free_port
+from bench.run.services import free_port
 from tests.page.service import PageEngine, page_app
 
 BUILD = Path(__file__).parents[2] / "build" / "page"
@@ -83,6 +84,15 @@ class Visit:
         """Return the requests that left the service."""
         own = (f"{self.serving.url}/", "data:", "about:")
         return [url for url in self._requested if not url.startswith(own)]
+
+    def serious(self) -> list[str]:
+        """Return what axe-core finds serious or worse."""
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{each['id']}: {each['nodes'][0]['html'][:200]}"
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        ]
 
     def forgive(self) -> None:
         """Forget what went wrong, because the test wanted it."""

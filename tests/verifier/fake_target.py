@@ -72,7 +72,8 @@ class FakeTokenizer:
     def chat(
         self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
     ) -> list[int]:
-        return [STREAMS, *(len(str(message["content"])) % V for message in messages)]
+        first = SLOW if "slowly" in str(messages[-1]["content"]) else STREAMS
+        return [first, *(len(str(message["content"])) % V for message in messages)]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [STREAMS, len(text) % V]

@@ -14,17 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.run.services import free_port
 from speculation.protocol import wire
 from speculation.protocol.messages import Draft, Fault, Finish
-from tests.verifier.conftest import (
-    ROOT,
-    fake_command,
-    free_port,
-    http2_client,
-    running,
-    serving,
-    until,
-)
+from tests.verifier.conftest import ROOT, fake_command, http2_client, running, serving, until
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import HANGS, SLOW, STALLS, opening, said
 

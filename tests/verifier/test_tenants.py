@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry
 from pyqwest import Client, HTTPTransport, HTTPVersion
 from structlog.testing import capture_logs
 
+from bench.run.services import free_port
 from gateway.errors import RateLimited
 from gateway.tenants.keys import KeyLimits
 from gateway.tenants.tenant import Tenant, TenantMetrics
 from speculation.protocol import wire
 from speculation.protocol.messages import Draft, Fault, Finish, Opened
-from tests.edge_agent.processes import free_port
 from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said

@@ -15,9 +15,10 @@ from typing import Final
 
 import httpx
 
+from bench.run.services import free_port
 from gateway.hosting.parent_death import bound_to_parent
 from tests.edge_agent.faulty_link import FaultyLink
-from tests.edge_agent.processes import ROOT, free_port
+from tests.edge_agent.processes import ROOT
 
 READY_WITHIN_S: Final = 90.0
 ENDS_WITHIN_S: Final = 60.0

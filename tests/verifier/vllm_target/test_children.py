@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.edge_agent.processes import free_port
+from bench.run.services import free_port
 from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL
 

@@ -67,13 +67,8 @@ class Engine:
 
         tokens: how many of the model's ids are tokens; the ids after them are never drawn.
         """
-        for name, value in {**_ENVIRONMENT, **_preloads()}.items():
+        for name, value in environment().items():
             os.environ.setdefault(name, value)
-        arguments = {
-            "enforce_eager": current_platform.is_cpu(),
-            "structured_outputs_config": {"backend": "guidance"},  # what edges hold too
-            **options,
-        }
         configured = AsyncEngineArgs(
             model=model,
             scheduler_cls=f"{_HERE}.core.scheduler.PicoScheduler",
@@ -84,7 +79,7 @@ class Engine:
                 "num_speculative_tokens": max_verify + 1,  # and a forced token before them
             },
             async_scheduling=False,
-            **arguments,
+            **{**defaults(), **options},
         )
         try:
             llm = await asyncio.to_thread(AsyncLLM.from_engine_args, configured)
@@ -199,12 +194,23 @@ class Engine:
         return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)
 
 
-def _preloads() -> dict[str, str]:
-    """Let workers on CPUs load Intel's OpenMP first, where vLLM brought it: steps of many rows
-    are steadier than with GNU's."""
+def environment() -> dict[str, str]:
+    """Return the variables with which vLLM's processes start.
+
+    Workers on CPUs load Intel's OpenMP first, where vLLM brought it: steps of many rows are
+    steadier than with GNU's.
+    """
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     found = current_platform.is_cpu() and library.is_file()
-    return {"LD_PRELOAD": str(library)} if found else {}
+    return {**_ENVIRONMENT, "LD_PRELOAD": str(library)} if found else {**_ENVIRONMENT}
+
+
+def defaults() -> dict[str, Any]:
+    """Return engine options that hold unless the settings say otherwise."""
+    return {
+        "enforce_eager": current_platform.is_cpu(),
+        "structured_outputs_config": {"backend": "guidance"},  # what edges hold too
+    }
 
 
 def _parameters(wanted: EngineRequest) -> SamplingParams:

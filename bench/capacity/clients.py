@@ -1,0 +1,164 @@
+"""Clients that load a verifier: plain requests, and scripted edges.
+
+A scripted edge is the product's own, but for its draft model: that is a script which drafts
+what a trace has, after the time that a device would take. So one process can be many edges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Final, Protocol
+
+import httpx
+import msgspec
+from prometheus_client import CollectorRegistry
+from pydantic import AnyHttpUrl
+
+from bench.capacity.figures import Answered
+from bench.run.client import AnswerError
+from bench.simulator.clock import Curve
+from bench.simulator.source import Source
+from edge_agent.app import open_verifiers
+from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from edge_agent.step_sampler import StepSampler
+from gateway.errors import EngineFault
+from gateway.ports import Job, Sampling, Statistics
+from models.kv_reuse import common_prefix
+from models.tokenizing.tokenizer import Tokenizer
+from speculation.protocol.messages import TokenId
+from speculation.sampling.draft_token import DraftToken
+
+TIMEOUT_S: Final = 600.0
+"""Limit of the time without a byte of a plain answer."""
+
+
+class Client(Protocol):
+    async def ask(self, source: Source, tokens: int) -> Answered:
+        """Ask for at most so many tokens. Raises AnswerError, gateway.errors.ApiError or
+        httpx.TransportError."""
+
+
+@asynccontextmanager
+async def plain(url: str, model: str) -> AsyncGenerator[Client]:
+    """Open a client of the verifier's own API."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
+        yield Plain(http, model)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    http: httpx.AsyncClient
+    model: str
+
+    async def ask(self, source: Source, tokens: int) -> Answered:
+        body = {
+            "model": self.model, "prompt": source.prompt, "max_tokens": tokens,
+            "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        asked_s, arrivals_s, said = perf_counter(), list[float](), 0
+        async with self.http.stream("POST", "/v1/completions", json=body) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    chunk = msgspec.json.decode(line.removeprefix("data: "))
+                    if any(choice["text"] for choice in chunk.get("choices", ())):
+                        arrivals_s.append(perf_counter())
+                    said = (chunk.get("usage") or {}).get("completion_tokens", said)
+        if not said:
+            raise AnswerError(f"status {response.status_code}, and no whole answer")
+        return Answered(asked_s, perf_counter(), arrivals_s, said, said, said)
+
+
+@asynccontextmanager
+async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]:
+    """Open an edge."""
+    metrics = EdgeMetrics(CollectorRegistry())
+    verifiers = open_verifiers(EdgeSettings(verifier_url=AnyHttpUrl(url)), metrics)
+    engine = EdgeEngine(verifiers, drafter, Speculation(), metrics, TargetsVocabulary(), None)
+    try:
+        yield ScriptedEdge(engine)
+    finally:
+        await engine.close()
+        await verifiers.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedEdge:
+    engine: EdgeEngine
+
+    async def ask(self, source: Source, tokens: int) -> Answered:
+        job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0)
+        asked_s, arrivals_s = perf_counter(), list[float]()
+        text, counted = list[TokenId](), Statistics()
+        async with aclosing(self.engine.generate(job)) as deltas:
+            async for delta in deltas:
+                counted = delta.statistics or counted
+                if delta.tokens:
+                    arrivals_s.append(perf_counter())
+                    text += delta.tokens
+        said, same = len(text), common_prefix(text, source.tokens)
+        passes = counted.target_passes
+        return Answered(asked_s, perf_counter(), arrivals_s, said, passes, same)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedDrafter:
+    """A Drafter that is never full. sources: by their prompts. step_s: time of a step, by the
+    tokens it reads. vocabulary: number of the target's tokens."""
+
+    sources: Mapping[tuple[TokenId, ...], Source]
+    step_s: Curve
+    vocabulary: int
+    stuck: bool = False
+
+    def take(self, prompt: Sequence[TokenId]) -> ScriptedSlot:
+        return ScriptedSlot(self, self.sources[tuple(prompt)])
+
+    async def watch(self) -> None:
+        """Notice nothing: no step hangs."""
+
+    def close(self) -> bool:
+        return True
+
+
+@dataclass(slots=True)
+class ScriptedSlot:
+    """A DraftSlot that has read its prompt. Where the target's text leaves the trace, all draft
+    tokens are wrong from there on."""
+
+    drafter: ScriptedDrafter
+    source: Source
+    context_tokens: int = 1 << 30
+    _read: list[TokenId] = field(default_factory=list)
+
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        sampler: StepSampler,
+        *,
+        ahead: Sequence[TokenId] = (),
+    ) -> list[DraftToken]:
+        output = list(context[len(self.source.prompt) :])
+        unread = max(0, len(output) - common_prefix(self._read, output) - 1)
+        drafts = self.source.drafts(output, ahead)
+        self._read = [*output, *(draft.token for draft in drafts[:-1])]
+        await asyncio.sleep(self.drafter.step_s.of(1 + unread + len(ahead)))
+        return [replace(d, token=d.token % self.drafter.vocabulary) for d in drafts]
+
+    def leave(self) -> None:
+        """End a session."""
+
+
+class TargetsVocabulary:
+    """The Pairing of an edge whose draft model has the target's vocabulary."""
+
+    relation: Final = "identical"
+    translation: Final = None
+
+    async def __call__(self) -> Tokenizer:
+        raise EngineFault("a scripted edge reads no text")

@@ -1,0 +1,143 @@
+"""Loads a verifier: clients ask one question after another, all at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from math import ceil
+from time import perf_counter, process_time
+from typing import Final
+
+import httpx
+import msgspec
+
+from bench.capacity.clients import Client, ScriptedDrafter, plain, scripted
+from bench.capacity.figures import Answered, Figures, Row, figures, predict
+from bench.link.path import Conditions
+from bench.link.relay_server import HOST, Link
+from bench.run.services import port
+from bench.simulator.arms import Arm, picospec
+from bench.simulator.capacity import ANSWERS, ROWS
+from bench.simulator.clock import Curve
+from bench.simulator.hosts import DEVICE_TWICE_AT, Hosts
+from bench.simulator.source import Source
+from bench.simulator.world import World
+from speculation.protocol.messages import Limits, ModelFacts
+
+ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
+PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")
+"""The verifier's metrics of its passes: how many, their rows and their time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A verifier on this machine, and what it is loaded with."""
+
+    url: str
+    sources: Sequence[Source]
+    rtt_ms: float
+    step_s: float
+    """Time of a draft step that reads one token; DEVICE_TWICE_AT tokens take twice as long."""
+
+    hosts: Hosts | None
+    """How fast the verifier is, to predict what it does; None: nothing is predicted."""
+
+    @property
+    def device_s(self) -> Curve:
+        return Curve({1: self.step_s, DEVICE_TWICE_AT: 2 * self.step_s})
+
+    async def rows(self, sessions: Sequence[int]) -> AsyncGenerator[Row]:
+        """Measure the arms at each number of sessions; each begins every other time. Raises
+        AnswerError, gateway.errors.ApiError or httpx.HTTPError."""
+        link = Link((HOST, port(self.url)), Conditions(self.rtt_ms))
+        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as api, link:
+            known = (await api.get("/v1/model-facts")).raise_for_status()
+            facts = msgspec.json.decode(known.content, type=ModelFacts)
+            for turn, count in enumerate(sessions):
+                asked = dealt(self.sources, count)
+                for arm in list(ARMS)[:: -1 if turn % 2 else 1]:
+                    async with AsyncExitStack() as stack:
+                        clients = [
+                            await self._client(stack, arm, f"http://{HOST}:{link.port}", facts)
+                            for _ in asked
+                        ]
+                        row = await _measured(arm, clients, asked, api)
+                    predicted = self._predicted(arm, asked, facts.limits)
+                    yield msgspec.structs.replace(row, predicted=predicted)
+
+    async def _client(
+        self, stack: AsyncExitStack, arm: str, url: str, facts: ModelFacts
+    ) -> Client:
+        if arm == "cloud":
+            return await stack.enter_async_context(plain(url, facts.model))
+        sources = {source.prompt: source for source in self.sources}
+        drafter = ScriptedDrafter(sources, self.device_s, facts.vocabulary_size)
+        return await stack.enter_async_context(scripted(url, drafter))
+
+    def _predicted(
+        self, arm: str, asked: Sequence[Sequence[Source]], limits: Limits
+    ) -> Figures | None:
+        if self.hosts is None:
+            return None
+        hosts = replace(
+            self.hosts,
+            draft_s=self.device_s,
+            drafting_s=None,
+            alone_s=None,
+            draft_prefill_s=0.0,
+        )
+        world = World(hosts, Conditions(self.rtt_ms), limits, ROWS)
+        return predict(world, ARMS[arm], asked)
+
+
+def dealt(sources: Sequence[Source], clients: int) -> list[list[Source]]:
+    """Return what each client asks: ANSWERS questions, each client beginning at another one. A
+    few clients ask more, so that each question has its turn."""
+    each = max(ANSWERS, ceil(len(sources) / clients))
+    return [list(islice(cycle(sources), n, n + each)) for n in range(clients)]
+
+
+async def _measured(
+    arm: str,
+    clients: Sequence[Client],
+    asked: Sequence[Sequence[Source]],
+    api: httpx.AsyncClient,
+) -> Row:
+    """Have all prompts read and all connections made; then measure."""
+    await _all(clients, asked, 1)
+    passes, busy_s, began_s = await _passes(api), process_time(), perf_counter()
+    found = await _all(clients, asked)
+    busy_share = (process_time() - busy_s) / (perf_counter() - began_s)
+    both = zip(passes, await _passes(api), strict=True)
+    count, rows, seconds = (after - before for before, after in both)
+    return Row(
+        len(clients),
+        arm,
+        figures(found),
+        None,
+        rows / max(1, count),
+        1000 * seconds / max(1, count),
+        busy_share,
+    )
+
+
+async def _all(
+    clients: Sequence[Client], asked: Sequence[Sequence[Source]], tokens: int | None = None
+) -> list[list[Answered]]:
+    """Have the clients ask, each for itself. tokens: of an answer; None: the trace's."""
+
+    async def ask(client: Client, own: Sequence[Source]) -> list[Answered]:
+        return [await client.ask(source, tokens or len(source.tokens)) for source in own]
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(ask(*pair)) for pair in zip(clients, asked, strict=True)]
+    return [task.result() for task in running]
+
+
+async def _passes(api: httpx.AsyncClient) -> list[float]:
+    text = (await api.get("/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return [float(values[f"picospec:{name}"]) for name in PASSES]

@@ -1,0 +1,73 @@
+"""Checks a GPU host in one run and writes one report, as `make gpu-check` does.
+
+    python -m bench.gpu_check --target-model DIRECTORY --out gpu-check.md
+    python -m bench.gpu_check                             (the judge alone, without vLLM)
+    python -m bench.gpu_check --device cpu --target-model DIRECTORY --vllm.dtype float32
+
+It runs in the verifier's environment. The exit status is 1 if a part fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from bench import options
+from bench.data.prompts import read
+from bench.gpu_check.host import SIZES, host, kernels
+from bench.gpu_check.parts import Check
+from bench.gpu_check.serving import CLIENTS, PARTS, Serving
+from bench.run.services import ServicesPlan, verifier_arguments
+
+ON_CPU: Final = (
+    "> **This ran on a CPU** (`--device cpu`): it shows that the check works, and nothing of a "
+    "GPU. Waits for the device are not counted, and no time is a GPU's."
+)
+
+
+async def _run(check: Check, device: str, serving: Serving) -> None:
+    if not await check.run("host", 60.0, partial(host, device)):
+        return check.skip("There is no GPU here.", "kernels", *PARTS)
+    await check.run("kernels", 480.0, partial(kernels, device))
+    if not serving.plan.target_model:
+        return check.skip("No `--target-model` was named.", *PARTS)
+    await serving.check(check)
+
+
+def main(
+    context: typer.Context,
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a trial.")] = "cuda",
+    target: options.Engine = "vllm",
+    target_model: Annotated[str, typer.Option(help="Name or directory.")] = "",
+    draft_model: options.DraftModel = options.PAIR,
+    per_family: options.PerFamily = 4,
+    tokens: options.Tokens = 128,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
+) -> None:
+    """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
+    if device not in SIZES:
+        raise typer.BadParameter(f"{device} is none of {', '.join(SIZES)}")
+    slots = {"PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}", "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
+    arguments = verifier_arguments(target, max(CLIENTS), context.args)
+    plan = ServicesPlan(target_model, draft_model, {}, target, arguments, environment=slots)
+    prompts = read(families=("code", "maths", "chat"), per_family=per_family)
+    check = Check()
+    asyncio.run(_run(check, device, Serving(plan, prompts, tokens)))
+    models = f"Target `{target_model}`, draft model `{draft_model}`." if target_model else ""
+    report = check.report(*filter(None, (ON_CPU if device == "cpu" else "", models)))
+    typer.echo(report)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(report)
+    sys.exit(check.failed)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.command(context_settings=options.VERIFIER_OPTIONS)(main)
+    app()

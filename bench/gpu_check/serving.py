@@ -1,0 +1,135 @@
+"""What is checked of running services: their start, their texts, `picospec` against `cloud`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+import httpx
+
+from bench.data.prompts import Prompt
+from bench.data.tables import markdown
+from bench.gpu_check.parts import Check
+from bench.identity.__main__ import LIKELIEST
+from bench.identity.answers import SEED, TIMEOUT_S, Answer, ask, noise_of
+from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
+from bench.identity.ties import Parting, parting
+from bench.link.path import Conditions
+from bench.run.client import Client, Question, Reply
+from bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
+from models.tokenizing.tokenizer_file import TokenizerFile
+
+LINK: Final = Conditions(rtt_ms=20.0)
+"""The link between user and GPU host where speeds are compared."""
+
+CLIENTS: Final = (1, 8)
+"""The two loads: answers at once."""
+
+TURNS: Final = 2
+MIN_RATIO: Final = 0.9
+"""Least tokens/s of `picospec` over those of `cloud`. The product is not to be slower, and
+a dozen answers at a load differ by some percent from one time to the next."""
+
+PARTS: Final = {
+    "start-up": READY_WITHIN_S + 30.0,
+    "identity": 300.0,
+    "cloud against picospec": 300.0,
+}
+"""The limits of the parts, in seconds."""
+
+HEAD: Final = ("clients", "arm", "tokens/s in all", "first text, p50 ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The services of the check, and what they are asked."""
+
+    plan: ServicesPlan
+    prompts: Sequence[Prompt]
+    tokens: int
+    """Limit of an answer's length."""
+
+    async def check(self, check: Check) -> None:
+        """Start the services once, and run all parts on them."""
+        edges = {"picospec": EdgePlan(link=LINK), "bad": EDGES["bad"]}
+        services = Services(replace(self.plan, edges=edges))
+        (start, start_s), *others = PARTS.items()
+        async with AsyncExitStack() as running:
+            if not await check.run(start, start_s, partial(_start, running, services)):
+                return check.skip("The services did not start.", *dict(others))
+            for (name, limit_s), work in zip(others, (self._texts, self._speeds), strict=True):
+                await check.run(name, limit_s, partial(work, services))
+
+    async def _texts(self, services: Services) -> tuple[bool, str]:
+        """Compare the texts of edges with the plain engine's, where near-ties are no defect."""
+        async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
+            packed = (await http.get("/v1/tokenizer")).raise_for_status().content
+        vocabulary = TokenizerFile.unpack(packed).open().vocabulary
+
+        def explained(plain: Answer, edge: Answer) -> Parting | None:
+            return parting(plain.scores, edge.scores, noise_of(vocabulary, plain))
+
+        batches = batched((0.0, 1.0), self.prompts, max(CLIENTS))
+        asking = partial(ask, tokens=self.tokens, likeliest=LIKELIEST)
+        urls = services.verifier_url, services.edge_urls
+        answers = [answer async for answer in compare(*urls, batches, asking, explained)]
+        lines = [f"- {line}" for line in tally(answers)]
+        if idle := not any(answer.reply.accepted for answer in answers):
+            lines.append("- No draft token was accepted, so this shows nothing.")
+        return not (idle or any(map(is_defect, answers))), "\n".join(lines)
+
+    async def _speeds(self, services: Services) -> tuple[bool, str]:
+        """Ask both arms at each load, by turns, for texts whose prompts were read before."""
+        cloud_url, _ = await services.linked(services.verifier_url, LINK)
+        urls = {"cloud": cloud_url, "picospec": services.edge_urls["picospec"]}
+        lines, ratios = [], []
+        for clients in CLIENTS:
+            replies: dict[str, list[Reply]] = {arm: [] for arm in urls}
+            seconds = dict.fromkeys(urls, 0.0)
+            for turn in range(TURNS):
+                for arm in sorted(urls, reverse=turn % 2 == 1):
+                    began_s = perf_counter()
+                    replies[arm] += await self._load(urls[arm], clients)
+                    seconds[arm] += perf_counter() - began_s
+            rates = {arm: sum(r.tokens for r in replies[arm]) / seconds[arm] for arm in urls}
+            ratios.append(rates["picospec"] / rates["cloud"])
+            for arm, rate in rates.items():
+                first_s = median([(*r.arrivals_s, r.seconds)[0] for r in replies[arm]])
+                lines.append((f"{clients}", arm, f"{rate:.1f}", f"{1000 * first_s:.0f}"))
+        found = " and ".join(f"{ratio:.2f}" for ratio in ratios)
+        text = (
+            f"{LINK.rtt_ms:g} ms away, at most {self.tokens} tokens, temperature 0: `picospec` "
+            f"made {found} times as many tokens/s as `cloud`; {MIN_RATIO:g} is the least."
+        )
+        return min(ratios) >= MIN_RATIO, f"{text}\n\n{markdown(HEAD, lines)}"
+
+    async def _load(self, url: str, clients: int) -> list[Reply]:
+        """Return the answers to all prompts, asked so many at once."""
+        left, replies = iter(self.prompts), []
+
+        async def ask_what_is_left() -> None:
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+                http.timeout = TIMEOUT_S
+                client = Client(http)
+                for each in left:
+                    question = Question(each.prompt, 0.0, SEED, self.tokens)
+                    replies.append(await client.ask(question))
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(clients):
+                tasks.create_task(ask_what_is_left())
+        return replies
+
+
+async def _start(running: AsyncExitStack, services: Services) -> tuple[bool, str]:
+    """Start the services; one that dies or takes too long raises ServiceError."""
+    began_s = perf_counter()
+    await running.enter_async_context(services)
+    seconds = perf_counter() - began_s
+    return True, f"Verifier (with its self-test) and edges were ready after {seconds:.1f} s."

@@ -1,0 +1,98 @@
+"""The rivals that people have: vLLM's own speculation, in vLLM's own server, behind the link.
+
+Each setting of a rival is an engine of its own, which memory seldom holds beside another one.
+The lengths and settings in this file are the best ones found on a CPU; docs/performance.md says
+how to find them on another host.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+PLAIN: Final = "cloud-vllm"
+NGRAM: Final = "cloud-ngram"
+SUFFIX: Final = "cloud-suffix"
+DRAFT: Final = "cloud-draft"
+
+TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
+"""Tokens that vLLM drafts at most for a pass, where the arm's name does not say."""
+
+_LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+"""Tokens of an n-gram that must have occurred before."""
+
+_SUFFIX: Final = {
+    "suffix_decoding_max_spec_factor": 4.0,
+    "suffix_decoding_min_token_prob": 0.3,
+    "suffix_decoding_max_cached_requests": 0,
+}
+"""Draft tokens for each token that matches; how often a draft token must have followed so far;
+and no answers of before, because the bench asks the same questions again."""
+
+_PACKAGE: Final = "arctic-inference==0.1.1"
+_HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arctic_inference'))"
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """One arm: its kind, and how many tokens it drafts."""
+
+    kind: str
+    tokens: int = 0
+    """0: the arm is vLLM without speculation, the control."""
+
+    @staticmethod
+    def parse(text: str) -> Rival | None:
+        """Read KIND or KIND:TOKENS; None if no rival is called so. Raises ValueError."""
+        kind, colon, tokens = text.partition(":")
+        if kind == PLAIN and not colon:
+            return Rival(PLAIN)
+        if kind not in TOKENS:
+            return None
+        if colon and not (tokens.isdecimal() and int(tokens)):
+            raise ValueError(f"{text}: the arm reads {kind}:K, and K is 1 or more")
+        return Rival(kind, int(tokens or TOKENS[kind]))
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.tokens}" if self.tokens else self.kind
+
+    def speculation(self, draft_model: str) -> dict[str, str | float]:
+        """Return vLLM's `speculative_config`; it is empty for vLLM without speculation."""
+        match self.kind:
+            case "cloud-ngram":
+                method: dict[str, str | float] = {"method": "ngram", **_LOOKUP}
+            case "cloud-draft":
+                method = {"method": "draft_model", "model": draft_model}
+            case "cloud-suffix":
+                depth = {"suffix_decoding_max_tree_depth": 2 * self.tokens}
+                method = {"method": "suffix", **depth, **_SUFFIX}
+            case _:
+                return {}
+        return {**method, "num_speculative_tokens": self.tokens}
+
+    def command(
+        self, python: str, model: str, draft_model: str, more: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Return what starts its server; `more` are the verifier's options."""
+        speculation = json.dumps(self.speculation(draft_model))
+        module = (python, "-m", "bench.run.stock_vllm", "--model", model)
+        return (*module, "--speculation", speculation, *more)
+
+    def check(
+        self, target: str, python: str, draft_model: str, temperatures: Sequence[float]
+    ) -> None:
+        """Raise ValueError that says what the arm lacks, before anything is started."""
+        if any(temperatures):
+            reason = "vLLM for CPUs draws wrongly where it speculates"
+            raise ValueError(f"{self.name} is measured at temperature 0 only: {reason}")
+        if target != "vllm":
+            raise ValueError(f"{self.name} is vLLM's own: it needs --target vllm")
+        if self.kind == DRAFT and not draft_model:
+            raise ValueError(f"{self.name} needs --cloud-draft-model, a folder of safetensors")
+        if self.kind == SUFFIX and subprocess.run([python, "-c", _HAS_PACKAGE]).returncode:
+            how = f"{python} -m pip install {_PACKAGE}"
+            raise ValueError(f"{self.name} needs a package that vLLM's Python lacks: {how}")

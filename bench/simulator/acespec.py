@@ -1,0 +1,106 @@
+"""AceSpec (arXiv:2609.02514): rounds as `paper` has them, with a cache of branches at the edge.
+
+While a round is away the edge extends the chain, and in the same batched steps it drafts
+branches: what follows other tokens at each depth of the round, more of them near its start. A
+recovered token that a branch begins with is a *hit*: the next round is looked up, as far as the
+branch has come. Each rejection still takes a round trip.
+
+Where the paper leaves something open, the arm has what makes it fastest:
+
+- The number of branches by depth falls with the answer's own acceptance, known beforehand.
+- Each step lengthens every branch by a token, for the time that the device takes to read the
+  chain's token and one of each branch together. The first step begins when the round is sent.
+- A hit ends the step that is running. The rest of a branch too short for a round is drafted.
+- At temperature 1 the edge ranks tokens with the noise that it shares with the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from bench.simulator.clock import Action, Clock, Curve
+from bench.simulator.edge import Edge
+from bench.simulator.source import Source
+from speculation.drafting.machine import DraftMachine
+from speculation.drafting.outcome import DraftStep
+from speculation.protocol.messages import Draft, Pushed
+from speculation.sampling.draft_token import DraftToken
+
+ROUNDING: Final = 1e-9
+"""Share of a step by which a step may end late and count: sums of times are not exact."""
+
+
+def branches_by_depth(branches: int, gamma: int, acceptance: float) -> list[int]:
+    """Return how many branches leave the chain at each of gamma + 1 depths, the bonus token's
+    included: in proportion to acceptance ** depth, rounded as D'Hondt divides seats."""
+    counts = [0] * (gamma + 1)
+    for _ in range(branches):
+        shares = [acceptance**depth / (count + 1) for depth, count in enumerate(counts)]
+        counts[shares.index(max(shares))] += 1
+    return counts
+
+
+class CachingEdge(Edge):
+    """An edge that looks a rejection's next round up where it has drafted it."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        source: Source,
+        machine: DraftMachine,
+        draft_s: Curve,
+        *,
+        gamma: int,
+        branches: int,
+        drafting: Callable[[float], None],
+        done: Action,
+    ) -> None:
+        """gamma: draft tokens in a round. branches: drafted while a round is away."""
+        super().__init__(clock, source, machine, draft_s, drafting=drafting, done=done)
+        self._gamma = gamma
+        self._branches = branches_by_depth(branches, gamma, source.acceptance)
+        self._batch_s = draft_s.of(1 + branches)
+        self._round_start, self._sent_s = 0, 0.0
+        self._epoch = 0
+        self._cached_end = 0
+        """The position up to which draft tokens are in the cache."""
+
+        self._first_epoch = 0
+        """Steps of an earlier epoch were ended by a hit."""
+
+    def _send(self, messages: Sequence[Pushed]) -> None:
+        for message in messages:
+            if isinstance(message, Draft):
+                self._round_start, self._sent_s = message.start, self._clock.now_s
+        super()._send(messages)
+
+    def _act(self) -> None:
+        session = self.machine.session
+        if session.epoch != self._epoch:
+            self._epoch = session.epoch
+            self._look_up(len(session.committed) - 1)
+        super()._act()
+
+    def _look_up(self, rejected: int) -> None:
+        """Take the branch that begins with the recovered token at that position, if any."""
+        depth, self._cached_end = rejected - self._round_start, 0
+        if self._source.ranks[rejected] < self._branches[depth]:
+            self._cached_end = rejected + 1 + self._steps_away()
+            self._busy, self._first_epoch = False, self._epoch
+
+    def _steps_away(self) -> int:
+        """Return how many tokens each branch has since the round was sent."""
+        away_s = self._clock.now_s - self._sent_s
+        return min(self._gamma, int(away_s / self._batch_s + ROUNDING))
+
+    def _step_s(self, step: DraftStep, unread: int) -> float:
+        if len(step.context) < self._cached_end:
+            return 0.0
+        if self.machine.session.away and self._steps_away() < self._gamma:
+            return self._batch_s
+        return super()._step_s(step, unread)
+
+    def _drafted(self, step: DraftStep, tokens: Sequence[DraftToken]) -> None:
+        if step.epoch >= self._first_epoch:
+            super()._drafted(step, tokens)

@@ -1,0 +1,193 @@
+"""A verifier under load: what scripted edges and plain clients get, and what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench.__main__ import app
+from bench.capacity.clients import ScriptedDrafter
+from bench.capacity.figures import Answered, Capacity, Figures, figures, predict
+from bench.capacity.loading import Load, dealt
+from bench.data.files import load as read
+from bench.data.prompts import Prompt
+from bench.link.path import Conditions
+from bench.run.services import Services, ServicesPlan, free_port
+from bench.simulator.arms import Arm, picospec
+from bench.simulator.clock import Curve
+from bench.simulator.hosts import gpu
+from bench.simulator.source import Source, synthetic, traced
+from bench.simulator.world import World
+from bench.traces.files import Trace
+from bench.traces.record import Subject, traces
+from models.store import open_store
+from speculation.protocol.messages import TokenId
+from speculation.sampling.draft_sampler import DraftSampler
+from tests.verifier.conftest import fake_command, serving
+from tests.verifier.fake_target import STREAMS, V, said
+
+TOKENS = 24
+CONSTANT = World(gpu(0.1, 0.01), Conditions())
+
+
+def trace(family: str, prompt: tuple[TokenId, ...]) -> Trace:
+    """A trace of the fake target, with a draft model that is always right."""
+    tokens = np.array([said(prompt, at) for at in range(TOKENS)], np.int32)
+    row, unknown = np.zeros((TOKENS, 1), np.float32), np.full((TOKENS, 1), -1, np.int32)
+    return Trace(
+        family, f"{family}/0", 0.0, 7, np.array(prompt, np.int32),
+        tokens, tokens[:, None], row, tokens[:, None], row, unknown, row, row[:, 0],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    port = free_port()
+    with serving(fake_command(port), port, keys=""):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path, url: str) -> None:
+    trace("code", (STREAMS, 5)).save(tmp_path)
+    trace("chat", (STREAMS, 6)).save(tmp_path)
+    out = tmp_path / "out.json"
+    arguments = ["--sessions", "1,3", "--rtt", "2", "--step", "0.1", "--hosts", "5/1"]
+
+    result = CliRunner().invoke(
+        app,
+        ["capacity", "--traces", str(tmp_path), "--json", str(out), "--url", url, *arguments],
+    )
+
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = read(out, Capacity).rows
+    assert [(row.sessions, row.arm) for row in rows] == [
+        (1, "cloud"), (1, "picospec"), (3, "picospec"), (3, "cloud"),
+    ]  # fmt: skip
+    assert all(row.measured.scripted_share == 1.0 for row in rows)
+    by_arm = {row.arm: row for row in rows if row.sessions == 3}
+    assert by_arm["cloud"].measured.passes_per_token == 1.0
+    assert by_arm["picospec"].measured.passes_per_token < 1.0
+    assert all(row.predicted is not None for row in rows)
+    assert "| 3 | `picospec` |" in result.output
+
+
+def test_traces_at_other_temperatures_are_no_load(tmp_path: Path) -> None:
+    replace(trace("code", (STREAMS, 5)), temperature=1.0).save(tmp_path)
+
+    result = CliRunner().invoke(
+        app, ["capacity", "--traces", str(tmp_path), "--json", str(tmp_path / "out.json")]
+    )
+
+    assert result.exit_code == 2
+    assert "no traces at this temperature" in result.output
+
+
+def sampler(_: object) -> DraftSampler:
+    raise AssertionError("a script needs no sampler")
+
+
+class Times(Curve):
+    """Remembers for how many tokens it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__({1: 0.0})
+        self.read: list[int] = []
+
+    def of(self, rows: int) -> float:
+        self.read.append(rows)
+        return super().of(rows)
+
+
+async def test_a_script_drafts_what_the_trace_has_and_then_what_no_text_has() -> None:
+    source = Source((1, 2), [10, 11, 12, 13], [10, 11, 12, 13], [1.0] * 4)
+    times = Times()
+    slot = ScriptedDrafter({(1, 2): source}, times, V).take([1, 2])
+
+    first = await slot.step([1, 2], sampler)
+    two = await slot.step([1, 2, 10], sampler, ahead=[11])
+    after_another_text = await slot.step([1, 2, 10, 11, 50], sampler)
+
+    assert [[each.token for each in drafts] for drafts in (first, two)] == [[10], [11, 12]]
+    [wrong] = after_another_text
+    assert wrong.token != 13
+    assert wrong.token < V
+    assert times.read == [1, 2, 1]
+
+
+async def test_a_script_reads_what_the_target_went_ahead_with() -> None:
+    source = Source((1,), [10, 11, 12, 13], [10, 11, 12, 13], [1.0] * 4)
+    times = Times()
+    slot = ScriptedDrafter({(1,): source}, times, V).take([1])
+
+    await slot.step([1], sampler)
+    await slot.step([1, 10, 11, 12], sampler)
+
+    assert times.read == [1, 3]
+
+
+def answered(asked_s: float, arrivals_s: list[float], tokens: int) -> Answered:
+    return Answered(asked_s, arrivals_s[-1], arrivals_s, tokens, len(arrivals_s), tokens // 2)
+
+
+def test_figures_are_over_all_clients_and_the_slowest_is_one_client() -> None:
+    fast = [answered(0.0, [1.0, 2.0], 10), answered(2.0, [3.0, 4.0], 10)]
+    slow = [answered(0.0, [4.0, 8.0], 4)]
+
+    found = figures([fast, slow])
+
+    assert found == Figures(
+        tokens_per_s=24 / 8,
+        slowest_tokens_per_s=4 / 8,
+        passes_per_token=6 / 24,
+        gap_ms_p50=1000.0,
+        gap_ms_p95=pytest.approx(3700.0),
+        scripted_share=0.5,
+    )
+
+
+def test_clients_begin_at_different_questions_and_a_few_ask_them_all() -> None:
+    sources = [synthetic(0.5, 4, prompt_tokens=n) for n in range(5)]
+
+    assert dealt(sources, 1) == [sources]
+    assert dealt(sources, 3) == [sources[:3], sources[1:4], sources[2:]]
+    assert dealt(sources, 7)[6] == sources[1:4]
+
+
+def test_clients_that_share_constant_passes_are_predicted_to_have_one_each() -> None:
+    found = predict(CONSTANT, Arm(), [[synthetic(0.5, 20)]] * 4)
+
+    seconds = 21 * 0.1  # the first one's first pass began before the others had asked
+    assert found.tokens_per_s == pytest.approx(4 * 20 / seconds)
+    assert found.slowest_tokens_per_s == pytest.approx(20 / seconds)
+    assert found.passes_per_token == 1.0
+
+
+def test_the_slowest_client_predicted_is_the_one_whose_drafts_are_wrong() -> None:
+    right, wrong = synthetic(1.0, 20), synthetic(0.0, 20)
+
+    found = predict(CONSTANT, picospec(), [[right, right], [wrong, wrong], [right, right]])
+
+    assert found.slowest_tokens_per_s == pytest.approx(1 / 0.1, rel=0.1)
+    assert found.tokens_per_s > 2 * found.slowest_tokens_per_s
+
+
+@pytest.mark.models
+async def test_scripted_edges_draft_what_a_real_target_generates() -> None:
+    file = open_store({}).find("smollm2", "target").path
+    subject = Subject(Prompt("a", "chat", "Count to ten."), "chat", 0.0, 7)
+    [recorded] = traces(file, file, [subject], tokens=16, context_tokens=256)
+    arguments = ("--llama.slots", "4", "--llama.context-tokens", "512")
+
+    async with Services(ServicesPlan("smollm2", "", {}, "llama", arguments)) as services:
+        load = Load(services.verifier_url, [traced(recorded)], 5.0, 0.005, None)
+        cloud, picospec = [row async for row in load.rows([3])]
+
+    assert cloud.measured.passes_per_token == 1.0
+    assert picospec.measured.scripted_share == 1.0  # Q8_0: the same text in any batch
+    assert picospec.measured.passes_per_token < 0.7
+    assert picospec.pass_rows > cloud.pass_rows > 1.0

@@ -1,0 +1,137 @@
+"""The check of a GPU host: each part's result is reported, and none ends the others."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from functools import partial
+
+import pytest
+
+from bench.gpu_check import __main__ as command_line
+from bench.gpu_check.host import command, host
+from bench.gpu_check.parts import Check
+from bench.gpu_check.serving import PARTS, Serving
+from bench.run.services import ServicesPlan
+from gateway.hosting.processes import ServiceDied
+
+
+async def fine() -> tuple[bool, str]:
+    return True, "a figure"
+
+
+async def wrong() -> tuple[bool, str]:
+    return False, "another figure"
+
+
+async def raising(error: Exception) -> tuple[bool, str]:
+    raise error
+
+
+async def test_a_part_passes_or_fails_by_what_it_found() -> None:
+    check = Check()
+
+    assert await check.run("one", 9.0, fine)
+    assert not check.failed
+    assert not await check.run("two", 9.0, wrong)
+
+    assert check.failed
+    report = check.report("a note")
+    assert report.startswith("# GPU check: FAIL\n\na note\n\n")
+    assert "| one | PASS | 0 |" in report
+    assert "## two: FAIL\n\nanother figure" in report
+
+
+async def test_whatever_ends_a_part_is_its_result_and_the_next_part_is_run() -> None:
+    check = Check()
+    died = ServiceDied("verifier", 1, ["CUDA error: out of memory"])
+
+    await check.run("dies", 9.0, partial(raising, died))
+    await check.run("dies in a group", 9.0, partial(raising, ExceptionGroup("", [died])))
+    assert await check.run("next", 9.0, fine)
+
+    assert [part.verdict for part in check.parts] == ["FAIL", "FAIL", "PASS"]
+    for part in check.parts[:2]:
+        assert "ServiceDied: the verifier ended with status 1\nCUDA error" in part.found
+
+
+async def test_a_part_that_takes_too_long_fails() -> None:
+    check = Check()
+
+    async def endless() -> tuple[bool, str]:
+        await asyncio.Event().wait()
+        return True, ""
+
+    assert not await check.run("endless", 0.01, endless)
+    assert "not done within 0.01 s" in check.parts[0].found
+
+
+async def test_a_part_that_is_not_run_says_why_and_is_no_failure() -> None:
+    check = Check()
+
+    check.skip("No model was named.", "identity")
+
+    assert "## identity: not run\n\nNo model was named." in check.report()
+    assert not check.failed
+
+
+async def test_a_command_that_fails_shows_its_last_errors_where_it_printed_nothing() -> None:
+    failing = "import sys; print('a figure' * int(sys.argv[1])); sys.exit('no such device')"
+
+    assert await command(sys.executable, "-c", "print('a figure')") == (True, "a figure")
+    assert await command(sys.executable, "-c", failing, "1") == (False, "a figure")
+    right, found = await command(sys.executable, "-c", failing, "0")
+    assert not right
+    assert found == "```\nno such device\n```"
+
+
+async def test_a_command_does_not_outlive_its_part() -> None:
+    runs, ended = asyncio.Event(), asyncio.Event()
+
+    async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        runs.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(told, "127.0.0.1", 0) as server, asyncio.timeout(60):
+        port = server.sockets[0].getsockname()[1]
+        waiting = f"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"
+        part = asyncio.create_task(command(sys.executable, "-c", waiting))
+        await runs.wait()
+        part.cancel()
+        await ended.wait()
+        await asyncio.wait([part])
+
+
+async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    check = Check()
+    serving = Serving(ServicesPlan("any", "any", {}), (), 8)
+
+    await command_line._run(check, "cuda", serving)
+
+    assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 4]
+    assert "nvidia-smi" in check.parts[0].found
+
+
+async def test_a_host_is_described_by_what_its_figures_depend_on() -> None:
+    right, found = await host("cpu")
+
+    assert right
+    assert "cores" in found
+    assert "commit" in found
+    assert "llama-cpp-python" in found
+
+
+async def test_services_that_do_not_start_are_a_failure_and_nothing_is_asked() -> None:
+    check = Check()
+    plan = ServicesPlan("smollm2", "smollm2", {}, verifier_python="/nowhere/python")
+
+    await Serving(plan, (), 8).check(check)
+
+    assert [part.name for part in check.parts] == [*PARTS]
+    assert [part.verdict for part in check.parts] == ["FAIL", "not run", "not run"]
+    assert "the verifier ended with status 1" in check.parts[0].found

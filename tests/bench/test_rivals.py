@@ -1,0 +1,158 @@
+"""vLLM's own speculation as arms: what they lack is said at once, and each has an engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench.__main__ import app
+from bench.data.files import load
+from bench.data.prompts import Prompt
+from bench.data.results import Results
+from bench.link.path import Conditions
+from bench.run.arms import parse
+from bench.run.measuring import Run
+from bench.run.plan import Plan, stints, turns
+from bench.run.rivals import Rival
+from bench.run.services import ServicesPlan
+from bench.run.stock_vllm import flags
+
+RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"
+ENGINES = ["", "cloud-vllm", "cloud-ngram:3"]
+
+
+def plan(arms: str, prompts: int, questions: int = 2, repeats: int = 1) -> Plan:
+    asked = [Prompt(f"p{i}", "code", f"Say {i}.") for i in range(prompts)]
+    links = [Conditions(1.0), Conditions(2.0)]
+    return Plan(parse(arms), asked, links, repeats=repeats, questions_per_engine=questions)
+
+
+def rival(name: str) -> Rival:
+    found = Rival.parse(name)
+    assert found
+    return found
+
+
+def test_an_arm_without_a_number_drafts_the_best_one_found() -> None:
+    named = [arm.name for arm in parse("cloud,cloud-ngram,cloud-draft:2,cloud-vllm")]
+
+    assert named == ["cloud", f"cloud-ngram:{rival('cloud-ngram').tokens}", "cloud-draft:2",
+                     "cloud-vllm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["cloud-ngram:0", "cloud-draft:x", "cloud-vllm:3"])
+def test_a_rival_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        parse(f"cloud,{text}")
+
+
+def test_vllm_is_told_the_method_and_the_number_of_tokens() -> None:
+    ngram = rival("cloud-ngram:3").speculation("")
+    draft = rival("cloud-draft:2").speculation("/models/small")
+
+    assert (ngram["method"], ngram["num_speculative_tokens"]) == ("ngram", 3)
+    assert draft == {
+        "method": "draft_model", "model": "/models/small", "num_speculative_tokens": 2
+    }  # fmt: skip
+    assert rival("cloud-vllm").speculation("") == {}
+
+
+def test_suffix_decoding_keeps_no_answer_of_before() -> None:
+    suffix = rival("cloud-suffix").speculation("")
+
+    assert suffix["suffix_decoding_max_cached_requests"] == 0
+
+
+def test_engines_take_turns_and_the_last_one_goes_on() -> None:
+    served = [turns[0].arm.engine for turns in stints(plan(RIVALS, prompts=6))]
+
+    assert served == [*ENGINES, *ENGINES[-2::-1], *ENGINES[1:]]
+
+
+def test_each_stint_has_a_few_questions_of_one_engine() -> None:
+    first = stints(plan(RIVALS, prompts=6))[0]
+
+    assert {turn.arm.name for turn in first} == {"cloud", "picospec"}
+    assert [name for name, _ in groupby(turn.prompt.id for turn in first)] == ["p0", "p1"]
+
+
+def test_nothing_is_asked_twice_or_left_out() -> None:
+    whole = plan(RIVALS, prompts=5, repeats=2)
+
+    dealt = [turn for some in stints(whole) for turn in some]
+
+    asked = list(turns(whole))
+    assert len(dealt) == len(asked)
+    assert all(turn in dealt for turn in asked)
+
+
+def test_a_run_of_one_engine_is_started_once() -> None:
+    whole = plan("cloud,picospec,sync:4", prompts=5)
+
+    assert stints(whole) == [list(turns(whole))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--arms", "cloud,cloud-ngram"], "--target vllm"),
+        (["--arms", "cloud,cloud-ngram", "--target", "vllm", "--temperatures", "0,1"],
+         "temperature 0"),
+        (["--arms", "cloud,cloud-draft", "--target", "vllm"], "--cloud-draft-model"),
+        (["--arms", "cloud,cloud-suffix", "--target", "vllm"], "arctic-inference==0.1.1"),
+    ],
+)  # fmt: skip
+def test_what_a_rival_lacks_is_said_before_anything_starts(
+    tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    result = CliRunner().invoke(
+        app, ["run", "--json", str(tmp_path / "o.json"), *arguments], env={"COLUMNS": "999"}
+    )
+
+    assert result.exit_code == 2
+    assert named in result.output
+
+
+def test_options_are_spelt_as_vllms_command_line_has_them() -> None:
+    chosen = {"dtype": "bfloat16", "enforce_eager": True, "enable_lora": False,
+              "max_model_len": 4096, "speculative_config": {"method": "ngram"}}  # fmt: skip
+
+    assert list(flags(chosen)) == [
+        "--dtype", "bfloat16", "--enforce-eager", "--no-enable-lora",
+        "--max-model-len", "4096", "--speculative-config", '{"method": "ngram"}',
+    ]  # fmt: skip
+
+
+async def test_one_engine_runs_at_a_time_and_all_are_compared_with_cloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, log, python = tmp_path / "out.json", tmp_path / "log", tmp_path / "python"
+    fake = Path(__file__).with_name("fake_vllm.py")
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("FAKE_LOG", str(log))
+    services = ServicesPlan(
+        "target", "", {}, "vllm", ("--vllm.dtype", "bfloat16"), str(python),
+        cloud_draft_model="small",
+    )  # fmt: skip
+    asked = plan("cloud,cloud-ngram:3,cloud-draft:2", prompts=2, questions=1)
+
+    await Run(asked, services, out).go(Console(quiet=True))
+
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event for event, _, _ in events] == ["starts", "ends"] * 5
+    started = [arguments for event, _, arguments in events if event == "starts"]
+    assert ["ngram" in str(each) for each in started] == [False, True, False, True, False]
+    assert all("--vllm.dtype" in each for each in started)
+    found = load(out, Results)
+    assert {(row.arm, row.rtt_ms) for row in found.rows} == {
+        (arm.name, rtt_ms) for arm in asked.arms for rtt_ms in (1.0, 2.0)
+    }
+    of_ngram = next(row for row in found.rows if row.arm == "cloud-ngram:3")
+    assert (of_ngram.target_passes, of_ngram.accepted, of_ngram.drafted) == (6, 4, 8)

@@ -1,0 +1,138 @@
+"""A steady stream is passed on at the pace it is made, whole, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import pytest
+
+from gateway.choice_stream import merge
+from gateway.detokenise import TextDelta
+from gateway.errors import EngineFault
+from gateway.ports import Delta
+from gateway.steady.forwarding import QUEUED, singly, steadily
+from tests.gateway.steady.virtual_time import run
+
+PASS_S = 0.4
+FINISH = TextDelta("", 0, finish="stop")
+Shown = list[tuple[float, str]]
+
+
+async def choice(
+    bursts: Sequence[str], end: Exception | None = None
+) -> AsyncGenerator[TextDelta]:
+    """Yield bursts of characters, a pass apart."""
+    for burst in bursts:
+        await asyncio.sleep(PASS_S)
+        for character in burst:
+            yield TextDelta(character, 1)
+    if end is not None:
+        raise end
+    yield FINISH
+
+
+async def show(*streams: AsyncGenerator[TextDelta], into: list[Shown]) -> None:
+    """Note what comes of each stream, and when (s)."""
+    clock = asyncio.get_running_loop().time
+
+    async def emit(index: int, delta: TextDelta) -> None:
+        if delta is not FINISH:
+            into[index].append((pytest.approx(clock()), delta.text))
+
+    await merge(streams, emit, steadily)
+
+
+def test_a_burst_is_spread_over_a_pass_and_the_end_waits_for_nothing() -> None:
+    shown: Shown = []
+
+    run(show(choice(["a", "bcde", "fg", "hijk"]), into=[shown]))
+
+    assert shown == [
+        (0.4, "a"),
+        (0.8, "b"), (0.9, "c"), (1.0, "d"), (1.1, "e"),
+        (1.2, "f"), (1.4, "g"),
+        (1.6, "h"), (1.6, "i"), (1.6, "j"), (1.6, "k"),
+    ]  # fmt: skip
+
+
+def test_each_choice_has_a_pace_of_its_own() -> None:
+    shown: list[Shown] = [[], []]
+
+    run(show(choice(["a", "bc", "d"]), choice(["x", "y", "z"]), into=shown))
+
+    assert shown[0] == [(0.4, "a"), (0.8, "b"), (1.0, "c"), (1.2, "d")]
+    assert shown[1] == [(0.4, "x"), (0.8, "y"), (1.2, "z")]
+
+
+def test_an_error_comes_at_once_and_after_all_that_came_before_it() -> None:
+    shown: Shown = []
+
+    with pytest.raises(EngineFault, match="broken"):
+        run(show(choice(["a", "bcd"], EngineFault("broken")), into=[shown]))
+
+    assert shown == [(0.4, "a"), (0.8, "b"), (0.8, "c"), (0.8, "d")]
+
+
+def test_cancelling_closes_the_stream_while_tokens_are_held() -> None:
+    closed: list[float] = []
+    shown: Shown = []
+
+    async def watched() -> AsyncGenerator[TextDelta]:
+        try:
+            async with aclosing(choice(["a", "bcde", "f"])) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            closed.append(asyncio.get_running_loop().time())
+
+    async def left() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.95):
+                await show(watched(), into=[shown])
+
+    run(left())
+
+    assert closed == [0.95]
+    assert shown == [(0.4, "a"), (0.8, "b"), (0.9, "c")]
+
+
+def test_a_client_that_does_not_read_stops_the_engine() -> None:
+    made = 0
+
+    async def endless() -> AsyncGenerator[TextDelta]:
+        nonlocal made
+        while True:
+            made += 1
+            yield TextDelta("a", 1)
+
+    async def stall(_: int, __: TextDelta) -> None:
+        await asyncio.Event().wait()
+
+    async def stalled() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(100):
+                await merge([endless()], stall, steadily)
+
+    run(stalled())
+
+    assert made <= 2 * QUEUED + 3
+
+
+async def test_a_delta_is_read_token_by_token_and_closing_closes_the_engine() -> None:
+    closed: list[bool] = []
+
+    async def engine() -> AsyncGenerator[Delta]:
+        try:
+            yield Delta((1, 2), origins=("draft", "target"))
+            yield Delta((3,), finish="stop")
+        finally:
+            closed.append(True)
+
+    async with aclosing(singly(engine())) as deltas:
+        first, second = await anext(deltas), await anext(deltas)
+
+    assert (first.tokens, first.origins) == ((1,), ("draft",))
+    assert (second.tokens, second.origins) == ((2,), ("target",))
+    assert closed == [True]

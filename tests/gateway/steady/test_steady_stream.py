@@ -1,0 +1,137 @@
+"""A steady stream says what the stream of the same request says, in more chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.errors import Unavailable
+from gateway.routes.chat_completions import ChatRequest
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app, served
+from tests.gateway.test_watched_stream import TellingEngine
+
+USER = {"role": "user", "content": "Hi"}
+CHAT = {"messages": [USER], "stream": True, "seed": 3}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALLS = (
+    b'<think>why</think>so <tool_call>{"name": "f", "ar',
+    b'guments": {"a": "\xc3\xa7"}}</tool_call>',
+)
+PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
+
+
+async def events(
+    engine: ScriptedEngine, body: dict[str, Any], options: dict[str, bool]
+) -> list[Any]:
+    """Return the stream's chunks, and "[DONE]" if it ends with that."""
+    path = PATHS["messages" if "messages" in body else "prompt"]
+    async with client_of(make_app(engine, tool_format="hermes")) as client:
+        answer = await client.post(path, json={**body, "stream_options": options})
+    assert answer.status_code == 200, answer.text
+    assert "x-picospec-ignored" not in answer.headers
+    data = [event.removeprefix("data: ") for event in answer.text.split("\n\n")[:-1]]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
+def told(events: list[Any]) -> dict[str, Any]:
+    """Return what the chunks say together, without what is of one request alone."""
+    whole: dict[str, Any] = defaultdict(list)
+    for event in events:
+        if event == "[DONE]" or "error" in event:
+            whole["end"].append(event)
+            continue
+        told = event.get("speculation", {})
+        name = told.get("event")
+        if name is not None:
+            whole[name].append({**told, "tokens_per_s": None})
+        whole["usage"] += [event["usage"]] if event.get("usage") else []
+        for choice in event["choices"]:
+            add(whole, choice, told)
+    return whole
+
+
+def add(whole: dict[str, Any], choice: dict[str, Any], told: dict[str, Any]) -> None:
+    def to(name: str, items: Iterable[object] | None) -> None:
+        whole[f"{name} {choice['index']}"] += list(items or ())
+
+    delta = choice.get("delta", {})
+    to("text", delta.get("content") or choice.get("text"))
+    to("reasoning", delta.get("reasoning_content"))
+    to("finish", [choice["finish_reason"]] if choice["finish_reason"] else ())
+    logprobs = choice["logprobs"] or {}
+    to("logprobs", logprobs.get("content") or logprobs.get("token_logprobs"))
+    for call in delta.get("tool_calls", ()):
+        to(f"name {call['index']}", [call["function"].get("name")] * ("id" in call))
+        to(f"arguments {call['index']}", call["function"]["arguments"])
+    to("origins", (o for n, o in told.get("spans", ()) for _ in range(n)))
+    to("tokens", sorted(o for o, n in told.get("tokens", {}).items() for _ in range(n)))
+    whole[f"tokens {choice['index']}"].sort()
+
+
+REQUESTS = {
+    "chat": (ScriptedEngine([b"Hel", b"lo \xf0\x9f", b"\x98\x80!"]), CHAT),
+    "logprobs": (ScriptedEngine(), {**CHAT, "logprobs": True, "top_logprobs": 1}),
+    "a stop string": (ScriptedEngine([b"ab", b"cSTOPde"]), {**CHAT, "stop": "STOP"}),
+    "calls": (ScriptedEngine(CALLS), {**CHAT, "tools": [TOOL]}),
+    "completions": (ScriptedEngine(), {"prompt": ["a", "b"], "n": 2, "stream": True}),
+    "echo": (ScriptedEngine(), {"prompt": "Hi", "echo": True, "stream": True}),
+    "drafts": (TellingEngine(), CHAT),
+    "an error": (ScriptedEngine([b"Hel", b"lo"], Unavailable("gone")), CHAT),
+}
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+async def test_it_says_what_the_stream_says_that_is_not_steady(
+    request_: tuple[ScriptedEngine, dict[str, Any]], watched: bool
+) -> None:
+    engine, body = request_
+    options = {"include_usage": True, "include_speculation": watched}
+
+    plain = await events(engine, body, options)
+    steady = await events(engine, body, {**options, "steady": True})
+
+    assert told(steady) == told(plain)
+    assert len(steady) > len(plain)
+
+
+async def test_every_chunk_of_text_is_of_one_token() -> None:
+    chunks = await events(ScriptedEngine([b"Hel", b"lo"]), CHAT, {"steady": True})
+
+    texts = [c["choices"][0]["delta"].get("content") for c in chunks[:-1]]
+    assert [text for text in texts if text] == list("Hello")
+
+
+async def test_a_stop_string_closes_the_engine_before_the_text_is_shown() -> None:
+    engine = ScriptedEngine([b"abSTOP"], pause=asyncio.Event().wait)
+
+    async with asyncio.timeout(5):
+        chunks = await events(engine, {**CHAT, "stop": "STOP"}, {"steady": True})
+
+    assert "".join(told(chunks)["text 0"]) == "ab"
+    assert not engine.closed.locked()
+
+
+def test_an_answer_that_is_not_streamed_is_not_steady() -> None:
+    options = {"steady": True}
+
+    assert ChatRequest(messages=[USER], stream=True, stream_options=options).is_steady
+    assert not ChatRequest(messages=[USER], stream_options=options).is_steady
+    assert not ChatRequest(messages=[USER], stream=True, stream_options={}).is_steady
+
+
+async def test_a_client_that_leaves_closes_the_engine() -> None:
+    engine = ScriptedEngine([b"Hello"], pause=asyncio.Event().wait)
+    body = {**CHAT, "stream_options": {"steady": True}}
+    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            await anext(response.aiter_lines())
+
+        async with asyncio.timeout(5):
+            await engine.closed.acquire()
