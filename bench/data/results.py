@@ -45,7 +45,7 @@ class Answer(msgspec.Struct, frozen=True):
     text: str
     tokens: int
     first_share: float
-    """Share of the text's characters that arrived first, of one pass; 0 without text."""
+    """Share of the text's characters that arrived first, in one piece; 0 without text."""
 
     seconds: float
     ttft_ms: float

@@ -7,16 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from time import perf_counter
-from typing import Any, Final
+from typing import Any
 
 import httpx
 
 from bench.data.prompts import sampling
 from gateway.ports import NONE
-
-TOGETHER_S: Final = 0.005
-"""Pieces that arrive so soon after the first are of the same pass: a steady stream sends each
-token by itself, and those of the first pass at once. No pass measured here takes less."""
 
 
 class AnswerError(Exception):
@@ -52,7 +48,7 @@ class Reply:
     token of a steady stream."""
 
     first_share: float
-    """Share of the text's characters that the first pass committed; 0 without text."""
+    """Share of the text's characters in the first piece; 0 without text."""
 
     seconds: float
     """Arrival of the finish reason, which ends the answer."""
@@ -118,11 +114,6 @@ class Client:
         }
 
 
-def _first(pieces: Sequence[tuple[float, str]]) -> int:
-    """Return the number of characters that arrived with the first piece."""
-    return sum(len(piece) for at_s, piece in pieces if at_s - pieces[0][0] <= TOGETHER_S)
-
-
 def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
     """Return what the chunks of a stream, each with its arrival in seconds, hold together."""
     choices = [(at_s, choice) for at_s, chunk in chunks for choice in chunk["choices"]]
@@ -139,7 +130,7 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
         text,
         usage["completion_tokens"],
         tuple(at_s for at_s, _ in pieces),
-        _first(pieces) / len(text) if text else 0.0,
+        len(pieces[0][1]) / len(text) if text else 0.0,
         ends_s[-1],
         speculation.get("num_draft_tokens", 0),
         accepted,

@@ -153,15 +153,18 @@ class Edge:
         self._act()
 
 
-def steadied(answer: Answer) -> Answer:
-    """Return the answer as it reaches a client that asked for a steady stream."""
-    shown = groupby(_shown(answer.arrivals))
-    return replace(answer, arrivals=[(at_s, len(list(tokens))) for at_s, tokens in shown])
-
-
-def _shown(arrivals: Sequence[tuple[float, int]]) -> Iterator[float]:
-    """Yield when each token is shown, in seconds from asking, by the gateway's own Pacer."""
+def steadied(answers: Sequence[Answer]) -> Iterator[Answer]:
+    """Yield answers of one service as they reach a client that asked for a steady stream."""
     pacer = Pacer[None](lambda _: True)
+    for answer in answers:
+        pacer = Pacer(lambda _: True, pacer.interval_s)
+        shown = groupby(_shown(answer.arrivals, pacer))
+        arrivals = [(at_s, len(list(tokens))) for at_s, tokens in shown]
+        yield replace(answer, arrivals=arrivals)
+
+
+def _shown(arrivals: Sequence[tuple[float, int]], pacer: Pacer[None]) -> Iterator[float]:
+    """Yield when each token is shown, in seconds from asking, by the gateway's own pacer."""
     for arrived_s, count in arrivals:
         while (due_s := pacer.due_s) is not None and due_s < arrived_s:
             yield from (due_s for _ in pacer.due(due_s))

@@ -108,7 +108,7 @@ def _best(world: World, group: Group, name: str, cloud: Sequence[Answer]) -> Sim
 def _answers(world: World, arm: Arm, group: Group) -> list[Answer]:
     """Simulate one prompt after another, the first one twice, so that passes are timed."""
     answers = simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
-    return [steadied(answer) for answer in answers] if arm.steady else answers
+    return list(steadied(answers)) if arm.steady else answers
 
 
 def _rate(answers: Sequence[Answer]) -> float:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.account import Account
-from gateway.choice_stream import stream_choice
+from gateway.choice_stream import at_once, stream_choice
 from gateway.errors import InvalidRequest
 from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
@@ -72,7 +72,7 @@ async def generate(
             services.drain,
             usage=body.include_usage,
             watch=Watch() if body.is_watched else None,
-            steady=body.is_steady,
+            forward=services.steady.forward if body.is_steady else at_once,
             keep_alive_s=services.keep_alive_s,
         )
     async with services.drain.answer():

@@ -19,8 +19,9 @@ from speculation.proposing.ngrams import resumption
 from speculation.proposing.precision import Continuation, Precision
 from speculation.proposing.prediction import Prediction
 from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Draft, Open, TokenId
+from speculation.protocol.messages import Draft, Limits, Open, TokenId
 from speculation.sampling.draft_token import DraftToken
+from speculation.verifying.chain import HeldChain
 
 MOST_PROMPT_TOKENS: Final = 2048
 """Tokens of the prompt, its last ones, in which matches are looked for: an index of them is
@@ -38,46 +39,63 @@ by what it sees."""
 class OwnDrafts:
     """It proposes for one session. The request has its prompt and its prediction."""
 
-    def __init__(self, request: Open) -> None:
+    def __init__(self, request: Open, limits: Limits) -> None:
+        self._most = limits.max_verify
         self._lookup = PromptLookup(request.prompt[-MOST_PROMPT_TOKENS:])
         self._prediction = Prediction(request.predicted) if request.predicted else None
         self._resumed = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
         }
-        self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
-        self._dropped_at = 0
+        self._broken: tuple[TokenId, ...] = ()  # HeldChain.dropped
+        self._dropped: list[TokenId] = []  # the same, and what came of it later
+        self._at: tuple[int, ...] = ()  # where the text and the chain were at `propose`
+        self._proposed: Continuation | None = None
 
-    def broke(self, position: int, dropped: Sequence[TokenId]) -> None:
-        """Note that the chain was wrong from its token at a position on."""
-        self._dropped, self._dropped_at = list(dropped[:MOST_DROPPED]), position
-
-    def came_late(self, draft: Draft) -> None:
+    def came_late(self, draft: Draft, chain: HeldChain) -> None:
         """Note more draft tokens of the chain that broke last."""
-        known = self._dropped_at + len(self._dropped) - draft.start
+        self._note_break(chain)
+        known = chain.wrong_at + len(self._dropped) - draft.start
         if known >= 0:
             room = MOST_DROPPED - len(self._dropped)
             self._dropped.extend(draft.tokens[known : known + room])
+            self._at = ()
+
+    def _note_break(self, chain: HeldChain) -> None:
+        if self._broken is not chain.dropped:
+            self._broken, self._at = chain.dropped, ()
+            self._dropped = list(chain.dropped[:MOST_DROPPED])
 
     def propose(
-        self, committed: Sequence[TokenId], pending: Sequence[TokenId], most: int
+        self, committed: Sequence[TokenId], chain: HeldChain, pending: int
     ) -> Continuation | None:
-        """Return at most `most` tokens to judge after the edge's pending draft tokens, the
-        likeliest that there are."""
+        """Return the tokens to judge after so many pending draft tokens of the edge, the
+        likeliest that there are, and no more than a pass can take."""
+        self._note_break(chain)
+        at = (len(committed), chain.epoch, pending)
+        if at != self._at:
+            drafts = [token for token, _ in chain.drafts(at[0], pending)]
+            self._at, self._proposed = at, self._likeliest(committed, drafts, chain.wrong_at)
+        return self._proposed
+
+    def _likeliest(
+        self, committed: Sequence[TokenId], pending: Sequence[TokenId], wrong_at: int
+    ) -> Continuation | None:
         options: list[Continuation] = []
+        most = self._most - len(pending)
         self._lookup.follow(committed, [DraftToken(token, 1.0) for token in pending])
         if match := self._lookup.match(most):
             options.append(match)
         if self._prediction is not None:
             self._prediction.follow(committed, pending)
             options.append(self._prediction.continuation(most))
-        if resumed := self._resume([*committed, *pending], most):
+        if resumed := self._resume([*committed, *pending], wrong_at, most):
             options.append(resumed)
         found = [each for each in options if each.tokens]
         return max(found, key=lambda each: each.precision.right, default=None)
 
-    def _resume(self, text: Sequence[TokenId], most: int) -> Continuation | None:
+    def _resume(self, text: Sequence[TokenId], wrong_at: int, most: int) -> Continuation | None:
         longest = max(RESUMPTION_PRIORS)
-        match = resumption(self._dropped, text, self._dropped_at, most=longest)
+        match = resumption(self._dropped, text, wrong_at, most=longest)
         if match is None:
             return None
         return Continuation(

@@ -74,12 +74,8 @@ class VerifyingSession:
         self._redraws = 0  # answered since the last rejection
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
-        self._own = OwnDrafts(request) if request.own_drafts else None
-        self._proposed: tuple[tuple[int, int, int], Continuation | None] | None = None
-        """What was proposed last, and where the text and the chain were."""
-
+        self._own = OwnDrafts(request, limits) if request.own_drafts else None
         self._tried: Continuation | None = None  # what was proposed for the pass that runs
-        self._dropped = self.chain.dropped
 
     @property
     def pending(self) -> int:
@@ -95,22 +91,16 @@ class VerifyingSession:
         most = self.limits.max_verify
         judgeable = min(self.pending, most) if self.request.judge == "coupled" else most
         gains = [self.chain.acceptance**k for k in range(1, judgeable + 1)]
-        if own := self._propose():
-            reached, right = gains[-1] if gains else 1.0, own.precision.right
-            gains += [reached * right**k for k in range(1, len(own.tokens) + 1)]
+        if proposed := self._propose():
+            reached, right = gains[-1] if gains else 1.0, proposed.precision.right
+            gains += [reached * right**k for k in range(1, len(proposed.tokens) + 1)]
         return gains
 
     def _propose(self) -> Continuation | None:
         """Return the verifier's own draft tokens after the pending ones, if there are any."""
-        pending = self.pending
-        if self._own is None or pending >= MAX_PENDING:
+        if self._own is None or (pending := self.pending) >= MAX_PENDING:
             return None
-        at = (len(self.committed), self.chain.epoch, pending)
-        if self._proposed is None or self._proposed[0] != at:
-            drafts = [token for token, _ in self.chain.drafts(at[0], pending)]
-            most = self.limits.max_verify - pending
-            self._proposed = at, self._own.propose(self.committed, drafts, most)
-        return self._proposed[1]
+        return self._own.propose(self.committed, self.chain, pending)
 
     # --- messages of the edge
 
@@ -127,8 +117,7 @@ class VerifyingSession:
         chain, epoch = self.chain, message.epoch
         if self.finished or epoch < chain.epoch or chain.is_void(epoch):
             if self._own and epoch == chain.epoch:
-                self._own.came_late(message)
-                self._proposed = None
+                self._own.came_late(message, chain)
             return []
         chain.begin(message)
         down: list[Down] = []
@@ -136,7 +125,6 @@ class VerifyingSession:
             self.rejection = None
             down = self._commit(Commit(epoch, message.start, message.tokens[:1]))
         chain.extend(message, self.committed)
-        self._note_break()
         return down
 
     def _redraw(self, message: Redraw, u: Iterator[float]) -> list[Down]:
@@ -163,8 +151,8 @@ class VerifyingSession:
 
     @property
     def _judgeable(self) -> int:
-        own = self._propose()
-        return self.pending + (len(own.tokens) if own else 0)
+        proposed = self._propose()
+        return self.pending + (len(proposed.tokens) if proposed else 0)
 
     def begin(self, drafts: int) -> Pass:
         """Begin a pass over the first `drafts` draft tokens, which are the pending ones and the
@@ -180,13 +168,9 @@ class VerifyingSession:
     def _pass(self, drafts: int) -> Pass:
         start = len(self.committed)
         items = self.chain.drafts(start, min(drafts, self.pending))
-        tokens, weights = (
-            (tuple(some) for some in zip(*items, strict=True)) if items else ((), ())
-        )
-        if own := drafts - len(items):
-            proposed = self._propose()
-            tokens += tuple(proposed.tokens[:own]) if proposed else ()
-        return Pass(start, tokens, (*weights, *(0,) * own), own=own)
+        if (own := drafts - len(items)) and (proposed := self._propose()):
+            items += [(token, 0) for token in proposed.tokens[:own]]
+        return Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items), own=own)
 
     def resolve(
         self,
@@ -231,17 +215,10 @@ class VerifyingSession:
         )
         self.committed.extend(tokens)
         self.chain.follow(self.committed)
-        self._note_break()
         kept = commit.logprobs and commit.logprobs[: len(tokens)]
         sent = replace(commit, tokens=tokens, accepted=accepted, own=own, logprobs=kept)
         finish = [Finish(self.finished, self.totals)] if self.finished else []
         return [*([sent] if tokens else []), *finish]
-
-    def _note_break(self) -> None:
-        """Keep the chain that broke, if one did: the text may go on like it."""
-        if self._own and self._dropped is not self.chain.dropped:
-            self._dropped = self.chain.dropped
-            self._own.broke(self.chain.wrong_at, self._dropped)
 
     def _ended(self, tokens: Tokens) -> tuple[Tokens, FinishReason | None]:
         """Cut the tokens at the end of the answer, if they reach it."""

@@ -28,7 +28,7 @@ USAGE = {
 }  # fmt: skip
 
 
-def client(*events: object, status: int = 200, second: float = 1.0) -> Client:
+def client(*events: object, status: int = 200) -> Client:
     """A client of a service that sends these events; each reading of its clock is a second."""
 
     async def stream() -> AsyncIterator[bytes]:
@@ -47,7 +47,7 @@ def client(*events: object, status: int = 200, second: float = 1.0) -> Client:
     seconds: Iterator[float] = iter(range(100))
     transport = httpx.MockTransport(serve)
     http = httpx.AsyncClient(base_url="http://service", transport=transport)
-    return Client(http, lambda: second * next(seconds))
+    return Client(http, lambda: next(seconds))
 
 
 async def test_pieces_are_timed_from_the_moment_of_asking() -> None:
@@ -61,15 +61,6 @@ async def test_pieces_are_timed_from_the_moment_of_asking() -> None:
     assert reply.first_share == pytest.approx(3 / 5)
     assert reply.seconds == 4.0
     assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
-
-
-async def test_pieces_that_come_at_once_are_of_one_pass() -> None:
-    pieces = [piece(text) for text in ("He", "l", "lo", "!", "!!")]
-
-    reply = await client(*pieces, piece(None, "stop"), USAGE, second=0.002).ask(QUESTION)
-
-    assert reply.arrivals_s == pytest.approx((0.002, 0.004, 0.006, 0.008, 0.01))
-    assert reply.first_share == pytest.approx(5 / 8)
 
 
 async def test_chunks_that_tell_of_speculation_are_no_text() -> None:

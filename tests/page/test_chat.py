@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.page.service import MARKDOWN
+from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit
 
 
