@@ -26,7 +26,7 @@ COLOURS: Final = {
     "draft": "green",
     "ahead": "cyan",
     "lookup": "blue",
-    "prediction": "magenta",
+    "verifier": "magenta",
     "grammar": "yellow",
 }
 """By who had a token first. The target's own have no colour."""
@@ -83,13 +83,15 @@ def coloured(text: str, spans: Sequence[tuple[int, str]]) -> Text:
     return shown
 
 
-async def answer(client: httpx.AsyncClient, turns: Sequence[Turn], console: Console) -> str:
+async def answer(
+    client: httpx.AsyncClient, turns: Sequence[Turn], console: Console, *, steady: bool = True
+) -> str:
     """Stream one answer to the console; return its text. Raises ChatError."""
     model, progress, pieces = await first_model(client), Progress(time.monotonic), list[str]()
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
         try:
-            async with aclosing(stream_answer(client, model, turns)) as stream:
+            async with aclosing(stream_answer(client, model, turns, steady=steady)) as stream:
                 async for chunk in stream:
                     pieces.append(chunk.text)
                     progress.add(chunk)
@@ -99,7 +101,14 @@ async def answer(client: httpx.AsyncClient, turns: Sequence[Turn], console: Cons
     return "".join(pieces)
 
 
-def chat(url: str, key: str | None, console: Console, ask_user: Callable[[], str]) -> None:
+def chat(
+    url: str,
+    key: str | None,
+    console: Console,
+    ask_user: Callable[[], str],
+    *,
+    steady: bool = True,
+) -> None:
     """Answer questions until the input ends.
 
     An answer that fails or is interrupted is left out of the conversation, with its question.
@@ -114,7 +123,7 @@ def chat(url: str, key: str | None, console: Console, ask_user: Callable[[], str
             continue
         asked = [*turns, Turn("user", question)]
         try:
-            text = asyncio.run(_ask(url, key, asked, console))
+            text = asyncio.run(_ask(url, key, asked, console, steady))
         except KeyboardInterrupt:
             console.print("interrupted", style="yellow")
         except ChatError as error:
@@ -123,6 +132,8 @@ def chat(url: str, key: str | None, console: Console, ask_user: Callable[[], str
             turns = [*asked, Turn("assistant", text)]
 
 
-async def _ask(url: str, key: str | None, turns: Sequence[Turn], console: Console) -> str:
+async def _ask(
+    url: str, key: str | None, turns: Sequence[Turn], console: Console, steady: bool
+) -> str:
     async with client_of(url, key, SILENCE_S) as client:
-        return await answer(client, turns, console)
+        return await answer(client, turns, console, steady=steady)

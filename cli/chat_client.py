@@ -96,12 +96,15 @@ async def first_model(client: httpx.AsyncClient) -> Model:
 
 
 async def stream_answer(
-    client: httpx.AsyncClient, model: Model, turns: Sequence[Turn]
+    client: httpx.AsyncClient, model: Model, turns: Sequence[Turn], *, steady: bool = True
 ) -> AsyncGenerator[Chunk]:
-    """Yield the answer as it comes. Closing the generator cancels the answer."""
+    """Yield the answer as it comes. Closing the generator cancels the answer.
+
+    steady: whether tokens that come together are shown one after another.
+    """
     asked = {"model": model.id, "messages": turns, "stream": True}
     if model.tells:
-        asked["stream_options"] = {"include_speculation": True}
+        asked["stream_options"] = {"include_speculation": True, "steady": steady}
     body = msgspec.json.encode(asked)
     headers = {"content-type": "application/json"}
     request = client.stream("POST", "/v1/chat/completions", content=body, headers=headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -103,11 +104,15 @@ def chat(
     url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
+    steady: Annotated[
+        bool, Option(help="Show tokens that come together one after another.")
+    ] = True,
 ) -> None:
     """Talk to the model in this terminal. Ctrl-C ends an answer, Ctrl-D the conversation."""
     console = Console()
     where, key = url or f"http://127.0.0.1:{edge_port}", _first_key(api_keys)
-    chat_in_terminal(where, key, console, lambda: console.input("[bold cyan]> [/]"))
+    ask_user = partial(console.input, "[bold cyan]> [/]")
+    chat_in_terminal(where, key, console, ask_user, steady=steady)
 
 
 @app.command()

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from gateway.hosting.progress_bar import progress_bar
 from models.catalogue import Pair
 from models.dequantise import Weights, dequantise
 from models.errors import ModelError, UnknownModel
+from models.fetching.progress_bar import progress_bar
 from models.fetching.user_catalogue import UserCatalogue, user_file
 from models.store import open_store
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
 from gateway.hosting.cores import Pins, compute_threads
 from gateway.hosting.processes import ServiceError
-from gateway.hosting.progress_bar import progress_bar
 from models.errors import NotPulled
 from models.fetching.drafts import fitting_draft
+from models.fetching.progress_bar import progress_bar
 from models.fetching.reference import parse
 from models.llama import Model
 from models.store import Store

@@ -1,8 +1,8 @@
 """Puts the edge together: draft model, link and engine, under the gateway's OpenAI API.
 
-/ready answers 200 while a verifier is ready and else 503 with the reason, because the edge
-cannot generate without one. The edge stays up, and serves again when a verifier does;
-therefore /health answers 200 all the while.
+/ready answers 200 while a verifier is ready, or while the fallback would answer, and else 503
+with the reason. The edge stays up, and serves again when a verifier does; therefore /health
+answers 200 all the while.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def build(
 ) -> FastAPI:
     """Return the ASGI app with its draft model loaded; its lifespan frees everything.
 
-    drain: counts the answers, and refuses new ones once it has begun.
+    drain: counts the answers, and rejects new ones once it has begun.
 
     Raises models.errors.ModelError, OSError.
     """
@@ -70,7 +70,9 @@ def build(
         settings.draft_settings,
         settings.lookup,
         settings.grammars,
+        settings.verifier_drafts,
         policy,
+        settings.past_answers_tokens,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)
@@ -183,6 +185,7 @@ async def _about(
         "judge": settings.judge,
         "fill": settings.fill,
         "lookup": settings.lookup,
+        "verifier_drafts": settings.verifier_drafts,
         "fallback": settings.fallback,
         "draft": draft and known,
         "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],

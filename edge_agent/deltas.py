@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
 from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.trace import LOOK_S, Trace, WatchedMachine
-from gateway.errors import first_error
-from gateway.ports import Delta, Statistics, TokenLogprob
+from gateway.alongside import alongside
+from gateway.ports import Delta, Statistics
 from speculation.drafting.machine import DraftMachine
 from speculation.proposing.prediction import Prediction
-from speculation.protocol.messages import Commit, Finish
+from speculation.protocol.messages import Commit, Finish, TokenId
 
 Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Deltas:
-    """machine: a WatchedMachine if the client watches the answer."""
+    """machine: a WatchedMachine if the client watches the answer. predicted: the tokens that
+    the client expects in it."""
 
-    def __init__(
-        self, emit: Emit, machine: DraftMachine, prediction: Prediction | None
-    ) -> None:
+    def __init__(self, emit: Emit, machine: DraftMachine, predicted: Sequence[TokenId]) -> None:
         self._statistics = Statistics()
         self._emit = emit
         self._session = machine.session
-        self._prediction = prediction
+        self._prediction = Prediction(predicted) if predicted else None
         self._trace = machine.trace if isinstance(machine, WatchedMachine) else None
 
     async def committed(self, commit: Commit) -> None:
@@ -35,9 +34,9 @@ class Deltas:
         self._statistics = with_commit(self._statistics, commit)
         if self._prediction is not None:
             self._statistics = with_prediction(
-                self._statistics, self._prediction, self._session
+                self._statistics, self._prediction, self._session.committed
             )
-        delta = Delta(commit.tokens, _logprobs(commit), statistics=self._statistics)
+        delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
         if (trace := self._trace) is not None:
             origins, events = trace.origins(commit), trace.take()
             delta = replace(delta, origins=origins, events=events)
@@ -52,23 +51,10 @@ class Deltas:
         """Await the answer, and emit what happens meanwhile, if its client watches it."""
         if (trace := self._trace) is None:
             return await answer
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look(trace))
-                finish = await answer
-                looking.cancel()
-            return finish
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from errors
+        return await alongside(self._look(trace), answer)
 
     async def _look(self, trace: Trace) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             if events := trace.look(time.monotonic()):
                 await self._emit(Delta((), events=events, statistics=self._statistics))
-
-
-def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
-    if commit.logprobs is None:
-        return None
-    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -20,9 +20,10 @@ from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.foreign import slot as foreign_slot
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
-from edge_agent.grammars import DraftGrammar, EdgeGrammars
+from edge_agent.grammars import DraftGrammar, EdgeGrammars, within
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.predictions import prediction_of
+from edge_agent.past_answers import PastAnswersByOwner
+from edge_agent.predictions import predicted_tokens
 from edge_agent.step_sampler import step_sampler
 from edge_agent.trace import WatchedMachine
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
@@ -35,17 +36,10 @@ from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
-from speculation.proposing.grammar_proposer import GrammarProposer
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import (
-    Fill,
-    Judge,
-    Limits,
-    ModelFacts,
-    Open,
-)
+from speculation.protocol.messages import Fill, Judge, Limits, ModelFacts, Open, Totals
 from speculation.protocol.opening import opening
 
 _OTHER_VOCABULARY: Final = (
@@ -90,8 +84,15 @@ class Speculation:
     grammars: bool = True
     """Whether drafts keep to the grammar of an answer that has one; only in `coupled`."""
 
+    verifier_drafts: bool = True
+    """Whether the verifier proposes draft tokens too, where it has none of the edge's; only in
+    `coupled` with fill `auto`."""
+
     policy: DraftPolicy | None = None
     """What replaces StreamPolicy, as where a published system is measured."""
+
+    past_answers_tokens: int = 0
+    """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
 
 
 class Pairing(Protocol):
@@ -123,6 +124,7 @@ class EdgeEngine:
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._grammars = EdgeGrammars()
+        self._past = PastAnswersByOwner(speculation.past_answers_tokens)
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -170,27 +172,36 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        lookup, most = self._lookup(request), facts.context_tokens
-        prediction = await prediction_of(job, request, self._pairing, lookup, most_tokens=most)
-        proposer = _within(grammar, prediction or lookup)
+        request = await self._with_own_drafts(request, job)
+        predicted, drafts = request.predicted, request.own_drafts
+        past = self._past.of(job.owner, facts.vocabulary) if drafts else None
+        if past is not None and not predicted:
+            request = replace(request, predicted=past.to(request.prompt))
+        proposer = within(grammar, self._lookup(request))
         route = self._verifiers.answer(job.span)
         make: Callable[..., DraftMachine] = DraftMachine
         if job.watched:
             make = partial(WatchedMachine, clock=time.monotonic, link=route)
         machine = self._machine(make, request, facts.limits, slot, chance, route, proposer)
-        deltas = Deltas(emit, machine, prediction)
+        deltas = Deltas(emit, machine, predicted)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
-        finish = await deltas.watch(driver.run(deltas.committed))
+        try:
+            finish = await deltas.watch(driver.run(deltas.committed))
+        finally:
+            if past is not None:
+                past.add(request.prompt, machine.session.committed)
         self._unused = machine.session.unused
-        self._count(machine.counts, finish.totals.accepted)
+        self._count(machine.counts, finish.totals)
         await deltas.finished(finish, logprobs=job.top_logprobs is not None)
 
-    def _count(self, counts: DraftCounts, accepted: int) -> None:
+    def _count(self, counts: DraftCounts, totals: Totals) -> None:
+        accepted = totals.accepted - totals.own
         self._metrics.drafted.inc(counts.drafted)
         self._metrics.looked_up.inc(counts.looked_up)
         self._metrics.stale.inc(counts.stale_steps)
         self._metrics.accepted.inc(accepted)
+        self._metrics.verifiers_own.inc(totals.own)
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     async def _grammar(self, request: Open) -> Grammar | None:
@@ -203,6 +214,14 @@ class EdgeEngine:
     async def close(self) -> None:
         """End what the engine started."""
         await self._grammars.close()
+
+    async def _with_own_drafts(self, request: Open, job: Job) -> Open:
+        """Let the verifier propose draft tokens too, where any draft token is exact."""
+        wanted = self._speculation.verifier_drafts and request.fill == "auto"
+        if request.judge != "coupled" or not wanted:
+            return request
+        predicted = await predicted_tokens(job, self._pairing)
+        return replace(request, own_drafts=True, predicted=predicted)
 
     def _lookup(self, request: Open) -> PromptLookup | None:
         looks_up = self._speculation.lookup and request.judge == "coupled"
@@ -235,7 +254,3 @@ class EdgeEngine:
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
         return opening(job, facts, judge=how.judge, fill=fill)
-
-
-def _within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
-    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)

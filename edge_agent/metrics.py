@@ -28,6 +28,7 @@ class EdgeMetrics:
 
         looked_up = "Tokens drafted from repeated text, without the draft model."
         stale = "Draft steps whose context was no longer valid when they ended."
+        own = "Draft tokens accepted that the verifier proposed itself."
         step = "Time from asking the draft model for a step to its end."
         reopened = "Sessions opened to go on with an answer whose session was lost."
         link_bytes = "Bytes of frames, without HTTP: up, down, and open for the prompts."
@@ -35,6 +36,7 @@ class EdgeMetrics:
         self.looked_up = counter("lookup_tokens", looked_up)
         self.stale = counter("stale_steps", stale)
         self.accepted = counter("accepted_tokens", "Draft tokens accepted.")
+        self.verifiers_own = counter("verifier_accepted_tokens", own)
         self.wasted = counter("wasted_tokens", "Draft tokens that were not accepted.")
         self.step_s = histogram("draft_step_seconds", step, _STEP_BUCKETS)
         self.link_bytes = counter("link_bytes", link_bytes, "direction")

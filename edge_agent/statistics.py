@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat, zip_longest
 
 from gateway.ports import Statistics
-from speculation.drafting.session import DraftingSession
 from speculation.proposing.prediction import Prediction
-from speculation.protocol.messages import Commit, Totals
+from speculation.protocol.messages import Commit, TokenId, Totals
 
 
 def with_commit(before: Statistics, commit: Commit) -> Statistics:
@@ -17,7 +17,7 @@ def with_commit(before: Statistics, commit: Commit) -> Statistics:
     Until the Finish, only passes with an accepted draft token count as having had any, and only
     accepted draft tokens count as judged.
     """
-    accepted = repeat(1, commit.accepted)
+    accepted = repeat(1, commit.accepted + commit.own)
     per_position = zip_longest(before.accepted_per_position, accepted, fillvalue=0)
     counts = tuple(earlier + now for earlier, now in per_position)
     drafts, total = counts[0] if counts else 0, sum(counts)
@@ -25,10 +25,10 @@ def with_commit(before: Statistics, commit: Commit) -> Statistics:
 
 
 def with_prediction(
-    counted: Statistics, prediction: Prediction, session: DraftingSession
+    counted: Statistics, prediction: Prediction, committed: Sequence[TokenId]
 ) -> Statistics:
     """Add what has become of the client's prediction by now."""
-    prediction.follow(session.committed, session.chain)
+    prediction.follow(committed)
     return replace(
         counted,
         accepted_prediction_tokens=prediction.accepted_tokens,

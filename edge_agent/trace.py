@@ -108,8 +108,10 @@ class Trace:
 
     def origins(self, commit: Commit) -> tuple[Origin, ...]:
         """Return whose the tokens of the Commit are that the machine took in last. The verifier
-        accepts tokens of the chain from its beginning on, and has the others itself."""
+        accepts tokens of the chain from its beginning on, then its own draft tokens, and the
+        target generates the others."""
         drafted: list[Origin] = [each.origin for each in self._chain[: commit.accepted]]
+        drafted += ["verifier"] * commit.own
         return (*drafted, *(TARGET for _ in commit.tokens[len(drafted) :]))
 
     def take(self) -> tuple[Event, ...]:
@@ -138,7 +140,8 @@ class Trace:
     # --- what it makes of that
 
     def _pass(self, commit: Commit, now: float) -> Pass:
-        drafts = max(commit.accepted, self._judged(commit, now))
+        accepted = commit.accepted + commit.own
+        drafts = max(accepted, self._judged(commit, now))
         if not self._reads_prompt and commit.pass_s > 0.0:
             self._row_s[drafts] = smoothed(self._row_s.get(drafts), commit.pass_s)
         self._reads_prompt = False
@@ -147,7 +150,7 @@ class Trace:
         return Pass(
             position=commit.start,
             rows=drafts + 1,
-            accepted=commit.accepted,
+            accepted=accepted,
             committed=len(commit.tokens),
             beyond=_beyond(commit, drafts),
             pass_ms=_ms(commit.pass_s),
@@ -217,9 +220,10 @@ def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) ->
 
 
 def _beyond(commit: Commit, drafts: int) -> Literal["recovered", "bonus", "fill"] | None:
-    if commit.accepted == len(commit.tokens):
+    accepted = commit.accepted + commit.own
+    if accepted == len(commit.tokens):
         return None
-    if drafts > commit.accepted:
+    if drafts > accepted:
         return "recovered"
     return "bonus" if drafts else "fill"
 

@@ -99,7 +99,7 @@ def create_app(
     `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
     registered there already. `draw_seed` returns the seed of a request that names none.
 
-    drain: counts the answers, and refuses new ones once it has begun. routes: those of
+    drain: counts the answers, and rejects new ones once it has begun. routes: those of
     this service alone. about: what /status says of it alone.
 
     session_paths: what the paths begin with that are followed by a session's name. hosts: the

@@ -62,18 +62,23 @@ class Job:
     span: Span = NO_SPAN
     """The request's span: what the engine does for it are parts of that."""
 
+    owner: object | None = None
+    """Whoever asks, by an object that lives as long as their key; None: nobody is known. What
+    an engine remembers of an answer, no other owner may notice."""
+
 
 UNLIKELY: Final = -9999.0
 """The log-probability that OpenAI gives for minus infinity, which JSON cannot express."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(Protocol):
     """Natural logarithms of softmax(logits), before any sampling setting is applied."""
 
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    """The most likely tokens as (token, logprob), in descending order."""
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def top(self) -> Sequence[tuple[int, float]]:
+        """The most likely tokens as (token, logprob), in descending order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +239,7 @@ class Fallback(Protocol):
     async def is_needed(self) -> bool:
         """Return whether a request that comes now must be answered by it."""
 
-    def answers(self, count: int) -> None:
+    def count_answers(self, count: int) -> None:
         """Count answers that it begins."""
 
 

@@ -22,8 +22,8 @@ PATIENCE_S: Final = 30.0
 sends a body at once, so this is for a link that stalls and comes back."""
 
 LEAST_BYTES_PER_S: Final = 8000
-"""What every link should carry, 64 kbit/s. A client that sends a byte now and then would hold
-its request for hours otherwise."""
+"""The rate that every link should have, 64 kbit/s; a body that comes more slowly is cut. A
+client that sends a byte now and then would hold its request for hours otherwise."""
 
 LINGER_S: Final = 5.0
 LINGER_BYTES: Final = 64 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from gateway.errors import ApiError, InvalidRequest, NotFound
-from speculation.protocol.messages import ModelFacts, Open, Sampling
+from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, Sampling
 from speculation.protocol.opening import STOPPING
 
 MAX_STOP_TOKENS = 256
@@ -43,7 +43,7 @@ def check(request: Open, facts: ModelFacts) -> None:
     if request.identity not in ("", facts.identity):
         message = f"identity: {request.identity!r} is not this verifier's {facts.identity!r}"
         raise IdentityMismatch(message, param="identity")
-    for field in ("prompt", "committed", "stop_tokens"):
+    for field in ("prompt", "committed", "predicted", "stop_tokens"):
         if (highest := max(getattr(request, field), default=0)) >= facts.vocabulary_size:
             raise _invalid(field, f"{highest} is not a token")
     _check_sizes(request, facts)
@@ -65,6 +65,8 @@ def _check_sizes(request: Open, facts: ModelFacts) -> None:
         )
     if len(request.stop_tokens) > MAX_STOP_TOKENS:
         raise _invalid("stop_tokens", f"at most {MAX_STOP_TOKENS}")
+    if len(request.predicted) > MAX_PREDICTED:
+        raise _invalid("predicted", f"at most {MAX_PREDICTED} tokens")
     if len(request.committed) >= request.max_tokens:
         raise _invalid("committed", f"all {request.max_tokens} tokens of the answer are there")
     if set(request.stop_tokens).intersection(request.committed):
@@ -92,6 +94,8 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
 def _check_judge(request: Open, facts: ModelFacts) -> None:
     if request.judge not in facts.judges:
         raise _invalid("judge", f"this target judges {', '.join(facts.judges)}")
+    if request.own_drafts and request.judge != "coupled":
+        raise _invalid("own_drafts", "only in judge `coupled`")
     if request.top_logprobs is None:
         return
     if request.top_logprobs > MAX_TOP_LOGPROBS:

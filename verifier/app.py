@@ -21,13 +21,13 @@ from rich.console import Console
 from gateway.app import create_app
 from gateway.drain import Drain
 from gateway.hosting.listening import hosts_of
-from gateway.hosting.progress_bar import progress_bar
 from gateway.hosting.serving import AT_ONCE
 from gateway.hosting.stopping import end_within, stopped_by_signals
 from gateway.hosting.tracing import open_tracing
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
 from models.errors import NotPulled
+from models.fetching.progress_bar import progress_bar
 from models.gguf import is_exact
 from models.obtaining import obtain
 from models.store import Found, Store, open_store

@@ -14,7 +14,7 @@ from gateway.errors import (
     Overloaded,
     Unavailable,
 )
-from gateway.ports import Delta, Facts, Job, Statistics, TokenLogprob
+from gateway.ports import Delta, Facts, Job, Statistics
 from speculation.protocol.messages import Commit, Finish
 from speculation.protocol.opening import opening
 from verifier.target import (
@@ -59,16 +59,10 @@ def _delta(message: Reply, passes: int) -> Delta:
     statistics = Statistics(target_passes=passes)
     match message:
         case Commit():
-            return Delta(message.tokens, _logprobs(message), statistics=statistics)
+            return Delta(message.tokens, message.logprobs, statistics=statistics)
         case Finish():
             return Delta((), finish=message.reason, statistics=statistics)
     raise EngineFault(f"the target sent {type(message).__name__} in a plain session")
-
-
-def _logprobs(commit: Commit) -> tuple[TokenLogprob, ...] | None:
-    if commit.logprobs is None:
-        return None
-    return tuple(TokenLogprob(each.logprob, each.top) for each in commit.logprobs)
 
 
 def translate(error: TargetError) -> ApiError:

@@ -28,6 +28,10 @@ SUMMED: Final = (
 """Fields of a cell that are the sums of its answers'."""
 
 
+WAITS_PASSES: Final = 1.5
+"""Passes of the target alone. In a longer gap between two arrivals a reader waits."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """One measured answer. Seconds and milliseconds count from the request."""
 
@@ -106,6 +110,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Gap between two arrivals of text: what comes in one piece has no gap inside."""
 
     gap_ms_p99: float
+    waiting: float = 0.0
+    """Share of the time after the first text in which a reader waits, see `waiting`; 0 in older
+    files."""
+
     drafted: int
     """Draft tokens that the target judged."""
 
@@ -177,17 +185,27 @@ def gap_ms(answers: Iterable[Timed], percentile: float) -> float:
     return float(np.percentile(gaps_ms, percentile))
 
 
+def waiting(answers: Sequence[Timed], pass_ms: float) -> float:
+    """Return the share of the time from first to last text that lies in gaps of more than
+    WAITS_PASSES passes. pass_ms: the target's time for a token, `cloud`'s median gap."""
+    gaps_ms = [gap for answer in answers for gap in answer.gaps_ms]
+    long_ms = sum(gap for gap in gaps_ms if gap > WAITS_PASSES * pass_ms)
+    return long_ms / sum(gaps_ms) if long_ms else 0.0
+
+
 def same_texts(answers: Iterable[Answer], cloud: Mapping[Key, Answer]) -> list[bool]:
     """Return for each answer that has a reference whether its text is the reference's."""
     return [a.text == cloud[a.asked].text for a in answers if a.asked in cloud]
 
 
-def figures(answers: Sequence[Timed]) -> dict[str, Any]:
-    """Return fields of a cell, computed alike for measured and simulated answers."""
+def figures(answers: Sequence[Timed], pass_ms: float) -> dict[str, Any]:
+    """Return fields of a cell, computed alike for measured and simulated answers. pass_ms: the
+    target's time for a token."""
     return {
         "ttft_ms_p50": round(float(np.median([answer.ttft_ms for answer in answers])), 2),
         "gap_ms_p50": round(gap_ms(answers, 50), 2),
         "gap_ms_p99": round(gap_ms(answers, 99), 2),
+        "waiting": round(waiting(answers, pass_ms), 4),
         **{name: round(sum(getattr(a, name) for a in answers), 4) for name in SUMMED},
     }
 
@@ -196,14 +214,15 @@ def rows(answers: Sequence[Answer]) -> list[Row]:
     """Return a row for each arm, family, link and temperature, in the order they came in,
     without answers to what cloud has not been asked yet."""
     cloud = references(answers)
+    pass_ms = gap_ms(cloud.values(), 50)
     grouped: dict[tuple[object, ...], list[Answer]] = defaultdict(list)
     for a in answers:
         if a.asked in cloud:
             grouped[a.arm, a.family, a.rtt_ms, a.rate_mbit, a.temperature].append(a)
-    return [_row(group, cloud) for group in grouped.values()]
+    return [_row(group, cloud, pass_ms) for group in grouped.values()]
 
 
-def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer]) -> Row:
+def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer], pass_ms: float) -> Row:
     first = group[0]
     ratios = [a.tokens_per_s / cloud[a.asked].tokens_per_s for a in group]
     return Row(
@@ -213,5 +232,5 @@ def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer]) -> Row:
         tokens_per_s=round(rate(group), 4),
         speedup_vs_cloud=round(geometric_mean(ratios), 4),
         identical_to_cloud=all(same_texts(group, cloud)),
-        **figures(group),
+        **figures(group, pass_ms),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from bench.data.results import Answer, gap_ms, rate, same_texts
+from bench.data.results import WAITS_PASSES, Answer, gap_ms, rate, same_texts, waiting
 from bench.report.speedups import RIVALS, ROUNDS, Comparison, Link
 
 COLOCATED: Final = "colocated-edge"
@@ -22,12 +22,14 @@ def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
 
     tokens, seconds, judged = total("tokens"), total("seconds"), total("drafted")
     same = same_texts(answers, compared.cloud)
+    pass_ms = gap_ms(compared.cloud.values(), 50)
     return {
         "tokens/s": f"{rate(answers):.2f}",
         "s/answer": f"{seconds / len(answers):.2f}",
         "TTFT p50 ms": f"{np.median([a.ttft_ms for a in answers]):.0f}",
         "gap p50 ms": f"{gap_ms(answers, 50):.0f}",
         "gap p99 ms": f"{gap_ms(answers, 99):.0f}",
+        f"in gaps > {WAITS_PASSES:g} passes": f"{waiting(answers, pass_ms):.1%}",
         "passes/token": f"{total('target_passes') / tokens:.2f}",
         "accepted of judged": f"{total('accepted') / judged:.0%}" if judged else "",
         "drafted/token": f"{total('draft_model_tokens') / tokens:.2f}",

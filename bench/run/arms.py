@@ -18,6 +18,9 @@ GAMMA: Final = 4
 WATCHED: Final = MappingProxyType({"include_speculation": True})
 """What the page asks for, to show how the text comes about."""
 
+STEADY: Final = MappingProxyType({"steady": True})
+"""What the page asks for too, so that its text does not come in bursts."""
+
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
 
@@ -56,10 +59,13 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
+        Arm("picospec-past", "far", EdgePlan(past_answers_tokens=100_000, link=LINKED)),
+        Arm("picospec-noown", "far", EdgePlan(verifier_drafts=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
         Arm("picospec-watched", "far", EdgePlan(link=LINKED), stream_options=WATCHED),
+        Arm("picospec-steady", "far", EdgePlan(link=LINKED), stream_options=STEADY),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }

@@ -44,7 +44,8 @@ class Reply:
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Arrivals of the pieces that hold text; a piece is what one target pass committed."""
+    """Arrivals of the pieces that hold text; a piece is what one target pass committed, or one
+    token of a steady stream."""
 
     first_share: float
     """Share of the text's characters in the first piece; 0 without text."""

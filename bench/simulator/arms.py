@@ -23,6 +23,9 @@ class Arm:
     policy: DraftPolicy | None = None
     """None: nothing is drafted."""
 
+    own_drafts: bool = False
+    """Whether the verifier proposes draft tokens too."""
+
     lookup: bool = False
     """Whether tokens are also proposed by prompt lookup."""
 
@@ -37,6 +40,9 @@ class Arm:
 
     waits: bool = False
     """Whether the target rests while the draft model works."""
+
+    steady: bool = False
+    """Whether the answer reaches the user as a steady stream."""
 
 
 def sync(gamma: int) -> Arm:
@@ -60,6 +66,9 @@ def colocated(gamma: int) -> Arm:
     return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
 
 
-def picospec(name: str = "picospec", *, fill: Fill = "auto", lookup: bool = True) -> Arm:
+def picospec(
+    name: str = "picospec", *, fill: Fill = "auto", own_drafts: bool = True, lookup: bool = True
+) -> Arm:
     """Return this product, with or without one of its parts."""
-    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), lookup=lookup)
+    own = own_drafts and fill == "auto"
+    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), own, lookup)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bench import options
 from bench.data.files import load, save
-from bench.data.results import Results
+from bench.data.results import WAITS_PASSES, Results
 from bench.data.tables import console, grid
 from bench.link.path import Conditions
 from bench.simulator import agree as agreeing
@@ -45,7 +45,10 @@ def simulate(
     if out:
         save({"host": hosts, "simulated": True, "rows": simulated}, out)
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
-        Console().print(table_of(list(some), f"speed-up over cloud, T = {temperature:g}"))
+        cells = list(some)
+        Console().print(table_of(cells, f"speed-up over cloud, T = {temperature:g}"))
+        title = f"time in gaps > {WAITS_PASSES:g} passes, T = {temperature:g}"
+        Console().print(waiting_table(cells, title))
 
 
 def agree(
@@ -72,4 +75,10 @@ def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
         for place, by_rtt in speedups(found).items()
         for rtt_ms, value in by_rtt.items()
     }
+    return console(*grid(("arm", "family"), cells), title)
+
+
+def waiting_table(found: Sequence[SimulatedRow], title: str) -> Table:
+    """Return the shares of time in which a reader waits, laid out as the speed-ups are."""
+    cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:.1%}" for r in found}
     return console(*grid(("arm", "family"), cells), title)

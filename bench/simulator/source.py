@@ -38,6 +38,7 @@ class Source:
     after_miss[i]: what is drafted after drafts[i], where that is not the target's token.
     ranks[i]: tokens that the draft model prefers to the target's, drafts[i] not counted; inf
     where that is not known.
+    predicted: what the client says that it expects.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Source:
         confidences: Sequence[float],
         after_miss: Sequence[Sequence[DraftToken]] = (),
         ranks: Sequence[float] = (),
+        predicted: Sequence[TokenId] = (),
     ) -> None:
         self.prompt = tuple(prompt)
+        self.predicted = tuple(predicted)
         self.tokens = list(tokens)
         self._drafts = list(drafts)
         self._confidences = list(confidences)

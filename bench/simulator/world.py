@@ -70,6 +70,7 @@ class _Run:
         request = Open(
             model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
             max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
+            own_drafts=arm.own_drafts, predicted=source.predicted,
         )  # fmt: skip
 
         def done() -> None:

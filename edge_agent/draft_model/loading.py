@@ -12,7 +12,7 @@ from edge_agent.draft_model.drafter import Drafter, NoDrafter
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.settings import EdgeSettings
 from gateway.hosting.cores import compute_threads
-from gateway.hosting.progress_bar import progress_bar
+from models.fetching.progress_bar import progress_bar
 from models.llama import Context, Model
 from models.obtaining import obtain
 from models.store import Store

@@ -13,7 +13,6 @@ from typing import Final
 from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
 from gateway.errors import InvalidRequest, Overloaded, Unavailable
 from gateway.ports import Delta, Facts, FinishReason, Job, Statistics
-from gateway.ports import TokenLogprob as Logprob
 from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
 from models.grammars.compiler import GrammarCompiler
 from models.grammars.constraint import NAME
@@ -110,12 +109,12 @@ class _Sampler:
 
         return pick
 
-    def taken(self) -> tuple[Logprob, ...] | None:
+    def taken(self) -> tuple[TokenLogprob, ...] | None:
         """Return the log-probabilities since the last call, if they are asked for."""
         if self.request.top_logprobs is None:
             return None
         taken, self.logprobs = self.logprobs, []
-        return tuple(Logprob(each.logprob, each.top) for each in taken)
+        return tuple(taken)
 
 
 async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:

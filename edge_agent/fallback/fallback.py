@@ -52,7 +52,7 @@ class DraftFallback:
             return True
         return False
 
-    def answers(self, count: int) -> None:
+    def count_answers(self, count: int) -> None:
         """Count answers that it begins."""
         self._metrics.fallback_answers.inc(count)
 

@@ -10,6 +10,7 @@ import httpx
 import stamina
 
 from gateway.errors import Unavailable
+from gateway.request_body import LEAST_BYTES_PER_S
 
 MAX_WAIT_S: Final = 0.5
 """Longest wait between two attempts, so that a link that is back is found soon."""
@@ -18,10 +19,8 @@ RESPONSE_TIMEOUT_S: Final = 10.0
 """Time until the first byte of a stream's response, where only this verifier can give it."""
 
 OPEN_TIMEOUT_S: Final = 2.0
-"""The same where another verifier could be asked; and longer for what is uploaded:"""
-
-UPLOAD_BYTES_PER_S: Final = 8000
-"""A rate that every link should have, 64 kbit/s."""
+"""Time until the first byte of an Open's response where another verifier could be asked. What
+the upload of the Open takes at LEAST_BYTES_PER_S is added to it."""
 
 RESUME_S: Final = 1.0
 """How long a lost stream may take to come back before another verifier takes over."""
@@ -41,7 +40,7 @@ class Retries:
         """Return how long an Open of that size may wait for the first byte of its response."""
         if not self.elsewhere():
             return RESPONSE_TIMEOUT_S
-        return min(RESPONSE_TIMEOUT_S, OPEN_TIMEOUT_S + frame_bytes / UPLOAD_BYTES_PER_S)
+        return min(RESPONSE_TIMEOUT_S, OPEN_TIMEOUT_S + frame_bytes / LEAST_BYTES_PER_S)
 
     @property
     def resume_timeout_s(self) -> float:

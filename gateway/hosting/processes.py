@@ -1,7 +1,7 @@
 """Services as child processes: started together, watched, and stopped together.
 
 * ServiceError
-  - ServiceDied      a service ended by itself
+  - ServiceDied    a service ended by itself
   - NeverReady     a service did not answer /ready in time
 
 Rules:

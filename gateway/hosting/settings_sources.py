@@ -52,7 +52,8 @@ class ServiceSettings(GatewaySettings, BaseSettings):
 
     host: str = "127.0.0.1"
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
-    """How long, after SIGTERM, what runs may take to finish; new work is refused meanwhile."""
+    """How long, after SIGTERM, what runs may take to finish; new work is rejected meanwhile."""
+
     allow_anonymous: bool = False
     """Whether a service without keys may listen beyond this machine."""
 

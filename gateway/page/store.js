@@ -10,7 +10,7 @@ const PREFIX = "picospec.conversation.";
 
 const DEFAULTS = {
   key: "", system: "", temperature: "", top_p: "", max_tokens: "", seed: "", tools: "",
-  colours: true, theme: "auto",
+  colours: true, steady: true, theme: "auto",
 };
 
 export class Full extends Error {}

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.account import Account
 from gateway.choice_stream import (
     ChoiceStream,
-    at_once,
+    Forward,
     cancel_on_disconnect,
     merge,
     send_to_client,
@@ -30,7 +30,6 @@ from gateway.errors import ClientGone
 from gateway.routes.answer import Answer, Json
 from gateway.routes.keep_alive import COMMENT, keep_alive
 from gateway.speculation import Told, Watch
-from gateway.steady.forwarding import steadily
 
 _START: Final[Message] = {
     "type": "http.response.start",
@@ -58,7 +57,7 @@ class EventStream(Response):
         *,
         usage: bool,
         watch: Watch | None,
-        steady: bool,
+        forward: Forward,
         keep_alive_s: float,
     ) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class EventStream(Response):
         self._drain = drain
         self._usage = usage
         self._watch = watch
-        self._forward = steadily if steady else at_once
+        self._forward = forward
         self._keep_alive_s = keep_alive_s
         self._has_status = False
         self._begun: set[int] = set()

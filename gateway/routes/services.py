@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from prometheus_client import CollectorRegistry
@@ -15,6 +15,7 @@ from gateway.drain import Drain
 from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+from gateway.steady.forwarding import Steady
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns what /status says of one service alone."""
@@ -42,6 +43,7 @@ class Services:
     started: int
     """The Unix time at which the app was built, in seconds."""
 
+    steady: Steady = field(default_factory=Steady)
     about: About = nothing_more
     fallback: Fallback | None = None
     falls_back: bool = False
@@ -64,7 +66,7 @@ class Services:
         """Begin answers; return their `system_fingerprint`, which only the fallback's have."""
         if not self.falls_back or self.fallback is None:
             return None
-        self.fallback.answers(answers)
+        self.fallback.count_answers(answers)
         return f"{self.fallback.name}:{facts.model}"
 
     async def style_of(self, tokenizer: Tokenizer) -> Style:

@@ -38,25 +38,33 @@ async def singly(deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
                 yield one
 
 
-async def steadily(stream: ChoiceStream, put: Put) -> None:
-    """Pass on every TextDelta when a reader is to see it.
+class Steady:
+    """Paces the choices of one service: the first burst of each by the pace of the last one."""
 
-    The end comes as soon as the stream ends, and an error after all that came before it. The
-    stream is closed when this returns, raises or is cancelled.
-    """
-    arrived: _Arrivals = asyncio.Queue(QUEUED)
-    clock, pacer, end = asyncio.get_running_loop().time, Pacer(_shows), None
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_read(stream, arrived))
-        while end is None:
-            due_s = pacer.due_s
-            wait_s = None if due_s is None else due_s - clock()
-            burst, end = await _burst(arrived, wait_s)
-            shown = pacer.add(burst, clock())
-            for delta in shown if end is None else [*shown, *pacer.flush()]:
-                await put(delta)
-    if end.error is not None:
-        raise end.error
+    def __init__(self) -> None:
+        self._interval_s = 0.0
+
+    async def forward(self, stream: ChoiceStream, put: Put) -> None:
+        """Pass on every TextDelta when a reader is to see it.
+
+        The end comes as soon as the stream ends, and an error after all that came before it.
+        The stream is closed when this returns, raises or is cancelled.
+        """
+        pacer = Pacer(_shows, self._interval_s)
+        arrived: _Arrivals = asyncio.Queue(QUEUED)
+        clock, end = asyncio.get_running_loop().time, None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_read(stream, arrived))
+            while end is None:
+                due_s = pacer.due_s
+                wait_s = None if due_s is None else due_s - clock()
+                burst, end = await _burst(arrived, wait_s)
+                shown = pacer.add(burst, clock())
+                for delta in shown if end is None else [*shown, *pacer.flush()]:
+                    await put(delta)
+        self._interval_s = pacer.interval_s
+        if end.error is not None:
+            raise end.error
 
 
 async def _read(stream: ChoiceStream, arrived: _Arrivals) -> None:

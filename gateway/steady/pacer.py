@@ -22,17 +22,23 @@ T = TypeVar("T")
 
 
 class Pacer(Generic[T]):
-    """Paces the items of one choice; it has no clock. shows: whether a reader sees an item.
+    """Paces the items of one choice; it has no clock.
+
+    shows: whether a reader sees an item. interval_s: what is known of the intervals before the
+    first, such as those of another choice; 0 where nothing is, and then the first burst is
+    shown at once.
 
     An item that shows nothing takes no step: it goes with the one before it. Items come out in
     the order in which they came in.
     """
 
-    def __init__(self, shows: Callable[[T], bool]) -> None:
+    def __init__(self, shows: Callable[[T], bool], interval_s: float = 0.0) -> None:
+        self.interval_s = interval_s
+        """Running mean of the intervals between bursts."""
+
         self._shows = shows
         self._held: deque[T] = deque()
         self._arrived_s: float | None = None
-        self._interval_s = 0.0
         self._step_s = 0.0
         self._next_s = 0.0
 
@@ -49,7 +55,7 @@ class Pacer(Generic[T]):
         self._held.extend(items)
         if steps:
             self._learn(now)
-            self._step_s, self._next_s = self._interval_s / steps, now
+            self._step_s, self._next_s = self.interval_s / steps, now
         return before + self.due(now)
 
     def due(self, now: float) -> list[T]:
@@ -73,6 +79,6 @@ class Pacer(Generic[T]):
         """Learn from the interval that this burst ends, if it is not the first."""
         if self._arrived_s is not None:
             interval_s = min(now - self._arrived_s, LONGEST_S)
-            mean_s = self._interval_s or interval_s
-            self._interval_s = mean_s + WEIGHT * (interval_s - mean_s)
+            mean_s = self.interval_s or interval_s
+            self.interval_s = mean_s + WEIGHT * (interval_s - mean_s)
         self._arrived_s = now

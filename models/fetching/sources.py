@@ -16,7 +16,7 @@ from models.catalogue import ModelFile
 from models.errors import SourceFailed
 
 Progress = Callable[[str, int, int], None]
-"""It is called with the activity, the bytes done and the bytes in total."""
+"""It is called with the activity, the bytes done and the bytes in total (0 if unknown)."""
 
 
 def sha256_of(path: Path) -> str:

@@ -18,9 +18,9 @@ class Tally:
 
     def add(self, commit: Commit) -> None:
         if commit.tokens:
-            accepted = commit.accepted
+            accepted = commit.accepted + commit.own
             filled = int(accepted == 0)
-            self.totals = self.totals.plus(Totals(1, accepted, accepted, filled))
+            self.totals = self.totals.plus(Totals(1, accepted, accepted, filled, commit.own))
 
     def lost(self) -> None:
         """Note that the session is lost: what follows is counted by another verifier."""

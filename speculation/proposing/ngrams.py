@@ -69,9 +69,11 @@ def resumption(
     with most agreeing tokens before it, up to `most`, and among equals the nearest.
     dropped: the chain from its wrong token on, which had the index `at` in the text."""
     found = []
-    for end in range(1, len(dropped)):
+    for end, before in enumerate(dropped[:-1], 1):
+        if not text or before != text[-1]:
+            continue
         pairs = zip(reversed(dropped[:end]), reversed(text), range(most), strict=False)
-        if agreed := sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)):
-            found.append(Match(dropped[end], end, agreed))
+        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        found.append(Match(dropped[end], end, agreed))
     here = len(text) - at
     return max(found, key=lambda m: (m.length, -abs(m.at - here)), default=None)

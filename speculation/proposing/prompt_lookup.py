@@ -20,12 +20,12 @@ All of this serves `coupled` judging only: there any draft token is exact, whate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import Final
 
 from speculation.proposing.latencies import Latencies
 from speculation.proposing.ngrams import Index, resumption
+from speculation.proposing.precision import Continuation, Precision
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken
 from speculation.smoothing import smoothed
@@ -37,9 +37,6 @@ MATCH_PRIORS: Final = {16: (0.99, 16), 8: (0.88, 8), 3: (0.70, 8), 1: (0.25, 8)}
 """By the length of a match: how often it is right, and the number of matches that this counts
 as. A prior, fitted to the Qwen pair at temperatures 0 and 1; each session corrects it by what
 it sees."""
-
-MATCH_WEIGHT: Final = 1 / 32
-"""Weight of the latest match once so many were seen: the estimate follows the text."""
 
 MAX_STEPS_A_PASS: Final = 6
 """No token is proposed unread where a pass lasts longer than so many draft steps: the draft
@@ -59,18 +56,6 @@ which is what llama.cpp's kernels work in."""
 RESUMPTION_PRIORS: Final = {1: 0.45, 2: 0.8, 3: 0.9}
 """How often the draft model agrees with what a broken chain went on with, by the number of
 tokens before it that agree. A prior, fitted to the Qwen pair."""
-
-
-@dataclass(slots=True)
-class Precision:
-    """How often the matches of one length are right: a running mean that begins at a prior."""
-
-    right: float
-    seen: int
-
-    def observe(self, right: bool) -> None:
-        self.seen += 1
-        self.right = smoothed(self.right, right, max(MATCH_WEIGHT, 1 / self.seen))
 
 
 def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -> bool:
@@ -150,15 +135,21 @@ class PromptLookup:
     def ahead(self, latencies: Latencies) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""
         text = self._index.tokens
-        options: list[tuple[float, list[TokenId]]] = []
-        if match := self._matches[-1]:
-            followed = text[match.at : match.at + max(AHEAD_SIZES)]
-            options.append((self._precision[match.length].right, followed))
+        options: list[tuple[float, Sequence[TokenId]]] = []
+        if found := self.match(max(AHEAD_SIZES)):
+            options.append((found.precision.right, found.tokens))
         longest = max(RESUMPTION_PRIORS)
         if match := resumption(self._dropped, text, self._dropped_at, most=longest):
             options.append((RESUMPTION_PRIORS[match.length], self._dropped[match.at :]))
-        right, tokens = max(options, default=(0.0, []))
-        return tokens[: ahead_size(right, latencies, read_s=self._reading.of(latencies))]
+        right, tokens = max(options, default=(0.0, ()))
+        return list(tokens[: ahead_size(right, latencies, read_s=self._reading.of(latencies))])
+
+    def match(self, most: int) -> Continuation | None:
+        """Return at most `most` tokens that followed the longest match, if there is one."""
+        if (match := self._matches[-1]) is None:
+            return None
+        followed = self._index.tokens[match.at : match.at + most]
+        return Continuation(followed, self._precision[match.length])
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         self._reading.observe(more, took_s, draft_s)

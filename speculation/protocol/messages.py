@@ -14,11 +14,14 @@ from typing import Literal, Self
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
 a byte mean that the link or the verifier's process is lost."""
+
+MAX_PREDICTED = 65536
+"""The most tokens of an Open's prediction: with the longest prompt they fit into a frame."""
 
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]
@@ -88,6 +91,12 @@ class Open:
     identity: str = ""
     """The ModelFacts.identity that the verifier must have; any will do where it is empty."""
 
+    own_drafts: bool = False
+    """Whether the verifier may propose draft tokens itself; only in `coupled`."""
+
+    predicted: tuple[TokenId, ...] = ()
+    """What the client expects of the answer, for the verifier's own draft tokens."""
+
     version: int = PROTOCOL_VERSION
 
 
@@ -142,7 +151,11 @@ class Commit:
     start: int
     tokens: tuple[TokenId, ...]
     accepted: int = 0
-    """How many of `tokens` were draft tokens; the target itself generated the others."""
+    """How many of `tokens` were draft tokens of the edge."""
+
+    own: int = 0
+    """How many of those after them were the verifier's own draft tokens. The target itself
+    generated the others."""
 
     queue_s: float = 0.0
     """Time from the end of the session's last pass to the start of this one. This and pass_s
@@ -160,6 +173,7 @@ class Commit:
             start=self.start + known,
             tokens=self.tokens[known:],
             accepted=max(0, self.accepted - known),
+            own=max(0, self.own - max(0, known - self.accepted)),
             logprobs=self.logprobs and self.logprobs[known:],
         )
 
@@ -183,6 +197,7 @@ class Totals:
     judged: int = 0
     accepted: int = 0
     filled: int = 0  # fill-in passes: those without a draft token
+    own: int = 0  # accepted ones that the verifier proposed itself
 
     def plus(self, more: Totals) -> Totals:
         return Totals(
@@ -190,6 +205,7 @@ class Totals:
             self.judged + more.judged,
             self.accepted + more.accepted,
             self.filled + more.filled,
+            self.own + more.own,
         )
 
 

@@ -47,10 +47,12 @@ Fields = dict[str, Codec[Any]]
 CHAIN: Final[Fields] = {"epoch": UINT, "start": UINT}
 PLACE: Final[Fields] = {"epoch": UINT, "position": UINT}
 DRAFT: Final[Fields] = {**CHAIN, "behind": UINT}
-COMMIT: Final[Fields] = {**CHAIN, "accepted": UINT, "queue_s": TENTH_MS, "pass_s": TENTH_MS}
+TIMES: Final[Fields] = {"queue_s": TENTH_MS, "pass_s": TENTH_MS}
+COMMIT: Final[Fields] = {**CHAIN, "accepted": UINT, "own": UINT, **TIMES}
 SPARSE = many(pair(UINT, FLOAT32))
 LOGPROB = record(messages.TokenLogprob, logprob=FLOAT32, top=SPARSE)
-TOTALS = record(messages.Totals, passes=UINT, judged=UINT, accepted=UINT, filled=UINT)
+COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "filled": UINT}
+TOTALS = record(messages.Totals, **COUNTS, own=UINT)
 TIMEOUTS: Final[Fields] = {"idle_timeout_s": FLOAT32, "resume_window_s": FLOAT32}
 LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, **TIMEOUTS)
 
@@ -67,6 +69,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
         prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=UINT,
         max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
         fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT),
+        own_drafts=BOOL, predicted=many(UINT),
     ),
     2: record(Draft, **DRAFT, tokens=rest(UINT)),
     3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),

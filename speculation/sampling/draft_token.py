@@ -10,9 +10,9 @@ from typing import Literal
 from speculation.protocol.messages import TokenId
 from speculation.sampling.distributions import QuantisedDistribution
 
-Origin = Literal["draft", "ahead", "lookup", "prediction", "grammar", "target"]
+Origin = Literal["draft", "ahead", "lookup", "grammar", "target"]
 """Who had a token first: the draft model; text that it read ahead and agreed with; prompt
-lookup, a prediction or a grammar, without a draft step; or the target."""
+lookup or a grammar, without a draft step; or the target."""
 
 
 @dataclass(frozen=True, slots=True)

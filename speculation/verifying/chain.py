@@ -6,7 +6,7 @@ the chain ends, and its epoch with it: the edge's next Draft begins another one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from speculation.protocol.errors import RemoteProtocolError
@@ -32,6 +32,9 @@ class HeldChain:
 
         self.broken = False  # the chain was found wrong, and no pass has begun since
         self.wrong_at = 0  # the position of the latest difference
+        self.dropped: tuple[TokenId, ...] = ()
+        """The chain that broke last, from its wrong token on."""
+
         self.acceptance = ACCEPTANCE_PRIOR
         """The estimated probability that a draft token equals the text if those before it do.
         It is learned from every draft token that arrives, judged or overtaken."""
@@ -96,11 +99,17 @@ class HeldChain:
                 right = draft[0] == text[self._agreed]
                 self._learn(right)
                 if not right:
+                    self.dropped = (draft[0], *self._after(self._agreed))
                     self.end(self._agreed)
                     return
             elif self._agreed >= known:
                 return
             self._agreed += 1
+
+    def _after(self, position: int) -> Iterator[TokenId]:
+        """Yield the draft tokens behind a position, up to the first gap."""
+        while draft := self._drafts.get(position := position + 1):
+            yield draft[0]
 
     def _learn(self, right: bool) -> None:
         self._compared += 1

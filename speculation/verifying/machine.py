@@ -161,8 +161,7 @@ class VerifyMachine:
         take none. One row a session is kept for the draft token that fill `never` needs."""
         sessions = [self._sessions[name].session for name in names]
         counts = allocate(
-            [*(session.judgeable for session in sessions), *([0] * others)],
-            [*(session.chain.acceptance for session in sessions), *([0.0] * others)],
+            [*(session.gains for session in sessions), *([()] * others)],
             self.latency,
             rows=rows - len(sessions),
             judge_all=all(session.request.fill == "never" for session in sessions),

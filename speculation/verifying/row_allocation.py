@@ -45,8 +45,7 @@ def best_rate(
 
 
 def allocate(
-    pending: Sequence[int],
-    acceptance: Sequence[float],
+    gains: Sequence[Sequence[float]],
     latency: PassLatency,
     *,
     rows: int,
@@ -54,24 +53,23 @@ def allocate(
 ) -> list[int]:
     """Return how many draft tokens of each session the next pass judges.
 
-    pending, acceptance: one entry a session. rows: the most that the pass may have, one of
-    which each session needs without any draft token. The next row always goes to the session
-    whose next draft token is likeliest to be reached and accepted; the number of rows is the
-    one with the best expected tokens per second. judge_all: as many as there may be, for fewest
-    passes.
+    gains: for each session, how likely each of its draft tokens is to be reached and accepted,
+    which never rises from one to the next. rows: the most that the pass may have, one of which
+    each session needs without any draft token. The next row always goes to the session whose
+    next draft token is the likeliest; the number of rows is the one with the best expected
+    tokens per second. judge_all: as many as there may be, for fewest passes.
     """
-    gains = sorted(
-        ((a**k, i) for i, (n, a) in enumerate(zip(pending, acceptance, strict=True))
-         for k in range(1, n + 1)),
-        reverse=True,
-    )[: max(0, rows - len(pending))]  # fmt: skip
-    best = len(gains)
+    least = len(gains)
+    ranked = sorted(((gain, i) for i, some in enumerate(gains) for gain in some), reverse=True)[
+        : max(0, rows - least)
+    ]
+    best = len(ranked)
     if not judge_all:
-        tokens = accumulate((gain for gain, _ in gains), initial=float(len(pending)))
-        seconds = (latency.of(len(pending) + extra) for extra in range(len(gains) + 1))
+        tokens = accumulate((gain for gain, _ in ranked), initial=float(least))
+        seconds = (latency.of(least + extra) for extra in range(len(ranked) + 1))
         rates = [n / s if s > 0.0 else inf for n, s in zip(tokens, seconds, strict=True)]
         best = max(range(len(rates)), key=lambda extra: (rates[extra], extra))
         if rates[best] < MIN_GAIN * rates[0]:
             best = 0
-    chosen = [i for _, i in gains[:best]]
-    return [chosen.count(i) for i in range(len(pending))]
+    chosen = [i for _, i in ranked[:best]]
+    return [chosen.count(i) for i in range(least)]

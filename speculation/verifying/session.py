@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from speculation.proposing.precision import Continuation
 from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from speculation.protocol.messages import (
     Commit,
@@ -31,6 +32,7 @@ from speculation.protocol.messages import (
 )
 from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 from speculation.verifying.chain import HeldChain
+from speculation.verifying.own_drafts import OwnDrafts
 from speculation.verifying.validation import check_form, check_place
 
 NO_CHANCE: Final[Iterator[float]] = iter(())
@@ -39,6 +41,9 @@ NO_CHANCE: Final[Iterator[float]] = iter(())
 MAX_REDRAWS: Final = 32
 """Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
 hardly ever needs two."""
+
+MAX_PENDING: Final = 4
+"""Pending draft tokens of the edge from which on the verifier proposes none of its own."""
 
 Tokens = tuple[TokenId, ...]
 
@@ -51,6 +56,7 @@ class Pass:
     draft: Tokens
     q: tuple[int, ...]  # `separate`: K weights in 1/Q_SCALE; else all are 0
     u: tuple[float, ...] = ()  # `separate`: K + 1 fresh uniforms in [0, 1)
+    own: int = 0  # how many of the draft tokens, the last ones, are the verifier's own
 
 
 class VerifyingSession:
@@ -68,6 +74,8 @@ class VerifyingSession:
         self._redraws = 0  # answered since the last rejection
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
+        self._own = OwnDrafts(request, limits) if request.own_drafts else None
+        self._tried: Continuation | None = None  # what was proposed for the pass that runs
 
     @property
     def pending(self) -> int:
@@ -75,12 +83,24 @@ class VerifyingSession:
         return max(0, self.chain.reach - len(self.committed))
 
     @property
-    def judgeable(self) -> int:
-        """Draft tokens to count with when rows are allocated. In `separate` that is all that a
-        pass may take, whatever is pending: the draft tokens after one depend on it. Were they
-        to decide whether it is judged, the output would not have the target's distribution."""
+    def gains(self) -> list[float]:
+        """How likely each draft token that a pass may judge is to be accepted, with all those
+        before it. In `separate` all that a pass may take count, whatever is pending: the draft
+        tokens after one depend on it. Were they to decide whether it is judged, the output
+        would not have the target's distribution."""
         most = self.limits.max_verify
-        return min(self.pending, most) if self.request.judge == "coupled" else most
+        judgeable = min(self.pending, most) if self.request.judge == "coupled" else most
+        gains = [self.chain.acceptance**k for k in range(1, judgeable + 1)]
+        if proposed := self._propose():
+            reached, right = gains[-1] if gains else 1.0, proposed.precision.right
+            gains += [reached * right**k for k in range(1, len(proposed.tokens) + 1)]
+        return gains
+
+    def _propose(self) -> Continuation | None:
+        """Return the verifier's own draft tokens after the pending ones, if there are any."""
+        if self._own is None or (pending := self.pending) >= MAX_PENDING:
+            return None
+        return self._own.propose(self.committed, self.chain, pending)
 
     # --- messages of the edge
 
@@ -96,6 +116,8 @@ class VerifyingSession:
         check_place(message, self.committed, self.rejection, max_ahead=self.limits.max_ahead)
         chain, epoch = self.chain, message.epoch
         if self.finished or epoch < chain.epoch or chain.is_void(epoch):
+            if self._own and epoch == chain.epoch:
+                self._own.came_late(message, chain)
             return []
         chain.begin(message)
         down: list[Down] = []
@@ -125,22 +147,30 @@ class VerifyingSession:
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
         least = int(self.request.fill == "never")
-        return self._pass(min(self.pending, max(most, least), self.limits.max_verify, room))
+        return self._pass(min(self._judgeable, max(most, least), self.limits.max_verify, room))
+
+    @property
+    def _judgeable(self) -> int:
+        proposed = self._propose()
+        return self.pending + (len(proposed.tokens) if proposed else 0)
 
     def begin(self, drafts: int) -> Pass:
-        """Begin a pass over exactly `drafts` pending draft tokens; `resolve` must follow."""
+        """Begin a pass over the first `drafts` draft tokens, which are the pending ones and the
+        verifier's own after them; `resolve` must follow."""
         if self._running or self.finished or self.rejection:
             raise LocalProtocolError("no pass may begin now")
-        if drafts > self.pending:
-            raise LocalProtocolError(f"{drafts} draft tokens are not pending")
+        if drafts > self._judgeable:
+            raise LocalProtocolError(f"there are no {drafts} draft tokens")
         self.chain.broken = False
-        self._running = self._pass(drafts)
+        self._running, self._tried = self._pass(drafts), self._propose()
         return self._running
 
     def _pass(self, drafts: int) -> Pass:
         start = len(self.committed)
-        items = self.chain.drafts(start, drafts)
-        return Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items))
+        items = self.chain.drafts(start, min(drafts, self.pending))
+        if (own := drafts - len(items)) and (proposed := self._propose()):
+            items += [(token, 0) for token in proposed.tokens[:own]]
+        return Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items), own=own)
 
     def resolve(
         self,
@@ -154,18 +184,19 @@ class VerifyingSession:
         """Apply the outcome of the pass begun. logprobs: one for each of judgement.tokens."""
         if self._running is None:
             raise LocalProtocolError("no pass has begun")
-        judged, self._running, totals = len(self._running.draft), None, self.totals
+        running, self._running, totals = self._running, None, self.totals
+        judged = len(running.draft)
         filled = totals.filled + (judged == 0)
         self.totals = replace(
             totals, passes=totals.passes + 1, judged=totals.judged + judged, filled=filled
         )
-        epoch, start, kept = (
-            self.chain.epoch,
-            len(self.committed),
-            tuple(logprobs or ()) or None,
-        )
+        accepted = min(judgement.accepted, judged - running.own)
+        own, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
+        if self._own and self._tried and accepted == judged - running.own:
+            self._own.judged(self._tried, running.own, own)
+        place = self.chain.epoch, len(self.committed)
         down = self._commit(
-            Commit(epoch, start, judgement.tokens, judgement.accepted, queue_s, pass_s, kept)
+            Commit(*place, judgement.tokens, accepted, own, queue_s, pass_s, kept)
         )
         if judgement.rejection and not self.finished:
             self.rejection = judgement.rejection
@@ -178,11 +209,14 @@ class VerifyingSession:
         """Commit these tokens up to the end of the answer; return what is sent of it."""
         tokens, self.finished = self._ended(commit.tokens)
         accepted = min(commit.accepted, len(tokens))
-        self.totals = replace(self.totals, accepted=self.totals.accepted + accepted)
+        own, totals = min(commit.own, len(tokens) - accepted), self.totals
+        self.totals = replace(
+            totals, accepted=totals.accepted + accepted + own, own=totals.own + own
+        )
         self.committed.extend(tokens)
         self.chain.follow(self.committed)
         kept = commit.logprobs and commit.logprobs[: len(tokens)]
-        sent = replace(commit, tokens=tokens, accepted=accepted, logprobs=kept)
+        sent = replace(commit, tokens=tokens, accepted=accepted, own=own, logprobs=kept)
         finish = [Finish(self.finished, self.totals)] if self.finished else []
         return [*([sent] if tokens else []), *finish]
 

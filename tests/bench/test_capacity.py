@@ -13,16 +13,19 @@ from typer.testing import CliRunner
 from bench.__main__ import app
 from bench.capacity.clients import ScriptedDrafter
 from bench.capacity.figures import Answered, Capacity, Figures, figures, predict
-from bench.capacity.loading import dealt
-from bench.data.files import load
+from bench.capacity.loading import Load, dealt
+from bench.data.files import load as read
+from bench.data.prompts import Prompt
 from bench.link.path import Conditions
-from bench.run.services import free_port
+from bench.run.services import Services, ServicesPlan, free_port
 from bench.simulator.arms import Arm, picospec
 from bench.simulator.clock import Curve
 from bench.simulator.hosts import gpu
-from bench.simulator.source import Source, synthetic
+from bench.simulator.source import Source, synthetic, traced
 from bench.simulator.world import World
 from bench.traces.files import Trace
+from bench.traces.record import Subject, traces
+from models.store import open_store
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_sampler import DraftSampler
 from tests.verifier.conftest import fake_command, serving
@@ -61,7 +64,7 @@ def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path, url:
     )
 
     assert result.exit_code == 0, (result.output, result.exception)
-    rows = load(out, Capacity).rows
+    rows = read(out, Capacity).rows
     assert [(row.sessions, row.arm) for row in rows] == [
         (1, "cloud"), (1, "picospec"), (3, "picospec"), (3, "cloud"),
     ]  # fmt: skip
@@ -171,3 +174,20 @@ def test_the_slowest_client_predicted_is_the_one_whose_drafts_are_wrong() -> Non
 
     assert found.slowest_tokens_per_s == pytest.approx(1 / 0.1, rel=0.1)
     assert found.tokens_per_s > 2 * found.slowest_tokens_per_s
+
+
+@pytest.mark.models
+async def test_scripted_edges_draft_what_a_real_target_generates() -> None:
+    file = open_store({}).find("smollm2", "target").path
+    subject = Subject(Prompt("a", "chat", "Count to ten."), "chat", 0.0, 7)
+    [recorded] = traces(file, file, [subject], tokens=16, context_tokens=256)
+    arguments = ("--llama.slots", "4", "--llama.context-tokens", "512")
+
+    async with Services(ServicesPlan("smollm2", "", {}, "llama", arguments)) as services:
+        load = Load(services.verifier_url, [traced(recorded)], 5.0, 0.005, None)
+        cloud, picospec = [row async for row in load.rows([3])]
+
+    assert cloud.measured.passes_per_token == 1.0
+    assert picospec.measured.scripted_share == 1.0  # Q8_0: the same text in any batch
+    assert picospec.measured.passes_per_token < 0.7
+    assert picospec.pass_rows > cloud.pass_rows > 1.0

@@ -116,6 +116,14 @@ def test_a_round_arm_without_a_length_has_the_papers() -> None:
     ]  # fmt: skip
 
 
+def test_the_steady_arm_differs_by_its_stream_options_alone() -> None:
+    asked = {t.arm.name: t.question for t in turns(plan("cloud,picospec,picospec-steady"))}
+
+    steady = asked["picospec-steady"]
+    assert steady.stream_options == {"steady": True}
+    assert replace(steady, stream_options={}) == asked["picospec"]
+
+
 @pytest.mark.parametrize("text", ["picospec", "cloud,cloud", "cloud,other", "cloud,sync:99"])
 def test_arms_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"arm|cloud|sync"):

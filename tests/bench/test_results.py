@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.data.files import load, save
-from bench.data.results import Results, rows
+from bench.data.results import Results, rows, waiting
 from tests.bench.answers import answer, results
 
 FIELDS = [
@@ -25,6 +25,7 @@ FIELDS = [
     "ttft_ms_p50",
     "gap_ms_p50",
     "gap_ms_p99",
+    "waiting",
     "drafted",
     "accepted",
     "target_passes",
@@ -53,6 +54,15 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"other\.json"):
         load(path, Results)
+
+
+def test_a_reader_waits_in_gaps_of_more_than_one_and_a_half_passes() -> None:
+    some = [answer("picospec", 1.0)] * 2  # with gaps of 10, 20 and 30 ms
+
+    assert waiting(some, pass_ms=10.0) == pytest.approx(50 / 60)
+    assert waiting(some, pass_ms=15.0) == pytest.approx(30 / 60)
+    assert waiting(some, pass_ms=20.0) == 0.0
+    assert waiting([], pass_ms=20.0) == 0.0
 
 
 def test_a_speedup_is_the_geometric_mean_over_the_same_questions() -> None:

@@ -16,6 +16,7 @@ from bench.__main__ import app
 from bench.data.prompts import sampling
 from bench.link.path import Conditions
 from bench.simulator.arms import Arm, paper
+from bench.simulator.edge import Answer, steadied
 from bench.simulator.hosts import gpu, hosts_of
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from bench.simulator.table import BRANCHES, GAMMAS, Group, candidates, groups, rows, speedups
@@ -146,6 +147,24 @@ def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
     )
 
 
+def test_acespec_has_the_best_number_of_branches_for_each_prompt_and_one_gamma() -> None:
+    world = World(gpu(0.1, 0.01, twice_at=256), Conditions())
+    right, wrong = synthetic(1.0, 60), synthetic(0.5, 60, hits=1.0)
+
+    (paper, both), (only_right,), (only_wrong,) = (
+        list(rows(world, [Group("code", 0.0, sources)], [20.0], names))
+        for sources, names in (
+            ([right, wrong], ["paper:8", "acespec:8"]),
+            ([right], ["paper:8"]),
+            ([wrong], ["acespec:8"]),
+        )
+    )
+
+    best = (only_right.tokens_per_s * only_wrong.tokens_per_s) ** 0.5
+    assert both.tokens_per_s == pytest.approx(best)
+    assert both.tokens_per_s > 1.05 * paper.tokens_per_s
+
+
 def test_the_mean_over_families_is_geometric() -> None:
     groups = [Group(f, 0.0, [synthetic(a, 60)]) for f, a in (("code", 1.0), ("chat", 0.5))]
 
@@ -196,3 +215,24 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, missed: list[str]
     result = CliRunner().invoke(app, ["simulate", "--traces", str(tmp_path), *missed])
 
     assert result.exit_code == 2
+
+
+def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> None:
+    answer = Answer(synthetic(1.0, 11), 0.0, [(1.0, 3), (1.4, 4), (1.8, 2), (2.4, 2)])
+
+    [steady] = steadied([answer])
+
+    shown = [(1.0, 3), (1.4, 1), (1.5, 1), (1.6, 1), (1.7, 1), (1.8, 1), (2.0, 1), (2.4, 2)]
+    assert steady.arrivals == [(pytest.approx(at_s), count) for at_s, count in shown]
+    assert (steady.tokens, steady.later) == (answer.tokens, answer.later)
+
+
+def test_the_steady_arm_is_as_fast_and_waits_no_longer() -> None:
+    group = Group("code", 1.0, [synthetic(0.95, 64, seed) for seed in range(2)])
+
+    found = rows(GPU, [group], [50.0], ["picospec", "picospec-steady"])
+    plain, steady = found
+
+    assert steady.seconds == plain.seconds
+    assert steady.waiting <= plain.waiting
+    assert steady.gap_ms_p50 < plain.gap_ms_p50

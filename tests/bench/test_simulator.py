@@ -268,10 +268,11 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     text = list(range(200))
     copy = Source(text, text, text, [0.9] * 200)
     dear = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
-    without = picospec(lookup=False)
+    only = picospec(own_drafts=False)
+    without = picospec(lookup=False, own_drafts=False)
 
     looked_up, read, drafted = (
-        run(picospec(), copy, rtt_ms=20, hosts=hosts).tokens_per_s
+        run(only, copy, rtt_ms=20, hosts=hosts).tokens_per_s
         / run(without, copy, rtt_ms=20, hosts=hosts).tokens_per_s
         for hosts in (gpu(0.01, 0.01), gpu(0.1, 0.01), dear)
     )
@@ -279,3 +280,16 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     assert looked_up > 2.0
     assert 1.1 < read < 1.6  # up to max_verify
     assert drafted == 1.0
+
+
+def test_a_right_prediction_is_as_fast_at_any_distance() -> None:
+    text = list(range(200))
+    expected = Source((1,), text, [WRONG] * 200, [0.1] * 200, predicted=text)
+
+    near, far = (
+        run(picospec(), expected, rtt_ms=rtt_ms, hosts=gpu(0.07, 0.02)).tokens_per_s
+        for rtt_ms in (10, 200)
+    )
+
+    assert near == pytest.approx(far)
+    assert near > 0.8 * (Limits().max_verify + 1) / 0.07

@@ -46,7 +46,9 @@ def speeds() -> Speeds:
 
 
 def commit(start: int, tokens: int, *, accepted: int, pass_s: float = 0.2) -> Commit:
-    return Commit(0, start, ANSWER[start : start + tokens], accepted, 0.01, pass_s)
+    return Commit(
+        0, start, ANSWER[start : start + tokens], accepted, queue_s=0.01, pass_s=pass_s
+    )
 
 
 def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:

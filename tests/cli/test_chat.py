@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -119,6 +120,21 @@ async def test_only_a_service_that_tells_of_speculation_is_asked_to(
         [piece async for piece in stream_answer(client, Model("m", owner), TURNS)]
 
     assert ("stream_options" in bodies[0]) is asks
+
+
+@pytest.mark.parametrize("steady", [True, False])
+async def test_the_text_is_steady_unless_the_user_wants_it_as_it_comes(steady: bool) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, text=DONE)
+
+    transport = httpx.MockTransport(respond)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+        [piece async for piece in stream_answer(client, MODEL, TURNS, steady=steady)]
+
+    assert bodies[0]["stream_options"]["steady"] is steady
 
 
 def terminal(*, colours: bool = True) -> Console:

@@ -1,4 +1,4 @@
-"""The client's prediction becomes draft tokens, and what became of it is counted."""
+"""The client's prediction travels to the verifier, and what became of it is counted."""
 
 from __future__ import annotations
 
@@ -11,29 +11,23 @@ from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
 from speculation.protocol.messages import Commit, Finish
 from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, deltas, engine
-from tests.edge_agent.fakes import LIMITS, quiet, scripted
+from tests.edge_agent.fakes import quiet, scripted
 
 TEXT = "Call me Ishmael. Some years ago"
 PREDICTED = replace(JOB, extras={"prediction": TEXT})
 
 
-async def test_a_prediction_is_drafted_from_the_first_token_on_without_a_step(
+async def test_its_tokens_go_to_the_verifier_once_and_are_no_setting(
     metrics: EdgeMetrics,
 ) -> None:
-    uplink, drafter = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot()
+    uplink = FakeUplink(scripted(quiet, Finish("stop")))
 
-    await deltas(engine(uplink, metrics, drafter).generate(PREDICTED))
+    await deltas(engine(uplink, metrics, OneSlot()).generate(PREDICTED))
 
-    assert bytes(uplink.link.drafted) == TEXT.encode()[: LIMITS.max_ahead]
-    assert drafter.slot.contexts == []
-
-
-async def test_the_verifier_never_hears_of_it(metrics: EdgeMetrics) -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
-
-    await deltas(engine(uplink, metrics).generate(PREDICTED))
-
-    assert uplink.opened[0].sampling.extras == {}
+    (opened,) = uplink.opened
+    assert bytes(opened.predicted) == TEXT.encode()
+    assert opened.own_drafts
+    assert opened.sampling.extras == {}
 
 
 @pytest.mark.parametrize("drafter", [OneSlot(), NoDrafter()])
@@ -51,19 +45,21 @@ async def test_what_became_of_it_is_told_with_every_delta(
 
 
 @pytest.mark.parametrize(
-    ("speculation", "text", "drafts_it"),
+    ("speculation", "text", "sent"),
     [
-        (Speculation(lookup=False), TEXT, True),
-        (Speculation(judge="separate"), TEXT, False),
-        (Speculation(), "", False),
+        (Speculation(lookup=False), TEXT, (True, TEXT)),
+        (Speculation(), "", (True, "")),
+        (Speculation(judge="separate"), TEXT, (False, "")),
+        (Speculation(verifier_drafts=False), TEXT, (False, "")),
     ],
 )
-async def test_only_coupled_judging_makes_use_of_it(
-    metrics: EdgeMetrics, speculation: Speculation, text: str, drafts_it: bool
+async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
+    metrics: EdgeMetrics, speculation: Speculation, text: str, sent: tuple[bool, str]
 ) -> None:
     uplink = FakeUplink(scripted(quiet, Finish("stop")))
     job = replace(JOB, extras={"prediction": text})
 
     await deltas(engine(uplink, metrics, NoDrafter(), speculation).generate(job))
 
-    assert (len(uplink.link.drafted) > 0) is drafts_it
+    (opened,) = uplink.opened
+    assert (opened.own_drafts, bytes(opened.predicted).decode()) == sent

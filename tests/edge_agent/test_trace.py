@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -95,10 +96,11 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
 ) -> None:
     request = opening(judge=judge, max_tokens=30, fill=fill, seed=number)
     coupled = judge == "coupled"
+    predicted = tuple(plain(model(number), request)) if predicts and coupled else ()
+    request = replace(request, own_drafts=bool(predicted), predicted=predicted)
     joined = Joined(
         request, model(number), model(number + 3), Random(number), right,
         looks_up=looks_up and coupled, replaced=replaced,
-        predicted=plain(model(number), request) if predicts and coupled else None,
         make_machine=watched,
     )  # fmt: skip
 
@@ -111,7 +113,9 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
     assert len(machine.told) == len(text)
     accepted = [(i, origin) for i, origin in enumerate(machine.told) if origin != "target"]
     assert len(accepted) == finish.totals.accepted
-    assert all(origin in machine.proposed[i, text[i]] for i, origin in accepted)
+    drafted = [(i, origin) for i, origin in accepted if origin != "verifier"]
+    assert len(accepted) - len(drafted) == finish.totals.own
+    assert all(origin in machine.proposed[i, text[i]] for i, origin in drafted)
     passes = [event for event in machine.events if isinstance(event, Pass)]
     assert sum(event.accepted for event in passes) == finish.totals.accepted
     assert all(event.rows > event.accepted for event in passes)
@@ -122,16 +126,15 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
 def test_what_the_harness_drafts_has_every_origin() -> None:
     seen = Counter[Origin]()
     for number in range(12):
-        request = opening(max_tokens=40, seed=number, stop_tokens=())
+        request = opening(max_tokens=40, seed=number, stop_tokens=(), own_drafts=True)
         joined = Joined(
             request, model(number), model(number + 3), Random(number), 0.9,
             looks_up=True, make_machine=watched,
-            predicted=plain(model(number), request) if number % 2 else None,
         )  # fmt: skip
         joined.run(50)
         seen.update(joined.edge.machine.told)  # type: ignore[attr-defined]
 
-    assert {"draft", "ahead", "prediction", "target"} <= seen.keys()
+    assert {"draft", "ahead", "verifier", "target"} <= seen.keys()
 
 
 def test_of_a_step_that_read_ahead_the_tokens_that_agreed_are_marked() -> None:
@@ -177,7 +180,9 @@ class Edge:
     def commit(self, *tokens: int, accepted: int = 0, pass_s: float = 0.02) -> list[object]:
         session = self.machine.session
         start = len(session.committed)
-        return self.receive(Commit(session.epoch, start, tokens, accepted, 0.001, pass_s))
+        return self.receive(
+            Commit(session.epoch, start, tokens, accepted, queue_s=0.001, pass_s=pass_s)
+        )
 
 
 def test_a_chain_that_breaks_is_told_at_once_from_its_wrong_token_on() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import sys
 import time
@@ -40,6 +41,12 @@ AT_ONCE: Final = 6
 MOST_TOKENS: Final = 64
 COLD_ANSWERS: Final = 40
 """Answers before anything is counted: threads and pools begin with them."""
+
+IDLE_S: Final = 12.0
+"""The edge's HTTP client keeps a thread that has nothing to do for ten seconds."""
+
+POOLED: Final = (os.cpu_count() or 1) + 3
+"""Threads that asyncio's pool may get after its first: when none is free, and for good."""
 
 
 @dataclass
@@ -103,6 +110,7 @@ class Soak:
         """Return what an end holds when it has nothing to do."""
         await self.world.settled()
         await self.world.rest()
+        await asyncio.sleep(IDLE_S)
         return await end.held()
 
     async def _ask(self, answers: int, seconds: float) -> None:
@@ -166,10 +174,17 @@ class Soak:
             name = end.service.name
             if end.growth > MOST_GROWTH:
                 found.append(f"{name}: memory grew by {end.growth:.1%}")
-            held = zip(("descriptors", "threads", "tasks"), end.before, end.after, strict=True)
-            found += [f"{name}: {was} {what} became {n}" for what, was, n in held if n > was]
+            held = zip(MORE, end.before, end.after, strict=True)
+            found += [
+                f"{name}: {was} {what} became {n}"
+                for what, was, n in held
+                if n > was + MORE[what]
+            ]
         return found
 
+
+MORE: Final = {"descriptors": 0, "threads": POOLED, "tasks": 0}
+"""What may be held in the end that was not before."""
 
 _GOOD: Final = {"stop", "length", "tool_calls", "left", "whole: 200"}
 

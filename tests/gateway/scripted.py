@@ -26,8 +26,9 @@ from gateway.app import create_app
 from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.middleware import IsMessage
-from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer, TokenLogprob
+from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer
 from gateway.settings import GatewaySettings
+from speculation.protocol.messages import TokenLogprob
 
 END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""

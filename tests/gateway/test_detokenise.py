@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.detokenise import Detokeniser, StopStrings
 from gateway.errors import EngineFault
-from gateway.ports import Delta, TokenLogprob
+from gateway.ports import Delta
+from speculation.protocol.messages import TokenLogprob
 
 END, EXCLAIMED = 256, 257
 STOPPING_PIECES = {END: b"", EXCLAIMED: b"!"}

@@ -41,7 +41,7 @@ class Fallback:
     async def is_needed(self) -> bool:
         return self.needed
 
-    def answers(self, count: int) -> None:
+    def count_answers(self, count: int) -> None:
         self.counted += count
 
 

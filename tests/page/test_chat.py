@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.page.service import MARKDOWN
+from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit
 
 
@@ -113,10 +113,23 @@ def test_settings_are_sent_and_those_left_empty_are_not(visit: Visit) -> None:
 
     bare = plain.value.post_data_json
     assert bare.keys() == {"messages", "seed", "stream", "stream_options"}
+    assert bare["stream_options"]["steady"] is True
     body = told.value.post_data_json
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 3, 7)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert "limit of tokens" in str(answer.locator(".state").text_content())
+
+
+def test_text_that_is_not_to_be_steady_comes_as_it_comes(visit: Visit) -> None:
+    visit.page.click("#open-settings")
+    visit.page.get_by_label("Steady text").select_option("off")
+    visit.page.keyboard.press("Escape")
+    visit.page.reload()
+
+    with visit.page.expect_request("**/v1/chat/completions") as told:
+        visit.ask("think")
+
+    assert told.value.post_data_json["stream_options"]["steady"] is False
 
 
 def test_a_text_file_goes_into_the_question_as_a_fenced_block(

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.page.service import MARKDOWN
+from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit, origins_kept
 
 COLOURS = """(answer) => {

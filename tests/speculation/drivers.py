@@ -6,7 +6,7 @@ offers, preempts sessions and reads prompts in passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -14,7 +14,6 @@ from random import Random
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.drafting.policy import StreamPolicy
-from speculation.proposing.prediction import PredictedText, Prediction
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.protocol import wire
 from speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
@@ -42,15 +41,10 @@ class EdgeDriver:
     right: float
     looks_up: bool
     limits: Limits
-    predicted: Sequence[int] | None = None
-    """The client's prediction."""
-
     make_machine: Callable[..., DraftMachine] = DraftMachine
 
     def __post_init__(self) -> None:
         lookup = PromptLookup(self.request.prompt) if self.looks_up else None
-        predicted = None if self.predicted is None else PredictedText(self.predicted)
-        self.prediction = None if predicted is None else Prediction(predicted, lookup)
         self.rtt_s = self.chance.choice([0.0, 0.1])
         self.machine = self.make_machine(
             self.request,
@@ -59,7 +53,7 @@ class EdgeDriver:
             rtt_s=lambda: self.rtt_s,
             u=uniforms(self.chance),
             readable_tokens=inf,
-            lookup=self.prediction or lookup,
+            lookup=lookup,
             unused=self.chance.choice([0, 30]),  # of the session before: at 30 it soon rests
         )
         self.sent: list[bytes] = []

@@ -7,7 +7,7 @@ verifier serves other sessions besides, which come and go, and a fresh one may t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -41,14 +41,13 @@ class Joined:
     """Sessions that the verifier serves besides, at most."""
 
     limits: Limits = field(default_factory=lambda: Limits(max_verify=4, max_ahead=6))
-    predicted: Sequence[int] | None = None
     make_machine: Callable[..., DraftMachine] = DraftMachine
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self.edge = EdgeDriver(
             self.request, self.target, self.drafter, self.chance, self.right,
-            self.looks_up, self.limits, self.predicted, self.make_machine,
+            self.looks_up, self.limits, self.make_machine,
         )  # fmt: skip
         self._arrived = 0.0
         self._opened = 0
@@ -111,7 +110,10 @@ class Joined:
         if len(names) < self.others and self.chance.random() < 0.3:
             self._opened += 1
             fill = self.chance.choice(["always", "auto", "never"])
-            request = opening(seed=self._opened, max_tokens=30, fill=fill)
+            own_drafts = self.chance.random() < 0.5
+            request = opening(
+                seed=self._opened, max_tokens=30, fill=fill, own_drafts=own_drafts
+            )
             self.verifier.open(str(self._opened), request, self.now)
         elif names:
             name = self.chance.choice(names)

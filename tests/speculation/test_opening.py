@@ -56,5 +56,5 @@ def test_what_is_no_token_cannot_stop(token: int) -> None:
         opened(stop_token_ids=[1, token])
 
 
-def test_a_prediction_is_the_edges_alone() -> None:
+def test_a_prediction_is_no_sampling_setting() -> None:
     assert opened(prediction="text") == opened()

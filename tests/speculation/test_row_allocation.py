@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 import pytest
@@ -13,41 +14,47 @@ from speculation.verifying.row_allocation import allocate, best_rate
 from tests.speculation.latencies import latency
 
 
+def gains(pending: Sequence[int], acceptance: Sequence[float]) -> list[list[float]]:
+    """Sessions with so many draft tokens each, all of which are accepted as often."""
+    pairs = zip(pending, acceptance, strict=True)
+    return [[a**k for k in range(1, n + 1)] for n, a in pairs]
+
+
 def test_all_drafts_are_judged_while_nothing_is_known() -> None:
-    assert allocate([3, 5], [0.8, 0.1], PassLatency(), rows=16) == [3, 5]
+    assert allocate(gains([3, 5], [0.8, 0.1]), PassLatency(), rows=16) == [3, 5]
 
 
 def test_all_drafts_are_judged_where_rows_are_free() -> None:
-    assert allocate([4], [0.5], latency(1, 1, 1, 1, 1), rows=16) == [4]
+    assert allocate(gains([4], [0.5]), latency(1, 1, 1, 1, 1), rows=16) == [4]
 
 
 def test_no_draft_is_judged_where_rows_cost_more_than_they_earn() -> None:
-    assert allocate([4], [0.5], latency(1, 2, 3, 4, 5), rows=16) == [0]
+    assert allocate(gains([4], [0.5]), latency(1, 2, 3, 4, 5), rows=16) == [0]
 
 
 @pytest.mark.parametrize(("acceptance", "judged"), [(0.64, 0), (0.66, 1)])
 def test_a_gain_within_the_error_of_its_estimate_counts_as_none(
     acceptance: float, judged: int
 ) -> None:
-    assert allocate([1], [acceptance], latency(1.0, 1.5), rows=16) == [judged]
+    assert allocate(gains([1], [acceptance]), latency(1.0, 1.5), rows=16) == [judged]
 
 
 def test_for_fewest_passes_all_drafts_are_judged_whatever_they_cost() -> None:
     costs = latency(1, 2, 3, 4, 5)
 
-    assert allocate([2, 1], [0.5, 0.1], costs, rows=16, judge_all=True) == [2, 1]
-    assert allocate([2, 1], [0.5, 0.1], costs, rows=4, judge_all=True) == [2, 0]
+    assert allocate(gains([2, 1], [0.5, 0.1]), costs, rows=16, judge_all=True) == [2, 1]
+    assert allocate(gains([2, 1], [0.5, 0.1]), costs, rows=4, judge_all=True) == [2, 0]
 
 
 def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
     costs = latency(1.0, 1.1, 1.4, 1.7, 2.0, 2.3, 2.6)
 
-    assert allocate([2, 3], [0.9, 0.01], costs, rows=16) == [2, 0]
+    assert allocate(gains([2, 3], [0.9, 0.01]), costs, rows=16) == [2, 0]
 
 
 def test_the_likeliest_drafts_get_the_rows_there_are() -> None:
-    assert allocate([3, 3], [0.9, 0.5], PassLatency(), rows=5) == [3, 0]
-    assert allocate([3, 3], [0.9, 0.9], PassLatency(), rows=2) == [0, 0]
+    assert allocate(gains([3, 3], [0.9, 0.5]), PassLatency(), rows=5) == [3, 0]
+    assert allocate(gains([3, 3], [0.9, 0.9]), PassLatency(), rows=2) == [0, 0]
 
 
 @given(
@@ -59,8 +66,7 @@ def test_no_more_rows_than_there_are_and_no_more_drafts_than_pending(
     sessions: list[tuple[int, float]], seconds: list[float], rows: int
 ) -> None:
     counts = allocate(
-        [pending for pending, _ in sessions],
-        [acceptance for _, acceptance in sessions],
+        gains([pending for pending, _ in sessions], [a for _, a in sessions]),
         latency(*seconds),
         rows=rows,
     )
@@ -74,7 +80,7 @@ def test_a_size_that_was_slow_once_is_tried_again() -> None:
     judged = []
 
     for _ in range(5000):
-        (count,) = allocate([2], [0.9], learned, rows=16)
+        (count,) = allocate(gains([2], [0.9]), learned, rows=16)
         learned.observe(1 + count, truth[count])
         judged.append(count)
 

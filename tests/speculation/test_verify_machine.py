@@ -271,7 +271,7 @@ def test_a_pass_judges_what_the_driver_took_of_the_offer() -> None:
 def test_no_more_is_judged_than_is_pending_and_one_pass_runs_at_a_time() -> None:
     verifier = machine(a="always")
     verifier.received("a", Draft(0, 0, 0, (0,)), arrived=0.0)
-    with pytest.raises(LocalProtocolError, match="2 draft tokens are not pending"):
+    with pytest.raises(LocalProtocolError, match="there are no 2 draft tokens"):
         verifier.begin({"a": 2}, 0.0)
 
     verifier.begin({"a": 1}, 0.0)
@@ -308,10 +308,10 @@ def test_a_pass_commits_and_says_how_long_the_session_waited_and_it_took() -> No
     (second,) = run(verifier, "a", 7, now=4.0)
 
     assert first == {
-        "a": [Commit(0, 0, (5,), 0, 2.0, 0.5, tuple(logprobs))],
-        "b": [Commit(0, 0, (6,), 0, 2.0, 0.5)],
+        "a": [Commit(0, 0, (5,), 0, 0, 2.0, 0.5, tuple(logprobs))],
+        "b": [Commit(0, 0, (6,), 0, 0, 2.0, 0.5)],
     }
-    assert second == Commit(0, 1, (7,), 0, 1.5, 1.0)
+    assert second == Commit(0, 1, (7,), 0, 0, 1.5, 1.0)
 
 
 def test_the_time_in_the_queue_is_never_negative() -> None:

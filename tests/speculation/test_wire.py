@@ -64,6 +64,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.none() | UINTS,
         TOKENS,
         st.text(),
+        st.booleans(),
+        TOKENS,
         UINTS,
     ),
     st.just(Beat()),
@@ -77,6 +79,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         UINTS,
         TOKENS,
         UINTS,
+        UINTS,
         SECONDS,
         SECONDS,
         st.none() | st.lists(st.builds(TokenLogprob, FLOATS, SPARSE), max_size=4).map(tuple),
@@ -85,7 +88,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Finish,
         st.sampled_from(["stop", "length"]),
-        st.builds(Totals, UINTS, UINTS, UINTS, UINTS),
+        st.builds(Totals, UINTS, UINTS, UINTS, UINTS, UINTS),
     ),
     st.builds(Fault, st.text(), st.text(), st.booleans()),
 )

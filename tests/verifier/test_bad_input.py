@@ -9,6 +9,7 @@ import pytest
 
 from speculation.protocol import wire
 from speculation.protocol.messages import (
+    MAX_PREDICTED,
     PROTOCOL_VERSION,
     Draft,
     Fault,
@@ -28,6 +29,9 @@ BAD_OPENS = [
     ("vocabulary", opening(vocabulary="0" * 32), 409, "vocabulary_mismatch"),
     ("identity", opening(identity="another"), 409, "identity_mismatch"),
     ("committed", opening(committed=(V,)), 400, "invalid_value"),
+    ("predicted", opening(predicted=(V,)), 400, "invalid_value"),
+    ("predicted", opening(predicted=(4,) * (MAX_PREDICTED + 1)), 400, "invalid_value"),
+    ("own_drafts", opening(judge="separate", own_drafts=True), 400, "invalid_value"),
     ("committed", opening(committed=(4,) * 8), 400, "invalid_value"),
     ("committed", opening(committed=(4, STOP_TOKEN, 5)), 400, "invalid_value"),
     ("prompt", opening(prompt=()), 400, "invalid_value"),

@@ -19,7 +19,7 @@ from speculation.protocol.messages import Open
 from speculation.sampling.adjustments import Adjust
 from speculation.sampling.distributions import Logits
 from tests.verifier.llama_edges import Drafter, late, patchy, perfect, useless, with_drafts
-from tests.verifier.test_llama_target import job_of, plain, serving, tokens_of
+from tests.verifier.served_llama import job_of, plain, serving, tokens_of
 from verifier.plain_engine import opening
 from verifier.target import TargetFull, Unservable
 from verifier.target_host import Host

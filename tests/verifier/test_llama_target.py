@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
-from prometheus_client import CollectorRegistry
 
-from gateway.drain import Drain
-from gateway.errors import InvalidRequest, Overloaded
-from gateway.metrics import Metrics
-from gateway.ports import Job
-from gateway.ports import Sampling as PlainSampling
-from models.store import Found, open_store
+from gateway.errors import Overloaded
 from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import (
-    Commit,
-    Finish,
-    Limits,
-    Open,
-    Reject,
-    TokenId,
-    TokenLogprob,
-)
+from speculation.protocol.messages import Commit, Finish, Open, Reject, TokenId, TokenLogprob
 from speculation.protocol.wire import Framed
 from tests.verifier.llama_edges import (
     TOKENS,
@@ -41,16 +25,13 @@ from tests.verifier.llama_edges import (
     useless,
     with_drafts,
 )
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.target import LlamaTarget
-from verifier.metrics import PassMetrics
+from tests.verifier.served_llama import LONG, PROMPTS, TEMPERATURES, job_of, plain, serving
 from verifier.plain_engine import PlainEngine, opening
-from verifier.target import TargetFull, Unservable
+from verifier.target import TargetFull
 from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
-LONG = "Here is what I know of the sea. " * 12
 SHAPED = {
     "presence_penalty": 0.8,
     "frequency_penalty": 0.3,
@@ -58,46 +39,12 @@ SHAPED = {
     "logit_bias": {28: 5.0, 30: -100.0, 198: 2.0},
     "min_tokens": 12,
 }
-PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
-TEMPERATURES = (0.0, 1.0)
-
-
-@asynccontextmanager
-async def serving() -> AsyncIterator[Host]:
-    registry = CollectorRegistry()
-    target = LlamaTarget(
-        lambda: Found("smollm2", open_store(os.environ).find("smollm2", "target").path),
-        LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
-        Limits(),
-        PassMetrics(registry, Metrics(registry)),
-    )
-    host = Host(target, Drain())
-    async with host.running():
-        async with asyncio.timeout(60):
-            while host._state == "loading":  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        yield host
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def host() -> AsyncIterator[Host]:
     async with serving() as host:
         yield host
-
-
-def job_of(
-    host: Host, prompt: str, temperature: float, seed: int = 11, **extras: object
-) -> Job:
-    tokens = host.ready().tokenizer.chat([{"role": "user", "content": prompt}])
-    top_p = 0.95 if temperature else 1.0
-    sampling = PlainSampling(temperature=temperature, top_p=top_p)
-    return Job("job", tuple(tokens), TOKENS, sampling, seed, 2, extras)
-
-
-async def plain(host: Host, job: Job) -> list[TokenId]:
-    deltas = PlainEngine(host).generate(job)
-    async with aclosing(deltas):
-        return [token async for delta in deltas for token in delta.tokens]
 
 
 async def test_kv_use_is_that_of_the_sessions_that_run(host: Host) -> None:
@@ -305,61 +252,3 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     assert target._slots == {}  # type: ignore[attr-defined]
     assert target._places.free == 4  # type: ignore[attr-defined]
     assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []
-
-
-def at_least(request: Open, tokens: object) -> Open:
-    extras = {"min_tokens": msgspec.Raw(msgspec.json.encode(tokens))}
-    return replace(request, sampling=msgspec.structs.replace(request.sampling, extras=extras))
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-async def test_no_answer_ends_before_min_tokens(host: Host, temperature: float) -> None:
-    """The stop tokens are all tokens of the answer that the target gives without min_tokens."""
-    job = job_of(host, PROMPTS[0], temperature)
-    text = await plain(host, job)
-    request = replace(opening(job, host.ready().facts), stop_tokens=tuple(set(text)))
-
-    committed = [await tokens_of(host, "free", request)]
-    committed.append(await tokens_of(host, "bound", at_least(request, 10)))
-
-    assert committed[0] == text[:1]
-    assert not set(committed[1][:10]) & set(text)
-    assert len(committed[1]) >= 10
-
-
-async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
-    async with aclosing(host.ready().serve(name, request)) as replies:
-        messages = [reply.message async for reply in replies]
-    return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
-
-
-async def test_an_answer_ends_at_the_clients_stop_token_and_ignores_the_models(
-    host: Host,
-) -> None:
-    """The model's own stop token is made likely, so that it must be ignored."""
-    end = min(host.ready().facts.stop_tokens)
-    likely: dict[str, object] = {"logit_bias": {end: 100.0}}
-    free = await plain(host, job_of(host, PROMPTS[0], 0.0))
-    last = next(token for i, token in enumerate(free) if i > 2 and token not in free[:i])
-
-    ended = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely))
-    ignored = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely, ignore_eos=True))
-    stopped = await plain(host, job_of(host, PROMPTS[0], 0.0, stop_token_ids=[last]))
-
-    assert ended == [end]
-    assert ignored == [end] * TOKENS
-    assert stopped == free[: free.index(last) + 1]
-
-
-async def test_a_wrong_setting_is_a_400_that_names_it(host: Host) -> None:
-    with pytest.raises(InvalidRequest, match="presence_penalty") as raised:
-        await plain(host, job_of(host, PROMPTS[0], 0.0, presence_penalty=3))
-
-    assert raised.value.param == "presence_penalty"
-
-
-async def test_a_wrong_min_tokens_is_refused_by_its_name(host: Host) -> None:
-    request = opening(job_of(host, PROMPTS[0], 0.0), host.ready().facts)
-
-    with pytest.raises(Unservable, match="min_tokens"):
-        await anext(host.ready().serve("wrong", at_least(request, TOKENS + 1)))

@@ -129,6 +129,19 @@ async def test_a_session_counts_among_its_tenants_answers_until_it_ends() -> Non
         await rest(await sessions.open(opening(), ann))
 
 
+async def test_a_session_over_a_limit_is_no_work_that_a_drain_waits_for() -> None:
+    ann = tenant(sessions=1)
+    async with running() as (sessions, _, _m):
+        ann.begin(0.0)  # a plain answer
+        with pytest.raises(RateLimited):
+            await sessions.open(opening(), ann)
+
+        drain = sessions._host.drain
+        drain.begin(60)
+
+        assert drain.over.is_set()
+
+
 async def test_the_tokens_of_a_session_are_its_tenants_and_those_it_began_with_are_not() -> (
     None
 ):

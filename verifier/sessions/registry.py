@@ -72,10 +72,11 @@ class Sessions:
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
             raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
-        self._host.drain.enter()
+        self._host.drain.check()
         now = self._clock()
         if tenant is not None:
             tenant.begin(now)
+        self._host.drain.enter()  # after all that may raise, or no drain would end
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now, now)
         account = SessionAccount(self._metrics.gateway, _span(span, request), now)

@@ -44,5 +44,5 @@ class Timeouts:
             said = "nobody resumed the session within"
             yield self.unread_since, allowed.resume_window_s, "cancelled", said
         if self.rejected_at is not None:
-            said = "no replacement for the refused token within"
+            said = "no replacement for the rejected token within"
             yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", said

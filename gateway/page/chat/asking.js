@@ -66,8 +66,9 @@ function longestFence(text) {
 // One running answer. `turn` is what is kept; `race` is what is seen while it runs.
 export class Asking {
   constructor(turns) {
-    const { system } = settings();
+    const { system, steady } = settings();
     const request = asked();
+    this.steady = steady;
     this.body = { ...request, messages: messages(turns, system) };
     this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running" };
     this.race = new Race(performance.now());
@@ -80,7 +81,7 @@ export class Asking {
 
   // Reads the answer to its end. A failure is kept in the turn and not raised.
   async run() {
-    const options = { include_usage: true, include_speculation: true };
+    const options = { include_usage: true, include_speculation: true, steady: this.steady };
     try {
       for await (const chunk of stream(CHAT, { ...this.body, stream_options: options }, this.abort.signal)) {
         this.read(chunk);

@@ -21,6 +21,8 @@ export function openSettings(changed) {
     h("input", { type: "number", inputmode: "decimal", placeholder: empty, value: kept[name], oninput: set(name), ...limits }),
     h("small", {}, words)));
   const key = h("input", { type: "password", autocomplete: "off", spellcheck: "false", value: kept.key, oninput: set("key") });
+  const steady = h("select", { oninput: (event) => change({ steady: event.target.value === "on" }) },
+    ...[["on", "as it is made"], ["off", "in bursts, as it comes"]].map(([value, words]) => h("option", { value, selected: kept.steady === (value === "on") }, words)));
   const theme = h("select", { oninput: set("theme") },
     ...[["auto", "as the system"], ["light", "light"], ["dark", "dark"]].map(([value, words]) => h("option", { value, selected: kept.theme === value }, words)));
   panel("settings", "Settings",
@@ -30,6 +32,7 @@ export function openSettings(changed) {
       h("small", {}, "A JSON list, as the OpenAI API takes it. The page shows calls, and runs none.")),
     h("div", { class: "fields" },
       h("label", {}, "API key", key, h("small", {}, "Needed only where the service asks for one.")),
+      h("label", {}, "Steady text", steady, h("small", {}, "A pass brings several tokens at once.")),
       h("label", {}, "Colours of the page", theme)),
     h("small", {}, "Settings and conversations are kept in this browser only, the key too. What the edge drafts with, and how the verifier judges, are settings of the services."));
 }

@@ -8,7 +8,7 @@ const KNOWN = {
   draft: ["draft model", "the small model drafted it, and the large one agreed"],
   ahead: ["read ahead", "found earlier in the text, and confirmed by the small model"],
   lookup: ["prompt lookup", "it followed the same words earlier in the text"],
-  prediction: ["prediction", "the request predicted it"],
+  verifier: ["verifier", "the verifier found it in the text or in the prediction"],
   grammar: ["grammar", "the only token that the grammar allows"],
   prompt: ["prompt", "a part of the prompt"],
   target: ["cloud alone", "no draft was there in time, or it was wrong"],

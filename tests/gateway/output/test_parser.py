@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.detokenise import Detokeniser, TextDelta
 from gateway.output.style import Styles
-from gateway.ports import Delta, Statistics, TokenLogprob
+from gateway.ports import Delta, Statistics
+from speculation.protocol.messages import TokenLogprob
 from tests.gateway.output.reading import CUTS, TOOLS, Read
 from tests.gateway.scripted import END, ByteTokenizer
 

@@ -12,7 +12,7 @@ from gateway.choice_stream import merge
 from gateway.detokenise import TextDelta
 from gateway.errors import EngineFault
 from gateway.ports import Delta
-from gateway.steady.forwarding import QUEUED, singly, steadily
+from gateway.steady.forwarding import QUEUED, Steady, singly
 from tests.gateway.steady.virtual_time import run
 
 PASS_S = 0.4
@@ -33,7 +33,7 @@ async def choice(
     yield FINISH
 
 
-async def show(*streams: AsyncGenerator[TextDelta], into: list[Shown]) -> None:
+async def show(*streams: AsyncGenerator[TextDelta], into: list[Shown], steady: Steady) -> None:
     """Note what comes of each stream, and when (s)."""
     clock = asyncio.get_running_loop().time
 
@@ -41,13 +41,13 @@ async def show(*streams: AsyncGenerator[TextDelta], into: list[Shown]) -> None:
         if delta is not FINISH:
             into[index].append((pytest.approx(clock()), delta.text))
 
-    await merge(streams, emit, steadily)
+    await merge(streams, emit, steady.forward)
 
 
 def test_a_burst_is_spread_over_a_pass_and_the_end_waits_for_nothing() -> None:
     shown: Shown = []
 
-    run(show(choice(["a", "bcde", "fg", "hijk"]), into=[shown]))
+    run(show(choice(["a", "bcde", "fg", "hijk"]), into=[shown], steady=Steady()))
 
     assert shown == [
         (0.4, "a"),
@@ -60,17 +60,27 @@ def test_a_burst_is_spread_over_a_pass_and_the_end_waits_for_nothing() -> None:
 def test_each_choice_has_a_pace_of_its_own() -> None:
     shown: list[Shown] = [[], []]
 
-    run(show(choice(["a", "bc", "d"]), choice(["x", "y", "z"]), into=shown))
+    run(show(choice(["a", "bc", "d"]), choice(["x", "y", "z"]), into=shown, steady=Steady()))
 
     assert shown[0] == [(0.4, "a"), (0.8, "b"), (1.0, "c"), (1.2, "d")]
     assert shown[1] == [(0.4, "x"), (0.8, "y"), (1.2, "z")]
+
+
+def test_the_first_burst_of_a_choice_has_the_pace_of_the_last_choice() -> None:
+    steady = Steady()
+    shown: Shown = []
+
+    run(show(choice(["a", "b", "c"]), into=[[]], steady=steady))
+    run(show(choice(["vwxy", "z"]), into=[shown], steady=steady))
+
+    assert shown == [(0.4, "v"), (0.5, "w"), (0.6, "x"), (0.7, "y"), (0.8, "z")]
 
 
 def test_an_error_comes_at_once_and_after_all_that_came_before_it() -> None:
     shown: Shown = []
 
     with pytest.raises(EngineFault, match="broken"):
-        run(show(choice(["a", "bcd"], EngineFault("broken")), into=[shown]))
+        run(show(choice(["a", "bcd"], EngineFault("broken")), into=[shown], steady=Steady()))
 
     assert shown == [(0.4, "a"), (0.8, "b"), (0.8, "c"), (0.8, "d")]
 
@@ -90,7 +100,7 @@ def test_cancelling_closes_the_stream_while_tokens_are_held() -> None:
     async def left() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.95):
-                await show(watched(), into=[shown])
+                await show(watched(), into=[shown], steady=Steady())
 
     run(left())
 
@@ -113,7 +123,7 @@ def test_a_client_that_does_not_read_stops_the_engine() -> None:
     async def stalled() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(100):
-                await merge([endless()], stall, steadily)
+                await merge([endless()], stall, Steady().forward)
 
     run(stalled())
 

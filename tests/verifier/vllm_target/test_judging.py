@@ -21,8 +21,7 @@ from speculation.sampling.logit_settings import LogitSettings
 
 torch = pytest.importorskip("torch")
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
+from tests.verifier.vllm_target.synchronisations import synchronisations  # noqa: E402
 from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
 from verifier.vllm_target.worker import judging  # noqa: E402
 
@@ -183,45 +182,6 @@ def test_judging_at_once_gives_what_judging_lazily_gives(
             assert found.rejection.token == expected.rejection.token
             assert found.rejection.p.tokens.tolist() == expected.rejection.p.tokens.tolist()
             np.testing.assert_allclose(found.rejection.p.p, expected.rejection.p.p, rtol=2e-7)
-
-
-class synchronisations(TorchDispatchMode):
-    """Counts what would wait for the device, if the tensors were on one."""
-
-    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique")
-    METHODS = ("cpu", "tolist", "item", "__bool__", "__int__", "__float__", "__index__")
-
-    def __enter__(self) -> synchronisations:
-        self.count, self._inside = 0, False
-        self._patch = pytest.MonkeyPatch()
-        for name in self.METHODS:
-            self._patch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._patch.undo()
-
-    def _counted(self, method: Any) -> Any:
-        def counting(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.count += 1
-            self._inside = True
-            try:
-                return method(tensor, *args, **kwargs)
-            finally:
-                self._inside = False
-
-        return counting
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        indices = args[1] if str(function).startswith(("aten.index.", "aten.index_put")) else ()
-        masked = any(getattr(index, "dtype", None) == torch.bool for index in indices)
-        waits = masked or str(function).startswith(self.WAITS)
-        self.count += waits and not self._inside
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ it sends at once goes out on an output of its own. The steps are in scheduler.py
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from random import SystemRandom
 from typing import Any
 
@@ -51,11 +52,12 @@ class SessionScheduler(Scheduler):
         if FIELD in extra and self._slots.of(request.request_id) is None:
             asked = Admission.unpack(extra[FIELD])
             now, size = time.monotonic(), asked.vocabulary_size
+            prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
+            opened = replace(asked.request, prompt=tuple(prompt))
             self._machine.open(
-                asked.session, asked.request, asked.limits, vocabulary_size=size, now=now
+                asked.session, opened, asked.limits, vocabulary_size=size, now=now
             )
             session = self._machine.session(asked.session)
-            prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
             slot = SessionSlot(asked, session, prompt)
             self._slots.add(request.request_id, slot)
 

@@ -1,26 +1,26 @@
-"""Shows how far a long piece of work is: a bar on a terminal, and lines in a log."""
+"""Shows how far the fetching of a model is: a bar on a terminal, and lines in a log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
 
-Show = Callable[[str, int, int], None]
-"""It is called with the activity, the bytes done and the bytes in total (0 if unknown)."""
+from models.fetching.sources import Progress
 
 
 @contextmanager
-def progress_bar(console: Console, subject: str) -> Iterator[Show]:
+def progress_bar(console: Console, subject: str) -> Iterator[Progress]:
     """Yield a function that shows the progress of `subject`."""
     if not console.is_terminal:
         yield _lines(console, subject)
         return
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
     text = TextColumn("{task.description}")
-    with Progress(text, *columns, console=console, transient=True) as bars:
+    with Bars(text, *columns, console=console, transient=True) as bars:
         task = bars.add_task(subject, total=None, visible=False)
 
         def show(what: str, done: int, total: int) -> None:
@@ -32,7 +32,7 @@ def progress_bar(console: Console, subject: str) -> Iterator[Show]:
         yield show
 
 
-def _lines(console: Console, subject: str) -> Show:
+def _lines(console: Console, subject: str) -> Progress:
     """Return a function that prints a line whenever an activity begins or a tenth is done."""
     shown = ("", 0)
 

@@ -1,0 +1,34 @@
+"""What probably continues a text, and how often such continuations are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from speculation.protocol.messages import TokenId
+from speculation.smoothing import smoothed
+
+MIN_WEIGHT: Final = 1 / 32
+"""Weight of the latest observation once so many were seen: the estimate follows the text."""
+
+
+@dataclass(slots=True)
+class Precision:
+    """How often the tokens of one kind are right: a running mean that begins at a prior."""
+
+    right: float
+    seen: int
+
+    def observe(self, right: bool) -> None:
+        self.seen += 1
+        self.right = smoothed(self.right, right, max(MIN_WEIGHT, 1 / self.seen))
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Tokens that may come next, each right as often as `precision` says if those before it
+    are."""
+
+    tokens: Sequence[TokenId]
+    precision: Precision

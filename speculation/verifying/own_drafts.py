@@ -1,0 +1,110 @@
+"""Draft tokens that the verifier proposes itself, where the edge's have not arrived.
+
+When a chain breaks, nothing can be judged until new draft tokens have crossed the link. But the
+verifier knows what often comes next all the same, and judged `coupled` any token may be tried:
+
+    prediction   what the client expects of the answer
+    match        what followed when the same tokens were in prompt or answer before
+    resumption   what a broken chain went on with: the text often continues in the same way
+
+How often each is right is learned in every session, so that rows are spent on what earns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from speculation.proposing.ngrams import resumption
+from speculation.proposing.precision import Continuation, Precision
+from speculation.proposing.prediction import Prediction
+from speculation.proposing.prompt_lookup import PromptLookup
+from speculation.protocol.messages import Draft, Limits, Open, TokenId
+from speculation.sampling.draft_token import DraftToken
+from speculation.verifying.chain import HeldChain
+
+MOST_PROMPT_TOKENS: Final = 2048
+"""Tokens of the prompt, its last ones, in which matches are looked for: an index of them is
+made in a few milliseconds, in which no pass can start."""
+
+MOST_DROPPED: Final = 64
+"""Tokens kept of a broken chain: what lies further on is hardly ever right."""
+
+RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
+"""By the tokens that agree before it: how often a broken chain goes on like the text, and the
+number of tokens that this counts as. A prior, fitted to the Qwen pair; each session corrects it
+by what it sees."""
+
+
+class OwnDrafts:
+    """It proposes for one session. The request has its prompt and its prediction."""
+
+    def __init__(self, request: Open, limits: Limits) -> None:
+        self._most = limits.max_verify
+        self._lookup = PromptLookup(request.prompt[-MOST_PROMPT_TOKENS:])
+        self._prediction = Prediction(request.predicted) if request.predicted else None
+        self._resumed = {
+            agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
+        }
+        self._broken: tuple[TokenId, ...] = ()  # HeldChain.dropped
+        self._dropped: list[TokenId] = []  # the same, and what came of it later
+        self._at: tuple[int, ...] = ()  # where the text and the chain were at `propose`
+        self._proposed: Continuation | None = None
+
+    def came_late(self, draft: Draft, chain: HeldChain) -> None:
+        """Note more draft tokens of the chain that broke last."""
+        self._note_break(chain)
+        known = chain.wrong_at + len(self._dropped) - draft.start
+        if known >= 0:
+            room = MOST_DROPPED - len(self._dropped)
+            self._dropped.extend(draft.tokens[known : known + room])
+            self._at = ()
+
+    def _note_break(self, chain: HeldChain) -> None:
+        if self._broken is not chain.dropped:
+            self._broken, self._at = chain.dropped, ()
+            self._dropped = list(chain.dropped[:MOST_DROPPED])
+
+    def propose(
+        self, committed: Sequence[TokenId], chain: HeldChain, pending: int
+    ) -> Continuation | None:
+        """Return the tokens to judge after so many pending draft tokens of the edge, the
+        likeliest that there are, and no more than a pass can take."""
+        self._note_break(chain)
+        at = (len(committed), chain.epoch, pending)
+        if at != self._at:
+            drafts = [token for token, _ in chain.drafts(at[0], pending)]
+            self._at, self._proposed = at, self._likeliest(committed, drafts, chain.wrong_at)
+        return self._proposed
+
+    def _likeliest(
+        self, committed: Sequence[TokenId], pending: Sequence[TokenId], wrong_at: int
+    ) -> Continuation | None:
+        options: list[Continuation] = []
+        most = self._most - len(pending)
+        self._lookup.follow(committed, [DraftToken(token, 1.0) for token in pending])
+        if match := self._lookup.match(most):
+            options.append(match)
+        if self._prediction is not None:
+            self._prediction.follow(committed, pending)
+            options.append(self._prediction.continuation(most))
+        if resumed := self._resume([*committed, *pending], wrong_at, most):
+            options.append(resumed)
+        found = [each for each in options if each.tokens]
+        return max(found, key=lambda each: each.precision.right, default=None)
+
+    def _resume(self, text: Sequence[TokenId], wrong_at: int, most: int) -> Continuation | None:
+        longest = max(RESUMPTION_PRIORS)
+        match = resumption(self._dropped, text, wrong_at, most=longest)
+        if match is None:
+            return None
+        return Continuation(
+            self._dropped[match.at : match.at + most], self._resumed[match.length]
+        )
+
+    def judged(self, tried: Continuation, count: int, accepted: int) -> None:
+        """Learn from a pass that judged the first `count` tokens of a continuation. Matches and
+        predictions learn from every token of the text instead."""
+        if any(tried.precision is each for each in self._resumed.values()):
+            for index in range(min(accepted + 1, count)):
+                tried.precision.observe(index < accepted)

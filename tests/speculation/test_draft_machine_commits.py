@@ -1,0 +1,118 @@
+"""The edge's machine passes on what the verifier sends, and learns from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from speculation.drafting.outcome import Outcome
+from speculation.drafting.policy import StreamPolicy
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Fault,
+    Finish,
+    Limits,
+    Opened,
+    Redraw,
+    Reject,
+    TokenLogprob,
+)
+from speculation.sampling.draft_token import DraftToken
+from tests.speculation.draft_machines import LIMITS, Policy, machine, step
+from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, Q
+
+
+def test_a_commit_is_passed_on_without_what_was_known_before() -> None:
+    edge = machine()
+    logprobs = tuple(TokenLogprob(-float(i)) for i in range(3))
+    whole = Commit(0, 0, (4, 5, 6), accepted=2, pass_s=0.1, logprobs=logprobs)
+    edge.received(Commit(0, 0, (4,)))
+
+    assert edge.received(whole) == Outcome(
+        commit=Commit(0, 1, (5, 6), accepted=1, pass_s=0.1, logprobs=logprobs[1:])
+    )
+    assert edge.received(whole) == Outcome()
+    assert edge.session.committed == [4, 5, 6]
+
+
+def test_a_commit_that_is_all_new_is_passed_on_as_it_is() -> None:
+    commit = Commit(0, 0, (0,), pass_s=0.1)
+
+    assert machine().received(commit).commit == commit
+
+
+def test_accepted_tokens_that_were_known_are_not_counted_again() -> None:
+    edge = machine()
+    edge.received(Commit(0, 0, (4, 5)))
+
+    outcome = edge.received(Commit(0, 0, (4, 5, 6), accepted=1))
+
+    assert outcome.commit == Commit(0, 2, (6,), accepted=0)
+
+
+def test_pass_latency_is_a_running_mean_without_the_pass_that_read_the_prompt() -> None:
+    edge = machine()
+    edge.received(Commit(0, 0, (4,), pass_s=9.0))
+    edge.received(Commit(0, 1, (4,), pass_s=0.0))  # a recovered token takes no pass
+    assert edge.latencies.pass_s == 0.0
+
+    edge.received(Commit(0, 2, (4,), pass_s=0.1))
+    edge.received(Commit(0, 3, (4,), pass_s=0.3))
+    edge.received(Commit(0, 4, (4,), pass_s=0.0))
+
+    assert edge.latencies.pass_s == pytest.approx(0.15)
+
+
+def test_the_recovered_token_is_sent_at_once() -> None:
+    edge = machine(Policy(unsent=5), judge="separate")
+    edge.session.extend(DraftToken(1, 0.9, Q))
+    edge.next(0.0, busy=False)
+
+    outcome = edge.received(REJECT)
+
+    assert outcome == Outcome(send=(Draft(1, 0, 0, (3,), (), forced=True),))
+
+
+def test_a_redraw_is_sent_where_the_samples_ran_out() -> None:
+    edge = machine(judge="separate")
+    edge.session.extend(DraftToken(2, 0.9, Q))
+    edge.next(0.0, busy=False)
+
+    assert edge.received(ONLY_TAIL) == Outcome(send=(Redraw(1, 0),))
+
+
+def test_limits_are_those_of_the_opened_session() -> None:
+    policy = Policy()
+    edge = machine(policy)
+    edge.next(0.0, busy=False)
+
+    assert edge.received(Opened("s", Limits(max_ahead=3))) == Outcome()
+
+    edge.next(0.0, busy=False)
+    assert policy.asked == [LIMITS, Limits(max_ahead=3)]
+
+
+def test_a_finish_is_passed_on_and_a_fault_is_the_links_matter() -> None:
+    assert machine().received(Finish("stop")) == Outcome(finish=Finish("stop"))
+    assert machine().received(Fault("a", "b")) == Outcome()
+
+
+def test_a_lie_is_raised_and_nothing_changes() -> None:
+    edge = machine()
+    step(edge, 7)
+    before = (repr(vars(edge.session)), edge.latencies)
+
+    for lie in (Commit(0, 5, (1,), pass_s=9.0), Reject(0, 0, ((1, 1.0),), 0.0)):
+        with pytest.raises(RemoteProtocolError):
+            edge.received(lie)
+
+    assert (repr(vars(edge.session)), edge.latencies) == before
+
+
+def test_the_count_of_unused_commits_goes_on_from_the_session_before() -> None:
+    edge = machine(StreamPolicy(), unused=1000)
+    edge.received(Commit(0, 0, (1,) * 8))
+    edge.received(Commit(0, 8, (1,) * 12, pass_s=0.1))
+
+    assert edge.next(0.0, busy=False) == Outcome()  # it rests from the beginning

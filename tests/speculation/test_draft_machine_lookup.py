@@ -1,0 +1,76 @@
+"""The edge's machine proposes what was written before, and has it read ahead."""
+
+from __future__ import annotations
+
+import pytest
+
+from speculation.drafting.session import DraftingSession
+from speculation.protocol.messages import Commit, Draft
+from speculation.sampling.draft_token import DraftToken
+from tests.speculation.draft_machines import COPIED, Policy, machine, step
+from tests.speculation.draft_sessions import STOP, chain_of
+
+
+def test_a_copy_is_proposed_to_its_end() -> None:
+    edge = machine(Policy(looks_up=30, drafts=0), prompt=(*COPIED, 1, 2), readable_tokens=0)
+    edge.received(Commit(0, 0, COPIED[:16]))
+
+    (draft,) = edge.next(0.0, busy=False).send
+
+    assert draft.start == 16
+    assert draft.tokens[:26] == (*COPIED[16:], 1, 2)
+    assert len(draft.tokens) == edge.counts.looked_up == 30
+    assert edge.counts.drafted == 0
+
+
+def test_nothing_is_proposed_after_a_stop_token() -> None:
+    edge = machine(prompt=(*COPIED[:20], STOP, *COPIED[20:]), readable_tokens=0)
+    edge.received(Commit(0, 0, COPIED[:18]))
+
+    edge.next(0.0, busy=False)
+
+    assert chain_of(edge.session) == [218, 219, STOP]
+
+
+def test_what_is_looked_up_is_unread_only_where_no_step_can_be_made() -> None:
+    """Before a step and a pass were timed, an unread token does not pay."""
+    edge = machine(prompt=COPIED)
+    edge.received(Commit(0, 0, COPIED[:16]))
+    assert edge.next(0.0, busy=False).step
+
+    edge.cannot_draft()
+    edge.next(0.0, busy=False)
+
+    assert edge.counts.looked_up > 0
+
+
+def test_a_step_reads_ahead_what_followed_and_teaches_what_reading_takes() -> None:
+    edge = machine(Policy(looks_up=0), prompt=COPIED)
+    edge.received(Commit(0, 0, COPIED[:8]))
+    step(edge, COPIED[8], took_s=9.0)
+    step(edge, COPIED[9], took_s=0.01)
+
+    asked = edge.next(0.0, busy=False).step
+    assert asked
+    assert asked.ahead == list(COPIED[10:17])
+    edge.drafted(asked, [DraftToken(COPIED[10], 0.9)], 7.0)  # a second for each
+
+    following = edge.next(8.0, busy=False).step
+    assert following
+    assert following.ahead == []
+    assert edge.latencies.draft_s == pytest.approx(0.01)
+
+
+def test_what_is_sent_may_make_room_for_more() -> None:
+    class Rounds(Policy):
+        """Two draft tokens wait at most."""
+
+        def may_look_up(self, session: DraftingSession, *_: object) -> bool:
+            return session.unsent < 2 and len(session.chain) < 5
+
+    edge = machine(Rounds(drafts=0), prompt=COPIED, readable_tokens=0)
+    edge.received(Commit(0, 0, COPIED[:16]))
+
+    sent = edge.next(0.0, busy=False).send
+
+    assert [len(draft.tokens) for draft in sent if isinstance(draft, Draft)] == [2, 2, 1]

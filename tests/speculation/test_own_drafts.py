@@ -1,0 +1,162 @@
+"""The verifier's own draft tokens fill passes that have few of the edge's, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from speculation.protocol.messages import Commit, Draft, Finish, Limits
+from speculation.sampling.judging import Judgement
+from speculation.verifying.own_drafts import MOST_DROPPED
+from speculation.verifying.session import MAX_PENDING, VerifyingSession
+from tests.speculation.predicted import Alone
+from tests.speculation.verify_sessions import LIMITS, opening
+
+V = 10**6
+LINE = [11, 12, 13, 14, 15, 16]
+
+
+def session(prompt: Sequence[int] = (1,), **changes: object) -> VerifyingSession:
+    request = replace(opening(own_drafts=True, **changes), prompt=tuple(prompt))
+    return VerifyingSession(request, Limits(max_verify=8, max_ahead=32), vocabulary_size=V)
+
+
+def offered(verifier: VerifyingSession) -> tuple[int, ...]:
+    return verifier.plan(32).draft
+
+
+def test_what_followed_in_the_prompt_is_proposed_without_an_edge() -> None:
+    verifier = session([*LINE, 2, *LINE[:3]])
+
+    assert offered(verifier)[:3] == (14, 15, 16)
+
+
+def test_without_leave_of_the_edge_nothing_is_proposed() -> None:
+    request = replace(opening(), prompt=(*LINE, 2, *LINE[:3]))
+    verifier = VerifyingSession(request, LIMITS, vocabulary_size=V)
+
+    assert offered(verifier) == ()
+
+
+def test_the_edges_draft_tokens_come_first() -> None:
+    verifier = session([*LINE, 2, *LINE[:3]])
+
+    verifier.receive(Draft(0, 0, 0, (14, 15)))
+
+    assert offered(verifier)[:3] == (14, 15, 16)
+    assert verifier.begin(3).own == 1
+
+
+def test_where_many_of_the_edges_are_pending_there_are_no_others() -> None:
+    verifier = session([*LINE, *LINE])
+    tokens = (*LINE, *LINE)[:MAX_PENDING]
+
+    verifier.receive(Draft(0, 0, 0, tokens))
+
+    assert offered(verifier) == tokens
+
+
+@pytest.mark.parametrize(
+    ("accepted", "edges", "own"), [(0, 0, 0), (1, 1, 0), (2, 2, 0), (4, 2, 2)]
+)
+def test_a_commit_says_whose_draft_tokens_stood(accepted: int, edges: int, own: int) -> None:
+    verifier = session([*LINE, 2, *LINE[:2]])
+    verifier.receive(Draft(0, 0, 0, (13, 14)))
+    verifier.begin(4)
+
+    (commit,) = verifier.resolve(Judgement((*range(50, 50 + accepted), 9), accepted))
+
+    assert isinstance(commit, Commit)
+    assert (commit.accepted, commit.own) == (edges, own)
+    assert (verifier.totals.accepted, verifier.totals.own) == (accepted, own)
+
+
+def test_an_end_within_its_own_draft_tokens_counts_those_before_it() -> None:
+    verifier = session([*LINE, 2, *LINE[:2]], max_tokens=2)
+    verifier.begin(0)
+    verifier.resolve(Judgement((13,), 0))
+    own = session([*LINE, 2, *LINE[:2]], stop_tokens=(14,))
+    own.begin(3)
+
+    commit, finish = own.resolve(Judgement((13, 14, 15, 9), 3))
+
+    assert isinstance(commit, Commit)
+    assert isinstance(finish, Finish)
+    assert (commit.tokens, commit.own, finish.totals.own) == ((13, 14), 2, 2)
+
+
+def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None:
+    verifier = session()
+    verifier.receive(Draft(0, 0, 0, (20, 21, 22, 23, 24)))
+
+    generate_own(verifier, 30)  # in place of 20
+    generate_own(verifier, 21)
+
+    assert offered(verifier)[:3] == (22, 23, 24)
+
+
+def test_what_of_a_broken_chain_comes_late_is_resumed_too() -> None:
+    verifier = session()
+    verifier.receive(Draft(0, 0, 0, (20, 21)))
+    generate_own(verifier, 30)
+    verifier.receive(Draft(0, 2, 2, (22, 23)))
+
+    generate_own(verifier, 21)
+
+    assert offered(verifier)[:2] == (22, 23)
+
+
+def test_a_chain_that_was_often_resumed_in_vain_is_no_longer() -> None:
+    verifier = session(max_tokens=400)
+    gains = []
+    for epoch in range(12):
+        start = len(verifier.committed)
+        chain = (20, 21, 500 + epoch, 600 + epoch)
+        verifier.receive(Draft(epoch, start, 0, chain))
+        generate_own(verifier, 1000 + epoch)
+        generate_own(verifier, 21)
+        gains.append(max(verifier.gains, default=0.0))
+        generate_own(verifier, 2000 + epoch, judged=1)
+
+    assert gains[-1] < gains[0] / 2
+
+
+def test_a_long_broken_chain_is_kept_in_part() -> None:
+    verifier = VerifyingSession(
+        opening(own_drafts=True, max_tokens=400), Limits(max_ahead=200), vocabulary_size=V
+    )
+    verifier.receive(Draft(0, 0, 0, tuple(range(200, 300))))
+    generate_own(verifier, 30)
+    verifier.receive(Draft(0, 100, 100, tuple(range(300, 380))))
+
+    generate_own(verifier, 200 + MOST_DROPPED - 2)
+
+    assert offered(verifier)[:1] == (200 + MOST_DROPPED - 1,)
+    assert 300 not in offered(verifier)
+
+
+def test_its_rates_are_learned_from_every_token_of_the_text() -> None:
+    """A prompt whose line came once as a lure: the answer never repeats it."""
+    answer = [token for n in range(60) for token in (11, 12, 13, 1000 + n)]
+
+    ran = Alone(answer, prompt=LINE)
+
+    assert ran.wrong < 60
+
+
+def test_of_a_commit_that_is_known_in_part_the_rest_says_whose_it_is() -> None:
+    commit = Commit(0, 0, (1, 2, 3, 4, 5), accepted=2, own=2)
+
+    rest = [commit.after(known) for known in range(5)]
+
+    assert [(each.accepted, each.own) for each in rest] == [
+        (2, 2), (1, 2), (0, 2), (0, 1), (0, 0)
+    ]  # fmt: skip
+
+
+def generate_own(verifier: VerifyingSession, token: int, *, judged: int = 0) -> None:
+    """Run a pass that judges so many draft tokens, none of which is right."""
+    verifier.begin(judged)
+    verifier.resolve(Judgement((token,), 0))

@@ -1,0 +1,65 @@
+"""The embedded target on SmolLM2 in this process, and what it generates without an edge."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from gateway.drain import Drain
+from gateway.metrics import Metrics
+from gateway.ports import Job
+from gateway.ports import Sampling as PlainSampling
+from models.store import Found, open_store
+from speculation.protocol.messages import Commit, Limits, Open, TokenId
+from tests.verifier.llama_edges import TOKENS
+from verifier.llama_target.settings import LlamaSettings
+from verifier.llama_target.target import LlamaTarget
+from verifier.metrics import PassMetrics
+from verifier.plain_engine import PlainEngine
+from verifier.target_host import Host
+
+LONG = "Here is what I know of the sea. " * 12
+PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
+TEMPERATURES = (0.0, 1.0)
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Host]:
+    registry = CollectorRegistry()
+    target = LlamaTarget(
+        lambda: Found("smollm2", open_store(os.environ).find("smollm2", "target").path),
+        LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
+        Limits(),
+        PassMetrics(registry, Metrics(registry)),
+    )
+    host = Host(target, Drain())
+    async with host.running():
+        async with asyncio.timeout(60):
+            while host._state == "loading":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        yield host
+
+
+def job_of(
+    host: Host, prompt: str, temperature: float, seed: int = 11, **extras: object
+) -> Job:
+    tokens = host.ready().tokenizer.chat([{"role": "user", "content": prompt}])
+    top_p = 0.95 if temperature else 1.0
+    sampling = PlainSampling(temperature=temperature, top_p=top_p)
+    return Job("job", tuple(tokens), TOKENS, sampling, seed, 2, extras)
+
+
+async def plain(host: Host, job: Job) -> list[TokenId]:
+    deltas = PlainEngine(host).generate(job)
+    async with aclosing(deltas):
+        return [token async for delta in deltas for token in delta.tokens]
+
+
+async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
+    async with aclosing(host.ready().serve(name, request)) as replies:
+        messages = [reply.message async for reply in replies]
+    return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
