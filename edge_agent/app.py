@@ -72,6 +72,7 @@ def build(
         settings.grammars,
         settings.verifier_drafts,
         policy,
+        settings.past_answers_tokens,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)

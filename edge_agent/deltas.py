@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from edge_agent.statistics import with_commit, with_prediction, with_totals
 from edge_agent.trace import LOOK_S, Trace, WatchedMachine
-from gateway.errors import first_error
+from gateway.alongside import alongside
 from gateway.ports import Delta, Statistics
 from speculation.drafting.machine import DraftMachine
 from speculation.proposing.prediction import Prediction
@@ -51,14 +51,7 @@ class Deltas:
         """Await the answer, and emit what happens meanwhile, if its client watches it."""
         if (trace := self._trace) is None:
             return await answer
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look(trace))
-                finish = await answer
-                looking.cancel()
-            return finish
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from errors
+        return await alongside(self._look(trace), answer)
 
     async def _look(self, trace: Trace) -> None:
         while True:

@@ -19,7 +19,8 @@ import structlog
 from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.step_sampler import StepSampler
-from gateway.errors import ApiError, EngineFault, first_error
+from gateway.alongside import alongside
+from gateway.errors import ApiError, EngineFault
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.protocol.errors import RemoteProtocolError
@@ -88,13 +89,7 @@ class Driver:
         """
         self._open()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                drafting = tasks.create_task(self._draft())
-                finish = await self._follow_all(emit)
-                drafting.cancel()
-            return finish
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from errors
+            return await alongside(self._draft(), self._follow_all(emit))
         finally:
             await self._link.cancel()
 
@@ -121,14 +116,7 @@ class Driver:
 
     async def _follow(self, emit: Emit) -> Finish:
         """Follow one session to its end."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                posting = tasks.create_task(self._link.post())
-                finish = await self._receive(emit)
-                posting.cancel()
-            return finish
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from errors
+        return await alongside(self._link.post(), self._receive(emit))
 
     async def _receive(self, emit: Emit) -> Finish:
         async with aclosing(self._link.events()) as events:

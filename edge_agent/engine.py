@@ -20,8 +20,9 @@ from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.foreign import slot as foreign_slot
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
-from edge_agent.grammars import DraftGrammar, EdgeGrammars
+from edge_agent.grammars import DraftGrammar, EdgeGrammars, within
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.past_answers import PastAnswersByOwner
 from edge_agent.predictions import predicted_tokens
 from edge_agent.step_sampler import step_sampler
 from edge_agent.trace import WatchedMachine
@@ -35,18 +36,10 @@ from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
 from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
-from speculation.proposing.grammar_proposer import GrammarProposer
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import (
-    Fill,
-    Judge,
-    Limits,
-    ModelFacts,
-    Open,
-    Totals,
-)
+from speculation.protocol.messages import Fill, Judge, Limits, ModelFacts, Open, Totals
 from speculation.protocol.opening import opening
 
 _OTHER_VOCABULARY: Final = (
@@ -98,6 +91,9 @@ class Speculation:
     policy: DraftPolicy | None = None
     """What replaces StreamPolicy, as where a published system is measured."""
 
+    past_answers_tokens: int = 0
+    """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
+
 
 class Pairing(Protocol):
     """What edge_agent.target_tokenizer.TargetTokenizer knows."""
@@ -128,6 +124,7 @@ class EdgeEngine:
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._grammars = EdgeGrammars()
+        self._past = PastAnswersByOwner(speculation.past_answers_tokens)
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -176,16 +173,24 @@ class EdgeEngine:
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         request = await self._with_own_drafts(request, job)
-        proposer = _within(grammar, self._lookup(request))
+        predicted, drafts = request.predicted, request.own_drafts
+        past = self._past.of(job.owner, facts.vocabulary) if drafts else None
+        if past is not None and not predicted:
+            request = replace(request, predicted=past.to(request.prompt))
+        proposer = within(grammar, self._lookup(request))
         route = self._verifiers.answer(job.span)
         make: Callable[..., DraftMachine] = DraftMachine
         if job.watched:
             make = partial(WatchedMachine, clock=time.monotonic, link=route)
         machine = self._machine(make, request, facts.limits, slot, chance, route, proposer)
-        deltas = Deltas(emit, machine, request.predicted)
+        deltas = Deltas(emit, machine, predicted)
         model = DraftModel(slot, sampler, job.prompt) if slot else None
         driver = Driver(machine, route, model, self._metrics)
-        finish = await deltas.watch(driver.run(deltas.committed))
+        try:
+            finish = await deltas.watch(driver.run(deltas.committed))
+        finally:
+            if past is not None:
+                past.add(request.prompt, machine.session.committed)
         self._unused = machine.session.unused
         self._count(machine.counts, finish.totals)
         await deltas.finished(finish, logprobs=job.top_logprobs is not None)
@@ -249,7 +254,3 @@ class EdgeEngine:
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
         return opening(job, facts, judge=how.judge, fill=fill)
-
-
-def _within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
-    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)

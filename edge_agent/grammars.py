@@ -11,6 +11,8 @@ from models.grammars.compiler import GrammarCompiler
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar, GrammarState
 from models.tokenizing.tokenizer import Tokenizer
+from speculation.proposing.grammar_proposer import GrammarProposer
+from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import Open, TokenId
 from speculation.sampling.distributions import Logits
 
@@ -72,3 +74,8 @@ class DraftGrammar:
         except GrammarFailed:
             self._state = None
             return otherwise
+
+
+def within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
+    """Return what proposes tokens that a grammar allows, and those that it forces."""
+    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)

@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 from starlette.types import Message, Receive, Send
 
+from gateway.alongside import alongside
 from gateway.detokenise import TextDelta
 from gateway.errors import ClientGone, EngineFault, first_error
 from gateway.ports import Delta
@@ -89,14 +90,7 @@ async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]
 
     The request's body must have been read.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            watch = group.create_task(_wait_for_disconnect(receive))
-            result = await work()
-            watch.cancel()
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from errors
-    return result
+    return await alongside(_wait_for_disconnect(receive), work())
 
 
 async def send_to_client(send: Send, message: Message) -> None:

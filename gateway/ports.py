@@ -62,6 +62,10 @@ class Job:
     span: Span = NO_SPAN
     """The request's span: what the engine does for it are parts of that."""
 
+    owner: object | None = None
+    """Whoever asks, by an object that lives as long as their key; None: nobody is known. What
+    an engine remembers of an answer, no other owner may notice."""
+
 
 UNLIKELY: Final = -9999.0
 """The log-probability that OpenAI gives for minus infinity, which JSON cannot express."""

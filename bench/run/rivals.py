@@ -1,8 +1,7 @@
 """The rivals that people have: vLLM's own speculation, in vLLM's own server, behind the link.
 
 Each setting of a rival is an engine of its own, which memory seldom holds beside another one.
-The lengths and settings in this file are the best ones found on a CPU; docs/performance.md says
-how to find them on another host.
+docs/decisions.md says how the lengths and settings in this file were found.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ class EdgePlan:
     lookup: bool = True
     grammars: bool = True
     verifier_drafts: bool = True
+    past_answers_tokens: int = 0
     link: Conditions | None = None
     """The emulated link to the verifier, whose conditions can be changed; None: no link."""
 
@@ -56,7 +57,7 @@ class EdgePlan:
     @property
     def settings(self) -> dict[str, object]:
         names = ("drafter", "judge", "fill", "lookup", "grammars", "verifier_drafts")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "past_answers_tokens")}
 
 
 def pins(text: str = "") -> Pins:

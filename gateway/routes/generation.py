@@ -24,7 +24,6 @@ from gateway.routes.services import Services
 from gateway.schemas import structured
 from gateway.speculation import Watch
 from gateway.steady.forwarding import singly
-from gateway.tracing import Span
 
 
 async def generate(
@@ -46,7 +45,7 @@ async def generate(
     tokenizer = await services.tokenizer()
     style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(services, body, facts, style, name, given.extras, account.span)
+    jobs = await _jobs(services, body, facts, style, name, given.extras, account)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
     account.begin_answers(len(jobs) - 1)
@@ -87,7 +86,7 @@ async def _jobs(
     style: Style,
     name: str,
     extras: Mapping[str, object],
-    span: Span,
+    account: Account,
 ) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; choice i is seeded with seed + i."""
     if body.prompt_count * body.n > services.max_choices:
@@ -112,7 +111,8 @@ async def _jobs(
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
             watched=body.is_watched,
-            span=span,
+            span=account.span,
+            owner=account.tenant,
         )
         for index in range(len(prompts) * body.n)
     ]

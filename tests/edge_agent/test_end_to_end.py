@@ -41,6 +41,9 @@ class Services:
     eager_url: str
     """No pass begins here without a draft token, however busy this machine is."""
 
+    past_url: str
+    """It has no draft model, and keeps what it answered."""
+
     def answer(self, url: str, prompt: str, tokens: int = 24, **settings: object) -> str:
         messages = [{"role": "user", "content": prompt}]
         body = {"model": "smollm2-135m", "messages": messages, "max_tokens": tokens}
@@ -79,7 +82,9 @@ def edge(
 
 
 @pytest.fixture(scope="module")
-def services() -> Iterator[Services]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    keeping = tmp_path_factory.mktemp("edge") / "edge.toml"
+    keeping.write_text("past_answers_tokens = 1000\n")
     open_store(os.environ).pull("smollm2", lambda what, done, total: None)
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
@@ -90,6 +95,7 @@ def services() -> Iterator[Services]:
         edge(url, "useless", module="bench.run.rounds"),
         edge(url, "--judge", "separate"),
         edge(url, "--fill", "never"),
+        edge(url, "--drafter", "none", "--config", str(keeping)),
     )
     processes, addresses = [process for process, _ in edges], [address for _, address in edges]
     started = Services(verifier, processes, url, *addresses)
@@ -114,6 +120,25 @@ def test_the_edge_returns_what_the_verifier_generates_alone(
     alone = services.answer(services.verifier_url, prompt, **settings)
 
     assert services.answer(services.edge_url, prompt, **settings) == alone
+
+
+@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "temperature 1"])
+def test_what_is_asked_again_has_the_same_answer_in_fewer_passes(
+    services: Services, settings: dict[str, object]
+) -> None:
+    alone = services.answer(services.verifier_url, PROMPTS[0], **settings)
+
+    body = {"messages": [{"role": "user", "content": PROMPTS[0]}], "max_tokens": 24, **settings}
+    replies = [
+        httpx.post(f"{services.past_url}/v1/chat/completions", json=body, timeout=120).json()
+        for _ in range(2)
+    ]
+
+    assert [reply["choices"][0]["message"]["content"] for reply in replies] == [alone, alone]
+    first, second = (
+        reply["metrics"]["speculative_decoding"]["num_target_passes"] for reply in replies
+    )
+    assert second <= first / 3
 
 
 def test_useless_drafts_change_nothing(services: Services) -> None:

@@ -52,7 +52,7 @@ async def running(
 async def rest(session: Session, position: int = 0) -> list[Message]:
     messages: list[Message] = []
     with session.read(position) as reader:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             while news := await reader.read():
                 messages.extend(entry.message for entry in news)
     return messages

@@ -239,3 +239,15 @@ async def test_a_flood_of_requests_over_the_limit_is_one_line_of_the_log(file: P
     for lines in (logs, later):
         assert [line["event"] for line in lines].count("rate_limited") == 1
         assert len(lines) == 7
+
+
+async def test_an_engine_can_tell_the_answers_of_two_keys_apart(file: Path) -> None:
+    engine = ScriptedEngine((b"x",))
+    async with client_of(make_app(engine, keys_file=file)) as client:
+        for who in (ANN, BEN, ANN):
+            await ask(client, who)
+
+    ann, ben, ann_again = (job.owner for job in engine.jobs)
+    assert ann is ann_again
+    assert ann is not ben
+    assert None not in (ann, ben)
