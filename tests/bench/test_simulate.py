@@ -147,6 +147,24 @@ def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
     )
 
 
+def test_acespec_has_the_best_number_of_branches_for_each_prompt_and_one_gamma() -> None:
+    world = World(gpu(0.1, 0.01, twice_at=256), Conditions())
+    right, wrong = synthetic(1.0, 60), synthetic(0.5, 60, hits=1.0)
+
+    (paper, both), (only_right,), (only_wrong,) = (
+        list(rows(world, [Group("code", 0.0, sources)], [20.0], names))
+        for sources, names in (
+            ([right, wrong], ["paper:8", "acespec:8"]),
+            ([right], ["paper:8"]),
+            ([wrong], ["acespec:8"]),
+        )
+    )
+
+    best = (only_right.tokens_per_s * only_wrong.tokens_per_s) ** 0.5
+    assert both.tokens_per_s == pytest.approx(best)
+    assert both.tokens_per_s > 1.05 * paper.tokens_per_s
+
+
 def test_the_mean_over_families_is_geometric() -> None:
     groups = [Group(f, 0.0, [synthetic(a, 60)]) for f, a in (("code", 1.0), ("chat", 0.5))]
 
