@@ -63,7 +63,7 @@ class Serving:
         async with AsyncExitStack() as running:
             if not await check.run(start, start_s, partial(_start, running, services)):
                 return check.skip("The services did not start.", *dict(others))
-            for (name, limit_s), work in zip(others, (self._texts, self._speeds), strict=True):
+            for (name, limit_s), work in zip(others, (self._texts, self.speeds), strict=True):
                 await check.run(name, limit_s, partial(work, services))
 
     async def _texts(self, services: Services) -> tuple[bool, str]:
@@ -84,7 +84,7 @@ class Serving:
             lines.append("- No draft token was accepted, so this shows nothing.")
         return not (idle or any(map(is_defect, answers))), "\n".join(lines)
 
-    async def _speeds(self, services: Services) -> tuple[bool, str]:
+    async def speeds(self, services: Services) -> tuple[bool, str]:
         """Ask both arms at each load, by turns, for texts whose prompts were read before."""
         cloud_url, _ = await services.linked(services.verifier_url, LINK)
         urls = {"cloud": cloud_url, "picospec": services.edge_urls["picospec"]}
@@ -94,9 +94,9 @@ class Serving:
             seconds = dict.fromkeys(urls, 0.0)
             for turn in range(TURNS):
                 for arm in sorted(urls, reverse=turn % 2 == 1):
-                    began_s = perf_counter()
-                    replies[arm] += await self._load(urls[arm], clients)
-                    seconds[arm] += perf_counter() - began_s
+                    answered, took_s = await self.load(urls[arm], clients)
+                    replies[arm] += answered
+                    seconds[arm] += took_s
             rates = {arm: sum(r.tokens for r in replies[arm]) / seconds[arm] for arm in urls}
             ratios.append(rates["picospec"] / rates["cloud"])
             for arm, rate in rates.items():
@@ -109,13 +109,13 @@ class Serving:
         )
         return min(ratios) >= MIN_RATIO, f"{text}\n\n{markdown(HEAD, lines)}"
 
-    async def _load(self, url: str, clients: int) -> list[Reply]:
-        """Return the answers to all prompts, asked so many at once."""
-        left, replies = iter(self.prompts), []
+    async def load(self, url: str, clients: int) -> tuple[list[Reply], float]:
+        """Return the answers to all prompts, asked so many at once, and the seconds it took."""
+        left, replies, began_s = iter(self.prompts), [], perf_counter()
 
         async def ask_what_is_left() -> None:
-            async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
-                http.timeout = TIMEOUT_S
+            http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
+            async with http:
                 client = Client(http)
                 for each in left:
                     question = Question(each.prompt, 0.0, SEED, self.tokens)
@@ -124,7 +124,7 @@ class Serving:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(clients):
                 tasks.create_task(ask_what_is_left())
-        return replies
+        return replies, perf_counter() - began_s
 
 
 async def _start(running: AsyncExitStack, services: Services) -> tuple[bool, str]:

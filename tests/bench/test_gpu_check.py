@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import pytest
 
@@ -12,7 +15,9 @@ from bench.gpu_check import __main__ as command_line
 from bench.gpu_check.host import command, host
 from bench.gpu_check.parts import Check
 from bench.gpu_check.serving import PARTS, Serving
-from bench.run.services import ServicesPlan
+from bench.link.path import Conditions
+from bench.run.client import Reply
+from bench.run.services import Services, ServicesPlan
 from gateway.hosting.processes import ServiceDied
 
 
@@ -109,9 +114,8 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     check = Check()
-    serving = Serving(ServicesPlan("any", "any", {}), (), 8)
 
-    await command_line._run(check, "cuda", serving)
+    await command_line._run(check, "cuda", Serving(ServicesPlan("any", "any", {}), (), 8))
 
     assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 4]
     assert "nvidia-smi" in check.parts[0].found
@@ -135,3 +139,39 @@ async def test_services_that_do_not_start_are_a_failure_and_nothing_is_asked() -
     assert [part.name for part in check.parts] == [*PARTS]
     assert [part.verdict for part in check.parts] == ["FAIL", "not run", "not run"]
     assert "the verifier ended with status 1" in check.parts[0].found
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Stands for running services: their addresses."""
+
+    verifier_url: str = "plain"
+    edge_urls: Mapping[str, str] = field(default_factory=lambda: {"picospec": "edge"})
+
+    async def linked(self, url: str, conditions: Conditions) -> tuple[str, None]:
+        return f"{url} far away", None
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted(Serving):
+    """Its answers have 10 tokens, and take so many seconds by the address that is asked."""
+
+    seconds: Mapping[tuple[str, int], float] = field(default_factory=dict)
+
+    async def load(self, url: str, clients: int) -> tuple[list[Reply], float]:
+        return [Reply("text", 10, (0.25,), 1.0, 0.5)], self.seconds[url, clients]
+
+
+@pytest.mark.parametrize(("edge_s", "right"), [(1.1, True), (1.2, False)])
+async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
+    edge_s: float, right: bool
+) -> None:
+    edge = {("edge", 1): 1.0, ("edge", 8): edge_s}
+    seconds = {("plain far away", 1): 2.0, ("plain far away", 8): 1.0, **edge}
+    serving = Scripted(ServicesPlan("any", "any", {}), (), 8, seconds=seconds)
+
+    found = await serving.speeds(cast(Services, Links()))
+
+    assert found[0] == right
+    assert f"made 2.00 and {1 / edge_s:.2f} times as many tokens/s" in found[1]
+    assert "| 1 | cloud | 5.0 | 250 |\n| 1 | picospec | 10.0 | 250 |" in found[1]
