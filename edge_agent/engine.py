@@ -23,7 +23,7 @@ from edge_agent.driver import DraftModel, Driver, Sessions
 from edge_agent.grammars import DraftGrammar, EdgeGrammars, within
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.past_answers import PastAnswersByOwner
-from edge_agent.predictions import predicted_tokens
+from edge_agent.predictions import with_own_drafts
 from edge_agent.step_sampler import step_sampler
 from edge_agent.trace import WatchedMachine
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
@@ -172,7 +172,8 @@ class EdgeEngine:
             sampler = step_sampler(request, facts, chance, drawn, mask)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        request = await self._with_own_drafts(request, job)
+        if self._speculation.verifier_drafts:
+            request = await with_own_drafts(request, job, self._pairing)
         predicted, drafts = request.predicted, request.own_drafts
         past = self._past.of(job.owner, facts.vocabulary) if drafts else None
         if past is not None and not predicted:
@@ -214,14 +215,6 @@ class EdgeEngine:
     async def close(self) -> None:
         """End what the engine started."""
         await self._grammars.close()
-
-    async def _with_own_drafts(self, request: Open, job: Job) -> Open:
-        """Let the verifier propose draft tokens too, where any draft token is exact."""
-        wanted = self._speculation.verifier_drafts and request.fill == "auto"
-        if request.judge != "coupled" or not wanted:
-            return request
-        predicted = await predicted_tokens(job, self._pairing)
-        return replace(request, own_drafts=True, predicted=predicted)
 
     def _lookup(self, request: Open) -> PromptLookup | None:
         looks_up = self._speculation.lookup and request.judge == "coupled"

@@ -88,7 +88,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and plots.")],
     families: options.Families = "code,maths,chat",
 ) -> None:
-    """Simulate every operating point; some minutes."""
+    """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
     from bench.simulator.plots import draw
 
     found = groups(traces, options.names(families))

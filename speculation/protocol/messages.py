@@ -20,8 +20,9 @@ BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
 a byte mean that the link or the verifier's process is lost."""
 
-MAX_PREDICTED = 65536
-"""The most tokens of an Open's prediction: with the longest prompt they fit into a frame."""
+MAX_PREDICTED = 16384
+"""The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes a few
+megabytes in each session."""
 
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]

@@ -154,10 +154,10 @@ def test_separate_runs_and_is_greedy_where_the_target_is(services: Services) -> 
     assert services.answer(services.separate_url, PROMPTS[0], **WARM)
 
 
-def watched(url: str, prompt: str, **settings: object) -> list[Any]:
+def watched(url: str, prompt: str, steady: bool = False, **settings: object) -> list[Any]:
     """Return the chunks of a stream that tells of speculation."""
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "stream": True}
-    options = {"include_usage": True, "include_speculation": True}
+    options = {"include_usage": True, "include_speculation": True, "steady": steady}
     body |= {"stream_options": options, **settings}
     reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
     assert reply.status_code == 200, reply.text
@@ -174,11 +174,14 @@ def counted(chunks: list[Any]) -> Counter[str]:
 
 @pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "temperature 1"])
 @pytest.mark.parametrize("prompt", [*PROMPTS, "Say ten times: the cat 🐈 sat on the mat."])
-@pytest.mark.parametrize("which", ["eager_url", "useless_url", "verifier_url"])
+@pytest.mark.parametrize(
+    ("which", "steady"),
+    [("eager_url", False), ("eager_url", True), ("useless_url", False), ("verifier_url", True)],
+)
 def test_the_origins_of_a_text_agree_with_its_totals_token_by_token(
-    services: Services, which: str, prompt: str, settings: dict[str, object]
+    services: Services, which: str, steady: bool, prompt: str, settings: dict[str, object]
 ) -> None:
-    chunks = watched(getattr(services, which), prompt, logprobs=True, **settings)
+    chunks = watched(getattr(services, which), prompt, steady, logprobs=True, **settings)
 
     text = ""
     for chunk in (
