@@ -23,11 +23,11 @@ from speculation.protocol.messages import Draft, Limits, Open, TokenId
 from speculation.sampling.draft_token import DraftToken
 from speculation.verifying.chain import HeldChain
 
-MOST_PROMPT_TOKENS: Final = 2048
+MAX_PROMPT_TOKENS: Final = 2048
 """Tokens of the prompt, its last ones, in which matches are looked for: an index of them is
 made in a few milliseconds, in which no pass can start."""
 
-MOST_DROPPED: Final = 64
+MAX_DROPPED: Final = 64
 """Tokens kept of a broken chain: what lies further on is hardly ever right."""
 
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
@@ -41,7 +41,7 @@ class OwnDrafts:
 
     def __init__(self, request: Open, limits: Limits) -> None:
         self._most = limits.max_verify
-        self._lookup = PromptLookup(request.prompt[-MOST_PROMPT_TOKENS:])
+        self._lookup = PromptLookup(request.prompt[-MAX_PROMPT_TOKENS:])
         self._prediction = Prediction(request.predicted) if request.predicted else None
         self._resumed = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
@@ -56,14 +56,14 @@ class OwnDrafts:
         self._note_break(chain)
         known = chain.wrong_at + len(self._dropped) - draft.start
         if known >= 0:
-            room = MOST_DROPPED - len(self._dropped)
+            room = MAX_DROPPED - len(self._dropped)
             self._dropped.extend(draft.tokens[known : known + room])
             self._at = ()
 
     def _note_break(self, chain: HeldChain) -> None:
         if self._broken is not chain.dropped:
             self._broken, self._at = chain.dropped, ()
-            self._dropped = list(chain.dropped[:MOST_DROPPED])
+            self._dropped = list(chain.dropped[:MAX_DROPPED])
 
     def propose(
         self, committed: Sequence[TokenId], chain: HeldChain, pending: int

@@ -9,7 +9,7 @@ import pytest
 
 from speculation.protocol.messages import Commit, Draft, Finish, Limits
 from speculation.sampling.judging import Judgement
-from speculation.verifying.own_drafts import MOST_DROPPED
+from speculation.verifying.own_drafts import MAX_DROPPED
 from speculation.verifying.session import MAX_PENDING, VerifyingSession
 from tests.speculation.predicted import Alone
 from tests.speculation.verify_sessions import LIMITS, opening
@@ -131,9 +131,9 @@ def test_a_long_broken_chain_is_kept_in_part() -> None:
     generate_own(verifier, 30)
     verifier.receive(Draft(0, 100, 100, tuple(range(300, 380))))
 
-    generate_own(verifier, 200 + MOST_DROPPED - 2)
+    generate_own(verifier, 200 + MAX_DROPPED - 2)
 
-    assert offered(verifier)[:1] == (200 + MOST_DROPPED - 1,)
+    assert offered(verifier)[:1] == (200 + MAX_DROPPED - 1,)
     assert 300 not in offered(verifier)
 
 
