@@ -99,3 +99,22 @@ async def test_a_prompt_whose_keys_are_all_cached_but_one_is_answered_as_before(
 
     assert again == expected
     assert answer.tokens == expected
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("edits", [(), (3, 17)], ids=["right", "misleading"])
+async def test_the_verifiers_own_draft_tokens_do_not_change_the_text(
+    target: VllmTarget, sampling: Sampling, edits: tuple[int, ...]
+) -> None:
+    request = opening(target, PROMPTS[1], sampling, max_tokens=40)
+    name = f"{sampling.temperature} {edits}"
+    expected = (await plain(target, f"plain {name}", request)).tokens
+    predicted = tuple(5 if at in edits else token for at, token in enumerate(expected))
+
+    asked = replace(request, fill="auto", own_drafts=True, predicted=predicted)
+    answer = await plain(target, f"own {name}", asked)
+
+    assert answer.tokens == expected
+    assert answer.finish is not None
+    assert answer.finish.totals.own > 20
+    assert answer.finish.totals.passes < 20
