@@ -20,7 +20,7 @@ from gateway.hosting.parent_death import bound_to_parent
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.processes import ROOT
 
-READY_WITHIN_S: Final = 90.0
+READY_WITHIN_S: Final = 300.0
 ENDS_WITHIN_S: Final = 60.0
 FULL_BYTES: Final = 0
 """Size that a file may reach on a full disk."""

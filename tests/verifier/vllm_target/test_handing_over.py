@@ -1,0 +1,51 @@
+"""A verifier on vLLM that is to end hands its answers over: they go on at another one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rig.asking import Answer
+from tests.faults.rig.world import FOLDER, Plan, World
+from tests.faults.strikes import drain
+from tests.faults.striking import ask_again, struck
+from tests.verifier.vllm_target.conftest import SMALL
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+ENGINE = (
+    "--target", "vllm", *SMALL, "--vllm.max-model-len", "1024", "--vllm.self-test", "false",
+    "--pass-timeout-s", "300",
+)  # fmt: skip
+ENDS = {"stop", "length", "tool_calls"}
+REOPENED = "picospec:edge_reopened_answers_total"
+AT_ONCE = ("--drain-timeout-s", "0")
+"""Answers as short as these would end within a deadline."""
+
+
+def _rounded(answer: Answer) -> Answer:
+    """Return it with log-probabilities to three digits: their last ones depend on the other
+    rows of a pass."""
+    logprobs = [{**each, "logprob": round(each["logprob"], 3)} for each in answer.logprobs]
+    return replace(answer, logprobs=[{**each, "top_logprobs": []} for each in logprobs])
+
+
+async def test_at_sigterm_answers_go_on_at_another_verifier_and_are_the_same(
+    directory: Path,
+) -> None:
+    options = (*ENGINE, "--model", str(directory), *AT_ONCE)
+    async with World(Plan(verifier_options=options, folder=FOLDER / "vllm")) as world:
+        undisturbed = await ask_again(world)
+
+        answers, _ = await struck(world, drain)
+
+        assert {answer.outcome for answer in undisturbed.values()} <= ENDS
+        assert {kind: _rounded(answer) for kind, answer in answers.items()} == {
+            kind: _rounded(answer) for kind, answer in undisturbed.items()
+        }
+        assert sum((await world.edge.gauge(world.http, REOPENED)).values()) >= 1
