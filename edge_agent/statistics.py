@@ -17,7 +17,7 @@ def with_commit(before: Statistics, commit: Commit) -> Statistics:
     Until the Finish, only passes with an accepted draft token count as having had any, and only
     accepted draft tokens count as judged.
     """
-    accepted = repeat(1, commit.accepted + commit.own)
+    accepted = repeat(1, commit.drafts)
     per_position = zip_longest(before.accepted_per_position, accepted, fillvalue=0)
     counts = tuple(earlier + now for earlier, now in per_position)
     drafts, total = counts[0] if counts else 0, sum(counts)

@@ -140,8 +140,7 @@ class Trace:
     # --- what it makes of that
 
     def _pass(self, commit: Commit, now: float) -> Pass:
-        accepted = commit.accepted + commit.own
-        drafts = max(accepted, self._judged(commit, now))
+        drafts = max(commit.drafts, self._judged(commit, now))
         if not self._reads_prompt and commit.pass_s > 0.0:
             self._row_s[drafts] = smoothed(self._row_s.get(drafts), commit.pass_s)
         self._reads_prompt = False
@@ -150,7 +149,7 @@ class Trace:
         return Pass(
             position=commit.start,
             rows=drafts + 1,
-            accepted=accepted,
+            accepted=commit.drafts,
             committed=len(commit.tokens),
             beyond=_beyond(commit, drafts),
             pass_ms=_ms(commit.pass_s),
@@ -220,10 +219,9 @@ def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) ->
 
 
 def _beyond(commit: Commit, drafts: int) -> Literal["recovered", "bonus", "fill"] | None:
-    accepted = commit.accepted + commit.own
-    if accepted == len(commit.tokens):
+    if commit.drafts == len(commit.tokens):
         return None
-    if drafts > accepted:
+    if drafts > commit.drafts:
         return "recovered"
     return "bonus" if drafts else "fill"
 

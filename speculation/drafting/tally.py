@@ -18,7 +18,7 @@ class Tally:
 
     def add(self, commit: Commit) -> None:
         if commit.tokens:
-            accepted = commit.accepted + commit.own
+            accepted = commit.drafts
             filled = int(accepted == 0)
             self.totals = self.totals.plus(Totals(1, accepted, accepted, filled, commit.own))
 

@@ -165,6 +165,11 @@ class Commit:
     pass_s: float = 0.0
     logprobs: tuple[TokenLogprob, ...] | None = None
 
+    @property
+    def drafts(self) -> int:
+        """How many of the tokens were draft tokens, of the edge or the verifier's own."""
+        return self.accepted + self.own
+
     def after(self, known: int) -> Self:
         """Return the Commit without its first `known` tokens, for whoever has these."""
         if known == 0:

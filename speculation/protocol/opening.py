@@ -54,7 +54,7 @@ STOPPING: Final = _Stopping.__struct_fields__
 `stop_tokens` and at nothing else."""
 
 PREDICTION: Final = "prediction"
-"""The extra that is for the edge's drafts alone, and changes no answer."""
+"""The extra that changes no answer: its tokens are in `Open.predicted`."""
 
 
 def opening(
