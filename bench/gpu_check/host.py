@@ -53,6 +53,7 @@ async def command(*words: str) -> tuple[bool, str]:
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     last_lines = errors.decode(errors="replace").splitlines()[-LAST_LINES:]
     found = printed.decode().strip() or fenced("\n".join(last_lines))
     return process.returncode == 0, found
