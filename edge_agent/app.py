@@ -23,7 +23,7 @@ from edge_agent.draft_model import loading
 from edge_agent.draft_model.drafter import Drafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.draft_model.loading import MakeDrafter
-from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.engine import EdgeEngine
 from edge_agent.fallback.fallback import DraftFallback, open_engine
 from edge_agent.link import direct
 from edge_agent.link.connection import Connection
@@ -31,6 +31,7 @@ from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
+from edge_agent.speculation import Speculation
 from edge_agent.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.drain import Drain

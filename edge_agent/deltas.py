@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
+from edge_agent.observer import LOOK_S, Observer, WatchedMachine
 from edge_agent.statistics import with_commit, with_prediction, with_totals
-from edge_agent.trace import LOOK_S, Trace, WatchedMachine
 from gateway.alongside import alongside
 from gateway.ports import Delta, Statistics
 from speculation.drafting.machine import DraftMachine
@@ -27,7 +27,7 @@ class Deltas:
         self._emit = emit
         self._session = machine.session
         self._prediction = Prediction(predicted) if predicted else None
-        self._trace = machine.trace if isinstance(machine, WatchedMachine) else None
+        self._observer = machine.observer if isinstance(machine, WatchedMachine) else None
 
     async def committed(self, commit: Commit) -> None:
         """Emit tokens that were not known before."""
@@ -37,8 +37,8 @@ class Deltas:
                 self._statistics, self._prediction, self._session.committed
             )
         delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
-        if (trace := self._trace) is not None:
-            origins, events = trace.origins(commit), trace.take()
+        if (observer := self._observer) is not None:
+            origins, events = observer.origins(commit), observer.take()
             delta = replace(delta, origins=origins, events=events)
         await self._emit(delta)
 
@@ -49,12 +49,12 @@ class Deltas:
 
     async def watch(self, answer: Coroutine[None, None, Finish]) -> Finish:
         """Await the answer, and emit what happens meanwhile, if its client watches it."""
-        if (trace := self._trace) is None:
+        if (observer := self._observer) is None:
             return await answer
-        return await alongside(self._look(trace), answer)
+        return await alongside(self._look(observer), answer)
 
-    async def _look(self, trace: Trace) -> None:
+    async def _look(self, observer: Observer) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            if events := trace.look(time.monotonic()):
+            if events := observer.look(time.monotonic()):
                 await self._emit(Delta((), events=events, statistics=self._statistics))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -20,26 +19,22 @@ from edge_agent.draft_model.drafter import Drafter, DraftSlot
 from edge_agent.draft_model.foreign import slot as foreign_slot
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import DraftModel, Driver, Sessions
-from edge_agent.grammars import DraftGrammar, EdgeGrammars, within
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.past_answers import PastAnswersByOwner
-from edge_agent.predictions import with_own_drafts
+from edge_agent.observer import WatchedMachine
+from edge_agent.proposing.grammars import DraftGrammar
+from edge_agent.proposing.proposals import ProposalFinder, Proposals
+from edge_agent.speculation import Speculation
 from edge_agent.step_sampler import step_sampler
-from edge_agent.trace import WatchedMachine
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job
 from gateway.tracing import Span
-from models.grammars.constraint import NAME
-from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.vocabulary import Relation, Vocabulary
 from speculation.drafting.machine import DraftMachine
 from speculation.drafting.outcome import DraftCounts
-from speculation.drafting.policy import DraftPolicy, DraftSettings, StreamPolicy
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.proposing.proposer import Proposer
+from speculation.drafting.policy import StreamPolicy
 from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import Fill, Judge, Limits, ModelFacts, Open, Totals
+from speculation.protocol.messages import ModelFacts, Open, Totals
 from speculation.protocol.opening import opening
 
 _OTHER_VOCABULARY: Final = (
@@ -71,30 +66,6 @@ class Verifiers(Protocol):
     def forget(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Speculation:
-    """How this edge speculates."""
-
-    judge: Judge = "coupled"
-    fill: Fill = "auto"
-    drafting: DraftSettings = field(default_factory=DraftSettings)
-    lookup: bool = True
-    """Whether tokens are also proposed by prompt lookup; only in `coupled`."""
-
-    grammars: bool = True
-    """Whether drafts keep to the grammar of an answer that has one; only in `coupled`."""
-
-    verifier_drafts: bool = True
-    """Whether the verifier proposes draft tokens too, where it has none of the edge's; only in
-    `coupled` with fill `auto`."""
-
-    policy: DraftPolicy | None = None
-    """What replaces StreamPolicy, as where a published system is measured."""
-
-    past_answers_tokens: int = 0
-    """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
-
-
 class Pairing(Protocol):
     """What edge_agent.target_tokenizer.TargetTokenizer knows."""
 
@@ -123,8 +94,7 @@ class EdgeEngine:
         self._metrics = metrics
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
-        self._grammars = EdgeGrammars()
-        self._past = PastAnswersByOwner(speculation.past_answers_tokens)
+        self._proposals = ProposalFinder(speculation, pairing)
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
@@ -165,36 +135,66 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
-            grammar = await self._grammar(request)
-            mask = DraftGrammar(grammar).mask if grammar else None
-            translated = self._pairing.translation is not None
-            drawn = facts.vocabulary_size if translated else self._draft_tokens
-            sampler = step_sampler(request, facts, chance, drawn, mask)
+            proposals = await self._proposals.find(request, job, facts.vocabulary)
+            model = self._model(proposals, facts, slot, chance)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        if self._speculation.verifier_drafts:
-            request = await with_own_drafts(request, job, self._pairing)
-        predicted, drafts = request.predicted, request.own_drafts
-        past = self._past.of(job.owner, facts.vocabulary) if drafts else None
-        if past is not None and not predicted:
-            request = replace(request, predicted=past.to(request.prompt))
-        proposer = within(grammar, self._lookup(request))
         route = self._verifiers.answer(job.span)
-        make: Callable[..., DraftMachine] = DraftMachine
-        if job.watched:
-            make = partial(WatchedMachine, clock=time.monotonic, link=route)
-        machine = self._machine(make, request, facts.limits, slot, chance, route, proposer)
-        deltas = Deltas(emit, machine, predicted)
-        model = DraftModel(slot, sampler, job.prompt) if slot else None
+        machine = self._machine(job, facts, proposals, slot, chance, route)
+        deltas = Deltas(emit, machine, proposals.predicted)
         driver = Driver(machine, route, model, self._metrics)
         try:
             finish = await deltas.watch(driver.run(deltas.committed))
         finally:
-            if past is not None:
-                past.add(request.prompt, machine.session.committed)
+            proposals.keep(machine.session.committed)
         self._unused = machine.session.unused
         self._count(machine.counts, finish.totals)
         await deltas.finished(finish, logprobs=job.top_logprobs is not None)
+
+    def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
+        how = self._speculation
+        reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
+        fill = how.fill if reaches_end else "auto"  # `never` would not end
+        return opening(job, facts, judge=how.judge, fill=fill)
+
+    def _model(
+        self,
+        proposals: Proposals,
+        facts: ModelFacts,
+        slot: DraftSlot | None,
+        chance: np.random.Generator,
+    ) -> DraftModel | None:
+        """Return what makes the answer's draft steps. Raises InvalidSetting, without a slot
+        too."""
+        translated = self._pairing.translation is not None
+        drawn = facts.vocabulary_size if translated else self._draft_tokens
+        mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
+        sampler = step_sampler(proposals.request, facts, chance, drawn, mask)
+        return DraftModel(slot, sampler, proposals.request.prompt) if slot else None
+
+    def _machine(
+        self,
+        job: Job,
+        facts: ModelFacts,
+        proposals: Proposals,
+        slot: DraftSlot | None,
+        chance: np.random.Generator,
+        route: Route,
+    ) -> DraftMachine:
+        how, request = self._speculation, proposals.request
+        make: Callable[..., DraftMachine] = DraftMachine
+        if job.watched:
+            make = partial(WatchedMachine, clock=time.monotonic, link=route)
+        return make(
+            request,
+            how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
+            facts.limits,
+            rtt_s=lambda: route.rtt_s,
+            u=iter(chance.random, None),
+            readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
+            lookup=proposals.proposer,
+            unused=self._unused,
+        )
 
     def _count(self, counts: DraftCounts, totals: Totals) -> None:
         accepted = totals.accepted - totals.own
@@ -205,45 +205,6 @@ class EdgeEngine:
         self._metrics.verifiers_own.inc(totals.own)
         self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
-    async def _grammar(self, request: Open) -> Grammar | None:
-        """Return the grammar that the drafts keep to."""
-        how, asked = self._speculation, NAME in request.sampling.extras
-        if not (asked and how.grammars and request.judge == "coupled"):
-            return None
-        return await self._grammars.compile(request, await self._pairing())
-
     async def close(self) -> None:
         """End what the engine started."""
-        await self._grammars.close()
-
-    def _lookup(self, request: Open) -> PromptLookup | None:
-        looks_up = self._speculation.lookup and request.judge == "coupled"
-        return PromptLookup(request.prompt) if looks_up else None
-
-    def _machine(
-        self,
-        make: Callable[..., DraftMachine],
-        request: Open,
-        limits: Limits,
-        slot: DraftSlot | None,
-        chance: np.random.Generator,
-        route: Route,
-        proposer: Proposer | None,
-    ) -> DraftMachine:
-        how = self._speculation
-        return make(
-            request,
-            how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
-            limits,
-            rtt_s=lambda: route.rtt_s,
-            u=iter(chance.random, None),
-            readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
-            lookup=proposer,
-            unused=self._unused,
-        )
-
-    def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
-        how = self._speculation
-        reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
-        fill = how.fill if reaches_end else "auto"  # `never` would not end
-        return opening(job, facts, judge=how.judge, fill=fill)
+        await self._proposals.close()

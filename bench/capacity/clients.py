@@ -23,9 +23,10 @@ from bench.run.client import AnswerError
 from bench.simulator.clock import Curve
 from bench.simulator.source import Source
 from edge_agent.app import open_verifiers
-from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.engine import EdgeEngine
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
+from edge_agent.speculation import Speculation
 from edge_agent.step_sampler import StepSampler
 from gateway.errors import EngineFault
 from gateway.ports import Job, Sampling, Statistics

@@ -47,8 +47,6 @@ class Verifiers:
         self._probing: asyncio.Task[None] | None = None
         self._abandoned: set[asyncio.Task[None]] = set()
 
-    # --- which one
-
     async def facts(self) -> ModelFacts:
         """Return the facts of the best verifier that can be reached. Raises ApiError."""
         error: ApiError | None = None
@@ -127,8 +125,6 @@ class Verifiers:
             }
             for uplink, status in zip(self.uplinks, said, strict=True)
         ]
-
-    # --- what they do
 
     async def watch(self) -> None:
         """Keep the health and the facts of several verifiers known, until cancelled."""

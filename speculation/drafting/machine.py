@@ -81,8 +81,6 @@ class DraftMachine:
     def latencies(self) -> Latencies:
         return Latencies(self._rtt_s(), self._pass_s, self._draft_s)
 
-    # --- what to do next
-
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: a step is being made."""
         if busy:
@@ -141,8 +139,6 @@ class DraftMachine:
         draft = self.session.flush(pauses=not drafting)
         return [draft] if draft else []
 
-    # --- what the draft model returned
-
     def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
         """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees;
         or as many as a draft model of another vocabulary has completed, perhaps none. The first
@@ -176,8 +172,6 @@ class DraftMachine:
                 self._unfinished_s = 0.0
         elif self._lookup is not None:
             self._lookup.observe_reading(more, took_s, self._draft_s)
-
-    # --- what the verifier sent
 
     def received(self, message: Down) -> Outcome:
         """Take in a message. Raise RemoteProtocolError for what no honest verifier sends."""
@@ -213,8 +207,6 @@ class DraftMachine:
         if not self._separate or commit.accepted < len(commit.tokens):
             return False
         return self.session.ended(commit.start + len(commit.tokens), commit.tokens[-1:]) is None
-
-    # --- when the session is lost
 
     def lost(self) -> Outcome:
         """Return what the lost session's verifier need not confirm: a recovered token, which is

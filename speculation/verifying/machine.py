@@ -84,8 +84,6 @@ class VerifyMachine:
         self._u = u
         self._sessions: dict[str, _Held] = {}
 
-    # --- sessions
-
     def open(
         self, name: str, request: Open, limits: Limits, *, vocabulary_size: int, now: float
     ) -> None:
@@ -113,8 +111,6 @@ class VerifyMachine:
         if chain.broken and not broken:
             arrivals.broke(chain.wrong_at)
         return down
-
-    # --- passes
 
     def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf before a message arrives."""

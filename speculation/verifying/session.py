@@ -102,8 +102,6 @@ class VerifyingSession:
             return None
         return self._own.propose(self.committed, self.chain, pending)
 
-    # --- messages of the edge
-
     def receive(self, message: Pushed, u: Iterator[float] = NO_CHANCE) -> list[Down]:
         """Take in a message; return what it brings about at once (only in `separate`).
 
@@ -136,8 +134,6 @@ class VerifyingSession:
         self._redraws += 1
         self.chain.end(message.position, message.epoch)
         return [self._reject(self.rejection, u)]
-
-    # --- passes
 
     def plan(self, most: int) -> Pass:
         """Return the pass that would judge at most `most` pending draft tokens.

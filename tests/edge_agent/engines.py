@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.draft_model.foreign.translation import Translation
 from edge_agent.driver import Link
-from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.engine import EdgeEngine
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.speculation import Speculation
 from gateway.errors import ApiError
 from gateway.ports import Delta, Job, Sampling
 from gateway.tracing import Span

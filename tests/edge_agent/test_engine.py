@@ -10,8 +10,8 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.speculation import Speculation
 from gateway.errors import EngineFault, Unavailable
 from gateway.ports import Job, Sampling, Statistics
 from speculation.protocol.messages import (

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from edge_agent.draft_model.drafter import NoDrafter
 from edge_agent.draft_model.foreign.sampler import ForeignSampler
 from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.engine import Speculation
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.speculation import Speculation
 from gateway.ports import Job, Sampling
 from models.tokenizing.tokenizer import Tokenizer
 from speculation.drafting.session import DraftingSession

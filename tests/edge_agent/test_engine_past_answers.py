@@ -9,8 +9,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from edge_agent.engine import EdgeEngine, Speculation
+from edge_agent.engine import EdgeEngine
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.speculation import Speculation
 from gateway.ports import Delta, Job
 from speculation.protocol.messages import Commit, Finish, TokenId
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.trace import WatchedMachine
+from edge_agent.observer import WatchedMachine
 from gateway.speculation import Chain, LinkUse, Origin, Pass
 from speculation.drafting.outcome import DraftStep, Outcome
 from speculation.drafting.policy import StreamPolicy
@@ -59,8 +59,8 @@ class RecordingMachine(WatchedMachine):
 
     def _tell(self, outcome: Outcome) -> Outcome:
         if outcome.commit is not None:
-            self.told += self.trace.origins(outcome.commit)
-        self.events += self.trace.look(0.0)
+            self.told += self.observer.origins(outcome.commit)
+        self.events += self.observer.look(0.0)
         return outcome
 
     def _note(self) -> None:
@@ -161,7 +161,7 @@ class Edge:
             request, StreamPolicy(), LIMITS, rtt_s=lambda: 0.04, u=iter([]),
             readable_tokens=1000, link=Where(), clock=lambda: self.now,
         )  # fmt: skip
-        self.trace = self.machine.trace
+        self.observer = self.machine.observer
         self.machine.opening()
         self.receive(Opened("s", LIMITS))
 
@@ -175,7 +175,7 @@ class Edge:
 
     def receive(self, message: Down) -> list[object]:
         self.machine.received(message)
-        return list(self.trace.take())
+        return list(self.observer.take())
 
     def commit(self, *tokens: int, accepted: int = 0, pass_s: float = 0.02) -> list[object]:
         session = self.machine.session
@@ -196,7 +196,7 @@ def test_a_chain_that_breaks_is_told_at_once_from_its_wrong_token_on() -> None:
         Pass(0, 5, 1, 2, "recovered", 20.0, 1.0, None, None),
         Chain(0, 1, 3, broken=True, ids=(101, 102, 103)),
     ]
-    (chain, _) = edge.trace.look(edge.now)
+    (chain, _) = edge.observer.look(edge.now)
     assert chain == Chain(1, 2, 0, broken=False)
 
 
@@ -241,10 +241,10 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     edge = Edge()
     edge.draft(3)
 
-    first = edge.trace.look(edge.now)
-    again = edge.trace.look(edge.now + 0.05)
+    first = edge.observer.look(edge.now)
+    again = edge.observer.look(edge.now + 0.05)
     edge.draft(1)
-    later = edge.trace.look(edge.now + 0.6)
+    later = edge.observer.look(edge.now + 0.6)
 
     (chain, link) = first
     assert chain == Chain(0, 0, 3, broken=False, ids=(100, 101, 102))
@@ -253,7 +253,7 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     assert link.bytes_up > 0
     assert again == ()
     assert [type(event) for event in later] == [Chain, LinkUse]
-    assert [type(e) for e in edge.trace.look(edge.now + 20)] == [
+    assert [type(e) for e in edge.observer.look(edge.now + 20)] == [
         LinkUse
     ]  # so that it is not silent
 
@@ -263,7 +263,7 @@ def test_the_text_of_a_chain_is_bounded(tokens: int) -> None:
     edge = Edge()
     edge.machine.session.chain += [DraftToken(1, 1.0)] * tokens
 
-    (chain, _) = edge.trace.look(edge.now)
+    (chain, _) = edge.observer.look(edge.now)
 
     assert isinstance(chain, Chain)
     assert chain.tokens == tokens

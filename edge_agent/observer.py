@@ -1,7 +1,8 @@
-"""Follows one answer for a client that watches it: whose its tokens are, and what happened.
+"""Observes one answer for a client that watches it: whose its tokens are, and what happened.
 
-Such an answer has a WatchedMachine, which decides as any machine does, and tells its Trace what
-it was told. The Trace looks at the chain now and then. An answer that nobody watches has none.
+Such an answer has a WatchedMachine, which decides as any machine does, and tells its Observer
+what it was told. The Observer looks at the chain now and then. An answer that nobody watches
+has none.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Link(Protocol):
     def reopened(self) -> int: ...
 
 
-class Trace:
-    """It follows `machine`."""
+class Observer:
+    """It follows `machine`, which calls it; what a client is told it hands out when asked."""
 
     def __init__(self, machine: DraftMachine, link: Link) -> None:
         self._machine = machine
@@ -70,8 +71,6 @@ class Trace:
         self._looked: tuple[int, int, int] | None = None  # the chain that was told last
         self._link_told: LinkUse | None = None
         self._link_told_at_s = 0.0
-
-    # --- what the machine tells
 
     def opened(self) -> None:
         """A session is opened; its first pass also reads the prompt."""
@@ -104,8 +103,6 @@ class Trace:
             known = len(self._session.committed)
             self._sent = [s for s in self._sent if s.epoch >= self._epoch and s.end > known]
 
-    # --- what the client is told
-
     def origins(self, commit: Commit) -> tuple[Origin, ...]:
         """Return whose the tokens of the Commit are that the machine took in last. The verifier
         accepts tokens of the chain from its beginning on, then its own draft tokens, and the
@@ -136,8 +133,6 @@ class Trace:
             if link != told or quiet_s >= QUIET_S:
                 self._link_told, self._link_told_at_s = link, now
                 yield link
-
-    # --- what it makes of that
 
     def _pass(self, commit: Commit, now: float) -> Pass:
         drafts = max(commit.drafts, self._judged(commit, now))
@@ -174,7 +169,7 @@ class Trace:
 
 
 class WatchedMachine(DraftMachine):
-    """clock: monotonic, in seconds. The other arguments are those of Trace and DraftMachine."""
+    """clock: monotonic, in seconds. The other arguments are a DraftMachine's and its link."""
 
     def __init__(
         self,
@@ -187,29 +182,29 @@ class WatchedMachine(DraftMachine):
         **more: Any,  # noqa: ANN401 (DraftMachine checks them)
     ) -> None:
         super().__init__(request, policy, limits, **more)
-        self.trace = Trace(self, link)
+        self.observer = Observer(self, link)
         self._clock = clock
 
     def opening(self) -> Open:
-        self.trace.opened()
+        self.observer.opened()
         return super().opening()
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         outcome = super().next(now, busy=busy)
-        self.trace.sent(outcome, now)
+        self.observer.sent(outcome, now)
         return outcome
 
     def received(self, message: Down) -> Outcome:
-        self.trace.before()
-        self.trace.bytes_down += len(encode(message))
+        self.observer.before()
+        self.observer.bytes_down += len(encode(message))
         outcome = super().received(message)
-        self.trace.after(outcome, self._clock())
+        self.observer.after(outcome, self._clock())
         return outcome
 
     def lost(self) -> Outcome:
-        self.trace.before()
+        self.observer.before()
         outcome = super().lost()
-        self.trace.after(outcome, self._clock())
+        self.observer.after(outcome, self._clock())
         return outcome
 
 

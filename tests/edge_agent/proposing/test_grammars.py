@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.engine import Speculation
-from edge_agent.grammars import DraftGrammar, EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
+from edge_agent.speculation import Speculation
 from edge_agent.step_sampler import step_sampler
 from gateway.errors import InvalidRequest
 from models.errors import GrammarFailed

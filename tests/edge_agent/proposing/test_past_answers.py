@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from edge_agent.past_answers import MIN_TOKENS, PastAnswers, PastAnswersByOwner
+from edge_agent.proposing.past_answers import MIN_TOKENS, PastAnswers, PastAnswersByOwner
 from speculation.protocol.messages import MAX_PREDICTED
 
 PROMPT = (1, 2, 3)

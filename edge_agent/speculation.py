@@ -1,0 +1,32 @@
+"""How an edge speculates: what its settings, a test or a measurement choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from speculation.drafting.policy import DraftPolicy, DraftSettings
+from speculation.protocol.messages import Fill, Judge
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """The same for all answers of an edge."""
+
+    judge: Judge = "coupled"
+    fill: Fill = "auto"
+    drafting: DraftSettings = field(default_factory=DraftSettings)
+    lookup: bool = True
+    """Whether tokens are also proposed by prompt lookup; only in `coupled`."""
+
+    grammars: bool = True
+    """Whether drafts keep to the grammar of an answer that has one; only in `coupled`."""
+
+    verifier_drafts: bool = True
+    """Whether the verifier proposes draft tokens too, where it has none of the edge's; only in
+    `coupled` with fill `auto`."""
+
+    policy: DraftPolicy | None = None
+    """What replaces StreamPolicy, as where a published system is measured."""
+
+    past_answers_tokens: int = 0
+    """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
