@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
-from gateway.detokenise import TextDelta
 from gateway.errors import ApiError, EngineFault
 from gateway.metrics import Metrics
+from gateway.output.detokenise import TextDelta
 from gateway.ports import Statistics
 from gateway.tenants.tenant import Tenant
 from gateway.tracing import NO_SPAN, Span

@@ -32,7 +32,6 @@ from gateway.routes.completions import CompletionAnswer, CompletionRequest
 from gateway.routes.documents import Route, answer_version, documents
 from gateway.routes.generation import generate
 from gateway.routes.page import page
-from gateway.routes.services import About, Services, nothing_more
 from gateway.routes.status import (
     health,
     list_models,
@@ -42,6 +41,7 @@ from gateway.routes.status import (
     status,
 )
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
+from gateway.services import About, Services, nothing_more
 from gateway.settings import GatewaySettings
 from gateway.tenants.tenant import TenantMetrics
 from gateway.tenants.tenants import Tenants

@@ -19,12 +19,12 @@ from starlette.types import Message, Receive, Scope, Send
 from edge_agent.link.uplink import Uplink
 from edge_agent.link.verifiers import Verifiers
 from gateway.account import Account
-from gateway.choice_stream import cancel_on_disconnect, send_to_client
 from gateway.drain import Drain
 from gateway.errors import ClientGone, InvalidRequest, Unavailable
+from gateway.output.choice_stream import cancel_on_disconnect, send_to_client
 from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.request import parse
-from gateway.routes.services import Services
+from gateway.services import Services
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
 

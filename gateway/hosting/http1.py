@@ -9,7 +9,7 @@ from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gateway.choice_stream import UNREAD_S
+from gateway.output.choice_stream import UNREAD_S
 
 REQUEST_S: Final = 30.0
 """How long the head of a request may take, from the connection or from its first byte, in

@@ -1,5 +1,6 @@
-"""Reads what a model writes: its reasoning, the content of its answer, and its tool calls.
+"""Reads what a model writes: tokens become text, and text reasoning, content and tool calls.
 
-A `Style` says how one model writes them, which its chat template tells. `formats` has a parser
-for each way of writing calls, and the grammar that makes a model write so.
+A `ChoiceStream` is one choice of an answer, and its `Detokeniser` makes the text. A `Style`
+says how one model writes reasoning and calls, which its chat template tells. `formats` has a
+parser for each way of writing calls, and the grammar that makes a model write so.
 """

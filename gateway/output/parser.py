@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from gateway.detokenise import Detokeniser, Finish, LogprobEntry, TextDelta, single_tokens
+from gateway.output.detokenise import (
+    Detokeniser,
+    Finish,
+    LogprobEntry,
+    TextDelta,
+    single_tokens,
+)
 from gateway.output.incoming import Incoming, Steps
 from gateway.output.message import CallArguments, Message, Parsed
 from gateway.ports import Delta

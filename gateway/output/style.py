@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.detokenise import Detokeniser, Piece
+from gateway.output.detokenise import Detokeniser, Piece
 from gateway.output.formats.base import Format, pass_content
 from gateway.output.formats.choose import FORMATS, FormatName, choose
 from gateway.output.grammar import Constraint, Wanted, grammar

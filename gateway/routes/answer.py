@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from gateway.account import Account
-from gateway.choice_stream import ChoiceStream, cancel_on_disconnect, merge
-from gateway.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.output.choice_stream import ChoiceStream, cancel_on_disconnect, merge
+from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.message import joined
 from gateway.ports import UNLIKELY
 from gateway.responses import json_response

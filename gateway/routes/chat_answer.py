@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.message import CallArguments, CallPiece, CallStart
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.speculation import Spans, Told

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gateway.choice_stream import DeltaReader
 from gateway.errors import InvalidRequest
+from gateway.output.choice_stream import DeltaReader
 from gateway.output.grammar import Constraint, Wanted
 from gateway.output.schemas import schemas_of
 from gateway.output.style import Style

@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar
 from msgspec.structs import replace
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.choice_stream import ChoiceStream
-from gateway.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.errors import InvalidRequest
+from gateway.output.choice_stream import ChoiceStream
+from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.ports import Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.routes.request import GenerationRequest, TokenIds

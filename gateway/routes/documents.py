@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse, Response
 from gateway.responses import json_response
 from gateway.routes.parameters import PARAMETERS
 from gateway.routes.request import GenerationRequest
-from gateway.routes.services import Services
 from gateway.schemas.base import RequestModel
+from gateway.services import Services
 
 Json = dict[str, Any]
 Handler = Callable[[Services, Request], Awaitable[Response]]

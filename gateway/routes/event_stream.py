@@ -17,16 +17,16 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.account import Account
-from gateway.choice_stream import (
+from gateway.drain import Drain
+from gateway.errors import ClientGone
+from gateway.output.choice_stream import (
     ChoiceStream,
     Forward,
     cancel_on_disconnect,
     merge,
     send_to_client,
 )
-from gateway.detokenise import TextDelta
-from gateway.drain import Drain
-from gateway.errors import ClientGone
+from gateway.output.detokenise import TextDelta
 from gateway.routes.answer import Answer, Json
 from gateway.routes.keep_alive import COMMENT, keep_alive
 from gateway.speculation import Told, Watch

@@ -12,16 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.account import Account
-from gateway.choice_stream import at_once, stream_choice
 from gateway.errors import InvalidRequest
+from gateway.output.choice_stream import at_once, stream_choice
 from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
 from gateway.routes.parameters import check_parameters, shown_names
 from gateway.routes.request import GenerationRequest, TokenIds, parse
-from gateway.routes.services import Services
 from gateway.schemas import structured
+from gateway.services import Services
 from gateway.speculation import Watch
 from gateway.steady.forwarding import singly
 

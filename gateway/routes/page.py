@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.routes.documents import Route
-from gateway.routes.services import Services
+from gateway.services import Services
 
 PREFIX: Final = "/page/"
 

@@ -22,8 +22,8 @@ from pydantic import (
 )
 from starlette.requests import Request
 
-from gateway.choice_stream import ChoiceStream, DeltaReader
-from gateway.detokenise import Detokeniser, Piece
+from gateway.output.choice_stream import ChoiceStream, DeltaReader
+from gateway.output.detokenise import Detokeniser, Piece
 from gateway.output.grammar import Constraint
 from gateway.output.style import Style
 from gateway.ports import Facts, Sampling, Tokenizer

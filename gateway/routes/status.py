@@ -16,7 +16,7 @@ from gateway.errors import ApiError
 from gateway.ports import Facts
 from gateway.responses import json_response
 from gateway.routes.documents import VERSION
-from gateway.routes.services import Services
+from gateway.services import Services
 
 _LINKS: Final = {"docs": "/docs", "metrics": "/metrics", "openapi": "/openapi.json"}
 

@@ -22,9 +22,9 @@ from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import text_of
 from gateway.routes.parameters import check_parameters
 from gateway.routes.request import parse
-from gateway.routes.services import Services
 from gateway.schemas.base import Flag, Integer, RequestModel, missing
 from gateway.schemas.messages import ChatMessage
+from gateway.services import Services
 
 
 class TokenizeRequest(RequestModel):

@@ -13,8 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.choice_stream import ChoiceStream, Put
-from gateway.detokenise import TextDelta, single_tokens
+from gateway.output.choice_stream import ChoiceStream, Put
+from gateway.output.detokenise import TextDelta, single_tokens
 from gateway.ports import Delta
 from gateway.steady.pacer import Pacer
 

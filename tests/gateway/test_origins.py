@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.detokenise import Detokeniser, TextDelta
+from gateway.output.detokenise import Detokeniser, TextDelta
 from gateway.output.formats.base import Format
 from gateway.output.formats.choose import FORMATS
 from gateway.output.message import CallArguments, Message

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway import choice_stream
 from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
+from gateway.output import choice_stream
 from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
 from speculation.protocol.wire import Framed

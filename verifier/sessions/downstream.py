@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.account import Account
-from gateway.choice_stream import cancel_on_disconnect, send_to_client
 from gateway.errors import ClientGone
+from gateway.output.choice_stream import cancel_on_disconnect, send_to_client
 from speculation.protocol import wire
 from speculation.protocol.messages import BEAT_S, Beat, Opened
 from verifier.sessions.session import Reader

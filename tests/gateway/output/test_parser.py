@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.detokenise import Detokeniser, TextDelta
+from gateway.output.detokenise import Detokeniser, TextDelta
 from gateway.output.style import Styles
 from gateway.ports import Delta, Statistics
 from speculation.protocol.messages import TokenLogprob

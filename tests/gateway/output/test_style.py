@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.detokenise import Detokeniser, Piece
+from gateway.output.detokenise import Detokeniser, Piece
 from gateway.output.formats.choose import FORMATS, FormatName, choose
 from gateway.output.formats.hermes import Hermes
 from gateway.output.formats.mistral import Mistral

@@ -8,9 +8,9 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.choice_stream import merge
-from gateway.detokenise import TextDelta
 from gateway.errors import EngineFault
+from gateway.output.choice_stream import merge
+from gateway.output.detokenise import TextDelta
 from gateway.ports import Delta
 from gateway.steady.forwarding import QUEUED, Steady, singly
 from tests.gateway.steady.virtual_time import run

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from gateway.choice_stream import cancel_on_disconnect, merge, stream_choice
-from gateway.detokenise import Detokeniser, TextDelta
 from gateway.errors import ClientGone, EngineFault
+from gateway.output.choice_stream import cancel_on_disconnect, merge, stream_choice
+from gateway.output.detokenise import Detokeniser, TextDelta
 from gateway.ports import Delta
 
 

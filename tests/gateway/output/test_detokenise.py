@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.detokenise import Detokeniser, StopStrings
 from gateway.errors import EngineFault
+from gateway.output.detokenise import Detokeniser, StopStrings
 from gateway.ports import Delta
 from speculation.protocol.messages import TokenLogprob
 

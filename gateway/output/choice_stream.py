@@ -14,8 +14,8 @@ from typing import Final, Protocol, TypeVar
 from starlette.types import Message, Receive, Send
 
 from gateway.alongside import alongside
-from gateway.detokenise import TextDelta
 from gateway.errors import ClientGone, EngineFault, first_error
+from gateway.output.detokenise import TextDelta
 from gateway.ports import Delta
 
 UNREAD_S: Final = 60.0
