@@ -30,8 +30,7 @@ from bench.link.path import Conditions
 from bench.link.path import Path as LinkPath
 from bench.simulator import world
 from bench.simulator.clock import Clock, Line
-from bench.simulator.hosts import gpu, hosts_of
-from bench.simulator.predict import POINTS
+from bench.simulator.hosts import POINTS, gpu, hosts_of
 from bench.simulator.source import Source, synthetic, traced
 from bench.simulator.table import candidates
 from bench.traces.files import Trace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -82,6 +83,19 @@ def gpu(
     shared_s = None if colocated_s is None else curve(colocated_s)
     device_s = curve(draft_s, twice_at and DEVICE_TWICE_AT)
     return Hosts(curve(target_s), device_s, colocated_s=shared_s)
+
+
+TWICE_AT: Final = 256
+"""Rows of a pass that takes twice as long as one over a single row."""
+
+POINTS: Final[Mapping[str, Hosts]] = {
+    f"{target:g}/{draft:g} ms": gpu(target / 1e3, draft / 1e3, colocated / 1e3, TWICE_AT)
+    for target, draft, colocated in ((72, 24, 8), (146, 43, 14.3), (10, 5, 1.7), (10, 10, 3.3))
+}
+"""Operating points: a target on a GPU, a draft model on a device, and the same draft model on
+the GPU, three times as fast. Each is named after the time of a token of the target, and of the
+draft model on the device. The first two are those of arXiv:2603.19133; the others have an engine
+of 10 ms a token."""
 
 
 def measured(speeds: Speeds) -> Hosts:

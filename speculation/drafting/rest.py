@@ -22,7 +22,7 @@ with poor drafts by 2 %, 6 does not."""
 
 MAX_UNUSED: Final = 24
 """Unused Commits in a row before the edge rests, beyond those that a round trip may hold. Found
-with `python -m bench.simulator.predict`: 16 slows chat by 2 %, 24 by at most 0.5 %."""
+with `python -m bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %."""
 
 MAX_REST_TOKENS: Final = 32
 """Committed tokens after which a resting edge tries again at the latest."""

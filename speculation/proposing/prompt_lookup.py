@@ -40,7 +40,7 @@ it sees."""
 
 MAX_STEPS_A_PASS: Final = 6
 """No token is proposed unread where a pass lasts longer than so many draft steps: the draft
-model then fills the pass by itself. Found with `python -m bench.simulator.predict`."""
+model then fills the pass by itself. Found with `python -m bench.predictions`."""
 
 RISK_MARGIN: Final = 2.0
 """Factor by which the expected loss of a wrong unread token is raised: the draft tokens after

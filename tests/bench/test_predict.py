@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.predictions.__main__ import ARMS, RTTS_MS
+from bench.predictions.plots import draw
 from bench.simulator import capacity as capacities
 from bench.simulator import predict
 from bench.simulator.capacity import CLIENTS, Crowd, capacity, crowds
-from bench.simulator.hosts import gpu
-from bench.simulator.plots import draw
-from bench.simulator.predict import ARMS, POINTS, RTTS_MS
+from bench.simulator.hosts import POINTS, gpu
 from bench.simulator.source import synthetic
 from bench.simulator.table import Group
 

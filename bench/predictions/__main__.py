@@ -1,8 +1,6 @@
-"""`python -m bench.simulator.predict`: what larger models on GPUs would gain, by simulation.
+"""`python -m bench.predictions`: what larger models on GPUs would gain, by simulation.
 
-An operating point is a target on a GPU, a draft model on a device, and the same draft model on
-the GPU, three times as fast. The first two are those of arXiv:2603.19133; the others have an
-engine of 10 ms a token. Which draft tokens are accepted comes from traces; docs/performance.md
+Which draft tokens are accepted comes from traces; docs/performance.md
 lists what is assumed of the times.
 """
 
@@ -22,18 +20,9 @@ from bench.data.files import save
 from bench.data.tables import grid, markdown
 from bench.link.path import Conditions
 from bench.simulator.capacity import CLIENTS, SHARED, Crowd, alternating, capacity, crowds
-from bench.simulator.hosts import Hosts, gpu
+from bench.simulator.hosts import POINTS
 from bench.simulator.table import Group, SimulatedRow, groups, rows, speedups
 from bench.simulator.world import World
-
-TWICE_AT: Final = 256
-"""Rows of a pass that takes twice as long as one over a single row."""
-
-POINTS: Final[Mapping[str, Hosts]] = {
-    f"{target:g}/{draft:g} ms": gpu(target / 1e3, draft / 1e3, colocated / 1e3, TWICE_AT)
-    for target, draft, colocated in ((72, 24, 8), (146, 43, 14.3), (10, 5, 1.7), (10, 10, 3.3))
-}
-"""Named after the time of a token of the target, and of the draft model on the device."""
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")
@@ -89,7 +78,7 @@ def main(
     families: options.Families = "code,maths,chat",
 ) -> None:
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
-    from bench.simulator.plots import draw
+    from bench.predictions.plots import draw
 
     found = groups(traces, options.names(families))
     heats = list(dict.fromkeys(group.temperature for group in found))

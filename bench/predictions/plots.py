@@ -1,4 +1,4 @@
-"""The plots of bench.simulator.predict, as PNG files. They need matplotlib (extra `bench`)."""
+"""The plots of bench.predictions, as PNG files. They need matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What larger models on GPUs would gain, by simulation: tables and plots."""
