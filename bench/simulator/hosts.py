@@ -94,8 +94,8 @@ POINTS: Final[Mapping[str, Hosts]] = {
 }
 """Operating points: a target on a GPU, a draft model on a device, and the same draft model on
 the GPU, three times as fast. Each is named after the time of a token of the target, and of the
-draft model on the device. The first two are those of arXiv:2603.19133; the others have an engine
-of 10 ms a token."""
+draft model on the device. The first two are those of arXiv:2603.19133; the others have an
+engine of 10 ms a token."""
 
 
 def measured(speeds: Speeds) -> Hosts:

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway import request_body
 from gateway.hosting import http1
 from gateway.hosting.http1 import DeadlinesProtocol
-from gateway.output import choice_stream, request_body
+from gateway.output import choice_stream
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 PATH = "/v1/chat/completions"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.predictions import __main__ as predictions
 from bench.predictions.__main__ import ARMS, RTTS_MS
 from bench.predictions.plots import draw
 from bench.simulator import capacity as capacities
-from bench.simulator import predict
 from bench.simulator.capacity import CLIENTS, Crowd, capacity, crowds
 from bench.simulator.hosts import POINTS, gpu
 from bench.simulator.source import synthetic
@@ -54,15 +54,17 @@ def test_clients_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("default")  # a font cache may be written
 def test_tables_and_plots_have_every_arm_and_distance(tmp_path: Path) -> None:
-    cells = {(POINT, 0.0): predict.single([Group("code", 0.0, [synthetic(0.8, 20)])], POINT)}
+    cells = {
+        (POINT, 0.0): predictions.single([Group("code", 0.0, [synthetic(0.8, 20)])], POINT)
+    }
     found = [crowd(count, 100.0 / count) for count in CLIENTS]
 
-    table = predict.speedup_table(cells, 0.0)
+    table = predictions.speedup_table(cells, 0.0)
     files = draw(cells, found, tmp_path)
 
     assert [line.split("|")[2].strip(" `") for line in table.splitlines()[2:]] == list(ARMS)
     assert all(f"{ms:g} ms" in table.splitlines()[0] for ms in RTTS_MS)
-    assert "| 11.1 | 10 | 0 | 0 |" in predict.capacity_table(found)
-    assert predict.crowd_table(found).endswith(f"| {100.0 / CLIENTS[-1]:.1f} |")
+    assert "| 11.1 | 10 | 0 | 0 |" in predictions.capacity_table(found)
+    assert predictions.crowd_table(found).endswith(f"| {100.0 / CLIENTS[-1]:.1f} |")
     assert [file.name for file in files] == ["predicted-speedup.png", "predicted-capacity.png"]
     assert all(file.stat().st_size > 1000 for file in files)
