@@ -57,8 +57,8 @@ class ProposalFinder:
     async def find(self, request: Open, job: Job, vocabulary: str) -> Proposals:
         """Return the proposals for one request. vocabulary: the digest of the target's.
 
-        Any draft token is exact in `coupled` alone, and the verifier's need passes that the
-        edge may be late for. Raises InvalidRequest for a grammar that cannot be compiled.
+        Any draft token is exact in `coupled` alone, and a pass may do without the edge's with
+        fill `auto` alone. Raises InvalidRequest for a grammar that cannot be compiled.
         """
         if request.judge != "coupled":
             return Proposals(request, (), None, None, None)
