@@ -83,8 +83,12 @@ class CachingEdge(Edge):
         super()._act()
 
     def _look_up(self, rejected: int) -> None:
-        """Take the branch that begins with the recovered token at that position, if any."""
-        depth, self._cached_end = rejected - self._round_start, 0
+        """Take the branch that begins with the recovered token at that position, if any.
+
+        A round has a token more where its predecessor was confirmed before it was judged; what
+        follows that token has as many branches as the bonus token.
+        """
+        depth, self._cached_end = min(rejected - self._round_start, self._gamma), 0
         if self._source.ranks[rejected] < self._branches[depth]:
             self._cached_end = rejected + 1 + self._steps_away()
             self._busy, self._first_epoch = False, self._epoch

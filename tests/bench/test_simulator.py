@@ -158,6 +158,14 @@ def test_a_hit_ends_the_step_that_is_running() -> None:
     assert whole_gaps_s(answer) == {rounded(away_s + (16 - branch) * DRAFT_S)}
 
 
+def test_a_recovered_token_is_looked_up_after_a_round_with_a_token_more() -> None:
+    """While the first pass is awaited a round and a token are drafted, and then sent as one.
+    With this seed both are accepted, and the token after the bonus token is not."""
+    answer = run(acespec(1, branches=4), synthetic(0.7, 12, seed=9), rtt_ms=100)
+
+    assert answer.tokens == 12
+
+
 def test_branches_are_fewer_at_greater_depth() -> None:
     assert branches_by_depth(7, 2, acceptance=0.5) == [4, 2, 1]
     assert branches_by_depth(3, 3, acceptance=0.0) == [3, 0, 0, 0]
