@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 
 import pytest
 
@@ -61,3 +62,50 @@ def test_no_task_is_long_in_ten_thousand_tokens(visit: Visit, kind: str) -> None
     shown = visit.answers.first.locator(".figures div", has_text="tokens").nth(1)
     assert int(shown.locator("dd").inner_text()) >= 10_000
     assert longest_ms(visit, read) < LONGEST_MS
+
+
+STEPS = "".join(
+    f"{n}. **Step {n}** of many:\n\n"
+    f"    ```python\n    x = {n}\n\n    y = {n}\n    ```\n\n    - this | that\n    - those\n\n"
+    for n in range(1, 100)
+)
+BLOCKS = {
+    "table": "| n | what |\n|---|:-:|\n"
+    + "".join(f"| {n} | **word** {n * n} |\n" for n in range(600)),
+    "steps": STEPS,
+    "paragraph": "on - - - - - - - - - " * 400,
+}
+
+GROW = """async (text) => {
+  const [{Growing}, {Runs}, {blocks, elements}] = await Promise.all(
+    ["growing", "colouring", "markdown"].map((name) => import(`/page/chat/${name}.js`)));
+  const [grown, whole] = [document.createElement("div"), document.createElement("div")];
+  const growing = new Growing(grown, new Runs([["o-draft", 999], ["o-target", text.length]]));
+  for (let n = 0; n < text.length; n += 211) growing.update(text.slice(0, n));
+  growing.update(text);
+  whole.append(elements(blocks(text)));
+  const shown = (root) => [...root.querySelectorAll("div > p, li, pre, tr")].map(
+    (each) => [each.tagName, each.textContent.replace(/\\s+/g, "")]);
+  return {
+    grown: shown(grown), whole: shown(whole),
+    parts: grown.querySelectorAll("ol, tbody, p").length,
+    tables: grown.querySelectorAll("table").length,
+    astray: growing.marks.filter(([at, {data}]) => text.slice(at, at + data.length) !== data),
+  };
+}"""
+"""Shows a text that grows, and the same text at once. Returns the elements of both, and marks
+that are not where their text is."""
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_long_block_that_grows_is_shown_as_at_once(visit: Visit, kind: str) -> None:
+    shown = visit.evaluate(GROW, f"Look:\n\n{BLOCKS[kind]}\n\n# That is all.")
+
+    def joined(each: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        tags = groupby(each, key=lambda part: part[0])
+        return [(tag, "".join(text for _, text in parts)) for tag, parts in tags]
+
+    assert joined(shown["grown"]) == joined(shown["whole"])
+    assert shown["parts"] > 2  # it has been cut
+    assert shown["tables"] == (kind == "table")
+    assert shown["astray"] == []

@@ -1,7 +1,8 @@
 // Shows a Markdown text that grows, and only ever renders its last block again.
 //
 // A fenced block of code is not parsed again at all: its lines are appended. A block that gets
-// very long is cut at a line, so that no rendering takes long enough to be felt.
+// very long is cut where its rest can be parsed alone, so that no rendering takes long enough to be
+// felt. There is no such place in a quotation or a single item: these are rendered whole.
 
 import { blocks, codeBlock, elements } from "./markdown.js";
 import { colour, piece } from "./colouring.js";
@@ -21,13 +22,14 @@ export class Growing {
     this.marks = []; // [offset, text node] of these
     this.last = null; // {element, marks} of the block that may still change
     this.fence = null;
+    this.table = null; // {head, element} of the table whose next rows are the last block
   }
 
   // Shows a text that begins with the one before.
   update(text) {
     this.text = text.replaceAll("\r", " ");
     if (this.fence && !this.feed()) return;
-    const rest = this.text.slice(this.done);
+    const rest = (this.table?.head ?? "") + this.text.slice(this.done);
     const tokens = rest.trim() ? blocks(rest) : [];
     const lastOne = tokens.findLastIndex((token) => token.type !== "space");
     for (const [i, token] of tokens.entries()) {
@@ -42,17 +44,26 @@ export class Growing {
 
   // Renders the block that may still grow; what is too long of it is cut off, and kept.
   renderLast(token) {
-    const size = token.raw.length > LONGEST ? cut(token.raw) : 0;
+    const size = token.raw.length > LONGEST ? cut(token) : 0;
     if (!size) return this.replace(this.render(token, token.raw));
-    const [first] = blocks(token.raw.slice(0, size));
-    this.freeze(this.render(first, token.raw.slice(0, size)));
+    const source = token.raw.slice(0, size);
+    const block = this.render(blocks(source)[0], source);
+    this.freeze(block);
+    if (token.type === "table") {
+      const element = block.element.closest("table") ?? block.element.querySelector("table");
+      this.table = { head: headOf(token), element };
+    }
     this.update(this.text);
   }
 
+  // source: of the token. More rows of a table are parsed with its head, and shown without.
   render(token, source) {
     const tokens = Object.assign([token], { links: {} });
     const element = h("div", { class: "block" }, elements(tokens));
-    return { element, size: source.length, marks: colour(element, source, this.done, this.runs) };
+    const head = this.table?.head.length ?? 0;
+    const marks = colour(element, source, this.done - head, this.runs).filter(([offset]) => offset >= this.done);
+    const shown = this.table ? element.querySelector("tbody") ?? h("tbody") : element;
+    return { element: shown, size: source.length - head, marks };
   }
 
   // Begins a fence, if the token is one, with the text that follows its first line.
@@ -79,7 +90,7 @@ export class Growing {
   replace(block) {
     if (block) {
       if (this.last) this.last.element.replaceWith(block.element);
-      else this.root.append(block.element);
+      else (this.table?.element ?? this.root).append(block.element);
     } else this.last?.element.remove();
     this.last = block;
   }
@@ -87,6 +98,7 @@ export class Growing {
   freeze(block) {
     this.replace(block);
     this.last = null;
+    this.table = null;
     for (const mark of block.marks) this.marks.push(mark);
     this.done += block.size;
   }
@@ -119,10 +131,37 @@ export class Growing {
   }
 }
 
-// Where to cut a block that is too long: after a line, else after a word; 0 for nowhere.
-function cut(raw) {
-  const line = raw.lastIndexOf("\n", LONGEST);
-  return 1 + (line > LONGEST / 2 ? line : raw.lastIndexOf(" ", LONGEST));
+// Where to cut a block that is too long: a list before an item, a table before a row, code after a
+// line, a paragraph before a line or else a word that can begin nothing else; 0 for nowhere.
+function cut(token) {
+  const { type, raw } = token;
+  if (type === "list") return cutList(token.items);
+  if (type === "table") return cutTable(token);
+  if (type === "code") return 1 + raw.lastIndexOf("\n", LONGEST);
+  if (type !== "paragraph") return 0;
+  const last = (place) => place.exec(raw.slice(0, LONGEST))?.[0].length ?? 0;
+  const line = last(/^[^]*\n(?=\p{L}|\d+[^\d.)])/u);
+  return line > LONGEST / 2 ? line : last(/^[^]* (?=\p{L}|\d+[^\d.)])/u);
+}
+
+// The last item, or row, may still grow, and stays.
+function cutList(items) {
+  let size = 0;
+  for (const { raw } of items.slice(0, -1)) {
+    if (size && size + raw.length > LONGEST) break;
+    size += raw.length;
+  }
+  return size;
+}
+
+function cutTable(token) {
+  const size = 1 + token.raw.trimEnd().lastIndexOf("\n", LONGEST);
+  return size > headOf(token).length ? size : 0;
+}
+
+// The source of a table's head, and of the line below.
+function headOf({ raw }) {
+  return /^.*\n.*\n?/.exec(raw)[0];
 }
 
 // A fenced block of code whose complete lines are appended once.
