@@ -34,10 +34,9 @@ export function announce(text) {
   $("news").textContent = text;
 }
 
-// Copies a text, and says so on the button for a moment.
+// Copies a text, and says so for a moment on the button, which says "Copy" at other times.
 export async function copy(button, text) {
   const label = button.lastChild;
-  const before = label.textContent;
   try {
     await navigator.clipboard.writeText(text);
     label.textContent = "Copied";
@@ -45,5 +44,5 @@ export async function copy(button, text) {
     label.textContent = "This browser did not let the page copy";
   }
   announce(label.textContent);
-  setTimeout(() => { label.textContent = before; }, 1500);
+  setTimeout(() => { label.textContent = "Copy"; }, 1500);
 }

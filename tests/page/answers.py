@@ -64,6 +64,10 @@ _LONG = {
 }
 
 
+def _call(city: str) -> str:
+    return f'<tool_call> {{"name": "weather", "arguments": {{"city": "{city}"}}}} </tool_call>'
+
+
 def text_of(asked: str, *, alone: bool) -> str:
     """Return the answer to what the user asked. With "planted" in it, both ends differ."""
     if "planted" in asked and alone:
@@ -75,7 +79,8 @@ def text_of(asked: str, *, alone: bool) -> str:
     if "long" in asked:
         return "".join(f"Line {n} goes **on** and `on`.\n\n" for n in range(2000))
     if "tool" in asked:
-        return '<tool_call> {"name": "weather", "arguments": {"city": "Oslo"}} </tool_call>'
+        cities = ("Oslo", "Rome") if "twice" in asked else ("Oslo",)
+        return " ".join(map(_call, cities))
     if "think" in asked:
         return "<think>Let me see.</think>The answer is 42."
     return MARKDOWN

@@ -35,7 +35,9 @@ def test_code_and_answers_are_copied(visit: Visit) -> None:
     answer.get_by_role("button", name="Copied").wait_for()
     code = visit.evaluate("navigator.clipboard.readText()")
     answer.locator(".actions").get_by_role("button", name="Copy").click()
-    answer.locator(".actions").get_by_role("button", name="Copied").wait_for()
+    copied = answer.locator(".actions").get_by_role("button", name="Copied")
+    copied.click()
+    copied.wait_for(state="detached", timeout=10_000)
 
     assert code.startswith("def merge(")
     assert code in MARKDOWN
@@ -183,6 +185,29 @@ def test_reasoning_and_calls_are_shown_as_such(visit: Visit) -> None:
     assert call["tool_calls"][0]["function"]["name"] == "weather"
     assert (result["role"], result["content"]) == ("tool", "Rain. think")
     visit.until_done(visit.answers.last)
+
+
+def test_the_results_of_two_calls_are_sent_together(visit: Visit) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    visit.set(Tools=json.dumps(tools))
+    calls = visit.ask("use the tool twice").locator(".call")
+
+    calls.nth(0).locator("summary").click()
+    calls.nth(0).get_by_label("Result of weather").fill("Rain")
+    calls.nth(0).get_by_role("button", name="Send the result").click()
+    visit.page.get_by_text("Rain", exact=True).wait_for()
+    calls.nth(1).locator("summary").click()
+    calls.nth(1).get_by_label("Result of weather").fill("Sun")
+    with visit.page.expect_request("**/v1/chat/completions") as told:
+        calls.nth(1).get_by_role("button", name="Send the result").click()
+
+    said = told.value.post_data_json["messages"]
+    assert [message["content"] for message in said[-2:]] == ["Rain", "Sun"]
+    assert [message["tool_call_id"] for message in said[-2:]] == [
+        call["id"] for call in said[-3]["tool_calls"]
+    ]
+    visit.until_done(visit.answers.last)
+    assert len(visit.engine.jobs) == 2
 
 
 @pytest.mark.parametrize("lost", ["verifier", "edge"])

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from playwright.sync_api import Route
 
 from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit, origins_kept
@@ -130,6 +131,43 @@ def test_a_planted_difference_is_found_and_explained(
         f'with PicoSpec\t" always"\t{shares[1]}',
     ]
     visit.picture("differs")
+
+
+def test_a_difference_that_cannot_be_explained_says_why(visit: Visit) -> None:
+    def refuse(route: Route) -> None:
+        if "logprobs" in route.request.post_data_json:
+            route.fulfill(status=429, json={"error": {"message": "too many requests"}})
+        else:
+            route.continue_()
+
+    visit.page.route("**/picospec/direct/**", refuse)
+    answer = visit.ask("planted")
+
+    answer.get_by_role("button", name="Prove it").click()
+
+    answer.locator(".proof-top", has_text="The service is busy (too many requests)").wait_for()
+    assert "The texts differ" in answer.locator(".verdict").inner_text()
+    assert answer.locator(".proof").get_attribute("aria-busy") is None
+
+
+def test_a_proof_ends_with_esc_and_when_one_leaves_it(visit: Visit) -> None:
+    answer = visit.ask("Merge two lists")
+    visit.engine.pass_s = 0.5  # all of it would take minutes
+
+    def begin() -> None:
+        answer.get_by_role("button", name="Prove it").click()
+        answer.locator(".sides pre", has_text="##").nth(1).wait_for()
+        while visit.engine.closed.acquire(blocking=False):
+            pass
+
+    begin()
+    visit.page.keyboard.press("Escape")
+    answer.locator(".verdict", has_text="Stopped.").wait_for()
+    assert visit.engine.closed.acquire(timeout=10)
+
+    begin()
+    visit.page.get_by_role("button", name="New conversation").click()
+    assert visit.engine.closed.acquire(timeout=10)
 
 
 def test_a_proof_that_fails_says_why(visit: Visit) -> None:

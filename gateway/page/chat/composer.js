@@ -46,9 +46,9 @@ export class Composer {
   }
 
   stop() {
-    if (!this.on.running()) return;
+    const running = this.on.running();
     this.on.stop();
-    this.field.focus();
+    if (running) this.field.focus();
   }
 
   draw() {

@@ -12,19 +12,24 @@ export class ConversationView {
   constructor(page) {
     this.page = page;
     this.element = $("conversation");
-    this.turns = h("div", { class: "turns" });
-    this.element.append(this.turns);
+    this.turns = h("div");
+    this.notes = h("div"); // what the page says below the turns, until they are drawn again
+    const column = h("div", { class: "turns" }, this.turns, this.notes);
+    this.element.append(column);
     this.asking = null;
+    this.proof = null;
     this.pinned = true; // whether the reader is at the end, and wants to stay there
     this.element.addEventListener("scroll", () => {
       const { scrollHeight, scrollTop, clientHeight } = this.element;
       this.pinned = scrollHeight - scrollTop - clientHeight < 80;
     });
-    new ResizeObserver(() => { if (this.pinned) this.toEnd(); }).observe(this.turns);
+    new ResizeObserver(() => { if (this.pinned) this.toEnd(); }).observe(column);
     this.open(null);
   }
 
+  // Shows a conversation, or begins one. The one that is shown already goes on as it is.
   open(id) {
+    if (id && id === this.id) return;
     this.stop();
     this.kept = (id && load(id)) || begin();
     this.draw(0);
@@ -38,6 +43,7 @@ export class ConversationView {
   // Draws the turns from the i-th on; what is before it stays as it is.
   draw(i) {
     const { turns } = this.kept;
+    this.notes.replaceChildren();
     const shown = this.turns.children;
     const keep = this.isEmpty ? 0 : Math.min(i, turns.length);
     while (shown.length > keep) this.turns.lastChild.remove();
@@ -58,14 +64,29 @@ export class ConversationView {
   }
 
   answerView(turn, i) {
-    const isLast = () => i === this.kept.turns.length - 1;
     const view = new AnswerView(turn, {
       again: () => this.answerFrom(i),
-      prove: this.page.isEdge() ? () => prove(view, this.kept.turns.slice(0, i)) : null,
+      prove: this.page.isEdge() ? () => this.prove(view, i) : null,
       settings: this.page.openSettings,
-      result: (call, text) => isLast() && this.add({ role: "tool", call, content: text }),
+      result: (call, content) => this.result(turn, i, { role: "tool", call, content }),
     });
     return view;
+  }
+
+  prove(view, i) {
+    this.proof?.stop();
+    this.proof = prove(view, this.kept.turns.slice(0, i));
+  }
+
+  // Adds what a tool has returned to the i-th turn, and asks once each of its calls has a result.
+  result({ calls }, i, turn) {
+    const { turns } = this.kept;
+    const given = turns.slice(i + 1);
+    if (given.some(({ role, call }) => role !== "tool" || call === turn.call)) return;
+    if (given.length + 1 === calls.length) return this.add(turn);
+    turns.push(turn);
+    this.draw(turns.length);
+    this.save(this.kept);
   }
 
   questionView(turn, i) {
@@ -150,12 +171,15 @@ export class ConversationView {
   refused(error, i) {
     const turn = { role: "assistant", content: "", state: "failed",
       error: { message: error.message, advice: error.advice ?? "", code: error.code ?? "" } };
-    this.turns.append(this.answerView(turn, i).show().element);
+    this.notes.append(this.answerView(turn, i).show().element);
   }
 
+  // Stops the answer that runs, and the proof: what comes next would slow down what a proof times.
   stop() {
     this.asking?.stop();
     this.asking = null;
+    this.proof?.stop();
+    this.proof = null;
   }
 
   save(kept) {
@@ -163,7 +187,7 @@ export class ConversationView {
       save(kept);
     } catch (error) {
       if (!(error instanceof Full)) throw error;
-      this.turns.append(h("p", { class: "failure", role: "alert" }, error.message));
+      this.notes.replaceChildren(h("p", { class: "failure", role: "alert" }, error.message));
     }
   }
 }

@@ -12,15 +12,16 @@ const ALONE = "/v1/picospec/direct/chat/completions";
 const NEAR_TIE = 0.1; // difference of log-probabilities that a bfloat16 target's rounding can turn
 const DRAW_EVERY_MS = 150;
 
-export async function prove(view, before) {
+// Begins the proof of an answer, in place of one from before, and returns it.
+export function prove(view, before) {
   const { turn } = view;
-  view.proof?.abort.abort();
   view.proof?.element.remove();
   const proof = new Proof(turn, { ...turn.request, messages: messages(before, turn.system ?? "") });
   view.proof = proof;
   view.after.before(proof.element);
   proof.element.scrollIntoView({ block: "nearest" });
-  await proof.run();
+  proof.run();
+  return proof;
 }
 
 class Proof {
@@ -44,16 +45,27 @@ class Proof {
   async run() {
     const began = performance.now();
     try {
-      const seconds = await this.ask(began);
-      this.compare(seconds);
+      await this.compare(await this.ask(began));
     } catch (error) {
-      if (error.name === "AbortError") return;
-      this.verdict.textContent = error instanceof Failure ? error.message : `The page made a mistake: ${error.message}`;
-      this.words.textContent = error.advice ?? "";
+      this.failed(error);
     } finally {
       this.element.removeAttribute("aria-busy");
     }
-    announce(this.verdict.textContent);
+  }
+
+  stop() {
+    this.abort.abort();
+  }
+
+  // Says why the proof ends early. That the texts differ stays said.
+  failed(error) {
+    const stopped = error.name === "AbortError";
+    const known = error instanceof Failure;
+    const message = stopped ? "Stopped." : known ? error.message : `The page made a mistake: ${error.message}`;
+    const advice = known ? error.advice : "";
+    if (this.element.classList.contains("differs")) this.words.textContent = `Why they differ was not found. ${message} ${advice}`;
+    else [this.verdict.textContent, this.words.textContent] = [message, advice];
+    if (!stopped) announce(message);
   }
 
   // Streams the answer of the large model alone. Returns the seconds to its last token.
@@ -89,6 +101,7 @@ class Proof {
     this.element.classList.add("differs");
     this.verdict.textContent = `The texts differ from character ${same + 1} on.`;
     this.words.textContent = "The first difference is marked. What follows it continues another text.";
+    announce(this.verdict.textContent);
     return this.explain();
   }
 
@@ -100,6 +113,7 @@ class Proof {
     this.words.textContent = saved > 0
       ? `PicoSpec saved ${saved.toFixed(1)} s: ${ours.toFixed(1)} s instead of ${seconds.toFixed(1)} s, ${(seconds / ours).toFixed(1)} times as fast.`
       : `PicoSpec took ${ours.toFixed(1)} s, the large model alone ${seconds.toFixed(1)} s: here nothing was saved.`;
+    announce(this.verdict.textContent);
   }
 
   // Asks the large model for the probabilities at the first token that differs.
