@@ -20,10 +20,7 @@ function drawTheme() {
   $("theme").title = `Colours: ${words[theme]}`;
 }
 
-function changed() {
-  drawTheme();
-  service.look();
-}
+const editSettings = () => openSettings({ themed: drawTheme, keyed: () => service.look() });
 
 let conversation = null;
 const service = new Service(() => conversation?.isEmpty && conversation.draw(0));
@@ -35,7 +32,7 @@ const composer = new Composer({
 });
 conversation = new ConversationView({
   isEdge: () => service.isEdge,
-  openSettings: () => openSettings(changed),
+  openSettings: editSettings,
   changed: () => {
     sidebar.draw();
     composer.draw();
@@ -43,14 +40,14 @@ conversation = new ConversationView({
 });
 
 addEventListener("pagehide", () => conversation.save(conversation.kept));
-$("open-settings").addEventListener("click", () => openSettings(changed));
+$("open-settings").addEventListener("click", editSettings);
 $("open-status").addEventListener("click", () => service.open());
 $("theme").addEventListener("click", () => {
   change({ theme: THEMES[settings().theme] });
   drawTheme();
 });
 drawTheme();
-showColours(settings().colours);
+showColours();
 service.watch();
 sidebar.draw();
 $("question").focus();

@@ -13,6 +13,8 @@ const DEFAULTS = {
   colours: true, steady: true, theme: "auto",
 };
 
+let unsaved = {}; // settings that the storage did not take; they last as long as the page
+
 export class Full extends Error {}
 
 function read(name, fallback) {
@@ -27,16 +29,21 @@ function write(name, value) {
   try {
     localStorage.setItem(name, JSON.stringify(value));
   } catch {
-    throw new Full("This browser's storage is full. Delete a conversation to keep this one.");
+    throw new Full("This browser cannot keep this conversation: its storage is full (delete one to make room), or closed to this page.");
   }
 }
 
 export function settings() {
-  return { ...DEFAULTS, ...read(SETTINGS, {}) };
+  return { ...DEFAULTS, ...read(SETTINGS, {}), ...unsaved };
 }
 
 export function change(values) {
-  write(SETTINGS, { ...settings(), ...values });
+  try {
+    write(SETTINGS, { ...settings(), ...values });
+    unsaved = {};
+  } catch {
+    unsaved = { ...unsaved, ...values };
+  }
 }
 
 // All conversations as {id, title}, the one changed last first.

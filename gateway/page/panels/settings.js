@@ -11,19 +11,17 @@ const NUMBERS = [
   ["seed", "Seed", "random", "empty: a new one each time", { min: 0, step: 1 }],
 ];
 
-export function openSettings(changed) {
+// on: {themed(), keyed()}, called when the theme is another, and when another key has been entered.
+export function openSettings(on) {
   const kept = settings();
-  const set = (name) => (event) => {
-    change({ [name]: event.target.value });
-    changed();
-  };
+  const set = (name) => (event) => change({ [name]: event.target.value });
   const numbers = NUMBERS.map(([name, label, empty, words, limits]) => h("label", {}, label,
     h("input", { type: "number", inputmode: "decimal", placeholder: empty, value: kept[name], oninput: set(name), ...limits }),
     h("small", {}, words)));
-  const key = h("input", { type: "password", autocomplete: "off", spellcheck: "false", value: kept.key, oninput: set("key") });
+  const key = h("input", { type: "password", autocomplete: "off", spellcheck: "false", value: kept.key, oninput: set("key"), onchange: on.keyed });
   const steady = h("select", { oninput: (event) => change({ steady: event.target.value === "on" }) },
     ...[["on", "as it is made"], ["off", "in bursts, as it comes"]].map(([value, words]) => h("option", { value, selected: kept.steady === (value === "on") }, words)));
-  const theme = h("select", { oninput: set("theme") },
+  const theme = h("select", { oninput: set("theme"), onchange: on.themed },
     ...[["auto", "as the system"], ["light", "light"], ["dark", "dark"]].map(([value, words]) => h("option", { value, selected: kept.theme === value }, words)));
   panel("settings", "Settings",
     h("div", { class: "fields" }, ...numbers),

@@ -8,10 +8,13 @@ export class Sidebar {
   constructor(on) {
     this.on = on;
     this.element = $("sidebar");
+    this.renaming = null; // the field with a name that is being changed
     $("begin").addEventListener("click", () => this.choose(null));
     $("menu").addEventListener("click", () => this.show(!this.element.classList.contains("shown")));
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.show(false);
+      if (event.key !== "Escape" || !this.element.classList.contains("shown")) return;
+      event.preventDefault(); // it closes the list, and stops no answer
+      this.show(false);
     });
     document.addEventListener("click", (event) => {
       if (!this.element.contains(event.target) && !$("menu").contains(event.target)) this.show(false);
@@ -32,7 +35,9 @@ export class Sidebar {
     $("question").focus();
   }
 
+  // Draws the list; while a name is being changed, that waits for the name.
   draw() {
+    if (this.renaming) return;
     $("conversations").replaceChildren(...list().map((kept) => this.entry(kept)));
   }
 
@@ -48,6 +53,8 @@ export class Sidebar {
   rename(item, id, title) {
     const field = h("input", { value: title, "aria-label": "Name of the conversation", maxlength: "120" });
     const close = (keep) => {
+      if (this.renaming !== field) return;
+      this.renaming = null;
       if (keep && field.value.trim()) rename(id, field.value.trim());
       this.draw();
     };
@@ -57,7 +64,8 @@ export class Sidebar {
       event.stopPropagation();
       close(false);
     });
-    field.addEventListener("blur", () => { if (field.isConnected) close(true); });
+    field.addEventListener("blur", () => close(true));
+    this.renaming = field;
     item.replaceChildren(field);
     field.select();
   }

@@ -12,6 +12,8 @@ export class Service {
     this.learned = learned;
     this.state = null;
     this.error = null;
+    this.facts = h("div");
+    this.verifiers = h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Verifiers" });
   }
 
   // Taken for true until the service has said what it is.
@@ -50,14 +52,20 @@ export class Service {
 
   async open() {
     this.show();
+    panel("status", "Status", this.facts, this.verifiers,
+      h("p", { class: "links" }, link("/docs", "The API"), link("/metrics", "Metrics"), link("/health", "Health")));
     await this.look();
   }
 
+  // Shows what is known, in elements that stay, so that none loses the focus.
   show() {
-    panel("status", "Status",
-      this.error ? h("div", { class: "failure" }, h("p", {}, this.error.message), h("p", {}, this.error.advice)) : null,
-      this.state ? facts(this.state) : null,
-      h("p", { class: "links" }, link("/docs", "The API"), link("/metrics", "Metrics"), link("/health", "Health")));
+    const { error, state } = this;
+    this.facts.replaceChildren(...[
+      error && h("div", { class: "failure" }, h("p", {}, error.message), h("p", {}, error.advice)),
+      state && facts(state),
+    ].filter(Boolean));
+    this.verifiers.hidden = !state?.verifiers;
+    if (state?.verifiers) this.verifiers.replaceChildren(verifiers(state.verifiers));
   }
 }
 
@@ -78,8 +86,7 @@ function facts(state) {
     ["Sessions", state.sessions && `${state.sessions.running} of ${state.sessions.limit}`],
     ["Version", `${version}, protocol ${protocol}, up for ${duration(uptime)}`],
   ].filter(([, value]) => value !== null && value !== undefined);
-  return h("div", {}, h("dl", { class: "facts" }, ...known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
-    state.verifiers ? verifiers(state.verifiers) : null);
+  return h("dl", { class: "facts" }, ...known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
 }
 
 function verifiers(list) {
@@ -88,8 +95,8 @@ function verifiers(list) {
     h("th", { scope: "row" }, each.url, each.in_use ? h("small", {}, " in use") : null),
     ...[each.ready ? "yes" : "no", each.rtt_ms === null ? "–" : `${each.rtt_ms} ms`, each.load ?? "–", each.sessions ?? "–", each.version ?? "–"]
       .map((value) => h("td", {}, String(value)))));
-  return h("div", { class: "wide verifiers", tabindex: "0", role: "group", "aria-label": "Verifiers" }, h("table", {},
-    h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows)));
+  return h("table", {},
+    h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows));
 }
 
 function duration(seconds) {

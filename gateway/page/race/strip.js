@@ -29,7 +29,7 @@ export class Strip {
     this.timeline.describe(kept.passes);
     const seen = new ResizeObserver(() => this.timeline.draw(kept.passes, kept.elapsed_s, true));
     seen.observe(this.timeline.canvas);
-    const toggle = action("eye", "Who had it first", () => showColours(!settings().colours),
+    const toggle = action("eye", "Who had it first", switchColours,
       { "aria-pressed": String(settings().colours), class: "action colours" });
     if (kept.speculates) this.top.append(toggle);
   }
@@ -74,9 +74,14 @@ function figures(kept, over) {
   return found.filter(([, value]) => value !== null && value !== undefined);
 }
 
-// Shows or hides the colours in all answers, now and later.
-export function showColours(on) {
-  change({ colours: on });
+function switchColours() {
+  change({ colours: !settings().colours });
+  showColours();
+}
+
+// Shows or hides the colours in all answers, as the settings say.
+export function showColours() {
+  const on = settings().colours;
   document.getElementById("conversation").classList.toggle("coloured", on);
   for (const toggle of document.querySelectorAll(".action.colours")) toggle.setAttribute("aria-pressed", String(on));
 }

@@ -1,0 +1,111 @@
+"""What one does while an answer runs, or after something was refused, loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Browser, Request
+
+from tests.page.conftest import SIZES, visiting
+from tests.page.visiting import Serving, Visit
+
+NARROW = {"viewport": SIZES["narrow"], "has_touch": True}
+LOCKED = """Object.defineProperty(window, "localStorage", {
+  get() { throw new DOMException("closed to this page", "SecurityError"); },
+});"""
+
+
+def send(visit: Visit, text: str) -> None:
+    visit.page.fill("#question", text)
+    visit.page.press("#question", "Enter")
+
+
+def test_a_question_after_a_refused_one_is_shown(visit: Visit) -> None:
+    visit.set(Tools="{")
+    send(visit, "think of one")
+    visit.page.get_by_role("alert").wait_for()
+    visit.set(Tools="")
+    send(visit, "think of two")
+    visit.until_done(visit.answers.first)
+
+    questions = visit.page.locator(".said").all_text_contents()
+    assert questions == ["think of one", "think of two"]
+    assert visit.answers.count() == 1
+    assert visit.page.get_by_role("alert").count() == 0
+
+
+def test_a_page_that_may_keep_nothing_works_and_says_so(
+    chromium: Browser, serving: Serving
+) -> None:
+    serving.engine.restore()
+    with visiting(chromium, serving, LOCKED) as visit:
+        visit.page.click("#theme")
+        visit.set(System_prompt="Be brief.")
+        with visit.page.expect_request("**/v1/chat/completions") as told:
+            visit.ask("think of one")
+        visit.ask("think of two")
+
+        assert visit.evaluate("document.documentElement.dataset.theme") == "light"
+        assert told.value.post_data_json["messages"][0]["content"] == "Be brief."
+        questions = visit.page.locator(".said").all_text_contents()
+        assert questions == ["think of one", "think of two"]
+        assert "cannot keep this conversation" in visit.page.get_by_role("alert").inner_text()
+
+
+@pytest.mark.parametrize("visit", [NARROW], indirect=True)
+def test_the_list_can_be_used_while_an_answer_runs(visit: Visit) -> None:
+    answer = visit.ask("a long one", wait=False)
+    answer.locator(".text", has_text="Line 1").wait_for()
+
+    visit.page.click("#menu")
+    visit.page.locator(".entry .open").click()
+    assert visit.page.locator("#sidebar").is_hidden()
+    visit.page.click("#menu")
+    visit.page.keyboard.press("Escape")
+    assert visit.page.locator("#sidebar").is_hidden()
+    shown = answer.locator(".text p").count()
+    answer.locator(".text p").nth(shown + 3).wait_for()
+    visit.page.keyboard.press("Escape")
+
+    visit.until_done(answer)
+    assert answer.locator(".state").inner_text() == "Stopped."
+
+
+def test_a_name_is_not_cut_off_when_an_answer_ends(visit: Visit) -> None:
+    visit.engine.pass_s = 0.2
+    answer = visit.ask("Merge two lists", wait=False)
+    visit.page.get_by_role("button", name="Rename Merge two lists").click()
+    field = visit.page.get_by_label("Name of the conversation")
+    field.fill("Sort")
+    visit.engine.pass_s = 0.001
+    visit.until_done(answer)
+    visit.page.locator("#send").wait_for()
+    field.press_sequentially("ing")
+    field.press("Enter")
+
+    assert visit.page.locator(".entry .open").all_text_contents() == ["Sorting"]
+
+
+def test_the_service_is_not_asked_at_each_key_that_is_typed(visit: Visit) -> None:
+    asked: list[str] = []
+
+    def note(request: Request) -> None:
+        if request.url.endswith("/status"):
+            asked.append(request.url)
+
+    visit.page.on("request", note)
+    visit.page.click("#open-settings")
+    visit.page.get_by_label("System prompt").press_sequentially("Be as brief as you can.")
+    visit.page.get_by_label("API key").press_sequentially("k-4711-4711")
+    asked_before = len(asked)
+    with visit.page.expect_response("**/status"):
+        visit.page.keyboard.press("Escape")
+
+    assert asked_before <= 1  # it is asked every ten seconds, too
+
+
+def test_the_status_view_keeps_the_focus_when_it_is_drawn_again(visit: Visit) -> None:
+    visit.engine.down = True
+    visit.page.click("#open-status")
+    visit.page.get_by_text("not ready: the verifier is away").wait_for()
+
+    assert visit.evaluate("document.activeElement.ariaLabel") == "Close"
