@@ -135,7 +135,7 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
-            proposals = await self._proposals.find(request, job, facts.vocabulary)
+            proposals = await self._proposals.find(request, job, facts)
             model = self._model(proposals, facts, slot, chance)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
