@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -10,6 +11,7 @@ from contextlib import aclosing
 import httpx
 import pytest
 
+from edge_agent.link import uplink as uplink_module
 from edge_agent.link.connection import Connection
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
@@ -71,6 +73,19 @@ async def test_a_session_is_opened_and_followed_to_its_finish(uplink: Uplink) ->
     assert isinstance(messages[0], Opened)
     assert isinstance(messages[-1], Finish)
     assert committed(messages) == [target_at(i) for i in range(40)]
+
+
+async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_time(
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uplink_module, "TOKENIZER_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        up = Uplink(Connection(url, key=None, ca_certificate=None), metrics)
+        async with asyncio.timeout(0.9):
+            with pytest.raises(Unavailable):
+                await up.tokenizer()
+        await up.close()
 
 
 @pytest.mark.parametrize("model", ["cut", "repeating"])
