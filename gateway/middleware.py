@@ -160,8 +160,8 @@ class Accounts:
     def _strays_too_often(self, account: Account) -> bool:
         """Count a request for a session that does not exist; return whether it is one too many.
 
-        It has got a 404 all the same: after a 429 an edge would give up the answer of a session
-        that was lost with its verifier, and another verifier could go on with it.
+        It has got a 404 all the same: an edge that asks for a session which was lost with its
+        verifier learns by that, at once, that its answer must go on in another one.
         """
         try:
             if account.strays:

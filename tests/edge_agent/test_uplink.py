@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -138,6 +139,13 @@ async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(
 
     assert type(raised.value) is error
     assert raised.value.error_code == code
+
+
+async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> None:
+    long = replace(request(), prompt=(1 << 20,) * 400_000)
+
+    with pytest.raises(TooLarge, match="more than a session can begin with"):
+        await everything(uplink.open(long))
 
 
 @pytest.mark.parametrize("model", ["plain", "flaky"])
