@@ -1,6 +1,7 @@
 """`picospec chat`: a conversation in the terminal, with a line of statistics below it.
 
 The text has the colours of who had its tokens first, and the chain runs ahead of it, dimmed.
+What the model reasons before it answers is dimmed too.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class AnswerView:
         self._line = Text()
         self._chain = ""
         self._stats = ""
+        self._thinks = False
 
     def add(self, chunk: Chunk, stats: str) -> None:
         """Show a chunk, and the statistics after it."""
@@ -51,16 +53,26 @@ class AnswerView:
         told = chunk.speculation
         if told is not None and told.event == "chain":
             self._chain = "" if told.broken else told.text
+        if chunk.reasoning:
+            self._thinks = True
+            self._advance(chunk.reasoning, Text(chunk.reasoning, style="dim"))
         if chunk.text:
-            right = self._chain.startswith(chunk.text)
-            self._chain = self._chain[len(chunk.text) :] if right else ""
-            self._write(coloured(chunk.text, told.spans if told is not None else ()))
+            if self._thinks:  # the answer begins on a line of its own
+                self._write(Text("\n"))
+                self._thinks = False
+            spans = told.spans if told is not None else ()
+            self._advance(chunk.text, coloured(chunk.text, spans))
         self._draw()
 
     def end(self) -> None:
         """Leave nothing on the screen that is not part of the answer."""
         self._chain = ""
         self._draw()
+
+    def _advance(self, text: str, shown: Text) -> None:
+        right = self._chain.startswith(text)
+        self._chain = self._chain[len(text) :] if right else ""
+        self._write(shown)
 
     def _write(self, text: Text) -> None:
         *complete, self._line = (self._line + text).split("\n", allow_blank=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import httpx
 import msgspec
@@ -43,11 +43,12 @@ class Chunk(msgspec.Struct):
 
     text: str
     speculation: Speculation | None = None
+    reasoning: str = ""
 
 
 class Model(msgspec.Struct):
     id: str
-    owned_by: str = ""
+    owned_by: str | None = ""
 
     @property
     def tells(self) -> bool:
@@ -61,6 +62,7 @@ class _Models(msgspec.Struct):
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -72,9 +74,12 @@ class _Error(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: Sequence[_Choice] = ()
+    choices: Sequence[_Choice] | None = ()
     speculation: Speculation | None = None
-    error: _Error | None = None
+    error: _Error | str | None = None
+
+
+_Body = TypeVar("_Body", _Models, _Chunk)
 
 
 def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncClient:
@@ -92,7 +97,7 @@ async def first_model(client: httpx.AsyncClient) -> Model:
         raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
     if response.status_code != 200:
         raise ChatError(_reason(response))
-    return msgspec.json.decode(response.content, type=_Models).data[0]
+    return _decoded(response.content, _Models).data[0]
 
 
 async def stream_answer(
@@ -124,15 +129,28 @@ async def stream_answer(
 
 
 def _chunk(event: str) -> Chunk:
-    chunk = msgspec.json.decode(event, type=_Chunk)
+    chunk = _decoded(event, _Chunk)
     if chunk.error is not None:
-        raise ChatError(chunk.error.message)
-    text = "".join(choice.delta.content or "" for choice in chunk.choices)
-    return Chunk(text, chunk.speculation)
+        raise ChatError(_text(chunk.error))
+    deltas = [choice.delta for choice in chunk.choices or ()]
+    text = "".join(delta.content or "" for delta in deltas)
+    reasoning = "".join(delta.reasoning_content or "" for delta in deltas)
+    return Chunk(text, chunk.speculation, reasoning)
+
+
+def _decoded(body: bytes | str, kind: type[_Body]) -> _Body:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ChatError(f"this is no OpenAI-compatible service: {error}") from error
 
 
 def _reason(response: httpx.Response) -> str:
     with suppress(msgspec.MsgspecError):
         if error := msgspec.json.decode(response.content, type=_Chunk).error:
-            return error.message
+            return _text(error)
     return f"{response.url} answered {response.status_code}"
+
+
+def _text(error: _Error | str) -> str:
+    return error if isinstance(error, str) else error.message

@@ -41,6 +41,7 @@ Keys = Annotated[
     str, Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used.")
 ]
 
+VERIFIERS: Final = {"PICOSPEC_EDGE__VERIFIER_URL", "PICOSPEC_EDGE__VERIFIER_URLS"}
 PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 
@@ -122,12 +123,14 @@ def doctor(
     config: Annotated[Path | None, Option(help="Settings file of the edge (TOML).")] = None,
     verifier_url: Annotated[str | None, Option(help="A verifier elsewhere.")] = None,
     draft: Annotated[str | None, Option(help="Draft model to check, as of the edge.")] = None,
-    model: Annotated[str, Option(help="Model or pair whose files to check.")] = "qwen2.5-coder",
+    model: Annotated[
+        str | None, Option(help="Model or pair that must be here. Default: none must.")
+    ] = None,
 ) -> None:
     """Check this machine and the verifier, and say what to do about what is wrong."""
     from cli.doctor.examination import examine
 
-    local = config is None and "PICOSPEC_EDGE__VERIFIER_URL" not in os.environ
+    local = config is None and not VERIFIERS & os.environ.keys()
     url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
     try:
         findings = examine(config, url, draft, model, edge_port, verifier_port)

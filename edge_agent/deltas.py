@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ class Deltas:
     def __init__(self, emit: Emit, machine: DraftMachine, predicted: Sequence[TokenId]) -> None:
         self._statistics = Statistics()
         self._emit = emit
+        self._untold: deque[Delta] = deque()
         self._session = machine.session
         self._prediction = Prediction(predicted) if predicted else None
         self._observer = machine.observer if isinstance(machine, WatchedMachine) else None
@@ -40,12 +42,20 @@ class Deltas:
         if (observer := self._observer) is not None:
             origins, events = observer.origins(commit), observer.take()
             delta = replace(delta, origins=origins, events=events)
-        await self._emit(delta)
+        await self._tell(delta)
 
     async def finished(self, finish: Finish, *, logprobs: bool) -> None:
         """Emit the end of the answer."""
         self._statistics = with_totals(self._statistics, finish.totals)
-        await self._emit(Delta((), () if logprobs else None, finish.reason, self._statistics))
+        await self._tell(Delta((), () if logprobs else None, finish.reason, self._statistics))
+
+    async def _tell(self, delta: Delta) -> None:
+        """Emit a Delta, after one whose emission was cancelled: a session may be lost while a
+        slow client keeps its tokens waiting."""
+        self._untold.append(delta)
+        while self._untold:
+            await self._emit(self._untold[0])
+            self._untold.popleft()
 
     async def watch(self, answer: Coroutine[None, None, Finish]) -> Finish:
         """Await the answer, and emit what happens meanwhile, if its client watches it."""

@@ -107,13 +107,15 @@ class EdgeEngine:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         facts = await self._verifiers.facts()
+        if job.identity not in ("", facts.identity):
+            raise Unavailable("the verifier is another one since the prompt was read")
         slot = self._slot(job)
         try:
             deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
             async with aclosing(deltas):
                 async for delta in deltas:
                     yield delta
-        except (NotFound, Unavailable):
+        except (NotFound, Unavailable, EngineFault):
             self._verifiers.forget()
             raise
         finally:
@@ -135,7 +137,7 @@ class EdgeEngine:
         chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
             request = self._open(job, facts, slot)
-            proposals = await self._proposals.find(request, job, facts.vocabulary)
+            proposals = await self._proposals.find(request, job, facts)
             model = self._model(proposals, facts, slot, chance)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error

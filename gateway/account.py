@@ -26,6 +26,9 @@ class Account:
     tenant: Tenant
     """Whose request it is; the anonymous tenant's until a key was found."""
 
+    strays: bool = False
+    """Whether the path names a session, and no session of the tenant has that name."""
+
     answers: int = 0
     """The answers that the tenant began for this request; they end with it."""
 

@@ -36,7 +36,8 @@ _PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
 
 IsMessage = Callable[[str], bool]
 """Whether a path takes messages of a request that runs already. A message is no request of its
-own: it is neither logged nor counted, unless it fails."""
+own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a message
+that is on its way when the request ends gets one."""
 
 TELL_EVERY_S: Final = 60.0
 """Time between two log lines, in seconds, that say that a tenant is limited. The requests that
@@ -123,7 +124,8 @@ class Accounts:
         if path in _OPEN_PATHS or path.startswith(PREFIX):
             return
         account.tenant = self._tenants.of(headers.get("authorization", ""), now)
-        if self._shown(path) == path:  # it is of no session
+        account.strays = self._shown(path) != path  # until the route finds the session
+        if not account.strays:
             account.tenant.admit(now)
 
     def _shown(self, path: str) -> str:
@@ -134,8 +136,12 @@ class Accounts:
         return f"{self._session_paths}*{slash}{rest}"
 
     def _close_message(self, account: Account, scope: Scope) -> None:
-        if account.status >= HTTPStatus.BAD_REQUEST:
-            self._metrics.failed_messages.labels(str(account.status)).inc()
+        if account.status < HTTPStatus.BAD_REQUEST:
+            return
+        self._metrics.failed_messages.labels(str(account.status)).inc()
+        if self._strays_too_often(account):
+            self._tell(account)
+        elif account.status != HTTPStatus.NOT_FOUND:  # else its request has just ended
             self._write(account, scope, account.status)
 
     def _close(self, account: Account, scope: Scope) -> None:
@@ -145,11 +151,24 @@ class Accounts:
         if account.first_token_s is not None:
             self._metrics.request_s.observe(account.elapsed_s)
         account.close()
-        if account.error == RateLimited.code:
+        if account.error == RateLimited.code or self._strays_too_often(account):
             self._tell(account)
         elif account.fault or scope["path"] not in _PROBES:
             self._write(account, scope, status)
         account.end_span(status)
+
+    def _strays_too_often(self, account: Account) -> bool:
+        """Count a request for a session that does not exist; return whether it is one too many.
+
+        It has got a 404 all the same: an edge that asks for a session which was lost with its
+        verifier learns by that, at once, that its answer must go on in another one.
+        """
+        try:
+            if account.strays:
+                account.tenant.admit(self._clock())
+        except RateLimited:
+            return True
+        return False
 
     def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info

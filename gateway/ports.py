@@ -62,6 +62,9 @@ class Job:
     span: Span = NO_SPAN
     """The request's span: what the engine does for it are parts of that."""
 
+    identity: str = ""
+    """Facts.identity of the model for which the prompt was made; empty: any."""
+
     owner: object | None = None
     """Whoever asks, by an object that lives as long as their key; None: nobody is known. What
     an engine remembers of an answer, no other owner may notice."""
@@ -139,6 +142,8 @@ class Described(Protocol):
     def features(self) -> Sequence[str]: ...
     @property
     def defaults(self) -> Mapping[str, float]: ...
+    @property
+    def identity(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,9 @@ class Facts:
     """The model's own temperature, top_p, top_k, min_p and repetition_penalty, for requests
     that leave them out."""
 
+    identity: str = ""
+    """Changes when the model, its tokenizer or its engine do."""
+
     @classmethod
     def of(cls, target: Described) -> Self:
         return cls(
@@ -167,6 +175,7 @@ class Facts:
             target.vocabulary_size,
             frozenset((*target.features, *HARMLESS)),
             MappingProxyType(dict(target.defaults)),
+            target.identity,
         )
 
 

@@ -136,6 +136,10 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pair = self.pairs.get(name)
         return [pair.draft, pair.target] if pair else [self.recipe(name).name]
 
+    def made_of(self, model: str) -> list[Recipe]:
+        """Return the variants of a model."""
+        return [self.recipe(name) for name, of in self.variants.items() if of.model == model]
+
     def drafts_of(self, target: str) -> list[str]:
         """Return the drafts of the pairs that have this target, by its name or its model's."""
         of_pairs = [(pair.draft, self.recipe(pair.target)) for pair in self.pairs.values()]

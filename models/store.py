@@ -17,17 +17,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.catalogue import Catalogue, ModelFile, Recipe, Role, shipped
-from models.errors import NotPulled, SourceFailed, UnknownModel, WrongHash
+from models.errors import NotPulled, SourceFailed, UnknownModel
 from models.fetching.blobs import Blobs
 from models.fetching.hub import Hub
 from models.fetching.reference import HubReference, parse
-from models.fetching.sources import Folder, Progress, Repositories, Source, sha256_of
+from models.fetching.sources import Folder, Progress, Repositories, Source
 from models.fetching.user_catalogue import UserCatalogue, user_file
 from models.fetching.wheels import Wheels
 from models.gguf import is_exact
@@ -72,7 +71,7 @@ class Store:
         Nothing is fetched. Raises UnknownModel or NotPulled.
         """
         found = self._find(reference, role)
-        exact = self._exact_link(found.path) if role == "target" else found.path
+        exact = self._blobs.exact_link(found.path) if role == "target" else found.path
         return Found(found.name, exact) if exact.exists() else found
 
     def pull(self, reference: str, progress: Progress, role: Role | None = None) -> list[Path]:
@@ -106,32 +105,29 @@ class Store:
         """Return every model and variant of the catalogue, and what is here of the hub."""
         catalogue = self.catalogue
         named = [self._entry(name) for name in (*catalogue.models, *catalogue.variants)]
-        hub = self.root / "hub"
         return named + [
-            Entry(f"hf://{path.relative_to(hub).as_posix()}", path, path.stat().st_size)
-            for path in sorted(hub.rglob("*.gguf"))
+            Entry(f"hf://{name}", path, path.stat().st_size)
+            for name, path in self._of_hub().items()
         ]
 
     def verify(self, reference: str) -> None:
         """Check a reference's files. Raises NotPulled, and WrongHash after deleting one."""
         for path in self._here(reference):
-            blob = path.resolve()
-            if path.is_symlink() and (found := sha256_of(blob)) != blob.name:
-                blob.unlink()
-                raise WrongHash(f"{path} had sha256 {found}, not {blob.name}: pull it again")
+            self._blobs.verify(path)
 
     def remove(self, reference: str) -> int:
-        """Delete a reference's files, and the exact ones made of them; return the bytes freed.
+        """Delete a reference's files, the exact ones made of them, and what a pull has begun.
 
-        Nothing outside the store is deleted. Raises UnknownModel.
+        Return the bytes freed. Nothing outside the store is deleted. Raises UnknownModel.
         """
         with self._blobs.changing():
-            try:
-                here = self._here(reference)
-            except NotPulled:
-                return 0
-            own = [path for path in here if path.is_symlink() and self.root in path.parents]
-            return self._blobs.drop([*map(self._exact_link, here), *own])
+            match self._meaning(reference, "target"):
+                case Path() as path:
+                    return self._blobs.drop([path])
+                case HubReference() as hub:
+                    return self._blobs.drop(hub.select(self._of_hub(hub)), self._begun(hub))
+            recipes = [self.catalogue.recipe(name) for name in self.catalogue.files(reference)]
+            return self._blobs.drop(map(self._path, recipes), [each.file for each in recipes])
 
     def _meaning(self, reference: str, role: Role) -> Path | HubReference | Recipe:
         path = Path(reference).expanduser()
@@ -147,20 +143,18 @@ class Store:
             case Path() as path:
                 return Found(path.stem, path)
             case HubReference() as hub:
-                if not (here := self._of_repository(hub)):
+                if not (here := self._of_hub(hub)):
                     raise _not_pulled(reference)
                 return Found(hub.name, here[hub.choose(here, role)])
             case recipe:
-                path = self._path(recipe)
-                if not path.exists():
+                if not self._is_here(recipe):
                     raise _not_pulled(reference)
-                return Found(recipe.model, path)
+                return Found(recipe.model, self._path(recipe))
 
     def _here(self, reference: str) -> list[Path]:
         """Return the files that a reference means: all of a repository, both of a pair."""
-        hub = parse(reference)
-        if hub and not (hub.file or hub.quantisation) and (all := self._of_repository(hub)):
-            return list(all.values())
+        if (hub := parse(reference)) and (here := hub.select(self._of_hub(hub))):
+            return here
         roles: Sequence[Role] = ("draft", "target")
         return sorted({self._find(reference, role).path for role in roles})
 
@@ -177,7 +171,7 @@ class Store:
         try:
             files = self.hub.files(hub.repository)
         except SourceFailed:
-            if here := self._of_repository(hub):
+            if here := self._of_hub(hub):
                 return here[hub.choose(here, role)]
             raise
         file = hub.choose(files, role)
@@ -186,44 +180,51 @@ class Store:
 
     def _obtain(self, recipe: Recipe, progress: Progress) -> Path:
         path = self._path(recipe)
-        if path.exists():
+        if self._is_here(recipe):
             return path
         if recipe.file.local and recipe.quantisation is None:
             raise NotPulled(f"{recipe.name}: {path} does not exist")
         if recipe.quantisation is None:
+            if path.is_symlink():  # the name was another model's, and so were its variants
+                self._blobs.drop([path, *map(self._path, self.catalogue.made_of(recipe.name))])
             return self._blobs.link(path, self._blobs.fetch(recipe.file, progress))
         base = self._obtain(self.catalogue.recipe(recipe.model), progress)
         return self._blobs.link(path, self._blobs.write(base, recipe.quantisation, progress))
 
     def _make_exact(self, path: Path, progress: Progress) -> Path:
-        if (link := self._exact_link(path)).exists():
+        if (link := self._blobs.exact_link(path)).exists():
             return link
         if is_exact(path):
             return path
         return self._blobs.link(link, self._blobs.write(path, "Q8_0", progress))
 
-    def _exact_link(self, path: Path) -> Path:
-        """Return where the exact weights made of a file are, if there are any."""
-        if not path.exists():
-            return path
-        file = path.resolve()
-        identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
-        key = hashlib.sha256(identity.encode()).hexdigest()[:8]
-        return self.root / "exact" / f"{path.stem}-{key}.gguf"
-
     def _path(self, recipe: Recipe) -> Path:
         local = recipe.file.local if recipe.quantisation is None else None
         return local or self.root / "names" / f"{recipe.name}.gguf"
 
-    def _of_repository(self, hub: HubReference) -> dict[str, Path]:
-        folder = self.root / "hub" / hub.repository
-        return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.gguf")}
+    def _is_here(self, recipe: Recipe) -> bool:
+        """Return whether a file is here, and not that of a model which had its name before."""
+        base, sha256 = self.root / "names" / f"{recipe.model}.gguf", recipe.file.sha256
+        other = sha256 and base.is_symlink() and base.resolve().name != sha256
+        return self._path(recipe).exists() and not other
+
+    def _of_hub(self, hub: HubReference | None = None) -> dict[str, Path]:
+        """Return the files of a repository that are here, or of all, by their names."""
+        folder = self.root / "hub" / (hub.repository if hub else "")
+        here = sorted(path for path in folder.rglob("*.gguf") if path.exists())
+        return {path.relative_to(folder).as_posix(): path for path in here}
+
+    def _begun(self, hub: HubReference) -> list[ModelFile]:
+        """Return the files of the hub that a pull may have begun; none if it is not reached."""
+        try:
+            return hub.select(self.hub.files(hub.repository)) if self._blobs.has_begun() else []
+        except SourceFailed:
+            return []
 
     def _entry(self, name: str) -> Entry:
         recipe = self.catalogue.recipe(name)
-        if (path := self._path(recipe)).exists():
-            return Entry(name, path, path.stat().st_size)
-        return Entry(name, None, recipe.file.bytes)
+        path = self._path(recipe) if self._is_here(recipe) else None
+        return Entry(name, path, path.stat().st_size if path else recipe.file.bytes)
 
 
 def _not_pulled(reference: str) -> NotPulled:

@@ -43,7 +43,7 @@ if ! [ -x $venv/bin/python ]; then
 fi
 # shellcheck disable=SC2086
 "$step" "pip brought up to date" $pip install --quiet 'pip>=25.1'
-wheel=$(find "$cache/wheels" -name 'llama_cpp_python-*.whl' | sort | tail -1)
+wheel=$(find "$("$here/llama-wheels.sh")" -name 'llama_cpp_python-*.whl')
 if [ "$extent" = gpu ]; then
     # The version that the image for GPU hosts has.
     version=$(sed -n 's/^ARG BASE=.*:v//p' Dockerfile.cloud)

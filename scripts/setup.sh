@@ -6,7 +6,6 @@ extent=${1:-run}
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
 step="$here/step.sh"
-cache=${PICOSPEC_CACHE:-$HOME/.cache/picospec}/wheels
 
 good_python() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -35,16 +34,6 @@ missing_packages() {
     fi
 }
 
-# A wheel built here may use every instruction of this processor, and what CMAKE_ARGS asks for
-# (a GPU), so it is kept by both.
-processor() {
-    {
-        uname -m
-        grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true
-        printf %s "${CMAKE_ARGS:-}"
-    } | cksum | cut -d' ' -f1
-}
-
 python=$(find_python)
 packages=$(missing_packages "$python")
 if [ -n "$packages" ]; then
@@ -63,7 +52,7 @@ if ! good_python .venv/bin/python; then
 fi
 "$step" "pip brought up to date" .venv/bin/python -m pip install --quiet 'pip>=25.1'
 
-wheels="$cache/$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",$/\1/p' pyproject.toml)-$(processor)"
+wheels=$("$here/llama-wheels.sh")
 if ! [ -d "$wheels" ]; then
     "$step" "llama.cpp built (once a machine; minutes)" \
         "$here/build-llama.sh" "$PWD/.venv/bin/python" "$wheels"

@@ -25,9 +25,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.account import Account
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, NotFound
 from gateway.request_body import read_body
-from gateway.tenants.tenant import Tenant
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from speculation.protocol.messages import Fault, Message, Open, Pushed
@@ -36,6 +35,7 @@ from verifier.admission import check
 from verifier.plain_engine import translate
 from verifier.sessions.downstream import Downstream
 from verifier.sessions.registry import Sessions
+from verifier.sessions.session import Session
 from verifier.target import TargetError
 from verifier.target_host import Host
 
@@ -103,12 +103,14 @@ class Routes:
         with _translated():
             session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
+        account.tenant.spend(len(opening.committed), account.clock())  # they are prefilled, too
         reader = session.read(session.log.start)
         return Downstream(reader, account, session.opened)
 
     async def drafts(self, request: Request) -> Response:
-        with _translated():
-            session = self.sessions.find_running(*_named(request))
+        session = self._find(request)
+        if session.log.ending:
+            raise NotFound("the session has ended", code="unknown_session")
         body = await read_body(request, DRAFTS_BYTES)
         try:
             with _translated():
@@ -120,8 +122,7 @@ class Routes:
         return Response(status_code=204)
 
     async def resume(self, request: Request) -> Response:
-        with _translated():
-            session = self.sessions.find(*_named(request))
+        session = self._find(request)
         position = request.query_params.get("from", "0")
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise InvalidRequest("from: a position in the output", param="from")
@@ -132,14 +133,17 @@ class Routes:
         return Downstream(reader, request.state.account)
 
     async def cancel(self, request: Request) -> Response:
-        with _translated():
-            self.sessions.cancel(*_named(request))
+        session = self._find(request)
+        self.sessions.cancel(session.name, session.tenant)
         return Response(status_code=204)
 
-
-def _named(request: Request) -> tuple[str, Tenant]:
-    """Return the session's name and whose request it is."""
-    return request.path_params["session"], request.state.account.tenant
+    def _find(self, request: Request) -> Session:
+        """Return the session that a request names, running or ended. Raises NotFound."""
+        account: Account = request.state.account
+        with _translated():
+            session = self.sessions.find(request.path_params["session"], account.tenant)
+        account.strays = False
+        return session
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from contextlib import closing
 from statistics import median
@@ -13,6 +12,7 @@ import httpx
 
 from cli.doctor.finding import Finding, milliseconds
 from cli.doctor.prediction import ACCEPTANCE, speed_up
+from cli.doctor.tls import tls_context
 from edge_agent.draft_model.loading import AUTO, NONE, threads_of
 from edge_agent.link.uplink import Uplink
 from edge_agent.settings import EdgeSettings
@@ -111,12 +111,11 @@ async def target_token_s(settings: EdgeSettings, facts: ModelFacts) -> float:
     """Return how long the target alone takes for a token, in seconds."""
     (verifier,) = settings.verifiers
     key = settings.key_for(verifier)
-    verify = ssl.create_default_context(cafile=settings.verifier_ca)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(
         base_url=str(verifier),
         headers=headers,
-        verify=verify,
+        verify=tls_context(settings),
         timeout=ANSWER_S,
         trust_env=False,
     ) as client:

@@ -12,25 +12,27 @@ from prometheus_client import CollectorRegistry
 from cli.doctor import machine
 from cli.doctor.finding import Finding
 from cli.doctor.verifier import check_verifier
+from cli.preparing import DEFAULT_PAIR
 from edge_agent.app import open_verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import load
 from gateway.hosting import logs
 from models.llama import can_use_gpu
-from models.store import open_store
+from models.store import Store, open_store
 
 
 def examine(
     config: Path | None,
     url: str | None,
     draft: str | None,
-    model: str,
+    model: str | None,
     edge_port: int,
     verifier_port: int,
 ) -> list[Finding]:
     """Check this machine and the verifier, with the settings that an edge would have.
 
     url, draft: the verifier and the draft model; None: those of the settings.
+    model: what must be here; None: of the usual pair nothing need be, an edge has no target.
     Raises ValueError for settings, OSError, models.errors.ModelError.
     """
     logs.configure("console")
@@ -44,7 +46,7 @@ def examine(
         machine.check_gpu(machine.gpu_here(), can_use_gpu()),
         machine.check_cores(),
         machine.check_cache(store.root),
-        machine.check_models(store, model),
+        *_check_models(store, model),
         machine.check_port("edge", edge_port, "EDGE_PORT"),
         machine.check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
@@ -53,3 +55,10 @@ def examine(
         (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
         here += asyncio.run(check_verifier(alone, store, uplink))
     return here
+
+
+def _check_models(store: Store, model: str | None) -> list[Finding]:
+    if model is not None:
+        return [machine.check_models(store, model)]
+    parts = store.catalogue.files(DEFAULT_PAIR)
+    return [machine.check_models(store, part, needed=False) for part in parts]

@@ -15,7 +15,7 @@ import httpx
 
 from cli.doctor.finding import Finding
 from gateway.hosting.cores import compute_threads
-from models.errors import ModelError
+from models.errors import ModelError, NotPulled
 from models.store import Store
 
 OLDEST_PYTHON: Final = (3, 11)
@@ -76,12 +76,17 @@ def check_cache(directory: Path) -> Finding:
     return Finding("cache", True, f"{directory} can be written")
 
 
-def check_models(store: Store, reference: str) -> Finding:
-    """Compare the sha256 of a model's or pair's files, which takes seconds a gigabyte."""
+def check_models(store: Store, reference: str, *, needed: bool = True) -> Finding:
+    """Compare the sha256 of a model's or pair's files, which takes seconds a gigabyte.
+
+    needed: whether it fails that they are not here.
+    """
     subject = f"models of {reference}"
     try:
         store.verify(reference)
     except ModelError as error:
+        if isinstance(error, NotPulled) and not needed:
+            return Finding(subject, True, "not here; a service that runs them fetches them")
         return Finding(subject, False, str(error), f"picospec models pull {reference}")
     return Finding(subject, True, "here, and as they should be")
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from cli.doctor.drafting import check_drafting
 from cli.doctor.finding import Finding, milliseconds
+from cli.doctor.tls import tls_context
 from edge_agent.link.uplink import Uplink
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault
@@ -48,13 +49,10 @@ def check_certificate(settings: EdgeSettings) -> Finding:
         here = "none needed on this machine" if url.host in LOOPBACK else ""
         return Finding("certificate", True, here or "none: what crosses the link can be read")
     try:
-        context = ssl.create_default_context(cafile=settings.verifier_ca)
-        if settings.client_certificate:
-            context.load_cert_chain(settings.client_certificate, settings.client_key)
         address = (url.host or "", url.port or 443)
         with (
             socket.create_connection(address, TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=url.host) as secured,
+            tls_context(settings).wrap_socket(plain, server_hostname=url.host) as secured,
         ):
             ends = str((secured.getpeercert() or {})["notAfter"])
         return _validity(ends, time.time())

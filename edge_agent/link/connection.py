@@ -56,7 +56,7 @@ class Connection:
         self.url = url
         self._certificate = certificate
         self._ca_certificate = ca_certificate
-        self._headers = {"content-type": CONTENT_TYPE}
+        self._headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
         self._connect()
@@ -72,6 +72,9 @@ class Connection:
             connect_timeout=CONNECT_TIMEOUT_S,
             follow_redirects=False,
             enable_otel=False,
+            enable_gzip=False,
+            enable_brotli=False,
+            enable_zstd=False,
         )
         self._poster = Client(transport)
         self.client = httpx.AsyncClient(

@@ -6,7 +6,9 @@ passed on as it comes. The request needs a seed: without one, the answers would 
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Final
 
@@ -16,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from edge_agent.link.uplink import Uplink
+from edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
 from edge_agent.link.verifiers import Verifiers
 from gateway.account import Account
 from gateway.drain import Drain
@@ -31,6 +33,9 @@ PATH: Final = "/v1/picospec/direct/chat/completions"
 _END_BYTES: Final = 4096
 """What is kept of an answer's end, which says how many tokens it took."""
 
+_BYTES_A_TOKEN: Final = 4
+"""About how many bytes of a request are a token of its prompt."""
+
 _TOKENS: Final = re.compile(rb'"prompt_n":(\d+).*"predicted_n":(\d+)')
 
 
@@ -42,10 +47,13 @@ async def relay(verifiers: Verifiers, services: Services, request: Request) -> R
     body = await parse(ChatRequest, request)
     if body.seed is None:
         raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
+    try:
+        fields = msgspec.json.decode(await request.body())
+    except msgspec.DecodeError as error:  # stricter than `parse`, which takes NaN
+        raise InvalidRequest(f"the body is no JSON: {error}") from None
     facts = await services.facts_of(body.model)
     account.begin_answers(body.n)
-    named = {**msgspec.json.decode(await request.body()), "model": facts.model}
-    asked = msgspec.json.encode(named)
+    asked = msgspec.json.encode({**fields, "model": facts.model})
     return _Relayed(verifiers.current, asked, account, services.drain)
 
 
@@ -70,6 +78,7 @@ class _Relayed(Response):
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:
             if not self._account.status:
+                self._asked = b""  # the verifier has not taken it
                 raise
             error = msgspec.json.encode(self._account.failed(raised).body())
             await send(_piece(b"data: %b\n\n" % error, more=False))
@@ -80,7 +89,8 @@ class _Relayed(Response):
         answer = await self._uplink.chat(self._asked)
         try:
             await send_to_client(send, _start(answer))
-            async for piece in answer.aiter_bytes():
+            pieces = answer.aiter_bytes()
+            while piece := await _next(pieces):
                 self._end = (self._end + piece)[-_END_BYTES:]
                 self._events += piece.count(b"data: ")
                 await send_to_client(send, _piece(piece, more=True))
@@ -90,12 +100,23 @@ class _Relayed(Response):
             await answer.aclose()
 
     def _count(self) -> None:
-        """Count the tokens; of an answer that was cut about one an event."""
+        """Count the tokens; of an answer that was cut about one an event, and its prompt by the
+        size of the request."""
         if counted := _TOKENS.search(self._end):
             self._account.took_prompt(int(counted[1]))
             self._account.completion_tokens = int(counted[2])
         else:
+            self._account.took_prompt(len(self._asked) // _BYTES_A_TOKEN)
             self._account.completion_tokens = self._events
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return the next piece of an answer, or b"" at its end. Raises Unavailable."""
+    try:
+        async with asyncio.timeout(CHAT_TIMEOUT_S):
+            return await anext(pieces, b"")
+    except TimeoutError as error:
+        raise Unavailable(f"the verifier sent nothing for {CHAT_TIMEOUT_S:g} s") from error
 
 
 def _start(answer: httpx.Response) -> Message:

@@ -143,7 +143,7 @@ class Failover:
 
     def _lost(self, error: ApiError) -> None:
         self._choice.abandon(self._link)
-        if not isinstance(error, Unavailable):
+        if not isinstance(error, Unavailable | Overloaded):
             raise error
         self._lost_at = self._link.lost_at or time.monotonic()
         self._tried, self._waits = {self._uplink}, 0

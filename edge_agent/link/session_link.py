@@ -25,9 +25,9 @@ from edge_agent.link.posts import Posts
 from edge_agent.link.retry import RESUME_S, Retries, attempts
 from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import EngineFault, NotFound, Unavailable
+from gateway.errors import EngineFault, NotFound, TooLarge, Unavailable
 from speculation.protocol import wire
-from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from speculation.protocol.messages import (
     BEAT_S,
     Beat,
@@ -173,7 +173,10 @@ class Link:
     async def _open(self) -> httpx.Response:
         """Open the session, with a second attempt: a connection closed while it was idle is
         noticed only when it is used."""
-        frame = wire.encode(self._request)
+        try:
+            frame = wire.encode(self._request)
+        except LocalProtocolError as error:
+            raise TooLarge(f"more than a session can begin with: {error}") from error
         self._metrics.link_bytes.labels("open").inc(len(frame))
         timeout_s = self._retries.open_timeout_s(len(frame))
         try:

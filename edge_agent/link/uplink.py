@@ -31,7 +31,8 @@ CHECK_TIMEOUT_S: Final = 1.0
 """A verifier that takes longer to say whether it is ready is as good as away."""
 
 CHAT_TIMEOUT_S: Final = 600.0
-"""Longest time until a chat's answer begins. One that is not streamed begins at its end."""
+"""Longest time until a chat's answer begins, and until each next piece of it comes. One that is
+not streamed begins at its end."""
 
 ALONE: Final = Retries()
 
@@ -81,7 +82,9 @@ class Uplink:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
         try:
             async with self._connection.client.stream(
-                "GET", "/v1/tokenizer", timeout=TOKENIZER_TIMEOUT_S
+                "GET",
+                "/v1/tokenizer",
+                timeout=httpx.Timeout(TOKENIZER_TIMEOUT_S, write=0.0),  # pyqwest adds them up
             ) as response:
                 packed = bytearray()
                 async for chunk in response.aiter_bytes():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from speculation.protocol.messages import MAX_PREDICTED, TokenId
+from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, TokenId
 
 MIN_TOKENS: Final = 64
 """A shorter answer counts as one of so many, for what keeping it takes besides its tokens. So
@@ -20,17 +20,21 @@ a token that is counted takes 4 to 8 bytes."""
 
 
 class PastAnswers:
-    """One owner's. most_tokens: of the answers kept; when there are more, those that were given
-    longest ago leave."""
+    """One owner's, to one target. most_tokens: of the answers kept; when there are more, those
+    that were given longest ago leave. vocabulary_size: an answer with another token is not
+    kept, for no verifier would take it as a prediction."""
 
-    def __init__(self, most_tokens: int) -> None:
+    def __init__(self, most_tokens: int, vocabulary_size: int) -> None:
         self._most_tokens = most_tokens
+        self._vocabulary_size = vocabulary_size
         self._tokens = 0
         self._answers: OrderedDict[int, array[int]] = OrderedDict()  # by the prompts' hashes
 
     def add(self, prompt: tuple[TokenId, ...], answer: Sequence[TokenId]) -> None:
         """Keep an answer, whole or as far as it came, in place of the one before; of two that
         begin alike keep the longer."""
+        if not answer or max(answer) >= self._vocabulary_size:
+            return
         key, kept = hash(prompt), array("I", answer[:MAX_PREDICTED])
         if (old := self._answers.pop(key, None)) is not None:
             self._tokens -= _size(old)
@@ -61,11 +65,12 @@ class PastAnswersByOwner:
         self._most_tokens = most_tokens
         self._kept: WeakKeyDictionary[object, tuple[str, PastAnswers]] = WeakKeyDictionary()
 
-    def of(self, owner: object | None, vocabulary: str) -> PastAnswers | None:
+    def of(self, owner: object | None, target: ModelFacts) -> PastAnswers | None:
         """Return an owner's; None where nothing is kept, as for nobody in particular."""
         if owner is None or not self._most_tokens:
             return None
         kept = self._kept.get(owner)
-        if kept is None or kept[0] != vocabulary:
-            kept = self._kept[owner] = vocabulary, PastAnswers(self._most_tokens)
+        if kept is None or kept[0] != target.vocabulary:
+            past = PastAnswers(self._most_tokens, target.vocabulary_size)
+            kept = self._kept[owner] = target.vocabulary, past
         return kept[1]

@@ -19,7 +19,7 @@ from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
-from speculation.protocol.messages import MAX_PREDICTED, Open, TokenId
+from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
 from speculation.protocol.opening import PREDICTION
 
 
@@ -54,8 +54,8 @@ class ProposalFinder:
         self._grammars = EdgeGrammars()
         self._past = PastAnswersByOwner(speculation.past_answers_tokens)
 
-    async def find(self, request: Open, job: Job, vocabulary: str) -> Proposals:
-        """Return the proposals for one request. vocabulary: the digest of the target's.
+    async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
+        """Return the proposals for one request.
 
         Any draft token is exact in `coupled` alone, and a pass may do without the edge's with
         fill `auto` alone. Raises InvalidRequest for a grammar that cannot be compiled.
@@ -68,7 +68,7 @@ class ProposalFinder:
         if not (self._how.verifier_drafts and request.fill == "auto"):
             return Proposals(request, (), grammar, proposer, None)
         predicted = await self._predicted(job)
-        past = self._past.of(job.owner, vocabulary)
+        past = self._past.of(job.owner, target)
         expected = predicted or (past.to(request.prompt) if past else ())
         request = replace(request, own_drafts=True, predicted=expected)
         return Proposals(request, predicted, grammar, proposer, past)

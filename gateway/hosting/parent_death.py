@@ -46,7 +46,7 @@ def end_with_parent(number: signal.Signals, grace_s: float) -> None:
         time.sleep(grace_s)
         os._exit(1)
 
-    _when_gone(os.getppid(), end, "picospec-end-with-parent")
+    _when_gone(_starter() or os.getppid(), end, "picospec-end-with-parent")
 
 
 def die_with_parent() -> bool:
@@ -57,15 +57,21 @@ def die_with_parent() -> bool:
     holds while the model loads; our scheduler and worker call it again, because the plugin may
     not be installed.
     """
-    import multiprocessing  # dear, and needed in vLLM's processes only
-
-    parent = multiprocessing.parent_process()
-    if parent is None or parent.pid is None:
+    if (parent := _starter()) is None:
         return False
     if not any(thread.name == _KILLER for thread in threading.enumerate()):
         _ask_kernel(signal.SIGKILL)
-        _when_gone(parent.pid, lambda: os.kill(os.getpid(), signal.SIGKILL), _KILLER)
+        _when_gone(parent, lambda: os.kill(os.getpid(), signal.SIGKILL), _KILLER)
     return True
+
+
+def _starter() -> int | None:
+    """Return the id of the process that started this one by multiprocessing, if one did. It has
+    passed the id on, so the id is right also where it is gone already, as getppid's is not."""
+    import multiprocessing  # dear, and not needed before a service starts
+
+    parent = multiprocessing.parent_process()
+    return None if parent is None else parent.pid
 
 
 def _when_gone(parent: int, end: Callable[[], None], name: str) -> None:

@@ -109,6 +109,9 @@ class Child:
                 env={**self.service.environment, **os.environ},
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
         self._relay = self._tasks.create_task(self._relay_lines(read_end))

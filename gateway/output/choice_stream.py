@@ -65,20 +65,26 @@ async def merge(
     """Await `emit(index, delta)` for every TextDelta of every stream, one at a time.
 
     A slow `emit` slows the streams down: at most one TextDelta of each waits in the queue. The
-    first error closes all streams and is raised as itself.
+    first error closes all streams and is raised as itself, when what its stream showed before
+    has been emitted.
     """
-    queue: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue(maxsize=len(streams))
+    queue: asyncio.Queue[tuple[int, TextDelta | Exception]] = asyncio.Queue(len(streams))
 
-    def put_of(index: int) -> Put:
-        return lambda delta: queue.put((index, delta))
+    async def follow(index: int, stream: ChoiceStream) -> None:
+        try:
+            await forward(stream, lambda delta: queue.put((index, delta)))
+        except Exception as error:
+            await queue.put((index, error))
 
     try:
         async with asyncio.TaskGroup() as group:
             for index, stream in enumerate(streams):
-                group.create_task(forward(stream, put_of(index)))
+                group.create_task(follow(index, stream))
             running = len(streams)
             while running:
                 index, delta = await queue.get()
+                if isinstance(delta, Exception):
+                    raise delta
                 await emit(index, delta)
                 running -= delta.finish is not None
     except BaseExceptionGroup as errors:

@@ -45,8 +45,10 @@ def json_value(schema: Schema) -> str:
 
 
 def arguments(schema: Schema) -> str:
-    """Return the object of a call's arguments: with those that are declared and no others."""
-    closed = {} if COMBINING & schema.keys() else {"additionalProperties": False}
+    """Return the object of a call's arguments: with those that are declared and no others. A
+    schema that asks for an object and declares none leaves them free."""
+    undeclared = schema.get("type") == "object" and "properties" not in schema
+    closed = {} if undeclared or COMBINING & schema.keys() else {"additionalProperties": False}
     return json_value({**closed, **schema, "type": "object"})
 
 

@@ -33,6 +33,9 @@ class OutputParser:
         self._text = Incoming()
         self._steps = parse(self._text, message)
         self._entries = ContentEntries()
+        self._complete = False
+        """The only call that the client wants has ended, and not just because the text has."""
+
         next(self._steps, None)
 
     def read(self, delta: Delta) -> TextDelta:
@@ -82,6 +85,7 @@ class OutputParser:
         self._entries.add(shown.entries)
         self._text.feed(shown.text)
         next(self._steps, None)
+        self._complete = self._message.complete
         if shown.finish is not None:
             self._text.ended = True
             next(self._steps, None)
@@ -89,7 +93,7 @@ class OutputParser:
 
     def _finish(self, shown: TextDelta) -> Finish | None:
         called = self._message.calls and shown.finish == "stop"
-        return "tool_calls" if called or self._message.complete else shown.finish
+        return "tool_calls" if called or self._complete else shown.finish
 
 
 class ContentEntries:

@@ -112,6 +112,7 @@ async def _jobs(
             extras=extras_of[index // body.n],
             watched=body.is_watched,
             span=account.span,
+            identity=facts.identity,
             owner=account.tenant,
         )
         for index in range(len(prompts) * body.n)

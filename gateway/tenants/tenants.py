@@ -49,6 +49,10 @@ class Tenants:
         self._limits = limits
         self._metrics = metrics
         self._by_prefix: dict[bytes, _Holder] = {}
+        self._tenants: dict[str, Tenant] = {}
+        """By name, also those whose key was taken away: it may come back, and an editor may
+        write the file in two steps. Their sessions still run."""
+
         self._read()
 
     def of(self, authorization: str, now: float) -> Tenant:
@@ -79,15 +83,13 @@ class Tenants:
             log.info("keys_read", keys=len(self._by_prefix))
 
     def _read(self) -> None:
-        """Read all keys. A tenant whose name stays goes on with what it uses."""
-        before, holders = self._tenants(), {}
+        """Read all keys. A tenant whose name was there before goes on with what it uses."""
+        holders = {}
         for key in all_keys(self._digests, self._file):
             limits = key.limits.or_else(self._limits)
-            tenant = before.get(key.name) or Tenant(key.name, limits, self._metrics)
-            if tenant.limits != limits:
+            if (tenant := self._tenants.get(key.name)) is None:
+                tenant = self._tenants[key.name] = Tenant(key.name, limits, self._metrics)
+            elif tenant.limits != limits:
                 tenant.limit(limits)
             holders[key.digest[:PREFIX_BYTES]] = _Holder(key.digest, tenant)
         self._by_prefix = holders
-
-    def _tenants(self) -> dict[str, Tenant]:
-        return {holder.tenant.name: holder.tenant for holder in self._by_prefix.values()}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -66,16 +67,44 @@ class Blobs:
         fresh.symlink_to(os.path.relpath(blob, link.parent))
         return fresh.replace(link)
 
-    def drop(self, links: Sequence[Path]) -> int:
-        """Delete links, and then every blob that has no link; return the bytes freed."""
-        for link in links:
-            link.unlink(missing_ok=True)
+    def exact_link(self, path: Path) -> Path:
+        """Return where the exact weights made of a file are, if there are any."""
+        if not path.exists():
+            return path
+        file = path.resolve()
+        identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        return self.root / "exact" / f"{path.stem}-{key}.gguf"
+
+    def verify(self, link: Path) -> None:
+        """Check the blob of a link of the store. Raises WrongHash after deleting both."""
+        blob = link.resolve()
+        if self._owns(link) and (found := sha256_of(blob)) != blob.name:
+            blob.unlink()
+            link.unlink()
+            raise WrongHash(f"{link} had sha256 {found}, not {blob.name}: pull it again")
+
+    def drop(self, paths: Iterable[Path], models: Iterable[ModelFile] = ()) -> int:
+        """Delete links, exact weights made of them, and then every blob that has no link.
+
+        A path that is no link of the store is left alone. models: what was fetched of these so
+        far is deleted too. Return the bytes freed.
+        """
+        for path in paths:
+            for link in (self.exact_link(path), path):
+                if self._owns(link):
+                    link.unlink()
         named = {link.resolve() for link in self.root.rglob("*.gguf") if link.is_symlink()}
         unused = set(self._folder("blobs").resolve().iterdir()) - named
-        freed = sum(blob.stat().st_size for blob in unused)
-        for blob in unused:
-            blob.unlink()
+        unused |= {file for model in models for file in self._begun(model) if file.exists()}
+        freed = sum(file.stat().st_size for file in unused)
+        for file in unused:
+            file.unlink()
         return freed
+
+    def has_begun(self) -> bool:
+        """Return whether anything was fetched in part."""
+        return any(self._folder("partial").iterdir())
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -96,7 +125,7 @@ class Blobs:
                 raise DiskFull(reason) from error
 
     def _fetch_from(self, source: Source, model: ModelFile, progress: Progress) -> Path:
-        partial = self._folder("partial") / (model.sha256 or "unknown")
+        partial = self._partial(model)
         if not model.sha256:  # the source may have another file now than when it was begun
             partial.unlink(missing_ok=True)
         here = partial.stat().st_size if partial.exists() else 0
@@ -110,6 +139,17 @@ class Blobs:
         blob = partial.replace(self._folder("blobs") / found)
         shutil.rmtree(self.root / "wheels" / found, ignore_errors=True)
         return blob
+
+    def _partial(self, model: ModelFile) -> Path:
+        return self._folder("partial") / (model.sha256 or "unknown")
+
+    def _begun(self, model: ModelFile) -> list[Path]:
+        wheels = (self.root / "wheels" / model.sha256).glob("*.whl")
+        return [self._partial(model), *wheels]
+
+    def _owns(self, path: Path) -> bool:
+        """Return whether a path is a link of the store, and no file of the user's own."""
+        return path.is_symlink() and self.root in path.parents
 
     def _make_room(self, name: str, needed: int) -> None:
         if needed > (free := shutil.disk_usage(self.root).free):

@@ -55,7 +55,7 @@ class Hub:
                 repository=repository,
             )
             for each in info.siblings or ()
-            if each.rfilename.lower().endswith(".gguf") and ".." not in each.rfilename
+            if each.rfilename.lower().endswith(".gguf") and _stays_inside(each.rfilename)
         }
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
@@ -99,6 +99,11 @@ class Hub:
                 token=self._token,
             )
         return Path(place)
+
+
+def _stays_inside(file: str) -> bool:
+    """Return whether a file that the hub names would be in its repository's folder."""
+    return ".." not in file and not file.startswith("/")
 
 
 def _check(model: ModelFile, etag: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from models.catalogue import Role
 from models.errors import UnknownModel
@@ -43,6 +43,9 @@ _NO_MODEL: Final = re.compile(r"(?i)(^|/)(mmproj|imatrix)")
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
+_File = TypeVar("_File")
+
+
 @dataclass(frozen=True, slots=True)
 class HubReference:
     """A file of a repository; without a file or a quantisation, the best one for its use."""
@@ -72,6 +75,15 @@ class HubReference:
             return whole.pop()
         split = " (files in several parts are not read)" if len(whole) < len(files) else ""
         raise UnknownModel(f"{self} is not there; there are {_listed(whole) or 'none'}{split}")
+
+    def select(self, files: Mapping[str, _File]) -> list[_File]:
+        """Return each file that may be meant, whatever its use; files: by their names."""
+        kind = self.quantisation.upper()
+        return [
+            file
+            for name, file in files.items()
+            if self.file in ("", name) and kind in ("", quantisation_of(name))
+        ]
 
     def __str__(self) -> str:
         if self.file:

@@ -45,6 +45,8 @@ class Checker:
             await self.close()  # its answer would be taken for that of the next attempt
             if isinstance(error, asyncio.CancelledError):
                 raise
+            if isinstance(error, TimeoutError):
+                raise CannotCheck(f"no answer within {ANSWER_TIMEOUT_S:g} s") from error
             reason = f"takes more than {CPU_S} s, or too much memory, to compile"
             return Outcome(where=constraint.kind, reason=reason)
 

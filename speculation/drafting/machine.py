@@ -23,6 +23,7 @@ from speculation.drafting.session import DraftingSession
 from speculation.drafting.tally import Tally
 from speculation.proposing.latencies import Latencies
 from speculation.proposing.proposer import Proposer
+from speculation.protocol.errors import RemoteProtocolError
 from speculation.protocol.messages import (
     Commit,
     Down,
@@ -187,7 +188,9 @@ class DraftMachine:
                 redraw = self.session.rejected(message, self._u)
                 recovered = self._flush(drafting=True)
                 return Outcome(send=(*([redraw] if redraw else []), *recovered), commit=commit)
-            case Finish():
+            case Finish(totals=totals):
+                if totals.own > totals.accepted:
+                    raise RemoteProtocolError(f"Finish.own: {totals.own} of {totals.accepted}")
                 return Outcome(finish=self._tally.finished(message))
         return Outcome()
 

@@ -133,8 +133,8 @@ class DraftingSession:
             raise RemoteProtocolError(f"Commit.tokens: more than {self._max_tokens} in all")
         if list(commit.tokens[:known]) != self.committed[commit.start :][:count]:
             raise RemoteProtocolError(f"Commit.tokens: position {commit.start} has changed")
-        if commit.accepted > count:
-            raise RemoteProtocolError(f"Commit.accepted: {commit.accepted} of {count} tokens")
+        if commit.drafts > count:
+            raise RemoteProtocolError(f"Commit.accepted: {commit.drafts} of {count} tokens")
         if logprobs is not None and len(logprobs) != count:
             raise RemoteProtocolError("Commit.logprobs: one for each token")
 

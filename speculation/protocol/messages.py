@@ -21,8 +21,8 @@ BEAT_S = 0.3
 a byte mean that the link or the verifier's process is lost."""
 
 MAX_PREDICTED = 16384
-"""The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes a few
-megabytes in each session."""
+"""The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes 11
+megabytes in a session."""
 
 Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]

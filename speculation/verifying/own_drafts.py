@@ -13,6 +13,7 @@ How often each is right is learned in every session, so that rows are spent on w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from speculation.proposing.ngrams import resumption
@@ -23,9 +24,9 @@ from speculation.protocol.messages import Draft, Limits, Open, TokenId
 from speculation.sampling.draft_token import DraftToken
 from speculation.verifying.chain import HeldChain
 
-MAX_PROMPT_TOKENS: Final = 2048
-"""Tokens of the prompt, its last ones, in which matches are looked for: an index of them is
-made in a few milliseconds, in which no pass can start."""
+MAX_TEXT_TOKENS: Final = 2048
+"""Tokens of the text that a session begins with, its last ones, in which matches are looked
+for: an index of them is made in a few milliseconds, in which no pass can start."""
 
 MAX_DROPPED: Final = 64
 """Tokens kept of a broken chain: what lies further on is hardly ever right."""
@@ -41,7 +42,10 @@ class OwnDrafts:
 
     def __init__(self, request: Open, limits: Limits) -> None:
         self._most = limits.max_verify
-        self._lookup = PromptLookup(request.prompt[-MAX_PROMPT_TOKENS:])
+        self._stop_tokens = frozenset(request.stop_tokens)
+        self._begun_with = len(request.committed)
+        text = (*request.prompt[-MAX_TEXT_TOKENS:], *request.committed)
+        self._lookup = PromptLookup(text[-MAX_TEXT_TOKENS:])
         self._prediction = Prediction(request.predicted) if request.predicted else None
         self._resumed = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
@@ -82,7 +86,10 @@ class OwnDrafts:
     ) -> Continuation | None:
         options: list[Continuation] = []
         most = self._most - len(pending)
-        self._lookup.follow(committed, [DraftToken(token, 1.0) for token in pending])
+        if most <= 0 or self._stop_tokens.intersection(pending):
+            return None
+        generated = committed[self._begun_with :] if self._begun_with else committed
+        self._lookup.follow(generated, [DraftToken(token, 1.0) for token in pending])
         if match := self._lookup.match(most):
             options.append(match)
         if self._prediction is not None:
@@ -91,7 +98,13 @@ class OwnDrafts:
         if resumed := self._resume([*committed, *pending], wrong_at, most):
             options.append(resumed)
         found = [each for each in options if each.tokens]
-        return max(found, key=lambda each: each.precision.right, default=None)
+        best = max(found, key=lambda each: each.precision.right, default=None)
+        return best and replace(best, tokens=self._up_to_stop(best.tokens))
+
+    def _up_to_stop(self, tokens: Sequence[TokenId]) -> Sequence[TokenId]:
+        """Return the tokens up to the first that would end the answer."""
+        ends = (at for at, token in enumerate(tokens, 1) if token in self._stop_tokens)
+        return tokens[: next(ends, len(tokens))]
 
     def _resume(self, text: Sequence[TokenId], wrong_at: int, most: int) -> Continuation | None:
         longest = max(RESUMPTION_PRIORS)

@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.live import Live
 
 from cli.chat import AnswerView, answer, coloured
-from cli.chat_client import ChatError, Chunk, Model, Speculation, Turn, stream_answer
+from cli.chat_client import (
+    ChatError,
+    Chunk,
+    Model,
+    Speculation,
+    Turn,
+    first_model,
+    stream_answer,
+)
 
 TURNS = (Turn("user", "hi"),)
 
@@ -66,6 +74,10 @@ async def test_an_answer_is_the_pieces_of_its_stream() -> None:
         (lambda: service('data: {"error": {"message": "no verifier"}}\n\n'), "no verifier"),
         (lambda: service('{"error": {"message": "wrong key"}}', status=401), "wrong key"),
         (lambda: service("<html>", status=502), "answered 502"),
+        (lambda: service('{"error": "no such model"}', status=404), "no such model"),
+        (lambda: service('data: {"error": "out of memory"}\n\n'), "out of memory"),
+        (lambda: service("data: <html>\n\n"), "no OpenAI-compatible service"),
+        (lambda: service('data: {"choices": [{"delta": 1}]}\n\n'), "OpenAI-compatible"),
     ],
 )
 async def test_an_answer_that_fails_says_why(
@@ -75,6 +87,40 @@ async def test_an_answer_that_fails_says_why(
         with pytest.raises(ChatError, match=reason):
             async for _ in stream_answer(used, MODEL, TURNS):
                 pass
+
+
+@pytest.mark.parametrize("body", ["<html>", '{"data": []}', '{"data": null}', "[]"])
+async def test_a_service_without_a_list_of_models_is_a_clear_error(body: str) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=body))
+    async with httpx.AsyncClient(transport=transport, base_url="http://web") as client:
+        with pytest.raises(ChatError, match="no OpenAI-compatible service"):
+            await first_model(client)
+
+
+async def test_what_other_services_leave_empty_is_no_error() -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        models = {"data": [{"id": "m", "owned_by": None}]}
+        text = 'data: {"choices": null}\n\n' + event("hi") + DONE
+        return httpx.Response(
+            200, text=json.dumps(models) if "models" in request.url.path else text
+        )
+
+    transport = httpx.MockTransport(respond)
+    async with httpx.AsyncClient(transport=transport, base_url="http://other") as client:
+        assert await answer(client, TURNS, Console(file=io.StringIO())) == "hi"
+
+
+async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> None:
+    console = terminal()
+    delta = {"choices": [{"delta": {"reasoning_content": "Let me see."}}]}
+
+    async with service(f"data: {json.dumps(delta)}\n\n", event("Yes."), DONE) as client:
+        text = await answer(client, TURNS, console)
+
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text == "Yes."
+    assert "\x1b[2mLet me see." in shown
+    assert "see.\x1b[0m\n" in shown
 
 
 async def test_a_service_that_is_not_there_is_a_clear_error() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from cli.doctor import examination
 from cli.main import app
 
 runner = CliRunner()
@@ -69,6 +71,45 @@ def test_ports_come_from_the_environment() -> None:
 
     assert result.exit_code == 2
     assert "EDGE_PORT" in result.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "verifier"),
+    [
+        ("PICOSPEC_EDGE__VERIFIER_URL", None),
+        ("PICOSPEC_EDGE__VERIFIER_URLS", None),
+        ("UNUSED", "http://127.0.0.1:9000"),
+    ],
+)
+def test_the_doctor_goes_to_the_verifiers_of_the_environment(
+    variable: str, verifier: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(examination, "examine", lambda *given: asked.append(given) or [])
+
+    runner.invoke(app, ["doctor"], env={variable: "http://gpu.example"})
+
+    assert asked == [(None, verifier, None, None, 8000, 9000)]
+
+
+def test_a_doctor_who_is_told_of_no_model_needs_none_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PICOSPEC_CACHE", "PICOSPEC_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+
+    def found(model: str | None) -> dict[str, bool]:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+            findings = examination.examine(None, url, "none", model, 8000, 9000)
+        return {each.subject: each.ok for each in findings if "models of" in each.subject}
+
+    assert found(None) == {
+        "models of qwen2.5-coder-0.5b-q4_0": True,
+        "models of qwen2.5-coder-1.5b-q8_0": True,
+    }
+    assert found("qwen2.5-coder") == {"models of qwen2.5-coder": False}
 
 
 def test_the_help_names_every_command() -> None:

@@ -119,6 +119,91 @@ def test_a_path_is_added_with_nothing_to_fetch(tmp_path: Path) -> None:
     assert file.exists()
 
 
+def test_a_link_of_the_users_own_is_never_deleted_nor_what_it_leads_to(tmp_path: Path) -> None:
+    file, link = tmp_path / "real.gguf", tmp_path / "link.gguf"
+    file.write_bytes(b"GGUF")
+    link.symlink_to(file)
+    run("add", "mine", str(link))
+
+    for name in ("mine", str(link)):
+        run("verify", name)
+        run("remove", name)
+
+    assert link.read_bytes() == b"GGUF"
+
+
+def test_a_users_own_link_that_leads_nowhere_stays(tmp_path: Path) -> None:
+    link = tmp_path / "link.gguf"
+    link.symlink_to(tmp_path / "gone.gguf")
+
+    run("remove", str(link))
+
+    assert link.is_symlink()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_name_added_again_means_its_present_model() -> None:
+    run("add", "toy", "o/toy-GGUF:Q8_0")
+    run("pull", "toy")
+
+    run("add", "toy", "o/toy-GGUF:Q4_0")
+
+    assert CliRunner().invoke(models_app, ["verify", "toy"]).exit_code == 1
+    assert Path(run("pull", "toy").strip()).read_bytes() == b"draft"
+    run("verify", "toy")
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_files_that_a_name_had_before_go_with_it(tmp_path: Path) -> None:
+    run("add", "toy", "o/toy-GGUF:Q8_0")
+    run("pull", "toy")
+    run("add", "toy", "o/toy-GGUF:Q4_0")
+
+    run("remove", "toy")
+
+    assert not list((tmp_path / "models" / "blobs").iterdir())
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_damaged_file_of_the_hub_is_gone_until_it_is_pulled_again() -> None:
+    path = Path(run("pull", "o/toy-GGUF").strip())
+    path.resolve().write_bytes(b"damaged")
+
+    for reason in ("pull it again", "o/toy-GGUF is not here"):
+        result = CliRunner().invoke(models_app, ["verify", "o/toy-GGUF"])
+        assert result.exit_code == 1
+        assert reason in result.stderr
+
+    assert "o/toy-GGUF" not in run("list")
+    assert Path(run("pull", "o/toy-GGUF").strip()).read_bytes() == b"target"
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_link_that_leads_nowhere_is_no_file_of_the_hub(tmp_path: Path) -> None:
+    path = Path(run("pull", "o/toy-GGUF").strip())
+    path.resolve().unlink()
+
+    assert "o/toy-GGUF" not in run("list")
+    assert CliRunner().invoke(models_app, ["verify", "o/toy-GGUF"]).exit_code == 1
+    assert path == Path(run("pull", "o/toy-GGUF").strip())
+    assert path.read_bytes() == b"target"
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("name", ["toy", "o/toy-GGUF", "o/toy-GGUF:Q4_0"])
+def test_what_a_pull_has_begun_is_removed_with_its_model(tmp_path: Path, name: str) -> None:
+    run("add", "toy", "o/toy-GGUF:Q4_0")
+    partial = tmp_path / "models" / "partial"
+    partial.mkdir(parents=True)
+    begun, others = partial / sha256(b"draft").hexdigest(), partial / sha256(b"x").hexdigest()
+    begun.write_bytes(b"dr")
+    others.write_bytes(b"of another model")
+
+    run("remove", name)
+
+    assert list(partial.iterdir()) == [others]
+
+
 def test_a_name_that_ships_cannot_be_given_away() -> None:
     result = CliRunner().invoke(models_app, ["add", "smollm2", "o/toy"])
 

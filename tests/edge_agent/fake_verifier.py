@@ -176,6 +176,8 @@ async def _resume(name: str, start: int, send: Send) -> None:
     session = sessions.get(name)
     if session is None or session.model == "forgetful":
         return await _reply(send, 404, {"error": {"message": "unknown session"}})
+    if session.model == "limited":
+        return await _reply(send, 429, {"error": {"message": "too many requests"}})
     at = next(
         (
             i
@@ -189,7 +191,7 @@ async def _resume(name: str, start: int, send: Send) -> None:
 
 async def _stream(session: Session, send: Send, at: int) -> None:
     """Send the messages from `at` on; a model that cuts ends after some of them."""
-    cuts = session.model in ("cut", "repeating", "forgetful")
+    cuts = session.model in ("cut", "repeating", "forgetful", "limited")
     session.streams += 1
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"", "more_body": True})

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
 import pytest
 
+from edge_agent.as_generator import QUEUE_ITEMS
+from edge_agent.driver import Link
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.speculation import Speculation
-from gateway.errors import EngineFault, Unavailable
+from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.ports import Job, Sampling, Statistics
 from speculation.protocol.messages import (
     Commit,
     Down,
     Finish,
+    Open,
     Opened,
     TokenLogprob,
     Totals,
@@ -108,19 +112,72 @@ async def test_log_probabilities_are_passed_on(metrics: EdgeMetrics) -> None:
     assert received[0].logprobs[0].top == ((3, -0.5), (4, -2.0))
 
 
-async def test_the_slot_is_left_at_the_end_and_on_an_error(metrics: EdgeMetrics) -> None:
+@pytest.mark.parametrize("error", [Unavailable("gone"), EngineFault("another vocabulary")])
+async def test_the_slot_is_left_at_the_end_and_on_an_error(
+    metrics: EdgeMetrics, error: ApiError
+) -> None:
     async def dying(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield Opened("s", LIMITS)
-        raise Unavailable("gone")
+        raise error
 
     well, ill = OneSlot(), OneSlot()
     await deltas(engine(FakeUplink(scripted(Finish("stop"))), metrics, well).generate(JOB))
     uplink = FakeUplink(dying)
-    with pytest.raises(Unavailable):
+    with pytest.raises(type(error)):
         await deltas(engine(uplink, metrics, ill).generate(JOB))
 
     assert (well.slot.left, ill.slot.left) == (1, 1)
     assert uplink.forgotten == 1
+
+
+async def test_a_prompt_that_was_made_for_another_model_is_not_sent(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink = FakeUplink(scripted(Finish("stop")))
+    uplink.known = msgspec.structs.replace(FACTS, identity="now")
+
+    with pytest.raises(Unavailable, match="another one"):
+        await deltas(engine(uplink, metrics).generate(replace(JOB, identity="before")))
+
+    assert uplink.opened == []
+    await deltas(engine(uplink, metrics).generate(replace(JOB, identity="now")))
+
+
+async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_waiting(
+    metrics: EdgeMetrics,
+) -> None:
+    lost, last = asyncio.Event(), QUEUE_ITEMS + 1  # one is read, and the last finds no room
+
+    async def first(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        for position in range(last + 1):
+            if position == last:
+                asyncio.get_running_loop().call_later(0.01, lost.set)
+            yield Commit(0, position, (100 + position,))
+
+    class Postless(ScriptedLink):
+        async def post(self) -> None:
+            await lost.wait()
+            raise Unavailable("no way up")
+
+    class Uplinks(FakeUplink):
+        def open(self, request: Open) -> Link:
+            self.opened.append(request)
+            after = Commit(0, last + 1, (101 + last,)), Finish("stop")
+            return ScriptedLink(scripted(*after)) if request.committed else Postless(first)
+
+        async def again(self, error: ApiError) -> None:
+            pass
+
+    uplink = Uplinks(scripted())
+    stream = engine(uplink, metrics).generate(JOB)
+    received = [await anext(stream)]
+    await lost.wait()
+    await asyncio.sleep(0.01)
+    received += await deltas(stream)
+
+    assert [t for d in received for t in d.tokens] == list(range(100, 102 + last))
+    assert len(uplink.opened) == 2
 
 
 async def test_closing_early_cancels_the_session_and_leaves_no_task(

@@ -232,6 +232,18 @@ async def test_a_cut_link_is_resumed_and_nothing_is_opened_again(metrics: EdgeMe
     assert metrics.resumes._value.get() == 1
 
 
+async def test_where_a_proxy_lets_no_request_resume_the_answer_goes_on_elsewhere(
+    metrics: EdgeMetrics,
+) -> None:
+    with running("limited", "") as processes:
+        async with using([p.url for p in processes], metrics) as verifiers:
+            verifiers.uplinks[0].health.rtt_s = 1e-9
+
+            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+
+    assert metrics.reopens._value.get() == 1
+
+
 async def test_a_connection_that_is_open_and_dead_is_replaced(metrics: EdgeMetrics) -> None:
     with running("") as (only,):
         async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:

@@ -112,3 +112,13 @@ def test_verifiers_are_one_or_several(
     settings = load(written(tmp_path, text), {}, named)
 
     assert [str(url) for url in settings.verifiers] == expected
+
+
+def test_the_shipped_file_leaves_the_verifier_to_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PICOSPEC_EDGE__VERIFIER_URL", "https://gpu")
+
+    settings = load(Path("configs/edge.toml"), {}, {})
+
+    assert [str(url) for url in settings.verifiers] == ["https://gpu/"]

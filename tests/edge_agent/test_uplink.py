@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from edge_agent.link import uplink as uplink_module
 from edge_agent.link.connection import Connection
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
@@ -73,6 +76,19 @@ async def test_a_session_is_opened_and_followed_to_its_finish(uplink: Uplink) ->
     assert committed(messages) == [target_at(i) for i in range(40)]
 
 
+async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_time(
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uplink_module, "TOKENIZER_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        up = Uplink(Connection(url, key=None, ca_certificate=None), metrics)
+        async with asyncio.timeout(0.9):
+            with pytest.raises(Unavailable):
+                await up.tokenizer()
+        await up.close()
+
+
 @pytest.mark.parametrize("model", ["cut", "repeating"])
 async def test_a_cut_stream_is_resumed_where_it_was(
     uplink: Uplink, metrics: EdgeMetrics, model: str
@@ -123,6 +139,13 @@ async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(
 
     assert type(raised.value) is error
     assert raised.value.error_code == code
+
+
+async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> None:
+    long = replace(request(), prompt=(1 << 20,) * 400_000)
+
+    with pytest.raises(TooLarge, match="more than a session can begin with"):
+        await everything(uplink.open(long))
 
 
 @pytest.mark.parametrize("model", ["plain", "flaky"])

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from edge_agent import app as edge
+from edge_agent.link import direct
 from edge_agent.link.direct import PATH
 from edge_agent.settings import load as load_edge
 from edge_agent.target_tokenizer import TargetTokenizer
@@ -90,13 +91,50 @@ async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> 
     await client.post(PATH, json=ASK)
     await client.post(PATH, json={**ASK, "stream": True})
 
+    assert await tenants_tokens(client) == 2 * (2 + 9)
+
+
+async def tenants_tokens(client: httpx.AsyncClient) -> float:
     lines = (await client.get("/metrics")).text.splitlines()
-    spent = [
+    return sum(
         float(line.split()[1])
         for line in lines
         if line.startswith("picospec:tenant_tokens_total")
-    ]
-    assert sum(spent) == 2 * (2 + 9)
+    )
+
+
+async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_counted(
+    client: httpx.AsyncClient, target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "CHAT_TIMEOUT_S", 0.2)
+    target._pass_s = 0.5
+    long = "Hi " * 400
+
+    answer = await client.post(
+        PATH, json={**ASK, "messages": [{"role": "user", "content": long}], "stream": True}
+    )
+
+    assert "the verifier sent nothing for 0.2 s" in answer.text
+    assert await tenants_tokens(client) == pytest.approx(len(long) / 4, rel=0.1)
+
+
+async def test_an_answer_that_the_verifier_does_not_take_costs_nothing(
+    client: httpx.AsyncClient,
+) -> None:
+    refused = await client.post(PATH, json={**ASK, "max_tokens": 100_000})
+
+    assert refused.status_code == 400
+    assert await tenants_tokens(client) == 0
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+async def test_a_number_that_json_does_not_have_is_a_bad_request(
+    client: httpx.AsyncClient, value: str
+) -> None:
+    asked = json.dumps({**ASK, "own": 0}).replace('"own": 0', f'"own": {value}')
+    answer = await client.post(PATH, content=asked)
+
+    assert answer.status_code == 400
 
 
 @pytest.mark.parametrize(

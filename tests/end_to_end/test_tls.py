@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from prometheus_client import CollectorRegistry
 
 from bench.run.services import free_port
+from cli.doctor.drafting import target_token_s
 from cli.doctor.verifier import check_certificate
 from edge_agent.app import open_verifiers
 from edge_agent.link.uplink import Uplink
@@ -138,6 +139,17 @@ async def test_without_such_a_certificate_the_key_opens_nothing(
 
 def test_the_doctor_shows_the_edges_certificate_too(verifier: str, files: Files) -> None:
     assert check_certificate(settings(verifier, files, "edge")).ok
+
+
+async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
+    verifier: str, files: Files
+) -> None:
+    chosen = settings(verifier, files, "edge")
+    uplink = uplink_of(chosen)
+    facts = await uplink.facts()
+    await uplink.close()
+
+    assert await target_token_s(chosen, facts) > 0
 
 
 def test_the_edge_serves_by_tls_and_asks_for_a_certificate(files: Files) -> None:

@@ -120,6 +120,39 @@ async def test_a_multiprocessing_child_dies_with_its_parent(
     assert gone
 
 
+@ONLY_LINUX
+async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from gateway.hosting.parent_death import end_with_parent\n"
+        "def worker(parent):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    while os.getppid() == parent:\n"
+        "        time.sleep(0.01)\n"
+        "    end_with_parent(signal.SIGTERM, 0.0)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    spawn.Process(target=worker, args=(os.getpid(),)).start()\n"
+        "    time.sleep(60)\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(20):
+        pid = int(await parent.stdout.readline())
+
+    parent.kill()
+    gone = await until_gone(pid, within_s=5)
+    if not gone:
+        os.kill(pid, signal.SIGKILL)
+    await parent.communicate()  # to the end of its pipe, or its transport stays open
+
+    assert gone
+
+
 def test_a_process_that_multiprocessing_did_not_start_is_not_watched() -> None:
     assert not die_with_parent()
 

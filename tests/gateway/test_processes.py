@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,6 +71,20 @@ async def until_gone(pid: int, *, within_s: float) -> bool:
             return True
         await asyncio.sleep(0.02)
     return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+async def test_a_service_that_cannot_be_started_leaves_no_file_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "bound_to_parent", lambda *_: ["/nowhere/to/be/found"])
+    before = len(os.listdir("/proc/self/fd"))
+
+    for _ in range(5):
+        with pytest.raises(FileNotFoundError):
+            await run_until_all_serve([service("verifier")], Output())
+
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_services_stop_in_the_reverse_order_of_their_start() -> None:

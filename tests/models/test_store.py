@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,27 @@ def test_a_pair_is_its_two_variants(make: Make, content: bytes) -> None:
     assert store.find("toys", "draft").path.read_bytes() == content + b"Q4_0"
     assert store.find("toys", "target").path.read_bytes() == content + b"Q8_0"
     store.verify("toys")
+
+
+@pytest.mark.usefixtures("quick_variants")
+@pytest.mark.parametrize("first", ["toy-q4", "toy"])
+def test_a_name_given_to_another_model_brings_its_weights_and_its_variants(
+    make: Make, tmp_path: Path, content: bytes, first: str
+) -> None:
+    make(Fake(content)).pull("toy-q4", silent)
+    other = ModelFile("b.gguf", sha256=sha256(b"other").hexdigest(), repository="o/b")
+    catalogue = Catalogue(models={"toy": other}, variants={"toy-q4": Variant("toy", "Q4_0")})
+    store = Store(tmp_path / "store", catalogue, [Fake(b"other")], NoHub())
+
+    for name in ("toy", "toy-q4"):
+        with pytest.raises(NotPulled):
+            store.verify(name)
+    store.pull(first, silent)
+    store.pull("toy-q4", silent)
+
+    assert store.find("toy", "target").path.read_bytes() == b"other"
+    assert store.find("toy-q4", "draft").path.read_bytes() == b"otherQ4_0"
+    assert len(list((store.root / "blobs").iterdir())) == 2
 
 
 def test_a_variant_that_cannot_be_written_has_no_name(make: Make, content: bytes) -> None:

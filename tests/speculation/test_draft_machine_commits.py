@@ -17,6 +17,7 @@ from speculation.protocol.messages import (
     Redraw,
     Reject,
     TokenLogprob,
+    Totals,
 )
 from speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import LIMITS, Policy, machine, step
@@ -91,6 +92,11 @@ def test_limits_are_those_of_the_opened_session() -> None:
 
     edge.next(0.0, busy=False)
     assert policy.asked == [LIMITS, Limits(max_ahead=3)]
+
+
+def test_a_finish_with_more_tokens_of_the_verifiers_own_than_accepted_is_a_lie() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^Finish\.own: "):
+        machine().received(Finish("stop", Totals(passes=2, judged=2, accepted=1, own=2)))
 
 
 def test_a_finish_is_passed_on_and_a_fault_is_the_links_matter() -> None:

@@ -164,6 +164,7 @@ LIES: dict[str, tuple[Commit | Reject, str]] = {
     "another past": (Commit(0, 0, (5, 6)), "Commit.tokens"),
     "more than asked for": (Commit(0, 1, (1,) * 10), "Commit.tokens"),
     "more accepted than committed": (Commit(0, 1, (1,), accepted=2), "Commit.accepted"),
+    "more with its own": (Commit(0, 1, (1,), accepted=1, own=1), "Commit.accepted"),
     "logprobs of other tokens": (
         Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
     ),

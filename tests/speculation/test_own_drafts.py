@@ -78,13 +78,39 @@ def test_an_end_within_its_own_draft_tokens_counts_those_before_it() -> None:
     verifier.begin(0)
     verifier.resolve(Judgement((13,), 0))
     own = session([*LINE, 2, *LINE[:2]], stop_tokens=(14,))
-    own.begin(3)
+    own.begin(2)
 
-    commit, finish = own.resolve(Judgement((13, 14, 15, 9), 3))
+    commit, finish = own.resolve(Judgement((13, 14, 9), 2))
 
     assert isinstance(commit, Commit)
     assert isinstance(finish, Finish)
     assert (commit.tokens, commit.own, finish.totals.own) == ((13, 14), 2, 2)
+
+
+def test_nothing_is_proposed_after_a_token_that_would_end_the_answer() -> None:
+    verifier = session([*LINE, 2, *LINE[:2]], stop_tokens=(14,))
+
+    assert offered(verifier) == (13, 14)
+    verifier.receive(Draft(0, 0, 0, (13, 14)))
+    assert offered(verifier) == (13, 14)
+
+
+def test_pending_draft_tokens_that_fill_a_pass_leave_no_room_for_others() -> None:
+    request = replace(opening(own_drafts=True, predicted=tuple(LINE)), prompt=(1,))
+    verifier = VerifyingSession(request, Limits(max_verify=1), vocabulary_size=V)
+
+    verifier.receive(Draft(0, 0, 0, (11, 12, 13)))
+
+    assert len(verifier.gains) == 1
+
+
+def test_a_session_that_is_opened_again_looks_in_what_was_committed() -> None:
+    verifier = session([*LINE, 2], committed=(3, *LINE[:2]), max_tokens=40)
+    assert offered(verifier)[:2] == (13, 14)
+
+    generate_own(verifier, 15)
+
+    assert offered(verifier)[:1] == (16,)
 
 
 def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None:

@@ -75,7 +75,7 @@ class FakeTokenizer:
         first = SLOW if "slowly" in str(messages[-1]["content"]) else STREAMS
         return [first, *(len(str(message["content"])) % V for message in messages)]
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         return [STREAMS, len(text) % V]
 
     def piece(self, token: int) -> bytes:

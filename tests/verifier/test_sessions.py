@@ -148,6 +148,19 @@ async def test_a_session_whose_reader_left_ends_after_the_resume_window() -> Non
         assert session.log.ending is not None
 
 
+async def test_a_reader_who_comes_back_when_the_time_is_up_reads_why_the_session_ended() -> (
+    None
+):
+    async with running(resume_window_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(STALLS,)))
+        while not (session._timer and session._timer.expired()):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0)
+
+        fault = await ending(session)
+
+    assert (fault.code, fault.retryable) == ("cancelled", True)
+
+
 async def test_a_reader_who_comes_back_in_time_keeps_the_session() -> None:
     async with running(resume_window_s=0.2) as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(SLOW,), max_tokens=6))

@@ -21,7 +21,7 @@ from gateway.errors import RateLimited
 from gateway.tenants.keys import KeyLimits
 from gateway.tenants.tenant import Tenant, TenantMetrics
 from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Fault, Finish, Opened
+from speculation.protocol.messages import Draft, Fault, Finish, Open, Opened
 from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
@@ -107,10 +107,10 @@ async def test_only_its_own_tenant_finds_a_session() -> None:
         session = await sessions.open(opening(prompt=(STALLS,)), ann)
 
         for other in (ben, None):
-            for find in (sessions.find, sessions.find_running, sessions.cancel):
+            for find in (sessions.find, sessions.cancel):
                 with pytest.raises(UnknownSession, match="there is no session"):
                     find(session.name, other)
-        assert sessions.find_running(session.name, ann) is session
+        assert sessions.find(session.name, ann) is session
         assert target.running
 
 
@@ -208,6 +208,61 @@ async def test_a_tenant_at_its_limit_opens_no_session_and_the_drafts_of_those_op
     assert again.status_code == 200
 
 
+async def test_what_a_session_began_with_counts_against_the_limit_and_is_no_reason_to_refuse_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "keys.toml"
+    await asyncio.to_thread(file.write_text, keys_toml("ann", more="tokens_a_minute = 60"))
+    known = tuple(said((4, 5, 6), i) for i in range(100))
+    again = wire.encode(opening(committed=known, max_tokens=101))
+    async with app_of(file, FakeTarget()) as app, client_of(app, ANN) as client:
+        opens = [await client.post("/v1/speculate", content=again) for _ in range(2)]
+
+    assert [answer.status_code for answer in opens] == [200, 429]
+    assert "60 tokens a minute" in opens[1].json()["error"]["message"]
+
+
+async def test_a_flood_of_requests_for_no_session_uses_up_the_limit_and_is_one_line_of_the_log(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "keys.toml"
+    await asyncio.to_thread(file.write_text, keys_toml("ann", more="requests_a_minute = 9"))
+    async with app_of(file, FakeTarget()) as app, client_of(app, ANN) as client:
+        with capture_logs() as logs:
+            strays = [
+                await client.request(verb, f"/v1/speculate/{path}")
+                for _ in range(20)
+                for verb, path in [("GET", "x"), ("POST", "x/drafts"), ("DELETE", "x/y")]
+            ]
+            after = await client.post("/v1/speculate", content=OPEN)
+
+    assert {answer.status_code for answer in strays} == {404}
+    assert after.status_code == 429
+    assert [line["event"] for line in logs] == ["request"] * 6 + ["rate_limited"]
+
+
+async def test_a_tenant_has_one_answer_at_a_time_checked_and_none_when_the_check_fails() -> (
+    None
+):
+    checking = asyncio.Event()
+
+    class Checking(FakeTarget):
+        async def check(self, request: Open) -> None:
+            checking.set()
+            await asyncio.Event().wait()
+
+    ann = tenant(sessions=1)
+    async with running(Checking()) as (sessions, _, _m), asyncio.timeout(5):
+        first = asyncio.create_task(sessions.open(opening(), ann))
+        await checking.wait()
+        with pytest.raises(RateLimited, match="1 answers at once"):
+            await sessions.open(opening(), ann)
+        first.cancel()
+        await asyncio.wait([first])
+
+        ann.check_room(0.0)
+
+
 async def test_no_sessions_name_is_in_the_log(tmp_path: Path) -> None:
     class Broken(FakeTarget):
         async def _step(self, running: object) -> None:
@@ -226,7 +281,7 @@ async def test_no_sessions_name_is_in_the_log(tmp_path: Path) -> None:
                 await attempt(stranger, name, "POST")
 
     paths = [line["path"] for line in logs if line["event"] == "request"]
-    assert paths[1:] == ["/v1/speculate/*/drafts", *["/v1/speculate/*"] * 2, paths[1]]
+    assert paths[1:] == [*["/v1/speculate/*"] * 2, "/v1/speculate/*/drafts"]
     assert "session failed" in [line["event"] for line in logs]
     assert name not in str(logs)
 

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
 import structlog
@@ -68,15 +68,15 @@ class Sessions:
         Unavailable while loading.
         """
         target = self._host.ready()
-        await target.check(request)
-        if len(self._running) >= self._settings.max_sessions:
-            self._metrics.refused.inc()
-            raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
-        self._host.drain.check()
+        with ExitStack() as undo:
+            if tenant is not None:
+                tenant.begin(self._clock())  # before the check, of which few can run at once
+                undo.callback(tenant.end)
+            await target.check(request)
+            self._check_room()
+            self._host.drain.enter()  # after all that may raise, or no drain would end
+            undo.pop_all()
         now = self._clock()
-        if tenant is not None:
-            tenant.begin(now)
-        self._host.drain.enter()  # after all that may raise, or no drain would end
         opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now, now)
         account = SessionAccount(self._metrics.gateway, _span(span, request), now)
@@ -89,6 +89,11 @@ class Sessions:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session
+
+    def _check_room(self) -> None:
+        if len(self._running) >= self._settings.max_sessions:
+            self._metrics.refused.inc()
+            raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
 
     @property
     def load(self) -> float:
@@ -106,13 +111,6 @@ class Sessions:
         session = self._running.get(name) or self._ended.get(name)
         if session is None or session.tenant is not tenant:
             raise UnknownSession(f"there is no session {name!r}")
-        return session
-
-    def find_running(self, name: str, tenant: Tenant | None = None) -> Session:
-        """Return a session of this tenant that runs. Raises UnknownSession."""
-        session = self.find(name, tenant)
-        if session.log.ending:
-            raise UnknownSession(f"session {name!r} has ended")
         return session
 
     def cancel(self, name: str, tenant: Tenant | None = None) -> None:

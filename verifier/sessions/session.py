@@ -55,6 +55,10 @@ class Session:
         self.account = account
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
+        self._expiry = timeouts.expiry()[1]
+        """What the timer ends the session with. It is not asked for when the timer has fired:
+        an edge that comes back a moment later must not change the reason."""
+
         self.task: asyncio.Task[None] | None = None
         self._reader: Reader | None = None
         self._cause: Fault | None = None
@@ -88,7 +92,7 @@ class Session:
                 async for reply in replies:
                     self._record(reply)
         except TimeoutError:
-            self.end(self._timeouts.expiry()[1])
+            self.end(self._expiry)
         except asyncio.CancelledError:
             self.end(self._cause or Fault("cancelled", "the session was cancelled"))
         except RemoteProtocolError as error:
@@ -124,7 +128,8 @@ class Session:
 
     def _rearm(self) -> None:
         if self._timer and not self._timer.expired() and self.log.ending is None:
-            left_s = self._timeouts.expiry()[0] - self._clock()
+            expires_at, self._expiry = self._timeouts.expiry()
+            left_s = expires_at - self._clock()
             self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
 
     def read(self, position: int) -> Reader:

@@ -50,6 +50,23 @@ def test_a_model_that_is_not_here_fails_and_names_the_pull(tmp_path: Path, name:
     assert finding.remedy == f"picospec models pull {name}"
 
 
+def test_what_need_not_be_here_is_well_until_it_is_damaged(tmp_path: Path) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    missing = check_models(store, "smollm2-135m", needed=False)
+    names, blobs = tmp_path / "models" / "names", tmp_path / "models" / "blobs"
+    names.mkdir(parents=True)
+    blobs.mkdir()
+    blob = blobs / store.catalogue.models["smollm2-135m"].sha256
+    blob.write_bytes(b"damaged")
+    (names / "smollm2-135m.gguf").symlink_to(blob)
+
+    damaged = check_models(store, "smollm2-135m", needed=False)
+
+    assert missing.ok
+    assert "not here" in missing.found
+    assert not damaged.ok
+
+
 def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = int(stranger.getsockname()[1])

@@ -107,6 +107,26 @@ async def test_the_first_error_closes_all_streams_and_is_raised_as_itself() -> N
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_an_error_comes_after_all_that_its_stream_showed_to_a_slow_client() -> None:
+    emitted = ""
+
+    async def stream() -> AsyncGenerator[TextDelta]:
+        for letter in "abc":
+            yield TextDelta(letter, 1)
+        raise EngineFault("lost")
+
+    async def emit(_: int, delta: TextDelta) -> None:
+        nonlocal emitted
+        for _ in range(3):
+            await asyncio.sleep(0)
+        emitted += delta.text
+
+    with pytest.raises(EngineFault, match="lost"):
+        await merge([stream()], emit)
+
+    assert emitted == "abc"
+
+
 async def test_work_is_cancelled_when_the_client_disconnects() -> None:
     ended = asyncio.Event()
 

@@ -93,6 +93,16 @@ def test_the_grammar_of_one_tool_accepts_no_other(name: FormatName) -> None:
     assert {call.name for text in texts for call in read(form, [text]).calls} == {"now"}
 
 
+@pytest.mark.parametrize("required", [True, False])
+def test_arguments_that_a_tool_leaves_open_are_free(required: bool) -> None:
+    accepted = made("hermes", {}, {"run": {"type": "object"}}, required=required)
+
+    for arguments in ("{}", '{"a": 1, "b": {"c": [null]}}'):
+        assert accepted.accepts(
+            f'<tool_call>\n{{"name": "run", "arguments": {arguments}}}\n</tool_call>'
+        )
+
+
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_free_text_is_accepted_where_calls_are_not_required(

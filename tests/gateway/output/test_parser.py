@@ -141,3 +141,19 @@ def test_content_that_is_only_content_has_all_its_log_probabilities() -> None:
     shown = parse(grouped(b" Hi \n", logprobs=True))
 
     assert b"".join(entry.piece for delta in shown for entry in delta.entries) == b" Hi \n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize(
+    ("text", "finish"), [(CALL[:50], "length"), (CALL[:61], "tool_calls"), (CALL, "tool_calls")]
+)
+def test_the_only_call_that_may_be_made_ends_the_answer_unless_the_limit_cuts_it(
+    text: bytes, finish: str, size: int
+) -> None:
+    starts = range(0, len(text), size)
+    deltas = [
+        Delta(tuple(text[a : a + size]), finish="length" if a == starts[-1] else None)
+        for a in starts
+    ]
+
+    assert parse(deltas, parallel=False)[-1].finish == finish

@@ -206,6 +206,23 @@ async def test_a_key_that_is_taken_away_opens_nothing_more(file: Path) -> None:
     assert statuses([before, *after]) == [200, 401, 200]
 
 
+async def test_a_key_that_is_gone_for_one_look_comes_back_to_what_it_has_used(
+    file: Path,
+) -> None:
+    clock, before = Time(), await asyncio.to_thread(file.read_text)
+    engine = ScriptedEngine((b"x",))
+    async with client_of(make_app(engine, clock=clock, keys_file=file)) as client:
+        used = [await ask(client, BEN) for _ in range(6)]
+        answers = []
+        for content in ("", before):
+            await asyncio.to_thread(file.write_text, content)
+            clock.now += 1.0
+            answers.append(await ask(client, BEN))
+
+    assert statuses(used) == [200] * 6
+    assert statuses(answers) == [401, 429]
+
+
 async def test_no_key_is_in_any_log(
     file: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

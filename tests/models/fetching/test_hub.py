@@ -234,10 +234,12 @@ def test_a_repository_that_is_not_there_is_one_clear_error(
         store.pull(reference, silent)
 
 
+@pytest.mark.parametrize("folder", ["../../..", "{tmp_path}"])
 def test_a_hub_that_sends_files_out_of_their_folder_is_not_followed(
-    server: FakeHub, store: Store
+    server: FakeHub, store: Store, tmp_path: Path, folder: str
 ) -> None:
-    server.repositories = {"someone/evil": {"../../../x-Q8_0.gguf": CONTENT}}
+    file = f"{folder.format(tmp_path=tmp_path)}/x-Q8_0.gguf"
+    server.repositories = {"someone/evil": {file: CONTENT}}
 
     with pytest.raises(UnknownModel, match="none"):
         store.pull("someone/evil", silent)

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from models.errors import CannotCheck, InvalidGrammar
+from models.grammars import checker
 from models.grammars import compiler as limits
 from models.grammars.compiler import GrammarCompiler
 from tests.models.grammars.hostile import COMPILED, REJECTED
@@ -45,6 +46,19 @@ async def test_a_grammar_that_is_spent_is_compiled_anew(compiler: GrammarCompile
 
     assert compiler.compiled(GOOD) is None
     assert await compiler.compile(GOOD) is not first
+
+
+async def test_a_host_too_busy_to_try_a_grammar_condemns_none(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await compiler.check(asked("choice", ["a"]))
+    monkeypatch.setattr(checker, "ANSWER_TIMEOUT_S", 0.0)
+    with pytest.raises(CannotCheck, match="no answer within"):
+        await compiler.check(GOOD)
+
+    monkeypatch.undo()
+
+    await compiler.check(GOOD)
 
 
 async def test_whatever_is_asked_gets_a_verdict_and_others_are_served(

@@ -128,7 +128,7 @@ class SlotTable:
     def __init__(self) -> None:
         self._slots: dict[str, SessionSlot] = {}
         self._requests: dict[str, str] = {}
-        self._past: dict[str, SessionSlot] = {}
+        self._past: dict[str, list[OutgoingFrame]] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -151,7 +151,7 @@ class SlotTable:
         if slot is None:
             return None
         self._requests.pop(slot.name, None)
-        self._past[slot.name] = slot
+        self._past[slot.name] = slot.frames
         if len(self._past) > REMEMBERED:
             del self._past[next(iter(self._past))]
         return slot
@@ -159,5 +159,6 @@ class SlotTable:
     def recall(self, session: str, first: int) -> list[OutgoingFrame]:
         """Return what a session sent, from its `first`-th frame on."""
         request_id = self._requests.get(session)
-        slot = self._past.get(session) if request_id is None else self._slots[request_id]
-        return slot.frames[first:] if slot else []
+        if request_id is None:
+            return self._past.get(session, [])[first:]
+        return self._slots[request_id].frames[first:]

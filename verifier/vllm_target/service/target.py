@@ -177,7 +177,7 @@ class VllmTarget(Described):
         if commit and outgoing.rows:
             self._metrics.passed(outgoing.rows, commit.pass_s)
         if outgoing.judged:
-            self._metrics.judged(outgoing.judged, commit.accepted if commit else 0)
+            self._metrics.judged(outgoing.judged, commit.drafts if commit else 0)
         return Framed(message, outgoing.frame)
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
