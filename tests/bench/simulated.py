@@ -26,3 +26,12 @@ def run(
     world = World(hosts, Conditions(rtt_ms=rtt_ms, **link), limits)
     (answer,) = simulate(world, arm, [[source]])
     return answer
+
+
+def rounded(seconds: float) -> float:
+    return round(seconds, 9)
+
+
+def whole_gaps_s(answer: Answer) -> set[float]:
+    """The gaps without those at the ends."""
+    return {rounded(gap_ms / 1000) for gap_ms in answer.gaps_ms[2:-20]}

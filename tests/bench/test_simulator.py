@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.link.path import Conditions
-from bench.simulator.acespec import branches_by_depth
 from bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from bench.simulator.clock import Clock, Curve
-from bench.simulator.edge import Answer
 from bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from bench.simulator.source import WRONG, Source, synthetic
 from bench.simulator.world import World, simulate
 from speculation.protocol.messages import Limits
 from tests.bench import closed_forms
-from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
+from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps_s
 from verifier.settings import MAX_VERIFY
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
@@ -80,15 +78,6 @@ def test_every_arm_commits_all_of_the_targets_answer(
     assert all(gap_ms >= 0 for gap_ms in answer.gaps_ms)
 
 
-def rounded(seconds: float) -> float:
-    return round(seconds, 9)
-
-
-def whole_gaps_s(answer: Answer) -> set[float]:
-    """The gaps without those at the ends."""
-    return {rounded(gap_ms / 1000) for gap_ms in answer.gaps_ms[2:-20]}
-
-
 def mean(values: list[int]) -> float:
     return sum(values) / len(values)
 
@@ -131,65 +120,6 @@ def test_a_published_round_hides_its_drafting_when_the_last_one_was_accepted(
         ),
         rel=0.1,
     )
-
-
-@pytest.mark.parametrize("rtt_ms", [0, 50, 200])
-@pytest.mark.parametrize("hits", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("alpha", "gamma"), [(0.0, 4), (0.0, 16), (0.9, 8)])
-def test_a_cached_branch_is_the_next_round_as_far_as_it_was_drafted(
-    alpha: float, gamma: int, hits: float, rtt_ms: float
-) -> None:
-    source = synthetic(alpha, 800 if alpha else 100, seed=3, hits=hits)
-
-    answer = run(acespec(gamma, branches=64), source, rtt_ms=rtt_ms)
-
-    assert answer.tokens_per_s == pytest.approx(
-        closed_forms.acespec_rate(
-            alpha, hits, gamma, draft_s=DRAFT_S, rtt_s=rtt_ms / 1000, pass_s=PASS_S
-        ),
-        rel=0.1,
-    )
-
-
-def test_a_hit_ends_the_step_that_is_running() -> None:
-    answer = run(acespec(16, branches=1), synthetic(0.0, 60, hits=1.0), rtt_ms=5)
-
-    away_s, branch = PASS_S + 0.005, 10  # tokens that were drafted meanwhile, and half a step
-    assert whole_gaps_s(answer) == {rounded(away_s + (16 - branch) * DRAFT_S)}
-
-
-def test_a_recovered_token_is_looked_up_after_a_round_with_a_token_more() -> None:
-    """While the first pass is awaited a round and a token are drafted, and then sent as one.
-    With this seed both are accepted, and the token after the bonus token is not."""
-    answer = run(acespec(1, branches=4), synthetic(0.7, 12, seed=9), rtt_ms=100)
-
-    assert answer.tokens == 12
-
-
-def test_branches_are_fewer_at_greater_depth() -> None:
-    assert branches_by_depth(7, 2, acceptance=0.5) == [4, 2, 1]
-    assert branches_by_depth(3, 3, acceptance=0.0) == [3, 0, 0, 0]
-    assert branches_by_depth(4, 3, acceptance=1.0) == [1, 1, 1, 1]
-
-
-def test_only_a_depth_with_branches_is_looked_up() -> None:
-    rounds, cached = (
-        run(arm, synthetic(0.9, 800, hits=1.0), rtt_ms=100)
-        for arm in (paper(8), acespec(8, branches=1))
-    )
-
-    assert rounds.tokens_per_s < cached.tokens_per_s < 1.05 * rounds.tokens_per_s
-
-
-def test_branches_slow_the_chain_where_a_step_costs_more_for_them() -> None:
-    hosts = gpu(PASS_S, DRAFT_S, twice_at=256)
-
-    rounds, cached = (
-        run(arm, synthetic(1.0, 400), hosts=hosts).tokens_per_s
-        for arm in (paper(8), acespec(8, branches=15))
-    )
-
-    assert cached < 0.8 * rounds
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.7, 3), (0.9, 6)])

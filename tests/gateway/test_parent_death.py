@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from asyncio.subprocess import Process
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,25 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 
 
+async def start(*arguments: str) -> tuple[Process, asyncio.StreamReader]:
+    """Start Python; return the process, and what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert process.stdout is not None
+    return process, process.stdout
+
+
+async def ends_with(parent: Process, pid: int) -> bool:
+    """Kill the parent, and return whether the process `pid` ends by itself then."""
+    parent.kill()
+    gone = await until_gone(pid, within_s=5)
+    if not gone:
+        os.kill(pid, signal.SIGKILL)  # or its pipe would hold up the wait
+    await parent.communicate()  # to the end of its pipe, or its transport stays open
+    return gone
+
+
 @ONLY_LINUX
 async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> None:
     fake = (sys.executable, FAKE, str(free_port()))
@@ -31,20 +51,11 @@ async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> No
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
     )
-    parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
-    )
-    assert parent.stdout is not None
-    pid = int(await parent.stdout.readline())
-    assert await parent.stdout.readline() == b"serving\n"
+    parent, printed = await start("-c", script)
+    pid = int(await printed.readline())
+    assert await printed.readline() == b"serving\n"
 
-    parent.kill()
-    gone = await until_gone(pid, within_s=5)
-    if not gone:
-        os.kill(pid, signal.SIGKILL)  # or its pipe would hold up the wait
-    await parent.communicate()  # to the end of its pipe, or its transport stays open
-
-    assert gone
+    assert await ends_with(parent, pid)
 
 
 def test_a_child_starts_where_linuxs_calls_are_missing() -> None:
@@ -101,20 +112,13 @@ async def test_a_multiprocessing_child_dies_with_its_parent(
         "    multiprocessing.get_context('spawn').Process(target=child).start()\n"
         "    time.sleep(60)\n"
     )
-    parent = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
-    )
-    assert parent.stdout is not None
+    parent, printed = await start(str(script))
     async with asyncio.timeout(20):
-        pid, *watches = (await parent.stdout.readline()).decode().split()
+        pid, *watches = (await printed.readline()).decode().split()
     if stopped:
         os.kill(int(pid), signal.SIGSTOP)
 
-    parent.kill()
-    gone = await until_gone(int(pid), within_s=5)
-    if not gone:
-        os.kill(int(pid), signal.SIGKILL)
-    await parent.communicate()  # to the end of its pipe, or its transport stays open
+    gone = await ends_with(parent, int(pid))
 
     assert watches == ["True", "True"]
     assert gone
@@ -137,20 +141,11 @@ async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path
         "    spawn.Process(target=worker, args=(os.getpid(),)).start()\n"
         "    time.sleep(60)\n"
     )
-    parent = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
-    )
-    assert parent.stdout is not None
+    parent, printed = await start(str(script))
     async with asyncio.timeout(20):
-        pid = int(await parent.stdout.readline())
+        pid = int(await printed.readline())
 
-    parent.kill()
-    gone = await until_gone(pid, within_s=5)
-    if not gone:
-        os.kill(pid, signal.SIGKILL)
-    await parent.communicate()  # to the end of its pipe, or its transport stays open
-
-    assert gone
+    assert await ends_with(parent, pid)
 
 
 def test_a_process_that_multiprocessing_did_not_start_is_not_watched() -> None:
