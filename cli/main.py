@@ -42,6 +42,8 @@ Keys = Annotated[
 ]
 
 VERIFIERS: Final = {"PICOSPEC_EDGE__VERIFIER_URL", "PICOSPEC_EDGE__VERIFIER_URLS"}
+"""Variables that name verifiers for an edge."""
+
 PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 

@@ -53,7 +53,7 @@ class Link(Protocol):
 
 
 class Observer:
-    """It follows `machine`, which calls it; what a client is told it hands out when asked."""
+    """It follows `machine`, which calls it, and returns what is new to a client."""
 
     def __init__(self, machine: DraftMachine, link: Link) -> None:
         self._machine = machine

@@ -1,7 +1,7 @@
 """`python -m bench.predictions`: what larger models on GPUs would gain, by simulation.
 
-Which draft tokens are accepted comes from traces; docs/performance.md
-lists what is assumed of the times.
+Which draft tokens are accepted comes from traces; docs/performance.md lists what is assumed of
+the times.
 """
 
 from __future__ import annotations

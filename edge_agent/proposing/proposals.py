@@ -25,10 +25,10 @@ from speculation.protocol.opening import PREDICTION
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """Those of one answer."""
+    """What can propose draft tokens for one answer."""
 
     request: Open
-    """With leave for the verifier to propose, and the tokens that it begins with."""
+    """The answer's, with leave for the verifier to draft too, and with the tokens expected."""
 
     predicted: tuple[TokenId, ...]
     """The tokens that the client expects in the answer; the statistics count them."""
@@ -44,7 +44,7 @@ class Proposals:
 
 
 class ProposalFinder:
-    """tokenizer: returns the target's."""
+    """It serves all answers of an edge. tokenizer: returns the target's."""
 
     def __init__(
         self, speculation: Speculation, tokenizer: Callable[[], Awaitable[Tokenizer]]

@@ -82,11 +82,11 @@ async def merge(
                 group.create_task(follow(index, stream))
             running = len(streams)
             while running:
-                index, delta = await queue.get()
-                if isinstance(delta, Exception):
-                    raise delta
-                await emit(index, delta)
-                running -= delta.finish is not None
+                index, item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                await emit(index, item)
+                running -= item.finish is not None
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
 

@@ -164,9 +164,8 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
     files = {name: _read(folder / path) for name, path in _TEMPLATES.items()}
     templates = {name: file.decode() for name, file in files.items() if file is not None}
     if not templates:
-        given: Any = {**_json(folder / "chat_template.json"), **config}.get(
-            "chat_template"
-        ) or ""
+        settings = {**_json(folder / "chat_template.json"), **config}
+        given: Any = settings.get("chat_template") or ""
         several = isinstance(given, list)
         templates = {e["name"]: e["template"] for e in given} if several else {"default": given}
     default, with_tools = templates.get("default", ""), templates.get("tool_use")

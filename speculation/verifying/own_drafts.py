@@ -88,7 +88,7 @@ class OwnDrafts:
         most = self._most - len(pending)
         if most <= 0 or self._stop_tokens.intersection(pending):
             return None
-        generated = committed[self._begun_with :] if self._begun_with else committed
+        generated = committed[self._begun_with :] if self._begun_with else committed  # no copy
         self._lookup.follow(generated, [DraftToken(token, 1.0) for token in pending])
         if match := self._lookup.match(most):
             options.append(match)
