@@ -1,0 +1,99 @@
+"""Shares out work that few may do at once, such as reading prompts, fairly among owners.
+
+* Owners are served in turn, however much each of them waits with.
+* No owner has all places, unless there is only one, so that another one finds a place at once.
+* A place is taken until the work has ended, also when nobody waits for its result any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+from gateway.errors import Overloaded
+
+T = TypeVar("T")
+
+
+class Turns:
+    """places: how many pieces of work run at once. most_waiting: how many of one owner wait."""
+
+    def __init__(self, places: int, most_waiting: int, what: str) -> None:
+        """what: names the work in errors, such as "prompts wait to be read"."""
+        self._free = places
+        self._most_running = max(1, places - 1)
+        self._most_waiting = most_waiting
+        self._what = what
+        self._running: Counter[object] = Counter()
+        self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
+        """Owners in the order in which they are served next."""
+
+    @asynccontextmanager
+    async def take(self, owner: object) -> AsyncGenerator[None]:
+        """Hold a place. Raises Overloaded where too much of this owner waits already."""
+        await self._begin(owner)
+        try:
+            yield
+        finally:
+            self._end(owner)
+
+    async def in_thread(self, owner: object, executor: Executor, work: Callable[[], T]) -> T:
+        """Return what `work` returns in a thread; its place is free when the thread is.
+
+        Raises Overloaded, or what `work` raises.
+        """
+        await self._begin(owner)
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it all turns
+                loop.call_soon_threadsafe(self._end, owner)
+
+        try:
+            running = executor.submit(work)
+        except BaseException:
+            self._end(owner)
+            raise
+        running.add_done_callback(ended)
+        return await asyncio.wrap_future(running)
+
+    async def _begin(self, owner: object) -> None:
+        queue = self._waiting.setdefault(owner, deque())
+        if len(queue) >= self._most_waiting:
+            raise Overloaded(f"{self._most_waiting} {self._what}")
+        turn = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        self._serve()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # the place was given at the same moment
+                self._end(owner)
+            raise
+
+    def _end(self, owner: object) -> None:
+        self._free += 1
+        self._running[owner] -= 1
+        if not self._running[owner]:
+            del self._running[owner]
+        self._serve()
+
+    def _serve(self) -> None:
+        """Give the free places to the owners that are next."""
+        while self._free and (owner := self._next()) is not None:
+            queue = self._waiting.pop(owner)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue  # last in the order
+            if not turn.done():  # else whoever waited has left
+                turn.set_result(None)
+                self._free -= 1
+                self._running[owner] += 1
+
+    def _next(self) -> object | None:
+        may_run = (o for o in self._waiting if self._running[o] < self._most_running)
+        return next(may_run, None)
