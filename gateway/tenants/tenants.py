@@ -55,6 +55,10 @@ class Tenants:
 
         self._read()
 
+    @property
+    def need_key(self) -> bool:
+        return self._file is not None or bool(self._digests)
+
     def of(self, authorization: str, now: float) -> Tenant:
         """Return whose request it is. Raises Unauthorized.
 
@@ -63,7 +67,7 @@ class Tenants:
         """
         if self._watch is not None and self._watch.has_changed(now):
             self._read_again()
-        if self._file is None and not self._digests:
+        if not self.need_key:
             return self.anonymous
         kind, _, offered = authorization.partition(" ")
         digest = digest_of(offered.strip().encode("latin-1"))
