@@ -121,11 +121,12 @@ async def test_a_header_by_which_a_request_is_let_in_is_there_once(
     assert answer.status_code == status
 
 
-async def test_http_1_1_without_a_host_is_refused() -> None:
+@pytest.mark.parametrize("headers", [[], [(b"host", b"")]])
+async def test_http_1_1_without_a_host_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     sent: list[Mapping[str, object]] = []
     scope = {
         "type": "http", "http_version": "1.1", "method": "GET", "path": "/v1/models",
-        "headers": [], "query_string": b"", "root_path": "",
+        "headers": headers, "query_string": b"", "root_path": "",
     }  # fmt: skip
 
     async def receive() -> Mapping[str, object]:
