@@ -40,6 +40,11 @@ class TenantMetrics:
             ("tenant",),
             registry=registry,
         )
+        self.keys_file_unread = Gauge(
+            "picospec:keys_file_unread",
+            "1 while the file of keys that is there could not be read: older keys go on.",
+            registry=registry,
+        )
 
 
 class Tenant:
