@@ -1,7 +1,7 @@
 """Whether the file of keys must be read again.
 
-A version counts as read only once it was. Where reading fails, as without a free descriptor, the
-keys before go on, and a key that was taken away must not work for longer than that lasts.
+A version counts as read only once it was. Where reading fails, as without a free descriptor,
+the keys before go on, and a key that was taken away must not work for longer than that lasts.
 """
 
 from __future__ import annotations
