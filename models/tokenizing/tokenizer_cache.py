@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from models.digests import tokenizer_name
 from models.errors import CannotOpen
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_file import TokenizerFile
@@ -31,7 +32,7 @@ class TokenizerCache:
 
     def find(self, digest: str) -> Tokenizer | None:
         """Open the tokenizer of that digest, if it is kept. Raises CannotOpen."""
-        path = self._folder / digest
+        path = self._path(digest)
         if not path.is_file():
             return None
         found = TokenizerFile.unpack(path.read_bytes())
@@ -51,6 +52,12 @@ class TokenizerCache:
         finally:
             fresh.unlink(missing_ok=True)
         return found.open()
+
+    def _path(self, digest: str) -> Path:
+        try:
+            return self._folder / tokenizer_name(digest)
+        except ValueError as error:
+            raise CannotOpen(str(error)) from error
 
 
 def _try_out(path: Path) -> None:
