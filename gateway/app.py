@@ -25,6 +25,7 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from gateway.request_body import MAX_BODY_BYTES
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
 from gateway.routes.chat_completions import ChatRequest
@@ -121,7 +122,7 @@ def create_app(
                 Accounts,
                 tenants=tenants,
                 metrics=metrics,
-                body_limit_bytes=settings.body_limit_bytes,
+                body_limit_bytes=settings.body_limit_bytes or MAX_BODY_BYTES,
                 session_paths=session_paths,
                 is_message=is_message,
                 hosts=hosts,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Self
+from functools import partial
+from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
@@ -16,6 +17,7 @@ from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
 from gateway.steady.forwarding import Steady
+from gateway.tenants.turns import Turns
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns what /status says of one service alone."""
@@ -24,6 +26,10 @@ About = Callable[[], Awaitable[dict[str, object]]]
 async def nothing_more() -> dict[str, object]:
     """Say nothing; see About."""
     return {}
+
+
+_WAITING: Final = 32
+"""Large bodies of one tenant that may wait to be checked: each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,13 @@ class Services:
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
+
+    checks: Turns = field(
+        default_factory=partial(Turns, 1, _WAITING, "large bodies wait to be checked")
+    )
+    checker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "checker"))
+    """Checks large bodies. One thread, because every running one makes the event loop wait for
+    the interpreter longer."""
 
     steady: Steady = field(default_factory=Steady)
     about: About = nothing_more

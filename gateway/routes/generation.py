@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from starlette.requests import Request
@@ -18,8 +19,8 @@ from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
-from gateway.routes.parameters import check_parameters, shown_names
-from gateway.routes.request import GenerationRequest, TokenIds, parse
+from gateway.routes.parameters import Parameters, check_parameters, shown_names
+from gateway.routes.request import GenerationRequest, TokenIds, checked, parse
 from gateway.schemas import structured
 from gateway.services import Services
 from gateway.speculation import Watch
@@ -36,12 +37,10 @@ async def generate(
     services.drain.check()
     account: Account = request.state.account
     account.begin_answers(1)  # before the body is read, so that those on the way are bounded
-    body = await parse(schema, request)
+    body = await parse(schema, services, request)
     services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    given = check_parameters(body.model_extra or {}, facts)
-    body.check_served(facts)
-    account.ignored = shown_names((*given.ignored, *body.unknown_inside()))
+    given, account.ignored = await checked(services, request, partial(_given, body, facts))
     tokenizer = await services.tokenizer()
     style = await services.style_of(tokenizer)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
@@ -77,6 +76,14 @@ async def generate(
         )
     async with services.drain.answer():
         return await json_answer(answer, streams, account, request.receive)
+
+
+def _given(body: GenerationRequest, facts: Facts) -> tuple[Parameters, tuple[str, ...]]:
+    """Return the parameters that no schema has, and the fields that have no effect, as the
+    client is shown them. Raises InvalidRequest."""
+    given = check_parameters(body.model_extra or {}, facts)
+    body.check_served(facts)
+    return given, shown_names((*given.ignored, *body.unknown_inside()))
 
 
 async def _jobs(

@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.errors import InvalidRequest
-from gateway.ports import Tokenizer
+from gateway.ports import Facts, Tokenizer
 from gateway.responses import json_response
 from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import text_of
 from gateway.routes.parameters import check_parameters
-from gateway.routes.request import parse
-from gateway.schemas.base import Flag, Integer, RequestModel, missing
+from gateway.routes.request import checked, parse
+from gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from gateway.schemas.messages import ChatMessage
 from gateway.services import Services
 
@@ -30,7 +30,7 @@ from gateway.services import Services
 class TokenizeRequest(RequestModel):
     model: str | None = None
     content: str | None = None
-    messages: tuple[ChatMessage, ...] = ()
+    messages: Annotated[tuple[ChatMessage, ...], FIRST_ERROR] = ()
     prompt: Annotated[str | None, Field(validate_default=True)] = None
     add_special: Flag = False
     add_special_tokens: Flag = True
@@ -57,23 +57,45 @@ class TokenizeRequest(RequestModel):
 
 class DetokenizeRequest(RequestModel):
     model: str | None = None
-    tokens: tuple[Integer, ...]
+    tokens: Annotated[tuple[Integer, ...], FIRST_ERROR]
 
 
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer the tokens of a text or of a chat."""
-    body = await parse(TokenizeRequest, request)
+    body = await parse(TokenizeRequest, services, request)
     services = await services.for_request(request.state.account)
     facts = await services.facts_of(body.model)
     tokenizer = await services.tokenizer()
     made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
     if body.messages:
-        chat = await parse(ChatRequest, request)
-        check_parameters(chat.model_extra or {}, facts)
+        chat = await parse(ChatRequest, services, request)
+        given = chat.model_extra or {}
+        await checked(services, request, partial(check_parameters, given, facts))
         made = partial(_chat_tokens, chat, tokenizer)
     loop = asyncio.get_running_loop()
-    tokens = await loop.run_in_executor(services.executor, made)
-    pieces = [text_of([token], tokenizer) for token in tokens]
+    answer = partial(_tokens_answer, body, facts, tokenizer, made)
+    return await loop.run_in_executor(services.executor, answer)
+
+
+async def detokenize(services: Services, request: Request) -> Response:
+    """Answer the text of tokens; special tokens are spelt out."""
+    body = await parse(DetokenizeRequest, services, request)
+    services = await services.for_request(request.state.account)
+    facts = await services.facts_of(body.model)
+    answer = partial(_text_answer, body.tokens, facts, await services.tokenizer())
+    return await checked(services, request, answer)
+
+
+def _tokens_answer(
+    body: TokenizeRequest,
+    facts: Facts,
+    tokenizer: Tokenizer,
+    made: Callable[[], Sequence[int]],
+) -> Response:
+    tokens, pieces = made(), list[str]()
+    if body.with_pieces or body.return_token_strs:
+        _check_count(len(tokens), facts, "content" if body.prompt is None else "prompt")
+        pieces = [text_of([token], tokenizer) for token in tokens]
     answer = {
         "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,
         "count": len(tokens),
@@ -83,16 +105,24 @@ async def tokenize(services: Services, request: Request) -> Response:
     return json_response(answer)
 
 
-async def detokenize(services: Services, request: Request) -> Response:
-    """Answer the text of tokens; special tokens are spelt out."""
-    body = await parse(DetokenizeRequest, request)
-    services = await services.for_request(request.state.account)
-    facts = await services.facts_of(body.model)
-    for index, token in enumerate(body.tokens):
+def _text_answer(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> Response:
+    _check_count(len(tokens), facts, "tokens")
+    for index, token in enumerate(tokens):
         if not 0 <= token < facts.vocabulary_size:
             raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
-    text = text_of(body.tokens, await services.tokenizer())
+    text = text_of(tokens, tokenizer)
     return json_response({"content": text, "prompt": text})
+
+
+def _check_count(tokens: int, facts: Facts, field: str) -> None:
+    """Raise InvalidRequest where texts of more tokens than the context has are asked for: such
+    an answer may have a hundred times the bytes of its request."""
+    if tokens > facts.context_tokens:
+        raise InvalidRequest(
+            f"{field}: the context has {facts.context_tokens} tokens; these are {tokens}",
+            param=field,
+            code="context_length_exceeded",
+        )
 
 
 def _chat_tokens(chat: ChatRequest, tokenizer: Tokenizer) -> Sequence[int]:
