@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -25,6 +24,7 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from gateway.reading import PromptReader
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
 from gateway.routes.chat_completions import ChatRequest
@@ -136,7 +136,7 @@ def create_app(
         tokenizer=tokenizer,
         drain=drain or Drain(),
         registry=registry,
-        executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
+        reader=PromptReader(),
         model_aliases=frozenset(settings.model_aliases),
         styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,

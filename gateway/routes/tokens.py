@@ -6,7 +6,6 @@ Where the two differ, the field that holds the text decides: `content` is llama-
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -15,8 +14,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.account import Account
 from gateway.errors import InvalidRequest
-from gateway.ports import Tokenizer
+from gateway.ports import Facts, Tokenizer
+from gateway.reading import BoundedTokenizer
 from gateway.responses import json_response
 from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import text_of
@@ -48,6 +49,11 @@ class TokenizeRequest(RequestModel):
             raise ValueError("give one of prompt, messages and content")
         return value
 
+    @property
+    def field(self) -> str:
+        """The field that errors about the text refer to."""
+        return "messages" if self.messages else "prompt" if self.content is None else "content"
+
     def tokenise(self, tokenizer: Tokenizer) -> list[int]:
         if self.content is not None:
             special, begin = self.parse_special, self.add_special
@@ -63,17 +69,18 @@ class DetokenizeRequest(RequestModel):
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer the tokens of a text or of a chat."""
     body = await parse(TokenizeRequest, request)
-    services = await services.for_request(request.state.account)
+    account: Account = request.state.account
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    tokenizer = await services.tokenizer()
+    source = await services.tokenizer(facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, facts, body.field)
     made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
     if body.messages:
         chat = await parse(ChatRequest, request)
         check_parameters(chat.model_extra or {}, facts)
         made = partial(_chat_tokens, chat, tokenizer)
-    loop = asyncio.get_running_loop()
-    tokens = await loop.run_in_executor(services.executor, made)
-    pieces = [text_of([token], tokenizer) for token in tokens]
+    reading = partial(_with_texts, made, tokenizer)
+    tokens, pieces = await services.reader.read(account.tenant, reading)
     answer = {
         "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,
         "count": len(tokens),
@@ -86,18 +93,32 @@ async def tokenize(services: Services, request: Request) -> Response:
 async def detokenize(services: Services, request: Request) -> Response:
     """Answer the text of tokens; special tokens are spelt out."""
     body = await parse(DetokenizeRequest, request)
-    services = await services.for_request(request.state.account)
+    account: Account = request.state.account
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    for index, token in enumerate(body.tokens):
-        if not 0 <= token < facts.vocabulary_size:
-            raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
-    text = text_of(body.tokens, await services.tokenizer())
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    reading = partial(_text_of, body.tokens, facts, tokenizer)
+    text = await services.reader.read(account.tenant, reading)
     return json_response({"content": text, "prompt": text})
 
 
 def _chat_tokens(chat: ChatRequest, tokenizer: Tokenizer) -> Sequence[int]:
     (tokens,) = chat.tokenise(tokenizer)
     return tokens
+
+
+def _with_texts(
+    made: Callable[[], Sequence[int]], tokenizer: Tokenizer
+) -> tuple[Sequence[int], list[str]]:
+    tokens = made()
+    return tokens, [text_of([token], tokenizer) for token in tokens]
+
+
+def _text_of(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> str:
+    for index, token in enumerate(tokens):
+        if not 0 <= token < facts.vocabulary_size:
+            raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
+    return text_of(tokens, tokenizer)
 
 
 def _with_pieces(tokens: Sequence[int], pieces: Sequence[str]) -> list[dict[str, object]]:
