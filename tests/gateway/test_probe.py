@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ import trustme
 from gateway.hosting.probe import trouble
 
 ROOT = Path(__file__).parents[2]
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER of a connection that is reset when it is closed."""
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -75,6 +79,35 @@ def test_a_service_that_answers_is_alive_whatever_it_speaks(
         assert trouble(port, environ) == ""
 
 
+@pytest.mark.parametrize(
+    "answer", [b"garbage\r\n\r\n", b"", None], ids=["garbage", "reset", "silence"]
+)
+def test_what_does_not_answer_a_hello_by_tls_is_dead(
+    answer: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """answer: what every connection gets before it is closed; None for nothing, and no end."""
+    monkeypatch.setattr("gateway.hosting.probe.TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answered, args=(server, answer), daemon=True).start()
+
+        assert trouble(server.getsockname()[1], {}) != ""
+
+
+def answered(server: socket.socket, answer: bytes | None) -> None:
+    kept = []
+    with suppress(OSError):  # the end of the test closes it
+        while True:
+            connection, _ = server.accept()
+            if answer is None:
+                kept.append(connection)
+                continue
+            if answer:
+                connection.sendall(answer)
+            else:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            connection.close()
+
+
 def test_a_service_that_says_so_is_not_alive() -> None:
     with served(answers=Fails) as port:
         assert trouble(port, {}) == "503 so it is"
@@ -83,10 +116,13 @@ def test_a_service_that_says_so_is_not_alive() -> None:
 
 
 def test_the_probe_is_a_command() -> None:
+    command = [sys.executable, "-m", "gateway.hosting.probe"]
     with served() as port:
-        command = [sys.executable, "-m", "gateway.hosting.probe", str(port)]
-        assert subprocess.run(command, cwd=ROOT).returncode == 0
+        assert subprocess.run([*command, str(port)], cwd=ROOT).returncode == 0
 
-    dead = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    with socket.socket() as taken:  # by nobody who listens, and by nobody else meanwhile
+        taken.bind(("127.0.0.1", 0))
+        command.append(str(taken.getsockname()[1]))
+        dead = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert dead.returncode == 1
     assert "refused" in dead.stderr
