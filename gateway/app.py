@@ -24,7 +24,6 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
-from gateway.reading import PromptReader
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
 from gateway.routes.chat_completions import ChatRequest
@@ -43,6 +42,7 @@ from gateway.routes.status import (
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.services import About, Services, nothing_more
 from gateway.settings import GatewaySettings
+from gateway.tenants.reading import PromptReader
 from gateway.tenants.tenant import TenantMetrics
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import NO_TRACING, Tracing

@@ -14,8 +14,8 @@ from gateway.drain import Drain
 from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
-from gateway.reading import PromptReader
 from gateway.steady.forwarding import Steady
+from gateway.tenants.reading import PromptReader
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns what /status says of one service alone."""

@@ -16,7 +16,6 @@ from gateway.errors import InvalidRequest
 from gateway.output.choice_stream import at_once, stream_choice
 from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
-from gateway.reading import BoundedTokenizer
 from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
 from gateway.routes.parameters import check_parameters, shown_names
@@ -25,6 +24,7 @@ from gateway.schemas import structured
 from gateway.services import Services
 from gateway.speculation import Watch
 from gateway.steady.forwarding import singly
+from gateway.tenants.reading import BoundedTokenizer
 
 
 async def generate(

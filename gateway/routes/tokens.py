@@ -17,7 +17,6 @@ from starlette.responses import Response
 from gateway.account import Account
 from gateway.errors import InvalidRequest
 from gateway.ports import Facts, Tokenizer
-from gateway.reading import BoundedTokenizer
 from gateway.responses import json_response
 from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import text_of
@@ -26,6 +25,7 @@ from gateway.routes.request import parse
 from gateway.schemas.base import Flag, Integer, RequestModel, missing
 from gateway.schemas.messages import ChatMessage
 from gateway.services import Services
+from gateway.tenants.reading import BoundedTokenizer
 
 
 class TokenizeRequest(RequestModel):

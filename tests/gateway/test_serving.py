@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway.errors import Unavailable
 from gateway.ports import Delta, Job, Json, Statistics
-from gateway.reading import PLACES
+from gateway.tenants.reading import PLACES
 from tests.gateway.scripted import (
     MODEL,
     ByteTokenizer,

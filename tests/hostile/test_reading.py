@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway import reading
-from gateway.reading import BYTES_A_TOKEN, PLACES
+from gateway.tenants import reading
+from gateway.tenants.reading import BYTES_A_TOKEN, PLACES
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     ByteTokenizer,
