@@ -18,10 +18,14 @@ from gateway.ports import Job
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
+from speculation.proposing.ngrams import PromptGrams
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
 from speculation.protocol.opening import PREDICTION
+
+INLINE_TOKENS: Final = 2048
+"""Tokens of a prompt whose n-grams are made in the event loop, in a few milliseconds."""
 
 MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
 """Most characters of a prediction that are read: what follows is beyond MAX_PREDICTED tokens of
@@ -57,6 +61,7 @@ class ProposalFinder:
         self._how = speculation
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
+        self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # being made, by id of a prompt
         self._past = PastAnswersByOwner(speculation.past_answers_tokens)
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
@@ -68,7 +73,7 @@ class ProposalFinder:
         if request.judge != "coupled":
             return Proposals(request, (), None, None, None)
         grammar = await self._grammar(request)
-        lookup = PromptLookup(request.prompt) if self._how.lookup else None
+        lookup = await self._lookup(request.prompt) if self._how.lookup else None
         proposer = within(grammar, lookup)
         if not (self._how.verifier_drafts and request.fill == "auto"):
             return Proposals(request, (), grammar, proposer, None)
@@ -77,6 +82,18 @@ class ProposalFinder:
         expected = predicted or (past.to(request.prompt) if past else ())
         request = replace(request, own_drafts=True, predicted=expected)
         return Proposals(request, predicted, grammar, proposer, past)
+
+    async def _lookup(self, prompt: tuple[TokenId, ...]) -> PromptLookup:
+        """Return the prompt lookup of one answer. A thread makes the n-grams of a long prompt,
+        once for all choices that begin at a time."""
+        if len(prompt) <= INLINE_TOKENS:
+            return PromptLookup(prompt)
+        making = self._grams.get(id(prompt))
+        if making is None:
+            making = asyncio.create_task(asyncio.to_thread(PromptGrams, prompt))
+            self._grams[id(prompt)] = making
+            making.add_done_callback(lambda _: self._grams.pop(id(prompt)))
+        return PromptLookup(prompt, await asyncio.shield(making))
 
     async def _grammar(self, request: Open) -> Grammar | None:
         if not (self._how.grammars and NAME in request.sampling.extras):
