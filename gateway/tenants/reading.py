@@ -88,6 +88,8 @@ class BoundedTokenizer:
         most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         most = min(self._most_bytes, most_bytes)
+        contents = (message.get("content") for message in messages)
+        self._check(*(text for text in contents if isinstance(text, str)))
         try:
             made = self.tokenizer.chat(messages, tools=tools, options=options, most_bytes=most)
         except OverflowError as error:

@@ -35,7 +35,7 @@ async def test_the_n_grams_of_a_long_prompt_are_made_once_and_in_a_thread(
     finder = ProposalFinder(Speculation(), Paired())
     jobs = [Job(f"r-{seed}", PROMPT, 8, Sampling(), seed) for seed in range(8)]
     finding = [asyncio.create_task(finder.find(opening(j, FACTS), j, FACTS)) for j in jobs]
-    await asyncio.to_thread(making.wait)
+    await asyncio.to_thread(making.wait, 30.0)
     finding.pop().cancel()
     let_go.set()
     found = await asyncio.gather(*finding)

@@ -122,6 +122,11 @@ TOO_LONG: dict[str, tuple[str, dict[str, object], str]] = {
         {"messages": [{"role": "user", "content": LONG}]},
         "messages",
     ),
+    "a chat's whole": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": LONG[:-3]}]},
+        "messages",
+    ),
     "content": ("/tokenize", {"content": LONG}, "content"),
     "text": ("/tokenize", {"prompt": LONG}, "prompt"),
     "messages": ("/tokenize", {"messages": [{"role": "user", "content": LONG}]}, "messages"),
