@@ -62,7 +62,7 @@ class ProposalFinder:
         """
         if request.judge != "coupled":
             return Proposals(request, (), None, None, None)
-        grammar = await self._grammar(request)
+        grammar = await self._grammar(request, job.owner)
         lookup = PromptLookup(request.prompt) if self._how.lookup else None
         proposer = within(grammar, lookup)
         if not (self._how.verifier_drafts and request.fill == "auto"):
@@ -73,10 +73,10 @@ class ProposalFinder:
         request = replace(request, own_drafts=True, predicted=expected)
         return Proposals(request, predicted, grammar, proposer, past)
 
-    async def _grammar(self, request: Open) -> Grammar | None:
+    async def _grammar(self, request: Open, owner: object) -> Grammar | None:
         if not (self._how.grammars and NAME in request.sampling.extras):
             return None
-        return await self._grammars.compile(request, await self._tokenizer())
+        return await self._grammars.compile(request, await self._tokenizer(), owner)
 
     async def _predicted(self, job: Job) -> tuple[TokenId, ...]:
         """Return the tokens that a job predicts, if any. A thread reads the text, which may be
