@@ -8,7 +8,8 @@ from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import Unavailable
 from gateway.ports import TokenizerSource
-from models.grammars.compiler import GrammarCompiler
+from gateway.tenants.turns import Turns
+from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.store import Found
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_file import tokenizer_file
@@ -78,4 +79,5 @@ def open_engine(
         features=list(FEATURES),
         defaults=file.defaults,
     )
-    return DraftEngine(facts, drafter, GrammarCompiler(tokenizer)), tokenizer
+    turns = Turns(1, MAX_WAITING, WAITING)
+    return DraftEngine(facts, drafter, GrammarCompiler(tokenizer, turns.take)), tokenizer

@@ -72,7 +72,7 @@ class ProposalFinder:
         """
         if request.judge != "coupled":
             return Proposals(request, (), None, None, None)
-        grammar = await self._grammar(request)
+        grammar = await self._grammar(request, job.owner)
         lookup = await self._lookup(request.prompt) if self._how.lookup else None
         proposer = within(grammar, lookup)
         if not (self._how.verifier_drafts and request.fill == "auto"):
@@ -95,11 +95,11 @@ class ProposalFinder:
             making.add_done_callback(lambda _: self._grams.pop(id(prompt)))
         return PromptLookup(prompt, await asyncio.shield(making))
 
-    async def _grammar(self, request: Open) -> Grammar | None:
+    async def _grammar(self, request: Open, owner: object) -> Grammar | None:
         if not (self._how.grammars and NAME in request.sampling.extras):
             return None
         tokenizer = await self._tokenizer(request.vocabulary)
-        return await self._grammars.compile(request, tokenizer)
+        return await self._grammars.compile(request, tokenizer, owner)
 
     async def _predicted(self, job: Job, vocabulary: str) -> tuple[TokenId, ...]:
         """Return the tokens that a job predicts, if any. A thread reads the text, which may be

@@ -119,7 +119,7 @@ class FakeTarget:
     def packed_tokenizer(self) -> bytes:
         return b"packed"
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, owner: object = None) -> None:
         pass
 
     async def start(self) -> None:
