@@ -13,7 +13,7 @@ GET    /v1/tokenizer                     the target's tokenizer, packed
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -29,7 +29,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.request_body import read_body
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
-from speculation.protocol.messages import Fault, Message, Open, Pushed
+from speculation.protocol.messages import Message, Open, Pushed
 from speculation.protocol.wire import Framed
 from verifier.admission import check
 from verifier.plain_engine import translate
@@ -114,10 +114,8 @@ class Routes:
         body = await read_body(request, DRAFTS_BYTES)
         try:
             with _translated():
-                for message in _drafts(body):
-                    await session.push(message)
+                await session.push(_drafts(body))
         except RemoteProtocolError as error:
-            session.cancel(Fault("protocol_error", str(error)))
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
@@ -155,30 +153,29 @@ def _translated() -> Iterator[None]:
         raise translate(error) from error
 
 
-def _messages(body: bytes) -> Sequence[Framed[Message]]:
-    """Return all messages of a body. Raises MalformedFrame."""
+def _messages(body: bytes) -> Iterator[Framed[Message]]:
+    """Yield the messages of a body as they are asked for. Raises MalformedFrame."""
     decoder = wire.Decoder()
-    messages = list(decoder.frames(body))
+    yield from decoder.frames(body)
     decoder.close()
-    return messages
 
 
 def _opening(body: bytes) -> Open:
     try:
-        messages = _messages(body)
+        messages = [framed.message for framed in _messages(body)]
     except MalformedFrame as error:
         raise InvalidRequest(str(error), code="malformed_frame") from error
-    match [framed.message for framed in messages]:
+    match messages:
         case [Open() as opening]:
             return opening
     raise InvalidRequest("the body must be one Open", code="malformed_frame")
 
 
-def _drafts(body: bytes) -> list[Framed[Pushed]]:
-    """Return the messages of a body, all of them or none. Raises RemoteProtocolError."""
-    drafts: list[Framed[Pushed]] = []
+def _drafts(body: bytes) -> Iterator[Framed[Pushed]]:
+    """Yield the messages of a body. Raises RemoteProtocolError."""
+    if not body:
+        raise RemoteProtocolError("a request without a message")
     for framed in _messages(body):
         if not isinstance(framed.message, Pushed):
             raise RemoteProtocolError(f"{type(framed.message).__name__}: not in this direction")
-        drafts.append(Framed(framed.message, framed.frame))
-    return drafts
+        yield Framed(framed.message, framed.frame)

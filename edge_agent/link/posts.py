@@ -25,6 +25,10 @@ IN_FLIGHT: Final = 8
 """Most requests at a time: one every 25 ms at a round trip of 200 ms. More would only queue in
 the network."""
 
+MAX_MESSAGES: Final = 64
+"""Most messages of a request, which a verifier takes in within a millisecond or two: hundreds
+may wait where the way up was cut, and the way down was not."""
+
 Post = Callable[[str, bytes], Awaitable[httpx.Response]]
 """Post(path, body) raises httpx.TransportError. It is called for every few draft tokens."""
 
@@ -63,8 +67,10 @@ class Posts:
             while True:
                 await room.acquire()
                 await self._sendable.wait()
-                self._sendable.clear()
-                messages, self._waiting = self._waiting, []
+                messages = self._waiting[:MAX_MESSAGES]
+                del self._waiting[:MAX_MESSAGES]
+                if not self._waiting:
+                    self._sendable.clear()
                 body = b"".join(map(wire.encode, messages))
                 posts.create_task(self._deliver(path, body, self._epoch, window_s, room))
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from itertools import cycle
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -185,7 +185,9 @@ async def attack(kind: str, port: int, key: str, seconds: float) -> Counter[str]
     return await send(_grammars() if kind == GRAMMARS else BODIES[kind](), port, key, seconds)
 
 
-def main(kind: str, port: int, key: str = "", seconds: float = 2.0) -> None:
+def main(
+    kind: str, port: Annotated[int, typer.Option()], key: str = "", seconds: float = 2.0
+) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
     print(json.dumps(asyncio.run(attack(kind, port, key, seconds))))  # noqa: T201

@@ -7,9 +7,9 @@ timeout ends it. However it ends, its log ends with a Finish or a Fault.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from typing import Self
+from typing import Final, Self
 
 from gateway.tenants.tenant import Tenant
 from speculation.protocol.errors import RemoteProtocolError
@@ -24,11 +24,22 @@ from speculation.protocol.messages import (
 )
 from speculation.protocol.wire import Framed
 from verifier.sessions.account import SessionAccount
+from verifier.sessions.draft_budget import DraftBudget
 from verifier.sessions.message_log import Cursor, Entry, Log
 from verifier.sessions.timeouts import Timeouts
-from verifier.target import Reply, Target, TargetError, TargetFull, Unservable
+from verifier.target import (
+    Reply,
+    Target,
+    TargetError,
+    TargetFull,
+    UnknownSession,
+    Unservable,
+)
 
 Clock = Callable[[], float]
+
+PUSH_S: Final = 0.001
+"""Time after which a session that hands messages up lets all others go on, in seconds."""
 
 
 class Session:
@@ -62,6 +73,8 @@ class Session:
         self.task: asyncio.Task[None] | None = None
         self._reader: Reader | None = None
         self._cause: Fault | None = None
+        self._budget = DraftBudget(opened.limits.max_ahead)
+        self._pushing = asyncio.Lock()
 
     def start(self) -> asyncio.Task[None]:
         """Run the session in a task of its own, which never raises."""
@@ -74,15 +87,31 @@ class Session:
             self._cause = cause
             self.task.cancel()
 
-    async def push(self, message: Framed[Pushed]) -> None:
-        """Hand a message up. Raises UnknownSession; a RemoteProtocolError ends the session."""
-        try:
-            await self._target.push(self.name, message)
-        except RemoteProtocolError as error:
-            self.cancel(Fault("protocol_error", str(error)))
-            raise
+    async def push(self, messages: Iterable[Framed[Pushed]]) -> None:
+        """Hand a request's messages up, after those of earlier requests.
+
+        Raises UnknownSession; a RemoteProtocolError, of `messages` too, ends the session.
+        """
+        async with self._pushing:
+            try:
+                await self._push(messages)
+            except RemoteProtocolError as error:
+                self.cancel(Fault("protocol_error", str(error)))
+                raise
         self._timeouts.active_at = self._clock()
         self._rearm()
+
+    async def _push(self, messages: Iterable[Framed[Pushed]]) -> None:
+        now = asyncio.get_running_loop().time
+        pause_at = now() + PUSH_S
+        for message in messages:
+            if self._cause is not None:
+                raise UnknownSession(f"no session {self.name}")
+            self._budget.take(message.message)
+            await self._target.push(self.name, message)
+            if now() >= pause_at:
+                await asyncio.sleep(0)
+                pause_at = now() + PUSH_S
 
     async def _run(self) -> None:
         try:
@@ -112,9 +141,12 @@ class Session:
         match reply.message:
             case Commit(tokens=tokens):
                 self.account.committed(len(tokens), now)
+                self._budget.replied()
                 timeouts.rejected_at = None
-            case Reject() if timeouts.rejected_at is None:
-                timeouts.rejected_at = now
+            case Reject():
+                self._budget.replied()
+                if timeouts.rejected_at is None:
+                    timeouts.rejected_at = now
             case Finish():
                 self.account.finished(now)
         self._rearm()

@@ -61,9 +61,11 @@ class Bystander:
     async def _ask_on(self, port: int) -> None:
         while True:
             line, begun = Line(port, self.health), time.monotonic()
-            await line.send("GET", "/health")
-            self.health_s.append(time.monotonic() - begun)
-            await line.close()
+            try:
+                await line.send("GET", "/health")
+                self.health_s.append(time.monotonic() - begun)
+            finally:
+                await line.close()
             await asyncio.sleep(ASK_EVERY_S)
 
     def gaps_s(self, since: float) -> list[float]:

@@ -1,0 +1,164 @@
+"""A session's drafts cost the key that sends them, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from itertools import count, pairwise, repeat
+from random import Random
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from bench.run.services import free_port
+from edge_agent.link import posts
+from edge_agent.link.health import Health
+from edge_agent.metrics import EdgeMetrics
+from speculation.drafting.outcome import Outcome
+from speculation.protocol import wire
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.messages import Draft, Fault, Pushed, Redraw
+from speculation.protocol.wire import Framed
+from tests.speculation.joined import Joined
+from tests.speculation.small_models import model
+from tests.speculation.small_models import opening as small_opening
+from tests.verifier.conftest import fake_command, http2_client, serving
+from tests.verifier.down import opened
+from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
+from tests.verifier.test_sessions import ending, running
+from verifier.routes import DRAFTS_BYTES
+from verifier.sessions.draft_budget import CHAINS_AT_FIRST
+
+ALLOWED = CHAINS_AT_FIRST * FACTS.limits.max_ahead
+"""Draft tokens of a session that has been sent nothing."""
+
+FLOODS: dict[str, tuple[str, Iterator[Pushed]]] = {
+    "repeated": ("coupled", repeat(Draft(0, 0, 0, (5,)))),
+    "new epochs": ("coupled", (Draft(epoch, 0, 0, (5,)) for epoch in count())),
+    "long": ("coupled", repeat(Draft(0, 0, 0, (5,) * 8))),
+    "redraws": ("separate", (Redraw(epoch, 0) for epoch in count())),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_session_ends_when_it_sends_more_than_a_correct_edge(flood: str) -> None:
+    judge, messages = FLOODS[flood]
+    async with running() as (sessions, target, _):
+        session = await sessions.open(opening(judge=judge, fill="never", prompt=(STALLS,)))
+        with pytest.raises(RemoteProtocolError, match="more in all"):
+            await session.push(map(Framed, messages))
+
+        tokens = [len(getattr(pushed.message, "tokens", "1")) for pushed in target.pushed]
+        assert sum(tokens) == ALLOWED
+        assert (await ending(session)).code == "protocol_error"
+
+
+@given(
+    number=st.integers(0, 2**32),
+    right=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    judge=st.sampled_from(["coupled", "separate"]),
+    fill=st.sampled_from(["always", "auto", "never"]),
+    disorder=st.integers(0, 300),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_correct_edge_never_sends_half_as_much(
+    number: int, right: float, judge: str, fill: str, disorder: int
+) -> None:
+    request = small_opening(judge=judge, max_tokens=40, fill=fill)
+    joined = Joined(
+        request, model(number), model(number + 3), Random(number), right,
+        looks_up=judge == "coupled",
+    )  # fmt: skip
+    joined.cut = lambda: None  # type: ignore[method-assign]  # else what was sent is repeated
+    execute, sent = joined.edge._execute, 0
+
+    def counting(outcome: Outcome) -> None:
+        nonlocal sent
+        sent += sum(len(getattr(message, "tokens", "1")) for message in outcome.send)
+        replies = max(1, joined.received)  # with Opened, for the first chain
+        assert sent <= joined.limits.max_ahead * replies
+        execute(outcome)
+
+    joined.edge._execute = counting  # type: ignore[method-assign]
+    joined.run(disorder)
+    assert joined.edge.finish
+
+
+async def test_others_go_on_while_a_session_hands_messages_up() -> None:
+    class Slow(FakeTarget):
+        async def push(self, session: str, message: Framed[Pushed]) -> None:
+            time.sleep(0.0005)  # noqa: ASYNC251 - it takes the loop, as a pass's machine does
+            self.pushed.append(message)
+
+    async def tick() -> None:
+        while True:
+            ticks.append(len(target.pushed))
+            await asyncio.sleep(0)
+
+    ticks: list[int] = []
+    async with running(Slow()) as (sessions, target, _):
+        session = await sessions.open(opening(fill="never", prompt=(STALLS,)))
+        other = asyncio.create_task(tick())
+        bodies = [[Framed(Draft(0, 0, 0, (5,)))] * 20 for _ in range(5)]
+        await asyncio.gather(*map(session.push, bodies))
+        other.cancel()
+
+        assert max(after - before for before, after in pairwise(ticks)) <= 3
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    port = free_port()
+    with serving(fake_command(port), port):
+        yield f"http://127.0.0.1:{port}"
+
+
+async def test_48_bodies_at_once_are_soon_over(url: str) -> None:
+    body = wire.encode(Draft(0, 0, 0, (5,)))
+    body *= DRAFTS_BYTES // len(body)
+    stalls = opening(fill="never", prompt=(STALLS,))
+    async with http2_client(url) as client, opened(client, stalls) as stream:
+        path = f"/v1/speculate/{await stream.opened()}/drafts"
+        async with asyncio.timeout(5):  # it was 30 s, in which the server did nothing else
+            answers = await asyncio.gather(
+                *(client.post(path, content=body) for _ in range(48))
+            )
+
+        statuses = [answer.status_code for answer in answers]
+        assert statuses.count(400) == 1
+        assert statuses.count(404) == 47
+        *_, last = await stream.rest()
+        assert isinstance(last, Fault)
+
+
+async def test_a_request_without_a_message_ends_the_session(url: str) -> None:
+    async with http2_client(url) as client, opened(client, opening(prompt=(STALLS,))) as stream:
+        answer = await client.post(f"/v1/speculate/{await stream.opened()}/drafts")
+
+    assert answer.status_code == 400
+
+
+async def test_what_waited_long_goes_in_requests_that_the_verifier_takes() -> None:
+    sizes: list[int] = []
+    arrived = asyncio.Event()
+
+    async def post(_: str, body: bytes) -> httpx.Response:
+        sizes.append(len(list(wire.Decoder().feed(body))))
+        if sum(sizes) == 1000:
+            arrived.set()
+        return httpx.Response(204)
+
+    metrics = EdgeMetrics(CollectorRegistry())
+    sending = posts.Posts(post, Health("http://v", metrics), metrics)
+    for position in range(1000):
+        sending.send(Draft(0, position, position, (200_000,), (65536,)))
+    running = asyncio.create_task(sending.run("/drafts", 1.0))
+    async with asyncio.timeout(5):
+        await arrived.wait()
+    running.cancel()
+
+    assert max(sizes) <= posts.MAX_MESSAGES
