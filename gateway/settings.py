@@ -25,6 +25,10 @@ class GatewaySettings(BaseModel):
     key_limits: KeyLimits = KeyLimits()
     """What a key without limits of its own may use; without any keys, all clients together."""
 
+    share_prefixes: bool = False
+    """Whether what a model has read for one key is kept for all: a prompt that begins like one
+    of another key is then read sooner, which shows that somebody has asked it."""
+
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""
 
