@@ -8,12 +8,14 @@
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 # make gpu-check [MODEL=NAME]           on a GPU host: judge, start-up, texts and speed in one report
+# make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
+# make sbom                             writes build/sbom.json: what this package runs on
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
 export EDGE_PORT VERIFIER_PORT
 
 BIN := .venv/bin
-SETUP := pyproject.toml $(wildcard scripts/*)
+SETUP := pyproject.toml $(wildcard scripts/*) $(wildcard requirements/*.lock)
 STEP := scripts/step.sh
 
 # Steps build on one another: the virtual environment, then the models, then the work.
@@ -54,6 +56,17 @@ bench-smoke: setup
 		--target-model smollm2 --draft-model smollm2 --arms $(BENCH_ARMS) --rtt 10,50 \
 		--families code,chat --per-family 1 --tokens 16 $(ARGS)
 	@$(STEP) "report" $(BIN)/picospec bench report --no-plots $(BENCH_OUT)/out.json
+
+build/tools/.ready: .venv/.ready-run
+	@$(STEP) "tools installed" scripts/setup-tools.sh
+
+.PHONY: lock sbom
+lock: build/tools/.ready
+	@$(STEP) "lock files renewed" scripts/lock.sh $(ARGS)
+
+sbom: build/tools/.ready
+	@$(STEP) "SBOM written" build/tools/bin/cyclonedx-py requirements requirements/run.lock \
+		--pyproject pyproject.toml --output-reproducible --output-format JSON --output-file build/sbom.json
 
 VLLM := .venv-vllm/bin
 VLLM_VERSIONS ?= 0.30.0 0.31.0

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from cli.chat_client import ChatError, Chunk, Turn, client_of, first_model, stream_answer
 from cli.chat_stats import Progress
+from cli.visible import visible
 
 SILENCE_S: Final = 120.0
 """Time without a byte after which the service is taken for dead."""
@@ -51,17 +52,18 @@ class AnswerView:
         """Show a chunk, and the statistics after it."""
         self._stats = stats
         told = chunk.speculation
+        reasoning, text = visible(chunk.reasoning), visible(chunk.text)
         if told is not None and told.event == "chain":
-            self._chain = "" if told.broken else told.text
-        if chunk.reasoning:
+            self._chain = "" if told.broken else visible(told.text)
+        if reasoning:
             self._thinks = True
-            self._advance(chunk.reasoning, Text(chunk.reasoning, style="dim"))
-        if chunk.text:
+            self._advance(reasoning, Text(reasoning, style="dim"))
+        if text:
             if self._thinks:  # the answer begins on a line of its own
                 self._write(Text("\n"))
                 self._thinks = False
             spans = told.spans if told is not None else ()
-            self._advance(chunk.text, coloured(chunk.text, spans))
+            self._advance(text, coloured(text, spans))
         self._draw()
 
     def end(self) -> None:

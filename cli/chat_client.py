@@ -9,6 +9,8 @@ from typing import Annotated, TypeVar
 import httpx
 import msgspec
 
+from cli.visible import visible
+
 
 class ChatError(Exception):
     """The service cannot be reached, or answered with an error; the text says which."""
@@ -49,6 +51,9 @@ class Chunk(msgspec.Struct):
 class Model(msgspec.Struct):
     id: str
     owned_by: str | None = ""
+
+    def __post_init__(self) -> None:
+        self.id = visible(self.id)
 
     @property
     def tells(self) -> bool:
@@ -153,4 +158,4 @@ def _reason(response: httpx.Response) -> str:
 
 
 def _text(error: _Error | str) -> str:
-    return error if isinstance(error, str) else error.message
+    return visible(error if isinstance(error, str) else error.message)

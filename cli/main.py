@@ -21,6 +21,7 @@ from cli.models import models_app
 from cli.up import Plan, check_plain, read_settings
 from cli.up import up as run_up
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
+from gateway.hosting.parent_death import program
 from gateway.hosting.processes import ServiceError
 from models.errors import ModelError
 from models.llama import can_use_gpu
@@ -86,13 +87,13 @@ def up(
         raise typer.Exit(1) from None
 
 
-def _add(name: str, *module: str, help: str) -> None:
+def _add(name: str, module: str, *arguments: str, help: str) -> None:
     """Add a command that becomes a module, which so gets the signals and sets the status."""
 
     @app.command(name, help=help, context_settings=PASS_ON)
     def become(context: typer.Context) -> None:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", *module, *context.args])
+        os.execv(sys.executable, [sys.executable, *program(module, *arguments, *context.args)])
 
 
 _add("edge", "edge_agent", help="Run the edge alone; --help shows its options.")

@@ -18,6 +18,7 @@ from rich.markup import escape
 from cli.chat_client import ChatError, client_of, first_model
 from cli.doctor.machine import HOST, why_not_free
 from gateway.hosting.cores import Pins
+from gateway.hosting.parent_death import program
 from gateway.hosting.processes import Service, ServiceError, keep_up
 from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings_sources import as_environment
@@ -63,7 +64,8 @@ class Plan:
         self, name: str, module: str, port: int, cores: frozenset[int], *more: str
     ) -> Service:
         more = (*more, *self.arguments.get(name, ()))
-        command = (sys.executable, "-m", module, "--port", str(port), "--host", HOST, *more)
+        listens = ("--port", str(port), "--host", HOST)
+        command = (sys.executable, *program(module), *listens, *more)
         settings = {**NO_DRAIN, **self.settings.get(name, {})}
         environment = as_environment(name.upper(), settings)
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)

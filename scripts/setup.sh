@@ -50,7 +50,7 @@ fi
 if ! good_python .venv/bin/python; then
     "$step" "virtual environment made" "$python" -m venv --clear .venv
 fi
-"$step" "pip brought up to date" .venv/bin/python -m pip install --quiet 'pip>=25.1'
+"$step" "pip installed" "$here/install-locked-pip.sh" .venv/bin/python
 
 wheels=$("$here/llama-wheels.sh")
 if ! [ -d "$wheels" ]; then
@@ -58,10 +58,17 @@ if ! [ -d "$wheels" ]; then
         "$here/build-llama.sh" "$PWD/.venv/bin/python" "$wheels"
 fi
 
-set -- "$wheels"/llama_cpp_python-*.whl --editable .
-if [ "$extent" = dev ]; then
-    set -- "$@" --group dev
-fi
-# An editable install warns of folders named like packages; here they are the packages.
-PYTHONWARNINGS=ignore "$step" "packages installed" .venv/bin/python -m pip install --quiet "$@"
+# All else comes by the hashes of the lock file; the wheel built here stands for its sdist there.
+install() {
+    .venv/bin/python -m pip install --quiet --no-deps "$wheels"/llama_cpp_python-*.whl
+    .venv/bin/python -m pip install --quiet --require-hashes --requirement "requirements/$extent.lock"
+    # An editable install warns of folders named like packages; here they are the packages.
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --no-deps \
+        --build-constraint requirements/build.lock --editable .
+}
+
+echo "==> packages installed" >&2
+begun=$(date +%s)
+install
+echo "==> packages installed: $(($(date +%s) - begun)) s" >&2
 touch .venv/.ready-run ".venv/.ready-$extent"

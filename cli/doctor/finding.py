@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.visible import visible
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -27,7 +29,8 @@ def report(findings: Sequence[Finding], console: Console) -> bool:
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
         remedy = "" if finding.ok else finding.remedy
-        table.add_row(mark, escape(finding.subject), escape(finding.found), escape(remedy))
+        told = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
+        table.add_row(mark, *told)
     console.print(table)
     return all(finding.ok for finding in findings)
 

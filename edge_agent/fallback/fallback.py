@@ -39,7 +39,7 @@ class DraftFallback:
         self._target = target
         self._metrics = metrics
 
-    async def tokenizer(self) -> Tokenizer:
+    async def tokenizer(self, vocabulary: str) -> Tokenizer:
         return self._tokenizer
 
     async def is_needed(self) -> bool:
@@ -47,8 +47,8 @@ class DraftFallback:
         Raises what is wrong with one that can be reached."""
         try:
             await self._verifiers.check()
-            await self._verifiers.facts()
-            await self._target()
+            facts = await self._verifiers.facts()
+            await self._target(facts.vocabulary)
         except Unavailable:
             return True
         return False

@@ -1,14 +1,18 @@
 """One HTTP/2 connection to a verifier. Only this file imports pyqwest.
 
 Its httpx transport keeps httpx's API, resets a stream that is closed early, and opens a new
-connection when a server recycles the old one.
+connection when a server recycles the old one. Whatever keeps a request from its verifier is an
+httpx.TransportError here, also where this process has no file descriptor left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Final
 
 import httpx
@@ -54,21 +58,20 @@ class Connection:
         certificate: tuple[bytes, bytes] | None = None,
     ) -> None:
         self.url = url
-        self._certificate = certificate
-        self._ca_certificate = ca_certificate
         self._headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
-        self._connect()
-
-    def _connect(self) -> None:
-        chain, key = self._certificate or (None, None)
-        transport = HTTPTransport(
-            http_version=HTTPVersion.HTTP2 if self.url.startswith("http://") else None,
-            tls_ca_cert=self._ca_certificate,
-            tls_include_system_certs=self._ca_certificate is None,
+        secured = url.startswith("https://")
+        if secured and ca_certificate is None:
+            ca_certificate = system_authorities() or None
+        chain, private_key = certificate or (None, None)
+        self._make = partial(
+            HTTPTransport,
+            http_version=None if secured else HTTPVersion.HTTP2,
+            tls_ca_cert=ca_certificate,
+            tls_include_system_certs=secured and ca_certificate is None,
             tls_cert=chain,
-            tls_key=key,
+            tls_key=private_key,
             connect_timeout=CONNECT_TIMEOUT_S,
             follow_redirects=False,
             enable_otel=False,
@@ -76,10 +79,14 @@ class Connection:
             enable_brotli=False,
             enable_zstd=False,
         )
-        self._poster = Client(transport)
+        self._connect()
+        self._transport.made  # noqa: B018 - a certificate that is none is an error at the start
+
+    def _connect(self) -> None:
+        self._transport = _Transport(self._make)
         self.client = httpx.AsyncClient(
             base_url=self.url,
-            transport=AsyncPyqwestTransport(transport),
+            transport=self._transport,
             headers=self._headers,
             timeout=REQUEST_TIMEOUT_S,
         )
@@ -98,18 +105,62 @@ class Connection:
         """
         silent = self.client
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                response = await self._poster.post(
-                    self.url + path, {**self._headers, **headers}, body
-                )
-        except ConnectionError as error:
-            raise httpx.ConnectError(str(error)) from error
+            with _transport_errors():
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    response = await self._transport.poster.post(
+                        self.url + path, {**self._headers, **headers}, body
+                    )
         except TimeoutError as error:
             self.renew(silent)
             raise httpx.ReadTimeout("no answer") from error
-        except (ReadError, WriteError, RemoteProtocolError) as error:
-            raise httpx.NetworkError(str(error)) from error
         return httpx.Response(response.status, content=response.content)
 
     async def close(self) -> None:
         await self.client.aclose()
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """pyqwest's, which the first request makes: where that fails, the request fails."""
+
+    def __init__(self, make: Callable[[], HTTPTransport]) -> None:
+        self._make = make
+
+    @cached_property
+    def made(self) -> HTTPTransport:
+        return self._make()
+
+    @cached_property
+    def poster(self) -> Client:
+        return Client(self.made)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        with _transport_errors():
+            return await AsyncPyqwestTransport(self.made).handle_async_request(request)
+
+
+@contextmanager
+def _transport_errors() -> Iterator[None]:
+    """Raise pyqwest's errors as httpx's; a TimeoutError stays one."""
+    try:
+        yield
+    except (ConnectionError, RuntimeError) as error:  # the latter where none can be made
+        raise httpx.ConnectError(str(error)) from error
+    except TimeoutError:
+        raise
+    except (OSError, ReadError, WriteError, RemoteProtocolError) as error:
+        raise httpx.NetworkError(str(error)) from error
+
+
+def system_authorities() -> bytes:
+    """Return the system's authorities (PEM) that a transport takes. It takes all or none."""
+    known = ssl.create_default_context().get_ca_certs(binary_form=True)
+    texts = (ssl.DER_cert_to_PEM_cert(certificate).encode() for certificate in known)
+    return b"".join(text for text in texts if _is_taken(text))
+
+
+def _is_taken(authority: bytes) -> bool:
+    try:
+        HTTPTransport(tls_ca_cert=authority)
+    except RuntimeError:
+        return False
+    return True

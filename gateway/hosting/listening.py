@@ -6,11 +6,21 @@ point here (DNS rebinding); such a request says that name in `Host`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Final
 
+from starlette.datastructures import Headers
+
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.hosting.settings_sources import ServiceSettings
 from gateway.tenants.keys import all_keys
+
+_HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
+_SINGLE: Final = ("host", "authorization")
+"""Headers of which a request has one at most (RFC 9112, 3.2; RFC 9110, 11.6.2). A proxy in
+front might read another one than this service."""
 
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "[::1]")
 
@@ -47,3 +57,21 @@ def hosts_of(settings: ServiceSettings) -> frozenset[str] | None:
     own = settings.host.strip("[]").lower()
     named = (name.lower() for name in settings.allowed_hosts)
     return frozenset((*_THIS_MACHINE, own, f"[{own}]", *named))
+
+
+def check_head(headers: Headers, version: str, hosts: Collection[str] | None) -> None:
+    """Raise InvalidRequest or Forbidden unless a request's head names one service, one of ours,
+    and at most one key. version: of HTTP. hosts: as of `hosts_of`."""
+    for name in _SINGLE:
+        if len(headers.getlist(name)) > 1:
+            raise InvalidRequest(f"the header {name} is there twice", code="invalid_header")
+    if version == "1.1" and not headers.get("host"):  # granian makes an empty one of none
+        raise InvalidRequest("a request in HTTP/1.1 has a Host", code="invalid_header")
+    if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
+        raise Forbidden("this Host is not one of the service's names (allowed_hosts)")
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without the port; "" for what is no such header."""
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""

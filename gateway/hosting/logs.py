@@ -1,4 +1,8 @@
-"""Where logs go: one line an event, to standard error. What it does not take is lost."""
+"""Where logs go: one line an event, to standard error. What it does not take is lost.
+
+What others wrote, such as a path or a verifier's error, is escaped: it ends no line, and a
+terminal obeys none of it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import io
 import logging
 import sys
 from contextlib import suppress
-from typing import Literal, TextIO, cast
+from typing import Final, Literal, TextIO, cast
 
 import stamina.instrumentation
 import structlog
+from structlog.typing import EventDict, ExcInfo
+
+from gateway.log_lines import printable
 
 LogFormat = Literal["console", "json"]
 
@@ -28,6 +35,28 @@ class _Stderr(io.TextIOBase):
             sys.stderr.flush()
 
 
+_OF_LINES: Final = "traceback"
+"""The field whose text has several lines."""
+
+
+def _escaped(_: object, __: str, event: EventDict) -> EventDict:
+    """A processor of structlog."""
+    return {name: _text(value, name == _OF_LINES) for name, value in event.items()}
+
+
+def _text(value: object, of_lines: bool) -> object:
+    if not isinstance(value, str):
+        return value
+    return "\n".join(map(printable, value.split("\n"))) if of_lines else printable(value)
+
+
+def _traceback(out: TextIO, raised: ExcInfo) -> None:
+    """Write a traceback without locals, which are prompts and keys."""
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, raised)
+    out.write(str(_text(written.getvalue(), of_lines=True)))
+
+
 def configure(log_format: LogFormat) -> None:
     """Set up structlog for this process.
 
@@ -37,7 +66,7 @@ def configure(log_format: LogFormat) -> None:
     console = [
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
-            exception_formatter=structlog.dev.plain_traceback,  # without locals: prompts, keys
+            exception_formatter=_traceback,
         )
     ]
     json = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
@@ -46,6 +75,7 @@ def configure(log_format: LogFormat) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _escaped,
             *(json if log_format == "json" else console),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

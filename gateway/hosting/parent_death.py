@@ -32,10 +32,16 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _KILLER: Final = "picospec-die-with-parent"
 
 
+def program(module: str, *arguments: str) -> tuple[str, ...]:
+    """Return the options by which Python runs an installed module, whatever the folder in which
+    it starts holds: with `-m` alone it would import a `models.py` from there."""
+    return "-P", "-m", module, *arguments
+
+
 def bound_to_parent(command: Sequence[str], cores: Collection[int]) -> list[str]:
     """Return `command` made to end with this process, and to run on `cores` if any."""
     listed = ",".join(map(str, sorted(cores)))
-    return [sys.executable, "-m", __name__, str(os.getpid()), listed, *command]
+    return [sys.executable, *program(__name__), str(os.getpid()), listed, *command]
 
 
 def end_with_parent(number: signal.Signals, grace_s: float) -> None:

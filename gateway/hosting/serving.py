@@ -23,6 +23,8 @@ from granian.log import LogLevels
 from granian.server.common import AbstractServer
 
 from gateway.hosting import logs
+from gateway.hosting.connections.descriptors import max_connections, raise_limit
+from gateway.hosting.connections.silent import cut_silent
 from gateway.hosting.parent_death import end_with_parent
 from gateway.hosting.settings_sources import ServerSettings
 
@@ -55,6 +57,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         keep_alive_timeout=PONG_S,
     )
     tls = settings.tls
+    connections = max_connections(raise_limit())
     server = Granian(
         "app",  # unused: `load` returns the app
         address=settings.host,
@@ -65,7 +68,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         http=HTTPModes.auto,
         websockets=False,
         http2_settings=http2,
-        backpressure=MAX_STREAMS * 2,
+        backpressure=connections,
         log_level=LogLevels.warning,
         ssl_cert=tls.certificate if tls else None,
         ssl_key=tls.key if tls else None,
@@ -74,10 +77,11 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         workers_kill_timeout=math.ceil(settings.drain_timeout_s) + settings.stop_timeout_s,
     )
     server.on_startup(partial(_pass_signals_on, server, settings.stop_timeout_s))
-    server.serve(target_loader=partial(_load, settings, load), wrap_loader=False)
+    server.serve(target_loader=partial(_load, settings, load, connections), wrap_loader=False)
 
 
-def _load(settings: ServerSettings, load: Callable[[], FastAPI]) -> FastAPI:
+def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: int) -> FastAPI:
+    cut_silent(settings.port, connections)
     end_with_parent(AT_ONCE, settings.stop_timeout_s)
     logs.configure(settings.log_format)
     return load()

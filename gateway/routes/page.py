@@ -31,7 +31,6 @@ _POLICY: Final = (
 )
 _HEADERS: Final = {
     "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-cache",  # a browser asks each time, and gets a 304 for what it has

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gateway.errors import RateLimited
+from gateway.log_lines import LogLimit
 from gateway.tenants.keys import KeyLimits
 
 Limit = Literal["sessions", "requests", "tokens"]
@@ -39,13 +40,19 @@ class TenantMetrics:
             ("tenant",),
             registry=registry,
         )
+        self.keys_file_unread = Gauge(
+            "picospec:keys_file_unread",
+            "1 while the file of keys that is there could not be read: older keys go on.",
+            registry=registry,
+        )
 
 
 class Tenant:
     def __init__(self, name: str, limits: KeyLimits, metrics: TenantMetrics) -> None:
         self.name = name
-        self.told_at: float | None = None
-        """When the log last told that this tenant is limited; for whoever writes it."""
+        self.limited = LogLimit()
+        """Of the log lines that say that this tenant is at a limit, for whoever writes them.
+        The requests that are turned away have no lines of their own."""
 
         self._answers = 0
         self._metrics = metrics

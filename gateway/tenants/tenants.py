@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 
 from gateway.errors import Unauthorized
-from gateway.tenants.keys import InvalidKeys, KeyLimits, all_keys, digest_of
+from gateway.log_lines import LogLimit
+from gateway.tenants.keys import InvalidKeys, Key, KeyLimits, all_keys, digest_of
 from gateway.tenants.keys_file import KeysFile
 from gateway.tenants.tenant import Tenant, TenantMetrics
 
@@ -53,7 +54,12 @@ class Tenants:
         """By name, also those whose key was taken away: it may come back, and an editor may
         write the file in two steps. Their sessions still run."""
 
-        self._read()
+        self._unread = LogLimit()
+        self._take_over(all_keys(digests, file))
+
+    @property
+    def need_key(self) -> bool:
+        return self._file is not None or bool(self._digests)
 
     def of(self, authorization: str, now: float) -> Tenant:
         """Return whose request it is. Raises Unauthorized.
@@ -62,8 +68,8 @@ class Tenants:
         knows nothing before it has the key, and the comparison takes constant time.
         """
         if self._watch is not None and self._watch.has_changed(now):
-            self._read_again()
-        if self._file is None and not self._digests:
+            self._read_again(self._watch, now)
+        if not self.need_key:
             return self.anonymous
         kind, _, offered = authorization.partition(" ")
         digest = digest_of(offered.strip().encode("latin-1"))
@@ -72,20 +78,31 @@ class Tenants:
             return holder.tenant
         raise Unauthorized("no API key, or a wrong one")
 
-    def _read_again(self) -> None:
-        """Take over what the file has now. Of a bad file nothing is taken over."""
+    def _read_again(self, watch: KeysFile, now: float) -> None:
+        """Take over what the file has now. Of a bad file nothing is taken over; it is read
+        again at the next look, and so is one that has become empty: an editor may be about to
+        write it."""
         log = structlog.get_logger("gateway")
         try:
-            self._read()
+            keys = all_keys(self._digests, self._file)
+            if len(keys) == len(self._digests) and not watch.is_steady:
+                raise InvalidKeys(f"{self._file}: it has become empty")
         except InvalidKeys as error:
-            log.error("keys_not_read", error=str(error), consequence="the keys before go on")
-        else:
-            log.info("keys_read", keys=len(self._by_prefix))
+            self._metrics.keys_file_unread.set(1)
+            if self._unread.count(now):
+                consequence = "the keys before go on"
+                log.error("keys_not_read", error=str(error), consequence=consequence)
+            return
+        self._take_over(keys)
+        watch.was_read()
+        self._metrics.keys_file_unread.set(0)
+        self._unread = LogLimit()
+        log.info("keys_read", keys=len(self._by_prefix))
 
-    def _read(self) -> None:
-        """Read all keys. A tenant whose name was there before goes on with what it uses."""
+    def _take_over(self, keys: Sequence[Key]) -> None:
+        """Have these keys. A tenant whose name was there before goes on with what it uses."""
         holders = {}
-        for key in all_keys(self._digests, self._file):
+        for key in keys:
             limits = key.limits.or_else(self._limits)
             if (tenant := self._tenants.get(key.name)) is None:
                 tenant = self._tenants[key.name] = Tenant(key.name, limits, self._metrics)

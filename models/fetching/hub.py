@@ -11,19 +11,26 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from models.catalogue import ModelFile
+from models.digests import file_name, sha256_name
 from models.errors import SourceFailed, WrongHash
 from models.fetching.sources import Progress
+
+if TYPE_CHECKING:
+    import httpx2
 
 _CONNECT_S: Final = 3.0
 """A machine that cannot reach the hub should try the next source soon."""
 
-_SHA256_DIGITS: Final = 64
+_NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
+"""What huggingface_hub and this module raise at an answer of another form than a hub's."""
+
 DIRECTORY_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """What a target on vLLM reads of a repository."""
 
@@ -45,18 +52,18 @@ class Hub:
             info = HfApi(self._endpoint, self._token).model_info(
                 repository, files_metadata=True, timeout=_CONNECT_S
             )
-        licence = str(getattr(info.card_data, "license", None) or "")
-        return {
-            each.rfilename: ModelFile(
-                file=each.rfilename,
-                licence=licence,
-                bytes=each.size or 0,
-                sha256=each.lfs.sha256 if each.lfs else "",
-                repository=repository,
-            )
-            for each in info.siblings or ()
-            if each.rfilename.lower().endswith(".gguf") and _stays_inside(each.rfilename)
-        }
+            licence = str(getattr(info.card_data, "license", None) or "")
+            return {
+                each.rfilename: ModelFile(
+                    file=each.rfilename,
+                    licence=licence,
+                    bytes=int(each.size or 0),
+                    sha256=sha256_name(each.lfs.sha256) if each.lfs else "",
+                    repository=repository,
+                )
+                for each in info.siblings or ()
+                if each.rfilename.lower().endswith(".gguf")
+            }
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         """See models.fetching.sources.Source. Raises WrongHash if the hub has another file."""
@@ -89,8 +96,9 @@ class Hub:
 
         Raises SourceFailed.
         """
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import set_client_factory, snapshot_download
 
+        set_client_factory(_client)
         with _failures(repository):
             place: str = snapshot_download(
                 repository,
@@ -101,14 +109,38 @@ class Hub:
         return Path(place)
 
 
-def _stays_inside(file: str) -> bool:
-    """Return whether a file that the hub names would be in its repository's folder."""
-    return ".." not in file and not file.startswith("/")
+_NAMING: Final = ("etag", "x-linked-etag", "x-repo-commit")
+"""The headers of an answer that name files and folders in hf's cache."""
+
+
+def _client() -> httpx2.Client:
+    """Return huggingface_hub's own HTTP client, which refuses what `_check_names` refuses."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    client.event_hooks["response"] = [*client.event_hooks["response"], _check_names]
+    return client
+
+
+def _check_names(response: httpx2.Response) -> None:
+    """Raise ValueError for an answer whose digests are paths: they name files in hf's cache."""
+    if response.request.method == "HEAD":
+        names = [response.headers.get(name, "") for name in _NAMING]
+        names = [name.removeprefix("W/").strip('"') for name in names if name]
+    elif response.is_success and "/api/models/" in response.request.url.path:
+        found = json.loads(response.read())
+        files = found if isinstance(found, list) else []
+        names = [file["lfs"]["oid"] for file in files if file.get("lfs")]
+        names += [] if isinstance(found, list) else [found["sha"]]
+    else:
+        return
+    for name in names:
+        file_name(name)
 
 
 def _check(model: ModelFile, etag: str) -> None:
     """Raise WrongHash where the hub says already that its file has another sha256."""
-    if model.sha256 and len(etag) == _SHA256_DIGITS and etag != model.sha256:
+    if model.sha256 and len(etag) == len(model.sha256) and etag != model.sha256:
         raise WrongHash(f"{model.repository} has a file of sha256 {etag}, not {model.sha256}")
 
 
@@ -147,7 +179,7 @@ def _failures(repository: str) -> Iterator[None]:
         status = error.response.status_code
         hint = "; is it private (HF_TOKEN)?" if status in (401, 403, 404) else ""
         raise SourceFailed(f"{repository}: HTTP {status}{hint}") from error
-    except (network, errors.HFValidationError, ValueError) as error:
+    except (network, errors.HFValidationError, *_NO_HUB) as error:
         raise SourceFailed(f"{repository}: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:

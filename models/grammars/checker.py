@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from models.confined import command, environment
 from models.errors import CannotCheck
 from models.grammars.constraint import Constraint
 from models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
@@ -60,13 +58,11 @@ class Checker:
             await process.wait()
 
     async def _start(self) -> Process:
-        root = str(Path(__file__).parents[2])
-        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "models.grammars.trial",
+                *command("models.grammars.trial"),
                 stdin=PIPE, stdout=PIPE, stderr=DEVNULL, limit=MAX_LINE_BYTES,
-                env={**os.environ, "PYTHONPATH": paths},
+                env=environment(),
             )  # fmt: skip
             await self._ask(self._process, Tokens.of(self._vocabulary), START_TIMEOUT_S)
         except BaseException as error:

@@ -11,8 +11,6 @@ The process reads lines of JSON and answers each with one: first a vocabulary, t
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from models.confined import limit_memory, limited_cpu
 from models.errors import InvalidGrammar
 from models.grammars.binding import grammar_text, make_matcher, make_tokenizer, reason_of
 from models.tokenizing.vocabulary import Vocabulary
@@ -185,8 +184,7 @@ def _in(mask: bytes, tokens: Sequence[int]) -> list[int]:
 
 def main() -> None:
     """Answer attempts until the input ends."""
-    with suppress(ValueError, OSError):  # not every system has this limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    limit_memory(MEMORY_BYTES)
     threading.stack_size(STACK_BYTES)
     thread = ThreadPoolExecutor(1)
     lines = iter(sys.stdin.buffer.readline, b"")
@@ -194,9 +192,8 @@ def main() -> None:
     _answer(Outcome())
     for line in lines:
         asked = msgspec.json.decode(line, type=Attempt)
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # its signal ends the process
-        outcome = thread.submit(trial.attempt, asked).result()
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        with limited_cpu(CPU_S):
+            outcome = thread.submit(trial.attempt, asked).result()
         _answer(outcome)
 
 

@@ -1,6 +1,7 @@
 """Renders chats by a model's chat template, as `transformers` renders them.
 
-The Jinja template runs in a sandbox, because it comes from outside: from the target.
+The Jinja template runs in a sandbox, because it comes from outside: from the target. Its time
+and its memory have no limit here, see `rendering`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -19,6 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Json = Mapping[str, object]
 Clock = Callable[[], datetime.datetime]
+
+MAX_BYTES: Final = 32 << 20
+"""Most bytes of a chat, where nobody knows a smaller limit: four times the largest body."""
 
 
 class ChatTemplate:
@@ -33,7 +37,7 @@ class ChatTemplate:
         try:
             parsed = environment.parse(text)
             self._template = environment.from_string(parsed)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # it computes constants: it may raise anything
             raise ValueError(f"the chat template cannot be read: {error}") from error
         self._variables = variables
         self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
@@ -51,11 +55,18 @@ class ChatTemplate:
         answered = {"role": "assistant", "content": None, "tool_calls": calls}
         try:
             return "None" not in self.render([asked, answered], (), {})
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
 
-    def render(self, messages: Sequence[Json], tools: Sequence[Json], options: Json) -> str:
-        """Return the chat with the assistant's turn opened. Raises ValueError.
+    def render(
+        self,
+        messages: Sequence[Json],
+        tools: Sequence[Json],
+        options: Json,
+        most_bytes: int = MAX_BYTES,
+    ) -> str:
+        """Return the chat with the assistant's turn opened. Raises ValueError, and
+        OverflowError if it has more than `most_bytes`.
 
         options: more variables, which replace those of the template. Some are known to many
         templates: `documents`, `enable_thinking`, `add_generation_prompt`.
@@ -63,10 +74,20 @@ class ChatTemplate:
         _check(options)
         given = {"add_generation_prompt": True, "documents": None, **self._variables, **options}
         given |= {"messages": messages, "tools": tools or None}
+        pieces, size = [], 0
         try:
-            return self._template.render(given)
+            for piece in self._template.generate(given):
+                size += len(piece.encode(errors="surrogatepass"))
+                if size > most_bytes:
+                    break
+                pieces.append(piece)
+        except MemoryError:
+            raise
         except Exception as error:  # the template is code from outside: it may raise anything
             raise ValueError(f"the chat template refuses: {error}") from error
+        if size > most_bytes:
+            raise OverflowError(f"the chat has more than {most_bytes} bytes")
+        return "".join(pieces)
 
 
 def _check(options: Json) -> None:

@@ -8,8 +8,8 @@ generation_config.json (which tokens end a turn, and how its makers sample).
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -56,17 +56,12 @@ class HuggingFaceEncoder:
         stop_tokens: frozenset[int] = frozenset(),
         padding: int = 0,
     ) -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-            self._decoder = json.loads(data).get("decoder")
-        except Exception as error:  # the library raises Exception itself
-            raise CannotOpen(f"tokenizer.json cannot be read: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer, self._text_tokenizer = _opened(data), _opened(data)
+        self._text_tokenizer.encode_special_tokens = True  # as text, the library means
+        self._decoder = json.loads(data).get("decoder")
         self._eos = eos
         self._stop_tokens = stop_tokens
         self._padding = padding
-        self._lock = threading.Lock()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -88,10 +83,34 @@ class HuggingFaceEncoder:
         return tuple(self._tokenizer.encode("").ids)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        with self._lock:  # the setting is the tokenizer's, and threads share that
-            self._tokenizer.encode_special_tokens = not special
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-            return ids
+        """Return the tokens of text alone; other threads run meanwhile. Raises ValueError."""
+        tokenizer = self._tokenizer if special else self._text_tokenizer
+        with _panics_as(ValueError):
+            (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
+
+
+def _opened(data: bytes) -> tokenizers.Tokenizer:
+    try:
+        with _panics_as(CannotOpen):
+            tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises Exception itself
+        raise CannotOpen(f"tokenizer.json cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@contextmanager
+def _panics_as(kind: type[Exception]) -> Iterator[None]:
+    """Raise `kind` for a failure inside the library, which raises a BaseException then."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"the tokenizer fails: {error}") from error
 
 
 def directory_of(model: str, revision: str | None = None) -> Path:

@@ -16,7 +16,7 @@ from itertools import chain, count
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from models.tokenizing.chat_template import ChatTemplate, Json
+from models.tokenizing.chat_template import MAX_BYTES, Json
 from models.tokenizing.infill import Hole, infill_format
 from models.tokenizing.vocabulary import Vocabulary
 
@@ -41,10 +41,28 @@ class Encoder(Protocol):
         """Return the tokens of text alone. special: markers become special tokens."""
 
 
+class Template(Protocol):
+    """A chat template, see models.tokenizing.chat_template.ChatTemplate."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def takes_tools(self) -> bool: ...
+    @property
+    def takes_null(self) -> bool: ...
+    def render(
+        self,
+        messages: Sequence[Json],
+        tools: Sequence[Json],
+        options: Json,
+        most_bytes: int = MAX_BYTES,
+    ) -> str: ...
+
+
 class Tokenizer:
     """The tokenizer of one target. template: None if its model was not made for chats."""
 
-    def __init__(self, encoder: Encoder, template: ChatTemplate | None) -> None:
+    def __init__(self, encoder: Encoder, template: Template | None) -> None:
         self.vocabulary = encoder.vocabulary
         self._encoder = encoder
         self._template = template
@@ -61,12 +79,15 @@ class Tokenizer:
         return self._template is not None and self._template.takes_tools
 
     def chat(
-        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = _NONE
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = _NONE,
+        most_bytes: int = MAX_BYTES,
     ) -> list[int]:
-        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
-
-        See gateway.ports.Tokenizer.
-        """
+        """Return the chat's tokens, with the assistant's turn opened. See
+        gateway.ports.Tokenizer."""
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
         if not self._template.takes_null:
@@ -74,7 +95,7 @@ class Tokenizer:
         given = {"messages": messages, "tools": tools, "options": options}
         sentinel = _unused(self.template + "".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}
-        rendered = self._template.render(**safe)  # type: ignore[arg-type]  # as it was given
+        rendered = self._template.render(**safe, most_bytes=most_bytes)  # type: ignore[arg-type]
         if sentinel in rendered:
             tokens = list(self._tokens(rendered, sentinel))
         else:

@@ -2,17 +2,20 @@
 
 A tokenizer comes from another machine, and the libraries that open it are not written for
 hostile files. So the first opening happens in a process of its own, within limits of time and
-memory; what fails there is never opened here.
+memory; what fails there is never opened here. A disk that is full, or cannot be written, costs
+the keeping and nothing else.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from models.confined import command, environment
+from models.digests import tokenizer_name
 from models.errors import CannotOpen
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_file import TokenizerFile
@@ -21,8 +24,8 @@ TRIAL_S: Final = 60.0
 """Most seconds that a tokenizer may take to be opened and used once: the largest take 10 s on
 a slow core."""
 
-TRIAL_BYTES: Final = 4 << 30
-"""Most address space of the process that tries it; the largest tokenizers take 1 GB."""
+MAX_KEPT: Final = 8
+"""Tokenizers that are kept, each of some megabytes: those that were used last."""
 
 
 class TokenizerCache:
@@ -30,41 +33,70 @@ class TokenizerCache:
         self._folder = folder
 
     def find(self, digest: str) -> Tokenizer | None:
-        """Open the tokenizer of that digest, if it is kept. Raises CannotOpen."""
-        path = self._folder / digest
-        if not path.is_file():
+        """Open the tokenizer of that digest, if it is kept whole. Raises CannotOpen."""
+        path = self._path(digest)
+        try:
+            found = TokenizerFile.unpack(path.read_bytes())
+        except (OSError, CannotOpen):
             return None
-        found = TokenizerFile.unpack(path.read_bytes())
-        return found.open() if found.digest == digest else None
+        if found.digest != digest:
+            return None
+        with suppress(OSError):
+            os.utime(path)  # it was used now
+        return found.open()
 
     def keep(self, digest: str, packed: bytes) -> Tokenizer:
-        """Try a tokenizer out, keep and open it. Raises CannotOpen, and then keeps nothing."""
+        """Try a tokenizer out, keep it where the disk has room, and open it. Raises CannotOpen,
+        and then keeps nothing."""
+        path = self._path(digest)
         found = TokenizerFile.unpack(packed)
         if found.digest != digest:
             raise CannotOpen(f"the tokenizer has the digest {found.digest}, not {digest}")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / f"{digest}.{os.getpid()}"
-        try:
-            fresh.write_bytes(packed)
-            _try_out(fresh)
-            fresh.replace(self._folder / digest)
-        finally:
-            fresh.unlink(missing_ok=True)
+        _try_out(packed)
+        with suppress(OSError):
+            self._write(path, packed)
         return found.open()
 
+    def _path(self, digest: str) -> Path:
+        try:
+            return self._folder / tokenizer_name(digest)
+        except ValueError as error:
+            raise CannotOpen(str(error)) from error
 
-def _try_out(path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "models.tokenizing.tokenizer_trial",
-        str(path),
-        str(TRIAL_BYTES),
-    ]
+    def _write(self, path: Path, packed: bytes) -> None:
+        """Put a file in its place whole, and remove those used longest ago."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            fresh.write_bytes(packed)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        newest_first = sorted(self._folder.iterdir(), key=_used_at, reverse=True)
+        for old in newest_first[MAX_KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+def _used_at(path: Path) -> float:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S)
+        return path.stat().st_mtime
+    except OSError:  # another process has removed it
+        return 0.0
+
+
+def _try_out(packed: bytes) -> None:
+    try:
+        result = subprocess.run(
+            command("models.tokenizing.tokenizer_trial"),
+            input=packed,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=TRIAL_S,
+            env=environment(),
+        )
     except subprocess.TimeoutExpired:
         raise CannotOpen(f"the tokenizer takes more than {TRIAL_S:g} s to open") from None
     if result.returncode != 0:
-        reason = result.stderr.strip().splitlines()[-1:] or [f"status {result.returncode}"]
-        raise CannotOpen(f"the tokenizer cannot be used: {reason[0]}")
+        said = result.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else f"status {result.returncode}"
+        raise CannotOpen(f"the tokenizer cannot be used: {reason}")

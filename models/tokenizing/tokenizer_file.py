@@ -7,9 +7,12 @@ Both ends open the same file with the same library: llama.cpp for a GGUF model's
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -18,8 +21,9 @@ import msgspec
 from models.errors import CannotOpen
 from models.gguf import check_metadata, metadata_of
 from models.llama import Model
-from models.tokenizing.chat_template import ChatTemplate, joined
+from models.tokenizing.chat_template import joined
 from models.tokenizing.hugging_face import HuggingFaceEncoder, read_directory
+from models.tokenizing.renderer import Renderer
 from models.tokenizing.tokenizer import Encoder, Tokenizer
 
 MAX_BYTES: Final = 64 << 20
@@ -85,8 +89,8 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     def open(self) -> Tokenizer:
         """Return the tokenizer. Raises CannotOpen."""
         try:
-            template = ChatTemplate(self.template, self.named_tokens) if self.template else None
-        except ValueError as error:
+            template = Renderer(self.template, self.named_tokens) if self.template else None
+        except (ValueError, OSError) as error:
             raise CannotOpen(str(error)) from error
         return Tokenizer(self._encoder(), template)
 
@@ -95,10 +99,24 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             return HuggingFaceEncoder(
                 self.data, self.eos, frozenset(self.stop_tokens), self.padding
             )
-        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-            file.write(self.data)
+        with _file_of(self.data) as path:
+            return Model(path, vocabulary_only=True)
+
+
+@contextmanager
+def _file_of(data: bytes) -> Iterator[Path]:
+    """Give a file with this content, one in memory where the system has such: the disk may be
+    full."""
+    if sys.platform == "linux":
+        with open(os.memfd_create("tokenizer.gguf"), "wb") as file:
+            file.write(data)
             file.flush()
-            return Model(Path(file.name), vocabulary_only=True)
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as named:
+            named.write(data)
+            named.flush()
+            yield Path(named.name)
 
 
 def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:

@@ -1,32 +1,47 @@
-"""Uses a tokenizer once: `python -m models.tokenizing.tokenizer_trial FILE BYTES`."""
+"""Uses a tokenizer once, in a process of its own, which gets it as its input.
+
+It exits with status 0 if that works, and else says why as its last line of errors.
+"""
 
 from __future__ import annotations
 
-import resource
 import sys
-from contextlib import suppress
-from pathlib import Path
+from typing import Final
 
+from models.confined import limit_memory
 from models.errors import CannotOpen
+from models.tokenizing.renderer import Overrun
+from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_file import TokenizerFile
 
 TEXT = "def f(x):\n    return {'a': 1.5}  # \u00e9\u4e2d\U0001f600 " + "a" * 256 + " " * 256
 
 
-def main(path: Path, limit_bytes: int) -> None:
+MEMORY_BYTES: Final = 4 << 30
+"""Most address space of the process; the largest tokenizers take 1 GB."""
+
+
+def main() -> None:
     """Raises SystemExit with the reason if the tokenizer cannot be used."""
-    with suppress(ValueError, OSError):  # a system may allow no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+    limit_memory(MEMORY_BYTES)
     try:
-        tokenizer = TokenizerFile.unpack(path.read_bytes()).open()
+        tokenizer = TokenizerFile.unpack(sys.stdin.buffer.read()).open()
         tokens = tokenizer.encode(TEXT)
-        with suppress(ValueError):  # a template may demand other messages than this one
-            tokens += tokenizer.chat([{"role": "user", "content": TEXT}])
-    except (CannotOpen, MemoryError) as error:
+        tokens += _chat(tokenizer)
+    except (CannotOpen, MemoryError, OverflowError, Overrun) as error:
         sys.exit(str(error) or type(error).__name__)
     if tokens and not 0 <= min(tokens) <= max(tokens) < len(tokenizer.vocabulary.pieces):
         sys.exit("it makes ids that are no tokens")
 
 
+def _chat(tokenizer: Tokenizer) -> list[int]:
+    try:
+        return tokenizer.chat([{"role": "user", "content": TEXT}])
+    except Overrun:
+        raise
+    except ValueError:  # a template may demand other messages than this one
+        return []
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main()

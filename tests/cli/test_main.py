@@ -37,7 +37,7 @@ def test_a_service_gets_its_arguments_as_they_are(
     result = runner.invoke(app, command)
 
     assert result.exit_code == 0, result.output
-    assert executed == [[sys.executable, "-m", *becomes]]
+    assert executed == [[sys.executable, "-P", "-m", *becomes]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pins are Linux's")

@@ -45,7 +45,11 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`picospec up` with a target whose weights are not exact, under a name of its own."""
+    """`picospec up` with a target whose weights are not exact, under a name of its own; in a
+    folder that holds programs which are named like PicoSpec's, as many a project does."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("models", "cli", "gateway", "verifier", "edge_agent", "speculation"):
+        (project / f"{name}.py").write_text("raise SystemExit('the wrong program')")
     folder, store = tmp_path_factory.mktemp("own"), open_store({})
     target, draft = folder / "mine.gguf", store.find("smollm2", "draft").path
     target.symlink_to(store.find("smollm2-135m", "draft").path)
@@ -55,10 +59,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier),
         "PICOSPEC_CACHE": str(folder), "PICOSPEC_CONFIG_DIR": str(folder),
     }  # fmt: skip
-    command = [sys.executable, "-c", "from cli.main import app; app()", "up"]
+    command = [sys.executable, "-P", "-c", "from cli.main import app; app()", "up"]
     process = subprocess.Popen(
         [*command, "--target", str(target), "--draft", str(draft)],
-        env=environment, stdout=subprocess.PIPE, text=True,
+        cwd=project, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:

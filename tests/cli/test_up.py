@@ -46,9 +46,9 @@ def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
     verifier, edge = Plan(edge_port=1, verifier_port=2).services()
 
     python, here = sys.executable, ("--host", "127.0.0.1")
-    assert verifier.command == (python, "-m", "verifier", "--port", "2", *here)
-    assert edge.command[:7] == (python, "-m", "edge_agent", "--port", "1", *here)
-    assert edge.command[7:] == ("--verifier-url", "http://127.0.0.1:2")
+    assert verifier.command == (python, "-P", "-m", "verifier", "--port", "2", *here)
+    assert edge.command[:8] == (python, "-P", "-m", "edge_agent", "--port", "1", *here)
+    assert edge.command[8:] == ("--verifier-url", "http://127.0.0.1:2")
 
 
 def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:

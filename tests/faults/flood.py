@@ -163,9 +163,13 @@ class Flood:
 LOADS: Final = ("messages", "opens", "connections", "bodies")
 
 
-def opening(verifier: int) -> Open:
+def opening(verifier: int, key: str = "") -> Open:
     """Return what opens a session that waits for drafts."""
-    facts = httpx.get(f"http://127.0.0.1:{verifier}/v1/model-facts", trust_env=False).json()
+    url, headers = (
+        f"http://127.0.0.1:{verifier}/v1/model-facts",
+        {"authorization": f"Bearer {key}"},
+    )
+    facts = httpx.get(url, headers=headers, trust_env=False).json()
     return Open(
         model=facts["model"], vocabulary=facts["vocabulary"], prompt=(1, 2, 3, 4) * 10,
         sampling=Sampling(temperature=0.0), seed=1, max_tokens=64, stop_tokens=(),
@@ -181,7 +185,7 @@ def main(
     hostile: bool = False,
     key: str = "",
 ) -> None:
-    flood = Flood(verifier, edge, seconds, hostile, opening(verifier), key)
+    flood = Flood(verifier, edge, seconds, hostile, opening(verifier, key), key)
     asyncio.run(getattr(flood, load)())
     print(json.dumps(flood.tally))  # noqa: T201
 

@@ -6,24 +6,21 @@ The same generator sends both, in a process of its own, at the same rate and of 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from statistics import quantiles
 
 import pytest
 import pytest_asyncio
 
 from tests.faults.flood import LOADS
-from tests.faults.rig.asking import Answer
+from tests.faults.rig.bystander import Bystander
 from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.generating import generate, told
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import FOLDER, Plan, World
-from tests.models.chats import Json, user
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
@@ -40,11 +37,6 @@ MORE_IN_SHORT, MORE_IN_SHORT_S = 2.0, 0.5
 
 MORE_MB = 24.0
 """Memory that may have grown: what the allocator keeps. A body has 8 MB, and there are many."""
-
-LONG_ANSWER: Json = {
-    "messages": [user("Count to one thousand, in words.")], "temperature": 0,
-    "ignore_eos": True, "max_tokens": 1800,
-}  # fmt: skip
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -80,30 +72,6 @@ async def test_a_hostile_load_delays_others_no_more_than_a_valid_one(
 
 
 @dataclass
-class Reader:
-    """Another client, which reads one long answer after the other."""
-
-    world: World
-    answers: list[Answer] = field(default_factory=list)
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def read_on(self) -> None:
-        while True:
-            await self.world.ask(LONG_ANSWER, self._watch)
-            await asyncio.sleep(0.2)  # as after an error, which comes at once
-
-    def _watch(self, answer: Answer) -> None:
-        if not self.answers or self.answers[-1] is not answer:
-            self.answers.append(answer)
-        self.begun.set()
-
-    def gaps_s(self, since: float) -> list[float]:
-        """Return the times between two pieces."""
-        pairs = (pair for answer in self.answers for pair in pairwise(answer.came_at))
-        return [end - begin for begin, end in pairs if begin > since]
-
-
-@dataclass
 class Loaded:
     """What was seen under a load."""
 
@@ -124,15 +92,13 @@ class Loaded:
 
 async def under(world: World, load: str, seconds: float, *, hostile: bool) -> Loaded:
     """Return what is seen under a load."""
-    reader = Reader(world)
-    reading = asyncio.create_task(reader.read_on())
-    await reader.begun.wait()
-    at = time.monotonic()
-    tally = await generate(world, load, seconds, *["--hostile"] * hostile)
-    reading.cancel()
-    await asyncio.wait([reading])
+    other = Bystander(world)
+    async with other.beside():
+        at = time.monotonic()
+        tally = await generate(world, load, seconds, *["--hostile"] * hostile)
+        gaps_s = other.gaps_s(at)
     await world.settled()
-    return Loaded(reader.gaps_s(at), Counter(tally))
+    return Loaded(gaps_s, Counter(tally))
 
 
 def footprint(world: World) -> Footprint:

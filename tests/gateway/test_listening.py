@@ -67,7 +67,7 @@ def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
 async def status(said: str, environ: dict[str, str] | None = None, **settings: object) -> int:
     """What a request gets that says this as its `Host`."""
 
-    async def source() -> Tokenizer:
+    async def source(_: str) -> Tokenizer:
         return ByteTokenizer()
 
     given = load(None, environ or {}, settings)
@@ -91,7 +91,7 @@ async def test_a_request_by_this_machines_name_is_answered(host: str) -> None:
     "host",
     [
         "evil.example", "evil.example:8000", "localhost.evil.example", "evil.example@localhost",
-        "localhost:8000.evil.example", "127.0.0.1.nip.io:8000", "", ":8000", "[::2]:8000",
+        "localhost:8000.evil.example", "127.0.0.1.nip.io:8000", ":8000", "[::2]:8000",
         "[::1", "localhost:8000:8000",
     ],
 )  # fmt: skip

@@ -116,10 +116,13 @@ def test_a_service_that_says_so_is_not_alive() -> None:
 
 
 def test_the_probe_is_a_command() -> None:
+    command = [sys.executable, "-m", "gateway.hosting.probe"]
     with served() as port:
-        command = [sys.executable, "-m", "gateway.hosting.probe", str(port)]
-        assert subprocess.run(command, cwd=ROOT).returncode == 0
+        assert subprocess.run([*command, str(port)], cwd=ROOT).returncode == 0
 
-    dead = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    with socket.socket() as taken:  # by nobody who listens, and by nobody else meanwhile
+        taken.bind(("127.0.0.1", 0))
+        command.append(str(taken.getsockname()[1]))
+        dead = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert dead.returncode == 1
     assert "refused" in dead.stderr

@@ -37,6 +37,16 @@ class FakeHub:
     hides_hashes: bool = False
     """A mirror that does not know the files' sha256."""
 
+    digest: str = ""
+    """What the hub says is each file's sha256; empty if it says what is true."""
+
+    commit: str = COMMIT
+    description: bytes = b""
+    """What the hub answers in place of what it has; empty if it answers that."""
+
+    has_xet: bool = False
+    """Whether the hub says that each file is in its newer storage too."""
+
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Path and range of each request for bytes."""
 
@@ -48,6 +58,9 @@ class FakeHub:
     def running(self) -> Iterator[FakeHub]:
         with _serving(_hub(self)) as self.endpoint, _serving(_storage(self)) as self.storage:
             yield self
+
+    def sha256(self, data: bytes) -> str:
+        return self.digest or hashlib.sha256(data).hexdigest()
 
     def file(self, path: str) -> bytes | None:
         """Return the file of a path OWNER/REPO/FILE."""
@@ -94,29 +107,31 @@ def _hub(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 repository, _, tree = path.removeprefix("api/models/").partition("/tree/")
                 self.describe(repository.removesuffix("/revision/main"), bool(tree))
             else:
-                self.locate(re.sub(f"/resolve/(main|{COMMIT})/", "/", path))
+                self.locate(re.sub(f"/resolve/(main|{re.escape(hub.commit)})/", "/", path))
 
         def describe(self, repository: str, tree: bool) -> None:
             if (files := hub.repositories.get(repository)) is None:
                 return self.answer(404, x_error_code="RepoNotFound")
+            if hub.description:
+                return self.answer(200, hub.description, content_type="application/json")
             siblings = [_sibling(name, data, hub) for name, data in files.items()]
             card = {"license": "mit"}
             body: object = siblings
             if not tree:
-                about = {"id": repository, "sha": COMMIT, "cardData": card}
+                about = {"id": repository, "sha": hub.commit, "cardData": card}
                 body = {**about, "siblings": siblings}
             self.answer(200, json.dumps(body).encode(), content_type="application/json")
 
         def locate(self, path: str) -> None:
             if (data := hub.file(path)) is None:
                 return self.answer(404, x_error_code="EntryNotFound")
-            etag = "unknown" if hub.hides_hashes else hashlib.sha256(data).hexdigest()
+            etag = "unknown" if hub.hides_hashes else hub.sha256(data)
             self.answer(
                 302,
                 location=f"{hub.storage}/{path}",
                 x_linked_etag=f'"{etag}"',
                 x_linked_size=str(len(data)),
-                x_repo_commit=COMMIT,
+                x_repo_commit=hub.commit,
             )
 
     return Handler
@@ -142,7 +157,8 @@ def _storage(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
 
 def _sibling(name: str, data: bytes, hub: FakeHub) -> dict[str, object]:
-    digest = hashlib.sha256(data).hexdigest()
+    digest = hub.sha256(data)
     lfs = {"size": len(data), "sha256": digest, "oid": digest, "pointerSize": 134}
     sibling = {"rfilename": name, "path": name, "type": "file", "size": len(data), "oid": "0"}
+    sibling |= {"xetHash": "0" * 64} if hub.has_xet else {}
     return sibling | ({} if hub.hides_hashes else {"lfs": lfs})

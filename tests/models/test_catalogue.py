@@ -31,7 +31,9 @@ def test_a_variant_is_made_of_its_model() -> None:
 
 
 def test_a_wheel_knows_its_exact_requirement() -> None:
-    assert Wheel("some_model-0.9.0-py3-none-any.whl", "00").requirement == "some_model==0.9.0"
+    assert (
+        Wheel("some_model-0.9.0-py3-none-any.whl", "0" * 64).requirement == "some_model==0.9.0"
+    )
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
@@ -55,8 +57,8 @@ def test_a_misspelt_field_is_refused() -> None:
     ("text", "reason"),
     [
         ('[models."../x"]\nfile = "a.gguf"\n', "regex"),
-        ('[models.x]\nfile = "a.gguf"\nsha256 = "../../x"\n', "regex"),
-        ('[models.x]\nfile = "a"\nwheels = [{file = "w-1.whl", sha256 = ""}]\n', "sha256"),
+        ('[models.x]\nfile = "a.gguf"\nsha256 = "../../x"\n', "64 hex"),
+        ('[models.x]\nfile = "a"\nwheels = [{file = "w-1.whl", sha256 = ""}]\n', "a wheel"),
     ],
 )
 def test_what_would_name_a_file_elsewhere_is_refused(text: str, reason: str) -> None:

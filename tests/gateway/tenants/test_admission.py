@@ -214,7 +214,7 @@ async def test_a_key_that_is_gone_for_one_look_comes_back_to_what_it_has_used(
     async with client_of(make_app(engine, clock=clock, keys_file=file)) as client:
         used = [await ask(client, BEN) for _ in range(6)]
         answers = []
-        for content in ("", before):
+        for content in (table("ann"), before):
             await asyncio.to_thread(file.write_text, content)
             clock.now += 1.0
             answers.append(await ask(client, BEN))

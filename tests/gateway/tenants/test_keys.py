@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,7 +16,7 @@ from structlog.testing import capture_logs
 
 from edge_agent.settings import load
 from gateway.errors import Unauthorized
-from gateway.tenants.keys import InvalidKeys, KeyLimits, add_key, read_keys
+from gateway.tenants.keys import MAX_FILE_BYTES, InvalidKeys, KeyLimits, add_key, read_keys
 from gateway.tenants.tenant import Tenant, TenantMetrics
 from gateway.tenants.tenants import Tenants
 
@@ -146,6 +148,7 @@ def test_a_file_put_in_place_of_another_counts(tmp_path: Path) -> None:
         (f'[a]\nsha256 = "{"0" * 64}"\n[b]\nsha256 = "{"0" * 64}"', "are the same"),
         (f'[a]\nsha256 = "{"0" * 64}"\nsessions = 0', "a.sessions"),
         (None, "No such file"),
+        ("#" * (MAX_FILE_BYTES + 1), "at most"),
     ],
 )
 def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
@@ -166,6 +169,47 @@ def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
 
     written(file, {"ben": BEN})
     assert [holder(found, key, now=3.0) for key in (ANN, BEN)] == [None, "ben"]
+
+
+def test_a_key_that_was_taken_away_works_no_longer_than_the_file_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: Path, *_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    file, registry = written(tmp_path / "keys.toml", {"ann": ANN}), CollectorRegistry()
+    found = Tenants((), file, KeyLimits(), TenantMetrics(registry))
+    written(file, {"ben": BEN})
+
+    with monkeypatch.context() as during, capture_logs() as logs:
+        during.setattr(Path, "open", fails)
+        kept = [holder(found, ANN, now=float(second)) for second in range(1, 30)]
+    unread = [registry.get_sample_value("picospec:keys_file_unread")]
+    after = holder(found, ANN, now=30.0)
+    unread.append(registry.get_sample_value("picospec:keys_file_unread"))
+
+    assert kept == ["ann"] * 29
+    assert [line["event"] for line in logs] == ["keys_not_read"]
+    assert after is None
+    assert unread == [1.0, 0.0]
+
+
+def test_a_file_that_is_written_in_place_refuses_nobody_and_one_that_stays_empty_all(
+    tmp_path: Path,
+) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN})
+    found = tenants(file)
+
+    file.write_text("")
+    truncated = holder(found, ANN, now=1.0)
+    written(file, {"ann": ANN, "ben": BEN})
+    complete = [holder(found, key, now=2.0) for key in (ANN, BEN)]
+    file.write_text("")
+    emptied = [holder(found, ANN, now=now) for now in (3.0, 4.0)]
+
+    assert truncated == "ann"
+    assert complete == ["ann", "ben"]
+    assert emptied == ["ann", None]
 
 
 def test_a_tenant_whose_name_stays_goes_on_and_gets_other_limits(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_hub_that_sends_files_out_of_their_folder_is_not_followed(
     file = f"{folder.format(tmp_path=tmp_path)}/x-Q8_0.gguf"
     server.repositories = {"someone/evil": {file: CONTENT}}
 
-    with pytest.raises(UnknownModel, match="none"):
+    with pytest.raises(SourceFailed, match="someone/evil"):
         store.pull("someone/evil", silent)
 
 

@@ -1,0 +1,140 @@
+"""What strangers do to a service's log, its headers and its terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+import httpx
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from gateway.hosting import logs
+from gateway.log_lines import EVERY_S, MAX_CHARACTERS
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+
+KEY = {"authorization": "Bearer right"}
+ODD = "\x1b]0;pwned\x07\x1b[2J\r\n2026 [info] \x9b2J\u202e"
+
+
+class Time:
+    """A clock that the test sets, in seconds."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "settings", "status"),
+    [
+        ("GET", "/v1/models", {}, {"api_keys": ["right"]}, 401),
+        ("GET", "/", {}, {"api_keys": ["right"]}, 200),
+        ("GET", "/nothing", {}, {}, 404),
+        ("PUT", "/v1/models", {}, {}, 405),
+        (
+            "POST",
+            "/v1/completions",
+            {"content-length": "9999"},
+            {"body_limit_bytes": 1024},
+            413,
+        ),
+    ],
+)
+async def test_requests_without_a_key_share_a_line_a_minute_that_counts_them(
+    method: str, path: str, headers: Mapping[str, str], settings: dict[str, object], status: int
+) -> None:
+    clock = Time()
+    async with client_of(make_app(ScriptedEngine(), clock=clock, **settings)) as client:
+        with capture_logs() as lines:
+            for wait_s in (0.0,) * 50 + (EVERY_S,):
+                clock.now += wait_s
+                answer = await client.request(method, path, headers=headers)
+                assert answer.status_code == status
+
+    assert [(line["status"], line["refused"]) for line in lines] == [(status, 1), (status, 50)]
+
+
+async def test_a_request_with_a_key_has_a_line_of_its_own() -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["right"]), KEY) as client:
+        with capture_logs() as lines:
+            for _ in range(5):
+                await client.get("/nothing")
+
+    assert [line["status"] for line in lines] == [404] * 5
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+async def test_a_path_is_cut_and_steers_no_terminal(
+    form: logs.LogFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    logs.configure(form)
+    try:
+        async with client_of(make_app(ScriptedEngine())) as client:
+            await client.get(f"/{quote(ODD)}{'x' * 60_000}")
+        try:
+            raise RuntimeError(ODD)
+        except RuntimeError as bug:
+            structlog.get_logger("x").error("failed", reason=ODD, exc_info=bug)
+    finally:
+        structlog.reset_defaults()
+    request, *others = written.getvalue().splitlines()
+
+    assert "pwned" in request
+    assert len(request) < 3 * MAX_CHARACTERS + 400
+    assert all(line.isprintable() for line in (request, *others))
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/nothing", "/metrics", "/health"])
+@pytest.mark.parametrize("headers", [KEY, {}])
+async def test_no_answer_is_taken_for_a_page_that_is_none(
+    path: str, headers: Mapping[str, str]
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["right"])) as client:
+        answer = await client.get(path, headers=headers)
+
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("host", "a")], 200),
+        ([("host", "a"), ("host", "b")], 400),
+        ([("host", "a"), ("authorization", "Bearer right")], 200),
+        ([("host", "a"), *[("authorization", "Bearer right")] * 2], 400),
+    ],
+)
+async def test_a_header_by_which_a_request_is_let_in_is_there_once(
+    headers: Sequence[tuple[str, str]], status: int
+) -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        request = httpx.Request("GET", "http://gateway/v1/models", headers=headers)
+        answer = await client.send(request)
+
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("headers", [[], [(b"host", b"")]])
+async def test_http_1_1_without_a_host_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
+    sent: list[Mapping[str, object]] = []
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "GET", "path": "/v1/models",
+        "headers": headers, "query_string": b"", "root_path": "",
+    }  # fmt: skip
+
+    async def receive() -> Mapping[str, object]:
+        return {"type": "http.request"}
+
+    async def send(message: Mapping[str, object]) -> None:
+        sent.append(message)
+
+    await make_app(ScriptedEngine())(scope, receive, send)  # type: ignore[arg-type]
+
+    assert sent[0]["status"] == 400

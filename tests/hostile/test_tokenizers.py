@@ -1,0 +1,121 @@
+"""A tokenizer from a verifier: neither its failures, nor a full disk, nor a long text stop more
+than the work that they belong to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import tokenizers
+from msgspec.structs import replace
+from tokenizers import Regex, models, pre_tokenizers
+
+from models.errors import CannotOpen
+from models.tokenizing.hugging_face import HuggingFaceEncoder
+from models.tokenizing.tokenizer_cache import MAX_KEPT, TokenizerCache
+from models.tokenizing.tokenizer_file import TokenizerFile
+
+
+def made(split: str = " ") -> TokenizerFile:
+    """Return a tokenizer whose tokens are bytes, and which splits texts at a pattern first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    parts = [pre_tokenizers.Split(Regex(split), "isolated"), byte_level]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)  # type: ignore[assignment]
+    return TokenizerFile("huggingface", tokenizer.to_str().encode())
+
+
+def kept(folder: Path, file: TokenizerFile) -> bool:
+    return TokenizerCache(folder).find(file.digest) is not None
+
+
+def test_tokenizers_used_last_are_kept_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.tokenizing.tokenizer_cache._try_out", lambda packed: None)
+    cache = TokenizerCache(tmp_path)
+    files = [replace(made(), padding=number) for number in range(MAX_KEPT + 1)]
+    for number, file in enumerate(files[:-1]):
+        cache.keep(file.digest, file.pack())
+        os.utime(tmp_path / file.digest, (number, number))
+
+    assert kept(tmp_path, files[0])
+    cache.keep(files[-1].digest, files[-1].pack())
+
+    assert [kept(tmp_path, file) for file in files[:3]] == [True, False, True]
+    assert len(list(tmp_path.iterdir())) == MAX_KEPT
+
+
+def test_a_full_disk_costs_the_keeping_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    file = made()
+
+    assert TokenizerCache(tmp_path).keep(file.digest, file.pack()).encode("ab") == [64, 65]
+    assert list(tmp_path.iterdir()) == []
+    assert TokenizerCache(Path("/proc/none")).keep(file.digest, file.pack()).encode("a") == [64]
+
+
+def test_a_torn_file_is_as_good_as_none(tmp_path: Path) -> None:
+    file = made()
+    (tmp_path / file.digest).write_bytes(file.pack()[:50])
+
+    assert not kept(tmp_path, file)
+
+
+def test_a_tokenizer_that_panics_is_an_error_like_any_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its pattern takes exponential time, until the library gives up."""
+    file = made("(x+x+)+y")
+
+    with pytest.raises(ValueError, match="retry-limit"):
+        file.open().encode("x" * 60)
+    for number, pattern in enumerate(("(a+a+)+b", "( +$)+\\1|( +  +)+y")):
+        file = made(pattern)  # the trial's own text has 256 times "a", and as many spaces
+        with pytest.raises(CannotOpen):
+            TokenizerCache(tmp_path / str(number)).keep(file.digest, file.pack())
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised() -> None:
+    encoder = HuggingFaceEncoder(made().data)
+    ended, ticks = threading.Event(), 0
+
+    def tokenise() -> None:
+        encoder.tokenize("word " * 100_000, True)
+        ended.set()
+
+    threading.Thread(target=tokenise).start()
+    while not ended.wait(0.001):
+        ticks += 1
+
+    assert ticks > 20
+
+
+def test_markers_are_text_or_tokens_in_any_number_of_threads() -> None:
+    tokenizer = tokenizers.Tokenizer.from_buffer(made().data)
+    tokenizer.add_special_tokens(["<|end|>"])
+    encoder = HuggingFaceEncoder(tokenizer.to_str().encode())
+    wrong: list[bool] = []
+
+    def tokenise(special: bool) -> None:
+        for _ in range(200):
+            if (encoder.tokenize("<|end|>", special) == [256]) != special:
+                wrong.append(special)
+
+    threads = [threading.Thread(target=tokenise, args=(n % 2 == 0,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not wrong
