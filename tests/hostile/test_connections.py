@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from bench.run.services import free_port
 from gateway.hosting import http1
 from gateway.hosting.connections import silent
+from gateway.hosting.connections.descriptors import MOST as MOST_DESCRIPTORS
+from gateway.hosting.connections.descriptors import be_brief_without_descriptors
 from tests.gateway.scripted import ScriptedEngine, make_app, served
-from tests.verifier.conftest import fake_command, serving
+from tests.verifier.conftest import ROOT, fake_command, serving
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's bytes")
 DESCRIPTORS = 200
@@ -124,3 +130,41 @@ async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
         engine.go_on.set()
 
     assert [task.result().status_code for task in running] == [200] * MOST
+
+
+async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    be_brief_without_descriptors(loop)
+    try:
+        with capture_logs() as lines:
+            for _ in range(3000):
+                loop.call_exception_handler(
+                    {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
+                )
+    finally:
+        loop.set_exception_handler(before)
+
+    assert [line["event"] for line in lines] == ["no connection can be accepted"]
+
+
+@pytest.mark.parametrize(
+    ("hard", "connections"), [(64, 32), (1024, 512), (4096, 2048), (1 << 20, 2048)]
+)
+def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = min(hard, before[1])
+    script = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard}));"
+        "from gateway.hosting.connections import descriptors;"
+        "limit = descriptors.raise_limit();"
+        "print(limit, descriptors.max_connections(limit), descriptors.max_accepted(limit))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+
+    limit, most, at_once = map(int, done.stdout.split())
+    assert (limit, most) == (min(hard, MOST_DESCRIPTORS), connections)
+    assert most + at_once < limit
