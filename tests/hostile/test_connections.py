@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from gateway.hosting import http1
 from gateway.hosting.connections import silent
 from gateway.hosting.connections.descriptors import MOST as MOST_DESCRIPTORS
 from gateway.hosting.connections.descriptors import be_brief_without_descriptors
+from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.verifier.conftest import ROOT, fake_command, serving
 
@@ -168,3 +170,30 @@ def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: i
     limit, most, at_once = map(int, done.stdout.split())
     assert (limit, most) == (min(hard, MOST_DESCRIPTORS), connections)
     assert most + at_once < limit
+
+
+NO_REQUESTS = (
+    b"GARBAGE\r\n\r\n",
+    b"\x16\x03\x01\x02\x00" + b"x" * 600,  # TLS
+    b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+)
+
+
+def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = [sys.executable, "-m", "edge_agent", "--port", str(port), "--draft", "none"]
+    with log.open("wb") as out:
+        edge = subprocess.Popen(
+            [*command, "--verifier-url", "http://127.0.0.1:9"], cwd=ROOT, stdout=out, stderr=out
+        )
+    try:
+        wait_for(port, edge, within_s=60)
+        for sent in NO_REQUESTS:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                client.sendall(sent)
+                assert client.recv(100).startswith(b"HTTP/1.1 ")
+    finally:
+        edge.kill()
+        edge.wait()
+
+    assert log.read_bytes() == b""
