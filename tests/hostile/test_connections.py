@@ -65,14 +65,38 @@ def test_only_a_connection_without_a_first_request_is_cut(sent: bytes, is_cut: b
     assert was_cut == is_cut
 
 
-@LINUX
-def test_silent_connections_do_not_make_a_verifier_unreachable() -> None:
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[int]:
+    """The port of a verifier that may have few descriptors."""
     port = free_port()
     limited = ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}", *fake_command(port)]
-    with serving(limited, port), held(port, 2 * DESCRIPTORS):
-        answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=30, trust_env=False)
+    with serving(limited, port):
+        yield port
+
+
+@LINUX
+def test_silent_connections_do_not_make_a_verifier_unreachable(verifier: int) -> None:
+    with held(verifier, 2 * DESCRIPTORS):
+        answer = httpx.get(f"http://127.0.0.1:{verifier}/health", timeout=30, trust_env=False)
 
     assert answer.status_code == 200
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("host: a\r\n", b"200"),
+        ("", b"400"),
+        ("host: a\r\nhost: b\r\n", b"400"),
+        ("host: a\r\nauthorization: Bearer a\r\nauthorization: Bearer b\r\n", b"400"),
+    ],
+)
+def test_a_verifier_takes_one_host_and_one_key(verifier: int, head: str, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", verifier), timeout=10) as client:
+        client.sendall(f"GET /health HTTP/1.1\r\n{head}\r\n".encode())
+
+        assert client.recv(100).split()[1] == status
 
 
 class Engine(ScriptedEngine):
