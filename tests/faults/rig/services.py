@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,18 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
+
+    @contextmanager
+    def on(self, disk: Path | None) -> Iterator[None]:
+        """Have it keep its log, and what it caches, on another disk if it is started now."""
+        log, environment = self.log, self.environment
+        if disk:
+            self.log = disk / log.name
+            self.environment = {**environment, "PICOSPEC_CACHE": str(disk)}
+        try:
+            yield
+        finally:
+            self.log, self.environment = log, environment
 
     @property
     def running(self) -> subprocess.Popen[bytes]:
