@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -25,6 +24,7 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounts, IsMessage
 from gateway.output.style import Styles
 from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from gateway.request_body import MAX_BODY_BYTES
 from gateway.responses import json_response
 from gateway.routes.chat_answer import ChatAnswer
 from gateway.routes.chat_completions import ChatRequest
@@ -43,6 +43,7 @@ from gateway.routes.status import (
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.services import About, Services, nothing_more
 from gateway.settings import GatewaySettings
+from gateway.tenants.reading import PromptReader
 from gateway.tenants.tenant import TenantMetrics
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import NO_TRACING, Tracing
@@ -121,7 +122,7 @@ def create_app(
                 Accounts,
                 tenants=tenants,
                 metrics=metrics,
-                body_limit_bytes=settings.body_limit_bytes,
+                body_limit_bytes=settings.body_limit_bytes or MAX_BODY_BYTES,
                 session_paths=session_paths,
                 is_message=is_message,
                 hosts=hosts,
@@ -136,7 +137,7 @@ def create_app(
         tokenizer=tokenizer,
         drain=drain or Drain(),
         registry=registry,
-        executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
+        reader=PromptReader(),
         model_aliases=frozenset(settings.model_aliases),
         styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,

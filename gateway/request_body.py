@@ -17,6 +17,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import ClientGone, RequestTimeout, TooLarge
 
+MAX_BODY_BYTES: Final = 64 << 20
+"""The limit of bodies where no setting and no route has a lower one: the text of a context of
+two million tokens."""
+
 PATIENCE_S: Final = 30.0
 """How long a body may take, in seconds, besides the time for what has come of it. A client
 sends a body at once, so this is for a link that stalls and comes back."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Self
+from functools import partial
+from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
@@ -16,6 +16,8 @@ from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
 from gateway.steady.forwarding import Steady
+from gateway.tenants.reading import PromptReader
+from gateway.tenants.turns import Turns
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns what /status says of one service alone."""
@@ -26,15 +28,17 @@ async def nothing_more() -> dict[str, object]:
     return {}
 
 
+_WAITING: Final = 32
+"""Large bodies of one tenant that may wait to be checked: each is in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     engine: Engine
     tokenizer: TokenizerSource
     drain: Drain
     registry: CollectorRegistry
-    executor: Executor
-    """Runs templates and tokenisation, which would stall every stream for a long prompt."""
-
+    reader: PromptReader
     model_aliases: frozenset[str]
     styles: Styles
     max_choices: int
@@ -42,6 +46,13 @@ class Services:
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
+
+    checks: Turns = field(
+        default_factory=partial(Turns, 1, _WAITING, "large bodies wait to be checked")
+    )
+    checker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "checker"))
+    """Checks large bodies. One thread, because every running one makes the event loop wait for
+    the interpreter longer."""
 
     steady: Steady = field(default_factory=Steady)
     about: About = nothing_more
@@ -69,11 +80,10 @@ class Services:
         self.fallback.count_answers(answers)
         return f"{self.fallback.name}:{facts.model}"
 
-    async def style_of(self, tokenizer: Tokenizer) -> Style:
+    async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:
             return style
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executor, self.styles.find, tokenizer)
+        return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
 
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.output.formats.choose import FormatName
 from gateway.tenants.keys import KeyLimits, digest_of
+
+MAX_CHOICES: Final = 128
+"""The most that `max_choices` may be: each choice is a session at the verifier."""
 
 
 class GatewaySettings(BaseModel):
@@ -25,8 +28,9 @@ class GatewaySettings(BaseModel):
     key_limits: KeyLimits = KeyLimits()
     """What a key without limits of its own may use; without any keys, all clients together."""
 
-    body_limit_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
-    """A larger request body gets a 413. 8 MiB holds the text of any context length in use."""
+    body_limit_bytes: Annotated[int, Field(ge=1024)] | None = None
+    """A larger request body gets a 413. So does, whatever is set here, one of more than 1 MiB
+    and of more than 32 bytes for each token of the context."""
 
     model_aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Other names by which clients may ask for the model."""
@@ -41,7 +45,7 @@ class GatewaySettings(BaseModel):
     tool_format: FormatName | None = None
     """How the model writes tool calls, if its chat template does not tell it rightly."""
 
-    max_choices: Annotated[int, Field(ge=1, le=128)] = 16
+    max_choices: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 16
     """Limit of the choices that one request may ask for: its prompts times `n`."""
 
     @property

@@ -43,10 +43,10 @@ def check(request: Open, facts: ModelFacts) -> None:
     if request.identity not in ("", facts.identity):
         message = f"identity: {request.identity!r} is not this verifier's {facts.identity!r}"
         raise IdentityMismatch(message, param="identity")
+    _check_sizes(request, facts)  # before all tokens are read
     for field in ("prompt", "committed", "predicted", "stop_tokens"):
         if (highest := max(getattr(request, field), default=0)) >= facts.vocabulary_size:
             raise _invalid(field, f"{highest} is not a token")
-    _check_sizes(request, facts)
     _check_sampling(request.sampling, facts)
     _check_judge(request, facts)
 

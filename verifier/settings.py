@@ -83,7 +83,7 @@ class VerifierSettings(ServerSettings):
     vllm: dict[str, Any] = Field(default_factory=dict)
     """Engine options, passed on to vLLM as they are."""
 
-    body_limit_bytes: Annotated[int, Field(ge=1 << 21)] = 8 << 20
+    body_limit_bytes: Annotated[int, Field(ge=1 << 21)] | None = None
 
     load_timeout_s: Seconds = 7200.0
     """How long the target may take to load, or vLLM to fetch it. Then the process ends."""

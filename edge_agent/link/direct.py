@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -25,7 +26,7 @@ from gateway.drain import Drain
 from gateway.errors import ClientGone, InvalidRequest, Unavailable
 from gateway.output.choice_stream import cancel_on_disconnect, send_to_client
 from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.request import parse
+from gateway.routes.request import checked, parse
 from gateway.services import Services
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
@@ -44,17 +45,23 @@ async def relay(verifiers: Verifiers, services: Services, request: Request) -> R
     services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
-    body = await parse(ChatRequest, request)
+    body = await parse(ChatRequest, services, request)
     if body.seed is None:
         raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
+    facts = await services.facts_of(body.model)
+    renamed = partial(_renamed, await request.body(), facts.model)
+    asked = await checked(services, request, renamed)
+    account.begin_answers(body.n)
+    return _Relayed(verifiers.current, asked, account, services.drain)
+
+
+def _renamed(body: bytes, model: str) -> bytes:
+    """Return a chat as the verifier is asked for it, by its model's own name."""
     try:
-        fields = msgspec.json.decode(await request.body())
+        fields = msgspec.json.decode(body)
     except msgspec.DecodeError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
-    facts = await services.facts_of(body.model)
-    account.begin_answers(body.n)
-    asked = msgspec.json.encode({**fields, "model": facts.model})
-    return _Relayed(verifiers.current, asked, account, services.drain)
+    return msgspec.json.encode({**fields, "model": model})
 
 
 class _Relayed(Response):

@@ -16,7 +16,7 @@ from gateway.ports import Facts, Tokenizer
 from gateway.routes.request import GenerationRequest, TokenIds
 from gateway.routes.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
 from gateway.schemas import structured
-from gateway.schemas.base import Flag, Integer
+from gateway.schemas.base import FIRST_ERROR, Flag, Integer
 from gateway.schemas.messages import ChatMessage
 
 _EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -29,7 +29,7 @@ _RESERVED: Final = frozenset(
 class ChatRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "messages"
 
-    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)]
+    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1), FIRST_ERROR]
     tools: Tools = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: Flag = True

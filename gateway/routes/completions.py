@@ -16,6 +16,7 @@ from gateway.ports import Tokenizer
 from gateway.routes.answer import Answer, Entries, Json, finite
 from gateway.routes.request import GenerationRequest, TokenIds
 from gateway.schemas.base import Flag, Integer
+from gateway.settings import MAX_CHOICES
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
@@ -24,6 +25,8 @@ def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise ValueError("expected a string, token ids, or a non-empty array of either")
+    if len(value) > MAX_CHOICES:
+        raise ValueError(f"expected at most {MAX_CHOICES} prompts")
     return tuple(_as_prompt(item) for item in value)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from starlette.requests import Request
@@ -18,12 +18,13 @@ from gateway.output.style import Style
 from gateway.ports import SEEDS, Facts, Job
 from gateway.routes.answer import Answer, json_answer
 from gateway.routes.event_stream import EventStream
-from gateway.routes.parameters import check_parameters, shown_names
-from gateway.routes.request import GenerationRequest, TokenIds, parse
+from gateway.routes.parameters import Parameters, check_parameters, shown_names
+from gateway.routes.request import GenerationRequest, TokenIds, checked, parse
 from gateway.schemas import structured
 from gateway.services import Services
 from gateway.speculation import Watch
 from gateway.steady.forwarding import singly
+from gateway.tenants.reading import BoundedTokenizer
 
 
 async def generate(
@@ -36,20 +37,17 @@ async def generate(
     services.drain.check()
     account: Account = request.state.account
     account.begin_answers(1)  # before the body is read, so that those on the way are bounded
-    body = await parse(schema, request)
+    body = await parse(schema, services, request)
     services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    given = check_parameters(body.model_extra or {}, facts)
-    body.check_served(facts)
-    account.ignored = shown_names((*given.ignored, *body.unknown_inside()))
-    tokenizer = await services.tokenizer()
-    style = await services.style_of(tokenizer)
+    given, account.ignored = await checked(services, request, partial(_given, body, facts))
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    style = await services.style_of(tokenizer, account)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
     account.begin_answers(len(jobs) - 1)
-    account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(
         name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
@@ -79,6 +77,14 @@ async def generate(
         return await json_answer(answer, streams, account, request.receive)
 
 
+def _given(body: GenerationRequest, facts: Facts) -> tuple[Parameters, tuple[str, ...]]:
+    """Return the parameters that no schema has, and the fields that have no effect, as the
+    client is shown them. Raises InvalidRequest."""
+    given = check_parameters(body.model_extra or {}, facts)
+    body.check_served(facts)
+    return given, shown_names((*given.ignored, *body.unknown_inside()))
+
+
 async def _jobs(
     services: Services,
     body: GenerationRequest,
@@ -95,8 +101,7 @@ async def _jobs(
             f" {services.max_choices} choices",
             param="n" if body.prompt_count == 1 else "prompt",
         )
-    loop = asyncio.get_running_loop()
-    prompts = await loop.run_in_executor(services.executor, body.tokenise, style.tokenizer)
+    prompts = await _read(services, body, facts, style, account)
     extras_of = [_constrained(body, style, prompt, extras) for prompt in prompts]
     limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
     sampling = body.sampling(facts.defaults)
@@ -117,6 +122,20 @@ async def _jobs(
         )
         for index in range(len(prompts) * body.n)
     ]
+
+
+async def _read(
+    services: Services, body: GenerationRequest, facts: Facts, style: Style, account: Account
+) -> tuple[TokenIds, ...]:
+    """Return the prompts as tokens, which are charged, as are those of a refused prompt."""
+    tokenizer = BoundedTokenizer(style.tokenizer, facts, body.prompt_field)
+    try:
+        prompts = await services.reader.read(account.tenant, partial(body.tokenise, tokenizer))
+    except BaseException:
+        account.took_prompt(tokenizer.charged)
+        raise
+    account.took_prompt(sum(map(len, prompts)))
+    return prompts
 
 
 def _constrained(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from gateway.errors import InvalidRequest
 from gateway.ports import Facts
@@ -32,11 +32,26 @@ MAX_BIASES: Final = 1024
 
 MAX_STOP_TOKENS: Final = 64
 
+MAX_UNKNOWN: Final = 256
+"""The limit of fields that no schema has, in the body itself; clients send about ten."""
+
+
+def _few_biases(value: object) -> object:
+    """Raise for too many before each of them is checked, and gets an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"expected at most {MAX_BIASES} tokens")
+    return value
+
+
 SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = {
     "presence_penalty": TypeAdapter(Penalty),
     "frequency_penalty": TypeAdapter(Penalty),
     "repetition_penalty": TypeAdapter(Annotated[Number, Field(ge=0.01, le=2)]),
-    "logit_bias": TypeAdapter(Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)]),
+    "logit_bias": TypeAdapter(
+        Annotated[
+            dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)
+        ]
+    ),
     "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
     "ignore_eos": TypeAdapter(Flag),
     "stop_token_ids": TypeAdapter(
@@ -95,6 +110,8 @@ class Parameters:
 
 def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
     """Check the fields that no schema has. Raises InvalidRequest for one that is not served."""
+    if len(given) > MAX_UNKNOWN:
+        raise InvalidRequest(f"the body has more than {MAX_UNKNOWN} fields that are not known")
     extras: dict[str, Any] = {}
     ignored: list[str] = []
     constrained_at = ""

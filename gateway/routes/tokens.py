@@ -6,7 +6,6 @@ Where the two differ, the field that holds the text decides: `content` is llama-
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -15,22 +14,24 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.account import Account
 from gateway.errors import InvalidRequest
-from gateway.ports import Tokenizer
+from gateway.ports import Facts, Tokenizer
 from gateway.responses import json_response
 from gateway.routes.chat_completions import ChatRequest
 from gateway.routes.completions import text_of
 from gateway.routes.parameters import check_parameters
-from gateway.routes.request import parse
-from gateway.schemas.base import Flag, Integer, RequestModel, missing
+from gateway.routes.request import checked, parse
+from gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from gateway.schemas.messages import ChatMessage
 from gateway.services import Services
+from gateway.tenants.reading import BoundedTokenizer
 
 
 class TokenizeRequest(RequestModel):
     model: str | None = None
     content: str | None = None
-    messages: tuple[ChatMessage, ...] = ()
+    messages: Annotated[tuple[ChatMessage, ...], FIRST_ERROR] = ()
     prompt: Annotated[str | None, Field(validate_default=True)] = None
     add_special: Flag = False
     add_special_tokens: Flag = True
@@ -48,6 +49,11 @@ class TokenizeRequest(RequestModel):
             raise ValueError("give one of prompt, messages and content")
         return value
 
+    @property
+    def field(self) -> str:
+        """The field that errors about the text refer to."""
+        return "messages" if self.messages else "prompt" if self.content is None else "content"
+
     def tokenise(self, tokenizer: Tokenizer) -> list[int]:
         if self.content is not None:
             special, begin = self.parse_special, self.add_special
@@ -57,23 +63,48 @@ class TokenizeRequest(RequestModel):
 
 class DetokenizeRequest(RequestModel):
     model: str | None = None
-    tokens: tuple[Integer, ...]
+    tokens: Annotated[tuple[Integer, ...], FIRST_ERROR]
 
 
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer the tokens of a text or of a chat."""
-    body = await parse(TokenizeRequest, request)
-    services = await services.for_request(request.state.account)
+    body = await parse(TokenizeRequest, services, request)
+    account: Account = request.state.account
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    tokenizer = await services.tokenizer()
+    source = await services.tokenizer(facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, facts, body.field)
     made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
     if body.messages:
-        chat = await parse(ChatRequest, request)
-        check_parameters(chat.model_extra or {}, facts)
+        chat = await parse(ChatRequest, services, request)
+        given = chat.model_extra or {}
+        await checked(services, request, partial(check_parameters, given, facts))
         made = partial(_chat_tokens, chat, tokenizer)
-    loop = asyncio.get_running_loop()
-    tokens = await loop.run_in_executor(services.executor, made)
-    pieces = [text_of([token], tokenizer) for token in tokens]
+    answer = partial(_tokens_answer, body, facts, tokenizer, made)
+    return await services.reader.read(account.tenant, answer)
+
+
+async def detokenize(services: Services, request: Request) -> Response:
+    """Answer the text of tokens; special tokens are spelt out."""
+    body = await parse(DetokenizeRequest, services, request)
+    account: Account = request.state.account
+    services = await services.for_request(account)
+    facts = await services.facts_of(body.model)
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    answer = partial(_text_answer, body.tokens, facts, tokenizer)
+    return await services.reader.read(account.tenant, answer)
+
+
+def _tokens_answer(
+    body: TokenizeRequest,
+    facts: Facts,
+    tokenizer: Tokenizer,
+    made: Callable[[], Sequence[int]],
+) -> Response:
+    tokens, pieces = made(), list[str]()
+    if body.with_pieces or body.return_token_strs:
+        _check_count(len(tokens), facts, "content" if body.prompt is None else "prompt")
+        pieces = [text_of([token], tokenizer) for token in tokens]
     answer = {
         "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,
         "count": len(tokens),
@@ -83,21 +114,43 @@ async def tokenize(services: Services, request: Request) -> Response:
     return json_response(answer)
 
 
-async def detokenize(services: Services, request: Request) -> Response:
-    """Answer the text of tokens; special tokens are spelt out."""
-    body = await parse(DetokenizeRequest, request)
-    services = await services.for_request(request.state.account)
-    facts = await services.facts_of(body.model)
-    for index, token in enumerate(body.tokens):
+def _text_answer(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> Response:
+    _check_count(len(tokens), facts, "tokens")
+    for index, token in enumerate(tokens):
         if not 0 <= token < facts.vocabulary_size:
             raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
-    text = text_of(body.tokens, await services.tokenizer())
+    text = text_of(tokens, tokenizer)
     return json_response({"content": text, "prompt": text})
+
+
+def _check_count(tokens: int, facts: Facts, field: str) -> None:
+    """Raise InvalidRequest where texts of more tokens than the context has are asked for: such
+    an answer may have a hundred times the bytes of its request."""
+    if tokens > facts.context_tokens:
+        raise InvalidRequest(
+            f"{field}: the context has {facts.context_tokens} tokens; these are {tokens}",
+            param=field,
+            code="context_length_exceeded",
+        )
 
 
 def _chat_tokens(chat: ChatRequest, tokenizer: Tokenizer) -> Sequence[int]:
     (tokens,) = chat.tokenise(tokenizer)
     return tokens
+
+
+def _with_texts(
+    made: Callable[[], Sequence[int]], tokenizer: Tokenizer
+) -> tuple[Sequence[int], list[str]]:
+    tokens = made()
+    return tokens, [text_of([token], tokenizer) for token in tokens]
+
+
+def _text_of(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> str:
+    for index, token in enumerate(tokens):
+        if not 0 <= token < facts.vocabulary_size:
+            raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
+    return text_of(tokens, tokenizer)
 
 
 def _with_pieces(tokens: Sequence[int], pieces: Sequence[str]) -> list[dict[str, object]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.schemas.base import Flag, Name, RequestModel, missing
+from gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, missing
 from gateway.schemas.structured import Schema
 
 Json = Mapping[str, object]
@@ -91,7 +91,7 @@ class Choice(RequestModel):
         return value
 
 
-Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
 ToolChoice = Annotated[
     Choice,
     BeforeValidator(_as_choice, json_schema_input_type=Word | Choice),

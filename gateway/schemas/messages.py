@@ -14,7 +14,8 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from gateway.schemas.base import RequestModel, Unserved, missing
+from gateway.schemas.base import FIRST_ERROR, RequestModel, Unserved, missing
+from gateway.schemas.structure import check_structure
 
 Json = dict[str, object]
 
@@ -35,6 +36,8 @@ def _as_object(value: Any) -> Any:  # noqa: ANN401 - whatever JSON value it is
         raise ValueError("expected the text of a JSON object")
     if value == "":
         return {}
+    if isinstance(value, str):
+        check_structure(value.encode())
     try:
         parsed = from_json(value) if isinstance(value, str) else value
     except ValueError:
@@ -50,7 +53,9 @@ class Part(RequestModel):
 
 
 Parts = Annotated[
-    tuple[Part, ...], BeforeValidator(as_parts, json_schema_input_type=str | tuple[Part, ...])
+    tuple[Part, ...],
+    FIRST_ERROR,
+    BeforeValidator(as_parts, json_schema_input_type=str | tuple[Part, ...]),
 ]
 
 
@@ -85,7 +90,7 @@ class ToolCall(RequestModel):
 class ChatMessage(RequestModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     name: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: Annotated[tuple[ToolCall, ...], FIRST_ERROR] = ()
     function_call: FunctionCall | None = None
     """A call as it was in the API before `tool_calls`."""
 

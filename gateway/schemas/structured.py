@@ -33,13 +33,20 @@ MAX_CHOICES: Final = 1024
 
 def _parsed(value: object) -> object:
     """Return the object for a schema that was sent as text, as vLLM allows."""
-    return from_json(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    _check_size(value)
+    return from_json(value)
 
 
 def _sized(value: Any) -> Any:  # noqa: ANN401 - whatever type is validated
-    if len(msgspec.json.encode(value)) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES} bytes")
+    _check_size(msgspec.json.encode(value))
     return value
+
+
+def _check_size(text: str | bytes) -> None:
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES} bytes")
 
 
 Schema = Annotated[

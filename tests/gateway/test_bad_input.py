@@ -141,7 +141,7 @@ async def test_a_body_that_is_no_json_object_is_a_400(
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(
-    ("settings", "limit"), [({"body_limit_bytes": 1024}, 1024), ({}, 2**23)]
+    ("settings", "limit"), [({"body_limit_bytes": 1024}, 1024), ({}, 2**20)]
 )
 async def test_a_body_over_the_limit_is_a_413_announced_or_not(
     engine: ScriptedEngine, chunked: bool, settings: dict[str, int], limit: int

@@ -1,0 +1,70 @@
+"""Bounds how many values a JSON text has, before anything is made of them.
+
+An object of Python takes far more memory and time than the byte of JSON that asks for it: one
+megabyte may have half a million arrays. Nothing is parsed here, bytes are searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.errors import InvalidRequest
+
+MAX_CONTAINERS: Final = 32_768
+"""Objects and arrays: 4,096 messages with a part and a tool call each have 25,000."""
+
+MAX_STRINGS: Final = 98_304
+"""Strings, among them the names of fields: such messages have 70,000."""
+
+MAX_VALUES: Final = 1 << 19
+"""Values in all, less the first of each object and array: two prompts of 262,144 token ids."""
+
+SMALL_BYTES: Final = 64 * 1024
+"""A text of so many bytes is parsed within milliseconds, whatever it holds, and not counted. It
+may be a prompt of 10,000 tokens."""
+
+PIECE_BYTES: Final = 1 << 18
+"""So much is counted at once. It takes a few milliseconds, in which no other thread runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    containers: int
+    strings: int
+    commas: int
+
+
+def check_structure(text: bytes) -> None:
+    """Raise InvalidRequest for a JSON text with more values than any client sends."""
+    if len(text) <= SMALL_BYTES:
+        return
+    for counted in count_structure(text):
+        _check("objects and arrays", counted.containers, MAX_CONTAINERS)
+        _check("strings", counted.strings, MAX_STRINGS)
+        _check("values", counted.commas, MAX_VALUES)
+
+
+def count_structure(text: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[Structure]:
+    """Yield what a JSON text has up to the end of each piece. Of a text that is no JSON, the
+    counts mean nothing."""
+    containers = quotes = commas = 0
+    escape, inside = b"", False
+    for start in range(0, len(text), piece_bytes):
+        piece = escape + text[start : start + piece_bytes]
+        backslashes = len(piece) - len(piece.rstrip(b"\\"))
+        escape = b"\\" * (backslashes % 2)  # it goes with the first byte of the next piece
+        piece = piece.removesuffix(escape)
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(parts[inside::2])
+        containers += outside.count(b"{") + outside.count(b"[")
+        commas += outside.count(b",")
+        quotes += len(parts) - 1
+        inside = quotes % 2 == 1
+        yield Structure(containers, quotes // 2, commas)
+
+
+def _check(what: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidRequest(f"the body has more than {most} {what}", code="too_many_values")

@@ -1,0 +1,285 @@
+"""Large bodies of many small values: they are refused, and meanwhile nobody else waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import ApiError, Unavailable
+from gateway.routes.request import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from gateway.schemas.structure import (
+    MAX_CONTAINERS,
+    MAX_STRINGS,
+    MAX_VALUES,
+    Structure,
+    check_structure,
+    count_structure,
+)
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
+
+MORE_S = 0.5
+"""How much longer than without such a body another client may wait: it is what is promised."""
+
+CONTEXT_TOKENS = LEAST_LIMIT_BYTES // BYTES_A_TOKEN
+MESSAGE = '{"role":"user","content":"a"}'
+PART = '{"type":"text","text":"a"}'
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
+
+SHORT = '{"max_tokens":1,'
+ONE_CHAT = f'{SHORT}"messages":[{MESSAGE}],'
+KINDS = {
+    "messages": (CHAT, SHORT + '"messages":[', MESSAGE, "]}"),
+    "bad messages": (CHAT, SHORT + '"messages":[', "{}", "]}"),
+    "numbers for messages": (CHAT, SHORT + '"messages":[', "1", "]}"),
+    "parts": (CHAT, SHORT + '"messages":[{"role":"user","content":[', PART, "]}]}"),
+    "bad parts": (CHAT, SHORT + '"messages":[{"role":"user","content":[', "{}", "]}]}"),
+    "unknown fields": (CHAT, ONE_CHAT, '"%d":1', "}"),
+    "unknown fields of messages": (
+        CHAT,
+        SHORT + '"messages":[',
+        MESSAGE[:-1] + ',"%d":1}',
+        "]}",
+    ),
+    "unknown fields of a message": (
+        CHAT,
+        SHORT + '"messages":[' + MESSAGE[:-1] + ",",
+        '"%d":1',
+        "}]}",
+    ),
+    "nested objects": (CHAT, ONE_CHAT + '"x":[', '{"a":{"a":[]}}', "]}"),
+    "deep nesting": (CHAT, SHORT + '"messages":[[', "[[[[[", "]}"),
+    "tools": (CHAT, ONE_CHAT + '"tools":[', '{"type":"function"}', "]}"),
+    "tool calls": (
+        CHAT,
+        SHORT + '"messages":[{"role":"assistant","tool_calls":[',
+        '{"function":{"name":"f"}}',
+        "]}]}",
+    ),
+    "arguments of a tool call": (
+        CHAT,
+        SHORT + '"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f",'
+        '"arguments":"[',
+        "[]",
+        ']"}}]}]}',
+    ),
+    "biases": (CHAT, ONE_CHAT + '"logit_bias":{', '"%d":1000', "}}"),
+    "stop strings": (CHAT, ONE_CHAT + '"stop":[', '""', "]}"),
+    "a prediction": (
+        CHAT,
+        ONE_CHAT + '"prediction":{"type":"content","content":[',
+        PART,
+        "]}}",
+    ),
+    "escaped quotes": (CHAT, SHORT + '"messages":[{"role":"user","content":"', r"\"\\", '"}]}'),
+    "prompts": (TEXT, SHORT + '"prompt":[', '"a"', "]}"),
+    "prompts of ids": (TEXT, SHORT + '"prompt":[', "[1]", "]}"),
+    "ids": (TEXT, SHORT + '"prompt":[', "1", "]}"),
+    "tokenize": ("/tokenize", '{"with_pieces":true,"messages":[', MESSAGE, "]}"),
+    "a long text": ("/tokenize", '{"with_pieces":true,"content":"', "a", '"}'),
+    "detokenize": ("/detokenize", '{"tokens":[', "1", "]}"),
+    "fractions": ("/detokenize", '{"tokens":[', "0.5", "]}"),
+}
+
+
+def body_of(kind: str, *, admitted: bool) -> bytes:
+    """Return a body of as many bytes as the service takes. admitted: of as many values, too."""
+    _, begin, item, end = KINDS[kind]
+    comma = "" if kind in ("deep nesting", "escaped quotes", "a long text") else ","
+    width = len((item % 10**6 if "%" in item else item) + comma)
+    count = (LEAST_LIMIT_BYTES - len(begin) - len(end)) // width
+    if admitted:
+        *_, each = count_structure(f"{item},".encode())
+        each_in_all = ((MAX_CONTAINERS, each.containers), (MAX_STRINGS, each.strings))
+        most = ((limit - 16) // taken for limit, taken in each_in_all if taken)
+        count = min(count, *most, MAX_VALUES)
+    items = (item % (10**6 + i) for i in range(count)) if "%" in item else [item] * count
+    return (begin + comma.join(items) + end).encode()
+
+
+class Others:
+    """Another client, which reads a stream and asks for /health, again and again."""
+
+    def __init__(self) -> None:
+        self.pieces: asyncio.Queue[float] = asyncio.Queue()
+        self.answers: asyncio.Queue[float] = asyncio.Queue()
+        """How long each came after the one before it, in seconds."""
+
+    async def read(self, client: httpx.AsyncClient) -> None:
+        async with client.stream("POST", CHAT, json=LONG) as answer:
+            last = time.monotonic()
+            async for _ in answer.aiter_lines():
+                now = time.monotonic()
+                self.pieces.put_nowait(now - last)
+                last = now
+
+    async def ask(self, client: httpx.AsyncClient) -> None:
+        while True:
+            begun = time.monotonic()
+            assert (await client.get("/health")).status_code == 200
+            self.answers.put_nowait(time.monotonic() - begun)
+
+    async def longest_s(self) -> float:
+        """Return the longest wait since this was called last."""
+        longest_s = 0.0
+        for queue in (self.pieces, self.answers):
+            waits = [queue.get_nowait() for _ in range(queue.qsize())]
+            longest_s = max(longest_s, *waits, await queue.get())  # one that goes on, too
+        return longest_s
+
+
+@asynccontextmanager
+async def others(client: httpx.AsyncClient) -> AsyncIterator[Others]:
+    other = Others()
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(work(client)) for work in (other.read, other.ask)]
+        yield other
+        for task in running:
+            task.cancel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
+    bodies = [body_of(kind, admitted=admitted) for admitted in (False, True)]
+    engine = ScriptedEngine(lambda job: [b"a"] * job.max_tokens, context_tokens=CONTEXT_TOKENS)
+    engine.features = frozenset({"logit_bias", "prediction"})
+    engine.pause = lambda: asyncio.sleep(0.002)
+    async with (
+        served(make_app(engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
+        others(client) as other,
+    ):
+        await other.longest_s()
+        await asyncio.gather(*(client.get("/version") for _ in range(100)))
+        undisturbed_s = await other.longest_s()
+
+        headers = {"content-type": "application/json"}
+        answers = [
+            await client.post(KINDS[kind][0], content=body, headers=headers) for body in bodies
+        ]
+        disturbed_s = await other.longest_s()
+
+    assert {answer.status_code for answer in answers} <= {200, 400}
+    assert disturbed_s <= undisturbed_s + MORE_S
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text('ab"\\\n,{[é\U0001f600'),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text('a"\\,{'), inner),
+    max_leaves=30,
+)
+
+
+def walked(value: Any) -> Structure:  # noqa: ANN401 - JSON
+    """Return what a value has, counted one by one."""
+    if isinstance(value, str):
+        return Structure(0, 1, 0)
+    if not isinstance(value, list | dict):
+        return Structure(0, 0, 0)
+    named = isinstance(value, dict)
+    inside = [walked(item) for item in (value.values() if named else value)]
+    return Structure(
+        1 + sum(each.containers for each in inside),
+        named * len(value) + sum(each.strings for each in inside),
+        max(len(value) - 1, 0) + sum(each.commas for each in inside),
+    )
+
+
+@given(value=values, ascii_only=st.booleans(), piece_bytes=st.integers(1, 40))
+def test_the_counts_are_those_of_a_walk_through_the_values(
+    value: object, ascii_only: bool, piece_bytes: int
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only).encode()
+
+    *_, counted = count_structure(text, piece_bytes)
+
+    assert counted == walked(value)
+
+
+@pytest.mark.parametrize("repeated", [r"\"", r"\\", r"\\\"", '"', r'"\\"', "a", "\\", "[", ","])
+def test_counting_takes_a_time_in_proportion_to_the_bytes(repeated: str) -> None:
+    text = ('"' + repeated * ((8 << 20) // len(repeated))).encode()
+
+    begun = time.monotonic()
+    for _ in count_structure(text):
+        pass
+
+    assert (
+        time.monotonic() - begun < 10
+    )  # it takes 0.1 s; in quadratic time it would take hours
+
+
+@pytest.mark.parametrize(
+    ("item", "most", "what"),
+    [
+        ("{}", MAX_CONTAINERS - 1, f"{MAX_CONTAINERS} objects and arrays"),
+        ('""', MAX_STRINGS, f"{MAX_STRINGS} strings"),
+        ("0", MAX_VALUES + 1, f"{MAX_VALUES} values"),
+    ],
+)
+async def test_too_many_values_are_a_400_that_says_of_what(
+    item: str, most: int, what: str
+) -> None:
+    admitted, refused = (f"[{','.join([item] * n)}]".encode() for n in (most, most + 1))
+
+    check_structure(admitted)
+    async with client_of(make_app(ScriptedEngine(context_tokens=1 << 17))) as client:
+        headers = {"content-type": "application/json"}
+        answer = await client.post(CHAT, content=refused, headers=headers)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "too_many_values")
+    assert error["message"] == f"the body has more than {what}"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    ("context_tokens", "own", "limit"),
+    [
+        (64, None, LEAST_LIMIT_BYTES),
+        (1 << 16, None, BYTES_A_TOKEN << 16),
+        (1 << 16, 5000, 5000),
+        (64, 1 << 22, LEAST_LIMIT_BYTES),
+    ],
+)
+async def test_the_limit_of_a_body_comes_from_the_context(
+    path: str, context_tokens: int, own: int | None, limit: int
+) -> None:
+    app = make_app(ScriptedEngine(context_tokens=context_tokens), body_limit_bytes=own)
+    headers = {"content-type": "application/json"}
+    async with client_of(app) as client:
+        answers = [
+            await client.post(path, content=b" " * size, headers=headers)
+            for size in (limit, limit + 1)
+        ]
+
+    assert [answer.status_code for answer in answers] == [400, 413]
+
+
+@pytest.mark.parametrize("down", [None, Unavailable("there is no verifier")])
+async def test_the_engine_is_asked_about_no_body_that_fits_in_any_context(
+    down: ApiError | None,
+) -> None:
+    class Asked(ScriptedEngine):
+        asked = 0
+
+        async def facts(self) -> Any:  # noqa: ANN401
+            self.asked += 1
+            return await super().facts()
+
+    engine = Asked(down=down)
+    bodies = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": []}]
+    async with client_of(make_app(engine)) as client:
+        answers = [await client.post(CHAT, json=body) for body in bodies]
+
+    assert [answer.status_code for answer in answers] == [503 if down else 200, 400]
+    assert engine.asked == 1
