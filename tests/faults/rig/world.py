@@ -102,16 +102,19 @@ class World:
         return edge
 
     @asynccontextmanager
-    async def other_edge(self, deadline_s: float, *options: str) -> AsyncIterator[World]:
-        """Yield this world as the clients of another edge see it."""
+    async def other_edge(
+        self, deadline_s: float, *options: str, disk: Path | None = None
+    ) -> AsyncIterator[World]:
+        """Yield this world as the clients of another edge see it. disk: for what it keeps."""
         other = copy(self)
         other.edge = self._edge("other_edge", deadline_s, *options)
-        other.edge.start()
-        try:
-            await other.edge.ready(self.http)
-            yield other
-        finally:
-            other.edge.end()
+        with other.edge.on(disk):
+            other.edge.start()
+            try:
+                await other.edge.ready(self.http)
+                yield other
+            finally:
+                other.edge.end()
 
     @property
     def services(self) -> list[Service]:
