@@ -32,6 +32,7 @@ MORE_S = 0.5
 CONTEXT_TOKENS = LEAST_LIMIT_BYTES // BYTES_A_TOKEN
 MESSAGE = '{"role":"user","content":"a"}'
 PART = '{"type":"text","text":"a"}'
+JSON = {"content-type": "application/json"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
 
@@ -162,9 +163,8 @@ async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
         await asyncio.gather(*(client.get("/version") for _ in range(100)))
         undisturbed_s = await other.longest_s()
 
-        headers = {"content-type": "application/json"}
         answers = [
-            await client.post(KINDS[kind][0], content=body, headers=headers) for body in bodies
+            await client.post(KINDS[kind][0], content=body, headers=JSON) for body in bodies
         ]
         disturbed_s = await other.longest_s()
 
@@ -233,8 +233,7 @@ async def test_too_many_values_are_a_400_that_says_of_what(
 
     check_structure(admitted)
     async with client_of(make_app(ScriptedEngine(context_tokens=1 << 17))) as client:
-        headers = {"content-type": "application/json"}
-        answer = await client.post(CHAT, content=refused, headers=headers)
+        answer = await client.post(CHAT, content=refused)
 
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "too_many_values")
@@ -255,12 +254,8 @@ async def test_the_limit_of_a_body_comes_from_the_context(
     path: str, context_tokens: int, own: int | None, limit: int
 ) -> None:
     app = make_app(ScriptedEngine(context_tokens=context_tokens), body_limit_bytes=own)
-    headers = {"content-type": "application/json"}
     async with client_of(app) as client:
-        answers = [
-            await client.post(path, content=b" " * size, headers=headers)
-            for size in (limit, limit + 1)
-        ]
+        answers = [await client.post(path, content=b" " * size) for size in (limit, limit + 1)]
 
     assert [answer.status_code for answer in answers] == [400, 413]
 
