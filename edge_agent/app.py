@@ -205,7 +205,7 @@ async def _ready(
     try:
         await verifiers.check()
         facts = await engine.facts()
-        await tokenizer()
+        await tokenizer(facts.vocabulary)
     except ApiError as error:
         if fallback is not None and isinstance(error, Unavailable):
             body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import structlog
 
 from edge_agent.draft_model.foreign.translation import Translation
-from gateway.errors import ApiError, EngineFault
+from gateway.errors import ApiError, EngineFault, Unavailable
 from models.errors import CannotOpen
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_cache import TokenizerCache
@@ -53,9 +53,13 @@ class TargetTokenizer:
         self.translation: Translation | None = None
         """What a draft model needs whose vocabulary is different."""
 
-    async def __call__(self) -> Tokenizer:
-        """Raises gateway.errors.Unavailable, or EngineFault for an unusable tokenizer."""
-        digest = (await self._uplink.facts()).vocabulary
+    async def __call__(self, vocabulary: str = "") -> Tokenizer:
+        """vocabulary: the digest that it must have; empty: that of the verifier in use.
+
+        Raises gateway.errors.Unavailable, also where the verifier in use is another one by now,
+        or EngineFault for an unusable tokenizer.
+        """
+        digest = vocabulary or (await self._uplink.facts()).vocabulary
         if digest != self._digest:
             async with self._opening:
                 if digest != self._digest:
@@ -76,6 +80,8 @@ class TargetTokenizer:
         try:
             tokenizer = await asyncio.to_thread(self._cache.find, digest)
             if tokenizer is None:
+                if (await self._uplink.facts()).vocabulary != digest:
+                    raise Unavailable("the verifier is another one since the request began")
                 packed = await self._uplink.tokenizer()
                 tokenizer = await asyncio.to_thread(self._cache.keep, digest, packed)
         except (CannotOpen, OSError) as error:

@@ -45,7 +45,7 @@ class PlainEngine:
         try:
             with unservable():
                 request = opening(job, target.facts, fill="always")
-            await target.check(request)
+            await target.check(request, job.owner)
             replies = target.serve(secrets.token_urlsafe(12), request)
             async with aclosing(replies):
                 async for reply in replies:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from gateway.ports import Tokenizer
+from gateway.tenants.turns import Turns
 from models.errors import CannotCheck, InvalidGrammar
-from models.grammars.compiler import GrammarCompiler
+from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.grammars.constraint import NAME
 from models.tokenizing.tokenizer_file import TokenizerFile
 from speculation.protocol.errors import InvalidSetting
@@ -114,10 +115,11 @@ class Target(Protocol):
         """Free everything, child processes included. Sessions still running end. It may hang
         when the engine hangs."""
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, owner: object = None) -> None:
         """Find out what takes time: whether a grammar can be compiled. Called before `serve`.
 
-        Raises Unservable, or TargetFull while too many wait for this.
+        owner: whoever asks, by the object that names them. Raises Unservable, TargetFull where
+        none can be compiled now, or Overloaded where too many of this owner wait.
         """
 
     def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
@@ -144,6 +146,7 @@ class Described:
         self._tokenizer: Tokenizer | None = None
         self._grammars: GrammarCompiler | None = None
         self._packed = b""
+        self._turns = Turns(1, MAX_WAITING, WAITING)
 
     @property
     def facts(self) -> ModelFacts:
@@ -179,7 +182,7 @@ class Described:
         weights, the engine and its settings, as far as they shape a text."""
         tokenizer = file.open()
         self._tokenizer, self._packed = tokenizer, file.pack()
-        self._grammars = GrammarCompiler(tokenizer)
+        self._grammars = GrammarCompiler(tokenizer, self._turns.take)
         vocabulary = tokenizer.vocabulary
         self._facts = ModelFacts(
             model=name,

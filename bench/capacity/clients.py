@@ -161,5 +161,5 @@ class TargetsVocabulary:
     relation: Final = "identical"
     translation: Final = None
 
-    async def __call__(self) -> Tokenizer:
+    async def __call__(self, vocabulary: str) -> Tokenizer:
         raise EngineFault("a scripted edge reads no text")

@@ -79,7 +79,7 @@ class Paired:
     relation: Relation | None = "identical"
     translation: Translation | None = None
 
-    async def __call__(self) -> Tokenizer:
+    async def __call__(self, vocabulary: str) -> Tokenizer:
         return Tokenizer(ByteEncoder(), None)
 
 

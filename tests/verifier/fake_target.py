@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from gateway.ports import NONE, Json, Tokenizer
+from gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from speculation.protocol.messages import (
     Finish,
     Limits,
@@ -70,7 +70,12 @@ class FakeTokenizer:
     template = ""
 
     def chat(
-        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+        most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         first = SLOW if "slowly" in str(messages[-1]["content"]) else STREAMS
         return [first, *(len(str(message["content"])) % V for message in messages)]
@@ -114,7 +119,7 @@ class FakeTarget:
     def packed_tokenizer(self) -> bytes:
         return b"packed"
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, owner: object = None) -> None:
         pass
 
     async def start(self) -> None:

@@ -104,11 +104,12 @@ class LlamaTarget(Described):
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
-    async def check(self, request: Open) -> None:
-        """Compile the request's grammar, if it has one. Raises Unservable or TargetFull."""
+    async def check(self, request: Open, owner: object = None) -> None:
+        """Compile the request's grammar, if it has one. Raises Unservable, TargetFull or
+        Overloaded."""
         if (asked := asked_grammar(request)) is not None:
             with unservable():
-                await self.grammars.compile(asked)
+                await self.grammars.compile(asked, owner)
 
     async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""

@@ -125,14 +125,14 @@ class VllmTarget(Described):
         """Hear from the engine's core and workers."""
         await started(self._engine).heartbeat()
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, owner: object = None) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
 
-        Raises Unservable or TargetFull.
+        Raises Unservable, TargetFull or Overloaded.
         """
         if (asked := asked_grammar(request)) is not None:
             with unservable():
-                await self.grammars.check(asked)
+                await self.grammars.check(asked, owner)
 
     async def figures(self) -> dict[str, float]:
         """Return the engine's counts: see SessionScheduler.figures."""
