@@ -126,10 +126,10 @@ class EdgeEngine:
         """Take a slot, once it is known how the draft model's vocabulary is related."""
         pairing = self._pairing
         if pairing.relation in ("identical", "padded"):
-            return self._drafter.take(job.prompt)
+            return self._drafter.take(job.prompt, job.owner)
         if pairing.translation is None:
             return None
-        return foreign_slot.take(self._drafter, pairing.translation, job.prompt)
+        return foreign_slot.take(self._drafter, pairing.translation, job.prompt, job.owner)
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
 from edge_agent.proposing.grammars import EdgeGrammars
 from gateway.errors import Overloaded
 from gateway.ports import Job, Sampling
@@ -16,11 +20,14 @@ from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.grammars.constraint import Constraint
 from models.grammars.trial import Outcome
 from speculation.protocol.messages import Open
+from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.proposing.test_grammars import asking
 from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
+from tests.verifier.served_llama import LONG, job_of, plain, serving
 from tests.verifier.test_sessions import running
 from tests.verifier.test_tenants import tenant
+from verifier.llama_target.kv_slots import KvSlots
 from verifier.plain_engine import PlainEngine
 
 Ask = Callable[[str, object], Awaitable[object]]
@@ -77,14 +84,65 @@ async def test_what_was_tried_before_waits_for_no_turn(tried: list[str]) -> None
 
 async def test_a_target_hears_who_asks_for_an_answer() -> None:
     class Hearing(FakeTarget):
-        async def check(self, request: Open, owner: object = None) -> None:
-            heard.append(owner)
+        async def check(self, request: Open, tenant: str | None = None) -> None:
+            heard.append(tenant)
 
-    ann, heard = tenant(), list[Any]()
+    ann, heard = tenant(), list[str | None]()
     async with running(Hearing()) as (sessions, _, _m):
         await sessions.open(opening(), ann)
         host = sessions._host
         job = Job("r", (4, 5), 2, Sampling(), 7, owner=ann, identity=FACTS.identity)
         assert [delta async for delta in PlainEngine(host).generate(job)]
 
-    assert heard == [ann, ann]
+    assert heard == [ann.name, ann.name]
+
+
+def test_what_a_sequence_holds_is_of_use_to_its_owner_alone() -> None:
+    slots, prompt = KvSlots(2), tuple(range(50))
+    place, _ = slots.take(prompt, "ann")
+    slots.give_back(place, prompt, "ann")
+
+    for other in ("ben", None):
+        assert slots.take(prompt, other) == (1 - place, 0)  # the empty one: nothing is lost
+        slots.give_back(1 - place, (), other)
+    assert slots.take(prompt, "ann") == (place, 49)
+    slots.give_back(place, prompt, "ann")
+    assert slots.take(prompt, "ben") == (1 - place, 0)
+    assert slots.take(prompt, "ben") == (place, 0)
+
+
+@pytest.mark.parametrize(("shared", "again"), [(False, 51), (True, 1)])
+async def test_the_draft_model_reads_for_each_owner(shared: bool, again: int) -> None:
+    ann, ben, prompt, cache = tenant(), tenant(), list(range(51)), FakeCache(sequences=1)
+    with closing(LlamaDrafter(cache, share_prefixes=shared)) as drafter:
+        rows = []
+        for owner in (ann, ann, ben, ann):
+            before = cache.rows
+            slot = drafter.take(prompt, owner)
+            await draft_after(slot, prompt)
+            assert slot is not None
+            slot.leave()
+            rows.append(cache.rows - before)
+
+    assert rows == [51, 1, again, again]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("shared", [False, True])
+async def test_the_embedded_target_reads_for_each_tenant(shared: bool) -> None:
+    def taking(*arguments: object) -> tuple[int, int]:
+        taken.append(take(*arguments))
+        return taken[-1]
+
+    taken, texts = list[tuple[int, int]](), list[list[int]]()
+    async with serving() as host:
+        target = cast(Any, host.ready())
+        target._share_prefixes, take = shared, target._places.take
+        target._places.take = taking
+        for name in ("ann", "ann", "ben"):
+            job = replace(job_of(host, LONG, 0.0), owner=SimpleNamespace(name=name))
+            texts.append(await plain(host, job))
+
+    whole = len(job.prompt) - 1
+    assert [reused for _, reused in taken] == [0, whole, whole if shared else 0]
+    assert texts == [texts[0]] * 3

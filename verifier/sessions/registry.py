@@ -72,7 +72,7 @@ class Sessions:
             if tenant is not None:
                 tenant.begin(self._clock())  # before the check, of which few can run at once
                 undo.callback(tenant.end)
-            await target.check(request, tenant)
+            await target.check(request, tenant.name if tenant else None)
             self._check_room()
             self._host.drain.enter()  # after all that may raise, or no drain would end
             undo.pop_all()
