@@ -119,6 +119,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         log_config=None,
+        log_level="error",  # it warns of each request that is none
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
