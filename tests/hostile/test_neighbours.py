@@ -10,10 +10,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from edge_agent.metrics import EdgeMetrics
 from edge_agent.proposing.grammars import EdgeGrammars
+from edge_agent.speculation import Speculation
 from gateway.account import Account
 from gateway.errors import Overloaded, RateLimited
 from gateway.metrics import Metrics
@@ -25,8 +28,11 @@ from gateway.tenants.turns import Turns
 from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.grammars.constraint import Constraint
 from models.grammars.trial import Outcome
-from speculation.protocol.messages import Finish, Open
+from speculation.protocol.messages import MAX_PREDICTED, Finish, Limits, Open
+from speculation.verifying.session import VerifyingSession
+from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fake_cache import FakeCache, draft_after
+from tests.edge_agent.fakes import scripted
 from tests.edge_agent.proposing.test_grammars import asking
 from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
@@ -36,6 +42,7 @@ from tests.verifier.test_sessions import rest, running
 from tests.verifier.test_tenants import tenant
 from verifier.llama_target.kv_slots import KvSlots
 from verifier.plain_engine import PlainEngine
+from verifier.target import Described
 
 Ask = Callable[[str, object], Awaitable[object]]
 
@@ -197,3 +204,38 @@ def test_an_answers_tokens_are_counted_as_they_come_and_once() -> None:
     account.count(1, TextDelta("y", tokens=2))
     account.close()
     assert registry.get_sample_value("picospec:tenant_tokens_total", {"tenant": "ann"}) == 5
+
+
+@pytest.mark.parametrize(
+    ("known", "shared", "told"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: bool) -> None:
+    """An edge is one tenant to its verifier, and may have many."""
+    verifier = Described(Limits())
+    owners = []
+    for name in ("ann", "ben", "ann"):
+        uplink = FakeUplink(scripted(Finish("stop")))
+        if known:
+            uplink.known = structs.replace(uplink.known, features=["cache_salt"])
+        metrics = EdgeMetrics(CollectorRegistry())
+        edge = engine(uplink, metrics, speculation=Speculation(share_prefixes=shared))
+        owner = Tenant(name, KeyLimits(), TenantMetrics(CollectorRegistry()))
+        assert await deltas(edge.generate(replace(JOB, owner=owner)))
+        (request,) = uplink.opened
+        owners.append(verifier.owner_of_prefixes("edge", request))
+
+    assert owners[0] == owners[2]
+    assert (owners[0] != owners[1]) == told
+    assert owners[0] != verifier.owner_of_prefixes("other edge", request)
+
+
+def test_a_session_that_waits_has_no_index_of_what_its_client_expects() -> None:
+    """The index of 16,384 tokens takes 11 MB. It grows with the answer, so that only sessions
+    that generate have one."""
+    request = opening(own_drafts=True, predicted=tuple(range(MAX_PREDICTED)))
+    session = VerifyingSession(request, Limits(), vocabulary_size=MAX_PREDICTED)
+
+    assert session._own is not None
+    assert session._own._prediction is not None
+    assert session._own._prediction._predicted._indexed == 0
