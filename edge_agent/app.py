@@ -74,6 +74,7 @@ def build(
         settings.verifier_drafts,
         policy,
         settings.past_answers_tokens,
+        settings.share_prefixes,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)
