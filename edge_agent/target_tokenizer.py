@@ -55,13 +55,18 @@ class TargetTokenizer:
 
     async def __call__(self) -> Tokenizer:
         """Raises gateway.errors.Unavailable, or EngineFault for an unusable tokenizer."""
-        digest = (await self._uplink.facts()).vocabulary
+        facts = await self._uplink.facts()
+        digest = facts.vocabulary
         if digest != self._digest:
             async with self._opening:
                 if digest != self._digest:
                     self._tokenizer = await self._open(digest)
                     self._digest = digest
-        return self._tokenizer  # type: ignore[return-value]  # it was opened with the digest
+        tokenizer: Tokenizer = self._tokenizer  # type: ignore[assignment]  # of that digest
+        if facts.vocabulary_size != (tokens := len(tokenizer.vocabulary.pieces)):
+            message = f"the verifier has {facts.vocabulary_size} tokens, its tokenizer {tokens}"
+            raise EngineFault(message, code="bad_tokenizer")
+        return tokenizer
 
     async def introduce(self) -> None:
         """Fetch the tokenizer as soon as the verifier can be reached."""
