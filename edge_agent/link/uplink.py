@@ -51,11 +51,11 @@ class VerifierStatus(msgspec.Struct):
 
 
 class Uplink:
-    """It owns the connection."""
+    """It owns the connection. number: see Health."""
 
-    def __init__(self, connection: Connection, metrics: EdgeMetrics) -> None:
+    def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
         self.url = connection.url
-        self.health = Health(connection.url, metrics)
+        self.health = Health(number, metrics)
         self.identity = ""
         """The identity of the facts fetched last; empty before."""
 
