@@ -197,6 +197,7 @@ class EdgeEngine:
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=proposals.proposer,
             unused=self._unused,
+            vocabulary_size=facts.vocabulary_size,
         )
 
     def _count(self, counts: DraftCounts, totals: Totals) -> None:
