@@ -126,6 +126,7 @@ def create_app(
                 session_paths=session_paths,
                 is_message=is_message,
                 hosts=hosts,
+                origins=settings.cors_origins,
                 clock=clock,
                 tracing=tracing,
             ),

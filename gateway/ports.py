@@ -39,6 +39,14 @@ class Sampling:
     top_p: float = 1.0
 
 
+class Owner(Protocol):
+    """Whoever asks. It lives as long as their key."""
+
+    @property
+    def name(self) -> str:
+        """Nobody else has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One choice to generate."""
@@ -65,9 +73,9 @@ class Job:
     identity: str = ""
     """Facts.identity of the model for which the prompt was made; empty: any."""
 
-    owner: object | None = None
-    """Whoever asks, by an object that lives as long as their key; None: nobody is known. What
-    an engine remembers of an answer, no other owner may notice."""
+    owner: Owner | None = None
+    """None: nobody is known. What an engine remembers of an answer, no other owner may notice,
+    unless the settings share it."""
 
 
 UNLIKELY: Final = -9999.0

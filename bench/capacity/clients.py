@@ -117,7 +117,7 @@ class ScriptedDrafter:
     vocabulary: int
     stuck: bool = False
 
-    def take(self, prompt: Sequence[TokenId]) -> ScriptedSlot:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> ScriptedSlot:
         return ScriptedSlot(self, self.sources[tuple(prompt)])
 
     async def watch(self) -> None:

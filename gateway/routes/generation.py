@@ -61,7 +61,7 @@ async def generate(
         )
         for job in jobs
     ]
-    streams = body.shown(streams, tokenizer)
+    streams = await checked(services, request, partial(body.shown, streams, tokenizer))
     if body.stream:
         return EventStream(
             answer,

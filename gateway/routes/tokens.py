@@ -103,7 +103,7 @@ def _tokens_answer(
 ) -> Response:
     tokens, pieces = made(), list[str]()
     if body.with_pieces or body.return_token_strs:
-        _check_count(len(tokens), facts, "content" if body.prompt is None else "prompt")
+        _check_count(len(tokens), facts, body.field)
         pieces = [text_of([token], tokenizer) for token in tokens]
     answer = {
         "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,
@@ -137,20 +137,6 @@ def _check_count(tokens: int, facts: Facts, field: str) -> None:
 def _chat_tokens(chat: ChatRequest, tokenizer: Tokenizer) -> Sequence[int]:
     (tokens,) = chat.tokenise(tokenizer)
     return tokens
-
-
-def _with_texts(
-    made: Callable[[], Sequence[int]], tokenizer: Tokenizer
-) -> tuple[Sequence[int], list[str]]:
-    tokens = made()
-    return tokens, [text_of([token], tokenizer) for token in tokens]
-
-
-def _text_of(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> str:
-    for index, token in enumerate(tokens):
-        if not 0 <= token < facts.vocabulary_size:
-            raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
-    return text_of(tokens, tokenizer)
 
 
 def _with_pieces(tokens: Sequence[int], pieces: Sequence[str]) -> list[dict[str, object]]:

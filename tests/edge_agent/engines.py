@@ -89,7 +89,7 @@ class OneSlot:
     def __init__(self, context_tokens: int = 64) -> None:
         self.slot = CountingSlot(context_tokens=context_tokens)
 
-    def take(self, prompt: Sequence[TokenId]) -> CountingSlot:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> CountingSlot:
         return self.slot
 
     stuck = False

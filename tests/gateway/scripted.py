@@ -158,6 +158,7 @@ def make_app(
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=app)
+    headers = {"content-type": "application/json", **(headers or {})}
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 

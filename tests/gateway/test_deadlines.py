@@ -22,6 +22,7 @@ STREAM = {
     "messages": [{"role": "user", "content": "on"}],
 }
 SOON_S = 0.2
+TYPE = "content-type: application/json"
 ENDLESS = [b"on and on " * 100] * 10_000
 
 
@@ -42,7 +43,7 @@ async def connection(
 
 
 def head(*lines: str) -> bytes:
-    return "\r\n".join((f"POST {PATH} HTTP/1.1", "host: x", *lines, "", "")).encode()
+    return "\r\n".join((f"POST {PATH} HTTP/1.1", "host: x", TYPE, *lines, "", "")).encode()
 
 
 async def cut(reader: asyncio.StreamReader) -> bytes:

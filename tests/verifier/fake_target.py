@@ -119,7 +119,7 @@ class FakeTarget:
     def packed_tokenizer(self) -> bytes:
         return b"packed"
 
-    async def check(self, request: Open, owner: object = None) -> None:
+    async def check(self, request: Open, tenant: str | None = None) -> None:
         pass
 
     async def start(self) -> None:
@@ -137,7 +137,9 @@ class FakeTarget:
         self.stopped = True
         await self._pass()
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
+    async def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
         if len(self.running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
         running = self.running[session] = _Running(request)

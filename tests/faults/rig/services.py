@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +64,18 @@ class Service:
         if self.descriptors is not None:  # before it reads its limit
             most = (self.descriptors, self.descriptors)
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, most)
+
+    @contextmanager
+    def on(self, disk: Path | None) -> Iterator[None]:
+        """Have it keep its log, and what it caches, on another disk if it is started now."""
+        log, environment = self.log, self.environment
+        if disk:
+            self.log = disk / log.name
+            self.environment = {**environment, "PICOSPEC_CACHE": str(disk)}
+        try:
+            yield
+        finally:
+            self.log, self.environment = log, environment
 
     @property
     def running(self) -> subprocess.Popen[bytes]:

@@ -101,16 +101,19 @@ class World:
         return edge
 
     @asynccontextmanager
-    async def other_edge(self, deadline_s: float, *options: str) -> AsyncIterator[World]:
-        """Yield this world as the clients of another edge see it."""
+    async def other_edge(
+        self, deadline_s: float, *options: str, disk: Path | None = None
+    ) -> AsyncIterator[World]:
+        """Yield this world as the clients of another edge see it. disk: for what it keeps."""
         other = copy(self)
         other.edge = self._edge("other_edge", deadline_s, *options)
-        other.edge.start()
-        try:
-            await other.edge.ready(self.http)
-            yield other
-        finally:
-            other.edge.end()
+        with other.edge.on(disk):
+            other.edge.start()
+            try:
+                await other.edge.ready(self.http)
+                yield other
+            finally:
+                other.edge.end()
 
     @property
     def services(self) -> list[Service]:
@@ -173,7 +176,7 @@ class World:
         """Return the verifier that has most of the edge's sessions."""
         sessions = await self.edge.gauge(self.http, "picospec:edge_verifier_sessions")
         label = max(sessions, key=lambda each: sessions[each])
-        return next(v for v in self.verifiers if f'"{v.link.url}"' in label)
+        return self.verifiers[int(label.split('"')[1])]
 
     async def rest(self) -> None:
         """Close the client's connections, and let the services notice."""
