@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -45,6 +46,9 @@ from models.tokenizing.tokenizer_cache import TokenizerCache
 from speculation.drafting.policy import DraftPolicy
 from speculation.protocol.messages import PROTOCOL_VERSION
 
+NOT_READY: Final = "no verifier can be used; /status says why"
+"""In place of errors that name a verifier's address."""
+
 
 def build(
     settings: EdgeSettings,
@@ -74,6 +78,7 @@ def build(
         settings.verifier_drafts,
         policy,
         settings.past_answers_tokens,
+        settings.share_prefixes,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)
@@ -153,7 +158,7 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
         )
         for url in settings.verifiers
     ]
-    uplinks = [Uplink(connection, metrics) for connection in connections]
+    uplinks = [Uplink(each, metrics, number) for number, each in enumerate(connections)]
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
@@ -174,8 +179,8 @@ async def _about(
 ) -> dict[str, object]:
     """Return what /status says of the edge alone. draft: the draft model's name, if any."""
 
-    def sessions(url: object) -> int:
-        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(url)}
+    def sessions(number: int) -> int:
+        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(number)}
         return int(registry.get_sample_value(name, labels) or 0)
 
     found = await verifiers.statuses()
@@ -189,7 +194,7 @@ async def _about(
         "verifier_drafts": settings.verifier_drafts,
         "fallback": settings.fallback,
         "draft": draft and known,
-        "verifiers": [{**each, "sessions": sessions(each["url"])} for each in found],
+        "verifiers": [{**each, "sessions": sessions(i)} for i, each in enumerate(found)],
     }
 
 
@@ -210,7 +215,8 @@ async def _ready(
         if fallback is not None and isinstance(error, Unavailable):
             body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}
             return JSONResponse(body)
-        body = {"status": "unavailable", **verifiers.report(), **error.body()}
+        shown = error.body()["error"] | {"message": NOT_READY}
+        body = {"status": "unavailable", **verifiers.report(), "error": shown}
         return JSONResponse(body, 503)
     ok = {"status": "ok", **verifiers.report(), "model": facts.model}
     return JSONResponse({**ok, "vocabularies": tokenizer.relation})

@@ -157,7 +157,8 @@ class EdgeEngine:
         how = self._speculation
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
-        return opening(job, facts, judge=how.judge, fill=fill)
+        salt = job.owner.name if job.owner and not how.share_prefixes else None
+        return opening(job, facts, judge=how.judge, fill=fill, salt=salt)
 
     def _model(
         self,
@@ -196,6 +197,7 @@ class EdgeEngine:
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=proposals.proposer,
             unused=self._unused,
+            vocabulary_size=facts.vocabulary_size,
         )
 
     def _count(self, counts: DraftCounts, totals: Totals) -> None:

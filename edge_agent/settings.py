@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
+from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.hosting.listening import is_loopback
@@ -22,6 +22,17 @@ from speculation.protocol.messages import Fill, Judge
 _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
 
 
+def _address(url: AnyHttpUrl) -> AnyHttpUrl:
+    if url.username is not None or url.password is not None:
+        raise ValueError("it may hold no user and no password; set PICOSPEC_VERIFIER_KEY")
+    if url.query is not None or url.fragment is not None:
+        raise ValueError("it may have no query and no fragment")
+    return url
+
+
+VerifierUrl = Annotated[AnyHttpUrl, AfterValidator(_address)]
+
+
 class DraftingSettings(Table):
     """When to draft and when to send; speculation.drafting.policy says what the fields mean."""
 
@@ -30,15 +41,15 @@ class DraftingSettings(Table):
 
 
 class EdgeSettings(ServiceSettings):
-    model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__")
+    model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__", hide_input_in_errors=True)
     secrets = ServiceSettings.secrets | {"verifier_key": "PICOSPEC_VERIFIER_KEY"}
 
     port: Port = 8000
-    verifier_urls: Annotated[tuple[AnyHttpUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
+    verifier_urls: Annotated[tuple[VerifierUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
     """Where the verifiers are. Those of one identity (same weights, engine and settings) take
     over each other's answers."""
 
-    verifier_url: AnyHttpUrl | None = None
+    verifier_url: VerifierUrl | None = None
     """Where the verifier is, if there is only one: it is set in place of `verifier_urls`."""
 
     verifier_ca: Path | None = None

@@ -59,13 +59,19 @@ class TargetTokenizer:
         Raises gateway.errors.Unavailable, also where the verifier in use is another one by now,
         or EngineFault for an unusable tokenizer.
         """
-        digest = vocabulary or (await self._uplink.facts()).vocabulary
+        facts = await self._uplink.facts()
+        digest = vocabulary or facts.vocabulary
         if digest != self._digest:
             async with self._opening:
                 if digest != self._digest:
                     self._tokenizer = await self._open(digest)
                     self._digest = digest
-        return self._tokenizer  # type: ignore[return-value]  # it was opened with the digest
+        tokenizer: Tokenizer = self._tokenizer  # type: ignore[assignment]  # of that digest
+        tokens = len(tokenizer.vocabulary.pieces)
+        if digest == facts.vocabulary and tokens != facts.vocabulary_size:
+            message = f"the verifier has {facts.vocabulary_size} tokens, its tokenizer {tokens}"
+            raise EngineFault(message, code="bad_tokenizer")
+        return tokenizer
 
     async def introduce(self) -> None:
         """Fetch the tokenizer as soon as the verifier can be reached."""

@@ -123,7 +123,7 @@ class Accounts:
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
         headers = Headers(scope=scope)
-        check_head(headers, scope["http_version"], self._hosts)
+        check_head(headers, scope.get("http_version", ""), self._hosts)
         path, now = scope["path"], self._clock()
         if path in _OPEN_PATHS or path.startswith(PREFIX):
             return

@@ -29,6 +29,7 @@ from speculation.protocol.messages import (
     Pushed,
     Reject,
 )
+from speculation.protocol.opening import SALT
 from speculation.protocol.wire import Framed
 from verifier.identity import identity_of
 
@@ -170,9 +171,13 @@ class Described:
         """Compiles grammars over the target's tokens. Known once started."""
         return started(self._grammars)
 
-    def owner_of_prefixes(self, tenant: str | None) -> str | None:
-        """Return to whom what the KV cache keeps of a tenant's prompt belongs."""
-        return None if self._share_prefixes else tenant
+    def owner_of_prefixes(self, tenant: str | None, request: Open) -> str | None:
+        """Return to whom what the KV cache keeps of a tenant's prompt belongs: to the tenant,
+        or to one of those that the tenant, an edge, tells apart."""
+        if self._share_prefixes:
+            return None
+        salt = request.sampling.extras.get(SALT)
+        return tenant if salt is None else identity_of(tenant, bytes(salt))
 
     async def close_grammars(self) -> None:
         """End the process that tries grammars."""

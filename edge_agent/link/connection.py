@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 
 import httpx
@@ -25,6 +26,8 @@ from pyqwest import (
     WriteError,
 )
 from pyqwest.httpx import AsyncPyqwestTransport
+
+from edge_agent.link.reading import MAX_ANSWER_BYTES, within
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -89,6 +92,7 @@ class Connection:
             transport=self._transport,
             headers=self._headers,
             timeout=REQUEST_TIMEOUT_S,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept
         )
 
     def renew(self, silent: httpx.AsyncClient) -> None:
@@ -107,13 +111,14 @@ class Connection:
         try:
             with _transport_errors():
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    response = await self._transport.poster.post(
-                        self.url + path, {**self._headers, **headers}, body
-                    )
+                    async with self._transport.poster.stream(
+                        "POST", self.url + path, {**self._headers, **headers}, body
+                    ) as response:
+                        content = await within(MAX_ANSWER_BYTES, response.content)
+                        return httpx.Response(response.status, content=content)
         except TimeoutError as error:
             self.renew(silent)
             raise httpx.ReadTimeout("no answer") from error
-        return httpx.Response(response.status, content=response.content)
 
     async def close(self) -> None:
         await self.client.aclose()

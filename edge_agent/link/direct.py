@@ -34,6 +34,19 @@ PATH: Final = "/v1/picospec/direct/chat/completions"
 _END_BYTES: Final = 4096
 """What is kept of an answer's end, which says how many tokens it took."""
 
+MAX_BYTES: Final = 64 << 20
+"""The longest answer that is passed on: 100,000 events with twenty log-probabilities each."""
+
+MAX_S: Final = 7200.0
+"""How long an answer may take. A verifier's own limit is as long by default."""
+
+_TYPES: Final = {
+    "application/json": "application/json",
+    "text/event-stream": "text/event-stream; charset=utf-8",
+}
+"""The types of answers that are passed on. A browser would run others, such as HTML, as a part
+of this edge's page."""
+
 _BYTES_A_TOKEN: Final = 4
 """About how many bytes of a request are a token of its prompt."""
 
@@ -95,16 +108,25 @@ class _Relayed(Response):
     async def _relay(self, send: Send) -> None:
         answer = await self._uplink.chat(self._asked)
         try:
-            await send_to_client(send, _start(answer))
-            pieces = answer.aiter_bytes()
-            while piece := await _next(pieces):
-                self._end = (self._end + piece)[-_END_BYTES:]
-                self._events += piece.count(b"data: ")
-                await send_to_client(send, _piece(piece, more=True))
+            async with asyncio.timeout(MAX_S):
+                await self._pass_on(answer, send)
         except httpx.TransportError as error:
             raise Unavailable(f"the verifier went away: {error}") from error
+        except TimeoutError as error:
+            raise Unavailable(f"the verifier takes more than {MAX_S:g} s") from error
         finally:
             await answer.aclose()
+
+    async def _pass_on(self, answer: httpx.Response, send: Send) -> None:
+        await send_to_client(send, _start(answer))
+        pieces, taken = answer.aiter_raw(), 0
+        while piece := await _next(pieces):
+            taken += len(piece)
+            if taken > MAX_BYTES:
+                raise Unavailable(f"the verifier's answer has more than {MAX_BYTES} bytes")
+            self._end = (self._end + piece)[-_END_BYTES:]
+            self._events += piece.count(b"data: ")
+            await send_to_client(send, _piece(piece, more=True))
 
     def _count(self) -> None:
         """Count the tokens; of an answer that was cut about one an event, and its prompt by the
@@ -127,7 +149,11 @@ async def _next(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 def _start(answer: httpx.Response) -> Message:
-    headers = {"content-type": answer.headers.get("content-type", "application/json")}
+    """Return the head of an answer that is passed on. Raises Unavailable."""
+    said, _, _ = answer.headers.get("content-type", "").partition(";")
+    if (kind := _TYPES.get(said.strip().lower())) is None:
+        raise Unavailable("the verifier's answer is neither JSON nor a stream of events")
+    headers = {"content-type": kind}
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     return {"type": "http.response.start", "status": HTTPStatus.OK, "headers": raw}

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from random import uniform
 from typing import Final, Protocol
 
+from edge_agent.link.progress import IDLE
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.link.session_trace import SessionTrace
@@ -75,7 +76,8 @@ class Failover:
         """Verifiers that lost the session or did not take it; they may do so after a wait."""
 
         self._barred: set[Uplink] = set()
-        """Verifiers that will never take it, as with a wrong key or another model."""
+        """Verifiers that will never take it, as with a wrong key or another model, and those
+        that let it wait for too long."""
 
         self._lost_at: float | None = None  # when a session was lost last
         self._lost_here = 0  # sessions lost since the last new token
@@ -147,6 +149,8 @@ class Failover:
             raise error
         self._lost_at = self._link.lost_at or time.monotonic()
         self._tried, self._waits = {self._uplink}, 0
+        if error.error_code == IDLE:
+            self._barred.add(self._uplink)
         if self._link.position > self._begun_at:
             self._lost_here = 0
         self._lost_here += error.error_code != LEAVING

@@ -17,7 +17,10 @@ the passes of the others longer, by tens of milliseconds where many share them."
 
 
 class Health:
-    def __init__(self, url: str, metrics: EdgeMetrics) -> None:
+    """number: the verifier's place in the settings, from 0. Its address is in no metric, since
+    anybody may read these."""
+
+    def __init__(self, number: int, metrics: EdgeMetrics) -> None:
         self._reachable = False
         """Whether it answered when it was last heard of."""
 
@@ -30,9 +33,9 @@ class Health:
         self.load = 0.0
         """The share of its sessions that are taken, from 0 to 1."""
 
-        self.sessions = metrics.verifier_sessions.labels(url)
-        self._ready_gauge = metrics.verifier_ready.labels(url)
-        self._rtt_gauge = metrics.verifier_rtt_s.labels(url)
+        self.sessions = metrics.verifier_sessions.labels(str(number))
+        self._ready_gauge = metrics.verifier_ready.labels(str(number))
+        self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
 
     @property
     def cost_s(self) -> float:

@@ -22,6 +22,8 @@ from edge_agent.link import upstream_errors
 from edge_agent.link.connection import Connection, session_headers
 from edge_agent.link.health import Health
 from edge_agent.link.posts import Posts
+from edge_agent.link.progress import Progress
+from edge_agent.link.reading import ask, whole
 from edge_agent.link.retry import RESUME_S, Retries, attempts
 from edge_agent.link.session_trace import SessionTrace
 from edge_agent.metrics import EdgeMetrics
@@ -35,12 +37,13 @@ from speculation.protocol.messages import (
     Down,
     Fault,
     Finish,
+    Limits,
     Open,
     Opened,
     Up,
 )
 
-CANCEL_TIMEOUT_S: Final = 1.0
+CANCEL_TIMEOUT_S: Final = 2.0
 
 SILENCE_S: Final = 3 * BEAT_S
 """Time without a byte after which a stream is resumed, because its connection may be dead."""
@@ -74,7 +77,7 @@ class Link:
         """When the stream was lost; None while there is one."""
 
         self._path = ""
-        self._window_s = 0.0
+        self._limits = Limits()
         self._opened = asyncio.Event()
         self._ended = False
         self._log = structlog.get_logger("edge_agent.link.session_link")
@@ -90,7 +93,7 @@ class Link:
         Raises gateway.errors.ApiError.
         """
         await self._opened.wait()
-        await self._posts.run(f"{self._path}/drafts", self._window_s)
+        await self._posts.run(f"{self._path}/drafts", self._limits.resume_window_s)
 
     async def events(self) -> AsyncGenerator[Down]:
         """Open the session and yield Opened, Commit, Reject, and at last Finish.
@@ -99,15 +102,17 @@ class Link:
         """
         with self._trace:
             response = await self._open()
+            progress = Progress(time.monotonic())
             try:
                 while True:
                     async with aclosing(self._messages(response)) as messages:
                         async for message in messages:
-                            self._note(message)
+                            self._note(message, progress)
                             if not isinstance(message, Beat):
                                 yield message
                     if self._ended:
                         return
+                    progress.nothing_came(time.monotonic())
                     response = await self._resume()
             finally:
                 if self.opened:
@@ -121,31 +126,35 @@ class Link:
         try:
             async for attempt in attempts(within_s):
                 with attempt:
-                    await self._connection.client.delete(
-                        self._path, headers=self._headers, timeout=CANCEL_TIMEOUT_S
+                    client = self._connection.client
+                    await ask(
+                        client, "DELETE", self._path, CANCEL_TIMEOUT_S, headers=self._headers
                     )
         except httpx.TransportError as error:
             self._log.info("cancel_not_delivered", reason=upstream_errors.reason(error))
 
-    def _note(self, message: Down) -> None:
+    def _note(self, message: Down, progress: Progress) -> None:
         self._trace.note(message)
         match message:
-            case Opened(session, limits):
+            case Opened(session, limits) if not self._path:
                 self._path = f"/v1/speculate/{session}"
-                self._window_s = limits.resume_window_s
+                self._limits = limits
                 self._health.sessions.inc()
                 self._opened.set()
-            case Commit(start=start, tokens=tokens):
-                self.position = max(self.position, start + len(tokens))
+            case Commit(start=start, tokens=tokens) if start + len(tokens) > self.position:
+                self.position = start + len(tokens)
+                progress.token_came(time.monotonic(), self._limits)
             case Finish():
                 self._ended = True
             case Fault():
                 self._ended = True
                 raise upstream_errors.from_fault(message)
+            case _:
+                progress.nothing_came(time.monotonic())
 
     async def _messages(self, response: httpx.Response) -> AsyncGenerator[Down]:
         """Yield the messages of one stream until it ends, is cut, or is silent for too long."""
-        decoder, chunks = wire.Decoder(), response.aiter_raw()
+        decoder, chunks = wire.Decoder(wire.MAX_DOWN_BYTES), response.aiter_raw()
         client = self._connection.client
         try:
             while True:
@@ -232,7 +241,7 @@ class Link:
                 response = await client.send(request, stream=True)
                 if response.status_code == 200:
                     return response
-                await response.aread()
+                response = await whole(response)
         except TimeoutError as error:
             self._connection.renew(client)
             raise httpx.ReadTimeout("no answer", request=request) from error

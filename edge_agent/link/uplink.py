@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from http import HTTPStatus
-from typing import Final
+from typing import Annotated, Final
 
 import httpx
 import msgspec
+from msgspec import Meta
 
 from edge_agent.link import upstream_errors
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from edge_agent.link.health import Health
+from edge_agent.link.reading import MAX_ANSWER_BYTES, ask, whole
 from edge_agent.link.retry import Retries
 from edge_agent.link.session_link import Link
 from edge_agent.link.session_trace import SessionTrace
@@ -38,22 +40,22 @@ ALONE: Final = Retries()
 
 
 class _ReadyBody(msgspec.Struct):
-    load: float = 0.0
+    load: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class VerifierStatus(msgspec.Struct):
     """What is shown of a verifier's /status."""
 
-    version: str | None = None
-    uptime_s: int | None = None
+    version: Annotated[str, Meta(max_length=64)] | None = None
+    uptime_s: Annotated[int, Meta(ge=0, lt=1 << 40)] | None = None
 
 
 class Uplink:
-    """It owns the connection."""
+    """It owns the connection. number: see Health."""
 
-    def __init__(self, connection: Connection, metrics: EdgeMetrics) -> None:
+    def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
         self.url = connection.url
-        self.health = Health(connection.url, metrics)
+        self.health = Health(number, metrics)
         self.identity = ""
         """The identity of the facts fetched last; empty before."""
 
@@ -72,7 +74,7 @@ class Uplink:
         Raises Unavailable, or EngineFault when the two ends cannot work together.
         """
         if self._facts is None:
-            facts = self._read(await self._get("/v1/model-facts"))
+            facts = self._read(await self._get("/v1/model-facts", REQUEST_TIMEOUT_S))
             for _ in range(_FIRST_SAMPLES):
                 await self.check()
             self._facts, self.identity = facts, facts.identity
@@ -80,21 +82,8 @@ class Uplink:
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
-        try:
-            async with self._connection.client.stream(
-                "GET",
-                "/v1/tokenizer",
-                timeout=httpx.Timeout(TOKENIZER_TIMEOUT_S, write=0.0),  # pyqwest adds them up
-            ) as response:
-                packed = bytearray()
-                async for chunk in response.aiter_bytes():
-                    packed += chunk
-                    if len(packed) > MAX_PACKED_BYTES:
-                        raise EngineFault(f"a tokenizer of more than {MAX_PACKED_BYTES} bytes")
-        except httpx.TransportError as error:
-            raise upstream_errors.unreachable(self.url, error) from error
-        self._check(httpx.Response(response.status_code, content=bytes(packed)))
-        return bytes(packed)
+        answer = await self._get("/v1/tokenizer", TOKENIZER_TIMEOUT_S, MAX_PACKED_BYTES)
+        return answer.content
 
     async def check(self) -> None:
         """Ask whether the verifier is ready, and time it. Raises Unavailable."""
@@ -133,7 +122,7 @@ class Uplink:
                 response = await client.send(request, stream=True)
                 if response.status_code == HTTPStatus.OK:
                     return response
-                await response.aread()
+                response = await whole(response)
         except TimeoutError as error:
             raise Unavailable(f"the verifier at {self.url} does not answer") from error
         except httpx.TransportError as error:
@@ -154,12 +143,13 @@ class Uplink:
     async def close(self) -> None:
         await self._connection.close()
 
-    async def _get(self, path: str, within_s: float = REQUEST_TIMEOUT_S) -> httpx.Response:
+    async def _get(
+        self, path: str, within_s: float, most_bytes: int = MAX_ANSWER_BYTES
+    ) -> httpx.Response:
         client = self._connection.client
         try:
-            async with asyncio.timeout(within_s):
-                response = await client.get(path)
-        except TimeoutError as error:
+            response = await ask(client, "GET", path, within_s, most_bytes=most_bytes)
+        except httpx.ReadTimeout as error:
             self._connection.renew(client)
             raise Unavailable(f"the verifier at {self.url} does not answer") from error
         except httpx.TransportError as error:
@@ -180,6 +170,8 @@ class Uplink:
             facts = msgspec.json.decode(response.content, type=ModelFacts)
         except msgspec.MsgspecError as error:
             raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
+        if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
+            raise EngineFault(f"{self.url} names a stop token that is no token")
         if facts.protocol != PROTOCOL_VERSION:
             raise EngineFault(
                 f"the verifier uses protocol {facts.protocol}, this edge {PROTOCOL_VERSION}",

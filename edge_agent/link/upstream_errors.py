@@ -29,12 +29,27 @@ _SESSION: Final = re.compile(r"(/v1/speculate/)[^/?)\s]+")
 _OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge}
 
 
+_MOST_CHARACTERS: Final = 1000
+"""Of an error's text, which is passed on to clients and to the log."""
+
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""An error's code, which is a field of the log and of spans."""
+
+MAX_RETRY_AFTER_S: Final = 3600
+"""The longest wait that a client is asked for in a verifier's name."""
+
+
 class _Error(msgspec.Struct):
     """The fields that are passed on of an error in OpenAI's shape."""
 
     message: str
     param: str | None = None
     code: str | None = None
+
+    def __post_init__(self) -> None:
+        self.message = self.message[:_MOST_CHARACTERS]
+        self.param = self.param and self.param[:_MOST_CHARACTERS]
+        self.code = self.code and _CODE.fullmatch(self.code) and self.code
 
 
 class _Body(msgspec.Struct):
@@ -70,7 +85,8 @@ def from_response(response: httpx.Response) -> ApiError:
 def from_fault(message: Fault) -> ApiError:
     """Translate the end of a session that did not finish."""
     kind = Unavailable if message.retryable else EngineFault
-    return kind(f"the verifier ended the session: {message.text}", code=message.code)
+    error = _Error(message.text, code=message.code)
+    return kind(f"the verifier ended the session: {error.message}", code=error.code)
 
 
 def unreachable(url: httpx.URL | str, error: Exception) -> Unavailable:
@@ -99,4 +115,4 @@ def _read(response: httpx.Response) -> _Error:
 
 def _retry_after_s(response: httpx.Response) -> int:
     value = response.headers.get("retry-after", "")
-    return int(value) if value.isdigit() else 1
+    return min(int(value), MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", value) else 1

@@ -101,12 +101,13 @@ class Verifiers:
             uplink.forget()
 
     def report(self) -> dict[str, object]:
-        """Return which one is in use, and the health of each, for /health and /ready."""
-        each = {
-            u.url: {"ready": u.health.ready, "rtt_ms": _ms(u.rtt_s), "load": u.health.load}
+        """Return which one is in use, and the health of each, for /health and /ready. Anybody
+        may read these, so they tell no address: verifiers are numbered as in the settings."""
+        each = [
+            {"ready": u.health.ready, "rtt_ms": _ms(u.rtt_s), "load": u.health.load}
             for u in self.uplinks
-        }
-        current = {"verifier": self.current.url, "rtt_ms": _ms(self.current.rtt_s)}
+        ]
+        current = {"verifier": self.place(self.current), "rtt_ms": _ms(self.current.rtt_s)}
         return {**current, "verifiers": each}
 
     async def statuses(self) -> list[dict[str, object]]:

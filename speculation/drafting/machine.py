@@ -21,9 +21,11 @@ from speculation.drafting.outcome import DraftCounts, DraftStep, Outcome
 from speculation.drafting.policy import DraftPolicy
 from speculation.drafting.session import DraftingSession
 from speculation.drafting.tally import Tally
+from speculation.drafting.validation import check_commit, check_reject
 from speculation.proposing.latencies import Latencies
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.facts import MAX_VOCABULARY
 from speculation.protocol.messages import (
     Commit,
     Down,
@@ -42,7 +44,8 @@ from speculation.smoothing import smoothed
 class DraftMachine:
     """rtt_s: returns the link's round trip as it is now, in seconds. u: uniforms in [0, 1) of
     the edge's own, for judge `separate`. readable_tokens: output tokens that the draft model's
-    context can hold; 0 without a draft model. unused: see DraftingSession."""
+    context can hold; 0 without a draft model. unused: see DraftingSession. vocabulary_size: the
+    ids that are tokens of the target."""
 
     def __init__(
         self,
@@ -55,12 +58,14 @@ class DraftMachine:
         readable_tokens: float = 0,
         lookup: Proposer | None = None,
         unused: int = 0,
+        vocabulary_size: int = MAX_VOCABULARY,
     ) -> None:
         self.session = DraftingSession(
             max_tokens=request.max_tokens, stop_tokens=request.stop_tokens, unused=unused
         )
         self.counts = DraftCounts()
         self._request = request
+        self._vocabulary_size = vocabulary_size
         self._policy = policy
         self.limits = limits
         self._separate = request.judge == "separate"
@@ -180,9 +185,11 @@ class DraftMachine:
             case Opened(limits=limits):
                 self.limits = limits
             case Commit():
+                check_commit(message, self._request, self._vocabulary_size)
                 self._unheard = message if self._precedes_reject(message) else None
                 return Outcome(commit=None if self._unheard else self._commit(message))
             case Reject():
+                check_reject(message, self._vocabulary_size)
                 before, self._unheard = self._unheard, None
                 commit = self._commit(before) if before else None
                 redraw = self.session.rejected(message, self._u)

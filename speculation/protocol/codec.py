@@ -6,6 +6,7 @@ A read raises MalformedFrame for what `write` cannot have produced.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,6 +160,30 @@ def json(kind: type[T]) -> Codec[T]:
             raise reader.fail(f"{kind.__name__}: {error}") from None
 
     return Codec(lambda value: _write_text(msgspec.json.encode(value).decode()), read)
+
+
+def form(pattern: str) -> Codec[str]:
+    """A text of that form, such as one that becomes a part of a path."""
+    wanted = re.compile(pattern, re.ASCII)
+
+    def read(reader: Reader) -> str:
+        if not wanted.fullmatch(text := _read_text(reader)):
+            raise reader.fail(f"a text that is not {pattern}")
+        return text
+
+    return Codec(_write_text, read)
+
+
+def bounded(fields: Codec[T], kind: type[T]) -> Codec[T]:
+    """A msgspec Struct, whose fields are within their bounds."""
+
+    def read(reader: Reader) -> T:
+        try:
+            return msgspec.convert(msgspec.to_builtins(fields.read(reader)), kind)
+        except msgspec.ValidationError as error:
+            raise reader.fail(f"{kind.__name__}: {error}") from None
+
+    return Codec(fields.write, read)
 
 
 def record(kind: type[T], **fields: Codec[Any]) -> Codec[T]:

@@ -14,7 +14,11 @@ from typing import Literal, Self
 
 import msgspec
 
-PROTOCOL_VERSION = 4
+from speculation.protocol.facts import PROTOCOL_VERSION as PROTOCOL_VERSION
+from speculation.protocol.facts import Judge as Judge
+from speculation.protocol.facts import Limits as Limits
+from speculation.protocol.facts import ModelFacts as ModelFacts
+from speculation.protocol.facts import TokenId as TokenId
 
 BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
@@ -24,10 +28,8 @@ MAX_PREDICTED = 16384
 """The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes 11
 megabytes in a session."""
 
-Judge = Literal["coupled", "separate"]
 Fill = Literal["always", "auto", "never"]
 FinishReason = Literal["stop", "length"]
-TokenId = int
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -39,38 +41,6 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     top_p: float = 1.0
     extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
     """Settings that only some targets serve (ModelFacts.features), by their OpenAI names."""
-
-
-class ModelFacts(msgspec.Struct, frozen=True):
-    """What the edge must know of the target before it renders a prompt. It is sent as JSON."""
-
-    model: str
-    vocabulary_size: int  # the ids that are tokens; no other is ever generated
-    vocabulary: str  # the digest of the target's tokenizer, see GET /v1/tokenizer
-    context_tokens: int
-    stop_tokens: list[TokenId]
-    limits: Limits
-    judges: list[Judge]
-    features: list[str]
-    padding: int = 0  # ids past the tokens that the target computes logits of
-    defaults: dict[str, float] = {}
-    """The sampling settings that the model's makers recommend, by their OpenAI names."""
-
-    protocol: int = PROTOCOL_VERSION
-    identity: str = ""
-    """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
-    that have the same one, either can go on with an answer that the other began."""
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one session may ask of the verifier."""
-
-    max_verify: int = 32  # the most draft tokens that one pass judges
-    max_ahead: int = 128
-    """The most draft tokens beyond the last committed one that the verifier keeps."""
-
-    idle_timeout_s: float = 60.0
-    resume_window_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ from speculation.protocol.codec import (
     UINT,
     Codec,
     Reader,
+    bounded,
     constant,
+    form,
     json,
     many,
     maybe,
@@ -38,6 +40,10 @@ from speculation.protocol.messages import Commit, Draft, Message
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""
+
+MAX_DOWN_BYTES: Final = 1 << 16
+"""The longest frame that an edge takes. A Commit of MAX_VERIFY + 1 tokens, each with twenty
+log-probabilities, takes 40 kB."""
 
 NEAR: Final = 32
 """The type of a Draft with fewer draft tokens behind it gives their number, and whether it
@@ -55,6 +61,8 @@ COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "fill
 TOTALS = record(messages.Totals, **COUNTS, own=UINT)
 TIMEOUTS: Final[Fields] = {"idle_timeout_s": FLOAT32, "resume_window_s": FLOAT32}
 LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, **TIMEOUTS)
+SESSION = form("[A-Za-z0-9_-]{1,64}")
+"""The name of a session, which becomes a part of paths."""
 
 
 def _near(kind: int) -> Codec[Draft]:
@@ -75,7 +83,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(messages.Redraw, **PLACE),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
-    16: record(messages.Opened, session=TEXT, limits=LIMITS),
+    16: record(messages.Opened, session=SESSION, limits=bounded(LIMITS, messages.Limits)),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(messages.Reject, **PLACE, head=SPARSE, tail_mass=FLOAT32, tail=SPARSE),
@@ -135,8 +143,9 @@ class Framed(Generic[M_co]):
 class Decoder:
     """Cuts a byte stream into messages; holds at most one unfinished frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
+        self._most_bytes = most_bytes
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield each message that `data` completes; raise MalformedFrame for anything else."""
@@ -163,8 +172,8 @@ class Decoder:
             if len(self._buffer) >= MAX_VARINT_BYTES:
                 raise
             return None
-        if not 1 <= length <= MAX_FRAME_BYTES:
-            raise head.fail(f"a frame of {length} bytes, not 1 to {MAX_FRAME_BYTES}")
+        if not 1 <= length <= self._most_bytes:
+            raise head.fail(f"a frame of {length} bytes, not 1 to {self._most_bytes}")
         end = head.offset + length
         if len(self._buffer) < end:
             return None

@@ -29,7 +29,17 @@ async def test_an_edge_without_a_verifier_is_alive_and_not_ready(tmp_path: Path)
 
     assert (health.status_code, health.json()["state"]) == (200, "unavailable")
     assert (ready.status_code, ready.json()["error"]["code"]) == (503, "verifier_unavailable")
-    assert "no verifier answers" in ready.json()["error"]["message"]
+
+
+async def test_a_stranger_sees_no_address_of_a_verifier(tmp_path: Path) -> None:
+    async with client_of(Drain(), tmp_path) as client:
+        shown = [(await client.get(path)).text for path in ("/health", "/ready", "/metrics")]
+        status = (await client.get("/status")).json()
+
+    address = status["verifiers"][0]["url"]
+    assert address in status["error"]
+    assert address.removeprefix("http://") not in "".join(shown)
+    assert 'picospec:edge_verifier_ready{verifier="0"} 0.0' in shown[2]
 
 
 async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ('verifier_urls = ["http://a", "ftp://x"]', "verifier_urls"),
         ('verifier_urls = ["http://a", "http://a"]', "verifier_urls"),
         ('verifier_url = "http://a"\nverifier_urls = ["http://b"]', "verifier_urls"),
+        ('verifier_url = "http://a/?key=b"', "verifier_url"),
+        ('verifier_urls = ["http://a/#b"]', "verifier_urls"),
         ("failover_deadline_s = 0", "failover_deadline_s"),
     ],
 )
@@ -61,6 +63,15 @@ def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
 ) -> None:
     with pytest.raises(ValidationError, match=named):
         load(written(tmp_path, text), {}, {})
+
+
+@pytest.mark.parametrize("url", ["http://user:s3cret@a", "http://s3cret@a", "http://:s3cret@a"])
+@pytest.mark.parametrize("field", ["verifier_url", "verifier_urls"])
+def test_a_secret_in_an_address_is_an_error_that_does_not_show_it(field: str, url: str) -> None:
+    with pytest.raises(ValidationError, match=f"{field}(.|\n)*PICOSPEC_VERIFIER_KEY") as raised:
+        load(None, {}, {field: url if field == "verifier_url" else [url]})
+
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("field", ["api_keys", "verifier_key"])

@@ -29,6 +29,11 @@ def file() -> TokenizerFile:
     return tokenizer_file(open_store(os.environ).find("smollm2", "target").path)
 
 
+def facts_of(file: TokenizerFile) -> ModelFacts:
+    size = len(file.open().vocabulary.pieces)
+    return msgspec.structs.replace(FACTS, vocabulary=file.digest, vocabulary_size=size)
+
+
 @dataclass
 class Verifier:
     """An uplink to a verifier with this tokenizer."""
@@ -39,7 +44,7 @@ class Verifier:
     known: ModelFacts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.known = msgspec.structs.replace(FACTS, vocabulary=self.file.digest)
+        self.known = facts_of(self.file)
 
     async def facts(self) -> ModelFacts:
         return self.known
@@ -99,7 +104,7 @@ async def test_a_verifier_with_another_model_is_followed(
     target = TargetTokenizer(verifier, TokenizerCache(tmp_path), None)
     first = await target()
     verifier.file = msgspec.structs.replace(file, template="{{ messages[0].content }}")
-    verifier.known = msgspec.structs.replace(FACTS, vocabulary=verifier.file.digest)
+    verifier.known = facts_of(verifier.file)
 
     assert first.template != (await target()).template
     assert verifier.sent == 2

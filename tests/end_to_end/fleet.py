@@ -118,8 +118,8 @@ def gauge(url: str, name: str) -> dict[str, float]:
 
 def verifier_of(edge: str) -> str:
     """Return the verifier that has the edge's session."""
-    sessions = gauge(edge, "picospec:edge_verifier_sessions")
-    return next(label.split('"')[1] for label, count in sessions.items() if count)
+    verifiers = httpx.get(f"{edge}/status").json()["verifiers"]
+    return next(str(each["url"]) for each in verifiers if each["sessions"])
 
 
 def ask(

@@ -35,6 +35,7 @@ UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
 TOKENS = st.lists(UINTS, max_size=12).map(tuple)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SECONDS = st.integers(0, 10**7).map(lambda tenths_ms: tenths_ms / 10_000)
+TIMEOUTS = st.floats(0.125, 86400, width=32)
 SPARSE = st.lists(st.tuples(UINTS, FLOATS), max_size=6).map(tuple)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SAMPLINGS = st.builds(
@@ -72,7 +73,11 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans(), st.booleans()),
     st.builds(Redraw, UINTS, UINTS),
-    st.builds(Opened, st.text(), st.builds(Limits, UINTS, UINTS, FLOATS, FLOATS)),
+    st.builds(
+        Opened,
+        st.from_regex("[A-Za-z0-9_-]{1,64}", fullmatch=True),
+        st.builds(Limits, st.integers(1, 256), st.integers(1, 4096), TIMEOUTS, TIMEOUTS),
+    ),
     st.builds(
         Commit,
         UINTS,
@@ -172,6 +177,11 @@ def json_body(layout: int, *parts: bytes) -> bytes:
     return frame(bytes([layout]) + b"".join(parts))
 
 
+def opened(name: bytes = b"\x01s", **limits: float) -> bytes:
+    """The frame of an Opened with that name of its session, and these limits."""
+    return json_body(16, name, wire.LIMITS.write(Limits(**limits)))  # type: ignore[arg-type]
+
+
 NESTED = b'{"extras":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
 OPEN_HEAD = (b"\x01", b"\x01m", b"\x01v", b"\x00")
 
@@ -190,8 +200,13 @@ MALFORMED = {
     "text that is not UTF-8": frame(b"\x15\x01\xff\x00\x00"),
     "a probability that is infinite": frame(b"\x13\x00\x00\x00\x00\x00\x80\x7f\x00"),
     "a probability that is no number": frame(b"\x13\x00\x00\x00\x00\x00\xc0\x7f\x00"),
-    "limits that are not JSON": json_body(16, b"\x01s", b"\x01{"),
-    "limits of another type": json_body(16, b"\x01s", b'\x12{"max_verify":"a"}'),
+    "a name of a session with a slash": opened(b"\x03a/b"),
+    "a name of a session without end": opened(b"\x41" + b"a" * 65),
+    "a session that judges nothing": opened(max_verify=0),
+    "a session that judges too much": opened(max_verify=257),
+    "drafts too far ahead": opened(max_ahead=4097),
+    "a timeout of none": opened(idle_timeout_s=0.0),
+    "a timeout of years": opened(resume_window_s=1e9),
     "sampling with a field of its own": json_body(1, *OPEN_HEAD, b'\x0d{"penalty":1}'),
     "sampling nested without end": json_body(1, *OPEN_HEAD, UINT.write(len(NESTED)), NESTED),
 }

@@ -64,11 +64,14 @@ class Engine:
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict | GrammarFailed]:
-        """Run one pass, and judge it. A grammar that fails concerns its own session only."""
+    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
+        """Run one pass, and judge it; return also how many seconds it took without judging. A
+        grammar that fails concerns its own session only."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
+        began = time.perf_counter()
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
+        target_s = time.perf_counter() - began
         verdicts: list[Verdict | GrammarFailed] = []
         first = 0
         for part in parts:
@@ -77,7 +80,7 @@ class Engine:
             except GrammarFailed as error:
                 verdicts.append(error)
             first += len(part.tokens)
-        return verdicts
+        return verdicts, target_s
 
     def _row(self, first: int, i: int) -> Logits:
         return self._context.logits(first + i)[: self._tokens]

@@ -18,7 +18,7 @@ from models.grammars.constraint import NAME
 from models.store import Found
 from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
-from speculation.protocol.opening import STOPPING
+from speculation.protocol.opening import SALT, STOPPING
 from speculation.protocol.wire import Framed
 from speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from speculation.sampling.logit_settings import LOGIT_SETTINGS
@@ -42,7 +42,7 @@ from verifier.target import (
     unservable,
 )
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """OpenAI parameters served beyond Sampling."""
 
 
@@ -119,7 +119,7 @@ class LlamaTarget(Described):
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
-        slot = self._admit(session, request, self.owner_of_prefixes(tenant))
+        slot = self._admit(session, request, self.owner_of_prefixes(tenant, request))
         try:
             while True:
                 message = await slot.next()

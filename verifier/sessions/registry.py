@@ -124,7 +124,6 @@ class Sessions:
         self._metrics.open.dec()
         if session.tenant is not None:
             session.tenant.end()
-            session.tenant.spend(session.log.tokens - session.log.start, self._clock())
         session.end(Fault("cancelled", "cancelled before it began"))
         session.account.close(session.log.ending)
         if session.turned_away:

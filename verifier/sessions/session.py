@@ -142,6 +142,8 @@ class Session:
         match reply.message:
             case Commit(tokens=tokens):
                 self.account.committed(len(tokens), now)
+                if self.tenant is not None:
+                    self.tenant.spend(len(tokens), now)
                 self._budget.replied()
                 timeouts.rejected_at = None
             case Reject():

@@ -177,7 +177,7 @@ class World:
         """Return the verifier that has most of the edge's sessions."""
         sessions = await self.edge.gauge(self.http, "picospec:edge_verifier_sessions")
         label = max(sessions, key=lambda each: sessions[each])
-        return next(v for v in self.verifiers if f'"{v.link.url}"' in label)
+        return self.verifiers[int(label.split('"')[1])]
 
     async def rest(self) -> None:
         """Close the client's connections, and let the services notice."""

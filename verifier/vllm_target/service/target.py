@@ -173,7 +173,8 @@ class VllmTarget(Described):
         inflight = self._sessions[session] = Inflight()
         try:
             text = (*request.prompt, *request.committed)
-            frames = engine.generate(session, text, wanted, self.owner_of_prefixes(tenant))
+            owner = self.owner_of_prefixes(tenant, request)
+            frames = engine.generate(session, text, wanted, owner)
             async with aclosing(frames):
                 async for outgoing in frames:
                     inflight.check()

@@ -1,0 +1,30 @@
+"""What no Commit and no Reject of a session may have, whatever the edge knows of its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from speculation.protocol.errors import RemoteProtocolError
+from speculation.protocol.facts import MAX_VERIFY
+from speculation.protocol.messages import Commit, Open, Reject, TokenId
+
+
+def check_commit(commit: Commit, request: Open, vocabulary_size: int) -> None:
+    """Raises RemoteProtocolError."""
+    if len(commit.tokens) > MAX_VERIFY + 1:
+        raise RemoteProtocolError(f"Commit.tokens: more than {MAX_VERIFY + 1}")
+    _check_tokens("Commit.tokens", commit.tokens, vocabulary_size)
+    most = request.top_logprobs or 0
+    if commit.logprobs and max(len(entry.top) for entry in commit.logprobs) > most:
+        raise RemoteProtocolError(f"Commit.logprobs: more than {most} for a token")
+
+
+def check_reject(reject: Reject, vocabulary_size: int) -> None:
+    """Raises RemoteProtocolError."""
+    tokens = (token for token, _ in (*reject.head, *reject.tail))
+    _check_tokens("Reject", tokens, vocabulary_size)
+
+
+def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -> None:
+    if (highest := max(tokens, default=0)) >= vocabulary_size:
+        raise RemoteProtocolError(f"{field}: {highest} is no token")

@@ -1,0 +1,67 @@
+"""What an edge must know of a target, and what one session may ask of a verifier.
+
+Every number, text and list has a bound, so that no verifier can have an edge compute or keep
+more. msgspec checks them where JSON is decoded, and `speculation.protocol.wire` in an Opened.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+PROTOCOL_VERSION = 4
+
+MAX_VOCABULARY: Final = 1 << 20
+"""The most ids that are tokens: four times as many as the largest vocabularies have."""
+
+MAX_CONTEXT_TOKENS: Final = 1 << 20
+"""The longest context. A prompt of more tokens fits no frame."""
+
+MAX_VERIFY: Final = 256
+"""The most draft tokens that any verifier judges in one pass."""
+
+Judge = Literal["coupled", "separate"]
+TokenId = int
+Name = Annotated[str, Meta(max_length=1024)]
+Names = Annotated[list[Name], Meta(max_length=256)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
+StopToken = Annotated[TokenId, Meta(ge=0, lt=MAX_VOCABULARY)]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one session may ask of the verifier."""
+
+    max_verify: Annotated[int, Meta(ge=1, le=MAX_VERIFY)] = 32
+    """The most draft tokens that one pass judges."""
+
+    max_ahead: Annotated[int, Meta(ge=1, le=4096)] = 128
+    """The most draft tokens beyond the last committed one that the verifier keeps."""
+
+    idle_timeout_s: Seconds = 60.0
+    resume_window_s: Seconds = 30.0
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What the edge must know of the target before it renders a prompt. It is sent as JSON."""
+
+    model: Name
+    vocabulary_size: Vocabulary  # the ids that are tokens; no other is ever generated
+    vocabulary: Name  # the digest of the target's tokenizer, see GET /v1/tokenizer
+    context_tokens: Annotated[int, Meta(ge=1, le=MAX_CONTEXT_TOKENS)]
+    stop_tokens: Annotated[list[StopToken], Meta(max_length=1024)]
+    limits: Limits
+    judges: Annotated[list[Judge], Meta(max_length=8)]
+    features: Names
+    padding: Annotated[int, Meta(ge=0, le=MAX_VOCABULARY)] = 0
+    """Ids past the tokens that the target computes logits of."""
+
+    defaults: Annotated[dict[Name, float], Meta(max_length=64)] = {}
+    """The sampling settings that the model's makers recommend, by their OpenAI names."""
+
+    protocol: int = PROTOCOL_VERSION
+    identity: Name = ""
+    """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
+    that have the same one, either can go on with an answer that the other began."""

@@ -1,0 +1,240 @@
+"""Whatever a verifier sends, its edge ends in time, with one error and with little memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from edge_agent.app import build
+from edge_agent.link import connection, direct, progress, retry, session_link, uplink
+from edge_agent.link.connection import Connection
+from edge_agent.link.retry import Retries
+from edge_agent.link.uplink import Uplink
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import load
+from gateway.drain import Drain
+from gateway.errors import ApiError, EngineFault, Unavailable, first_error
+from models.store import open_store
+from speculation.protocol.messages import Draft, Open, Sampling
+from tests.edge_agent.conftest import metrics as metrics
+from tests.edge_agent.fleet import TEXT, Answer, running, using
+from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile
+
+DEADLINE_S = 0.5
+"""In place of the link's deadlines."""
+
+TOO_LARGE = ("endless", "endless-error", "endless-json", "huge")
+
+BUSY_S = 5.0
+"""How much later a busy machine may be."""
+
+MAX_GROWTH_BYTES = 32 << 20
+OPEN = Open("plain", "fake", (1, 2, 3), Sampling(), 5, 40, (7,))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with hostile() as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def short_deadlines(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Shorten the link's deadlines, but where an answer is to be ended by its size."""
+    if (
+        hasattr(request.node, "callspec")
+        and request.node.callspec.params.get("how") in TOO_LARGE
+    ):
+        return
+    for module, names in {
+        connection: ("REQUEST_TIMEOUT_S",),
+        uplink: (
+            "REQUEST_TIMEOUT_S",
+            "TOKENIZER_TIMEOUT_S",
+            "CHAT_TIMEOUT_S",
+            "CHECK_TIMEOUT_S",
+        ),
+        retry: ("RESPONSE_TIMEOUT_S",),
+        session_link: ("CANCEL_TIMEOUT_S",),
+        progress: ("FIRST_TOKEN_S", "LATE_S"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, DEADLINE_S)
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    before = resident_bytes()
+    yield
+    assert resident_bytes() - before < MAX_GROWTH_BYTES
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+async def follow(up: Uplink) -> None:
+    link = up.open(OPEN, Retries(within_s=DEADLINE_S))
+    try:
+        async for _ in link.events():
+            pass
+    finally:
+        await link.cancel()
+
+
+async def post(up: Uplink) -> None:
+    link = up.open(OPEN, Retries(within_s=DEADLINE_S))
+    link.send(Draft(0, 0, 0, (1,)))
+    await link._posts.run("/v1/speculate/s/drafts", DEADLINE_S)
+
+
+async def chat(up: Uplink) -> None:
+    await (await up.chat(b"{}")).aclose()
+
+
+USES: dict[str, Callable[[Uplink], Coroutine[Any, Any, object]]] = {
+    "facts": Uplink.facts,
+    "ready": Uplink.check,
+    "tokenizer": Uplink.tokenizer,
+    "open": follow,
+    "drafts": post,
+    "chat": chat,
+}
+"""What an edge does with each route."""
+
+HARMLESS = {
+    *product(("ready", "tokenizer"), ("packed", "garbage", "html", "cookies")),
+    *(("chat", how) for how, (status, _, _) in HOW.items() if status == 200),
+}
+"""A load that cannot be read is none. A tokenizer is tried out in another process, and the body
+of a chat is passed on: see below."""
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("route", USES)
+async def test_each_answer_is_read_up_to_a_size_and_a_time(
+    url: str, metrics: EdgeMetrics, route: str, how: str
+) -> None:
+    up = Uplink(Connection(f"{url}/{route}+{how}", key=None, ca_certificate=None), metrics)
+
+    said = "nothing"
+    async with asyncio.timeout(3 * DEADLINE_S + BUSY_S):
+        try:
+            await USES[route](up)
+        except* ApiError as errors:
+            said = str(first_error(errors))
+
+    assert said != "nothing" or (route, how) in HARMLESS
+    if how in TOO_LARGE and (route in ("facts", "ready", "drafts") or how == "endless-error"):
+        assert "an answer of more than 1048576 bytes" in said or route == "tokenizer"
+    assert not up._connection.client.cookies
+    await up.close()
+
+
+@pytest.mark.parametrize("route", ["status", "cancel"])
+@pytest.mark.parametrize("how", HOW)
+async def test_what_may_fail_unnoticed_ends_in_time(
+    url: str, metrics: EdgeMetrics, route: str, how: str
+) -> None:
+    up = Uplink(Connection(f"{url}/{route}+{how}", key=None, ca_certificate=None), metrics)
+
+    async with asyncio.timeout(DEADLINE_S + BUSY_S):
+        assert await up.status() == uplink.VerifierStatus()
+        if route == "cancel":
+            await follow(up)
+    await up.close()
+
+
+@pytest.mark.parametrize("field", WRONG_FACTS)
+async def test_facts_out_of_bounds_are_an_error(
+    url: str, metrics: EdgeMetrics, field: str
+) -> None:
+    up = Uplink(Connection(f"{url}/fact+{field}", key=None, ca_certificate=None), metrics)
+
+    with pytest.raises(EngineFault):
+        await up.facts()
+    await up.close()
+
+
+@pytest.mark.parametrize("how", ["alive", *SESSIONS])
+async def test_a_session_that_brings_nothing_or_what_is_wrong_ends_with_one_error(
+    url: str, metrics: EdgeMetrics, how: str
+) -> None:
+    async with using([f"{url}/session+{how}"], metrics, DEADLINE_S) as verifiers:
+        answer = Answer(verifiers, metrics)
+        async with asyncio.timeout(3 * DEADLINE_S + BUSY_S):
+            with pytest.raises((EngineFault, Unavailable)) as raised:
+                await answer.run()
+
+    assert len(raised.value.error_code) <= 64
+    assert len(raised.value.message) < 1200
+    assert answer.tokens == TEXT[: len(answer.tokens)]
+
+
+@pytest.mark.parametrize("attack", ["facts+endless", "facts+late", "session+alive"])
+async def test_answers_come_from_another_verifier_meanwhile(
+    url: str, metrics: EdgeMetrics, attack: str
+) -> None:
+    with running("") as (other,):
+        async with using([f"{url}/{attack}", other.url], metrics) as verifiers:
+            verifiers.uplinks[0].health.rtt_s = 1e-9  # the best, as far as can be known
+
+            assert await Answer(verifiers, metrics).run() == TEXT
+
+
+async def relayed(url: str, how: str, root: Path) -> httpx.Response:
+    """What an edge answers whose verifier answers a chat so."""
+    settings = load(None, {}, {"drafter": "none", "verifier_url": f"{url}/chat+{how}"})
+    app = build(settings, open_store({"PICOSPEC_CACHE": str(root)}), Drain())
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "seed": 4, "max_tokens": 9}
+        return await client.post(direct.PATH, json=body)
+
+
+async def test_a_chat_of_the_verifier_alone_is_passed_on_up_to_a_size(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "MAX_BYTES", 1 << 20)
+
+    answer = await relayed(url, "endless-json", tmp_path)
+
+    assert "more than 1048576 bytes" in answer.text
+    assert len(answer.content) < 2 << 20
+
+
+async def test_a_page_of_the_verifier_is_no_page_of_the_edge(url: str, tmp_path: Path) -> None:
+    answer = await relayed(url, "html", tmp_path)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/json")
+    assert "script" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("said", "passed"),
+    [
+        ("application/json", "application/json"),
+        ("Text/Event-Stream; charset=utf-16", "text/event-stream; charset=utf-8"),
+        ("text/html", None),
+        ("image/svg+xml", None),
+        ("application/xhtml+xml", None),
+        ("application/json, text/html", None),
+        ("text/html;application/json", None),
+        ("", None),
+    ],
+)
+def test_only_json_and_events_are_passed_on(said: str, passed: str | None) -> None:
+    answer = httpx.Response(200, headers={"content-type": said} if said else {})
+
+    if passed is None:
+        with pytest.raises(Unavailable):
+            direct._start(answer)
+    else:
+        assert (b"content-type", passed.encode()) in direct._start(answer)["headers"]
