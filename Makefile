@@ -9,6 +9,7 @@
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 # make gpu-check [MODEL=NAME]           on a GPU host: judge, start-up, texts and speed in one report
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
+# make pin                              writes the digests of images and the commits of models, see scripts/pin.py
 # make sbom                             writes build/sbom.json: what this package runs on
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
@@ -60,9 +61,12 @@ bench-smoke: setup
 build/tools/.ready: .venv/.ready-run
 	@$(STEP) "tools installed" scripts/setup-tools.sh
 
-.PHONY: lock sbom
+.PHONY: lock pin sbom
 lock: build/tools/.ready
 	@$(STEP) "lock files renewed" scripts/lock.sh $(ARGS)
+
+pin: setup
+	@$(STEP) "images and models pinned" $(BIN)/python scripts/pin.py $(ARGS)
 
 sbom: build/tools/.ready
 	@$(STEP) "SBOM written" build/tools/bin/cyclonedx-py requirements requirements/run.lock \

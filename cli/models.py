@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
+from cli.visible import visible
 from models.catalogue import Pair
 from models.dequantise import Weights, dequantise
 from models.errors import ModelError, UnknownModel
@@ -121,5 +122,5 @@ def _reported() -> Iterator[Console]:
     except (ModelError, OSError) as error:
         console = Console(stderr=True)
         console.print("error:", style="red", end=" ")
-        console.print(str(error), soft_wrap=True, markup=False, highlight=False)
+        console.print(visible(str(error)), soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(1) from error

@@ -25,8 +25,14 @@ from edge_agent.settings import EdgeSettings, load
 from edge_agent.starting import Starting
 from gateway.drain import Drain
 from gateway.hosting import logs
+from gateway.hosting.connections.descriptors import (
+    max_accepted,
+    max_connections,
+    raise_limit,
+)
+from gateway.hosting.connections.silent import cut_silent
 from gateway.hosting.draining_server import DrainingServer
-from gateway.hosting.http1 import DeadlinesProtocol
+from gateway.hosting.http1 import protocol
 from gateway.hosting.listening import check_listening
 from gateway.hosting.settings_sources import TlsSettings
 from models.errors import ModelError
@@ -104,16 +110,21 @@ def serve(
             with_draft_model(settings, store, connect), store, drain, policy, make_drafter
         )
 
+    limit = raise_limit()
+    if settings.tls is not None:  # handshakes, which uvicorn does not see
+        cut_silent(settings.port, max_connections(limit))
     starting = Starting(make, drain.hurry)
     config = uvicorn.Config(
         starting,
         host=settings.host,
         port=settings.port,
         log_config=None,
+        log_level="error",  # it warns of each request that is none
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
-        http=DeadlinesProtocol,
+        backlog=max_accepted(limit),
+        http=protocol(max_connections(limit)),
         **tls_options(settings.tls),
     )
     DrainingServer(config, drain, settings.drain_timeout_s).run()

@@ -78,6 +78,7 @@ def build(
         settings.verifier_drafts,
         policy,
         settings.past_answers_tokens,
+        settings.share_prefixes,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)
@@ -209,7 +210,7 @@ async def _ready(
     try:
         await verifiers.check()
         facts = await engine.facts()
-        await tokenizer()
+        await tokenizer(facts.vocabulary)
     except ApiError as error:
         if fallback is not None and isinstance(error, Unavailable):
             body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}

@@ -73,7 +73,7 @@ class Pairing(Protocol):
     def relation(self) -> Relation | None: ...
     @property
     def translation(self) -> Translation | None: ...
-    async def __call__(self) -> Tokenizer: ...
+    async def __call__(self, vocabulary: str) -> Tokenizer: ...
 
 
 class EdgeEngine:
@@ -126,10 +126,10 @@ class EdgeEngine:
         """Take a slot, once it is known how the draft model's vocabulary is related."""
         pairing = self._pairing
         if pairing.relation in ("identical", "padded"):
-            return self._drafter.take(job.prompt)
+            return self._drafter.take(job.prompt, job.owner)
         if pairing.translation is None:
             return None
-        return foreign_slot.take(self._drafter, pairing.translation, job.prompt)
+        return foreign_slot.take(self._drafter, pairing.translation, job.prompt, job.owner)
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
@@ -157,7 +157,8 @@ class EdgeEngine:
         how = self._speculation
         reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
         fill = how.fill if reaches_end else "auto"  # `never` would not end
-        return opening(job, facts, judge=how.judge, fill=fill)
+        salt = job.owner.name if job.owner and not how.share_prefixes else None
+        return opening(job, facts, judge=how.judge, fill=fill, salt=salt)
 
     def _model(
         self,

@@ -30,3 +30,6 @@ class Speculation:
 
     past_answers_tokens: int = 0
     """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
+
+    share_prefixes: bool = False
+    """Whether the verifier may use what it has read for one key of the edge for another."""

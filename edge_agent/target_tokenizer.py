@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import structlog
 
 from edge_agent.draft_model.foreign.translation import Translation
-from gateway.errors import ApiError, EngineFault
+from gateway.errors import ApiError, EngineFault, Unavailable
 from models.errors import CannotOpen
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_cache import TokenizerCache
@@ -53,17 +53,22 @@ class TargetTokenizer:
         self.translation: Translation | None = None
         """What a draft model needs whose vocabulary is different."""
 
-    async def __call__(self) -> Tokenizer:
-        """Raises gateway.errors.Unavailable, or EngineFault for an unusable tokenizer."""
+    async def __call__(self, vocabulary: str = "") -> Tokenizer:
+        """vocabulary: the digest that it must have; empty: that of the verifier in use.
+
+        Raises gateway.errors.Unavailable, also where the verifier in use is another one by now,
+        or EngineFault for an unusable tokenizer.
+        """
         facts = await self._uplink.facts()
-        digest = facts.vocabulary
+        digest = vocabulary or facts.vocabulary
         if digest != self._digest:
             async with self._opening:
                 if digest != self._digest:
                     self._tokenizer = await self._open(digest)
                     self._digest = digest
         tokenizer: Tokenizer = self._tokenizer  # type: ignore[assignment]  # of that digest
-        if facts.vocabulary_size != (tokens := len(tokenizer.vocabulary.pieces)):
+        tokens = len(tokenizer.vocabulary.pieces)
+        if digest == facts.vocabulary and tokens != facts.vocabulary_size:
             message = f"the verifier has {facts.vocabulary_size} tokens, its tokenizer {tokens}"
             raise EngineFault(message, code="bad_tokenizer")
         return tokenizer
@@ -81,6 +86,8 @@ class TargetTokenizer:
         try:
             tokenizer = await asyncio.to_thread(self._cache.find, digest)
             if tokenizer is None:
+                if (await self._uplink.facts()).vocabulary != digest:
+                    raise Unavailable("the verifier is another one since the request began")
                 packed = await self._uplink.tokenizer()
                 tokenizer = await asyncio.to_thread(self._cache.keep, digest, packed)
         except (CannotOpen, OSError) as error:

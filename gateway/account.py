@@ -63,6 +63,7 @@ class Account:
     """The latest statistics of each choice, by its index."""
 
     _last_s: dict[int, float] = field(default_factory=dict)
+    _spent: int = 0  # completion tokens that the tenant was charged for
 
     @property
     def elapsed_s(self) -> float:
@@ -85,7 +86,13 @@ class Account:
     def close(self) -> None:
         """End the answers, and count what they took."""
         self.tenant.end(self.answers)
-        self.tenant.spend(self.completion_tokens, self.clock())
+        self._spend()
+
+    def _spend(self) -> None:
+        """Count the tokens that came since the last time, for the tenant: were they counted at
+        the end, answers could begin long after those that run have used up a minute's."""
+        self.tenant.spend(self.completion_tokens - self._spent, self.clock())
+        self._spent = self.completion_tokens
 
     def took_prompt(self, tokens: int) -> None:
         self.prompt_tokens = tokens
@@ -101,6 +108,7 @@ class Account:
         if delta.tokens:
             self.completion_tokens += delta.tokens
             self.metrics.generation_tokens.inc(delta.tokens)
+            self._spend()
             self._observe_latency(index, delta.tokens)
 
     def total(self) -> Statistics:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -44,6 +43,7 @@ from gateway.routes.status import (
 from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from gateway.services import About, Services, nothing_more
 from gateway.settings import GatewaySettings
+from gateway.tenants.reading import PromptReader
 from gateway.tenants.tenant import TenantMetrics
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import NO_TRACING, Tracing
@@ -126,6 +126,7 @@ def create_app(
                 session_paths=session_paths,
                 is_message=is_message,
                 hosts=hosts,
+                origins=settings.cors_origins,
                 clock=clock,
                 tracing=tracing,
             ),
@@ -137,7 +138,7 @@ def create_app(
         tokenizer=tokenizer,
         drain=drain or Drain(),
         registry=registry,
-        executor=ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer"),
+        reader=PromptReader(),
         model_aliases=frozenset(settings.model_aliases),
         styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,

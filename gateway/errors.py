@@ -3,10 +3,12 @@
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
   - Unauthorized        401  no key, or a wrong one
-  - Forbidden           403  the request's Host is not one of this service's names
+  - Forbidden           403  the request's Host is not one of this service's names, or without
+                             keys a page of another origin may have sent it
   - NotFound            404  no such model or path
   - RequestTimeout      408  the request's body did not come in time
   - TooLarge            413  the body exceeds the limit
+  - UnsupportedMediaType 415 without keys, a content type that any page can send
   - Overloaded          429  the service is full; the client may retry after `retry_after_s`
     - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
@@ -81,6 +83,10 @@ class RequestTimeout(ApiError):
 
 class TooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
 class Overloaded(ApiError):

@@ -28,6 +28,7 @@ from gateway.metrics import Metrics
 from gateway.request_body import RequestBody
 from gateway.responses import NOSNIFF, error_response
 from gateway.routes.page import PREFIX
+from gateway.tenants.origins import check_page
 from gateway.tenants.tenants import Tenants
 from gateway.tracing import Tracing
 
@@ -41,7 +42,7 @@ IsMessage = Callable[[str], bool]
 own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a message
 that is on its way when the request ends gets one."""
 
-_REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413})
+_REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
 """What anybody gets who asks without a key. Such requests share a log line, see LogLimit."""
 
 
@@ -62,6 +63,7 @@ class Accounts:
         session_paths: str | None,
         is_message: IsMessage,
         hosts: Collection[str] | None,
+        origins: Collection[str],
         clock: Clock,
         tracing: Tracing,
     ) -> None:
@@ -73,6 +75,7 @@ class Accounts:
         self._limit_bytes = body_limit_bytes
         self._session_paths = session_paths
         self._hosts = hosts
+        self._origins = origins
         self._clock = clock
         self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
         self._log = structlog.get_logger("gateway")
@@ -120,7 +123,7 @@ class Accounts:
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
         headers = Headers(scope=scope)
-        check_head(headers, scope["http_version"], self._hosts)
+        check_head(headers, scope.get("http_version", ""), self._hosts)
         path, now = scope["path"], self._clock()
         if path in _OPEN_PATHS or path.startswith(PREFIX):
             return
@@ -128,6 +131,8 @@ class Accounts:
         session_paths = self._session_paths
         account.strays = session_paths is not None and path.startswith(session_paths)
         if not account.strays:
+            if not self._tenants.need_key:
+                check_page(headers, scope["method"], self._origins)
             account.tenant.admit(now)
 
     def _shown(self, path: str) -> str:

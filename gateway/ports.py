@@ -39,6 +39,14 @@ class Sampling:
     top_p: float = 1.0
 
 
+class Owner(Protocol):
+    """Whoever asks. It lives as long as their key."""
+
+    @property
+    def name(self) -> str:
+        """Nobody else has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One choice to generate."""
@@ -65,9 +73,9 @@ class Job:
     identity: str = ""
     """Facts.identity of the model for which the prompt was made; empty: any."""
 
-    owner: object | None = None
-    """Whoever asks, by an object that lives as long as their key; None: nobody is known. What
-    an engine remembers of an answer, no other owner may notice."""
+    owner: Owner | None = None
+    """None: nobody is known. What an engine remembers of an answer, no other owner may notice,
+    unless the settings share it."""
 
 
 UNLIKELY: Final = -9999.0
@@ -144,6 +152,8 @@ class Described(Protocol):
     def defaults(self) -> Mapping[str, float]: ...
     @property
     def identity(self) -> str: ...
+    @property
+    def vocabulary(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +176,9 @@ class Facts:
     identity: str = ""
     """Changes when the model, its tokenizer or its engine do."""
 
+    vocabulary: str = ""
+    """The digest of the target's tokenizer; empty: any."""
+
     @classmethod
     def of(cls, target: Described) -> Self:
         return cls(
@@ -176,11 +189,15 @@ class Facts:
             frozenset((*target.features, *HARMLESS)),
             MappingProxyType(dict(target.defaults)),
             target.identity,
+            target.vocabulary,
         )
 
 
 Json = Mapping[str, object]
 """A JSON object, as a chat template gets it."""
+
+MAX_CHAT_BYTES: Final = 32 << 20
+"""Most bytes of a chat as a text, where nobody gives a smaller limit."""
 
 
 class Tokenizer(Protocol):
@@ -198,8 +215,12 @@ class Tokenizer(Protocol):
         *,
         tools: Sequence[Json] = (),
         options: Json = NONE,
+        most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
+
+        Raises OverflowError where the chat as a text has more than `most_bytes`, and OSError
+        where it cannot be made a text now.
 
         messages: objects with `role`, `content` (a text, or None beside tool calls), and where
         there are any `name`, `tool_calls`, `tool_call_id` and `reasoning_content`. A tool
@@ -227,8 +248,9 @@ class Tokenizer(Protocol):
         """
 
 
-TokenizerSource = Callable[[], Awaitable[Tokenizer]]
-"""Returns the target's tokenizer; raises gateway.errors.Unavailable while there is none.
+TokenizerSource = Callable[[str], Awaitable[Tokenizer]]
+"""Returns the target's tokenizer, which must have the digest Facts.vocabulary, unless that is
+empty; raises gateway.errors.Unavailable while there is none.
 
 `chat` and `encode` are called in worker threads while `piece` is called in the event loop's.
 """

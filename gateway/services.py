@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from gateway.errors import NotFound
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
 from gateway.steady.forwarding import Steady
+from gateway.tenants.reading import PromptReader
 from gateway.tenants.turns import Turns
 
 About = Callable[[], Awaitable[dict[str, object]]]
@@ -38,9 +38,7 @@ class Services:
     tokenizer: TokenizerSource
     drain: Drain
     registry: CollectorRegistry
-    executor: Executor
-    """Runs templates and tokenisation, which would stall every stream for a long prompt."""
-
+    reader: PromptReader
     model_aliases: frozenset[str]
     styles: Styles
     max_choices: int
@@ -82,11 +80,10 @@ class Services:
         self.fallback.count_answers(answers)
         return f"{self.fallback.name}:{facts.model}"
 
-    async def style_of(self, tokenizer: Tokenizer) -> Style:
+    async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:
             return style
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executor, self.styles.find, tokenizer)
+        return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
 
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.

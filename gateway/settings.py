@@ -28,6 +28,10 @@ class GatewaySettings(BaseModel):
     key_limits: KeyLimits = KeyLimits()
     """What a key without limits of its own may use; without any keys, all clients together."""
 
+    share_prefixes: bool = False
+    """Whether what a model has read for one key is kept for all: a prompt that begins like one
+    of another key is then read sooner, which shows that somebody has asked it."""
+
     body_limit_bytes: Annotated[int, Field(ge=1024)] | None = None
     """A larger request body gets a 413. So does, whatever is set here, one of more than 1 MiB
     and of more than 32 bytes for each token of the context."""

@@ -1,4 +1,8 @@
-"""How much of a KV cache sequence a new prompt can reuse: their common prefix."""
+"""How much of a KV cache sequence a new prompt can reuse: their common prefix.
+
+What one owner's prompt left is not reused for another owner's: the time that a prompt takes
+would show whether it begins like one that somebody else has asked.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ def common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), shorter)
 
 
-def reuse_cost(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    """Return how many tokens a sequence's reuse must decode plus how many it loses."""
-    return len(prompt) + len(cached) - 2 * common_prefix(cached, prompt)
+def reuse_cost(cached: Sequence[int], prompt: Sequence[int], *, owned: bool = True) -> int:
+    """Return how many tokens a sequence's reuse must decode plus how many it loses. owned:
+    whether the prompt's owner owns what is cached."""
+    common = common_prefix(cached, prompt) if owned else 0
+    return len(prompt) + len(cached) - 2 * common

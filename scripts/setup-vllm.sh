@@ -46,7 +46,7 @@ fi
 wheel=$(find "$("$here/llama-wheels.sh")" -name 'llama_cpp_python-*.whl')
 if [ "$extent" = gpu ]; then
     # The version that the image for GPU hosts has.
-    version=$(sed -n 's/^ARG BASE=.*:v//p' Dockerfile.cloud)
+    version=$(sed -n 's/^ARG BASE=.*:v\([0-9.]*\).*/\1/p' Dockerfile.cloud)
     # shellcheck disable=SC2086
     PYTHONWARNINGS=ignore "$step" "vLLM $version installed (10 GB; minutes)" \
         $pip install --quiet "$wheel" --editable '.[cloud]' "vllm==$version"

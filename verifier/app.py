@@ -28,6 +28,7 @@ from gateway.metrics import Metrics
 from gateway.tracing import Tracing
 from models.errors import NotPulled
 from models.fetching.progress_bar import progress_bar
+from models.file_hashes import FileHashes
 from models.gguf import is_exact
 from models.obtaining import obtain
 from models.store import Found, Store, open_store
@@ -106,17 +107,24 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
 
     Raises models.errors.ModelError for a model that nobody knows, and OSError for a template.
     """
-    store = open_store(os.environ)
+    store, shared = open_store(os.environ), settings.share_prefixes
+    hashes = FileHashes(store.root.with_name("hashes.json"))
     file = settings.chat_template
     template = None if file is None else file.read_text("utf-8")
     if settings.target == "vllm":
         name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
         options = VllmSettings.of(settings.model.removeprefix("hf://"), settings.vllm)
-        return VllmTarget(name, options, settings.limits, metrics, template=template)
+        return VllmTarget(
+            name, options, settings.limits, metrics,
+            template=template, share_prefixes=shared, hashes=hashes,
+        )  # fmt: skip
     with suppress(NotPulled):  # it is fetched when the target starts, which may take long
         store.find(settings.model, "target")
     find = partial(_weights, settings, store)
-    return LlamaTarget(find, settings.llama, settings.limits, metrics, template=template)
+    return LlamaTarget(
+        find, settings.llama, settings.limits, metrics,
+        template=template, share_prefixes=shared, hashes=hashes,
+    )  # fmt: skip
 
 
 def _weights(settings: VerifierSettings, store: Store) -> Found:

@@ -8,17 +8,17 @@ round otherwise than those for another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-SAMPLES: Final = 256
-"""Places of a file that are read. Every layer of a model has some, so that a model that was
-trained further differs, though it has the same size."""
+from models.file_hashes import FileHashes
 
-SAMPLE_BYTES: Final = 4096
+SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json")
+"""The files of a model's directory that shape its texts. Its tokenizer has a digest of its
+own."""
 
 
 def identity_of(*shapes: object) -> str:
@@ -26,23 +26,11 @@ def identity_of(*shapes: object) -> str:
     return hashlib.sha256(msgspec.json.encode(shapes, order="sorted")).hexdigest()[:32]
 
 
-def weights_of(path: Path) -> Sequence[object]:
-    """Return what tells a model's weights from others: of a file, or of all files of weights in
-    a directory. It takes milliseconds, where reading a large model takes minutes."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    return [(file.name if path.is_dir() else "", *_sampled(file)) for file in files]
-
-
-def _sampled(file: Path) -> tuple[int, str]:
-    """Return a file's size, and the digest of samples of it, head and end included."""
-    size, digest = file.stat().st_size, hashlib.sha256()
-    with file.open("rb") as opened:
-        for offset in _offsets(size):
-            opened.seek(offset)
-            digest.update(opened.read(SAMPLE_BYTES))
-    return size, digest.hexdigest()
-
-
-def _offsets(size: int) -> Iterable[int]:
-    last = max(0, size - SAMPLE_BYTES)
-    return (last * i // (SAMPLES - 1) for i in range(SAMPLES))
+def weights_of(path: Path, hashes: FileHashes) -> Sequence[object]:
+    """Return what tells a model's weights from all others, wherever they are: the hash of a
+    file, or of all files in a directory that shape a text. Reading these takes a second for
+    each gigabyte or two. Raises OSError or WrongHash."""
+    if not path.is_dir():
+        return ["", hashes.of(path)]
+    files = sorted({file for pattern in SHAPING for file in path.glob(pattern)})
+    return [(file.name, hashes.of(file)) for file in files]

@@ -45,8 +45,9 @@ class PlainEngine:
         try:
             with unservable():
                 request = opening(job, target.facts, fill="always")
-            await target.check(request)
-            replies = target.serve(secrets.token_urlsafe(12), request)
+            tenant = job.owner.name if job.owner else None
+            await target.check(request, tenant)
+            replies = target.serve(secrets.token_urlsafe(12), request, tenant)
             async with aclosing(replies):
                 async for reply in replies:
                     passes += isinstance(reply.message, Commit)

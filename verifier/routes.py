@@ -12,10 +12,11 @@ GET    /v1/tokenizer                     the target's tokenizer, packed
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -27,6 +28,7 @@ from starlette.routing import Route
 from gateway.account import Account
 from gateway.errors import InvalidRequest, NotFound
 from gateway.request_body import read_body
+from gateway.tenants.turns import Turns
 from speculation.protocol import wire
 from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from speculation.protocol.messages import Message, Open, Pushed
@@ -40,6 +42,12 @@ from verifier.target import TargetError
 from verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
+MAX_DECODING: Final = 256
+"""Opens of one tenant that may wait to be decoded. Most take milliseconds, the largest half a
+second."""
+
+_WAIT: Final = "Opens wait to be decoded"
+
 SESSION_PATHS: Final = "/v1/speculate/"
 """What a session's paths begin with; its name follows."""
 
@@ -56,6 +64,11 @@ def takes_drafts(path: str) -> bool:
 class Routes:
     host: Host
     sessions: Sessions
+    decoding: Turns = field(
+        default_factory=partial(Turns, 1, MAX_DECODING, "Opens wait to be decoded")
+    )
+    decoder: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "decoder"))
+    """Decodes Opens. One thread, because each that runs makes the event loop wait longer."""
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes; the app translates gateway.errors.
@@ -98,7 +111,8 @@ class Routes:
         account.tenant.check_room(account.clock())
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
-        opening = await asyncio.to_thread(_opening, body)  # a long prompt takes a while
+        decode = partial(_opening, body)  # a long prompt takes a while
+        opening = await self.decoding.in_thread(account.tenant, self.decoder, decode)
         check(opening, facts)
         with _translated():
             session = await self.sessions.open(opening, account.tenant, account.span)

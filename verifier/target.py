@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from gateway.ports import Tokenizer
+from gateway.tenants.turns import Turns
 from models.errors import CannotCheck, InvalidGrammar
-from models.grammars.compiler import GrammarCompiler
+from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.grammars.constraint import NAME
 from models.tokenizing.tokenizer_file import TokenizerFile
 from speculation.protocol.errors import InvalidSetting
@@ -28,6 +29,7 @@ from speculation.protocol.messages import (
     Pushed,
     Reject,
 )
+from speculation.protocol.opening import SALT
 from speculation.protocol.wire import Framed
 from verifier.identity import identity_of
 
@@ -114,14 +116,19 @@ class Target(Protocol):
         """Free everything, child processes included. Sessions still running end. It may hang
         when the engine hangs."""
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, tenant: str | None = None) -> None:
         """Find out what takes time: whether a grammar can be compiled. Called before `serve`.
 
-        Raises Unservable, or TargetFull while too many wait for this.
+        tenant: the name of whoever asks; None: nobody is known. Raises Unservable, TargetFull
+        where none can be compiled now, or Overloaded where too many of this tenant wait.
         """
 
-    def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
+    def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish. Closing the generator frees its KV within a pass.
+        What the KV cache keeps of it is reused for this tenant's sessions alone, or for all
+        where tenants share prefixes.
 
         Raises TargetFull or Unservable before it first waits for anything, TargetFailed later,
         and RemoteProtocolError for a message that it looked at only after `push` had returned.
@@ -138,12 +145,14 @@ class Target(Protocol):
 class Described:
     """The part of a Target that its tokenizer answers for."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, share_prefixes: bool = False) -> None:
         self._limits = limits
+        self._share_prefixes = share_prefixes
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
         self._grammars: GrammarCompiler | None = None
         self._packed = b""
+        self._turns = Turns(1, MAX_WAITING, WAITING)
 
     @property
     def facts(self) -> ModelFacts:
@@ -162,6 +171,14 @@ class Described:
         """Compiles grammars over the target's tokens. Known once started."""
         return started(self._grammars)
 
+    def owner_of_prefixes(self, tenant: str | None, request: Open) -> str | None:
+        """Return to whom what the KV cache keeps of a tenant's prompt belongs: to the tenant,
+        or to one of those that the tenant, an edge, tells apart."""
+        if self._share_prefixes:
+            return None
+        salt = request.sampling.extras.get(SALT)
+        return tenant if salt is None else identity_of(tenant, bytes(salt))
+
     async def close_grammars(self) -> None:
         """End the process that tries grammars."""
         if self._grammars is not None:
@@ -179,7 +196,7 @@ class Described:
         weights, the engine and its settings, as far as they shape a text."""
         tokenizer = file.open()
         self._tokenizer, self._packed = tokenizer, file.pack()
-        self._grammars = GrammarCompiler(tokenizer)
+        self._grammars = GrammarCompiler(tokenizer, self._turns.take)
         vocabulary = tokenizer.vocabulary
         self._facts = ModelFacts(
             model=name,

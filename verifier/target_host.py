@@ -72,7 +72,7 @@ class Host:
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"the model is {self.state}", code=self.state)
 
-    async def tokenizer(self) -> Tokenizer:
+    async def tokenizer(self, vocabulary: str) -> Tokenizer:
         """gateway.ports.TokenizerSource."""
         return self.ready().tokenizer
 

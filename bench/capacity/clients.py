@@ -117,7 +117,7 @@ class ScriptedDrafter:
     vocabulary: int
     stuck: bool = False
 
-    def take(self, prompt: Sequence[TokenId]) -> ScriptedSlot:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> ScriptedSlot:
         return ScriptedSlot(self, self.sources[tuple(prompt)])
 
     async def watch(self) -> None:
@@ -161,5 +161,5 @@ class TargetsVocabulary:
     relation: Final = "identical"
     translation: Final = None
 
-    async def __call__(self) -> Tokenizer:
+    async def __call__(self, vocabulary: str) -> Tokenizer:
         raise EngineFault("a scripted edge reads no text")

@@ -35,7 +35,7 @@ class UselessDrafter:
     context_tokens: int = 1 << 30
     stuck: bool = False
 
-    def take(self, prompt: Sequence[TokenId]) -> UselessDrafter:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> UselessDrafter:
         return self
 
     async def step(

@@ -43,8 +43,9 @@ class DraftSlot(Protocol):
 
 
 class Drafter(Protocol):
-    def take(self, prompt: Sequence[TokenId]) -> DraftSlot | None:
-        """Return a free slot that can hold the prompt, or None; the caller leaves it."""
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> DraftSlot | None:
+        """Return a free slot that can hold the prompt, or None; the caller leaves it. owner:
+        whose prompt it is; what a slot holds of it is of use to nobody else."""
 
     @property
     def stuck(self) -> bool:
@@ -66,7 +67,7 @@ class NoDrafter:
     async def watch(self) -> None:
         pass
 
-    def take(self, prompt: Sequence[TokenId]) -> None:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> None:
         return None
 
     def close(self) -> bool:

@@ -8,7 +8,8 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
 * A slot keeps its tokens after its session: the next session with the same beginning starts
-  there. Drafts need not be bit-identical, so any common prefix can be used.
+  there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
+  owner: to others the time that drafts take would show what was asked (models.kv_reuse).
 """
 
 from __future__ import annotations
@@ -64,8 +65,10 @@ class LlamaSlot:
         prompt_tokens: int,
         requests: queue.SimpleQueue[StepRequest | None],
         context_tokens: int,
+        owner: object,
     ) -> None:
         self.context_tokens = context_tokens
+        self._owner = owner
         self._slot = slot
         self._prompt_tokens = prompt_tokens
         self._requests = requests
@@ -82,7 +85,7 @@ class LlamaSlot:
         position = len(context) - self._prompt_tokens
         # a row of `ahead` is used only where the draft tokens before it equal those ahead
         draw = sampler([*context[self._prompt_tokens :], *ahead])
-        request = StepRequest(self._slot, context, ahead, position, draw)
+        request = StepRequest(self._slot, context, ahead, position, draw, self._owner)
         self._requests.put(request)
         return await asyncio.wrap_future(request.drafts)
 
@@ -93,10 +96,12 @@ class LlamaSlot:
 
 
 class LlamaDrafter:
-    """A Drafter over llama.cpp. It owns the cache, and closes it."""
+    """A Drafter over llama.cpp. It owns the cache, and closes it. share_prefixes: whether all
+    owners count as one."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, share_prefixes: bool = False) -> None:
         self._cache = cache
+        self._share_prefixes = share_prefixes
         self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._waiting: dict[int, StepRequest] = {}
@@ -108,13 +113,16 @@ class LlamaDrafter:
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
-    def take(self, prompt: Sequence[TokenId]) -> LlamaSlot | None:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> LlamaSlot | None:
+        owner = None if self._share_prefixes else owner
         free = [slot for slot in self._slots if not slot.taken]
         if not free or self.stuck or len(prompt) >= self._cache.limits.context_tokens:
             return None
-        best = min(free, key=lambda slot: reuse_cost(slot.tokens, list(prompt)))
+        own = list(prompt)
+        best = min(free, key=lambda s: reuse_cost(s.tokens, own, owned=s.owner is owner))
         best.taken = True
-        return LlamaSlot(best, len(prompt), self._requests, self._cache.limits.context_tokens)
+        context_tokens = self._cache.limits.context_tokens
+        return LlamaSlot(best, len(prompt), self._requests, context_tokens, owner)
 
     @property
     def stuck(self) -> bool:
@@ -222,6 +230,8 @@ class LlamaDrafter:
         """
         slot = request.slot
         length = min(common_prefix(slot.tokens, request.context), len(request.context) - 1)
+        if slot.owner is not request.owner:
+            slot.owner, length = request.owner, 0
         if length < len(slot.tokens):
             self._cache.truncate(slot.index, length)
             del slot.tokens[length:]

@@ -51,7 +51,8 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
         return NoDrafter()
     context_tokens = context_tokens_of(model, settings)
     return LlamaDrafter(
-        Context(model, context_tokens, sequences=settings.slots, threads=threads_of(settings))
+        Context(model, context_tokens, sequences=settings.slots, threads=threads_of(settings)),
+        share_prefixes=settings.share_prefixes,
     )
 
 

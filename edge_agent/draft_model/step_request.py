@@ -21,6 +21,9 @@ class KvSlot:
     tokens: list[TokenId] = field(default_factory=list)
     """What the cache holds of this sequence. Only the thread changes it."""
 
+    owner: object = None
+    """Whose prompt they are of. Only the thread changes it."""
+
     taken: bool = False
 
 
@@ -35,6 +38,7 @@ class StepRequest:
     """Where the first draft token goes, counted from the end of the prompt."""
 
     sampler: DraftSampler
+    owner: object = None
     drafts: Future[list[DraftToken]] = field(default_factory=Future)
     """The result. The session cancels it when it does not need the step any more."""
 

@@ -48,12 +48,12 @@ class DraftEngine:
         """Stream one choice. Raises Overloaded when all slots are taken."""
         try:
             request = opening(job, self._facts)
-            mask = await self._mask(request)
+            mask = await self._mask(request, job.owner)
             size = self._facts.vocabulary_size
             adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        slot = self._drafter.take(job.prompt)
+        slot = self._drafter.take(job.prompt, job.owner)
         if slot is None:
             raise Overloaded("all slots of the draft model are taken; try again later")
         try:
@@ -66,12 +66,12 @@ class DraftEngine:
         """End what the engine started."""
         await self._grammars.close()
 
-    async def _mask(self, request: Open) -> Adjust | None:
+    async def _mask(self, request: Open, owner: object) -> Adjust | None:
         """Return what bars the tokens that the request's grammar does not allow."""
         if (asked := request.sampling.extras.get(NAME)) is None:
             return None
         try:
-            return (await self._grammars.compile(bytes(asked))).begin().mask
+            return (await self._grammars.compile(bytes(asked), owner)).begin().mask
         except CannotCheck as error:
             raise Overloaded(f"{error}; try again later") from error
         except InvalidGrammar as error:

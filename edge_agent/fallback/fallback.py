@@ -8,7 +8,8 @@ from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import Unavailable
 from gateway.ports import TokenizerSource
-from models.grammars.compiler import GrammarCompiler
+from gateway.tenants.turns import Turns
+from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.store import Found
 from models.tokenizing.tokenizer import Tokenizer
 from models.tokenizing.tokenizer_file import tokenizer_file
@@ -38,7 +39,7 @@ class DraftFallback:
         self._target = target
         self._metrics = metrics
 
-    async def tokenizer(self) -> Tokenizer:
+    async def tokenizer(self, vocabulary: str) -> Tokenizer:
         return self._tokenizer
 
     async def is_needed(self) -> bool:
@@ -46,8 +47,8 @@ class DraftFallback:
         Raises what is wrong with one that can be reached."""
         try:
             await self._verifiers.check()
-            await self._verifiers.facts()
-            await self._target()
+            facts = await self._verifiers.facts()
+            await self._target(facts.vocabulary)
         except Unavailable:
             return True
         return False
@@ -78,4 +79,5 @@ def open_engine(
         features=list(FEATURES),
         defaults=file.defaults,
     )
-    return DraftEngine(facts, drafter, GrammarCompiler(tokenizer)), tokenizer
+    turns = Turns(1, MAX_WAITING, WAITING)
+    return DraftEngine(facts, drafter, GrammarCompiler(tokenizer, turns.take)), tokenizer

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from gateway.errors import InvalidRequest
+from gateway.tenants.turns import Turns
 from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
-from models.grammars.compiler import GrammarCompiler
+from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar, GrammarState
 from models.tokenizing.tokenizer import Tokenizer
@@ -24,15 +25,18 @@ class EdgeGrammars:
 
     def __init__(self) -> None:
         self._compiler: GrammarCompiler | None = None
+        self._turns = Turns(1, MAX_WAITING, WAITING)
 
-    async def compile(self, request: Open, tokenizer: Tokenizer) -> Grammar | None:
-        """Return the grammar of a request; None where it cannot be tried now, because drafts
-        need none. Raises InvalidRequest."""
+    async def compile(
+        self, request: Open, tokenizer: Tokenizer, owner: object = None
+    ) -> Grammar | None:
+        """Return the grammar of a request; None where none can be tried now, because drafts
+        need none. Raises InvalidRequest, or Overloaded where too many of the owner wait."""
         if self._compiler is None or self._compiler.tokenizer is not tokenizer:
             await self.close()
-            self._compiler = GrammarCompiler(tokenizer)
+            self._compiler = GrammarCompiler(tokenizer, self._turns.take)
         try:
-            return await self._compiler.compile(bytes(request.sampling.extras[NAME]))
+            return await self._compiler.compile(bytes(request.sampling.extras[NAME]), owner)
         except CannotCheck:
             return None
         except InvalidGrammar as error:

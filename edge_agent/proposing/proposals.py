@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from edge_agent.proposing.grammars import EdgeGrammars, within
 from edge_agent.proposing.past_answers import PastAnswers, PastAnswersByOwner
@@ -17,10 +18,18 @@ from gateway.ports import Job
 from models.grammars.constraint import NAME
 from models.grammars.grammar import Grammar
 from models.tokenizing.tokenizer import Tokenizer
+from speculation.proposing.ngrams import PromptGrams
 from speculation.proposing.prompt_lookup import PromptLookup
 from speculation.proposing.proposer import Proposer
 from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
 from speculation.protocol.opening import PREDICTION
+
+INLINE_TOKENS: Final = 2048
+"""Tokens of a prompt whose n-grams are made in the event loop, in a few milliseconds."""
+
+MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
+"""Most characters of a prediction that are read: what follows is beyond MAX_PREDICTED tokens of
+any text but spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +53,15 @@ class Proposals:
 
 
 class ProposalFinder:
-    """It serves all answers of an edge. tokenizer: returns the target's."""
+    """It serves all answers of an edge. tokenizer: returns the target's, by its digest."""
 
     def __init__(
-        self, speculation: Speculation, tokenizer: Callable[[], Awaitable[Tokenizer]]
+        self, speculation: Speculation, tokenizer: Callable[[str], Awaitable[Tokenizer]]
     ) -> None:
         self._how = speculation
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
+        self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # being made, by id of a prompt
         self._past = PastAnswersByOwner(speculation.past_answers_tokens)
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
@@ -62,30 +72,48 @@ class ProposalFinder:
         """
         if request.judge != "coupled":
             return Proposals(request, (), None, None, None)
-        grammar = await self._grammar(request)
-        lookup = PromptLookup(request.prompt) if self._how.lookup else None
+        grammar = await self._grammar(request, job.owner)
+        lookup = await self._lookup(request.prompt) if self._how.lookup else None
         proposer = within(grammar, lookup)
         if not (self._how.verifier_drafts and request.fill == "auto"):
             return Proposals(request, (), grammar, proposer, None)
-        predicted = await self._predicted(job)
+        predicted = await self._predicted(job, request.vocabulary)
         past = self._past.of(job.owner, target)
         expected = predicted or (past.to(request.prompt) if past else ())
         request = replace(request, own_drafts=True, predicted=expected)
         return Proposals(request, predicted, grammar, proposer, past)
 
-    async def _grammar(self, request: Open) -> Grammar | None:
+    async def _lookup(self, prompt: tuple[TokenId, ...]) -> PromptLookup:
+        """Return the prompt lookup of one answer. A thread makes the n-grams of a long prompt,
+        once for all choices that begin at a time."""
+        if len(prompt) <= INLINE_TOKENS:
+            return PromptLookup(prompt)
+        making = self._grams.get(id(prompt))
+        if making is None:
+            making = asyncio.create_task(asyncio.to_thread(PromptGrams, prompt))
+            self._grams[id(prompt)] = making
+            making.add_done_callback(lambda _: self._grams.pop(id(prompt)))
+        return PromptLookup(prompt, await asyncio.shield(making))
+
+    async def _grammar(self, request: Open, owner: object) -> Grammar | None:
         if not (self._how.grammars and NAME in request.sampling.extras):
             return None
-        return await self._grammars.compile(request, await self._tokenizer())
+        tokenizer = await self._tokenizer(request.vocabulary)
+        return await self._grammars.compile(request, tokenizer, owner)
 
-    async def _predicted(self, job: Job) -> tuple[TokenId, ...]:
+    async def _predicted(self, job: Job, vocabulary: str) -> tuple[TokenId, ...]:
         """Return the tokens that a job predicts, if any. A thread reads the text, which may be
         a whole file."""
         text = job.extras.get(PREDICTION)
         if not (isinstance(text, str) and text):
             return ()
-        encode = (await self._tokenizer()).encode
-        tokens = await asyncio.to_thread(encode, text, special=False, begin=False)
+        encode = (await self._tokenizer(vocabulary)).encode
+        try:
+            tokens = await asyncio.to_thread(
+                encode, text[:MAX_PREDICTED_CHARS], special=False, begin=False
+            )
+        except ValueError:  # the tokenizer fails: the answer needs no prediction
+            return ()
         return tuple(tokens[:MAX_PREDICTED])
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Generator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from gateway.drain import Drain
+from gateway.hosting.connections.descriptors import be_brief_without_descriptors
 from gateway.hosting.stopping import stopped_by_signals
 
 
@@ -22,6 +24,7 @@ class DrainingServer(uvicorn.Server):
         self._drain_timeout_s = drain_timeout_s
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        be_brief_without_descriptors(asyncio.get_running_loop())
         async with stopped_by_signals(
             self._drain,
             self._drain_timeout_s,

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 with deadlines: by itself it waits without a limit for a request that was
-begun, and for a client that does not read."""
+"""uvicorn's HTTP/1.1 with deadlines and a bound: by itself it waits without a limit for a
+request that was begun, and for a client that does not read, and takes any connection."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gateway.hosting.connections.crowd import Crowd
 from gateway.output.choice_stream import UNREAD_S
 
 REQUEST_S: Final = 30.0
@@ -40,6 +41,8 @@ class DeadlinesProtocol(H11Protocol):
 
     _unasked: _Cut
     _unread: _Cut
+    _crowd: Crowd
+    """Of the server, which has a class of its own."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -49,10 +52,12 @@ class DeadlinesProtocol(H11Protocol):
             limit_ms = int(UNREAD_S * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
         self._unasked.start(transport)
+        self._crowd.enter(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unasked.stop()
         self._unread.stop()
+        self._crowd.leave(self.transport)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +66,12 @@ class DeadlinesProtocol(H11Protocol):
             self._unasked.start(self.transport)
         else:
             self._unasked.stop()
+            self._crowd.is_busy(self.transport)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # else the next request was there already
+            self._crowd.is_idle(self.transport)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -75,3 +86,12 @@ class DeadlinesProtocol(H11Protocol):
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
+
+
+def protocol(most: int) -> type[asyncio.Protocol]:
+    """Return what a server makes of each connection. most: how many there may be."""
+
+    class Bounded(DeadlinesProtocol):
+        _crowd = Crowd(most)
+
+    return Bounded

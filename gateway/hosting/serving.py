@@ -23,7 +23,7 @@ from granian.log import LogLevels
 from granian.server.common import AbstractServer
 
 from gateway.hosting import logs
-from gateway.hosting.connections.descriptors import for_clients, raise_limit
+from gateway.hosting.connections.descriptors import max_connections, raise_limit
 from gateway.hosting.connections.silent import cut_silent
 from gateway.hosting.parent_death import end_with_parent
 from gateway.hosting.settings_sources import ServerSettings
@@ -34,9 +34,6 @@ AT_ONCE: Final = signal.SIGUSR1
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
 """Streams of one connection: an edge holds one for each session, and short ones for drafts."""
-
-MAX_CONNECTIONS: Final = 2048
-"""An edge has one to each verifier, and a client of HTTP/1.1 one for each answer."""
 
 PING_MS: Final = 20_000
 PONG_S: Final = 20
@@ -60,7 +57,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         keep_alive_timeout=PONG_S,
     )
     tls = settings.tls
-    connections = min(MAX_CONNECTIONS, for_clients(raise_limit()))
+    connections = max_connections(raise_limit())
     server = Granian(
         "app",  # unused: `load` returns the app
         address=settings.host,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from gateway.schemas import structured
 from gateway.services import Services
 from gateway.speculation import Watch
 from gateway.steady.forwarding import singly
+from gateway.tenants.reading import BoundedTokenizer
 
 
 async def generate(
@@ -41,14 +41,13 @@ async def generate(
     services = await services.for_request(account)
     facts = await services.facts_of(body.model)
     given, account.ignored = await checked(services, request, partial(_given, body, facts))
-    tokenizer = await services.tokenizer()
-    style = await services.style_of(tokenizer)
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    style = await services.style_of(tokenizer, account)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
     if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
         account.field_names = structured.names_of(given.constrained_at or "tools", asked)
     account.begin_answers(len(jobs) - 1)
-    account.took_prompt(sum(len(job.prompt) for job in jobs[:: body.n]))
     wants_logprobs = body.wanted_logprobs is not None
     answer = make_answer(
         name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
@@ -62,7 +61,7 @@ async def generate(
         )
         for job in jobs
     ]
-    streams = body.shown(streams, tokenizer)
+    streams = await checked(services, request, partial(body.shown, streams, tokenizer))
     if body.stream:
         return EventStream(
             answer,
@@ -102,8 +101,7 @@ async def _jobs(
             f" {services.max_choices} choices",
             param="n" if body.prompt_count == 1 else "prompt",
         )
-    loop = asyncio.get_running_loop()
-    prompts = await loop.run_in_executor(services.executor, body.tokenise, style.tokenizer)
+    prompts = await _read(services, body, facts, style, account)
     extras_of = [_constrained(body, style, prompt, extras) for prompt in prompts]
     limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
     sampling = body.sampling(facts.defaults)
@@ -124,6 +122,20 @@ async def _jobs(
         )
         for index in range(len(prompts) * body.n)
     ]
+
+
+async def _read(
+    services: Services, body: GenerationRequest, facts: Facts, style: Style, account: Account
+) -> tuple[TokenIds, ...]:
+    """Return the prompts as tokens, which are charged, as are those of a refused prompt."""
+    tokenizer = BoundedTokenizer(style.tokenizer, facts, body.prompt_field)
+    try:
+        prompts = await services.reader.read(account.tenant, partial(body.tokenise, tokenizer))
+    except BaseException:
+        account.took_prompt(tokenizer.charged)
+        raise
+    account.took_prompt(sum(map(len, prompts)))
+    return prompts
 
 
 def _constrained(

@@ -6,7 +6,6 @@ Where the two differ, the field that holds the text decides: `content` is llama-
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -15,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.account import Account
 from gateway.errors import InvalidRequest
 from gateway.ports import Facts, Tokenizer
 from gateway.responses import json_response
@@ -25,6 +25,7 @@ from gateway.routes.request import checked, parse
 from gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from gateway.schemas.messages import ChatMessage
 from gateway.services import Services
+from gateway.tenants.reading import BoundedTokenizer
 
 
 class TokenizeRequest(RequestModel):
@@ -48,6 +49,11 @@ class TokenizeRequest(RequestModel):
             raise ValueError("give one of prompt, messages and content")
         return value
 
+    @property
+    def field(self) -> str:
+        """The field that errors about the text refer to."""
+        return "messages" if self.messages else "prompt" if self.content is None else "content"
+
     def tokenise(self, tokenizer: Tokenizer) -> list[int]:
         if self.content is not None:
             special, begin = self.parse_special, self.add_special
@@ -63,27 +69,30 @@ class DetokenizeRequest(RequestModel):
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer the tokens of a text or of a chat."""
     body = await parse(TokenizeRequest, services, request)
-    services = await services.for_request(request.state.account)
+    account: Account = request.state.account
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    tokenizer = await services.tokenizer()
+    source = await services.tokenizer(facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, facts, body.field)
     made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
     if body.messages:
         chat = await parse(ChatRequest, services, request)
         given = chat.model_extra or {}
         await checked(services, request, partial(check_parameters, given, facts))
         made = partial(_chat_tokens, chat, tokenizer)
-    loop = asyncio.get_running_loop()
     answer = partial(_tokens_answer, body, facts, tokenizer, made)
-    return await loop.run_in_executor(services.executor, answer)
+    return await services.reader.read(account.tenant, answer)
 
 
 async def detokenize(services: Services, request: Request) -> Response:
     """Answer the text of tokens; special tokens are spelt out."""
     body = await parse(DetokenizeRequest, services, request)
-    services = await services.for_request(request.state.account)
+    account: Account = request.state.account
+    services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    answer = partial(_text_answer, body.tokens, facts, await services.tokenizer())
-    return await checked(services, request, answer)
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    answer = partial(_text_answer, body.tokens, facts, tokenizer)
+    return await services.reader.read(account.tenant, answer)
 
 
 def _tokens_answer(
@@ -94,7 +103,7 @@ def _tokens_answer(
 ) -> Response:
     tokens, pieces = made(), list[str]()
     if body.with_pieces or body.return_token_strs:
-        _check_count(len(tokens), facts, "content" if body.prompt is None else "prompt")
+        _check_count(len(tokens), facts, body.field)
         pieces = [text_of([token], tokenizer) for token in tokens]
     answer = {
         "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,

@@ -46,8 +46,9 @@ class KeyLimits(BaseModel):
     """Requests. Those that belong to an open session are not counted."""
 
     tokens_a_minute: Count | None = None
-    """Tokens of prompts and answers. They are counted when they are known, so an answer begins
-    while any are left, and the next one waits until what it took has come back."""
+    """Tokens of prompts and answers. They are counted as they come, so an answer begins while
+    any are left, and goes on when none are; the next one waits until what it took has come
+    back. How much answers that run at once can overdraw, `sessions` bounds."""
 
     def or_else(self, others: KeyLimits) -> KeyLimits:
         """Return these limits, and the others where there are none."""

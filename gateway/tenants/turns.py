@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import TypeVar
 
 from gateway.errors import Overloaded
@@ -84,7 +85,8 @@ class Turns:
 
     def _serve(self) -> None:
         """Give the free places to the owners that are next."""
-        while self._free and (owner := self._next()) is not None:
+        while self._free and (owners := self._next()):
+            (owner,) = owners
             queue = self._waiting.pop(owner)
             turn = queue.popleft()
             if queue:
@@ -94,6 +96,7 @@ class Turns:
                 self._free -= 1
                 self._running[owner] += 1
 
-    def _next(self) -> object | None:
+    def _next(self) -> list[object]:
+        """Return the owner that is served next, if any may be; it can be None."""
         may_run = (o for o in self._waiting if self._running[o] < self._most_running)
-        return next(may_run, None)
+        return list(islice(may_run, 1))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
-from models.errors import CannotCheck, InvalidGrammar
+from models.errors import InvalidGrammar
 from models.grammars.binding import MatcherTokens, make_tokenizer
 from models.grammars.checker import Checker
 from models.grammars.constraint import Constraint
@@ -21,32 +23,45 @@ COMPILED: Final = 16
 """Grammars that are kept compiled. Most take a megabyte; some grow to a hundred."""
 
 MAX_WAITING: Final = 32
-"""Constraints that may wait to be tried, which takes a second each at worst."""
+"""Constraints of one owner that may wait to be tried, which takes a second each at worst."""
+
+WAITING: Final = "grammars wait to be tried"
+"""What errors call them."""
+
+Turn = Callable[[object], AbstractAsyncContextManager[None]]
+"""turn(owner) is entered when it is the owner's turn, and left when the work is done. There is
+one turn at a time."""
 
 T = TypeVar("T")
 
 
 class GrammarCompiler:
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    """What it does for several owners at once, it does in their turns. An owner is whoever
+    asks; None: nobody is known."""
+
+    def __init__(self, tokenizer: Tokenizer, turn: Turn) -> None:
         self.tokenizer = tokenizer
+        self._turn = turn
         self._checker = Checker(tokenizer.vocabulary)
         self._verdicts: dict[bytes, Outcome] = {}
         self._compiled: dict[bytes, Grammar] = {}
-        self._trying, self._compiling = asyncio.Lock(), asyncio.Lock()
-        self._waiting = 0
 
-    async def check(self, asked: bytes) -> str:
+    async def check(self, asked: bytes, owner: object = None) -> str:
         """Return the grammar that a constraint, as JSON, means. Raises InvalidGrammar or
-        CannotCheck."""
-        verdict = self._verdicts.get(asked) or await self._verdict(asked)
-        if verdict.reason:
-            raise InvalidGrammar(verdict.where, verdict.reason)
-        return verdict.grammar
+        CannotCheck, and what `turn` raises."""
+        if (verdict := self._verdicts.get(asked)) is None:
+            async with self._turn(owner):
+                verdict = await self._verdict(asked)
+        return _grammar(verdict)
 
-    async def compile(self, asked: bytes) -> Grammar:
+    async def compile(self, asked: bytes, owner: object = None) -> Grammar:
         """Return the grammar of a constraint, ready for use. Raises as `check` does."""
-        text = await self.check(asked)
-        async with self._compiling:
+        if (grammar := self.compiled(asked)) is not None:
+            return grammar
+        if (verdict := self._verdicts.get(asked)) is not None:
+            _grammar(verdict)
+        async with self._turn(owner):
+            text = _grammar(await self._verdict(asked))
             if (grammar := self.compiled(asked)) is None:
                 grammar = await asyncio.to_thread(self._compile, text)
                 _keep(self._compiled, asked, grammar, COMPILED)
@@ -62,15 +77,10 @@ class GrammarCompiler:
         await self._checker.close()
 
     async def _verdict(self, asked: bytes) -> Outcome:
-        if self._waiting >= MAX_WAITING:
-            raise CannotCheck(f"{MAX_WAITING} grammars wait to be compiled")
-        self._waiting += 1
-        try:
-            async with self._trying:
-                verdict = self._verdicts.get(asked) or await self._try(asked)
-        finally:
-            self._waiting -= 1
-        _keep(self._verdicts, asked, verdict, VERDICTS)
+        """Return what is known of a constraint, or try it."""
+        if (verdict := self._verdicts.get(asked)) is None:
+            verdict = await self._try(asked)
+            _keep(self._verdicts, asked, verdict, VERDICTS)
         return verdict
 
     async def _try(self, asked: bytes) -> Outcome:
@@ -87,6 +97,12 @@ class GrammarCompiler:
         tokenizer = self.tokenizer
         encode = partial(tokenizer.encode, special=False, begin=False)
         return make_tokenizer(tokenizer.vocabulary, encode)
+
+
+def _grammar(verdict: Outcome) -> str:
+    if verdict.reason:
+        raise InvalidGrammar(verdict.where, verdict.reason)
+    return verdict.grammar
 
 
 def _keep(kept: dict[bytes, T], key: bytes, value: T, most: int) -> None:

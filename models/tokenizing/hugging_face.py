@@ -126,6 +126,21 @@ def directory_of(model: str, revision: str | None = None) -> Path:
         raise CannotOpen(f"{model}: {error}") from error
 
 
+def commit_of(model: str, revision: str | None, cache: str | None) -> str | None:
+    """Return the commit of a repository that is in the cache, if it is there.
+
+    revision: a branch, a tag or a commit; None for the main branch. cache: a folder; None for
+    the library's own.
+    """
+    try:
+        here = snapshot_download(
+            model, revision=revision, cache_dir=cache, local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    return Path(here).name
+
+
 def read_directory(folder: Path) -> dict[str, Any]:
     """Return what a directory says of its tokenizer. Raises CannotOpen.
 

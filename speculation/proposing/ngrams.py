@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
@@ -11,6 +11,9 @@ from speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8, 3, 1)
 """Lengths of the n-grams kept, longest first: a match of 8 to 15 tokens counts as one of 8."""
+
+STEP_TOKENS: Final = 4096
+"""Tokens whose n-grams are made at once, which takes two milliseconds."""
 
 Gram = tuple[TokenId, ...]
 
@@ -24,14 +27,34 @@ class Match:
     length: int  # tokens that agree before it
 
 
-class Index:
-    """A text that grows and shrinks at its end, in constant time a token."""
+class PromptGrams:
+    """The n-grams of a prompt. It never changes, so that all answers to the prompt share it; a
+    thread may make it, in steps between which other threads run."""
 
-    def __init__(self, tokens: Iterable[TokenId] = ()) -> None:
-        self.tokens: list[TokenId] = []
-        self._after: dict[Gram, int] = {}  # the index of the token that followed it last
+    def __init__(self, tokens: Sequence[TokenId]) -> None:
+        self.tokens = tuple(tokens)
+        self.after: dict[Gram, int] = {}  # the index of the token that followed it last
+        for n in LENGTHS:
+            for begin in range(0, len(tokens) - n, STEP_TOKENS):
+                ends = range(begin + n, min(begin + n + STEP_TOKENS, len(tokens)))
+                shifted = (self.tokens[begin + i : ends.stop - n + i] for i in range(n))
+                self.after.update(zip(zip(*shifted, strict=True), ends, strict=True))
+
+
+class Index:
+    """A text that grows and shrinks at its end, in constant time a token.
+
+    prompt: its beginning, which stays. tokens: what follows that.
+    """
+
+    def __init__(
+        self, tokens: Iterable[TokenId] = (), prompt: PromptGrams | None = None
+    ) -> None:
+        self.tokens: list[TokenId] = list(prompt.tokens) if prompt else []
+        self._in_prompt: Mapping[Gram, int] = prompt.after if prompt else {}
+        self._after: dict[Gram, int] = {}  # the same of the tokens after the prompt
         self._replaced: list[list[int | None]] = []  # by token: what it overwrote in _after
-        self._ending: list[Gram] = []  # the n-grams that end the text
+        self._ending = self._grams()  # the n-grams that end the text
         for token in tokens:
             self.append(token)
 
@@ -43,7 +66,8 @@ class Index:
         self._ending = self._grams()
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on, as if they had never been appended."""
+        """Forget the tokens from `length` on, as if they had never been appended: none of the
+        prompt's."""
         while len(self.tokens) > length:
             self.tokens.pop()
             self._ending = self._grams()
@@ -55,8 +79,11 @@ class Index:
 
     def match(self) -> Match | None:
         """Return what followed the last occurrence of the longest n-gram, one of LENGTHS."""
-        found = ((self._after[gram], gram) for gram in self._ending if gram in self._after)
-        return next((Match(self.tokens[at], at, len(gram)) for at, gram in found), None)
+        for gram in self._ending:
+            at = self._after.get(gram) or self._in_prompt.get(gram)  # an index is never 0
+            if at is not None:
+                return Match(self.tokens[at], at, len(gram))
+        return None
 
     def _grams(self) -> list[Gram]:
         return [tuple(self.tokens[-n:]) for n in LENGTHS if n <= len(self.tokens)]

@@ -24,7 +24,7 @@ from math import inf
 from typing import Final
 
 from speculation.proposing.latencies import Latencies
-from speculation.proposing.ngrams import Index, resumption
+from speculation.proposing.ngrams import Index, PromptGrams, resumption
 from speculation.proposing.precision import Continuation, Precision
 from speculation.protocol.messages import TokenId
 from speculation.sampling.draft_token import DraftToken
@@ -102,10 +102,11 @@ class ReadingTime:
 
 
 class PromptLookup:
-    """A Proposer: one session's index, and how often its matches are right."""
+    """A Proposer: one session's index, and how often its matches are right. grams: those of the
+    prompt, where they have been made already."""
 
-    def __init__(self, prompt: Sequence[TokenId]) -> None:
-        self._index = Index(prompt)
+    def __init__(self, prompt: Sequence[TokenId], grams: PromptGrams | None = None) -> None:
+        self._index = Index(prompt=grams or PromptGrams(prompt))
         self._prompt_tokens = len(prompt)
         self._matches = [self._index.match()]  # for each position, up to the next one
         self._precision = {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}

@@ -57,20 +57,29 @@ PREDICTION: Final = "prediction"
 """The extra that changes no answer: its tokens are in `Open.predicted`."""
 
 
+SALT: Final = "cache_salt"
+"""The extra by which an edge tells its own tenants apart: the verifier reuses what it has read
+for sessions of one key and one salt alone. It changes no answer."""
+
+
 def opening(
     asked: Asked,
     facts: ModelFacts,
     *,
     judge: Judge = "coupled",
     fill: Fill = "auto",
+    salt: str | None = None,
 ) -> Open:
-    """Return the session that a client asks for. Raise InvalidSetting for what is no token."""
+    """Return the session that a client asks for. salt: see SALT; a verifier that does not know
+    it gets none. Raise InvalidSetting for what is no token."""
     given = asked.sampling
     extras = {
         name: msgspec.Raw(msgspec.json.encode(value))
         for name, value in asked.extras.items()
         if name not in STOPPING and name != PREDICTION
     }
+    if salt is not None and SALT in facts.features:
+        extras[SALT] = msgspec.Raw(msgspec.json.encode(salt))
     return Open(
         model=facts.model,
         vocabulary=facts.vocabulary,

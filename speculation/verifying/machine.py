@@ -175,13 +175,23 @@ class VerifyMachine:
         return PassPlan(passes, now)
 
     def ran(
-        self, plan: PassPlan, verdicts: Mapping[str, Verdict], now: float, *, rows: int | None
+        self,
+        plan: PassPlan,
+        verdicts: Mapping[str, Verdict],
+        now: float,
+        *,
+        rows: int | None,
+        target_s: float | None = None,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
-        rows: of the whole pass; None when its latency says nothing, as with a prompt in it."""
+
+        rows: of the whole pass; None when its latency says nothing, as with a prompt in it.
+        target_s: how long the target took for them, if that is known apart from judging, whose
+        time is due to what single sessions ask; were it learned, all would get fewer rows.
+        """
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
-            self.latency.observe(rows, pass_s)
+            self.latency.observe(rows, target_s or pass_s)
         down = {}
         for name, verdict in verdicts.items():
             if not (held := self._sessions.get(name)):

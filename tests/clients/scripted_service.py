@@ -61,7 +61,7 @@ def main(port: int) -> None:
     path = open_store(os.environ).find("qwen2.5-coder-1.5b-q8_0", "target").path
     tokenizer = tokenizer_file(path).open()
 
-    async def source() -> Tokenizer:
+    async def source(_: str) -> Tokenizer:
         return tokenizer
 
     app = create_app(Scripted(tokenizer), source, GatewaySettings())

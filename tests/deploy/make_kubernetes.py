@@ -23,6 +23,7 @@ KINDS: Final = {
     "PersistentVolumeClaim": "core.v1",
     "Secret": "core.v1",
     "PodDisruptionBudget": "policy.v1",
+    "NetworkPolicy": "networking.v1",
 }
 FILE: Final = Path(__file__).parent / "kubernetes.json"
 

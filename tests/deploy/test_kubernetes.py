@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import ssl
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -30,7 +35,7 @@ def manifests() -> list[Manifest]:
 def check(manifest: Manifest) -> None:
     """Raise jsonschema.ValidationError unless the API takes a manifest."""
     group, _, version = manifest["apiVersion"].rpartition("/")
-    name = f"io.k8s.api.{group or 'core'}.{version}.{manifest['kind']}"
+    name = f"io.k8s.api.{group.removesuffix('.k8s.io') or 'core'}.{version}.{manifest['kind']}"
     jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", **SCHEMAS}).validate(manifest)
 
 
@@ -49,6 +54,12 @@ def pod(name: str) -> Manifest:
         m for m in manifests() if m["metadata"]["name"] == name and "template" in m["spec"]
     )
     return dict(found["spec"]["template"]["spec"])
+
+
+def environment(name: str) -> dict[str, str]:
+    """Return the variables of a pod that are no secrets."""
+    (container,) = pod(name)["containers"]
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
 @pytest.mark.parametrize(
@@ -80,9 +91,11 @@ def test_every_name_that_a_manifest_uses_exists() -> None:
 
     assert {each["name"] for each in values(manifests(), "secretKeyRef")} <= secrets
     assert {("Service", name) for name in values(manifests(), "serviceName")} <= names
-    assert {
-        each["app.kubernetes.io/name"] for each in values(manifests(), "matchLabels")
-    } == labels
+    names_meant = {
+        each.get("app.kubernetes.io/name") for each in values(manifests(), "matchLabels")
+    }
+    assert names_meant - {None} == labels
+    assert {each["secretName"] for each in values(manifests(), "secret")} <= secrets
     assert {s.get("app.kubernetes.io/name") or s["matchLabels"]["app.kubernetes.io/name"]
             for s in values(manifests(), "selector")} == labels  # fmt: skip
     assert {each["name"] for each in kustomization["images"]} == set(
@@ -111,11 +124,11 @@ def test_each_volume_is_mounted_where_the_image_writes_and_its_user_may(name: st
 
 def test_the_edges_know_every_verifier_by_its_name() -> None:
     (verifiers,) = (m for m in manifests() if m["kind"] == "StatefulSet")
-    (urls,) = (e["value"] for e in pod("picospec-edge")["containers"][0]["env"] if "value" in e)
+    urls = environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"]
     name, service = verifiers["metadata"]["name"], verifiers["spec"]["serviceName"]
 
     assert json.loads(urls) == [
-        f"http://{name}-{i}.{service}:9000" for i in range(verifiers["spec"]["replicas"])
+        f"https://{name}-{i}.{service}:9000" for i in range(verifiers["spec"]["replicas"])
     ]
 
 
@@ -139,3 +152,48 @@ def test_liveness_restarts_no_pod_that_loads_and_readiness_sends_it_no_work() ->
         asks = {kind: container[f"{kind}Probe"]["httpGet"]["path"]
                 for kind in ("startup", "liveness", "readiness")}  # fmt: skip
         assert asks == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
+
+
+@pytest.mark.parametrize("name", ["picospec-verifier", "picospec-edge"])
+def test_a_pod_writes_nowhere_but_to_its_volumes(name: str) -> None:
+    (container,) = pod(name)["containers"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "/tmp" in mounts
+    assert {Path(value).parent.as_posix() for value in environment(name).values()
+            if value.startswith("/")} <= mounts  # fmt: skip
+
+
+def test_the_documented_commands_make_a_certificate_for_each_address_of_a_verifier(
+    tmp_path: Path,
+) -> None:
+    text = (FOLDER / "kustomization.yaml").read_text()
+    commands = re.findall(r"^# +(openssl req .*)", text.replace("\\\n#", ""), re.MULTILINE)
+    for command in commands:
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    secret = {each["name"]: each for each in yaml.safe_load(text)["secretGenerator"]}
+    urls = json.loads(environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"])
+
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    client = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    for name in [*(urlsplit(url).hostname for url in urls), "picospec-verifier"]:
+        shake_hands(client, server, str(name))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(client, server, "picospec-edge")
+    assert all((tmp_path / file).exists() for file in secret["picospec-tls"]["files"])
+    assert (tmp_path / "tls.key").read_text().startswith("-----BEGIN PRIVATE KEY-----")
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None:
+    """Let a client open TLS to a server that it knows by a name. Raises ssl.SSLError."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(down, up, server_hostname=name),
+        server.wrap_bio(up, down, server_side=True),
+    ]
+    for end in ends * 2:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()

@@ -79,7 +79,7 @@ class Paired:
     relation: Relation | None = "identical"
     translation: Translation | None = None
 
-    async def __call__(self) -> Tokenizer:
+    async def __call__(self, vocabulary: str) -> Tokenizer:
         return Tokenizer(ByteEncoder(), None)
 
 
@@ -89,7 +89,7 @@ class OneSlot:
     def __init__(self, context_tokens: int = 64) -> None:
         self.slot = CountingSlot(context_tokens=context_tokens)
 
-    def take(self, prompt: Sequence[TokenId]) -> CountingSlot:
+    def take(self, prompt: Sequence[TokenId], owner: object = None) -> CountingSlot:
         return self.slot
 
     stuck = False

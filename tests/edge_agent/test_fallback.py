@@ -150,7 +150,7 @@ class Target:
     def __init__(self) -> None:
         self.error: ApiError | None = None
 
-    async def __call__(self) -> None:
+    async def __call__(self, _: str) -> None:
         if self.error is not None:
             raise self.error
 

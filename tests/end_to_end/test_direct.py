@@ -132,7 +132,8 @@ async def test_a_number_that_json_does_not_have_is_a_bad_request(
     client: httpx.AsyncClient, value: str
 ) -> None:
     asked = json.dumps({**ASK, "own": 0}).replace('"own": 0', f'"own": {value}')
-    answer = await client.post(PATH, content=asked)
+    headers = {"content-type": "application/json"}
+    answer = await client.post(PATH, content=asked, headers=headers)
 
     assert answer.status_code == 400
 

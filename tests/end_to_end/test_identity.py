@@ -160,17 +160,12 @@ async def test_separate_judging_runs_end_to_end_at_temperature_1() -> None:
 
 async def test_the_text_is_the_same_with_a_right_and_a_wrong_prediction() -> None:
     plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
-    accepted: dict[str, list[int]] = {}
+    chat = next(prompt for prompt in read(per_family=1) if prompt.family == "chat")
 
     async with Services(plan) as services:
-        (plain, *_) = await asked(services, [COPY], [0.0], 24)
+        (plain, *_) = await asked(services, [chat], [0.0], 24)
         for text in (plain.reply.text, "An entirely different text, which is wrong. " * 4):
             prediction = {"prediction": {"type": "content", "content": text}}
-            answers = await asked(services, [COPY], [0.0, 1.0], 24, prediction)
+            answers = await asked(services, [chat], [0.0, 1.0], 24, prediction)
 
             assert [answer for answer in answers if answer.identical is False] == []
-            accepted[text] = [a.reply.accepted for a in answers if a.arm == "none"]
-
-    right, wrong = accepted.values()
-    assert right[0] > 16  # of 24, without a draft model
-    assert right[0] > wrong[0]

@@ -76,7 +76,7 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
     uplinks = [Uplink(connection, metrics) for connection in connections]
     verifiers = Verifiers(uplinks, metrics, 10.0)
 
-    async def tokenizer() -> ByteTokenizer:
+    async def tokenizer(_: str) -> ByteTokenizer:
         return ByteTokenizer()
 
     async with asyncio.timeout(10):

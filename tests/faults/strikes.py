@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+import httpx
+
 from bench.link.path import Conditions
-from tests.faults.rig.world import PASS_TIMEOUT_S, World
+from tests.faults.rig.world import EDGE_DESCRIPTORS, PASS_TIMEOUT_S, World
 from verifier.target_host import HEARTBEAT_S
 
 Strike = Callable[[World], Awaitable[None]]
@@ -98,6 +100,23 @@ async def fill_edges_disk(world: World) -> None:
     await kill(world)
 
 
+async def strangers(world: World) -> None:
+    """Hold more connections to the edge than it has descriptors; another client is served."""
+    await world.connect_strangers(2 * EDGE_DESCRIPTORS)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{world.edge.url}/health")).status_code == 200
+
+
+async def take_descriptors(world: World) -> None:
+    """Silence the link while the edge can open nothing, and strangers knock."""
+    used, before = await world.used(), world.edge.log.stat().st_size
+    world.edge.take_descriptors(True)
+    await world.connect_strangers(EDGE_DESCRIPTORS)
+    await used.link.silence(NO_DESCRIPTORS_S)
+    world.edge.take_descriptors(False)
+    assert world.edge.log.stat().st_size - before < MAX_LOG_BYTES
+
+
 def jump(seconds: float) -> Strike:
     async def strike(world: World) -> None:
         world.set_clock(seconds)
@@ -135,6 +154,10 @@ def degrade(conditions: Conditions) -> Strike:
     return strike
 
 
+NO_DESCRIPTORS_S: Final = 4.0
+MAX_LOG_BYTES: Final = 100_000
+"""Most that the edge logs meanwhile."""
+
 SLOW: Final = Conditions(rtt_ms=60, rate_mbit=0.064)
 LOSSY: Final = Conditions(rtt_ms=40, loss=0.05)
 RELOADS_S: Final = 20.0
@@ -151,6 +174,10 @@ FAULTS: Final = (
     Fault("engine hangs", engine("hang"), PASS_TIMEOUT_S + HEARTBEAT_S + GAP_S, is_long=True),
     Fault("verifier's disk full", fill_verifiers_disk),
     Fault("edge's disk full, verifier SIGKILL", fill_edges_disk),
+    Fault("strangers hold connections to the edge", strangers),
+    Fault(
+        "edge without descriptors, link silent", take_descriptors, NO_DESCRIPTORS_S + 2 * GAP_S
+    ),
     Fault("clock one hour ahead", jump(3600.0)),
     Fault("clock one hour back", jump(-3600.0), is_long=True),
     Fault("link silent 1 s", silence(1.0)),

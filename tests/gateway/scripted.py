@@ -26,7 +26,7 @@ from gateway.app import create_app
 from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.middleware import IsMessage
-from gateway.ports import NONE, Delta, Facts, Job, Json, Statistics, Tokenizer
+from gateway.ports import MAX_CHAT_BYTES, NONE, Delta, Facts, Job, Json, Statistics, Tokenizer
 from gateway.settings import GatewaySettings
 from speculation.protocol.messages import TokenLogprob
 
@@ -51,12 +51,20 @@ class ByteTokenizer:
     rendered: list[dict[str, object]] = field(default_factory=list)
 
     def chat(
-        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+        most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         self.rendered.append({"messages": messages, "tools": tools, "options": options})
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
-        return self.encode("".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages))
+        text = "".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages)
+        if len(text.encode()) > most_bytes:
+            raise OverflowError(text)
+        return self.encode(text)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         return [*self.begins, *text.encode()] if begin else list(text.encode())
@@ -132,7 +140,7 @@ def make_app(
     session_paths: str | None = None,
     **settings: object,
 ) -> FastAPI:
-    async def source() -> Tokenizer:
+    async def source(_: str) -> Tokenizer:
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
@@ -150,6 +158,7 @@ def make_app(
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=app)
+    headers = {"content-type": "application/json", **(headers or {})}
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from gateway import request_body
 from gateway.hosting import http1
-from gateway.hosting.http1 import DeadlinesProtocol
 from gateway.output import choice_stream
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
@@ -23,6 +22,7 @@ STREAM = {
     "messages": [{"role": "user", "content": "on"}],
 }
 SOON_S = 0.2
+TYPE = "content-type: application/json"
 ENDLESS = [b"on and on " * 100] * 10_000
 
 
@@ -31,7 +31,7 @@ async def connection(
     engine: ScriptedEngine, **settings: object
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Serve as the edge does, and connect."""
-    async with served(make_app(engine, **settings), http=DeadlinesProtocol) as url:
+    async with served(make_app(engine, **settings), http=http1.protocol(9)) as url:
         port = int(url.rsplit(":", 1)[1])
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
@@ -43,7 +43,7 @@ async def connection(
 
 
 def head(*lines: str) -> bytes:
-    return "\r\n".join((f"POST {PATH} HTTP/1.1", "host: x", *lines, "", "")).encode()
+    return "\r\n".join((f"POST {PATH} HTTP/1.1", "host: x", TYPE, *lines, "", "")).encode()
 
 
 async def cut(reader: asyncio.StreamReader) -> bytes:

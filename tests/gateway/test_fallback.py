@@ -35,7 +35,7 @@ class Fallback:
         self.engine = Small((b"Well", b" then"))
         self.counted = 0
 
-    async def tokenizer(self) -> Tokenizer:
+    async def tokenizer(self, _: str) -> Tokenizer:
         return ByteTokenizer()
 
     async def is_needed(self) -> bool:
@@ -51,7 +51,7 @@ def fallback() -> Fallback:
 
 
 def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClient:
-    async def source() -> Tokenizer:
+    async def source(_: str) -> Tokenizer:
         if engine.down:
             raise engine.down
         return ByteTokenizer()

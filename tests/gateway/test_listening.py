@@ -67,7 +67,7 @@ def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
 async def status(said: str, environ: dict[str, str] | None = None, **settings: object) -> int:
     """What a request gets that says this as its `Host`."""
 
-    async def source() -> Tokenizer:
+    async def source(_: str) -> Tokenizer:
         return ByteTokenizer()
 
     given = load(None, environ or {}, settings)

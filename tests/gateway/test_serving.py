@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway.errors import Unavailable
 from gateway.ports import Delta, Job, Json, Statistics
+from gateway.tenants.reading import PLACES
 from tests.gateway.scripted import (
     MODEL,
     ByteTokenizer,
@@ -251,7 +252,7 @@ async def test_rates_without_drafts_or_without_time_are_zero() -> None:
     assert answer.json()["timings"]["predicted_per_second"] == 0
 
 
-async def test_prompts_are_tokenised_one_at_a_time_and_never_in_the_event_loop() -> None:
+async def test_prompts_are_tokenised_in_few_threads_and_never_in_the_event_loop() -> None:
     threads: set[int] = set()
 
     class Slow(ByteTokenizer):
@@ -261,10 +262,11 @@ async def test_prompts_are_tokenised_one_at_a_time_and_never_in_the_event_loop()
             return super().chat(messages)
 
     async with client_of(make_app(ScriptedEngine(), tokenizer=Slow())) as client:
-        posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
+        posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(9)]
         await asyncio.gather(*posts)
 
-    assert len(threads - {threading.get_ident()}) == len(threads) == 1
+    assert threading.get_ident() not in threads
+    assert 1 <= len(threads) <= PLACES
 
 
 async def test_two_apps_in_one_process_share_nothing() -> None:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import resource
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from bench.run.services import free_port
+from gateway.hosting import http1
 from gateway.hosting.connections import silent
-from tests.verifier.conftest import fake_command, serving
+from gateway.hosting.connections.descriptors import MOST as MOST_DESCRIPTORS
+from gateway.hosting.connections.descriptors import be_brief_without_descriptors
+from tests.edge_agent.processes import wait_for
+from tests.gateway.scripted import ScriptedEngine, make_app, served
+from tests.verifier.conftest import ROOT, fake_command, serving
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's bytes")
 DESCRIPTORS = 200
+MOST = 8
+"""Connections of the server under test."""
 
 
 @contextmanager
@@ -52,11 +65,159 @@ def test_only_a_connection_without_a_first_request_is_cut(sent: bytes, is_cut: b
     assert was_cut == is_cut
 
 
-@LINUX
-def test_silent_connections_do_not_make_a_verifier_unreachable() -> None:
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[int]:
+    """The port of a verifier that may have few descriptors."""
     port = free_port()
     limited = ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}", *fake_command(port)]
-    with serving(limited, port), held(port, 2 * DESCRIPTORS):
-        answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=30, trust_env=False)
+    with serving(limited, port):
+        yield port
+
+
+@LINUX
+def test_silent_connections_do_not_make_a_verifier_unreachable(verifier: int) -> None:
+    with held(verifier, 2 * DESCRIPTORS):
+        answer = httpx.get(f"http://127.0.0.1:{verifier}/health", timeout=30, trust_env=False)
 
     assert answer.status_code == 200
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("host: a\r\n", b"200"),
+        ("", b"400"),
+        ("host: a\r\nhost: b\r\n", b"400"),
+        ("host: a\r\nauthorization: Bearer a\r\nauthorization: Bearer b\r\n", b"400"),
+    ],
+)
+def test_a_verifier_takes_one_host_and_one_key(verifier: int, head: str, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", verifier), timeout=10) as client:
+        client.sendall(f"GET /health HTTP/1.1\r\n{head}\r\n".encode())
+
+        assert client.recv(100).split()[1] == status
+
+
+class Engine(ScriptedEngine):
+    """Its answers wait after their first tokens until they may go on."""
+
+    def __init__(self) -> None:
+        super().__init__(pause=self._wait)
+        self.begun, self.go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def _wait(self) -> None:
+        self.begun.release()
+        await self.go_on.wait()
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect, and send nothing."""
+    return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+
+
+async def test_idle_connections_give_way_and_a_running_answer_goes_on() -> None:
+    engine = Engine()
+    async with (
+        served(make_app(engine), http=http1.protocol(MOST)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        running = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
+        await engine.begun.acquire()
+        strangers = [await connect(url) for _ in range(3 * MOST)]
+        others = [await client.get("/v1/models") for _ in range(3)]
+        engine.go_on.set()
+        answer = await running
+        cut = [reader.at_eof() for reader, _ in strangers]
+        for _, writer in strangers:
+            writer.transport.abort()
+
+    assert answer.json()["choices"][0]["text"] == "Hi there"
+    assert [other.status_code for other in others] == [200] * 3
+    assert cut.count(False) == MOST - 2
+    assert cut == sorted(cut, reverse=True)  # those that were idle for longest
+
+
+async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
+    engine = Engine()
+    async with (
+        served(make_app(engine), http=http1.protocol(MOST)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        asks = [client.post("/v1/completions", json={"prompt": "a"}) for _ in range(MOST)]
+        running = [group.create_task(ask) for ask in asks]
+        for _ in running:
+            await engine.begun.acquire()
+        reader, writer = await connect(url)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        engine.go_on.set()
+
+    assert [task.result().status_code for task in running] == [200] * MOST
+
+
+async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    be_brief_without_descriptors(loop)
+    try:
+        with capture_logs() as lines:
+            for _ in range(3000):
+                loop.call_exception_handler(
+                    {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
+                )
+    finally:
+        loop.set_exception_handler(before)
+
+    assert [line["event"] for line in lines] == ["no connection can be accepted"]
+
+
+@pytest.mark.parametrize(
+    ("hard", "connections"), [(64, 32), (1024, 512), (4096, 2048), (1 << 20, 2048)]
+)
+def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = min(hard, before[1])
+    script = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard}));"
+        "from gateway.hosting.connections import descriptors;"
+        "limit = descriptors.raise_limit();"
+        "print(limit, descriptors.max_connections(limit), descriptors.max_accepted(limit))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+
+    limit, most, at_once = map(int, done.stdout.split())
+    assert (limit, most) == (min(hard, MOST_DESCRIPTORS), connections)
+    assert most + at_once < limit
+
+
+NO_REQUESTS = (
+    b"GARBAGE\r\n\r\n",
+    b"\x16\x03\x01\x02\x00" + b"x" * 600,  # TLS
+    b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+)
+
+
+def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = [sys.executable, "-m", "edge_agent", "--port", str(port), "--draft", "none"]
+    with log.open("wb") as out:
+        edge = subprocess.Popen(
+            [*command, "--verifier-url", "http://127.0.0.1:9"], cwd=ROOT, stdout=out, stderr=out
+        )
+    try:
+        wait_for(port, edge, within_s=60)
+        for sent in NO_REQUESTS:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                client.sendall(sent)
+                assert client.recv(100).startswith(b"HTTP/1.1 ")
+    finally:
+        edge.kill()
+        edge.wait()
+
+    assert log.read_bytes() == b""

@@ -185,7 +185,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> Container:
     parser.add_argument("-e", dest="environment", action="append", default=[])
     parser.add_argument("-v", dest="volumes", action="append", default=[])
     parser.add_argument("-d", action="store_true")
-    for ignored in ("--gpus", "--ipc", "--stop-timeout", "-p"):
+    for ignored in ("--gpus", "--shm-size", "--stop-timeout", "-p"):
         parser.add_argument(ignored)
     parser.add_argument("image")
     parser.add_argument("command", nargs=argparse.REMAINDER)

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.app import create_app
 from gateway.errors import Unavailable
 from gateway.ports import (
+    MAX_CHAT_BYTES,
     NONE,
     Delta,
     Facts,
@@ -62,7 +63,12 @@ class Words:
         return self._ids[word]
 
     def chat(
-        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+        most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
 
@@ -193,7 +199,7 @@ def _parts(tokens: list[int], most: int) -> Iterator[list[int]]:
 
 
 def page_app(engine: PageEngine, **settings: object) -> FastAPI:
-    async def source() -> Tokenizer:
+    async def source(_: str) -> Tokenizer:
         return engine.words
 
     given, about = GatewaySettings.model_validate(settings), partial(_about, engine)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.proposing.ngrams import Index, Match, resumption
+from speculation.proposing.ngrams import STEP_TOKENS, Index, Match, PromptGrams, resumption
 from tests.speculation.repeating import search, texts
 
 
@@ -36,6 +38,30 @@ def test_a_text_cut_back_is_as_if_the_rest_had_never_been_there(
     assert (index.tokens, index._after, index._replaced, index._ending) == (
         again.tokens, again._after, again._replaced, again._ending,
     )  # fmt: skip
+
+
+@given(texts, st.lists(st.tuples(st.integers(0, 60), texts), max_size=5))
+def test_matches_behind_a_prompt_are_those_of_the_whole_text(
+    prompt: list[int], edits: list[tuple[int, list[int]]]
+) -> None:
+    index, text = Index(prompt=PromptGrams(prompt)), list(prompt)
+
+    assert index.match() == search(text)
+    for length, more in edits:
+        index.truncate(len(prompt) + length)
+        text = text[: len(prompt) + length]
+        for token in more:
+            text.append(token)
+            index.append(token)
+            assert index.match() == search(text)
+
+
+@pytest.mark.parametrize("length", [0, 1, 17, STEP_TOKENS + 1, 2 * STEP_TOKENS + 16])
+def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> None:
+    chance = Random(length)
+    prompt = [chance.randrange(4) for _ in range(length)]
+
+    assert PromptGrams(prompt).after == Index(prompt)._after
 
 
 def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from gateway.ports import NONE, Json, Tokenizer
+from gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from speculation.protocol.messages import (
     Finish,
     Limits,
@@ -70,7 +70,12 @@ class FakeTokenizer:
     template = ""
 
     def chat(
-        self, messages: Sequence[Json], *, tools: Sequence[Json] = (), options: Json = NONE
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+        most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         first = SLOW if "slowly" in str(messages[-1]["content"]) else STREAMS
         return [first, *(len(str(message["content"])) % V for message in messages)]
@@ -114,7 +119,7 @@ class FakeTarget:
     def packed_tokenizer(self) -> bytes:
         return b"packed"
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, tenant: str | None = None) -> None:
         pass
 
     async def start(self) -> None:
@@ -132,7 +137,9 @@ class FakeTarget:
         self.stopped = True
         await self._pass()
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
+    async def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
         if len(self.running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
         running = self.running[session] = _Running(request)

@@ -39,17 +39,19 @@ class RecordingEngine:
 
         self.fails_at: int | None = None
         self._pass_s = pass_s
+        self.target_s = 0.0
+        """Seconds of a pass without judging; 0.0 where that is not known."""
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
         self.calls.append((sequence, start, len(tokens)))
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict]:
+    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict], float]:
         self.calls.append([(part.sequence, len(part.judged.draft)) for part in parts])
         self.beginnings += [(part.held, part.last) for part in parts]
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
         time.sleep(self._pass_s)
-        return [self._judge(part) for part in parts]
+        return [self._judge(part) for part in parts], self.target_s
 
     def _judge(self, part: Part) -> Verdict:
         accepted = list(itertools.takewhile(lambda token: token == TOKEN, part.judged.draft))

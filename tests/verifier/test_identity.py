@@ -5,19 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
+from gateway.metrics import Metrics
+from models.file_hashes import FileHashes
 from speculation.protocol.messages import Limits
-from verifier.identity import SAMPLES, identity_of, weights_of
+from verifier import identity
+from verifier.identity import identity_of
+from verifier.metrics import PassMetrics
+from verifier.vllm_target.service.settings import VllmSettings
+from verifier.vllm_target.service.target import VllmTarget
 
 SIZE = 3_000_000
 
 
 def weights(path: Path, changed: int | None = None) -> Path:
+    """Write a file, of which one byte may be another."""
     data = bytearray(i * 31 % 251 for i in range(SIZE))
     if changed is not None:
-        data[changed : changed + SIZE // SAMPLES] = bytes(SIZE // SAMPLES)
+        data[changed] ^= 1
     path.write_bytes(data)
     return path
+
+
+def weights_of(path: Path) -> object:
+    return identity.weights_of(path, FileHashes())
 
 
 def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
@@ -26,29 +40,22 @@ def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
     assert weights_of(one) == weights_of(other)
 
 
-@pytest.mark.parametrize("changed", [0, SIZE // 3, SIZE - SIZE // SAMPLES])
-def test_weights_that_differ_in_a_layer_differ(tmp_path: Path, changed: int) -> None:
+@pytest.mark.parametrize("changed", [0, 4096, SIZE // 3, SIZE - 5000, SIZE - 1])
+def test_weights_that_differ_in_a_bit_differ(tmp_path: Path, changed: int) -> None:
     one, other = weights(tmp_path / "a.gguf"), weights(tmp_path / "b.gguf", changed)
 
     assert weights_of(one) != weights_of(other)
 
 
-def test_a_directory_is_known_by_its_files_of_weights(tmp_path: Path) -> None:
-    weights(tmp_path / "model.safetensors")
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_directory_is_known_by_what_shapes_a_text(tmp_path: Path, file: str) -> None:
+    weights(tmp_path / file)
     before = weights_of(tmp_path)
     (tmp_path / "README.md").write_text("new")
 
     assert weights_of(tmp_path) == before
-    weights(tmp_path / "model.safetensors", changed=0)
+    weights(tmp_path / file, changed=5000)
     assert weights_of(tmp_path) != before
-
-
-def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
-    one, other = tmp_path / "a", tmp_path / "b"
-    one.write_bytes(b"12345")
-    other.write_bytes(b"12346")
-
-    assert weights_of(one) != weights_of(other)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +64,37 @@ def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
 def test_any_part_shapes_the_identity(other: tuple[object, ...]) -> None:
     assert identity_of("w", 1, Limits()) == identity_of("w", 1, Limits())
     assert identity_of(*other) != identity_of("w", 1, Limits())
+
+
+def shapes(**options: object) -> object:
+    """What shapes the texts of a repository on vLLM, and what the log says of it."""
+    registry = CollectorRegistry()
+    metrics = PassMetrics(registry, Metrics(registry))
+    made = VllmTarget("m", VllmSettings.of("o/r", options), Limits(), metrics)
+    with capture_logs() as logs:
+        return made._shapes("vllm")[1], [line["log_level"] for line in logs]
+
+
+def commit(cache: Path, number: str, branch: str = "main") -> None:
+    """Put a commit into a cache of repositories, as the hub's library does."""
+    folder = cache / "models--o--r"
+    (folder / "snapshots" / number).mkdir(parents=True, exist_ok=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / branch).write_text(number)
+
+
+def test_a_repository_on_vllm_is_known_by_the_commit_that_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "usual"))
+    old, new = "a" * 40, "b" * 40
+    commit(tmp_path / "usual", old)
+    commit(tmp_path / "own", new)
+    commit(tmp_path / "own", old, branch="v1")
+    own = str(tmp_path / "own")
+
+    assert shapes() == (("o/r", old), [])
+    assert shapes(download_dir=own) == (("o/r", new), [])
+    assert shapes(download_dir=own, revision="v1") == (("o/r", old), [])
+    assert shapes(download_dir=own, revision=old) == (("o/r", old), [])
+    assert shapes(revision="elsewhere") == (("o/r", None), ["warning"])

@@ -38,7 +38,9 @@ class Scripted:
     def facts(self) -> ModelFacts:
         return FACTS
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
+    async def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
         self.opened.append(request)
         self.drafts = []
         for position in range(TOKENS):

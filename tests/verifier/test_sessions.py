@@ -95,7 +95,7 @@ async def test_a_session_whose_edge_reads_nothing_is_free_after_the_resume_windo
 
 async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
     class Checking(FakeTarget):
-        async def check(self, request: Open) -> None:
+        async def check(self, request: Open, tenant: str | None = None) -> None:
             await asyncio.sleep(0.01)
             raise Unservable("sampling.extras.structured_outputs.json", "no schema")
 

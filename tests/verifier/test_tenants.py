@@ -247,7 +247,7 @@ async def test_a_tenant_has_one_answer_at_a_time_checked_and_none_when_the_check
     checking = asyncio.Event()
 
     class Checking(FakeTarget):
-        async def check(self, request: Open) -> None:
+        async def check(self, request: Open, tenant: str | None = None) -> None:
             checking.set()
             await asyncio.Event().wait()
 

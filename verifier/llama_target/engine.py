@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gateway.hosting.cores import compute_threads
 from models.errors import GrammarFailed
+from models.file_hashes import FileHashes
 from models.llama import ENGINE, Cache, Context, Model
 from models.segments import Segment
 from speculation.protocol.messages import TokenId
@@ -24,9 +25,10 @@ from verifier.llama_target.settings import LlamaSettings
 
 
 class Engine:
-    """A model and the KV of its slots. Raises models.errors.ModelError."""
+    """A model and the KV of its slots. hashes: what is known of its file. Raises
+    models.errors.ModelError."""
 
-    def __init__(self, path: Path, settings: LlamaSettings) -> None:
+    def __init__(self, path: Path, settings: LlamaSettings, hashes: FileHashes) -> None:
         self.model = Model(path)
         self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
         self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
@@ -41,7 +43,7 @@ class Engine:
             batch_tokens=settings.max_rows,
             cache=cache,
         )
-        self.shapes = (ENGINE, weights_of(path), threads, cache)
+        self.shapes = (ENGINE, weights_of(path, hashes), threads, cache)
         """What shapes a text."""
 
     def close(self) -> None:
@@ -62,11 +64,14 @@ class Engine:
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict | GrammarFailed]:
-        """Run one pass, and judge it. A grammar that fails concerns its own session only."""
+    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
+        """Run one pass, and judge it; return also how many seconds it took without judging. A
+        grammar that fails concerns its own session only."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
+        began = time.perf_counter()
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
+        target_s = time.perf_counter() - began
         verdicts: list[Verdict | GrammarFailed] = []
         first = 0
         for part in parts:
@@ -75,7 +80,7 @@ class Engine:
             except GrammarFailed as error:
                 verdicts.append(error)
             first += len(part.tokens)
-        return verdicts
+        return verdicts, target_s
 
     def _row(self, first: int, i: int) -> Logits:
         return self._context.logits(first + i)[: self._tokens]

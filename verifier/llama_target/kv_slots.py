@@ -2,7 +2,8 @@
 
 The next turn of a conversation begins with the tokens of the turns before, which need not be
 decoded again. A token's KV has the same bits whatever pass it was decoded in
-(tests/models/test_llama.py), so this changes no text.
+(tests/models/test_llama.py), so this changes no text. An owner's tokens are for that owner
+alone, see models.kv_reuse.
 """
 
 from __future__ import annotations
@@ -15,22 +16,31 @@ from speculation.protocol.messages import TokenId
 
 class KvSlots:
     def __init__(self, count: int) -> None:
-        self._held: dict[int, Sequence[TokenId]] = {place: () for place in range(count)}
+        self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
+        self._owners: dict[int, str | None] = dict.fromkeys(range(count))
+        """Of what free sequences hold. None: nobody is known, which is an owner like others."""
 
     @property
     def free(self) -> int:
         """How many sequences are free."""
         return len(self._held)
 
-    def take(self, prompt: Sequence[TokenId]) -> tuple[int, int]:
+    def take(self, prompt: Sequence[TokenId], owner: str | None = None) -> tuple[int, int]:
         """Return the free sequence that suits best, and how many tokens of `prompt` it holds.
 
         The last token is never counted, because the first pass decodes it. Raises ValueError if
         no sequence is free.
         """
-        best = min(self._held, key=lambda place: reuse_cost(self._held[place], prompt))
-        return best, common_prefix(self._held.pop(best), prompt[:-1])
 
-    def give_back(self, place: int, held: Sequence[TokenId]) -> None:
-        """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on."""
-        self._held[place] = held
+        def cost(place: int) -> int:
+            owned = self._owners[place] == owner
+            return reuse_cost(self._held[place], prompt, owned=owned)
+
+        best = min(self._held, key=cost)
+        held = self._held.pop(best)
+        return best, common_prefix(held, prompt[:-1]) if self._owners[best] == owner else 0
+
+    def give_back(self, place: int, held: Sequence[TokenId], owner: str | None = None) -> None:
+        """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
+        for a prompt of `owner`."""
+        self._held[place], self._owners[place] = held, owner

@@ -34,7 +34,7 @@ class Passes(Protocol):
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None: ...
 
-    def run(self, parts: Sequence[Part]) -> list[Verdict | GrammarFailed]: ...
+    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]: ...
 
 
 class Scheduler:
@@ -109,17 +109,19 @@ class Scheduler:
         outcome = await self._call(list(slots.values()), self._engine.run, parts)
         if outcome is None:
             return
+        outcomes, target_s = outcome
         now, rows = self._clock(), sum(len(part.tokens) for part in parts)
         self._metrics.passed(rows, now - plan.started)
         verdicts = {}
-        for name, verdict, part in zip(plan.passes, outcome, parts, strict=True):
+        for name, verdict, part in zip(plan.passes, outcomes, parts, strict=True):
             if isinstance(verdict, GrammarFailed):
                 slots[name].fail(TargetFailed(str(verdict)))
                 continue
             verdicts[name] = verdict
             self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
-        for name, down in self._machine.ran(plan, verdicts, now, rows=rows).items():
-            slots[name].send(down)
+        down = self._machine.ran(plan, verdicts, now, rows=rows, target_s=target_s)
+        for name, messages in down.items():
+            slots[name].send(messages)
 
     async def _prefill(self, slot: Slot) -> None:
         start = slot.prefilled

@@ -19,12 +19,17 @@ from verifier.target import Reply, TargetFailed
 
 class Slot:
     """name: the session's. session: the machine's record of it, which is only read here.
-    adjust: called in the engine's thread alone."""
+    adjust: called in the engine's thread alone. owner: of what the KV cache holds of it."""
 
     def __init__(
-        self, name: str, session: VerifyingSession, adjust: Adjust | None = None
+        self,
+        name: str,
+        session: VerifyingSession,
+        adjust: Adjust | None = None,
+        owner: str | None = None,
     ) -> None:
         self.name = name
+        self.owner = owner
         self.request: Open = session.request
         self.sequence: int
         """Its sequence in the KV cache; set before the scheduler has the slot."""

@@ -13,11 +13,12 @@ from typing import Final
 import structlog
 
 from models.errors import CannotCheck
+from models.file_hashes import FileHashes
 from models.grammars.constraint import NAME
 from models.store import Found
 from models.tokenizing.tokenizer_file import tokenizer_file
 from speculation.protocol.messages import Finish, Limits, Open, Pushed
-from speculation.protocol.opening import STOPPING
+from speculation.protocol.opening import SALT, STOPPING
 from speculation.protocol.wire import Framed
 from speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from speculation.sampling.logit_settings import LOGIT_SETTINGS
@@ -41,7 +42,7 @@ from verifier.target import (
     unservable,
 )
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """OpenAI parameters served beyond Sampling."""
 
 
@@ -59,13 +60,16 @@ class LlamaTarget(Described):
         metrics: PassMetrics,
         *,
         template: str | None = None,
+        share_prefixes: bool = False,
+        hashes: FileHashes | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, share_prefixes=share_prefixes)
         self._find = find
         self._settings = settings
         self._metrics = metrics
         self._template = template
+        self._hashes = hashes or FileHashes()
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
         self._places = KvSlots(settings.slots)
@@ -104,15 +108,18 @@ class LlamaTarget(Described):
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
-    async def check(self, request: Open) -> None:
-        """Compile the request's grammar, if it has one. Raises Unservable or TargetFull."""
+    async def check(self, request: Open, tenant: str | None = None) -> None:
+        """Compile the request's grammar, if it has one. Raises Unservable, TargetFull or
+        Overloaded."""
         if (asked := asked_grammar(request)) is not None:
             with unservable():
-                await self.grammars.compile(asked)
+                await self.grammars.compile(asked, tenant)
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
+    async def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
-        slot = self._admit(session, request)
+        slot = self._admit(session, request, self.owner_of_prefixes(tenant, request))
         try:
             while True:
                 message = await slot.next()
@@ -138,7 +145,7 @@ class LlamaTarget(Described):
         if not running.cancelled() and (bug := running.exception()):
             structlog.get_logger("verifier").error("the scheduler failed", exc_info=bug)
 
-    def _admit(self, session: str, request: Open) -> Slot:
+    def _admit(self, session: str, request: Open, owner: str | None) -> Slot:
         scheduler = started(self._scheduler)
         if not self._places.free and len(self._waiting) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
@@ -146,7 +153,8 @@ class LlamaTarget(Described):
         with unservable():
             adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
         self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
-        slot = self._slots[session] = Slot(session, self._machine.session(session), adjust)
+        record = self._machine.session(session)
+        slot = self._slots[session] = Slot(session, record, adjust, owner)
         if self._places.free:
             self._place(slot, scheduler)
         else:
@@ -171,7 +179,7 @@ class LlamaTarget(Described):
         if slot in self._waiting:
             self._waiting.remove(slot)
             return
-        self._places.give_back(slot.sequence, slot.held)
+        self._places.give_back(slot.sequence, slot.held, slot.owner)
         if self._scheduler:
             self._scheduler.remove(slot)
         if self._scheduler and self._waiting:
@@ -179,7 +187,7 @@ class LlamaTarget(Described):
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
         """Let a session take part, with a sequence of the KV cache."""
-        slot.sequence, slot.prefilled = self._places.take(slot.opening)
+        slot.sequence, slot.prefilled = self._places.take(slot.opening, slot.owner)
         scheduler.add(slot)
 
     def _kv_usage(self) -> float:
@@ -191,7 +199,7 @@ class LlamaTarget(Described):
 
     def _load(self) -> Engine:
         found = self._find()
-        engine = self._engine = Engine(found.path, self._settings)
+        engine = self._engine = Engine(found.path, self._settings, self._hashes)
         file = tokenizer_file(found.path, self._template)
         self.describe(found.name, file, engine.context_tokens, FEATURES, engine.shapes)
         most = min(self._limits.max_verify, engine.context_tokens - 1)

@@ -64,7 +64,7 @@ class Sessions:
     ) -> Session:
         """Start a session of a tenant, to whom alone `find` will give it.
 
-        span: of the request that opens it. Raises TargetFull, Unservable, RateLimited, or
+        span: of the request that opens it. Raises TargetFull, Unservable, Overloaded, or
         Unavailable while loading.
         """
         target = self._host.ready()
@@ -72,7 +72,7 @@ class Sessions:
             if tenant is not None:
                 tenant.begin(self._clock())  # before the check, of which few can run at once
                 undo.callback(tenant.end)
-            await target.check(request)
+            await target.check(request, tenant.name if tenant else None)
             self._check_room()
             self._host.drain.enter()  # after all that may raise, or no drain would end
             undo.pop_all()
@@ -124,7 +124,6 @@ class Sessions:
         self._metrics.open.dec()
         if session.tenant is not None:
             session.tenant.end()
-            session.tenant.spend(session.log.tokens - session.log.start, self._clock())
         session.end(Fault("cancelled", "cancelled before it began"))
         session.account.close(session.log.ending)
         if session.turned_away:

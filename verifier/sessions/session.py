@@ -115,7 +115,8 @@ class Session:
 
     async def _run(self) -> None:
         try:
-            replies = self._target.serve(self.name, self._request)
+            tenant = self.tenant.name if self.tenant else None
+            replies = self._target.serve(self.name, self._request, tenant)
             async with asyncio.timeout(None) as self._timer, aclosing(replies):
                 self._rearm()
                 async for reply in replies:
@@ -141,6 +142,8 @@ class Session:
         match reply.message:
             case Commit(tokens=tokens):
                 self.account.committed(len(tokens), now)
+                if self.tenant is not None:
+                    self.tenant.spend(len(tokens), now)
                 self._budget.replied()
                 timeouts.rejected_at = None
             case Reject():

@@ -35,11 +35,14 @@ proposed all the same."""
 
 
 def take(
-    drafter: Drafter, translation: Translation, prompt: Sequence[TokenId]
+    drafter: Drafter,
+    translation: Translation,
+    prompt: Sequence[TokenId],
+    owner: object = None,
 ) -> ForeignSlot | None:
     """Return a slot of the drafter for a prompt in the target's tokens, if one is free."""
     own = translation.prompt(prompt)
-    slot = drafter.take(own)
+    slot = drafter.take(own, owner)
     return None if slot is None else ForeignSlot(slot, translation, len(prompt), own)
 
 

@@ -30,7 +30,7 @@ FORCED = greedy("name: ")
 
 
 class SmallPaired(Paired):
-    async def __call__(self) -> Tokenizer:
+    async def __call__(self, vocabulary: str) -> Tokenizer:
         return TOKENIZER
 
 

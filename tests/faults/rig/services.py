@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +39,9 @@ class Service:
         self.log = folder / f"{name}.log"
         self.log.write_bytes(b"")
         self.environment: dict[str, str] = {}
+        self.descriptors: int | None = None
+        """Its limit of file descriptors, if not the test's."""
+
         self._command = (
             sys.executable, "-m", "tests.faults.rig.breakable", str(self.order), module,
             "--port", str(self.port), *options,
@@ -56,6 +61,21 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
+        if self.descriptors is not None:  # before it reads its limit
+            most = (self.descriptors, self.descriptors)
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, most)
+
+    @contextmanager
+    def on(self, disk: Path | None) -> Iterator[None]:
+        """Have it keep its log, and what it caches, on another disk if it is started now."""
+        log, environment = self.log, self.environment
+        if disk:
+            self.log = disk / log.name
+            self.environment = {**environment, "PICOSPEC_CACHE": str(disk)}
+        try:
+            yield
+        finally:
+            self.log, self.environment = log, environment
 
     @property
     def running(self) -> subprocess.Popen[bytes]:
@@ -94,6 +114,14 @@ class Service:
         for pid in self.pids:
             _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_BYTES if full else most, most))
+
+    def take_descriptors(self, taken: bool) -> None:
+        """Let it open nothing, as where all its descriptors are in use, or let it again."""
+        for pid in self.pids:
+            _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+            free = next(number for number in itertools.count() if number not in used)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (free if taken else most, most))
 
     def end(self) -> None:
         """Kill it, if it runs."""

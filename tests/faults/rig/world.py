@@ -6,11 +6,12 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,14 @@ FOLDER: Final = ROOT / "build" / "faults"
 PASS_TIMEOUT_S: Final = 6.0
 SETTLED_WITHIN_S: Final = 20.0
 """A session whose edge is gone ends when its resume window does; then nothing may be left."""
+
+
+EDGE_DESCRIPTORS: Final = 256
+"""The edge's limit, which a stranger can exceed; the edge and its clients need far fewer."""
+
+
+REFUSES_S: Final = 2.0
+"""An edge that has not taken a connection for so long takes no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class World:
         ]
         self.edge: Service
         self._stack = AsyncExitStack()
+        self._strangers: list[socket.socket] = []
 
     async def __aenter__(self) -> Self:
         open_store(os.environ).pull("smollm2", lambda what, done, total: None)
@@ -88,19 +98,23 @@ class World:
         edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
         edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
         edge.environment |= self.plan.edge_environment
+        edge.descriptors = EDGE_DESCRIPTORS
         return edge
 
     @asynccontextmanager
-    async def other_edge(self, deadline_s: float, *options: str) -> AsyncIterator[World]:
-        """Yield this world as the clients of another edge see it."""
+    async def other_edge(
+        self, deadline_s: float, *options: str, disk: Path | None = None
+    ) -> AsyncIterator[World]:
+        """Yield this world as the clients of another edge see it. disk: for what it keeps."""
         other = copy(self)
         other.edge = self._edge("other_edge", deadline_s, *options)
-        other.edge.start()
-        try:
-            await other.edge.ready(self.http)
-            yield other
-        finally:
-            other.edge.end()
+        with other.edge.on(disk):
+            other.edge.start()
+            try:
+                await other.edge.ready(self.http)
+                yield other
+            finally:
+                other.edge.end()
 
     @property
     def services(self) -> list[Service]:
@@ -111,6 +125,8 @@ class World:
     async def heal(self) -> None:
         """Have everything run without faults, and wait until it does."""
         self.set_clock(0.0)
+        while self._strangers:
+            self._strangers.pop().close()
         for verifier in self.verifiers:
             verifier.link.heal()
         for service in self.services:
@@ -118,6 +134,7 @@ class World:
             if service.alive:
                 service.signal_all(signal.SIGCONT)
                 service.fill_disk(False)
+                service.take_descriptors(False)
         for service in self.services:
             if not await service.serves(self.http):
                 await self._start_again(service)
@@ -134,6 +151,16 @@ class World:
         """Set the clock of the day ahead by so much, for all services."""
         with (self._folder / "clock").open("r+b") as file:  # it is mapped: never cut it short
             file.write(struct.pack("d", ahead_s))
+
+    async def connect_strangers(self, count: int) -> None:
+        """Have strangers hold connections to the edge, as many as it takes up to `count`."""
+        address, loop = ("127.0.0.1", self.edge.port), asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            for _ in range(count):
+                self._strangers.append(stranger := socket.socket())
+                stranger.setblocking(False)
+                async with asyncio.timeout(REFUSES_S):
+                    await loop.sock_connect(stranger, address)
 
     def degrade(self, conditions: Conditions) -> None:
         """Change all links."""

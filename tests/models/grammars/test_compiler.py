@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from gateway.tenants.turns import Turns
 from models.errors import CannotCheck, InvalidGrammar
 from models.grammars import checker
 from models.grammars import compiler as limits
@@ -24,7 +25,7 @@ GOOD = b'{"choice": ["ab", "ba"]}'
 
 @pytest_asyncio.fixture
 async def compiler() -> AsyncIterator[GrammarCompiler]:
-    made = GrammarCompiler(TOKENIZER)
+    made = GrammarCompiler(TOKENIZER, Turns(1, limits.MAX_WAITING, limits.WAITING).take)
     yield made
     await made.close()
 
@@ -117,19 +118,6 @@ async def test_one_who_goes_away_leaves_no_answer_to_others(compiler: GrammarCom
     text = await compiler.check(asked("regex", "after"))
 
     assert "after" in text
-
-
-async def test_too_many_do_not_wait(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_WAITING", 2)
-    tasks = [asyncio.create_task(compiler.check(asked("regex", f"a{i}"))) for i in range(4)]
-
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-
-    assert [isinstance(outcome, CannotCheck) for outcome in outcomes] == [False] * 2 + [
-        True
-    ] * 2
 
 
 async def test_what_is_forgotten_is_the_oldest(

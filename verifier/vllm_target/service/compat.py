@@ -59,7 +59,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         "logprobs", "req_id_to_index", "sampled_token_ids",
     ),
     "vllm.v1.request:Request": (
-        "client_index", "is_finished", "num_computed_tokens", "num_output_tokens",
+        "cache_salt", "client_index", "is_finished", "num_computed_tokens", "num_output_tokens",
         "num_tokens", "request_id", "sampling_params", "spec_token_ids",
     ),
     "vllm.v1.request:RequestStatus": ("FINISHED_ABORTED",),

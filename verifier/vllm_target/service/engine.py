@@ -129,11 +129,16 @@ class Engine:
         await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
 
     async def generate(
-        self, session: str, text: tuple[int, ...], wanted: EngineRequest
+        self,
+        session: str,
+        text: tuple[int, ...],
+        wanted: EngineRequest,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[OutgoingFrame]:
         """Yield the frames of one session, each once and in order, to the last.
 
-        text: what the session begins with, which is vLLM's prompt.
+        text: what the session begins with, which is vLLM's prompt. cache_salt: the KV that
+        requests of the same one left is reused for it, and no other.
 
         The request is on its way to the core before this first waits: what is pushed later
         comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
@@ -141,7 +146,7 @@ class Engine:
         """
         due = 0
         # rendered: text would go through a thread
-        rendered = {"type": "token", "prompt_token_ids": list(text)}
+        rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
             outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
             async with aclosing(outputs):

@@ -13,12 +13,12 @@ import msgspec
 
 from models.grammars.constraint import NAME, Constraint
 from speculation.protocol.messages import Limits, ModelFacts, Open
-from speculation.protocol.opening import STOPPING
+from speculation.protocol.opening import SALT, STOPPING
 from speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
 from verifier.target import asked_grammar, unservable
 from verifier.vllm_target.admission import FIELD, Admission
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """OpenAI parameters served beyond Sampling."""
 
 

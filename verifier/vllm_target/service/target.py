@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from models.tokenizing.hugging_face import directory_of
+from models.file_hashes import FileHashes
+from models.tokenizing.hugging_face import commit_of, directory_of
 from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.protocol import wire
 from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
@@ -54,10 +55,13 @@ class VllmTarget(Described):
         metrics: PassMetrics,
         *,
         template: str | None = None,
+        share_prefixes: bool = False,
+        hashes: FileHashes | None = None,
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, share_prefixes=share_prefixes)
         self._name = name
         self._template = template
+        self._hashes = hashes or FileHashes()
         self._settings = settings
         self._metrics = metrics
         self._engine: Engine | None = None
@@ -97,11 +101,24 @@ class VllmTarget(Described):
             raise
 
     def _shapes(self, version: str) -> Sequence[object]:
-        """Return what shapes a text. Of a repository the name stands for the weights."""
+        """Return what shapes a text: of a repository, the commit that was loaded."""
         model, options = Path(self._settings.model), self._settings.options
-        weights = weights_of(model) if model.is_dir() else str(model)
+        weights = weights_of(model, self._hashes) if model.is_dir() else self._commit()
         shaping = {k: str(v) for k, v in options.items() if k not in SHAPELESS}
         return version, weights, shaping
+
+    def _commit(self) -> tuple[str, str | None]:
+        """Return the name of a repository, and its commit if that can be found."""
+        model, options = self._settings.model, self._settings.options
+        commit = commit_of(model, options.get("revision"), options.get("download_dir"))
+        if commit is None:
+            structlog.get_logger("verifier").warning(
+                "the weights are known by their name alone: verifiers that have others by this "
+                "name go on with each other's answers",
+                model=model,
+                remedy="serve a directory of files: --model PATH",
+            )
+        return model, commit
 
     def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
         """Return the target's tokenizer, and how many tokens it has. Raises CannotOpen."""
@@ -125,14 +142,14 @@ class VllmTarget(Described):
         """Hear from the engine's core and workers."""
         await started(self._engine).heartbeat()
 
-    async def check(self, request: Open) -> None:
+    async def check(self, request: Open, tenant: str | None = None) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
 
-        Raises Unservable or TargetFull.
+        Raises Unservable, TargetFull or Overloaded.
         """
         if (asked := asked_grammar(request)) is not None:
             with unservable():
-                await self.grammars.check(asked)
+                await self.grammars.check(asked, tenant)
 
     async def figures(self) -> dict[str, float]:
         """Return the engine's counts: see SessionScheduler.figures."""
@@ -145,7 +162,9 @@ class VllmTarget(Described):
                 self._figures = await self.figures()
             await asyncio.sleep(FOLLOW_S)
 
-    async def serve(self, session: str, request: Open) -> AsyncGenerator[Framed[Reply]]:
+    async def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
         engine = started(self._engine)
         if len(self._sessions) >= (room := engine.size.sessions):
@@ -154,7 +173,8 @@ class VllmTarget(Described):
         inflight = self._sessions[session] = Inflight()
         try:
             text = (*request.prompt, *request.committed)
-            frames = engine.generate(session, text, wanted)
+            owner = self.owner_of_prefixes(tenant, request)
+            frames = engine.generate(session, text, wanted, owner)
             async with aclosing(frames):
                 async for outgoing in frames:
                     inflight.check()

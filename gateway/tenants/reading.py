@@ -1,0 +1,133 @@
+"""Reads prompts: in few threads that tenants share fairly, and within bounds.
+
+To tokenise a text takes up to 3 s for each megabyte, so a text that cannot fit into the context
+is refused by its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from gateway.errors import InvalidRequest, Overloaded, Unavailable
+from gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
+from gateway.tenants.turns import Turns
+
+PLACES: Final = 3
+"""Prompts that are read at once: one tenant's long ones take two places at most."""
+
+MAX_WAITING: Final = 256
+"""Prompts of one tenant that may wait to be read. Most take some milliseconds."""
+
+READ_TIMEOUT_S: Final = 60.0
+"""Longest time until a prompt has been read. One of 8 MB takes half of it."""
+
+BYTES_A_TOKEN: Final = 16
+"""A text with more bytes for each token of the context does not fit into it in practice: most
+texts have 3 to 5 bytes a token."""
+
+CHARGED_BYTES_A_TOKEN: Final = 4
+"""By this a tenant is charged for a text that was refused before it was tokenised."""
+
+T = TypeVar("T")
+
+
+class PromptReader:
+    """Runs templates and tokenisation, which would stall every stream for a long prompt."""
+
+    def __init__(self) -> None:
+        self._turns = Turns(PLACES, MAX_WAITING, "prompts wait to be read")
+        self._threads = ThreadPoolExecutor(PLACES, thread_name_prefix="tokenizer")
+
+    async def read(self, owner: object, work: Callable[[], T]) -> T:
+        """Return what `work` returns in a thread. owner: the tenant whose turn it is.
+
+        Raises Overloaded, or what `work` raises.
+        """
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S) as deadline:
+                return await self._turns.in_thread(owner, self._threads, work)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            message = f"the prompt was not read within {READ_TIMEOUT_S:g} s; try again later"
+            raise Overloaded(message) from error
+
+
+@dataclass(slots=True)
+class BoundedTokenizer:
+    """A tokenizer that refuses texts which cannot fit into the context. field: the name of the
+    prompt's, for errors."""
+
+    tokenizer: Tokenizer
+    facts: Facts
+    field: str
+    charged: int = 0
+    """Tokens to charge where a prompt is refused: those made, and an estimate of the others."""
+
+    @property
+    def template(self) -> str:
+        return self.tokenizer.template
+
+    @property
+    def takes_tools(self) -> bool:
+        return self.tokenizer.takes_tools
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        return self.tokenizer.piece(token, special)
+
+    def chat(
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+        most_bytes: int = MAX_CHAT_BYTES,
+    ) -> list[int]:
+        most = min(self._most_bytes, most_bytes)
+        contents = (message.get("content") for message in messages)
+        self._check(*(text for text in contents if isinstance(text, str)))
+        try:
+            made = self.tokenizer.chat(messages, tools=tools, options=options, most_bytes=most)
+        except OverflowError as error:
+            raise self._too_long(most) from error
+        except OSError as error:  # no process for the template: descriptors or memory ran out
+            raise Unavailable(f"the chat template cannot be run now: {error}") from error
+        return self._counted(made)
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        self._check(text)
+        try:
+            return self._counted(self.tokenizer.encode(text, special=special, begin=begin))
+        except ValueError as error:
+            raise InvalidRequest(f"{self.field}: {error}", param=self.field) from error
+
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        self._check(prefix, suffix)
+        return self._counted(self.tokenizer.infill(prefix, suffix))
+
+    @property
+    def _most_bytes(self) -> int:
+        return self.facts.context_tokens * BYTES_A_TOKEN
+
+    def _check(self, *texts: str) -> None:
+        size = sum(len(text.encode()) for text in texts)
+        if size > self._most_bytes:
+            raise self._too_long(size)
+
+    def _too_long(self, size: int) -> InvalidRequest:
+        context = self.facts.context_tokens
+        self.charged += min(size // CHARGED_BYTES_A_TOKEN, context)
+        return InvalidRequest(
+            f"the context has {context} tokens; the prompt has more than {self._most_bytes}"
+            " bytes, which cannot fit",
+            param=self.field,
+            code="context_length_exceeded",
+        )
+
+    def _counted(self, tokens: list[int]) -> list[int]:
+        self.charged += len(tokens)
+        return tokens

@@ -1,0 +1,241 @@
+"""What one tenant asks neither holds up another one nor shows to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from msgspec import structs
+from prometheus_client import CollectorRegistry
+
+from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.proposing.grammars import EdgeGrammars
+from edge_agent.speculation import Speculation
+from gateway.account import Account
+from gateway.errors import Overloaded, RateLimited
+from gateway.metrics import Metrics
+from gateway.output.detokenise import TextDelta
+from gateway.ports import Job, Sampling
+from gateway.tenants.keys import KeyLimits
+from gateway.tenants.tenant import Tenant, TenantMetrics
+from gateway.tenants.turns import Turns
+from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from models.grammars.constraint import Constraint
+from models.grammars.trial import Outcome
+from speculation.protocol.messages import MAX_PREDICTED, Finish, Limits, Open
+from speculation.verifying.session import VerifyingSession
+from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
+from tests.edge_agent.fake_cache import FakeCache, draft_after
+from tests.edge_agent.fakes import scripted
+from tests.edge_agent.proposing.test_grammars import asking
+from tests.models.grammars.small import TOKENIZER
+from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
+from tests.verifier.scheduling import TOKEN, RecordingEngine, scheduling, text_of
+from tests.verifier.served_llama import LONG, job_of, plain, serving
+from tests.verifier.test_sessions import rest, running
+from tests.verifier.test_tenants import tenant
+from verifier.llama_target.kv_slots import KvSlots
+from verifier.plain_engine import PlainEngine
+from verifier.target import Described
+
+Ask = Callable[[str, object], Awaitable[object]]
+
+
+def of_verifier() -> Ask:
+    compiler = GrammarCompiler(TOKENIZER, Turns(1, MAX_WAITING, WAITING).take)
+    return lambda word, owner: compiler.check(b'{"choice": ["%s"]}' % word.encode(), owner)
+
+
+def of_edge() -> Ask:
+    grammars = EdgeGrammars()
+    return lambda word, owner: grammars.compile(asking(choice=[word]), TOKENIZER, owner)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of the grammars that were tried, in order. Each takes a while."""
+    words: list[str] = []
+
+    async def check(_: object, constraint: Constraint) -> Outcome:
+        words.append(constraint.value[0])  # type: ignore[index]
+        await asyncio.sleep(0.01)
+        return Outcome(where="choice", reason="tried")
+
+    monkeypatch.setattr("models.grammars.checker.Checker.check", check)
+    return words
+
+
+@pytest.mark.parametrize("make", [of_verifier, of_edge])
+async def test_grammars_are_tried_in_the_tenants_turns(
+    make: Callable[[], Ask], tried: list[str]
+) -> None:
+    ask = make()
+    flood = [ask(f"ann{i}", "ann") for i in range(MAX_WAITING + 5)]
+    outcomes = await asyncio.gather(*flood, ask("ben", "ben"), return_exceptions=True)
+
+    assert tried.index("ben") <= 2  # one runs, and one of ann is next
+    assert sum(isinstance(outcome, Overloaded) for outcome in outcomes) == 4  # one is tried
+    assert not isinstance(outcomes[-1], Overloaded)
+
+
+async def test_what_was_tried_before_waits_for_no_turn(tried: list[str]) -> None:
+    ask = of_verifier()
+    await asyncio.wait([asyncio.ensure_future(ask("known", "ben"))])
+    flood = asyncio.gather(*(ask(f"a{i}", "ann") for i in range(9)), return_exceptions=True)
+    await asyncio.sleep(0)
+    await asyncio.wait([asyncio.ensure_future(ask("known", "ben"))])
+
+    assert tried[:2] == ["known", "a0"]
+    assert "a8" not in tried
+    await flood
+
+
+async def test_a_target_hears_who_asks_for_an_answer() -> None:
+    class Hearing(FakeTarget):
+        async def check(self, request: Open, tenant: str | None = None) -> None:
+            heard.append(tenant)
+
+    ann, heard = tenant(), list[str | None]()
+    async with running(Hearing()) as (sessions, _, _m):
+        await sessions.open(opening(), ann)
+        host = sessions._host
+        job = Job("r", (4, 5), 2, Sampling(), 7, owner=ann, identity=FACTS.identity)
+        assert [delta async for delta in PlainEngine(host).generate(job)]
+
+    assert heard == [ann.name, ann.name]
+
+
+def test_what_a_sequence_holds_is_of_use_to_its_owner_alone() -> None:
+    slots, prompt = KvSlots(2), tuple(range(50))
+    place, _ = slots.take(prompt, "ann")
+    slots.give_back(place, prompt, "ann")
+
+    for other in ("ben", None):
+        assert slots.take(prompt, other) == (1 - place, 0)  # the empty one: nothing is lost
+        slots.give_back(1 - place, (), other)
+    assert slots.take(prompt, "ann") == (place, 49)
+    slots.give_back(place, prompt, "ann")
+    assert slots.take(prompt, "ben") == (1 - place, 0)
+    assert slots.take(prompt, "ben") == (place, 0)
+
+
+@pytest.mark.parametrize(("shared", "again"), [(False, 51), (True, 1)])
+async def test_the_draft_model_reads_for_each_owner(shared: bool, again: int) -> None:
+    ann, ben, prompt, cache = tenant(), tenant(), list(range(51)), FakeCache(sequences=1)
+    with closing(LlamaDrafter(cache, share_prefixes=shared)) as drafter:
+        rows = []
+        for owner in (ann, ann, ben, ann):
+            before = cache.rows
+            slot = drafter.take(prompt, owner)
+            await draft_after(slot, prompt)
+            assert slot is not None
+            slot.leave()
+            rows.append(cache.rows - before)
+
+    assert rows == [51, 1, again, again]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("shared", [False, True])
+async def test_the_embedded_target_reads_for_each_tenant(shared: bool) -> None:
+    def taking(*arguments: object) -> tuple[int, int]:
+        taken.append(take(*arguments))
+        return taken[-1]
+
+    taken, texts = list[tuple[int, int]](), list[list[int]]()
+    async with serving() as host:
+        target = cast(Any, host.ready())
+        target._share_prefixes, take = shared, target._places.take
+        target._places.take = taking
+        for name in ("ann", "ann", "ben"):
+            job = replace(job_of(host, LONG, 0.0), owner=SimpleNamespace(name=name))
+            texts.append(await plain(host, job))
+
+    whole = len(job.prompt) - 1
+    assert [reused for _, reused in taken] == [0, whole, whole if shared else 0]
+    assert texts == [texts[0]] * 3
+
+
+async def test_what_judging_takes_for_one_session_gives_no_other_fewer_rows() -> None:
+    """A grammar or a penalty takes milliseconds a row: were they learned, no draft token of any
+    session would be judged, long after the one that asked for them."""
+    engine = RecordingEngine(pass_s=0.02)
+    engine.target_s = 0.001
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1,), max_tokens=8, fill="always")
+        sessions.place(slot, 0)
+        sessions.receive(slot, *[TOKEN] * 7)
+        await text_of(slot)
+
+        assert sessions.machine.latency.of(64) == pytest.approx(0.001)
+
+
+async def test_no_answer_begins_once_those_that_run_have_used_up_a_minutes_tokens() -> None:
+    ann = tenant(tokens_a_minute=3)
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(SLOW,)), ann)
+        with session.read(0) as reader:
+            while session.log.tokens < 3:
+                await reader.read()
+
+        with pytest.raises(RateLimited, match="3 tokens a minute"):
+            await sessions.open(opening(), ann)
+        assert session.log.ending is None
+        *_, last = await rest(session)
+        assert isinstance(last, Finish)
+
+
+def test_an_answers_tokens_are_counted_as_they_come_and_once() -> None:
+    registry = CollectorRegistry()
+    ann = Tenant("ann", KeyLimits(tokens_a_minute=3), TenantMetrics(registry))
+    account = Account("r", Metrics(registry), lambda: 0.0, 0.0, ann)
+    account.begin_answers(2)
+    for _ in range(3):
+        account.count(0, TextDelta("x", tokens=1))
+
+    with pytest.raises(RateLimited):
+        ann.check_room(0.0)
+    account.count(1, TextDelta("y", tokens=2))
+    account.close()
+    assert registry.get_sample_value("picospec:tenant_tokens_total", {"tenant": "ann"}) == 5
+
+
+@pytest.mark.parametrize(
+    ("known", "shared", "told"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: bool) -> None:
+    """An edge is one tenant to its verifier, and may have many."""
+    verifier = Described(Limits())
+    owners = []
+    for name in ("ann", "ben", "ann"):
+        uplink = FakeUplink(scripted(Finish("stop")))
+        if known:
+            uplink.known = structs.replace(uplink.known, features=["cache_salt"])
+        metrics = EdgeMetrics(CollectorRegistry())
+        edge = engine(uplink, metrics, speculation=Speculation(share_prefixes=shared))
+        owner = Tenant(name, KeyLimits(), TenantMetrics(CollectorRegistry()))
+        assert await deltas(edge.generate(replace(JOB, owner=owner)))
+        (request,) = uplink.opened
+        owners.append(verifier.owner_of_prefixes("edge", request))
+
+    assert owners[0] == owners[2]
+    assert (owners[0] != owners[1]) == told
+    assert owners[0] != verifier.owner_of_prefixes("other edge", request)
+
+
+def test_a_session_that_waits_has_no_index_of_what_its_client_expects() -> None:
+    """The index of 16,384 tokens takes 11 MB. It grows with the answer, so that only sessions
+    that generate have one."""
+    request = opening(own_drafts=True, predicted=tuple(range(MAX_PREDICTED)))
+    session = VerifyingSession(request, Limits(), vocabulary_size=MAX_PREDICTED)
+
+    assert session._own is not None
+    assert session._own._prediction is not None
+    assert session._own._prediction._predicted._indexed == 0

@@ -1,0 +1,88 @@
+"""The values of a JSON text are counted exactly, in a time in proportion to its bytes."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.schemas.structure import (
+    MAX_CONTAINERS,
+    MAX_STRINGS,
+    MAX_VALUES,
+    Structure,
+    check_structure,
+    count_structure,
+)
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+
+values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text('ab"\\\n,{[é\U0001f600'),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text('a"\\,{'), inner),
+    max_leaves=30,
+)
+
+
+def walked(value: Any) -> Structure:  # noqa: ANN401 - JSON
+    """Return what a value has, counted one by one."""
+    if isinstance(value, str):
+        return Structure(0, 1, 0)
+    if not isinstance(value, list | dict):
+        return Structure(0, 0, 0)
+    named = isinstance(value, dict)
+    inside = [walked(item) for item in (value.values() if named else value)]
+    return Structure(
+        1 + sum(each.containers for each in inside),
+        named * len(value) + sum(each.strings for each in inside),
+        max(len(value) - 1, 0) + sum(each.commas for each in inside),
+    )
+
+
+@given(value=values, ascii_only=st.booleans(), piece_bytes=st.integers(1, 40))
+def test_the_counts_are_those_of_a_walk_through_the_values(
+    value: object, ascii_only: bool, piece_bytes: int
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only).encode()
+
+    *_, counted = count_structure(text, piece_bytes)
+
+    assert counted == walked(value)
+
+
+@pytest.mark.parametrize("repeated", [r"\"", r"\\", r"\\\"", '"', r'"\\"', "a", "\\", "[", ","])
+def test_counting_takes_a_time_in_proportion_to_the_bytes(repeated: str) -> None:
+    text = ('"' + repeated * ((8 << 20) // len(repeated))).encode()
+
+    begun = time.monotonic()
+    for _ in count_structure(text):
+        pass
+
+    assert (
+        time.monotonic() - begun < 10
+    )  # it takes 0.1 s; in quadratic time it would take hours
+
+
+@pytest.mark.parametrize(
+    ("item", "most", "what"),
+    [
+        ("{}", MAX_CONTAINERS - 1, f"{MAX_CONTAINERS} objects and arrays"),
+        ('""', MAX_STRINGS, f"{MAX_STRINGS} strings"),
+        ("0", MAX_VALUES + 1, f"{MAX_VALUES} values"),
+    ],
+)
+async def test_too_many_values_are_a_400_that_says_of_what(
+    item: str, most: int, what: str
+) -> None:
+    admitted, refused = (f"[{','.join([item] * n)}]".encode() for n in (most, most + 1))
+
+    check_structure(admitted)
+    async with client_of(make_app(ScriptedEngine(context_tokens=1 << 17))) as client:
+        answer = await client.post("/v1/chat/completions", content=refused)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "too_many_values")
+    assert error["message"] == f"the body has more than {what}"

@@ -1,0 +1,81 @@
+"""A web page of another origin cannot use a service that needs no key."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+
+JSON = {"content-type": "application/json; charset=utf-8"}
+CHAT = b'{"messages": [{"role": "user", "content": "Hi"}]}'
+EVIL = {"origin": "https://evil.example"}
+OWN = {"origin": "http://gateway", "sec-fetch-site": "same-origin"}
+FRIEND = {"origin": "https://chat.example", "sec-fetch-site": "cross-site"}
+
+HEADS = {
+    "a program": (JSON, 200),
+    "its own page": (JSON | OWN, 200),
+    "its own page, over TLS that a proxy ends": (JSON | {"origin": "https://gateway"}, 200),
+    "its own page, behind a proxy with another Host": (JSON | OWN | EVIL, 200),
+    "a page that a setting names": (JSON | FRIEND, 200),
+    "another page": (JSON | EVIL, 403),
+    "another page, as browsers say": (JSON | EVIL | {"sec-fetch-site": "cross-site"}, 403),
+    "another page, without its origin": (JSON | {"sec-fetch-site": "cross-site"}, 403),
+    "a page of another port": (JSON | {"sec-fetch-site": "same-site"}, 403),
+    "a page of another port, by its origin": (JSON | {"origin": "http://gateway:81"}, 403),
+    "a page that hides its origin": (JSON | {"origin": "null"}, 403),
+    "a form": ({"content-type": "application/x-www-form-urlencoded"}, 415),
+    "a form with files": ({"content-type": "multipart/form-data; boundary=a"}, 415),
+    "a text": ({"content-type": "Text/Plain;charset=UTF-8"}, 415),
+    "a body of no type": ({"content-type": ""}, 415),
+    "JSON of another kind": ({"content-type": "application/problem+json"}, 200),
+}
+
+REFUSALS = {
+    403: ("origin_not_allowed", "cors_origins"),
+    415: ("unsupported_media_type", "content-type: application/json"),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("who", HEADS)
+async def test_without_keys_only_own_pages_and_programs_are_served(who: str, path: str) -> None:
+    engine = ScriptedEngine()
+    headers, status = HEADS[who]
+    async with client_of(make_app(engine, cors_origins=[FRIEND["origin"]])) as client:
+        answer = await client.post(path, content=CHAT, headers=headers)
+
+    assert answer.status_code == status
+    if status != 200:
+        error = answer.json()["error"]
+        assert (
+            error["code"] == {403: "origin_not_allowed", 415: "unsupported_media_type"}[status]
+        )
+        assert {403: "cors_origins", 415: "application/json"}[status] in error["message"]
+        assert not engine.jobs
+
+
+@pytest.mark.parametrize("who", HEADS)
+async def test_with_keys_the_key_decides(who: str) -> None:
+    headers = HEADS[who][0] | {"authorization": "Bearer right"}
+    async with client_of(make_app(ScriptedEngine(), api_keys=["right"])) as client:
+        answer = await client.post("/v1/chat/completions", content=CHAT, headers=headers)
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("who", ["a program", "a page of another port", "another page"])
+async def test_where_a_setting_names_all_origins_every_page_is_served(who: str) -> None:
+    headers = HEADS[who][0] | EVIL
+    async with client_of(make_app(ScriptedEngine(), cors_origins=["*"])) as client:
+        answer = await client.post("/v1/chat/completions", content=CHAT, headers=headers)
+
+    assert answer.status_code == 200
+
+
+async def test_a_link_on_another_page_leads_to_the_page_and_to_nothing_else() -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    async with client_of(make_app(ScriptedEngine())) as client:
+        answers = [await client.get(path, headers=link) for path in ("/", "/docs", "/status")]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 403]
