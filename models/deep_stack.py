@@ -20,8 +20,8 @@ _setting: Final = threading.Lock()
 
 
 def on_stack(most_bytes: int, work: Callable[[], T]) -> T:
-    """Return what `work` returns, in a thread whose stack has so many bytes, of which those that
-    are used take memory. Raises ValueError where there is no room for the stack."""
+    """Return what `work` returns, in a thread whose stack has so many bytes; what is used of
+    them takes memory. Raises ValueError where there is no room for the stack."""
     done: Future[T] = Future()
 
     def run() -> None:
