@@ -155,27 +155,27 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await _session(how, scope["method"], send)
     elif route == "fact" and path == "v1/model-facts":
         facts = {**FACTS, how.strip(): WRONG_FACTS[how]}
-        await _answer(send, 200, {}, [json.dumps(facts).encode()])
+        await answer(send, 200, {}, [json.dumps(facts).encode()])
     elif scope["method"] == method and ending in f"/{path}":
         status, headers, body = HOW[how]
-        await _answer(send, status, headers, body())
+        await answer(send, status, headers, body())
     else:
         await fake_verifier.app({**scope, "path": f"/{path}"}, receive, send)
 
 
 async def _session(how: str, method: str, send: Send) -> None:
     if method == "POST" and how == "alive":
-        await _answer(send, 200, {}, _alive())
+        await answer(send, 200, {}, _alive())
     elif method == "POST":
         pieces = (
             each if isinstance(each, bytes) else wire.encode(each) for each in SESSIONS[how]()
         )
-        await _answer(send, 200, {}, pieces)
+        await answer(send, 200, {}, pieces)
     else:
-        await _answer(send, 200 if method == "GET" else 204, {}, [])
+        await answer(send, 200 if method == "GET" else 204, {}, [])
 
 
-async def _answer(send: Send, status: int, headers: dict[str, str], body: Body) -> None:
+async def answer(send: Send, status: int, headers: dict[str, str], body: Body) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     async for piece in body if isinstance(body, AsyncIterator) else _each(body):
@@ -191,10 +191,10 @@ async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 
 _SERVE = """
-import asyncio, sys
-from tests.hostile.hostile_verifier import app
+import asyncio, importlib, sys
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
+app = importlib.import_module(sys.argv[2]).app
 asyncio.run(Server(
     app, port=int(sys.argv[1]), interface=Interfaces.ASGINL,
     http=HTTPModes.auto, websockets=False, log_enabled=False,
@@ -203,10 +203,10 @@ asyncio.run(Server(
 
 
 @contextmanager
-def hostile() -> Iterator[str]:
-    """Serve it in a process of its own, and return its address."""
+def hostile(module: str = __name__, *arguments: str) -> Iterator[str]:
+    """Serve a module's app in a process of its own, and return its address."""
     port = free_port()
-    command = [sys.executable, "-c", _SERVE, str(port)]
+    command = [sys.executable, "-c", _SERVE, str(port), module, *arguments]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         try:
             wait_for(port, process)

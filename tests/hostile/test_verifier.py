@@ -21,7 +21,7 @@ from edge_agent.settings import load
 from gateway.drain import Drain
 from gateway.errors import ApiError, EngineFault, Unavailable, first_error
 from models.store import open_store
-from speculation.protocol.messages import Draft, Open, Sampling
+from speculation.protocol.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.fleet import TEXT, Answer, running, using
 from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile
@@ -147,8 +147,11 @@ async def test_what_may_fail_unnoticed_ends_in_time(
 
     async with asyncio.timeout(DEADLINE_S + BUSY_S):
         assert await up.status() == uplink.VerifierStatus()
-        if route == "cancel":
-            await follow(up)
+        link = up.open(OPEN)
+        async for message in link.events():
+            if isinstance(message, Commit):
+                break
+        await link.cancel(within_s=DEADLINE_S)
     await up.close()
 
 
