@@ -66,7 +66,8 @@ class DeadlinesProtocol(H11Protocol):
             self._unasked.start(self.transport)
         else:
             self._unasked.stop()
-            self._crowd.is_busy(self.transport)
+            if not self.cycle.more_body:
+                self._crowd.is_busy(self.transport)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

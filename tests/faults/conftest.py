@@ -9,7 +9,8 @@ import pytest_asyncio
 
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.report import Report
-from tests.faults.rig.world import World
+from tests.faults.rig.world import Plan, World
+from tests.faults.strikes import EDGE_DESCRIPTORS
 from tests.faults.striking import ask_again
 
 REPORT = pytest.StashKey[Report]()
@@ -49,7 +50,7 @@ def report(pytestconfig: pytest.Config) -> Report:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def standing() -> AsyncIterator[World]:
-    async with World() as started:
+    async with World(Plan(edge_descriptors=EDGE_DESCRIPTORS)) as started:
         yield started
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 
 from bench.link.path import Conditions
-from tests.faults.rig.world import EDGE_DESCRIPTORS, PASS_TIMEOUT_S, World
+from tests.faults.rig.world import PASS_TIMEOUT_S, World
 from verifier.target_host import HEARTBEAT_S
 
 Strike = Callable[[World], Awaitable[None]]
@@ -153,6 +153,9 @@ def degrade(conditions: Conditions) -> Strike:
 
     return strike
 
+
+EDGE_DESCRIPTORS: Final = 256
+"""The edge's limit, which a stranger can exceed; the edge and its clients need far fewer."""
 
 NO_DESCRIPTORS_S: Final = 4.0
 MAX_LOG_BYTES: Final = 100_000

@@ -99,7 +99,9 @@ async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> 
         bodies.append(message.get("body", b""))
         sending -= 1
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+    scope |= {"headers": headers}
     await app({**scope, "query_string": b"", "app": app}, receive, send)
 
     assert COMMENT in bodies

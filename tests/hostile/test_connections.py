@@ -111,12 +111,24 @@ class Engine(ScriptedEngine):
         await self.go_on.wait()
 
 
-async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect, and send nothing."""
-    return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+async def connect(
+    url: str, sent: bytes = b""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    writer.write(sent)
+    return reader, writer
 
 
-async def test_idle_connections_give_way_and_a_running_answer_goes_on() -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/",
+        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{",
+    ],
+    ids=["nothing", "half a head", "half a body"],
+)
+async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: bytes) -> None:
     engine = Engine()
     async with (
         served(make_app(engine), http=http1.protocol(MOST)) as url,
@@ -124,7 +136,7 @@ async def test_idle_connections_give_way_and_a_running_answer_goes_on() -> None:
     ):
         running = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
         await engine.begun.acquire()
-        strangers = [await connect(url) for _ in range(3 * MOST)]
+        strangers = [await connect(url, sent) for _ in range(3 * MOST)]
         others = [await client.get("/v1/models") for _ in range(3)]
         engine.go_on.set()
         answer = await running

@@ -149,6 +149,29 @@ async def test_a_text_that_cannot_fit_is_refused_by_its_bytes(
     assert await tokens_of_ann(client) == (charged if "completions" in path else 0)
 
 
+class Failing(ByteTokenizer):
+    """No process for the template can be started, and the text is too much for it."""
+
+    def chat(self, *_: object, **__: object) -> list[int]:
+        raise OSError("Too many open files")
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        if text == "a":
+            raise ValueError("the tokenizer fails")
+        return super().encode(text, special=special, begin=begin)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+async def test_a_tokenizer_that_fails_is_an_error_that_says_so(path: str) -> None:
+    async with client_of(make_app(ScriptedEngine(), tokenizer=Failing())) as client:
+        messages = [{"role": "user", "content": "a"}]
+        chat = await client.post(path, json={"messages": messages})
+        text = await client.post(path.replace("chat/", ""), json={"prompt": "a"})
+
+    assert chat.status_code == 503
+    assert (text.status_code, text.json()["error"]["param"]) == (400, "prompt")
+
+
 @pytest.mark.parametrize("size", [CONTEXT_TOKENS, CONTEXT_TOKENS + 1, FITS])
 async def test_tokens_of_a_refused_prompt_are_charged(
     size: int, client: httpx.AsyncClient

@@ -1,9 +1,9 @@
 """The connections of one server: so many at most, and those that do nothing give way.
 
-A connection is idle until the head of a request has come, and again when its answer is
-complete. For one too many the one is cut that has been idle for longest, a stranger's or that
-of a client, who connects again; where all others are busy, the new one itself is cut. So nobody
-locks out the others by connections on which nothing is asked, and no running answer is cut.
+A connection is idle until a whole request has come, and again when its answer is complete. For
+one too many the one is cut that has been idle for longest, a stranger's or that of a client,
+who connects again; where all others are busy, the new one itself is cut. So nobody locks out
+the others by connections on which nothing is asked, and no running answer is cut.
 """
 
 from __future__ import annotations

@@ -32,10 +32,6 @@ SETTLED_WITHIN_S: Final = 20.0
 """A session whose edge is gone ends when its resume window does; then nothing may be left."""
 
 
-EDGE_DESCRIPTORS: Final = 256
-"""The edge's limit, which a stranger can exceed; the edge and its clients need far fewer."""
-
-
 REFUSES_S: Final = 2.0
 """An edge that has not taken a connection for so long takes no more."""
 
@@ -49,6 +45,9 @@ class Plan:
     edge_slots: int = 4
     verifier_options: Sequence[str] = ()
     edge_environment: Mapping[str, str] = field(default_factory=dict)
+    edge_descriptors: int | None = None
+    """The edge's limit, if not that of the tests."""
+
     resume_window_s: float = 10.0
     folder: Path = FOLDER / "campaign"
     deadline_s: float = 45.0
@@ -98,7 +97,7 @@ class World:
         edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
         edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
         edge.environment |= self.plan.edge_environment
-        edge.descriptors = EDGE_DESCRIPTORS
+        edge.descriptors = self.plan.edge_descriptors
         return edge
 
     @asynccontextmanager
