@@ -34,6 +34,9 @@ from speculation.verifying.pass_policy import hold_s, waiting
 from speculation.verifying.row_allocation import allocate
 from speculation.verifying.session import Pass, VerifyingSession
 
+MIN_PASS_S: Final = 1e-6
+"""The shortest time that a pass counts as, where clocks leave less of it."""
+
 MIN_HOLD_S: Final = 1e-6
 """A shorter hold is none: it is what rounding leaves of a hold whose time has come."""
 
@@ -181,17 +184,17 @@ class VerifyMachine:
         now: float,
         *,
         rows: int | None,
-        target_s: float | None = None,
+        dear_s: float = 0.0,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
         rows: of the whole pass; None when its latency says nothing, as with a prompt in it.
-        target_s: how long the target took for them, if that is known apart from judging, whose
-        time is due to what single sessions ask; were it learned, all would get fewer rows.
+        dear_s: what single sessions took of its time by dear settings; were that learned, all
+        sessions would get fewer rows.
         """
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
-            self.latency.observe(rows, target_s or pass_s)
+            self.latency.observe(rows, max(MIN_PASS_S, pass_s - dear_s))
         down = {}
         for name, verdict in verdicts.items():
             if not (held := self._sessions.get(name)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from gateway.hosting.cores import compute_threads
@@ -46,6 +47,9 @@ class Engine:
         self.shapes = (ENGINE, weights_of(path, hashes), threads, cache)
         """What shapes a text."""
 
+        self._judged_rows = 0  # of the session that is judged
+        self._cheapest_row_s = inf
+
     def close(self) -> None:
         """Free the memory."""
         self._context.close()
@@ -65,22 +69,30 @@ class Engine:
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
     def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
-        """Run one pass, and judge it; return also how many seconds it took without judging. A
-        grammar that fails concerns its own session only."""
+        """Run one pass, and judge it; return also how many seconds judging took beyond that of
+        the cheapest session so far. A grammar that fails concerns its own session only."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
-        began = time.perf_counter()
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
-        target_s = time.perf_counter() - began
+        dear_s = 0.0
         verdicts: list[Verdict | GrammarFailed] = []
         first = 0
         for part in parts:
+            began, self._judged_rows = time.perf_counter(), 0
             try:
                 verdicts.append(judge(part, partial(self._row, first)))
             except GrammarFailed as error:
                 verdicts.append(error)
+            dear_s += self._dear_s(time.perf_counter() - began)
             first += len(part.tokens)
-        return verdicts, target_s
+        return verdicts, dear_s
+
+    def _dear_s(self, judging_s: float) -> float:
+        """Return how much longer one session's judging took than that of the cheapest would."""
+        rows = max(1, self._judged_rows)
+        self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
+        return judging_s - rows * self._cheapest_row_s
 
     def _row(self, first: int, i: int) -> Logits:
+        self._judged_rows += 1
         return self._context.logits(first + i)[: self._tokens]

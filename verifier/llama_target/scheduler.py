@@ -109,7 +109,7 @@ class Scheduler:
         outcome = await self._call(list(slots.values()), self._engine.run, parts)
         if outcome is None:
             return
-        outcomes, target_s = outcome
+        outcomes, dear_s = outcome
         now, rows = self._clock(), sum(len(part.tokens) for part in parts)
         self._metrics.passed(rows, now - plan.started)
         verdicts = {}
@@ -119,7 +119,7 @@ class Scheduler:
                 continue
             verdicts[name] = verdict
             self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
-        down = self._machine.ran(plan, verdicts, now, rows=rows, target_s=target_s)
+        down = self._machine.ran(plan, verdicts, now, rows=rows, dear_s=dear_s)
         for name, messages in down.items():
             slots[name].send(messages)
 
