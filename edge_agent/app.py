@@ -78,7 +78,7 @@ def build(
         settings.verifier_drafts,
         policy,
         settings.past_answers_tokens,
-        settings.share_prefixes,
+        not settings.separates_prefixes,
     )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)

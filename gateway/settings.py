@@ -53,6 +53,13 @@ class GatewaySettings(BaseModel):
     """Limit of the choices that one request may ask for: its prompts times `n`."""
 
     @property
+    def separates_prefixes(self) -> bool:
+        """Whether what was read for one key is to be of no use to another; with one key, or
+        none, there is no other."""
+        several = self.keys_file is not None or len(self.api_keys) > 1
+        return several and not self.share_prefixes
+
+    @property
     def key_digests(self) -> list[bytes]:
         """The hashes of `api_keys`."""
         return [digest_of(key.get_secret_value().encode()) for key in self.api_keys]

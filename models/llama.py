@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
@@ -23,6 +23,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
+from models.deep_stack import on_stack
 from models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
 from models.segments import Limits, Segment, check
 from models.tokenizing.vocabulary import Vocabulary
@@ -43,6 +44,14 @@ _CACHE_TYPES: Final = {"F16": lib.GGML_TYPE_F16, "Q8_0": lib.GGML_TYPE_Q8_0}
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
 """llama.cpp's attention computes 64 rows and more in tiles, which round differently."""
+
+STACK_BYTES_A_CHAR: Final = 640
+"""Most of the stack that llama.cpp takes for a character. For some models it splits texts by
+std::regex, which recurses at each character of a word and takes 400 bytes. A text that needs
+more than there is ends the process."""
+
+SHALLOW_CHARS: Final = 2048
+"""Texts up to this length are tokenised on the stack of any thread."""
 
 _SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
 """Discards llama.cpp's log, because its return codes report what fails."""
@@ -83,7 +92,14 @@ class Model:
             self.handle = None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of text, without BOS. `special`: markers become special tokens."""
+        """Return the tokens of text, without BOS. `special`: markers become special tokens. It
+        may be called in several threads at once."""
+        if len(text) <= SHALLOW_CHARS:
+            return self._tokenize(text, special)
+        stack_bytes = STACK_BYTES_A_CHAR * len(text)
+        return on_stack(stack_bytes, partial(self._tokenize, text, special))
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
         room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
         tokens = (ctypes.c_int32 * room)()

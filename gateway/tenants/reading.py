@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from gateway.errors import InvalidRequest, Overloaded, Unavailable
@@ -57,16 +56,17 @@ class PromptReader:
             raise Overloaded(message) from error
 
 
-@dataclass(slots=True)
 class BoundedTokenizer:
     """A tokenizer that refuses texts which cannot fit into the context. field: the name of the
     prompt's, for errors."""
 
-    tokenizer: Tokenizer
-    facts: Facts
-    field: str
-    charged: int = 0
-    """Tokens to charge where a prompt is refused: those made, and an estimate of the others."""
+    def __init__(self, tokenizer: Tokenizer, facts: Facts, field: str) -> None:
+        self.tokenizer = tokenizer
+        self.facts = facts
+        self.field = field
+        self.charged = 0
+        """Tokens to charge where a prompt is refused: those made, and an estimate of the
+        others."""
 
     @property
     def template(self) -> str:

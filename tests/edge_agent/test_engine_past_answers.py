@@ -21,7 +21,8 @@ ANSWER = tuple(range(100, 112))
 KEPT = Speculation(past_answers_tokens=1000)
 
 
-class Owner: ...
+class Owner:
+    name = "somebody"
 
 
 ASKED = replace(JOB, owner=Owner())

@@ -187,7 +187,7 @@ async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None
 
 
 @pytest.mark.parametrize(
-    ("hard", "connections"), [(64, 32), (1024, 512), (4096, 2048), (1 << 20, 2048)]
+    ("hard", "connections"), [(64, 32), (1024, 512), (4096, 3072), (1 << 20, 8192)]
 )
 def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -30,7 +30,7 @@ class Flapping:
     file: TokenizerFile
 
     async def facts(self) -> ModelFacts:
-        return msgspec.structs.replace(FACTS, vocabulary=self.file.digest)
+        return msgspec.structs.replace(FACTS, vocabulary=self.file.digest, vocabulary_size=256)
 
     async def tokenizer(self) -> bytes:
         return self.file.pack()

@@ -22,6 +22,7 @@ from gateway.errors import Overloaded, RateLimited
 from gateway.metrics import Metrics
 from gateway.output.detokenise import TextDelta
 from gateway.ports import Job, Sampling
+from gateway.settings import GatewaySettings
 from gateway.tenants.keys import KeyLimits
 from gateway.tenants.tenant import Tenant, TenantMetrics
 from gateway.tenants.turns import Turns
@@ -239,3 +240,19 @@ def test_a_session_that_waits_has_no_index_of_what_its_client_expects() -> None:
     assert session._own is not None
     assert session._own._prediction is not None
     assert session._own._prediction._predicted._indexed == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "separate"),
+    [
+        ({}, False),
+        ({"api_keys": ("one",)}, False),
+        ({"api_keys": ("one", "two")}, True),
+        ({"keys_file": "keys.toml"}, True),
+        ({"keys_file": "keys.toml", "share_prefixes": True}, False),
+    ],
+)
+def test_prefixes_are_separate_as_soon_as_there_are_several_keys(
+    settings: dict[str, object], separate: bool
+) -> None:
+    assert GatewaySettings.model_validate(settings).separates_prefixes == separate

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,10 +16,12 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import Regex, models, pre_tokenizers
 
+from models.confined import environment
 from models.errors import CannotOpen
+from models.store import open_store
 from models.tokenizing.hugging_face import HuggingFaceEncoder
 from models.tokenizing.tokenizer_cache import MAX_KEPT, TokenizerCache
-from models.tokenizing.tokenizer_file import TokenizerFile
+from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 
 
 def made(split: str = " ") -> TokenizerFile:
@@ -119,3 +124,29 @@ def test_markers_are_text_or_tokens_in_any_number_of_threads() -> None:
         thread.join()
 
     assert not wrong
+
+
+SPLITS = """
+import sys
+from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+tokenizer = TokenizerFile.unpack(sys.stdin.buffer.read()).open()
+for text in ("a", ".", " ", "\u4e2d"):
+    tokens = tokenizer.encode(text * 65_536)
+    assert b"".join(map(tokenizer.piece, tokens)).decode() == text * 65_536
+"""
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("split", ["smollm", "tekken", "gpt-4o", "deepseek-llm"])
+def test_one_long_word_does_not_end_the_process(split: str) -> None:
+    """For some ways of splitting texts llama.cpp recurses at each character of a word."""
+    file = tokenizer_file(open_store(os.environ).find("smollm2", "target").path)
+    before, after = file.data.split(b"tokenizer.ggml.pre")
+    kind, length = struct.unpack_from("<IQ", after)
+    name = struct.pack("<IQ", kind, len(split)) + split.encode()
+    packed = replace(
+        file, data=before + b"tokenizer.ggml.pre" + name + after[12 + length :]
+    ).pack()
+
+    command = [sys.executable, "-c", SPLITS]
+    assert subprocess.run(command, input=packed, env=environment(), timeout=120).returncode == 0

@@ -25,8 +25,9 @@ RESERVED: Final = 1024
 a grammar; a verifier about 30, and vLLM's service about 200. The rest is for connections that
 were accepted and are yet to be counted."""
 
-MAX_CONNECTIONS: Final = 2048
-"""An edge has one connection to each verifier, and a client of HTTP/1.1 one for each answer."""
+MAX_CONNECTIONS: Final = 8192
+"""An edge has one connection to each verifier, and a client of HTTP/1.1 one for each answer.
+The rest is room for strangers, whose silent connections are noticed once a second."""
 
 MAX_ACCEPTED: Final = 512
 """Connections that are accepted in one go, before the server can cut others for them."""
