@@ -42,6 +42,7 @@ class PicoScheduler(SessionScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._plan = PassPlan({}, 0.0)
+        self._has_run_without_grammars = False
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Ignore the null proposer: draft tokens come from the edge."""
@@ -57,6 +58,14 @@ class PicoScheduler(SessionScheduler):
             self._make_way(held[-1], now)
         self.steps += output.total_num_scheduled_tokens > 0
         return output
+
+    def _is_dear(self, passed: Passed) -> bool:
+        """Return whether grammars may have made a step longer than others are. A grammar takes
+        as much time as its client likes: were that learned, all sessions would get fewer rows.
+        While no step was without one, there is nothing else to learn from."""
+        with_grammar = any(_has_grammar(request) for request, _ in passed.values())
+        self._has_run_without_grammars |= not with_grammar
+        return with_grammar and self._has_run_without_grammars
 
     def _make_way(self, held: Request, now: float) -> None:
         """Take a held session's KV for requests that wait for room, because vLLM preempts only
@@ -124,9 +133,7 @@ class PicoScheduler(SessionScheduler):
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
                 verdicts[slot.name] = Verdict(judged[request_id], logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
-        usual = _only_decodes(scheduler_output) and not any(
-            _has_grammar(request) for request, _ in passed.values()
-        )
+        usual = _only_decodes(scheduler_output) and not self._is_dear(passed)
         learned = rows if rows > 0 and usual else None
         down = self._machine.ran(self._plan, verdicts, now, rows=learned)
         for _, slot in passed.values():
@@ -169,8 +176,7 @@ def _only_decodes(output: SchedulerOutput) -> bool:
 
 
 def _has_grammar(request: Request) -> bool:
-    """Whether a request has a grammar, which takes as much time of a step as its client likes:
-    were that learned, all sessions would get fewer rows."""
+    """Return whether a request has a grammar."""
     return bool(request.sampling_params and request.sampling_params.structured_outputs)
 
 
