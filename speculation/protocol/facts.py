@@ -16,8 +16,8 @@ PROTOCOL_VERSION = 4
 MAX_VOCABULARY: Final = 1 << 20
 """The most ids that are tokens: four times as many as the largest vocabularies have."""
 
-MAX_CONTEXT_TOKENS: Final = 1 << 20
-"""The longest context. A prompt of more tokens fits no frame."""
+MAX_CONTEXT_TOKENS: Final = 1 << 24
+"""The longest context: more than the ten million tokens of the longest known."""
 
 MAX_VERIFY: Final = 256
 """The most draft tokens that any verifier judges in one pass."""
