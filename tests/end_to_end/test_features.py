@@ -94,7 +94,8 @@ async def asked(url: str, heat: float, settings: Sequence[Json]) -> list[Json]:
         ]
         post = [http.post("/v1/chat/completions", json=body) for body in bodies]
         answers = await asyncio.gather(*post)
-    return [answer.raise_for_status().json() for answer in answers]
+    assert [answer.text for answer in answers if not answer.is_success] == []
+    return [answer.json() for answer in answers]
 
 
 def seen(answer: Json) -> Json:

@@ -28,7 +28,7 @@ LINES: Final = 8
 
 OPENS: Final = 1000
 HALF_OPEN: Final = 500
-BODY_BYTES: Final = 8 << 20
+BODY_BYTES: Final = 1 << 20
 MESSAGE_EVERY_S: Final = 1 / 200
 BODY_EVERY_S: Final = 1 / 4
 QUESTION_EVERY_S: Final = 1 / 50
@@ -142,7 +142,7 @@ class Flood:
         return self.chance.choice((b"", head[:40], head, head + b"\r\n{", preface))
 
     async def bodies(self) -> None:
-        """Bodies of 8 MiB, four a second, to both ends by turns."""
+        """Bodies as long as they may be, four a second, to both ends by turns."""
         whole = {"model": MODEL, **BRIEF, "max_tokens": 1, "user": ""}
         room = BODY_BYTES - len(json.dumps(whole))
         valid = json.dumps({**whole, "user": "u" * room}).encode()
@@ -165,10 +165,8 @@ LOADS: Final = ("messages", "opens", "connections", "bodies")
 
 def opening(verifier: int, key: str = "") -> Open:
     """Return what opens a session that waits for drafts."""
-    url, headers = (
-        f"http://127.0.0.1:{verifier}/v1/model-facts",
-        {"authorization": f"Bearer {key}"},
-    )
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = f"http://127.0.0.1:{verifier}/v1/model-facts"
     facts = httpx.get(url, headers=headers, trust_env=False).json()
     return Open(
         model=facts["model"], vocabulary=facts["vocabulary"], prompt=(1, 2, 3, 4) * 10,

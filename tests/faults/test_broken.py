@@ -86,7 +86,7 @@ async def test_where_no_verifier_comes_back_there_is_an_error_after_the_deadline
     assert answer.outcome == later.outcome == "verifier_unavailable"
     assert undisturbed["drawn"].text.startswith(answer.text)
     assert ready.status_code == 503
-    assert "no verifier answers" in ready.json()["error"]["message"]
+    assert "no verifier can be used" in ready.json()["error"]["message"]
     assert (health.status_code, health.json()["state"]) == (200, "unavailable")
     assert later_s < 1.0  # an answer that has not begun waits for nothing
 

@@ -36,7 +36,7 @@ MORE_IN_SHORT, MORE_IN_SHORT_S = 2.0, 0.5
 """The same in the short form, which has few gaps and may share its host."""
 
 MORE_MB = 24.0
-"""Memory that may have grown: what the allocator keeps. A body has 8 MB, and there are many."""
+"""Memory that may have grown: what the allocator keeps. A body has 1 MB, and there are many."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
