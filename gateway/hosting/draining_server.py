@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
 import uvicorn
 
 from gateway.drain import Drain
 from gateway.hosting.connections.descriptors import be_brief_without_descriptors
 from gateway.hosting.stopping import stopped_by_signals
+
+MAX_UNACCEPTED: Final = 4096
+"""Connections that may wait in the kernel to be accepted, of which uvicorn's `backlog` are
+accepted in one go. A client whose connection finds no room tries again after a second."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -33,6 +39,12 @@ class DrainingServer(uvicorn.Server):
             second_is_at_once=True,
         ):
             await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in (each for server in self.servers for each in server.sockets):
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(MAX_UNACCEPTED)
 
     async def _close(self) -> None:
         self.should_exit = True
