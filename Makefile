@@ -9,7 +9,8 @@
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 # make gpu-check [MODEL=NAME]           on a GPU host: judge, start-up, texts and speed in one report
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
-# make pin                              writes the digests of images and the commits of models, see scripts/pin.py
+# make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
+#                                       IMAGE_REGISTRY names the host of images whose names have none
 # make sbom                             writes build/sbom.json: what this package runs on
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000

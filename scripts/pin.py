@@ -20,8 +20,9 @@ import httpx
 ROOT: Final = Path(__file__).parents[1]
 FILES: Final = ("Dockerfile.edge", "Dockerfile.cloud", "deploy/k8s/verifier.yaml")
 TIMEOUT_S: Final = 30.0
-DEFAULT_REGISTRY: Final = "registry-1.docker.io"
-"""Where an image is whose name begins with no host."""
+REGISTRY: Final = "IMAGE_REGISTRY"
+"""The variable that names the host of images whose names begin with none, which differs between
+container engines."""
 
 ACCEPT: Final = (
     "application/vnd.oci.image.index.v1+json, "
@@ -48,7 +49,9 @@ def digest_of(image: str, http: httpx.Client) -> str:
     name, _, tag = image.rpartition(":")
     host, _, path = name.partition("/")
     if not path or not (set(host) & {".", ":"} or host == "localhost"):
-        host, path = DEFAULT_REGISTRY, name if "/" in name else f"library/{name}"
+        host, path = os.environ.get(REGISTRY, ""), name if "/" in name else f"library/{name}"
+    if not host:
+        raise NotFound(f"{image}: set {REGISTRY} to the host that your container engine asks")
     is_here = host.partition(":")[0] in ("localhost", "127.0.0.1")
     url = f"{'http' if is_here else 'https'}://{host}/v2/{path}/manifests/{tag}"
     answer = http.head(url, headers={"accept": ACCEPT})

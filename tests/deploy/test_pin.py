@@ -110,12 +110,13 @@ def test_each_name_gets_what_it_means_and_is_pinned_anew(
     [
         (":3.11", ":3.12", "python:3.12: HTTP 404"),
         ("someone/Toy", "someone/else", "someone/else"),
+        ("ARG BASE={at}/library/python", "ARG BASE=python", "set IMAGE_REGISTRY"),
     ],
 )
 def test_a_file_stays_as_it_is_where_one_name_is_not_found(
     registry: str, hub: FakeHub, tmp_path: Path, there: str, instead: str, reason: str
 ) -> None:
-    file, text = tmp_path / "file", FILE.replace("{at}", registry).replace(there, instead)
+    file, text = tmp_path / "file", FILE.replace(there, instead).replace("{at}", registry)
     file.write_text(text)
 
     done = pin(file)
