@@ -46,6 +46,10 @@ ROUTES = {
 }
 Body = Iterable[bytes] | AsyncIterator[bytes]
 ZEROS = bytes(1 << 16)
+ENDLESS = 1 << 11
+"""Pieces of an answer without end: 128 MiB, more than anybody reads. The server is not told that
+a client has left, and would have time for nothing else if it went on."""
+
 PACKED = gzip.compress(ZEROS * 256, 1)
 DRIP_S = 0.05
 
@@ -61,10 +65,11 @@ async def _never() -> AsyncIterator[bytes]:
     yield b""
 
 
+JSON = {"content-type": "application/json"}
 HOW: dict[str, tuple[int, dict[str, str], Callable[[], Body]]] = {
-    "endless": (200, {}, lambda: repeat(ZEROS)),
-    "endless-error": (500, {}, lambda: repeat(ZEROS)),
-    "endless-json": (200, {"content-type": "application/json"}, lambda: repeat(ZEROS)),
+    "endless": (200, {}, lambda: repeat(ZEROS, ENDLESS)),
+    "endless-error": (500, {}, lambda: repeat(ZEROS, ENDLESS)),
+    "endless-json": (200, JSON, lambda: repeat(ZEROS, ENDLESS)),
     "huge": (200, {}, lambda: repeat(ZEROS, 1 << 10)),
     "packed": (200, {"content-encoding": "gzip"}, lambda: [PACKED]),
     "dripped": (200, {}, _dripped),
