@@ -47,8 +47,8 @@ ROUTES = {
 Body = Iterable[bytes] | AsyncIterator[bytes]
 ZEROS = bytes(1 << 16)
 ENDLESS = 1 << 11
-"""Pieces of an answer without end: 128 MiB, more than anybody reads. The server is not told that
-a client has left, and would have time for nothing else if it went on."""
+"""Pieces of an answer without end: 128 MiB, more than anybody reads. The server is not told
+that a client has left, and would have time for nothing else if it went on."""
 
 PACKED = gzip.compress(ZEROS * 256, 1)
 DRIP_S = 0.05
