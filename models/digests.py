@@ -24,6 +24,11 @@ def sha256_name(text: str) -> str:
     return _matching(_SHA256, text, "a SHA-256 has 64 hex digits")
 
 
+def is_sha256(text: str) -> bool:
+    """Return whether a text is a SHA-256 in hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def tokenizer_name(text: str) -> str:
     """Return the text if it may be a tokenizer's digest, see TokenizerFile. Raises
     ValueError."""

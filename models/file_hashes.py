@@ -7,7 +7,6 @@ checked again here, because a disk may have changed it since.
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,13 +14,12 @@ from typing import Final
 import msgspec
 import structlog
 
+from models.digests import is_sha256
 from models.errors import WrongHash
 from models.fetching.sources import sha256_of
 
 SLOW_BYTES: Final = 1 << 28
 """Size from which on reading a file is logged: it takes a second or more."""
-
-BLOB: Final = re.compile(r"[0-9a-f]{64}")
 
 Kept = dict[str, tuple[list[int], str]]
 """By path: size, time of change and inode, and the hash of the file that had these."""
@@ -46,7 +44,7 @@ class FileHashes:
             log = structlog.get_logger("models")
             log.info("the weights are hashed, once", path=str(file), bytes=status.st_size)
         found = sha256_of(real)
-        if BLOB.fullmatch(real.name) and found != real.name:
+        if is_sha256(real.name) and found != real.name:
             raise WrongHash(f"{file} has changed: its hash is {found}, not {real.name}")
         self._keep(self._read() | {str(real): (state, found)})
         return found

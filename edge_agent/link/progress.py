@@ -26,7 +26,7 @@ IDLE: Final = "idle_timeout"
 
 
 class Progress:
-    """Of one session that begins `now`."""
+    """now: when the session begins."""
 
     def __init__(self, now: float) -> None:
         self._since = now

@@ -30,7 +30,7 @@ _OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge}
 
 
 _MOST_CHARACTERS: Final = 1000
-"""Of an error's text, which is passed on to clients and to the log."""
+"""So much of an error's text is passed on to clients and to the log."""
 
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """An error's code, which is a field of the log and of spans."""

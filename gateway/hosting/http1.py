@@ -42,7 +42,7 @@ class DeadlinesProtocol(H11Protocol):
     _unasked: _Cut
     _unread: _Cut
     _crowd: Crowd
-    """Of the server, which has a class of its own."""
+    """The server sets it, in a class of its own."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -22,7 +22,7 @@ class KeysFile:
         self._read = self._seen = _version(path)
         self._looked_at = 0.0
         self.is_steady = True
-        """Whether the last two looks saw the same version: its writer has probably finished."""
+        """True if two checks in a row saw this version: its writer has probably finished."""
 
     def has_changed(self, now: float) -> bool:
         """Return whether there is another version than the one that was read; false for CHECK_S

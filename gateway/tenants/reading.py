@@ -29,7 +29,7 @@ BYTES_A_TOKEN: Final = 16
 texts have 3 to 5 bytes a token."""
 
 CHARGED_BYTES_A_TOKEN: Final = 4
-"""By this a tenant is charged for a text that was refused before it was tokenised."""
+"""A tenant is charged by this for a text that was refused before it was tokenised."""
 
 T = TypeVar("T")
 

@@ -1,1 +1,1 @@
-"""How many connections strangers may hold, and for how long without a request."""
+"""Bounds how many connections strangers hold, and for how long without a request."""
