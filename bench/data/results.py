@@ -28,6 +28,9 @@ SUMMED: Final = (
 """Fields of a cell that are the sums of its answers'."""
 
 
+RESOLUTION_S: Final = 1e-5
+"""Times are kept to this: a shorter time between two of them may be rounding alone."""
+
 WAITS_PASSES: Final = 1.5
 """Passes of the target alone. In a longer gap between two arrivals a reader waits."""
 
@@ -70,11 +73,12 @@ class Answer(msgspec.Struct, frozen=True):
 
         So no rate contains the time to read the prompt, or what could be drafted meanwhile. The
         first piece's tokens are estimated by its share of the characters. An answer that came
-        in one piece counts as a whole.
+        in one piece, or whole within the clock's resolution, counts as a whole.
         """
-        if self.first_share in (0.0, 1.0):
+        seconds = self.seconds - self.ttft_ms / 1000
+        if self.first_share in (0.0, 1.0) or seconds < RESOLUTION_S:
             return self.tokens, self.seconds
-        return self.tokens * (1.0 - self.first_share), self.seconds - self.ttft_ms / 1000
+        return self.tokens * (1.0 - self.first_share), seconds
 
     @property
     def tokens_per_s(self) -> float:

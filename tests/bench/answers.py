@@ -16,6 +16,7 @@ def answer(
     rtt_ms: float = 10.0,
     repeat: int = 0,
     first_share: float = 0.0,
+    ttft_ms: float = 50.0,
 ) -> Answer:
     """Ten tokens in `seconds`, in five passes."""
     return Answer(
@@ -30,7 +31,7 @@ def answer(
         tokens=10,
         first_share=first_share,
         seconds=seconds,
-        ttft_ms=50.0,
+        ttft_ms=ttft_ms,
         gaps_ms=[10.0, 20.0, 30.0],
         drafted=8,
         accepted=5,

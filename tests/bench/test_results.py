@@ -118,5 +118,12 @@ def test_an_answer_in_one_piece_is_rated_as_a_whole() -> None:
     assert row.tokens_per_s == pytest.approx(10 / 4.0)
 
 
+@pytest.mark.parametrize("ttft_ms", [4000.0, 4000.000001])
+def test_an_answer_that_came_whole_at_once_is_rated_as_a_whole(ttft_ms: float) -> None:
+    [row] = rows([answer("cloud", 4.0, first_share=0.2, ttft_ms=ttft_ms)])
+
+    assert row.tokens_per_s == pytest.approx(10 / 4.0)
+
+
 def test_an_answer_waits_for_clouds() -> None:
     assert rows([answer("picospec", 2.0)]) == []
