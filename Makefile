@@ -124,7 +124,7 @@ GPU_REPORT ?= build/gpu-check.md
 gpu-check: .venv-vllm-gpu/.ready-gpu
 	@$(STEP) "draft model ready" $(VLLM_GPU)/picospec models pull --as draft qwen2.5-coder
 	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
-	@$(VLLM_GPU)/python -m bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
+	@$(VLLM_GPU)/python -m picospec.bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
 		--vllm.kv-cache-memory-bytes 4294967296 $(ARGS)
 
 clean:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from bench.calibrate.command import speeds
-from bench.capacity.command import capacity
-from bench.options import VERIFIER_OPTIONS
-from bench.report.command import join, report
-from bench.run.command import run
-from bench.simulator.command import agree, simulate
-from bench.traces.command import record
+from picospec.bench.calibrate.command import speeds
+from picospec.bench.capacity.command import capacity
+from picospec.bench.options import VERIFIER_OPTIONS
+from picospec.bench.report.command import join, report
+from picospec.bench.run.command import run
+from picospec.bench.simulator.command import agree, simulate
+from picospec.bench.traces.command import record
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",

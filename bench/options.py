@@ -9,7 +9,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 from rich.console import Console
 
-from gateway.errors import first_error
+from picospec.gateway.errors import first_error
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command that hands options it does not know to the verifier."""

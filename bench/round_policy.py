@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import Limits
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import Limits
 
 MAX_GAMMA: Final = 16
 """Draft tokens in the longest round: in the simulator longer ones are never the best."""

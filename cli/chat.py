@@ -17,9 +17,16 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cli.chat_client import ChatError, Chunk, Turn, client_of, first_model, stream_answer
-from cli.chat_stats import Progress
-from cli.visible import visible
+from picospec.cli.chat_client import (
+    ChatError,
+    Chunk,
+    Turn,
+    client_of,
+    first_model,
+    stream_answer,
+)
+from picospec.cli.chat_stats import Progress
+from picospec.cli.visible import visible
 
 SILENCE_S: Final = 120.0
 """Time without a byte after which the service is taken for dead."""

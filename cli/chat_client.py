@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import httpx
 import msgspec
 
-from cli.visible import visible
+from picospec.cli.visible import visible
 
 
 class ChatError(Exception):

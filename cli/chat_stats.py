@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cli.chat_client import Chunk
+from picospec.cli.chat_client import Chunk
 
 
 class Progress:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from gateway.tenants.keys import InvalidKeys, KeyLimits, add_key
+from picospec.gateway.tenants.keys import InvalidKeys, KeyLimits, add_key
 
 keys_app = typer.Typer(help="Keys of clients and edges.", no_args_is_help=True)
 

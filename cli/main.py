@@ -13,19 +13,19 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from cli.chat import chat as chat_in_terminal
-from cli.doctor.finding import report
-from cli.doctor.machine import HOST, check_gpu, gpu_here
-from cli.keys import keys_app
-from cli.models import models_app
-from cli.up import Plan, check_plain, read_settings
-from cli.up import up as run_up
-from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
-from gateway.hosting.parent_death import program
-from gateway.hosting.processes import ServiceError
-from models.errors import ModelError
-from models.llama import can_use_gpu
-from models.store import open_store
+from picospec.cli.chat import chat as chat_in_terminal
+from picospec.cli.doctor.finding import report
+from picospec.cli.doctor.machine import HOST, check_gpu, gpu_here
+from picospec.cli.keys import keys_app
+from picospec.cli.models import models_app
+from picospec.cli.up import Plan, check_plain, read_settings
+from picospec.cli.up import up as run_up
+from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
+from picospec.gateway.hosting.parent_death import program
+from picospec.gateway.hosting.processes import ServiceError
+from picospec.models.errors import ModelError
+from picospec.models.llama import can_use_gpu
+from picospec.models.store import open_store
 
 app = typer.Typer(
     help="A large model's own words, faster: the edge drafts, the cloud verifies.",
@@ -68,7 +68,7 @@ def up(
     wait: Annotated[float, Option(help="Seconds to become ready in.")] = 300.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
-    from cli.preparing import Wanted, prepare, with_threads
+    from picospec.cli.preparing import Wanted, prepare, with_threads
 
     console, pins = Console(), _pins(pin)
     try:
@@ -96,11 +96,11 @@ def _add(name: str, module: str, *arguments: str, help: str) -> None:
         os.execv(sys.executable, [sys.executable, *program(module, *arguments, *context.args)])
 
 
-_add("edge", "edge_agent", help="Run the edge alone; --help shows its options.")
-_add("verifier", "verifier", help="Run the verifier alone; --help shows its options.")
-_add("bench", "bench", help="Measure; --help shows how.")
+_add("edge", "picospec.edge_agent", help="Run the edge alone; --help shows its options.")
+_add("verifier", "picospec.verifier", help="Run the verifier alone; --help shows its options.")
+_add("bench", "picospec.bench", help="Measure; --help shows how.")
 replays = "Replay recorded traces on a virtual clock; --help shows how."
-_add("simulate", "bench", "simulate", help=replays)
+_add("simulate", "picospec.bench", "simulate", help=replays)
 
 
 @app.command()
@@ -131,7 +131,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine and the verifier, and say what to do about what is wrong."""
-    from cli.doctor.examination import examine
+    from picospec.cli.doctor.examination import examine
 
     local = config is None and not VERIFIERS & os.environ.keys()
     url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from cli.visible import visible
-from models.catalogue import Pair
-from models.dequantise import Weights, dequantise
-from models.errors import ModelError, UnknownModel
-from models.fetching.progress_bar import progress_bar
-from models.fetching.user_catalogue import UserCatalogue, user_file
-from models.store import open_store
+from picospec.cli.visible import visible
+from picospec.models.catalogue import Pair
+from picospec.models.dequantise import Weights, dequantise
+from picospec.models.errors import ModelError, UnknownModel
+from picospec.models.fetching.progress_bar import progress_bar
+from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
+from picospec.models.store import open_store
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 

@@ -15,15 +15,15 @@ from typing import Final, Self
 
 from rich.console import Console
 
-from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
-from gateway.hosting.cores import Pins, compute_threads
-from gateway.hosting.processes import ServiceError
-from models.errors import NotPulled
-from models.fetching.drafts import fitting_draft
-from models.fetching.progress_bar import progress_bar
-from models.fetching.reference import parse
-from models.llama import Model
-from models.store import Store
+from picospec.edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
+from picospec.gateway.hosting.cores import Pins, compute_threads
+from picospec.gateway.hosting.processes import ServiceError
+from picospec.models.errors import NotPulled
+from picospec.models.fetching.drafts import fitting_draft
+from picospec.models.fetching.progress_bar import progress_bar
+from picospec.models.fetching.reference import parse
+from picospec.models.llama import Model
+from picospec.models.store import Store
 
 Settings = Mapping[str, Mapping[str, object]]
 """Settings of "edge" and "verifier", each as in that service's own file."""

@@ -15,13 +15,13 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from cli.chat_client import ChatError, client_of, first_model
-from cli.doctor.machine import HOST, why_not_free
-from gateway.hosting.cores import Pins
-from gateway.hosting.parent_death import program
-from gateway.hosting.processes import Service, ServiceError, keep_up
-from gateway.hosting.readiness import until_ready
-from gateway.hosting.settings_sources import as_environment
+from picospec.cli.chat_client import ChatError, client_of, first_model
+from picospec.cli.doctor.machine import HOST, why_not_free
+from picospec.gateway.hosting.cores import Pins
+from picospec.gateway.hosting.parent_death import program
+from picospec.gateway.hosting.processes import Service, ServiceError, keep_up
+from picospec.gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.settings_sources import as_environment
 
 NO_DRAIN: Final = {"drain_timeout_s": 0}
 """Settings of both ends: Ctrl-C waits for no answer."""
@@ -61,11 +61,11 @@ class Plan:
         )
 
     def _service(
-        self, name: str, module: str, port: int, cores: frozenset[int], *more: str
+        self, name: str, room: str, port: int, cores: frozenset[int], *more: str
     ) -> Service:
         more = (*more, *self.arguments.get(name, ()))
         listens = ("--port", str(port), "--host", HOST)
-        command = (sys.executable, *program(module), *listens, *more)
+        command = (sys.executable, *program(f"picospec.{room}"), *listens, *more)
         settings = {**NO_DRAIN, **self.settings.get(name, {})}
         environment = as_environment(name.upper(), settings)
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)

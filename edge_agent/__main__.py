@@ -1,4 +1,4 @@
-"""`python -m edge_agent`: read the settings, serve, and load the draft model."""
+"""`python -m picospec.edge_agent`: read the settings, serve, and load the draft model."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from typer import Option
 
-from edge_agent.app import build, open_verifiers
-from edge_agent.draft_model import loading
-from edge_agent.draft_model.choosing import with_draft_model
-from edge_agent.draft_model.loading import MakeDrafter
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
-from edge_agent.starting import Starting
-from gateway.drain import Drain
-from gateway.hosting import logs
-from gateway.hosting.connections.descriptors import (
+from picospec.edge_agent.app import build, open_verifiers
+from picospec.edge_agent.draft_model import loading
+from picospec.edge_agent.draft_model.choosing import with_draft_model
+from picospec.edge_agent.draft_model.loading import MakeDrafter
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.edge_agent.starting import Starting
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting import logs
+from picospec.gateway.hosting.connections.descriptors import (
     max_accepted,
     max_connections,
     raise_limit,
 )
-from gateway.hosting.connections.silent import cut_silent
-from gateway.hosting.draining_server import DrainingServer
-from gateway.hosting.http1 import protocol
-from gateway.hosting.listening import check_listening
-from gateway.hosting.settings_sources import TlsSettings
-from models.errors import ModelError
-from models.store import open_store
-from speculation.drafting.policy import DraftPolicy
+from picospec.gateway.hosting.connections.silent import cut_silent
+from picospec.gateway.hosting.draining_server import DrainingServer
+from picospec.gateway.hosting.http1 import protocol
+from picospec.gateway.hosting.listening import check_listening
+from picospec.gateway.hosting.settings_sources import TlsSettings
+from picospec.models.errors import ModelError
+from picospec.models.store import open_store
+from picospec.speculation.drafting.policy import DraftPolicy
 
 GRACE_S: Final = 5
 """Time for requests that are still open when the edge has drained, such as an answer's whose

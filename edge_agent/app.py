@@ -20,31 +20,31 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from edge_agent.draft_model import loading
-from edge_agent.draft_model.drafter import Drafter
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.draft_model.loading import MakeDrafter
-from edge_agent.engine import EdgeEngine
-from edge_agent.fallback.fallback import DraftFallback, open_engine
-from edge_agent.link import direct
-from edge_agent.link.connection import Connection
-from edge_agent.link.uplink import Uplink
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings
-from edge_agent.speculation import Speculation
-from edge_agent.target_tokenizer import TargetTokenizer
-from gateway.app import create_app
-from gateway.drain import Drain
-from gateway.errors import ApiError, Unavailable
-from gateway.hosting.listening import hosts_of
-from gateway.hosting.tracing import open_tracing
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.documents import Route as DocumentedRoute
-from models.store import Store
-from models.tokenizing.tokenizer_cache import TokenizerCache
-from speculation.drafting.policy import DraftPolicy
-from speculation.protocol.messages import PROTOCOL_VERSION
+from picospec.edge_agent.draft_model import loading
+from picospec.edge_agent.draft_model.drafter import Drafter
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.draft_model.loading import MakeDrafter
+from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
+from picospec.edge_agent.link import direct
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.app import create_app
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ApiError, Unavailable
+from picospec.gateway.hosting.listening import hosts_of
+from picospec.gateway.hosting.tracing import open_tracing
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.documents import Route as DocumentedRoute
+from picospec.models.store import Store
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.speculation.drafting.policy import DraftPolicy
+from picospec.speculation.protocol.messages import PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """In place of errors that name a verifier's address."""

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
-from edge_agent.observer import LOOK_S, Observer, WatchedMachine
-from edge_agent.statistics import with_commit, with_prediction, with_totals
-from gateway.alongside import alongside
-from gateway.ports import Delta, Statistics
-from speculation.drafting.machine import DraftMachine
-from speculation.proposing.prediction import Prediction
-from speculation.protocol.messages import Commit, Finish, TokenId
+from picospec.edge_agent.observer import LOOK_S, Observer, WatchedMachine
+from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
+from picospec.gateway.alongside import alongside
+from picospec.gateway.ports import Delta, Statistics
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.proposing.prediction import Prediction
+from picospec.speculation.protocol.messages import Commit, Finish, TokenId
 
 Emit = Callable[[Delta], Awaitable[None]]
 

@@ -16,15 +16,15 @@ from typing import Protocol
 
 import structlog
 
-from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.step_sampler import StepSampler
-from gateway.alongside import alongside
-from gateway.errors import ApiError, EngineFault
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import DraftStep, Outcome
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
+from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.gateway.alongside import alongside
+from picospec.gateway.errors import ApiError, EngineFault
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import DraftStep, Outcome
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
 
 Emit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""

@@ -13,29 +13,29 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from edge_agent.as_generator import as_generator
-from edge_agent.deltas import Deltas, Emit
-from edge_agent.draft_model.drafter import Drafter, DraftSlot
-from edge_agent.draft_model.foreign import slot as foreign_slot
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.driver import DraftModel, Driver, Sessions
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.observer import WatchedMachine
-from edge_agent.proposing.grammars import DraftGrammar
-from edge_agent.proposing.proposals import ProposalFinder, Proposals
-from edge_agent.speculation import Speculation
-from edge_agent.step_sampler import step_sampler
-from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from gateway.ports import Delta, Facts, Job
-from gateway.tracing import Span
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.vocabulary import Relation, Vocabulary
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import DraftCounts
-from speculation.drafting.policy import StreamPolicy
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import ModelFacts, Open, Totals
-from speculation.protocol.opening import opening
+from picospec.edge_agent.as_generator import as_generator
+from picospec.edge_agent.deltas import Deltas, Emit
+from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
+from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.driver import DraftModel, Driver, Sessions
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.observer import WatchedMachine
+from picospec.edge_agent.proposing.grammars import DraftGrammar
+from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
+from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.step_sampler import step_sampler
+from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
+from picospec.gateway.ports import Delta, Facts, Job
+from picospec.gateway.tracing import Span
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.vocabulary import Relation, Vocabulary
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import DraftCounts
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import ModelFacts, Open, Totals
+from picospec.speculation.protocol.opening import opening
 
 _OTHER_VOCABULARY: Final = (
     "judge: `separate` needs a draft model with the target's vocabulary; `coupled` takes any"

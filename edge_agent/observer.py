@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final, Literal, Protocol
 
-from gateway.speculation import TARGET, Chain, Event, LinkUse, Origin, Pass
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import Outcome
-from speculation.drafting.policy import DraftPolicy
-from speculation.protocol.messages import Commit, Down, Draft, Limits, Open, TokenId
-from speculation.protocol.wire import encode
-from speculation.sampling.draft_token import DraftToken
-from speculation.smoothing import smoothed
+from picospec.gateway.speculation import TARGET, Chain, Event, LinkUse, Origin, Pass
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import Outcome
+from picospec.speculation.drafting.policy import DraftPolicy
+from picospec.speculation.protocol.messages import Commit, Down, Draft, Limits, Open, TokenId
+from picospec.speculation.protocol.wire import encode
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.smoothing import smoothed
 
 LOOK_S: Final = 0.05
 """Time between two looks at the chain: a client draws no more than 20 of them a second."""

@@ -14,10 +14,10 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting.listening import is_loopback
-from gateway.hosting.settings_sources import Port, ServiceSettings, Table
-from speculation.drafting.policy import DraftSettings
-from speculation.protocol.messages import Fill, Judge
+from picospec.gateway.hosting.listening import is_loopback
+from picospec.gateway.hosting.settings_sources import Port, ServiceSettings, Table
+from picospec.speculation.drafting.policy import DraftSettings
+from picospec.speculation.protocol.messages import Fill, Judge
 
 _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from speculation.drafting.policy import DraftPolicy, DraftSettings
-from speculation.protocol.messages import Fill, Judge
+from picospec.speculation.drafting.policy import DraftPolicy, DraftSettings
+from picospec.speculation.protocol.messages import Fill, Judge
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import Unavailable
-from gateway.responses import error_response, json_response
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.responses import error_response, json_response
 
 T = TypeVar("T")
 LOADING: Final = Unavailable("the edge is loading its draft model", code="loading")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat, zip_longest
 
-from gateway.ports import Statistics
-from speculation.proposing.prediction import Prediction
-from speculation.protocol.messages import Commit, TokenId, Totals
+from picospec.gateway.ports import Statistics
+from picospec.speculation.proposing.prediction import Prediction
+from picospec.speculation.protocol.messages import Commit, TokenId, Totals
 
 
 def with_commit(before: Statistics, commit: Commit) -> Statistics:

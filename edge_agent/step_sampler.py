@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speculation.protocol.messages import ModelFacts, Open, TokenId
-from speculation.sampling import draft_sampler
-from speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from speculation.sampling.distributions import Logits
-from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId
+from picospec.speculation.sampling import draft_sampler
+from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftToken
 
 StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
 """StepSampler(output) returns the sampler of a step: of each output position whose tokens

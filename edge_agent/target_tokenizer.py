@@ -12,13 +12,13 @@ from typing import Final, Protocol
 
 import structlog
 
-from edge_agent.draft_model.foreign.translation import Translation
-from gateway.errors import ApiError, EngineFault, Unavailable
-from models.errors import CannotOpen
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_cache import TokenizerCache
-from models.tokenizing.vocabulary import Relation, Vocabulary, relate
-from speculation.protocol.messages import ModelFacts
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.gateway.errors import ApiError, EngineFault, Unavailable
+from picospec.models.errors import CannotOpen
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizing.vocabulary import Relation, Vocabulary, relate
+from picospec.speculation.protocol.messages import ModelFacts
 
 RETRY_S: Final = 2.0
 """Time between two attempts to reach a verifier that is away when the edge starts."""

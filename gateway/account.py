@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
-from gateway.errors import ApiError, EngineFault
-from gateway.metrics import Metrics
-from gateway.output.detokenise import TextDelta
-from gateway.ports import Statistics
-from gateway.tenants.tenant import Tenant
-from gateway.tracing import NO_SPAN, Span
+from picospec.gateway.errors import ApiError, EngineFault
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.ports import Statistics
+from picospec.gateway.tenants.tenant import Tenant
+from picospec.gateway.tracing import NO_SPAN, Span
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine
 from typing import TypeVar
 
-from gateway.errors import first_error
+from picospec.gateway.errors import first_error
 
 T = TypeVar("T")
 

@@ -17,22 +17,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from gateway.account import Clock
-from gateway.drain import Drain
-from gateway.errors import InvalidRequest, NotFound
-from gateway.metrics import Metrics
-from gateway.middleware import Accounts, IsMessage
-from gateway.output.style import Styles
-from gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
-from gateway.request_body import MAX_BODY_BYTES
-from gateway.responses import json_response
-from gateway.routes.chat_answer import ChatAnswer
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.completions import CompletionAnswer, CompletionRequest
-from gateway.routes.documents import Route, answer_version, documents
-from gateway.routes.generation import generate
-from gateway.routes.page import page
-from gateway.routes.status import (
+from picospec.gateway.account import Clock
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.middleware import Accounts, IsMessage
+from picospec.gateway.output.style import Styles
+from picospec.gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from picospec.gateway.request_body import MAX_BODY_BYTES
+from picospec.gateway.responses import json_response
+from picospec.gateway.routes.chat_answer import ChatAnswer
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.completions import CompletionAnswer, CompletionRequest
+from picospec.gateway.routes.documents import Route, answer_version, documents
+from picospec.gateway.routes.generation import generate
+from picospec.gateway.routes.page import page
+from picospec.gateway.routes.status import (
     health,
     list_models,
     prometheus_metrics,
@@ -40,13 +40,18 @@ from gateway.routes.status import (
     retrieve_model,
     status,
 )
-from gateway.routes.tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
-from gateway.services import About, Services, nothing_more
-from gateway.settings import GatewaySettings
-from gateway.tenants.reading import PromptReader
-from gateway.tenants.tenant import TenantMetrics
-from gateway.tenants.tenants import Tenants
-from gateway.tracing import NO_TRACING, Tracing
+from picospec.gateway.routes.tokens import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+)
+from picospec.gateway.services import About, Services, nothing_more
+from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.tenants.reading import PromptReader
+from picospec.gateway.tenants.tenant import TenantMetrics
+from picospec.gateway.tenants.tenants import Tenants
+from picospec.gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(

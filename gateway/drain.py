@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from gateway.errors import Draining, Unavailable
+from picospec.gateway.errors import Draining, Unavailable
 
 TOLD_S: Final = 1.0
 """Longest wait for clients to be told that their answers end; one may not be reading."""

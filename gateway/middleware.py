@@ -20,17 +20,17 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.account import Account, Clock
-from gateway.errors import ClientGone, RateLimited
-from gateway.hosting.listening import check_head
-from gateway.log_lines import LogLimit, shown
-from gateway.metrics import Metrics
-from gateway.request_body import RequestBody
-from gateway.responses import NOSNIFF, error_response
-from gateway.routes.page import PREFIX
-from gateway.tenants.origins import check_page
-from gateway.tenants.tenants import Tenants
-from gateway.tracing import Tracing
+from picospec.gateway.account import Account, Clock
+from picospec.gateway.errors import ClientGone, RateLimited
+from picospec.gateway.hosting.listening import check_head
+from picospec.gateway.log_lines import LogLimit, shown
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.request_body import RequestBody
+from picospec.gateway.responses import NOSNIFF, error_response
+from picospec.gateway.routes.page import PREFIX
+from picospec.gateway.tenants.origins import check_page
+from picospec.gateway.tenants.tenants import Tenants
+from picospec.gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})

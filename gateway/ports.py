@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
-from gateway.speculation import Event, Origin
-from gateway.tracing import NO_SPAN, Span
+from picospec.gateway.speculation import Event, Origin
+from picospec.gateway.tracing import NO_SPAN, Span
 
 FinishReason = Literal["stop", "length"]
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.errors import ClientGone, RequestTimeout, TooLarge
+from picospec.gateway.errors import ClientGone, RequestTimeout, TooLarge
 
 MAX_BODY_BYTES: Final = 64 << 20
 """The limit of bodies where no setting and no route has a lower one: the text of a context of

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from gateway.errors import ApiError, Unauthorized
+from picospec.gateway.errors import ApiError, Unauthorized
 
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
 """Has a browser take a response for what its `content-type` says, and not for a page."""

@@ -10,14 +10,14 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from gateway.account import Account
-from gateway.drain import Drain
-from gateway.errors import NotFound
-from gateway.output.style import Style, Styles
-from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
-from gateway.steady.forwarding import Steady
-from gateway.tenants.reading import PromptReader
-from gateway.tenants.turns import Turns
+from picospec.gateway.account import Account
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import NotFound
+from picospec.gateway.output.style import Style, Styles
+from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+from picospec.gateway.steady.forwarding import Steady
+from picospec.gateway.tenants.reading import PromptReader
+from picospec.gateway.tenants.turns import Turns
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns what /status says of one service alone."""

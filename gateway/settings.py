@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from gateway.output.formats.choose import FormatName
-from gateway.tenants.keys import KeyLimits, digest_of
+from picospec.gateway.output.formats.choose import FormatName
+from picospec.gateway.tenants.keys import KeyLimits, digest_of
 
 MAX_CHOICES: Final = 128
 """The most that `max_choices` may be: each choice is a session at the verifier."""

@@ -15,9 +15,9 @@ from typing import Annotated, Final, Literal, Self
 
 import msgspec
 
-from models.digests import file_path, repository_name, sha256_name, wheel_name
-from models.errors import InvalidCatalogue, UnknownModel
-from models.llama import Quantisation
+from picospec.models.digests import file_path, repository_name, sha256_name, wheel_name
+from picospec.models.errors import InvalidCatalogue, UnknownModel
+from picospec.models.llama import Quantisation
 
 Role = Literal["draft", "target"]
 """What a model is used for; a pair has one model for each."""
@@ -183,4 +183,6 @@ def parse(text: str) -> Catalogue:
 
 def shipped() -> Catalogue:
     """Return the catalogue that comes with the package."""
-    return parse(files("models").joinpath("catalogue.toml").read_text("utf-8")).checked()
+    return parse(
+        files("picospec.models").joinpath("catalogue.toml").read_text("utf-8")
+    ).checked()

@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from models.errors import CannotDequantise
-from models.llama import Model
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.errors import CannotDequantise
+from picospec.models.llama import Model
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 Weights = Literal["bfloat16", "float16", "float32"]
 

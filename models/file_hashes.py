@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from models.digests import is_sha256
-from models.errors import WrongHash
-from models.fetching.sources import sha256_of
+from picospec.models.digests import is_sha256
+from picospec.models.errors import WrongHash
+from picospec.models.fetching.sources import sha256_of
 
 SLOW_BYTES: Final = 1 << 28
 """Size from which on reading a file is logged: it takes a second or more."""

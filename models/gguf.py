@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from models.errors import CannotOpen
+from picospec.models.errors import CannotOpen
 
 Data = bytes | mmap.mmap
 

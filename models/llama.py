@@ -23,10 +23,10 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from models.deep_stack import on_stack
-from models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
-from models.segments import Limits, Segment, check
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.deep_stack import on_stack
+from picospec.models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
+from picospec.models.segments import Limits, Segment, check
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 Cache = Literal["F16", "Q8_0"]
 Quantisation = Literal["Q4_0", "Q8_0"]

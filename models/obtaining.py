@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from models.catalogue import Role
-from models.errors import NotPulled
-from models.fetching.sources import Progress
-from models.store import Found, Store
+from picospec.models.catalogue import Role
+from picospec.models.errors import NotPulled
+from picospec.models.fetching.sources import Progress
+from picospec.models.store import Found, Store
 
 
 def obtain(store: Store, reference: str, role: Role, progress: Progress) -> Found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.errors import BadSegment, NoRoom
+from picospec.models.errors import BadSegment, NoRoom
 
 
 @dataclass(frozen=True, slots=True)

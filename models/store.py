@@ -21,15 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.catalogue import Catalogue, ModelFile, Recipe, Role, shipped
-from models.errors import NotPulled, SourceFailed, UnknownModel
-from models.fetching.blobs import Blobs
-from models.fetching.hub import Hub
-from models.fetching.reference import HubReference, parse
-from models.fetching.sources import Folder, Progress, Repositories, Source
-from models.fetching.user_catalogue import UserCatalogue, user_file
-from models.fetching.wheels import Wheels
-from models.gguf import is_exact
+from picospec.models.catalogue import Catalogue, ModelFile, Recipe, Role, shipped
+from picospec.models.errors import NotPulled, SourceFailed, UnknownModel
+from picospec.models.fetching.blobs import Blobs
+from picospec.models.fetching.hub import Hub
+from picospec.models.fetching.reference import HubReference, parse
+from picospec.models.fetching.sources import Folder, Progress, Repositories, Source
+from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
+from picospec.models.fetching.wheels import Wheels
+from picospec.models.gguf import is_exact
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import edge_agent.settings
-import verifier.settings
-from cli.up import read_settings
-from gateway.hosting.settings_sources import as_environment
-from verifier.vllm_target.service.compat import OURS
+import picospec.edge_agent.settings
+import picospec.verifier.settings
+from picospec.cli.up import read_settings
+from picospec.gateway.hosting.settings_sources import as_environment
+from picospec.verifier.vllm_target.service.compat import OURS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -23,22 +23,22 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_edge_toml_holds_the_edges_defaults() -> None:
-    loaded = edge_agent.settings.load(CONFIGS / "edge.toml", {}, {})
+    loaded = picospec.edge_agent.settings.load(CONFIGS / "edge.toml", {}, {})
 
-    assert loaded.model_dump() == edge_agent.settings.load(None, {}, {}).model_dump()
+    assert loaded.model_dump() == picospec.edge_agent.settings.load(None, {}, {}).model_dump()
 
 
 def test_verifier_toml_holds_the_verifiers_defaults() -> None:
-    loaded = verifier.settings.load(CONFIGS / "verifier.toml", {}, {})
+    loaded = picospec.verifier.settings.load(CONFIGS / "verifier.toml", {}, {})
 
-    assert loaded.model_dump() == verifier.settings.load(None, {}, {}).model_dump()
+    assert loaded.model_dump() == picospec.verifier.settings.load(None, {}, {}).model_dump()
 
 
 def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     put(read_settings(CONFIGS / "local.toml"), monkeypatch)
 
-    edge = edge_agent.settings.load(None, {}, {})
-    cloud = verifier.settings.load(None, {}, {})
+    edge = picospec.edge_agent.settings.load(None, {}, {})
+    cloud = picospec.verifier.settings.load(None, {}, {})
 
     assert edge.draft_model == cloud.model == "qwen2.5-coder"
     assert (edge.slots, cloud.llama.slots) == (4, 4)
@@ -47,8 +47,8 @@ def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_local_vllm_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     put(read_settings(CONFIGS / "local-vllm.toml"), monkeypatch)
 
-    edge = edge_agent.settings.load(None, {}, {})
-    cloud = verifier.settings.load(None, {}, {})
+    edge = picospec.edge_agent.settings.load(None, {}, {})
+    cloud = picospec.verifier.settings.load(None, {}, {})
 
     assert edge.draft_model == "qwen2.5-coder"
     assert (cloud.target, cloud.served_name) == ("vllm", "qwen2.5-coder-1.5b")
@@ -73,4 +73,4 @@ def test_a_setting_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "edge.toml").write_text('verifer_url = "http://127.0.0.1:9000"\n')
 
     with pytest.raises(ValueError, match="verifer_url"):
-        edge_agent.settings.load(tmp_path / "edge.toml", {}, {})
+        picospec.edge_agent.settings.load(tmp_path / "edge.toml", {}, {})

@@ -1,4 +1,4 @@
-"""`python -m verifier`: read the settings, check the model, serve."""
+"""`python -m picospec.verifier`: read the settings, check the model, serve."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import typer
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from gateway.hosting.listening import check_listening
-from gateway.hosting.serving import serve
-from verifier.settings import VerifierSettings, load
+from picospec.gateway.hosting.listening import check_listening
+from picospec.gateway.hosting.serving import serve
+from picospec.verifier.settings import VerifierSettings, load
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -47,8 +47,8 @@ def main(
 
 def _app(settings: VerifierSettings) -> FastAPI:
     """Return the app; models and llama.cpp are loaded in the worker alone, never before."""
-    from models.errors import ModelError
-    from verifier.app import build, make_target
+    from picospec.models.errors import ModelError
+    from picospec.verifier.app import build, make_target
 
     try:
         return build(settings, partial(make_target, settings))

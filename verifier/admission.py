@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import isfinite
 
-from gateway.errors import ApiError, InvalidRequest, NotFound
-from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, Sampling
-from speculation.protocol.opening import STOPPING
+from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
+from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, Sampling
+from picospec.speculation.protocol.opening import STOPPING
 
 MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20

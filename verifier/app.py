@@ -18,30 +18,30 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from gateway.app import create_app
-from gateway.drain import Drain
-from gateway.hosting.listening import hosts_of
-from gateway.hosting.serving import AT_ONCE
-from gateway.hosting.stopping import end_within, stopped_by_signals
-from gateway.hosting.tracing import open_tracing
-from gateway.metrics import Metrics
-from gateway.tracing import Tracing
-from models.errors import NotPulled
-from models.fetching.progress_bar import progress_bar
-from models.file_hashes import FileHashes
-from models.gguf import is_exact
-from models.obtaining import obtain
-from models.store import Found, Store, open_store
-from verifier.llama_target.target import LlamaTarget
-from verifier.metrics import PassMetrics, SessionMetrics
-from verifier.plain_engine import PlainEngine
-from verifier.routes import SESSION_PATHS, Routes, takes_drafts
-from verifier.sessions.registry import Sessions
-from verifier.settings import VerifierSettings
-from verifier.target import Target
-from verifier.target_host import Host
-from verifier.vllm_target.service.settings import VllmSettings
-from verifier.vllm_target.service.target import VllmTarget
+from picospec.gateway.app import create_app
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.listening import hosts_of
+from picospec.gateway.hosting.serving import AT_ONCE
+from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
+from picospec.gateway.hosting.tracing import open_tracing
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tracing import Tracing
+from picospec.models.errors import NotPulled
+from picospec.models.fetching.progress_bar import progress_bar
+from picospec.models.file_hashes import FileHashes
+from picospec.models.gguf import is_exact
+from picospec.models.obtaining import obtain
+from picospec.models.store import Found, Store, open_store
+from picospec.verifier.llama_target.target import LlamaTarget
+from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.plain_engine import PlainEngine
+from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.target import Target
+from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.service.target import VllmTarget
 
 
 def build(

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from models.file_hashes import FileHashes
+from picospec.models.file_hashes import FileHashes
 
 SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json")
 """The files of a model's directory that shape its texts. Its tokenizer has a digest of its

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway.errors import (
+from picospec.gateway.errors import (
     ApiError,
     EngineFault,
     InvalidRequest,
@@ -14,10 +14,10 @@ from gateway.errors import (
     Overloaded,
     Unavailable,
 )
-from gateway.ports import Delta, Facts, Job, Statistics
-from speculation.protocol.messages import Commit, Finish
-from speculation.protocol.opening import opening
-from verifier.target import (
+from picospec.gateway.ports import Delta, Facts, Job, Statistics
+from picospec.speculation.protocol.messages import Commit, Finish
+from picospec.speculation.protocol.opening import opening
+from picospec.verifier.target import (
     Reply,
     TargetError,
     TargetFull,
@@ -25,7 +25,7 @@ from verifier.target import (
     Unservable,
     unservable,
 )
-from verifier.target_host import Host
+from picospec.verifier.target_host import Host
 
 
 class PlainEngine:

@@ -25,21 +25,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.account import Account
-from gateway.errors import InvalidRequest, NotFound
-from gateway.request_body import read_body
-from gateway.tenants.turns import Turns
-from speculation.protocol import wire
-from speculation.protocol.errors import MalformedFrame, RemoteProtocolError
-from speculation.protocol.messages import Message, Open, Pushed
-from speculation.protocol.wire import Framed
-from verifier.admission import check
-from verifier.plain_engine import translate
-from verifier.sessions.downstream import Downstream
-from verifier.sessions.registry import Sessions
-from verifier.sessions.session import Session
-from verifier.target import TargetError
-from verifier.target_host import Host
+from picospec.gateway.account import Account
+from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.request_body import read_body
+from picospec.gateway.tenants.turns import Turns
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
+from picospec.speculation.protocol.messages import Message, Open, Pushed
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.admission import check
+from picospec.verifier.plain_engine import translate
+from picospec.verifier.sessions.downstream import Downstream
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import Session
+from picospec.verifier.target import TargetError
+from picospec.verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
 MAX_DECODING: Final = 256

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting.settings_sources import Port, ServerSettings, Table
-from speculation.protocol.messages import Limits
-from verifier.llama_target.settings import LlamaSettings
+from picospec.gateway.hosting.settings_sources import Port, ServerSettings, Table
+from picospec.speculation.protocol.messages import Limits
+from picospec.verifier.llama_target.settings import LlamaSettings
 
 EXACT_DRAFTS: Final = 62
 """Most draft tokens of a session in one pass of llama.cpp. With the token before them they take
@@ -28,7 +28,7 @@ be a forced token."""
 MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
 """Default of speculation.max_verify, in draft tokens. It is lower for llama.cpp, because rows
 are dear on a CPU and one rejected draft token makes the rest of a long pass useless. Found with
-`python -m bench.simulator`; docs/decisions.md has the figures."""
+`python -m picospec.bench.simulator`; docs/decisions.md has the figures."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 

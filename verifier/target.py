@@ -13,14 +13,14 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from gateway.ports import Tokenizer
-from gateway.tenants.turns import Turns
-from models.errors import CannotCheck, InvalidGrammar
-from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from models.grammars.constraint import NAME
-from models.tokenizing.tokenizer_file import TokenizerFile
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import (
+from picospec.gateway.ports import Tokenizer
+from picospec.gateway.tenants.turns import Turns
+from picospec.models.errors import CannotCheck, InvalidGrammar
+from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from picospec.models.grammars.constraint import NAME
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import (
     Commit,
     Finish,
     Limits,
@@ -29,9 +29,9 @@ from speculation.protocol.messages import (
     Pushed,
     Reject,
 )
-from speculation.protocol.opening import SALT
-from speculation.protocol.wire import Framed
-from verifier.identity import identity_of
+from picospec.speculation.protocol.opening import SALT
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.identity import identity_of
 
 T = TypeVar("T")
 Reply = Commit | Reject | Finish

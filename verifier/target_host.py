@@ -15,10 +15,10 @@ from typing import Final, Literal
 
 import structlog
 
-from gateway.drain import Drain
-from gateway.errors import Unavailable
-from gateway.ports import Tokenizer
-from verifier.target import Target
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import Tokenizer
+from picospec.verifier.target import Target
 
 State = Literal["loading", "ready", "draining", "failed", "stopping"]
 

@@ -11,15 +11,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import options
-from bench.calibrate.measurement import Measurement
-from bench.calibrate.pass_timing import TimingError
-from bench.data.files import save
-from bench.data.prompts import read
-from bench.run.services import ServicesPlan, verifier_arguments
-from gateway.errors import ApiError
-from gateway.hosting.processes import ServiceError
-from models.errors import ModelError
+from picospec.bench import options
+from picospec.bench.calibrate.measurement import Measurement
+from picospec.bench.calibrate.pass_timing import TimingError
+from picospec.bench.data.files import save
+from picospec.bench.data.prompts import read
+from picospec.bench.run.services import ServicesPlan, verifier_arguments
+from picospec.gateway.errors import ApiError
+from picospec.gateway.hosting.processes import ServiceError
+from picospec.models.errors import ModelError
 
 
 def speeds(

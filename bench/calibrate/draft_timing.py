@@ -8,10 +8,10 @@ from statistics import median
 from time import perf_counter
 from typing import Final
 
-from bench.calibrate.pass_timing import Question
-from edge_agent.draft_model.drafter import DraftSlot
-from speculation.protocol.messages import Sampling, TokenId
-from speculation.sampling.draft_sampler import DraftSampler, coupled
+from picospec.bench.calibrate.pass_timing import Question
+from picospec.edge_agent.draft_model.drafter import DraftSlot
+from picospec.speculation.protocol.messages import Sampling, TokenId
+from picospec.speculation.sampling.draft_sampler import DraftSampler, coupled
 
 READ: Final = (1, 2, 4, 8, 16)
 """Tokens read in a step: one in a chain, more where the target went ahead of it."""

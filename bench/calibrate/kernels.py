@@ -1,6 +1,7 @@
 """Times judging a step on a device, and counts what differs from a CPU's judgements.
 
-    python -m bench.calibrate.kernels --device cuda --sessions 1,64 --vocabulary 32000,152064
+    python -m picospec.bench.calibrate.kernels --device cuda --sessions 1,64 \
+        --vocabulary 32000,152064
 
 It needs torch, as the verifier's environment has it. Rows are random but peaked like a model's;
 in `coupled` every draft token is accepted, so that every row counts: the dearest step there is.
@@ -26,15 +27,15 @@ import torch
 import typer
 from torch import Tensor
 
-from bench import options
-from bench.data.tables import grid, markdown
-from speculation.protocol.messages import Judge, Sampling
-from speculation.sampling.adjustments import Adjustment
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.judging import Judgement, Rejection
-from speculation.sampling.logit_settings import LogitSettings
-from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.judging import judge
+from picospec.bench import options
+from picospec.bench.data.tables import grid, markdown
+from picospec.speculation.protocol.messages import Judge, Sampling
+from picospec.speculation.sampling.adjustments import Adjustment
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.judging import Judgement, Rejection
+from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.judging import judge
 
 PROMPT: Final = range(400)
 STOP_TOKENS: Final = (6, 7)

@@ -12,22 +12,29 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from bench.calibrate import draft_timing
-from bench.calibrate import pass_timing as passes
-from bench.calibrate.pass_timing import Question, TimingError, Verifier, curve, line, meanwhile
-from bench.data.host import commit, this_host
-from bench.data.prompts import Prompt
-from bench.data.speeds import Speeds
-from bench.run.services import Services, ServicesPlan
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from edge_agent.draft_model.loading import find
-from edge_agent.link.connection import Connection
-from edge_agent.link.uplink import Uplink
-from edge_agent.metrics import EdgeMetrics
-from models.llama import Context, Model
-from models.store import open_store
-from models.tokenizing.tokenizer_file import TokenizerFile
-from speculation.protocol.messages import Commit, TokenId
+from picospec.bench.calibrate import draft_timing
+from picospec.bench.calibrate import pass_timing as passes
+from picospec.bench.calibrate.pass_timing import (
+    Question,
+    TimingError,
+    Verifier,
+    curve,
+    line,
+    meanwhile,
+)
+from picospec.bench.data.host import commit, this_host
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.speeds import Speeds
+from picospec.bench.run.services import Services, ServicesPlan
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft_model.loading import find
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.models.llama import Context, Model
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.speculation.protocol.messages import Commit, TokenId
 
 TIMED: Final = 2
 """Prompts whose passes are timed; the first tokens of all prompts are."""

@@ -22,10 +22,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_agent.driver import Link
-from edge_agent.link.uplink import Uplink
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import (
+from picospec.edge_agent.driver import Link
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -37,7 +37,7 @@ from speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftToken
 
 DRAFTS: Final = (1, 2, 4, 8, 16, 32)
 WARM_UP: Final = 2

@@ -18,22 +18,22 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 
-from bench.capacity.figures import Answered
-from bench.run.client import AnswerError
-from bench.simulator.clock import Curve
-from bench.simulator.source import Source
-from edge_agent.app import open_verifiers
-from edge_agent.engine import EdgeEngine
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings
-from edge_agent.speculation import Speculation
-from edge_agent.step_sampler import StepSampler
-from gateway.errors import EngineFault
-from gateway.ports import Job, Sampling, Statistics
-from models.kv_reuse import common_prefix
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.bench.capacity.figures import Answered
+from picospec.bench.run.client import AnswerError
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.source import Source
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.gateway.errors import EngineFault
+from picospec.gateway.ports import Job, Sampling, Statistics
+from picospec.models.kv_reuse import common_prefix
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 TIMEOUT_S: Final = 600.0
 """Limit of the time without a byte of a plain answer."""

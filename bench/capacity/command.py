@@ -15,18 +15,18 @@ import httpx
 import typer
 from rich.console import Console
 
-from bench import options
-from bench.capacity.figures import Capacity, table
-from bench.capacity.loading import Load
-from bench.data.files import save
-from bench.data.host import commit, this_host
-from bench.run.client import AnswerError
-from bench.run.services import Services, ServicesPlan, verifier_arguments
-from bench.simulator.capacity import alternating
-from bench.simulator.hosts import hosts_of
-from bench.simulator.table import groups
-from gateway.errors import ApiError
-from gateway.hosting.processes import ServiceError
+from picospec.bench import options
+from picospec.bench.capacity.figures import Capacity, table
+from picospec.bench.capacity.loading import Load
+from picospec.bench.data.files import save
+from picospec.bench.data.host import commit, this_host
+from picospec.bench.run.client import AnswerError
+from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
+from picospec.bench.simulator.capacity import alternating
+from picospec.bench.simulator.hosts import hosts_of
+from picospec.bench.simulator.table import groups
+from picospec.gateway.errors import ApiError
+from picospec.gateway.hosting.processes import ServiceError
 
 
 def capacity(

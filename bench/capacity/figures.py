@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from bench.data.host import Host
-from bench.data.tables import markdown
-from bench.simulator.arms import Arm
-from bench.simulator.edge import Answer
-from bench.simulator.source import Source
-from bench.simulator.world import World, simulate
+from picospec.bench.data.host import Host
+from picospec.bench.data.tables import markdown
+from picospec.bench.simulator.arms import Arm
+from picospec.bench.simulator.edge import Answer
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.world import World, simulate
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,18 @@ from typing import Final
 import httpx
 import msgspec
 
-from bench.capacity.clients import Client, ScriptedDrafter, plain, scripted
-from bench.capacity.figures import Answered, Figures, Row, figures, predict
-from bench.link.path import Conditions
-from bench.link.relay_server import HOST, Link
-from bench.run.services import port
-from bench.simulator.arms import Arm, picospec
-from bench.simulator.capacity import ANSWERS, ROWS
-from bench.simulator.clock import Curve
-from bench.simulator.hosts import DEVICE_TWICE_AT, Hosts
-from bench.simulator.source import Source
-from bench.simulator.world import World
-from speculation.protocol.messages import Limits, ModelFacts
+from picospec.bench.capacity.clients import Client, ScriptedDrafter, plain, scripted
+from picospec.bench.capacity.figures import Answered, Figures, Row, figures, predict
+from picospec.bench.link.path import Conditions
+from picospec.bench.link.relay_server import HOST, Link
+from picospec.bench.run.services import port
+from picospec.bench.simulator.arms import Arm, picospec
+from picospec.bench.simulator.capacity import ANSWERS, ROWS
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Hosts
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.world import World
+from picospec.speculation.protocol.messages import Limits, ModelFacts
 
 ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
 PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")

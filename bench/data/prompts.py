@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from speculation.protocol.messages import Sampling
+from picospec.speculation.protocol.messages import Sampling
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol
 import msgspec
 import numpy as np
 
-from bench.data.host import Host
-from bench.data.statistics import geometric_mean
+from picospec.bench.data.host import Host
+from picospec.bench.data.statistics import geometric_mean
 
 Settings = dict[str, str | int | float | list[str]]
 

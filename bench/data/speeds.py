@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bench.data.host import Host
+from picospec.bench.data.host import Host
 
 
 class Speeds(msgspec.Struct, frozen=True):

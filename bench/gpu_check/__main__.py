@@ -1,8 +1,9 @@
 """Checks a GPU host in one run and writes one report, as `make gpu-check` does.
 
-    python -m bench.gpu_check --target-model DIRECTORY --out gpu-check.md
-    python -m bench.gpu_check                             (the judge alone, without vLLM)
-    python -m bench.gpu_check --device cpu --target-model DIRECTORY --vllm.dtype float32
+    python -m picospec.bench.gpu_check --target-model DIRECTORY --out gpu-check.md
+    python -m picospec.bench.gpu_check                    (the judge alone, without vLLM)
+    python -m picospec.bench.gpu_check --device cpu --target-model DIRECTORY \
+        --vllm.dtype float32
 
 It runs in the verifier's environment. The exit status is 1 if a part fails.
 """
@@ -17,12 +18,12 @@ from typing import Annotated, Final
 
 import typer
 
-from bench import options
-from bench.data.prompts import read
-from bench.gpu_check.host import SIZES, host, kernels
-from bench.gpu_check.parts import Check
-from bench.gpu_check.serving import CLIENTS, PARTS, Serving
-from bench.run.services import ServicesPlan, verifier_arguments
+from picospec.bench import options
+from picospec.bench.data.prompts import read
+from picospec.bench.gpu_check.host import SIZES, host, kernels
+from picospec.bench.gpu_check.parts import Check
+from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
+from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
 ON_CPU: Final = (
     "> **This ran on a CPU** (`--device cpu`): it shows that the check works, and nothing of a "

@@ -8,8 +8,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from bench.data.host import commit, this_host
-from bench.gpu_check.parts import fenced
+from picospec.bench.data.host import commit, this_host
+from picospec.bench.gpu_check.parts import fenced
 
 SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
 SIZES: Final = {"cuda": ("1,16,64", "32000,152064"), "cpu": ("2", "8000")}
@@ -40,7 +40,7 @@ async def kernels(device: str) -> tuple[bool, str]:
     """Judge steps on the device and on the CPU, in a process whose memory is free then."""
     sessions, vocabulary = SIZES[device]
     sizes = "--sessions", sessions, "--vocabulary", vocabulary
-    module = "bench.calibrate.kernels"
+    module = "picospec.bench.calibrate.kernels"
     return await command(sys.executable, "-m", module, "--device", device, *sizes)
 
 

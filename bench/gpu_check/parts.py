@@ -12,8 +12,8 @@ from time import perf_counter
 
 import typer
 
-from bench.data.tables import markdown
-from gateway.errors import first_error
+from picospec.bench.data.tables import markdown
+from picospec.gateway.errors import first_error
 
 Work = Callable[[], Awaitable[tuple[bool, str]]]
 """Returns whether all is as it must be, and figures as Markdown."""

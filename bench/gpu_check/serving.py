@@ -13,17 +13,17 @@ from typing import Final
 
 import httpx
 
-from bench.data.prompts import Prompt
-from bench.data.tables import markdown
-from bench.gpu_check.parts import Check
-from bench.identity.__main__ import LIKELIEST
-from bench.identity.answers import SEED, TIMEOUT_S, Answer, ask, noise_of
-from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
-from bench.identity.ties import Parting, parting
-from bench.link.path import Conditions
-from bench.run.client import Client, Question, Reply
-from bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
-from models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.tables import markdown
+from picospec.bench.gpu_check.parts import Check
+from picospec.bench.identity.__main__ import LIKELIEST
+from picospec.bench.identity.answers import SEED, TIMEOUT_S, Answer, ask, noise_of
+from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, tally
+from picospec.bench.identity.ties import Parting, parting
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.client import Client, Question, Reply
+from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 LINK: Final = Conditions(rtt_ms=20.0)
 """The link between user and GPU host where speeds are compared."""

@@ -1,8 +1,8 @@
 """Shows that an edge generates what the target generates without one, on the same prompts.
 
-    python -m bench.identity --tokens 64 --edges model,late,noise --temperatures 0,1
-    python -m bench.identity --target vllm --target-model DIRECTORY --verifier-python PYTHON \
-        --sessions 12 --explain --vllm.dtype bfloat16
+    python -m picospec.bench.identity --tokens 64 --edges model,late,noise --temperatures 0,1
+    python -m picospec.bench.identity --target vllm --target-model DIRECTORY \
+        --verifier-python PYTHON --sessions 12 --explain --vllm.dtype bfloat16
 
 Each prompt goes to the verifier's plain engine and to every edge, with one seed. A difference
 is a defect, and makes the exit status 1, unless --explain finds that it was a near-tie
@@ -22,14 +22,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import options
-from bench.data.prompts import SHIPPED, read
-from bench.identity.answers import Answer, ask, noise_of
-from bench.identity.comparison import EDGES, batched, compare, is_defect, tally
-from bench.identity.ties import Parting, parting
-from bench.run.services import Services, ServicesPlan, verifier_arguments
-from models.store import open_store
-from models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.bench import options
+from picospec.bench.data.prompts import SHIPPED, read
+from picospec.bench.identity.answers import Answer, ask, noise_of
+from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, tally
+from picospec.bench.identity.ties import Parting, parting
+from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 LIKELIEST = 20
 """Tokens at each position whose log-probabilities explain a difference."""

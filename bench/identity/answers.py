@@ -9,12 +9,12 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.data.prompts import Prompt
-from bench.identity.ties import Noise, Parting, TokenScores
-from bench.run.client import Client, Question, Reply
-from gateway.ports import NONE
-from models.tokenizing.vocabulary import Vocabulary
-from speculation.sampling.noise import gumbel, place
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.identity.ties import Noise, Parting, TokenScores
+from picospec.bench.run.client import Client, Question, Reply
+from picospec.gateway.ports import NONE
+from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.speculation.sampling.noise import gumbel, place
 
 SEED: Final = 7
 TIMEOUT_S: Final = 1800.0

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 
-from bench.data.prompts import Prompt
-from bench.identity.answers import Answer
-from bench.identity.ties import Parting
-from bench.link.path import Conditions
-from bench.run.services import EdgePlan
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.identity.answers import Answer
+from picospec.bench.identity.ties import Parting
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.services import EdgePlan
 
 EDGES = {
     "model": EdgePlan(),

@@ -16,7 +16,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import cast
 
-from bench.link.path import SEGMENT_BYTES, Path
+from picospec.bench.link.path import SEGMENT_BYTES, Path
 
 TICK_S = 0.001
 """Resolution of the event loop's timers. A lane wakes half of it early and sends what is due

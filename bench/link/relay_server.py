@@ -14,8 +14,8 @@ from random import Random
 from typing import Self
 from weakref import WeakSet
 
-from bench.link.connection import End, Ending, Lane
-from bench.link.path import Conditions, Path
+from picospec.bench.link.connection import End, Ending, Lane
+from picospec.bench.link.path import Conditions, Path
 
 HOST = "127.0.0.1"
 

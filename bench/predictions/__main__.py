@@ -1,4 +1,4 @@
-"""`python -m bench.predictions`: what larger models on GPUs would gain, by simulation.
+"""`python -m picospec.bench.predictions`: what larger models on GPUs would gain, by simulation.
 
 Which draft tokens are accepted comes from traces; docs/performance.md lists what is assumed of
 the times.
@@ -15,14 +15,21 @@ import msgspec
 import typer
 from rich.progress import track
 
-from bench import options
-from bench.data.files import save
-from bench.data.tables import grid, markdown
-from bench.link.path import Conditions
-from bench.simulator.capacity import CLIENTS, SHARED, Crowd, alternating, capacity, crowds
-from bench.simulator.hosts import POINTS
-from bench.simulator.table import Group, SimulatedRow, groups, rows, speedups
-from bench.simulator.world import World
+from picospec.bench import options
+from picospec.bench.data.files import save
+from picospec.bench.data.tables import grid, markdown
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.capacity import (
+    CLIENTS,
+    SHARED,
+    Crowd,
+    alternating,
+    capacity,
+    crowds,
+)
+from picospec.bench.simulator.hosts import POINTS
+from picospec.bench.simulator.table import Group, SimulatedRow, groups, rows, speedups
+from picospec.bench.simulator.world import World
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")
@@ -78,7 +85,7 @@ def main(
     families: options.Families = "code,maths,chat",
 ) -> None:
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
-    from bench.predictions.plots import draw
+    from picospec.bench.predictions.plots import draw
 
     found = groups(traces, options.names(families))
     heats = list(dict.fromkeys(group.temperature for group in found))

@@ -12,8 +12,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from bench.simulator.capacity import Crowd
-from bench.simulator.table import SimulatedRow, speedups
+from picospec.bench.simulator.capacity import Crowd
+from picospec.bench.simulator.table import SimulatedRow, speedups
 
 DPI = 90
 

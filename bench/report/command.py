@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench.data.files import load, save
-from bench.data.results import Results
-from bench.report.join import joined
-from bench.report.markdown import markdown
+from picospec.bench.data.files import load, save
+from picospec.bench.data.results import Results
+from picospec.bench.report.join import joined
+from picospec.bench.report.markdown import markdown
 
 
 def report(
@@ -29,7 +29,7 @@ def report(
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
         try:
-            from bench.report.plots import draw
+            from picospec.bench.report.plots import draw
         except ImportError:
             sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
         draw(found, plot)

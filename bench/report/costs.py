@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from bench.data.results import WAITS_PASSES, Answer, gap_ms, rate, same_texts, waiting
-from bench.report.speedups import RIVALS, ROUNDS, Comparison, Link
+from picospec.bench.data.results import WAITS_PASSES, Answer, gap_ms, rate, same_texts, waiting
+from picospec.bench.report.speedups import RIVALS, ROUNDS, Comparison, Link
 
 COLOCATED: Final = "colocated-edge"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from bench.data.results import Answer, Key, link_name
+from picospec.bench.data.results import Answer, Key, link_name
 
 REFERENCE: Final = "edge-only"
 """The arm whose texts are not compared, because they are another model's."""

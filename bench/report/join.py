@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench.data.results import Answer, Results, rows
+from picospec.bench.data.results import Answer, Results, rows
 
 
 def joined(found: Sequence[Results]) -> Results:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.data.results import Results, link_name
-from bench.data.tables import grid
-from bench.data.tables import markdown as table
-from bench.report.costs import cost, figures
-from bench.report.differences import HEAD, differences
-from bench.report.speedups import Comparison
+from picospec.bench.data.results import Results, link_name
+from picospec.bench.data.tables import grid
+from picospec.bench.data.tables import markdown as table
+from picospec.bench.report.costs import cost, figures
+from picospec.bench.report.differences import HEAD, differences
+from picospec.bench.report.speedups import Comparison
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "
@@ -19,8 +19,8 @@ BUSY = (
 
 OURS = "picospec"
 DIFFERENT = (
-    "In float32 there must be none. In bfloat16 a batch of another shape may turn a near-tie: "
-    "`python -m bench.identity` asks for log-probabilities, and says how near each was."
+    "In float32 there must be none. In bfloat16 a batch of another shape may turn a near-tie; "
+    "`python -m picospec.bench.identity` asks for log-probabilities and says how near."
 )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench.data.results import Results
-from bench.report.speedups import Comparison
+from picospec.bench.data.results import Results
+from picospec.bench.report.speedups import Comparison
 
 SIZE_IN = (9.0, 4.5)
 DPI = 130

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.data.results import Answer, Key, Results, references
-from bench.data.statistics import Mean, mean
+from picospec.bench.data.results import Answer, Key, Results, references
+from picospec.bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
 """Kinds of arms that have a round length."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
-from bench.round_policy import RoundPolicy
-from bench.run.rivals import PLAIN, TOKENS, Rival
-from bench.run.services import LINKED, EdgePlan
-from gateway.ports import NONE
+from picospec.bench.round_policy import RoundPolicy
+from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
+from picospec.bench.run.services import LINKED, EdgePlan
+from picospec.gateway.ports import NONE
 
 GAMMA: Final = 4
 """Tokens a round of an arm whose name does not say: the paper's."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from bench.data.prompts import sampling
-from gateway.ports import NONE
+from picospec.bench.data.prompts import sampling
+from picospec.gateway.ports import NONE
 
 
 class AnswerError(Exception):

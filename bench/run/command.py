@@ -13,16 +13,16 @@ import httpx
 import typer
 from rich.console import Console
 
-from bench import options
-from bench.data.prompts import SHIPPED, read
-from bench.link.path import Conditions
-from bench.run.arms import NAMES, parse
-from bench.run.client import AnswerError
-from bench.run.measuring import Run
-from bench.run.plan import Plan
-from bench.run.services import ServicesPlan, pins, verifier_arguments
-from gateway.hosting.processes import ServiceError
-from models.errors import ModelError
+from picospec.bench import options
+from picospec.bench.data.prompts import SHIPPED, read
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.arms import NAMES, parse
+from picospec.bench.run.client import AnswerError
+from picospec.bench.run.measuring import Run
+from picospec.bench.run.plan import Plan
+from picospec.bench.run.services import ServicesPlan, pins, verifier_arguments
+from picospec.gateway.hosting.processes import ServiceError
+from picospec.models.errors import ModelError
 
 EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "4096"}
 """Settings of every edge: each serves one answer at a time, and many share the memory."""

@@ -11,14 +11,14 @@ from time import monotonic
 
 import httpx
 
-from bench.data.host import processor_s, stolen_s
-from bench.link.path import Conditions
-from bench.link.relay_server import Link
-from bench.run.arms import Arm
-from bench.run.client import Client, Question, Reply
-from bench.run.services import Services, ServicesPlan, Started
-from edge_agent.draft_model.loading import find
-from models.store import open_store
+from picospec.bench.data.host import processor_s, stolen_s
+from picospec.bench.link.path import Conditions
+from picospec.bench.link.relay_server import Link
+from picospec.bench.run.arms import Arm
+from picospec.bench.run.client import Client, Question, Reply
+from picospec.bench.run.services import Services, ServicesPlan, Started
+from picospec.edge_agent.draft_model.loading import find
+from picospec.models.store import open_store
 
 SETTLING_CHECKS = 24
 """Health checks after a change of the link. Each is a sample of the edge's smoothed round trip

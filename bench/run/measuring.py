@@ -13,14 +13,14 @@ from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from bench.data.files import save
-from bench.data.host import commit, this_host
-from bench.data.results import Answer, Results, Row, Settings, link_name, rows
-from bench.data.tables import console as console_table
-from bench.data.tables import grid
-from bench.run.live_arms import LiveArms
-from bench.run.plan import Plan, Turn, answer, stints
-from bench.run.services import ServicesPlan
+from picospec.bench.data.files import save
+from picospec.bench.data.host import commit, this_host
+from picospec.bench.data.results import Answer, Results, Row, Settings, link_name, rows
+from picospec.bench.data.tables import console as console_table
+from picospec.bench.data.tables import grid
+from picospec.bench.run.live_arms import LiveArms
+from picospec.bench.run.plan import Plan, Turn, answer, stints
+from picospec.bench.run.services import ServicesPlan
 
 
 @dataclass(frozen=True, slots=True)

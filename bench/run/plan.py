@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, groupby, zip_longest
 
-from bench.data.prompts import Prompt
-from bench.data.results import Answer
-from bench.link.path import Conditions
-from bench.run.arms import Arm
-from bench.run.client import Question, Reply
-from bench.run.live_arms import Costs
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.results import Answer
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.arms import Arm
+from picospec.bench.run.client import Question, Reply
+from picospec.bench.run.live_arms import Costs
 
 
 @dataclass(frozen=True, slots=True)

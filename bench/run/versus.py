@@ -1,6 +1,6 @@
 """Compares the speed of two checkouts of PicoSpec on one host, which they use by turns.
 
-    python -m bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
+    python -m picospec.bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
 
 Each checkout runs `bench run` on each slice of the prompts, in the order old new, new old, old
 new, so that a host whose speed drifts changes both alike. Answers to the same prompt and seed
@@ -22,11 +22,11 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from bench import options
-from bench.data.files import load
-from bench.data.prompts import Prompt, read
-from bench.data.results import Answer
-from bench.data.statistics import mean
+from picospec.bench import options
+from picospec.bench.data.files import load
+from picospec.bench.data.prompts import Prompt, read
+from picospec.bench.data.results import Answer
+from picospec.bench.data.statistics import mean
 
 MIN_RATIO: Final = 0.97
 MAX_WIDTH: Final = 0.06
@@ -67,7 +67,8 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
         return
     unfinished = finished.with_suffix(".unfinished")
     files = ("--prompts", str(turn[1]), "--json", str(unfinished))
-    command = (sys.executable, "-m", "bench", "run", *BENCH_OPTIONS, *more, *files)
+    package = "picospec.bench" if (checkout / "picospec").is_dir() else "bench"
+    command = (sys.executable, "-m", package, "run", *BENCH_OPTIONS, *more, *files)
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run(command, cwd=checkout, env=environment, check=True)
     unfinished.rename(finished)

@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench.simulator.clock import Action, Clock, Curve
-from bench.simulator.edge import Edge
-from bench.simulator.source import Source
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import DraftStep
-from speculation.protocol.messages import Draft, Pushed
-from speculation.sampling.draft_token import DraftToken
+from picospec.bench.simulator.clock import Action, Clock, Curve
+from picospec.bench.simulator.edge import Edge
+from picospec.bench.simulator.source import Source
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import DraftStep
+from picospec.speculation.protocol.messages import Draft, Pushed
+from picospec.speculation.sampling.draft_token import DraftToken
 
 ROUNDING: Final = 1e-9
 """Share of a step by which a step may end late and count: sums of times are not exact."""

@@ -12,14 +12,14 @@ from typing import Final
 
 from rich.table import Table
 
-from bench.data.results import Results, references
-from bench.data.tables import console, grid
-from bench.link.path import Conditions
-from bench.simulator.hosts import Hosts
-from bench.simulator.source import Source, traced
-from bench.simulator.table import ARMS, Group, SimulatedRow, rows
-from bench.simulator.world import World
-from bench.traces.files import Trace
+from picospec.bench.data.results import Results, references
+from picospec.bench.data.tables import console, grid
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.hosts import Hosts
+from picospec.bench.simulator.source import Source, traced
+from picospec.bench.simulator.table import ARMS, Group, SimulatedRow, rows
+from picospec.bench.simulator.world import World
+from picospec.bench.traces.files import Trace
 
 WITHIN: Final = 0.10
 """Largest relative difference at which a prediction counts as in agreement."""

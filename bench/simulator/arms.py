@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bench.round_policy import RoundPolicy
-from speculation.drafting.policy import DraftPolicy, StreamPolicy
-from speculation.protocol.messages import Fill
+from picospec.bench.round_policy import RoundPolicy
+from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
+from picospec.speculation.protocol.messages import Fill
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from typing import Final
 
 import msgspec
 
-from bench.data.results import rate
-from bench.link.path import Conditions
-from bench.simulator.arms import Arm, colocated, picospec
-from bench.simulator.hosts import Hosts
-from bench.simulator.source import Source
-from bench.simulator.table import Group
-from bench.simulator.world import World, simulate
+from picospec.bench.data.results import rate
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.arms import Arm, colocated, picospec
+from picospec.bench.simulator.hosts import Hosts
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.table import Group
+from picospec.bench.simulator.world import World, simulate
 
 CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
 RTT_MS: Final = 20.0

@@ -9,9 +9,9 @@ from itertools import count
 
 import numpy as np
 
-from bench.link.path import Path
-from speculation.protocol.messages import Down, Message, Up
-from speculation.protocol.wire import encode
+from picospec.bench.link.path import Path
+from picospec.speculation.protocol.messages import Down, Message, Up
+from picospec.speculation.protocol.wire import encode
 
 Action = Callable[[], None]
 

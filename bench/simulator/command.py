@@ -12,16 +12,23 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import options
-from bench.data.files import load, save
-from bench.data.results import WAITS_PASSES, Results
-from bench.data.tables import console, grid
-from bench.link.path import Conditions
-from bench.simulator import agree as agreeing
-from bench.simulator.hosts import hosts_of
-from bench.simulator.table import ARMS, SimulatedRow, candidates, groups, rows, speedups
-from bench.simulator.world import World
-from bench.traces.files import load_folder
+from picospec.bench import options
+from picospec.bench.data.files import load, save
+from picospec.bench.data.results import WAITS_PASSES, Results
+from picospec.bench.data.tables import console, grid
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator import agree as agreeing
+from picospec.bench.simulator.hosts import hosts_of
+from picospec.bench.simulator.table import (
+    ARMS,
+    SimulatedRow,
+    candidates,
+    groups,
+    rows,
+    speedups,
+)
+from picospec.bench.simulator.world import World
+from picospec.bench.traces.files import load_folder
 
 
 def simulate(

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
-from bench.simulator.clock import Action, Clock, Curve, Line
-from bench.simulator.source import Source
-from gateway.steady.pacer import Pacer
-from models.kv_reuse import common_prefix
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import DraftStep
-from speculation.protocol.messages import Down, Opened, Pushed, TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.bench.simulator.clock import Action, Clock, Curve, Line
+from picospec.bench.simulator.source import Source
+from picospec.gateway.steady.pacer import Pacer
+from picospec.models.kv_reuse import common_prefix
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import DraftStep
+from picospec.speculation.protocol.messages import Down, Opened, Pushed, TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Writes what the simulator does, message by message, and compares two such logs.
 
-    python -m bench.simulator.event_log --out FILE [--traces DIR]
-    python -m bench.simulator.event_log --compare OLD NEW
+    python -m picospec.bench.simulator.event_log --out FILE [--traces DIR]
+    python -m picospec.bench.simulator.event_log --compare OLD NEW
 
 A change that keeps every decision keeps every line, so two commits are compared by their logs.
 A log has a *cell* for each arm, operating point, round trip and source, where one client asks
@@ -26,15 +26,15 @@ from unittest.mock import patch
 import msgspec
 import typer
 
-from bench.link.path import Conditions
-from bench.link.path import Path as LinkPath
-from bench.simulator import world
-from bench.simulator.clock import Clock, Line
-from bench.simulator.hosts import POINTS, gpu, hosts_of
-from bench.simulator.source import Source, synthetic, traced
-from bench.simulator.table import candidates
-from bench.traces.files import Trace
-from speculation.protocol.messages import Message
+from picospec.bench.link.path import Conditions
+from picospec.bench.link.path import Path as LinkPath
+from picospec.bench.simulator import world
+from picospec.bench.simulator.clock import Clock, Line
+from picospec.bench.simulator.hosts import POINTS, gpu, hosts_of
+from picospec.bench.simulator.source import Source, synthetic, traced
+from picospec.bench.simulator.table import candidates
+from picospec.bench.traces.files import Trace
+from picospec.speculation.protocol.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")
 HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {

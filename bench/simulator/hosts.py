@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.data.files import load
-from bench.data.speeds import Speeds
-from bench.simulator.clock import Curve
+from picospec.bench.data.files import load
+from picospec.bench.data.speeds import Speeds
+from picospec.bench.simulator.clock import Curve
 
 DEVICE_TWICE_AT: Final = 16
 """Tokens that a step of the user's device reads in twice the time of one: an assumption."""

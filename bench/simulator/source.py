@@ -14,15 +14,15 @@ from typing import Final
 
 import numpy as np
 
-from bench.data.prompts import sampling
-from bench.traces.files import Ids, Logits, Trace
-from edge_agent.draft_model.drafter import drafts_while_matching
-from models.kv_reuse import common_prefix
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Distribution
-from speculation.sampling.draft_sampler import SHARPNESS, coupled
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.noise import gumbel, place
+from picospec.bench.data.prompts import sampling
+from picospec.bench.traces.files import Ids, Logits, Trace
+from picospec.edge_agent.draft_model.drafter import drafts_while_matching
+from picospec.models.kv_reuse import common_prefix
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.draft_sampler import SHARPNESS, coupled
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.noise import gumbel, place
 
 WRONG: Final = 100_000
 """Tokens from here on are in no answer. They take three bytes on the wire, as most tokens of a

@@ -9,13 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from bench.data.results import Cell, figures, gap_ms
-from bench.data.statistics import geometric_mean
-from bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
-from bench.simulator.edge import Answer, steadied
-from bench.simulator.source import Source, traced
-from bench.simulator.world import World, simulate
-from bench.traces.files import load_folder
+from picospec.bench.data.results import Cell, figures, gap_ms
+from picospec.bench.data.statistics import geometric_mean
+from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
+from picospec.bench.simulator.edge import Answer, steadied
+from picospec.bench.simulator.source import Source, traced
+from picospec.bench.simulator.world import World, simulate
+from picospec.bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BRANCHES: Final = (2, 4, 8, 15, 30)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from bench.simulator.clock import Clock, Line
-from bench.simulator.hosts import Hosts
-from bench.simulator.source import VOCABULARY, Source
-from speculation.protocol.messages import Limits, Open, Opened, Up
-from speculation.sampling.judging import Judgement, judge_coupled
-from speculation.verifying.latency import measured
-from speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
-from speculation.verifying.session import Pass
+from picospec.bench.simulator.clock import Clock, Line
+from picospec.bench.simulator.hosts import Hosts
+from picospec.bench.simulator.source import VOCABULARY, Source
+from picospec.speculation.protocol.messages import Limits, Open, Opened, Up
+from picospec.speculation.sampling.judging import Judgement, judge_coupled
+from picospec.speculation.verifying.latency import measured
+from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
+from picospec.speculation.verifying.session import Pass
 
 NOISELESS: Final = 0  # the source's distributions have one token each: no noise is ever drawn
 

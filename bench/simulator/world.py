@@ -9,18 +9,18 @@ from itertools import count
 from math import inf
 from random import Random
 
-from bench.link.path import Conditions, Path
-from bench.simulator.acespec import CachingEdge
-from bench.simulator.arms import Arm
-from bench.simulator.clock import Clock, Curve, Line
-from bench.simulator.edge import Answer, Edge
-from bench.simulator.hosts import Hosts
-from bench.simulator.source import Source
-from bench.simulator.verifier import Served, Verifier
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.policy import StreamPolicy
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Limits, Open, Sampling
+from picospec.bench.link.path import Conditions, Path
+from picospec.bench.simulator.acespec import CachingEdge
+from picospec.bench.simulator.arms import Arm
+from picospec.bench.simulator.clock import Clock, Curve, Line
+from picospec.bench.simulator.edge import Answer, Edge
+from picospec.bench.simulator.hosts import Hosts
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.verifier import Served, Verifier
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol.messages import Limits, Open, Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from bench import options
-from bench.data.files import load
-from bench.data.prompts import SHIPPED, read
-from bench.data.results import Results
-from bench.traces.record import Subject, answered, traces
-from edge_agent.draft_model.loading import find
-from models.errors import ModelError
-from models.store import open_store
+from picospec.bench import options
+from picospec.bench.data.files import load
+from picospec.bench.data.prompts import SHIPPED, read
+from picospec.bench.data.results import Results
+from picospec.bench.traces.record import Subject, answered, traces
+from picospec.edge_agent.draft_model.loading import find
+from picospec.models.errors import ModelError
+from picospec.models.store import open_store
 
 
 def record(

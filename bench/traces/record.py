@@ -17,17 +17,17 @@ from typing import Final
 
 import numpy as np
 
-from bench.data.prompts import Prompt, sampling
-from bench.data.results import Answer, Results
-from bench.traces.files import Ids, Trace
-from models.llama import Context, Logits, Model
-from models.segments import Segment
-from models.tokenizing.tokenizer_file import tokenizer_file
-from speculation.protocol.messages import Sampling, TokenId
-from speculation.sampling.distributions import distribution, top
-from speculation.sampling.draft_sampler import DraftSampler, coupled
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.noise import place
+from picospec.bench.data.prompts import Prompt, sampling
+from picospec.bench.data.results import Answer, Results
+from picospec.bench.traces.files import Ids, Trace
+from picospec.models.llama import Context, Logits, Model
+from picospec.models.segments import Segment
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.speculation.protocol.messages import Sampling, TokenId
+from picospec.speculation.sampling.distributions import distribution, top
+from picospec.speculation.sampling.draft_sampler import DraftSampler, coupled
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.noise import place
 
 KEPT: Final = 256
 """Tokens kept of each distribution: they hold more than 99.9 % of nearly every one."""

@@ -10,22 +10,22 @@ from typing import Final
 
 import httpx
 
-from cli.doctor.finding import Finding, milliseconds
-from cli.doctor.prediction import ACCEPTANCE, speed_up
-from cli.doctor.tls import tls_context
-from edge_agent.draft_model.loading import AUTO, NONE, threads_of
-from edge_agent.link.uplink import Uplink
-from edge_agent.settings import EdgeSettings
-from edge_agent.target_tokenizer import TargetTokenizer
-from gateway.errors import ApiError
-from models.errors import ModelError
-from models.fetching.drafts import fitting_draft
-from models.llama import Context, Model
-from models.segments import Segment
-from models.store import Store
-from models.tokenizing.tokenizer_cache import TokenizerCache
-from models.tokenizing.vocabulary import Relation, Vocabulary, relate
-from speculation.protocol.messages import Judge, ModelFacts
+from picospec.cli.doctor.finding import Finding, milliseconds
+from picospec.cli.doctor.prediction import ACCEPTANCE, speed_up
+from picospec.cli.doctor.tls import tls_context
+from picospec.edge_agent.draft_model.loading import AUTO, NONE, threads_of
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.errors import ApiError
+from picospec.models.errors import ModelError
+from picospec.models.fetching.drafts import fitting_draft
+from picospec.models.llama import Context, Model
+from picospec.models.segments import Segment
+from picospec.models.store import Store
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizing.vocabulary import Relation, Vocabulary, relate
+from picospec.speculation.protocol.messages import Judge, ModelFacts
 
 DRAFT_STEPS: Final = 12
 """Steps of the draft model that are timed, after 64 tokens."""

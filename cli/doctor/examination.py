@@ -9,16 +9,16 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from cli.doctor import machine
-from cli.doctor.finding import Finding
-from cli.doctor.verifier import check_verifier
-from cli.preparing import DEFAULT_PAIR
-from edge_agent.app import open_verifiers
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import load
-from gateway.hosting import logs
-from models.llama import can_use_gpu
-from models.store import Store, open_store
+from picospec.cli.doctor import machine
+from picospec.cli.doctor.finding import Finding
+from picospec.cli.doctor.verifier import check_verifier
+from picospec.cli.preparing import DEFAULT_PAIR
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import load
+from picospec.gateway.hosting import logs
+from picospec.models.llama import can_use_gpu
+from picospec.models.store import Store, open_store
 
 
 def examine(

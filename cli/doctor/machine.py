@@ -13,10 +13,10 @@ from typing import Final
 
 import httpx
 
-from cli.doctor.finding import Finding
-from gateway.hosting.cores import compute_threads
-from models.errors import ModelError, NotPulled
-from models.store import Store
+from picospec.cli.doctor.finding import Finding
+from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.errors import ModelError, NotPulled
+from picospec.models.store import Store
 
 OLDEST_PYTHON: Final = (3, 11)
 TIMEOUT_S: Final = 3.0
@@ -29,7 +29,7 @@ def check_python(version: tuple[int, int]) -> Finding:
     return Finding("Python", version >= OLDEST_PYTHON, ".".join(map(str, version)), remedy)
 
 
-def check_engine(module: str = "models.llama") -> Finding:
+def check_engine(module: str = "picospec.models.llama") -> Finding:
     """Import llama.cpp, so that a broken library shows here and not in a request."""
     try:
         importlib.import_module(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from edge_agent.settings import EdgeSettings
+from picospec.edge_agent.settings import EdgeSettings
 
 
 def tls_context(settings: EdgeSettings) -> ssl.SSLContext:

@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from cli.doctor.drafting import check_drafting
-from cli.doctor.finding import Finding, milliseconds
-from cli.doctor.tls import tls_context
-from edge_agent.link.uplink import Uplink
-from edge_agent.settings import EdgeSettings
-from gateway.errors import ApiError, EngineFault
-from models.store import Store
-from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
+from picospec.cli.doctor.drafting import check_drafting
+from picospec.cli.doctor.finding import Finding, milliseconds
+from picospec.cli.doctor.tls import tls_context
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.errors import ApiError, EngineFault
+from picospec.models.store import Store
+from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 TIMEOUT_S: Final = 3.0

@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import structlog
 
-from edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.settings import EdgeSettings
-from edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
-from gateway.errors import ApiError
-from models.fetching.drafts import fitting_draft
-from models.store import Store
-from models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
+from picospec.gateway.errors import ApiError
+from picospec.models.fetching.drafts import fitting_draft
+from picospec.models.store import Store
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 
 
 def with_draft_model(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from edge_agent.step_sampler import StepSampler
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 
 class CannotDraft(Exception):

@@ -24,14 +24,14 @@ from typing import Final, Protocol
 
 import structlog
 
-from edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
-from edge_agent.draft_model.step_request import KvSlot, StepRequest
-from edge_agent.step_sampler import StepSampler
-from models.kv_reuse import common_prefix, reuse_cost
-from models.segments import Limits, Segment
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Logits
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
+from picospec.edge_agent.draft_model.step_request import KvSlot, StepRequest
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.models.kv_reuse import common_prefix, reuse_cost
+from picospec.models.segments import Limits, Segment
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
 """Most tokens of one prompt in a pass: this limits how long other sessions' steps take."""

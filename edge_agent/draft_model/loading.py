@@ -8,14 +8,14 @@ from typing import Final
 
 from rich.console import Console
 
-from edge_agent.draft_model.drafter import Drafter, NoDrafter
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from edge_agent.settings import EdgeSettings
-from gateway.hosting.cores import compute_threads
-from models.fetching.progress_bar import progress_bar
-from models.llama import Context, Model
-from models.obtaining import obtain
-from models.store import Store
+from picospec.edge_agent.draft_model.drafter import Drafter, NoDrafter
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.fetching.progress_bar import progress_bar
+from picospec.models.llama import Context, Model
+from picospec.models.obtaining import obtain
+from picospec.models.store import Store
 
 AUTO: Final = "auto"
 NONE: Final = "none"

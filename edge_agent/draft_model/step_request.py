@@ -7,10 +7,10 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from edge_agent.draft_model.drafter import CannotDraft
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftToken
 
 
 @dataclass(slots=True)

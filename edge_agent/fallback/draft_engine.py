@@ -10,22 +10,22 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
-from gateway.errors import InvalidRequest, Overloaded, Unavailable
-from gateway.ports import Delta, Facts, FinishReason, Job, Statistics
-from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
-from models.grammars.compiler import GrammarCompiler
-from models.grammars.constraint import NAME
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import ModelFacts, Open, TokenId, TokenLogprob
-from speculation.protocol.opening import STOPPING, opening
-from speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from speculation.sampling.distributions import Logits, distribution
-from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.logit_settings import LOGIT_SETTINGS
-from speculation.sampling.logprobs import logprob_of
-from speculation.sampling.noise import place
+from picospec.edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
+from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
+from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
+from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
+from picospec.models.grammars.compiler import GrammarCompiler
+from picospec.models.grammars.constraint import NAME
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId, TokenLogprob
+from picospec.speculation.protocol.opening import STOPPING, opening
+from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from picospec.speculation.sampling.distributions import Logits, distribution
+from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
+from picospec.speculation.sampling.logprobs import logprob_of
+from picospec.speculation.sampling.noise import place
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
 """OpenAI parameters served beyond Sampling: all those of an embedded target."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from edge_agent.draft_model.drafter import Drafter
-from edge_agent.fallback.draft_engine import FEATURES, DraftEngine
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import Unavailable
-from gateway.ports import TokenizerSource
-from gateway.tenants.turns import Turns
-from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from models.store import Found
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_file import tokenizer_file
-from speculation.protocol.messages import Limits, ModelFacts
+from picospec.edge_agent.draft_model.drafter import Drafter
+from picospec.edge_agent.fallback.draft_engine import FEATURES, DraftEngine
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import TokenizerSource
+from picospec.gateway.tenants.turns import Turns
+from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from picospec.models.store import Found
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.speculation.protocol.messages import Limits, ModelFacts
 
 
 class DraftFallback:

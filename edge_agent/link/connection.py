@@ -27,7 +27,7 @@ from pyqwest import (
 )
 from pyqwest.httpx import AsyncPyqwestTransport
 
-from edge_agent.link.reading import MAX_ANSWER_BYTES, within
+from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, within
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0

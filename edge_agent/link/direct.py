@@ -19,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
-from edge_agent.link.verifiers import Verifiers
-from gateway.account import Account
-from gateway.drain import Drain
-from gateway.errors import ClientGone, InvalidRequest, Unavailable
-from gateway.output.choice_stream import cancel_on_disconnect, send_to_client
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.request import checked, parse
-from gateway.services import Services
+from picospec.edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.gateway.account import Account
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable
+from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.request import checked, parse
+from picospec.gateway.services import Services
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
 

@@ -13,13 +13,13 @@ from collections.abc import Collection
 from random import uniform
 from typing import Final, Protocol
 
-from edge_agent.link.progress import IDLE
-from edge_agent.link.retry import Retries
-from edge_agent.link.session_link import Link
-from edge_agent.link.session_trace import SessionTrace
-from edge_agent.link.uplink import Uplink
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import (
+from picospec.edge_agent.link.progress import IDLE
+from picospec.edge_agent.link.retry import Retries
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.session_trace import SessionTrace
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import (
     ApiError,
     Draining,
     InvalidRequest,
@@ -27,8 +27,8 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from gateway.tracing import Fact, Span
-from speculation.protocol.messages import Open
+from picospec.gateway.tracing import Fact, Span
+from picospec.speculation.protocol.messages import Open
 
 MAX_LOST: Final = 3
 """Sessions that may be lost at one position of the text; then the answer is given up. If it is

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from edge_agent.metrics import EdgeMetrics
-from speculation.smoothing import smoothed
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.smoothing import smoothed
 
 RTT_WEIGHT: Final = 0.125
 """Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""

@@ -13,13 +13,13 @@ from typing import Final
 
 import httpx
 
-from edge_agent.link import upstream_errors
-from edge_agent.link.health import Health
-from edge_agent.link.retry import attempts
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import EngineFault, Unavailable
-from speculation.protocol import wire
-from speculation.protocol.messages import Pushed
+from picospec.edge_agent.link import upstream_errors
+from picospec.edge_agent.link.health import Health
+from picospec.edge_agent.link.retry import attempts
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import EngineFault, Unavailable
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Pushed
 
 IN_FLIGHT: Final = 8
 """Most requests at a time: one every 25 ms at a round trip of 200 ms. More would only queue in

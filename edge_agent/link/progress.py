@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.errors import Unavailable
-from speculation.protocol.messages import Limits
+from picospec.gateway.errors import Unavailable
+from picospec.speculation.protocol.messages import Limits
 
 FIRST_TOKEN_S: Final = 600.0
 """The longest wait for the first token of a session, which waits for a slot and for its prompt

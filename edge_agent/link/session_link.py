@@ -18,19 +18,19 @@ from typing import Final
 import httpx
 import structlog
 
-from edge_agent.link import upstream_errors
-from edge_agent.link.connection import Connection, session_headers
-from edge_agent.link.health import Health
-from edge_agent.link.posts import Posts
-from edge_agent.link.progress import Progress
-from edge_agent.link.reading import ask, whole
-from edge_agent.link.retry import RESUME_S, Retries, attempts
-from edge_agent.link.session_trace import SessionTrace
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import EngineFault, NotFound, TooLarge, Unavailable
-from speculation.protocol import wire
-from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from speculation.protocol.messages import (
+from picospec.edge_agent.link import upstream_errors
+from picospec.edge_agent.link.connection import Connection, session_headers
+from picospec.edge_agent.link.health import Health
+from picospec.edge_agent.link.posts import Posts
+from picospec.edge_agent.link.progress import Progress
+from picospec.edge_agent.link.reading import ask, whole
+from picospec.edge_agent.link.retry import RESUME_S, Retries, attempts
+from picospec.edge_agent.link.session_trace import SessionTrace
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import EngineFault, NotFound, TooLarge, Unavailable
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.messages import (
     BEAT_S,
     Beat,
     Commit,

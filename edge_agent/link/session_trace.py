@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from gateway.errors import ApiError
-from gateway.tracing import NO_SPAN, Fact, Span
-from speculation.protocol.messages import Commit, Down, Open, Opened
+from picospec.gateway.errors import ApiError
+from picospec.gateway.tracing import NO_SPAN, Fact, Span
+from picospec.speculation.protocol.messages import Commit, Down, Open, Opened
 
 
 class SessionTrace:

@@ -11,17 +11,17 @@ import httpx
 import msgspec
 from msgspec import Meta
 
-from edge_agent.link import upstream_errors
-from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
-from edge_agent.link.health import Health
-from edge_agent.link.reading import MAX_ANSWER_BYTES, ask, whole
-from edge_agent.link.retry import Retries
-from edge_agent.link.session_link import Link
-from edge_agent.link.session_trace import SessionTrace
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
-from models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
-from speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
+from picospec.edge_agent.link import upstream_errors
+from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
+from picospec.edge_agent.link.health import Health
+from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, ask, whole
+from picospec.edge_agent.link.retry import Retries
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.session_trace import SessionTrace
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
+from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
+from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and comes once."""

@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from gateway.errors import (
+from picospec.gateway.errors import (
     ApiError,
     Draining,
     EngineFault,
@@ -23,7 +23,7 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from speculation.protocol.messages import Fault
+from picospec.speculation.protocol.messages import Fault
 
 _SESSION: Final = re.compile(r"(/v1/speculate/)[^/?)\s]+")
 _OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge}

@@ -14,13 +14,13 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.link.failover import Failover
-from edge_agent.link.session_link import Link
-from edge_agent.link.uplink import Uplink
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import ApiError, Unavailable
-from gateway.tracing import Span
-from speculation.protocol.messages import ModelFacts
+from picospec.edge_agent.link.failover import Failover
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import ApiError, Unavailable
+from picospec.gateway.tracing import Span
+from picospec.speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
 """Time between two probes of all verifiers, where there are several."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from gateway.errors import InvalidRequest
-from gateway.tenants.turns import Turns
-from models.errors import CannotCheck, GrammarFailed, InvalidGrammar
-from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from models.grammars.constraint import NAME
-from models.grammars.grammar import Grammar, GrammarState
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.proposing.grammar_proposer import GrammarProposer
-from speculation.proposing.proposer import Proposer
-from speculation.protocol.messages import Open, TokenId
-from speculation.sampling.distributions import Logits
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.tenants.turns import Turns
+from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
+from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from picospec.models.grammars.constraint import NAME
+from picospec.models.grammars.grammar import Grammar, GrammarState
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.proposing.grammar_proposer import GrammarProposer
+from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.protocol.messages import Open, TokenId
+from picospec.speculation.sampling.distributions import Logits
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, TokenId
+from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, TokenId
 
 MIN_TOKENS: Final = 64
 """A shorter answer counts as one of so many, for what keeping it takes besides its tokens. So

@@ -11,18 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from edge_agent.proposing.grammars import EdgeGrammars, within
-from edge_agent.proposing.past_answers import PastAnswers, PastAnswersByOwner
-from edge_agent.speculation import Speculation
-from gateway.ports import Job
-from models.grammars.constraint import NAME
-from models.grammars.grammar import Grammar
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.proposing.ngrams import PromptGrams
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.proposing.proposer import Proposer
-from speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
-from speculation.protocol.opening import PREDICTION
+from picospec.edge_agent.proposing.grammars import EdgeGrammars, within
+from picospec.edge_agent.proposing.past_answers import PastAnswers, PastAnswersByOwner
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.ports import Job
+from picospec.models.grammars.constraint import NAME
+from picospec.models.grammars.grammar import Grammar
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.proposing.ngrams import PromptGrams
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
+from picospec.speculation.protocol.opening import PREDICTION
 
 INLINE_TOKENS: Final = 2048
 """Tokens of a prompt whose n-grams are made in the event loop, in a few milliseconds."""

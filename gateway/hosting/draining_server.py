@@ -12,9 +12,9 @@ from typing import Final
 
 import uvicorn
 
-from gateway.drain import Drain
-from gateway.hosting.connections.descriptors import be_brief_without_descriptors
-from gateway.hosting.stopping import stopped_by_signals
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.connections.descriptors import be_brief_without_descriptors
+from picospec.gateway.hosting.stopping import stopped_by_signals
 
 MAX_UNACCEPTED: Final = 4096
 """Connections that may wait in the kernel to be accepted, of which uvicorn's `backlog` are

@@ -13,9 +13,9 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from gateway.errors import Forbidden, InvalidRequest
-from gateway.hosting.settings_sources import ServiceSettings
-from gateway.tenants.keys import all_keys
+from picospec.gateway.errors import Forbidden, InvalidRequest
+from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.tenants.keys import all_keys
 
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SINGLE: Final = ("host", "authorization")

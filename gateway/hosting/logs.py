@@ -16,7 +16,7 @@ import stamina.instrumentation
 import structlog
 from structlog.typing import EventDict, ExcInfo
 
-from gateway.log_lines import printable
+from picospec.gateway.log_lines import printable
 
 LogFormat = Literal["console", "json"]
 

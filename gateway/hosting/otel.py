@@ -24,7 +24,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.tracing import Fact
+from picospec.gateway.tracing import Fact
 
 _W3C: Final = TraceContextTextMapPropagator()
 _CONVENTIONS: Final = {

@@ -1,4 +1,4 @@
-"""`python -m gateway.hosting.probe PORT`: whether the service on that port is alive, by status.
+"""`python -m picospec.gateway.hosting.probe PORT`: whether a service is alive, by status.
 
 It is for a container's health check, and imports nothing that takes time. It asks /health, over
 TLS where the service speaks that; the certificate is not checked, because the service is this

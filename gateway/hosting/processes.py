@@ -23,8 +23,8 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from gateway.errors import first_error
-from gateway.hosting.parent_death import bound_to_parent
+from picospec.gateway.errors import first_error
+from picospec.gateway.hosting.parent_death import bound_to_parent
 
 GRACE_S: Final = 15.0
 """Time between SIGTERM and SIGKILL: longer than the 10 s that the verifier gives its worker."""

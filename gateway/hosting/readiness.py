@@ -9,7 +9,7 @@ from typing import Final
 
 import httpx
 
-from gateway.hosting.processes import NeverReady, Service
+from picospec.gateway.hosting.processes import NeverReady, Service
 
 POLL_S: Final = 0.25
 

@@ -22,11 +22,11 @@ from granian.http import HTTP2Settings
 from granian.log import LogLevels
 from granian.server.common import AbstractServer
 
-from gateway.hosting import logs
-from gateway.hosting.connections.descriptors import max_connections, raise_limit
-from gateway.hosting.connections.silent import cut_silent
-from gateway.hosting.parent_death import end_with_parent
-from gateway.hosting.settings_sources import ServerSettings
+from picospec.gateway.hosting import logs
+from picospec.gateway.hosting.connections.descriptors import max_connections, raise_limit
+from picospec.gateway.hosting.connections.silent import cut_silent
+from picospec.gateway.hosting.parent_death import end_with_parent
+from picospec.gateway.hosting.settings_sources import ServerSettings
 
 AT_ONCE: Final = signal.SIGUSR1
 """Has a worker stop without waiting for its running work."""

@@ -19,9 +19,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from gateway.hosting.logs import LogFormat
-from gateway.hosting.tracing import check_installed
-from gateway.settings import GatewaySettings
+from picospec.gateway.hosting.logs import LogFormat
+from picospec.gateway.hosting.tracing import check_installed
+from picospec.gateway.settings import GatewaySettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 

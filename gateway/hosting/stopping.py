@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from gateway.drain import Drain
+from picospec.gateway.drain import Drain
 
 
 @asynccontextmanager

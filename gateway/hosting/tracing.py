@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Protocol
 
-from gateway.tracing import NO_TRACING, Tracing
+from picospec.gateway.tracing import NO_TRACING, Tracing
 
 
 class Switch(Protocol):
@@ -17,7 +17,7 @@ def open_tracing(service: str, switch: Switch) -> Tracing:
     """Return what traces, under the service's name unless the environment has another."""
     if not switch.tracing:
         return NO_TRACING
-    from gateway.hosting.otel import exporting
+    from picospec.gateway.hosting.otel import exporting
 
     return exporting(service)
 

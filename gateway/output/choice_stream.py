@@ -13,10 +13,10 @@ from typing import Final, Protocol, TypeVar
 
 from starlette.types import Message, Receive, Send
 
-from gateway.alongside import alongside
-from gateway.errors import ClientGone, EngineFault, first_error
-from gateway.output.detokenise import TextDelta
-from gateway.ports import Delta
+from picospec.gateway.alongside import alongside
+from picospec.gateway.errors import ClientGone, EngineFault, first_error
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.ports import Delta
 
 UNREAD_S: Final = 60.0
 """How long a message may wait for a client that does not read. Server and system hold hundreds

@@ -16,10 +16,10 @@ from typing import Literal
 
 import msgspec
 
-from gateway.errors import EngineFault
-from gateway.output.message import Parsed
-from gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
-from gateway.speculation import TARGET, Chain, Event, Origins, Told
+from picospec.gateway.errors import EngineFault
+from picospec.gateway.output.message import Parsed
+from picospec.gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
+from picospec.gateway.speculation import TARGET, Chain, Event, Origins, Told
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.output.incoming import Incoming, Malformed, Steps
+from picospec.gateway.output.incoming import Incoming, Malformed, Steps
 
 
 @dataclass(frozen=True, slots=True)

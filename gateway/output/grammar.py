@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.output import lark
-from gateway.output.formats.base import Format
-from gateway.output.lark import Special
-from gateway.output.reasoning import Tags
-from gateway.output.schemas import Schemas
+from picospec.gateway.output import lark
+from picospec.gateway.output.formats.base import Format
+from picospec.gateway.output.lark import Special
+from picospec.gateway.output.reasoning import Tags
+from picospec.gateway.output.schemas import Schemas
 
 Constraint = Mapping[str, object]
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator
 from typing import Final, TypeVar
 
-from gateway.output.detokenise import overlap
+from picospec.gateway.output.detokenise import overlap
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from gateway.output.json_text import encode
-from gateway.output.reasoning import Tags
-from gateway.output.schemas import COMBINING, Schema
+from picospec.gateway.output.json_text import encode
+from picospec.gateway.output.reasoning import Tags
+from picospec.gateway.output.schemas import COMBINING, Schema
 
 Special = Mapping[str, int]
 """The texts that are special tokens in a model, with their ids."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from gateway.output.detokenise import (
+from picospec.gateway.output.detokenise import (
     Detokeniser,
     Finish,
     LogprobEntry,
     TextDelta,
     single_tokens,
 )
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import CallArguments, Message, Parsed
-from gateway.ports import Delta
-from gateway.speculation import Told
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import CallArguments, Message, Parsed
+from picospec.gateway.ports import Delta
+from picospec.gateway.speculation import Told
 
 Parse = Callable[[Incoming, Message], Steps[None]]
 

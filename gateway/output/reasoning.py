@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import Message
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import Message
 
 _TAIL_TOKENS: Final = 8
 """Enough for an opening tag that is no token of its own, and the space after it."""

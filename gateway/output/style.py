@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.output.detokenise import Detokeniser, Piece
-from gateway.output.formats.base import Format, pass_content
-from gateway.output.formats.choose import FORMATS, FormatName, choose
-from gateway.output.grammar import Constraint, Wanted, grammar
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import Message
-from gateway.output.parser import OutputParser
-from gateway.output.reasoning import Tags, is_opened, read_reasoning, tags_of
-from gateway.output.schemas import Schemas
-from gateway.ports import Tokenizer
+from picospec.gateway.output.detokenise import Detokeniser, Piece
+from picospec.gateway.output.formats.base import Format, pass_content
+from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
+from picospec.gateway.output.grammar import Constraint, Wanted, grammar
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import Message
+from picospec.gateway.output.parser import OutputParser
+from picospec.gateway.output.reasoning import Tags, is_opened, read_reasoning, tags_of
+from picospec.gateway.output.schemas import Schemas
+from picospec.gateway.ports import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

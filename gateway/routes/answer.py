@@ -10,13 +10,13 @@ from typing import ClassVar
 from starlette.responses import Response
 from starlette.types import Receive
 
-from gateway.account import Account
-from gateway.output.choice_stream import ChoiceStream, cancel_on_disconnect, merge
-from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
-from gateway.output.message import joined
-from gateway.ports import UNLIKELY
-from gateway.responses import json_response
-from gateway.speculation import Spans, Told
+from picospec.gateway.account import Account
+from picospec.gateway.output.choice_stream import ChoiceStream, cancel_on_disconnect, merge
+from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from picospec.gateway.output.message import joined
+from picospec.gateway.ports import UNLIKELY
+from picospec.gateway.responses import json_response
+from picospec.gateway.speculation import Spans, Told
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
-from gateway.output.message import CallArguments, CallPiece, CallStart
-from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.speculation import Spans, Told
+from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+from picospec.gateway.routes.answer import Answer, Entries, Json, finite
+from picospec.gateway.speculation import Spans, Told
 
 
 class ChatAnswer(Answer):

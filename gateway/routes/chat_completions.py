@@ -7,17 +7,17 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gateway.errors import InvalidRequest
-from gateway.output.choice_stream import DeltaReader
-from gateway.output.grammar import Constraint, Wanted
-from gateway.output.schemas import schemas_of
-from gateway.output.style import Style
-from gateway.ports import Facts, Tokenizer
-from gateway.routes.request import GenerationRequest, TokenIds
-from gateway.routes.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
-from gateway.schemas import structured
-from gateway.schemas.base import FIRST_ERROR, Flag, Integer
-from gateway.schemas.messages import ChatMessage
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.output.choice_stream import DeltaReader
+from picospec.gateway.output.grammar import Constraint, Wanted
+from picospec.gateway.output.schemas import schemas_of
+from picospec.gateway.output.style import Style
+from picospec.gateway.ports import Facts, Tokenizer
+from picospec.gateway.routes.request import GenerationRequest, TokenIds
+from picospec.gateway.routes.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
+from picospec.gateway.schemas import structured
+from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer
+from picospec.gateway.schemas.messages import ChatMessage
 
 _EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _RESERVED: Final = frozenset(

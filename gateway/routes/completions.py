@@ -9,14 +9,14 @@ from typing import Annotated, ClassVar
 from msgspec.structs import replace
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.errors import InvalidRequest
-from gateway.output.choice_stream import ChoiceStream
-from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
-from gateway.ports import Tokenizer
-from gateway.routes.answer import Answer, Entries, Json, finite
-from gateway.routes.request import GenerationRequest, TokenIds
-from gateway.schemas.base import Flag, Integer
-from gateway.settings import MAX_CHOICES
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.output.choice_stream import ChoiceStream
+from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from picospec.gateway.ports import Tokenizer
+from picospec.gateway.routes.answer import Answer, Entries, Json, finite
+from picospec.gateway.routes.request import GenerationRequest, TokenIds
+from picospec.gateway.schemas.base import Flag, Integer
+from picospec.gateway.settings import MAX_CHOICES
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:

@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from gateway.responses import json_response
-from gateway.routes.parameters import PARAMETERS
-from gateway.routes.request import GenerationRequest
-from gateway.schemas.base import RequestModel
-from gateway.services import Services
+from picospec.gateway.responses import json_response
+from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.routes.request import GenerationRequest
+from picospec.gateway.schemas.base import RequestModel
+from picospec.gateway.services import Services
 
 Json = dict[str, Any]
 Handler = Callable[[Services, Request], Awaitable[Response]]

@@ -16,20 +16,20 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.account import Account
-from gateway.drain import Drain
-from gateway.errors import ClientGone
-from gateway.output.choice_stream import (
+from picospec.gateway.account import Account
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ClientGone
+from picospec.gateway.output.choice_stream import (
     ChoiceStream,
     Forward,
     cancel_on_disconnect,
     merge,
     send_to_client,
 )
-from gateway.output.detokenise import TextDelta
-from gateway.routes.answer import Answer, Json
-from gateway.routes.keep_alive import COMMENT, keep_alive
-from gateway.speculation import Told, Watch
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.routes.answer import Answer, Json
+from picospec.gateway.routes.keep_alive import COMMENT, keep_alive
+from picospec.gateway.speculation import Told, Watch
 
 _START: Final[Message] = {
     "type": "http.response.start",

@@ -11,20 +11,20 @@ from types import MappingProxyType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.account import Account
-from gateway.errors import InvalidRequest
-from gateway.output.choice_stream import at_once, stream_choice
-from gateway.output.style import Style
-from gateway.ports import SEEDS, Facts, Job
-from gateway.routes.answer import Answer, json_answer
-from gateway.routes.event_stream import EventStream
-from gateway.routes.parameters import Parameters, check_parameters, shown_names
-from gateway.routes.request import GenerationRequest, TokenIds, checked, parse
-from gateway.schemas import structured
-from gateway.services import Services
-from gateway.speculation import Watch
-from gateway.steady.forwarding import singly
-from gateway.tenants.reading import BoundedTokenizer
+from picospec.gateway.account import Account
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.output.choice_stream import at_once, stream_choice
+from picospec.gateway.output.style import Style
+from picospec.gateway.ports import SEEDS, Facts, Job
+from picospec.gateway.routes.answer import Answer, json_answer
+from picospec.gateway.routes.event_stream import EventStream
+from picospec.gateway.routes.parameters import Parameters, check_parameters, shown_names
+from picospec.gateway.routes.request import GenerationRequest, TokenIds, checked, parse
+from picospec.gateway.schemas import structured
+from picospec.gateway.services import Services
+from picospec.gateway.speculation import Watch
+from picospec.gateway.steady.forwarding import singly
+from picospec.gateway.tenants.reading import BoundedTokenizer
 
 
 async def generate(

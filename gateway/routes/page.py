@@ -19,8 +19,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.routes.documents import Route
-from gateway.services import Services
+from picospec.gateway.routes.documents import Route
+from picospec.gateway.services import Services
 
 PREFIX: Final = "/page/"
 
@@ -51,7 +51,7 @@ def page() -> tuple[Route, ...]:
         Route(
             "GET", path, "A file of the page", partial(_answer, file), answer_type="text/html"
         )
-        for path, file in _read(files("gateway") / "page", PREFIX)
+        for path, file in _read(files("picospec.gateway") / "page", PREFIX)
     )
 
 

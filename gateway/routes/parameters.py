@@ -16,12 +16,12 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from gateway.errors import InvalidRequest
-from gateway.ports import Facts
-from gateway.schemas import structured
-from gateway.schemas.base import Flag, Integer, Number, invalid
-from gateway.schemas.known import NEUTRAL, is_neutral
-from gateway.schemas.messages import Prediction, text_of
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.ports import Facts
+from picospec.gateway.schemas import structured
+from picospec.gateway.schemas.base import Flag, Integer, Number, invalid
+from picospec.gateway.schemas.known import NEUTRAL, is_neutral
+from picospec.gateway.schemas.messages import Prediction, text_of
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]

@@ -14,18 +14,18 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.account import Account
-from gateway.errors import InvalidRequest
-from gateway.ports import Facts, Tokenizer
-from gateway.responses import json_response
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.completions import text_of
-from gateway.routes.parameters import check_parameters
-from gateway.routes.request import checked, parse
-from gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
-from gateway.schemas.messages import ChatMessage
-from gateway.services import Services
-from gateway.tenants.reading import BoundedTokenizer
+from picospec.gateway.account import Account
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.ports import Facts, Tokenizer
+from picospec.gateway.responses import json_response
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.completions import text_of
+from picospec.gateway.routes.parameters import check_parameters
+from picospec.gateway.routes.request import checked, parse
+from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
+from picospec.gateway.schemas.messages import ChatMessage
+from picospec.gateway.services import Services
+from picospec.gateway.tenants.reading import BoundedTokenizer
 
 
 class TokenizeRequest(RequestModel):

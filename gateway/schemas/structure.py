@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.errors import InvalidRequest
+from picospec.gateway.errors import InvalidRequest
 
 MAX_CONTAINERS: Final = 32_768
 """Objects and arrays: 4,096 messages with a part and a tool call each have 25,000."""

@@ -17,8 +17,8 @@ import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from gateway.errors import InvalidRequest
-from gateway.schemas.base import Flag, RequestModel, Unserved, invalid, unknown_fields
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.schemas.base import Flag, RequestModel, Unserved, invalid, unknown_fields
 
 NAME: Final = "structured_outputs"
 """The name of the constraint in Job.extras and in Facts.features."""

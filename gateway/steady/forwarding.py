@@ -13,10 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.output.choice_stream import ChoiceStream, Put
-from gateway.output.detokenise import TextDelta, single_tokens
-from gateway.ports import Delta
-from gateway.steady.pacer import Pacer
+from picospec.gateway.output.choice_stream import ChoiceStream, Put
+from picospec.gateway.output.detokenise import TextDelta, single_tokens
+from picospec.gateway.ports import Delta
+from picospec.gateway.steady.pacer import Pacer
 
 QUEUED: Final = 64
 """TextDeltas that may wait to be paced; a pass commits no more than 33 tokens by default."""

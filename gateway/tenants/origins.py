@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from gateway.errors import Forbidden, UnsupportedMediaType
+from picospec.gateway.errors import Forbidden, UnsupportedMediaType
 
 _UNASKED: Final = frozenset(
     {"", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded"}

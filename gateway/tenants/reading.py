@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from gateway.errors import InvalidRequest, Overloaded, Unavailable
-from gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
-from gateway.tenants.turns import Turns
+from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
+from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
+from picospec.gateway.tenants.turns import Turns
 
 PLACES: Final = 3
 """Prompts that are read at once: one tenant's long ones take two places at most."""

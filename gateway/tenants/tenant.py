@@ -10,9 +10,9 @@ from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from gateway.errors import RateLimited
-from gateway.log_lines import LogLimit
-from gateway.tenants.keys import KeyLimits
+from picospec.gateway.errors import RateLimited
+from picospec.gateway.log_lines import LogLimit
+from picospec.gateway.tenants.keys import KeyLimits
 
 Limit = Literal["sessions", "requests", "tokens"]
 

@@ -10,11 +10,11 @@ from typing import Final
 
 import structlog
 
-from gateway.errors import Unauthorized
-from gateway.log_lines import LogLimit
-from gateway.tenants.keys import InvalidKeys, Key, KeyLimits, all_keys, digest_of
-from gateway.tenants.keys_file import KeysFile
-from gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.errors import Unauthorized
+from picospec.gateway.log_lines import LogLimit
+from picospec.gateway.tenants.keys import InvalidKeys, Key, KeyLimits, all_keys, digest_of
+from picospec.gateway.tenants.keys_file import KeysFile
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 
 PREFIX_BYTES: Final = 8
 """Bytes of a digest by which a key is looked up; the whole digest is compared after that."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import TypeVar
 
-from gateway.errors import Overloaded
+from picospec.gateway.errors import Overloaded
 
 T = TypeVar("T")
 

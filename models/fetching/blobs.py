@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from models.catalogue import ModelFile
-from models.errors import DiskFull, PullError, SourceFailed, WrongHash
-from models.fetching.sources import Progress, Source, sha256_of
-from models.llama import Quantisation, quantise
+from picospec.models.catalogue import ModelFile
+from picospec.models.errors import DiskFull, PullError, SourceFailed, WrongHash
+from picospec.models.fetching.sources import Progress, Source, sha256_of
+from picospec.models.llama import Quantisation, quantise
 
 LOCK_S: Final = 7200.0
 POLL_S: Final = 0.2

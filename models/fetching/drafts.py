@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from models.errors import ModelError
-from models.llama import Model
-from models.store import Store
-from models.tokenizing.vocabulary import Vocabulary, relate
+from picospec.models.errors import ModelError
+from picospec.models.llama import Model
+from picospec.models.store import Store
+from picospec.models.tokenizing.vocabulary import Vocabulary, relate
 
 MIN_RATIO: Final = 2
 """How many times as large as its draft model a target must be: below, drafting takes so long

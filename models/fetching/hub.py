@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from models.catalogue import ModelFile
-from models.digests import file_name, sha256_name
-from models.errors import SourceFailed, WrongHash
-from models.fetching.sources import Progress
+from picospec.models.catalogue import ModelFile
+from picospec.models.digests import file_name, sha256_name
+from picospec.models.errors import SourceFailed, WrongHash
+from picospec.models.fetching.sources import Progress
 
 if TYPE_CHECKING:
     import httpx2

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
-from models.fetching.sources import Progress
+from picospec.models.fetching.sources import Progress
 
 
 @contextmanager

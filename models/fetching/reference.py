@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from models.catalogue import Role
-from models.errors import UnknownModel
+from picospec.models.catalogue import Role
+from picospec.models.errors import UnknownModel
 
 PREFERRED: Final[Mapping[Role, Sequence[str]]] = {
     "target": ["Q8_0", "BF16", "F16", "F32", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0"],

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from models.catalogue import ModelFile
-from models.errors import SourceFailed
+from picospec.models.catalogue import ModelFile
+from picospec.models.errors import SourceFailed
 
 Progress = Callable[[str, int, int], None]
 """It is called with the activity, the bytes done and the bytes in total (0 if unknown)."""

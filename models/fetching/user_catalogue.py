@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import tomlkit
 
-from models.catalogue import Catalogue, ModelFile, Pair, parse
-from models.errors import InvalidCatalogue
+from picospec.models.catalogue import Catalogue, ModelFile, Pair, parse
+from picospec.models.errors import InvalidCatalogue
 
 
 def user_file(environment: Mapping[str, str]) -> Path:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from models.catalogue import ModelFile, Wheel
-from models.errors import SourceFailed, WrongHash
-from models.fetching.sources import Progress, sha256_of
+from picospec.models.catalogue import ModelFile, Wheel
+from picospec.models.errors import SourceFailed, WrongHash
+from picospec.models.fetching.sources import Progress, sha256_of
 
 Download = Callable[[str, Path], None]
 """It downloads the wheel of name==version to a directory, or raises SourceFailed."""

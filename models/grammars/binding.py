@@ -14,8 +14,8 @@ from typing import Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
-from models.errors import InvalidGrammar
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.errors import InvalidGrammar
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 Matcher = LLMatcher
 MatcherTokens = LLTokenizer

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from models.confined import command, environment
-from models.errors import CannotCheck
-from models.grammars.constraint import Constraint
-from models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.confined import command, environment
+from picospec.models.errors import CannotCheck
+from picospec.models.grammars.constraint import Constraint
+from picospec.models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 MAX_LINE_BYTES: Final = 1 << 24
 """Most bytes of an answer, which has the text of a grammar."""
@@ -60,7 +60,7 @@ class Checker:
     async def _start(self) -> Process:
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *command("models.grammars.trial"),
+                *command("picospec.models.grammars.trial"),
                 stdin=PIPE, stdout=PIPE, stderr=DEVNULL, limit=MAX_LINE_BYTES,
                 env=environment(),
             )  # fmt: skip

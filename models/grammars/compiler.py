@@ -8,13 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
-from models.errors import InvalidGrammar
-from models.grammars.binding import MatcherTokens, make_tokenizer
-from models.grammars.checker import Checker
-from models.grammars.constraint import Constraint
-from models.grammars.grammar import Grammar
-from models.grammars.trial import Outcome
-from models.tokenizing.tokenizer import Tokenizer
+from picospec.models.errors import InvalidGrammar
+from picospec.models.grammars.binding import MatcherTokens, make_tokenizer
+from picospec.models.grammars.checker import Checker
+from picospec.models.grammars.constraint import Constraint
+from picospec.models.grammars.grammar import Grammar
+from picospec.models.grammars.trial import Outcome
+from picospec.models.tokenizing.tokenizer import Tokenizer
 
 VERDICTS: Final = 64
 """Constraints of which is known whether they are grammars: half a megabyte each at most."""

@@ -6,7 +6,7 @@ from typing import Final, Self
 
 import msgspec
 
-from models.errors import InvalidGrammar
+from picospec.models.errors import InvalidGrammar
 
 NAME: Final = "structured_outputs"
 """The extra by which an Open asks for a grammar."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import GrammarFailed
-from models.grammars.binding import Matcher, MatcherTokens, make_matcher, reason_of
-from models.kv_reuse import common_prefix
+from picospec.models.errors import GrammarFailed
+from picospec.models.grammars.binding import Matcher, MatcherTokens, make_matcher, reason_of
+from picospec.models.kv_reuse import common_prefix
 
 Logits = NDArray[np.float32]
 

@@ -21,10 +21,15 @@ from typing import Any, Final
 
 import msgspec
 
-from models.confined import limit_memory, limited_cpu
-from models.errors import InvalidGrammar
-from models.grammars.binding import grammar_text, make_matcher, make_tokenizer, reason_of
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.confined import limit_memory, limited_cpu
+from picospec.models.errors import InvalidGrammar
+from picospec.models.grammars.binding import (
+    grammar_text,
+    make_matcher,
+    make_tokenizer,
+    reason_of,
+)
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
 """Most processor time of an attempt. Grammars that clients send take 1 to 50 ms."""

@@ -17,9 +17,9 @@ from typing import Any, Final
 import tokenizers
 from huggingface_hub import snapshot_download
 
-from models.errors import CannotOpen
-from models.tokenizing.chat_template import joined
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.errors import CannotOpen
+from picospec.models.tokenizing.chat_template import joined
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 _TEMPLATES: Final = {
     "default": "chat_template.jinja",

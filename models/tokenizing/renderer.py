@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from models.confined import command, environment
-from models.tokenizing.chat_template import MAX_BYTES, Json
-from models.tokenizing.rendering import CPU_S
+from picospec.models.confined import command, environment
+from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
+from picospec.models.tokenizing.rendering import CPU_S
 
 START_TIMEOUT_S: Final = 60.0
 """The start takes a fifth of a second on an idle machine."""
@@ -92,7 +92,7 @@ class Renderer:
     def _start(self) -> dict[str, Any]:
         """Start a process, and return the properties of its template."""
         process = subprocess.Popen(
-            command("models.tokenizing.rendering"),
+            command("picospec.models.tokenizing.rendering"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -14,8 +14,8 @@ import json
 import sys
 from typing import Any, Final
 
-from models.confined import limit_memory, limited_cpu
-from models.tokenizing.chat_template import ChatTemplate
+from picospec.models.confined import limit_memory, limited_cpu
+from picospec.models.tokenizing.chat_template import ChatTemplate
 
 CPU_S: Final = 2.0
 """Most processor time of a chat. One of 10,000 tokens takes a few milliseconds."""

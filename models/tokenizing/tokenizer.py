@@ -16,9 +16,9 @@ from itertools import chain, count
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from models.tokenizing.chat_template import MAX_BYTES, Json
-from models.tokenizing.infill import Hole, infill_format
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
+from picospec.models.tokenizing.infill import Hole, infill_format
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
 

@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from models.confined import command, environment
-from models.digests import tokenizer_name
-from models.errors import CannotOpen
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.confined import command, environment
+from picospec.models.digests import tokenizer_name
+from picospec.models.errors import CannotOpen
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 TRIAL_S: Final = 60.0
 """Most seconds that a tokenizer may take to be opened and used once: the largest take 10 s on
@@ -87,7 +87,7 @@ def _used_at(path: Path) -> float:
 def _try_out(packed: bytes) -> None:
     try:
         result = subprocess.run(
-            command("models.tokenizing.tokenizer_trial"),
+            command("picospec.models.tokenizing.tokenizer_trial"),
             input=packed,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

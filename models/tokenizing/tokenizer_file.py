@@ -18,13 +18,13 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from models.errors import CannotOpen
-from models.gguf import check_metadata, metadata_of
-from models.llama import Model
-from models.tokenizing.chat_template import joined
-from models.tokenizing.hugging_face import HuggingFaceEncoder, read_directory
-from models.tokenizing.renderer import Renderer
-from models.tokenizing.tokenizer import Encoder, Tokenizer
+from picospec.models.errors import CannotOpen
+from picospec.models.gguf import check_metadata, metadata_of
+from picospec.models.llama import Model
+from picospec.models.tokenizing.chat_template import joined
+from picospec.models.tokenizing.hugging_face import HuggingFaceEncoder, read_directory
+from picospec.models.tokenizing.renderer import Renderer
+from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
 
 MAX_BYTES: Final = 64 << 20
 """Most bytes of a tokenizer, before compression; the largest known ones have 35 MB."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from models.confined import limit_memory
-from models.errors import CannotOpen
-from models.tokenizing.renderer import Overrun
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.confined import limit_memory
+from picospec.models.errors import CannotOpen
+from picospec.models.tokenizing.renderer import Overrun
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 TEXT = "def f(x):\n    return {'a': 1.5}  # \u00e9\u4e2d\U0001f600 " + "a" * 256 + " " * 256
 

@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 
-from speculation.drafting.outcome import DraftCounts, DraftStep, Outcome
-from speculation.drafting.policy import DraftPolicy
-from speculation.drafting.session import DraftingSession
-from speculation.drafting.tally import Tally
-from speculation.drafting.validation import check_commit, check_reject
-from speculation.proposing.latencies import Latencies
-from speculation.proposing.proposer import Proposer
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.facts import MAX_VOCABULARY
-from speculation.protocol.messages import (
+from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Outcome
+from picospec.speculation.drafting.policy import DraftPolicy
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.drafting.tally import Tally
+from picospec.speculation.drafting.validation import check_commit, check_reject
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.facts import MAX_VOCABULARY
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Finish,
@@ -37,8 +37,8 @@ from speculation.protocol.messages import (
     Reject,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken, mark_ahead
-from speculation.smoothing import smoothed
+from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
+from picospec.speculation.smoothing import smoothed
 
 
 class DraftMachine:

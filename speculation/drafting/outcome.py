@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from speculation.protocol.messages import Commit, Finish, Pushed, TokenId
+from picospec.speculation.protocol.messages import Commit, Finish, Pushed, TokenId
 
 
 @dataclass(frozen=True, slots=True)

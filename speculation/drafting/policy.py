@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Final, Protocol
 
-from speculation.drafting.rest import should_rest
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import Limits
+from picospec.speculation.drafting.rest import should_rest
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import Limits
 
 MAX_UNSENT_SHARE: Final = 1 / 8
 """Share of the draft tokens away that may wait to be sent: the passes that are about to start

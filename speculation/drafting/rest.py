@@ -13,16 +13,16 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
 
 MAX_MISSES: Final = 6
-"""Misses in a row before the edge rests. Found with `python -m bench.simulator`: 4 slows chat
-with poor drafts by 2 %, 6 does not."""
+"""Misses in a row before the edge rests. Found with `python -m picospec.bench.simulator`: 4
+slows chat with poor drafts by 2 %, 6 does not."""
 
 MAX_UNUSED: Final = 24
 """Unused Commits in a row before the edge rests, beyond those that a round trip may hold. Found
-with `python -m bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %."""
+with `python -m picospec.bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %."""
 
 MAX_REST_TOKENS: Final = 32
 """Committed tokens after which a resting edge tries again at the latest."""

@@ -11,8 +11,12 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from math import prod
 
-from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError, TailExhausted
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    TailExhausted,
+)
+from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     FinishReason,
@@ -20,8 +24,8 @@ from speculation.protocol.messages import (
     Reject,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import recover
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.judging import recover
 
 
 class DraftingSession:

@@ -6,7 +6,7 @@ Commits are all there is to count: each shows one pass, and the draft tokens tha
 
 from __future__ import annotations
 
-from speculation.protocol.messages import Commit, Finish, Totals
+from picospec.speculation.protocol.messages import Commit, Finish, Totals
 
 
 class Tally:

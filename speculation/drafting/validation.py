@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.facts import MAX_VERIFY
-from speculation.protocol.messages import Commit, Open, Reject, TokenId
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.facts import MAX_VERIFY
+from picospec.speculation.protocol.messages import Commit, Open, Reject, TokenId
 
 
 def check_commit(commit: Commit, request: Open, vocabulary_size: int) -> None:

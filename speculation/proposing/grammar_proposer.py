@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from speculation.proposing.latencies import Latencies
-from speculation.proposing.proposer import Proposer
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 
 class Grammar(Protocol):

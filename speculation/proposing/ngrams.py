@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
-from speculation.protocol.messages import TokenId
+from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8, 3, 1)
 """Lengths of the n-grams kept, longest first: a match of 8 to 15 tokens counts as one of 8."""

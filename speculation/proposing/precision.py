@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from speculation.protocol.messages import TokenId
-from speculation.smoothing import smoothed
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.smoothing import smoothed
 
 MIN_WEIGHT: Final = 1 / 32
 """Weight of the latest observation once so many were seen: the estimate follows the text."""

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from speculation.proposing.ngrams import Gram
-from speculation.proposing.precision import Continuation, Precision
-from speculation.protocol.messages import TokenId
+from picospec.speculation.proposing.ngrams import Gram
+from picospec.speculation.proposing.precision import Continuation, Precision
+from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (8, 3, 1)
 """Lengths of the n-grams by which a lost place is found, longest first."""

@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from speculation.proposing.latencies import Latencies
-from speculation.proposing.ngrams import Index, PromptGrams, resumption
-from speculation.proposing.precision import Continuation, Precision
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_token import DraftToken
-from speculation.smoothing import smoothed
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.ngrams import Index, PromptGrams, resumption
+from picospec.speculation.proposing.precision import Continuation, Precision
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.smoothing import smoothed
 
 MIN_UNREAD_LENGTH: Final = 3
 """Tokens that must match before a token is proposed unread; shorter matches are only read."""
@@ -40,11 +40,12 @@ it sees."""
 
 MAX_STEPS_A_PASS: Final = 6
 """No token is proposed unread where a pass lasts longer than so many draft steps: the draft
-model then fills the pass by itself. Found with `python -m bench.predictions`."""
+model then fills the pass by itself. Found with `python -m picospec.bench.predictions`."""
 
 RISK_MARGIN: Final = 2.0
 """Factor by which the expected loss of a wrong unread token is raised: the draft tokens after
-it are lost as well. Found with `python -m bench.simulator`: 2 loses at most 1 % in any cell."""
+it are lost as well. Found with `python -m picospec.bench.simulator`: 2 loses at most 1 % in any
+cell."""
 
 READING_PRIOR: Final = 0.25
 """What reading one more token takes the draft model, in draft steps, until it is measured."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 
 class Proposer(Protocol):

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from speculation.protocol.errors import LocalProtocolError, MalformedFrame
+from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
 
 MAX_VARINT_BYTES: Final = 9  # 63 bits: seeds are the largest numbers sent
 

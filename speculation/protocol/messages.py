@@ -14,11 +14,11 @@ from typing import Literal, Self
 
 import msgspec
 
-from speculation.protocol.facts import PROTOCOL_VERSION as PROTOCOL_VERSION
-from speculation.protocol.facts import Judge as Judge
-from speculation.protocol.facts import Limits as Limits
-from speculation.protocol.facts import ModelFacts as ModelFacts
-from speculation.protocol.facts import TokenId as TokenId
+from picospec.speculation.protocol.facts import PROTOCOL_VERSION as PROTOCOL_VERSION
+from picospec.speculation.protocol.facts import Judge as Judge
+from picospec.speculation.protocol.facts import Limits as Limits
+from picospec.speculation.protocol.facts import ModelFacts as ModelFacts
+from picospec.speculation.protocol.facts import TokenId as TokenId
 
 BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without

@@ -10,8 +10,15 @@ from typing import Final, Protocol
 
 import msgspec
 
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import Fill, Judge, ModelFacts, Open, Sampling, TokenId
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import (
+    Fill,
+    Judge,
+    ModelFacts,
+    Open,
+    Sampling,
+    TokenId,
+)
 
 
 class AskedSampling(Protocol):

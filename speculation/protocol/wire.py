@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar, get_args
 
-from speculation.protocol import messages
-from speculation.protocol.codec import (
+from picospec.speculation.protocol import messages
+from picospec.speculation.protocol.codec import (
     BOOL,
     FLOAT32,
     TENTH_MS,
@@ -34,9 +34,9 @@ from speculation.protocol.codec import (
     record,
     rest,
 )
-from speculation.protocol.codec import MAX_VARINT_BYTES as MAX_VARINT_BYTES
-from speculation.protocol.errors import LocalProtocolError, MalformedFrame
-from speculation.protocol.messages import Commit, Draft, Message
+from picospec.speculation.protocol.codec import MAX_VARINT_BYTES as MAX_VARINT_BYTES
+from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
+from picospec.speculation.protocol.messages import Commit, Draft, Message
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""

@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from speculation.protocol.messages import Open, TokenId
-from speculation.sampling.distributions import Logits
-from speculation.sampling.logit_settings import LogitSettings
-from speculation.sampling.noise import Tokens
-from speculation.sampling.seen_tokens import SeenTokens
+from picospec.speculation.protocol.messages import Open, TokenId
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.sampling.noise import Tokens
+from picospec.speculation.sampling.seen_tokens import SeenTokens
 
 Adjust = Callable[[Logits, Sequence[TokenId]], Logits]
 """Adjust(logits, output) returns what the logits (float32[V]) become of the position after the

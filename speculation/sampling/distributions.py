@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling.noise import Floats, Tokens, gumbel
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling.noise import Floats, Tokens, gumbel
 
 Logits = NDArray[np.float32]
 _Weighted = tuple[Tokens, Floats]

@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from speculation.protocol.messages import Sampling, TokenId
-from speculation.sampling.distributions import (
+from picospec.speculation.protocol.messages import Sampling, TokenId
+from picospec.speculation.sampling.distributions import (
     GREEDY_BELOW,
     Q_SCALE,
     Logits,
@@ -23,8 +23,8 @@ from speculation.sampling.distributions import (
     quantise,
     top,
 )
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.noise import Floats, gumbel, place
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.noise import Floats, gumbel, place
 
 DraftSampler = Callable[[Logits, int], DraftToken]
 """DraftSampler(logits, position) returns the draft token for an output position.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import QuantisedDistribution
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import QuantisedDistribution
 
 Origin = Literal["draft", "ahead", "lookup", "grammar", "target"]
 """Who had a token first: the draft model; text that it read ahead and agreed with; prompt

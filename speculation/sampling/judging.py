@@ -21,15 +21,15 @@ from typing import Final
 
 import numpy as np
 
-from speculation.protocol.errors import RemoteProtocolError, TailExhausted
-from speculation.protocol.messages import Reject, TokenId
-from speculation.sampling.distributions import (
+from picospec.speculation.protocol.errors import RemoteProtocolError, TailExhausted
+from picospec.speculation.protocol.messages import Reject, TokenId
+from picospec.speculation.sampling.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
     head_of,
 )
-from speculation.sampling.noise import Floats, Tokens
+from picospec.speculation.sampling.noise import Floats, Tokens
 
 Row = Callable[[int], Distribution]
 """Row(i): the target's distribution p at the i-th position of the pass, i = 0..K."""

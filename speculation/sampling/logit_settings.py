@@ -8,8 +8,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import Open, TokenId
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import Open, TokenId
 
 MAX_BIASES: Final = 1024
 """Most tokens in a logit_bias, because each row of the session pays for them."""

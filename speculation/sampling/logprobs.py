@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from speculation.protocol.messages import TokenId, TokenLogprob
-from speculation.sampling.distributions import Logits, top
+from picospec.speculation.protocol.messages import TokenId, TokenLogprob
+from picospec.speculation.sampling.distributions import Logits, top
 
 
 def logprob_of(logits: Logits, token: TokenId, most: int) -> TokenLogprob:

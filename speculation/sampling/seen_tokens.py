@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Logits
-from speculation.sampling.noise import Tokens
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.noise import Tokens
 
 FEW: Final = 32
 """Up to so many tokens are added one by one. A token takes about 10 us, and sorting the whole

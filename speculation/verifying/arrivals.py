@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from speculation.smoothing import smoothed
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.smoothing import smoothed
+from picospec.speculation.verifying.session import VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
 """A draft token that is overdue by so many intervals is no longer expected."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, TokenId
-from speculation.smoothing import smoothed
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft, TokenId
+from picospec.speculation.smoothing import smoothed
 
 ACCEPTANCE_PRIOR: Final = 0.9
 """The estimated acceptance before any draft token was compared; it counts as one observation.
 It is rather too high, because at first a row too many costs less than one too few. Found with
-`python -m bench.simulator`: 0.8 slows code by 2 %."""
+`python -m picospec.bench.simulator`: 0.8 slows code by 2 %."""
 
 ACCEPTANCE_WEIGHT: Final = 1 / 16
 """Weight of the latest comparison in the running mean; the first few weigh more."""

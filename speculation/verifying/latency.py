@@ -24,7 +24,7 @@ from itertools import accumulate
 from statistics import fmean, median
 from typing import Final
 
-from speculation.smoothing import smoothed
+from picospec.speculation.smoothing import smoothed
 
 MIN_SAMPLES: Final = 3
 """Passes of a size before its latency is trusted: one slow pass proves nothing."""

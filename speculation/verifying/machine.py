@@ -18,7 +18,7 @@ from itertools import islice
 from math import inf
 from typing import Final
 
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.messages import (
     Down,
     Draft,
     Limits,
@@ -27,12 +27,12 @@ from speculation.protocol.messages import (
     TokenId,
     TokenLogprob,
 )
-from speculation.sampling.judging import Judgement
-from speculation.verifying.arrivals import Arrivals
-from speculation.verifying.latency import PassLatency
-from speculation.verifying.pass_policy import hold_s, waiting
-from speculation.verifying.row_allocation import allocate
-from speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.verifying.arrivals import Arrivals
+from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.pass_policy import hold_s, waiting
+from picospec.speculation.verifying.row_allocation import allocate
+from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6
 """The shortest time that a pass counts as, where clocks leave less of it."""

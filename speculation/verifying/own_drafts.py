@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from speculation.proposing.ngrams import resumption
-from speculation.proposing.precision import Continuation, Precision
-from speculation.proposing.prediction import Prediction
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Draft, Limits, Open, TokenId
-from speculation.sampling.draft_token import DraftToken
-from speculation.verifying.chain import HeldChain
+from picospec.speculation.proposing.ngrams import resumption
+from picospec.speculation.proposing.precision import Continuation, Precision
+from picospec.speculation.proposing.prediction import Prediction
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol.messages import Draft, Limits, Open, TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.verifying.chain import HeldChain
 
 MAX_TEXT_TOKENS: Final = 2048
 """Tokens of the text that a session begins with, its last ones, in which matches are looked

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from speculation.protocol.messages import Fill
-from speculation.verifying.arrivals import LATE_INTERVALS, Arrivals
-from speculation.verifying.latency import PassLatency
-from speculation.verifying.row_allocation import best_rate, expected_tokens
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.protocol.messages import Fill
+from picospec.speculation.verifying.arrivals import LATE_INTERVALS, Arrivals
+from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.row_allocation import best_rate, expected_tokens
+from picospec.speculation.verifying.session import VerifyingSession
 
 MAX_HELD_FOR: Final = 4
 """Pending draft tokens from which on no pass is held: more would come too late to earn much."""

@@ -14,12 +14,13 @@ from itertools import accumulate
 from math import inf
 from typing import Final
 
-from speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.latency import PassLatency
 
 MIN_GAIN: Final = 1.1
 """No draft token is judged unless tokens per second rise by this factor. A run of accepted
-tokens makes acceptance look better than it is. Found with `python -m bench.simulator` where a
-row costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without, 2 % with it."""
+tokens makes acceptance look better than it is. Found with `python -m picospec.bench.simulator`
+where a row costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without, 2 % with
+it."""
 
 
 def expected_tokens(acceptance: float, drafts: int) -> float:

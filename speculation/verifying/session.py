@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from speculation.proposing.precision import Continuation
-from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from speculation.protocol.messages import (
+from picospec.speculation.proposing.precision import Continuation
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Finish,
@@ -30,10 +30,10 @@ from speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
-from speculation.verifying.chain import HeldChain
-from speculation.verifying.own_drafts import OwnDrafts
-from speculation.verifying.validation import check_form, check_place
+from picospec.speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
+from picospec.speculation.verifying.chain import HeldChain
+from picospec.speculation.verifying.own_drafts import OwnDrafts
+from picospec.speculation.verifying.validation import check_form, check_place
 
 NO_CHANCE: Final[Iterator[float]] = iter(())
 """For sessions judged `coupled`, which draw nothing."""

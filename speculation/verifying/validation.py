@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, Judge, TokenId
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.judging import Rejection
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft, Judge, TokenId
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.judging import Rejection
 
 
 def check_form(draft: Draft, judge: Judge, *, vocabulary_size: int) -> None:

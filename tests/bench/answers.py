@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.data.host import Host
-from bench.data.results import Answer, Results, Settings, rows
+from picospec.bench.data.host import Host
+from picospec.bench.data.results import Answer, Results, Settings, rows
 
 
 def answer(

@@ -25,7 +25,7 @@ def paper_rate(
     alpha: float, gamma: int, *, draft_s: float, rtt_s: float, pass_s: float
 ) -> float:
     """Return tokens per second of PicoSpec as published (arXiv:2603.19133, section 3), with the
-    bonus token that `bench.round_policy` gives it.
+    bonus token that `picospec.bench.round_policy` gives it.
 
     A round that is accepted, and whose bonus token was drafted too, hides the drafting of the
     next one. Any other breaks the chain, and the edge drafts anew.

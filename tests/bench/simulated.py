@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench.link.path import Conditions
-from bench.simulator.arms import Arm
-from bench.simulator.edge import Answer
-from bench.simulator.hosts import Hosts, gpu
-from bench.simulator.source import Source
-from bench.simulator.world import World, simulate
-from speculation.protocol.messages import Limits
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.arms import Arm
+from picospec.bench.simulator.edge import Answer
+from picospec.bench.simulator.hosts import Hosts, gpu
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.world import World, simulate
+from picospec.speculation.protocol.messages import Limits
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)

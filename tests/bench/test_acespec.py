@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.simulator.acespec import branches_by_depth
-from bench.simulator.arms import acespec, paper
-from bench.simulator.hosts import gpu
-from bench.simulator.source import synthetic
+from picospec.bench.simulator.acespec import branches_by_depth
+from picospec.bench.simulator.arms import acespec, paper
+from picospec.bench.simulator.hosts import gpu
+from picospec.bench.simulator.source import synthetic
 from tests.bench import closed_forms
 from tests.bench.simulated import DRAFT_S, PASS_S, rounded, run, whole_gaps_s
 

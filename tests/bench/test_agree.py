@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.__main__ import app
-from bench.data.files import save
-from bench.data.results import Results
-from bench.simulator.agree import Agreement, compare, predict, summary
-from bench.simulator.hosts import gpu
-from bench.simulator.table import SimulatedRow
-from bench.traces.files import Trace
+from picospec.bench.__main__ import app
+from picospec.bench.data.files import save
+from picospec.bench.data.results import Results
+from picospec.bench.simulator.agree import Agreement, compare, predict, summary
+from picospec.bench.simulator.hosts import gpu
+from picospec.bench.simulator.table import SimulatedRow
+from picospec.bench.traces.files import Trace
 from tests.bench.answers import answer, results
 
 ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")

@@ -8,15 +8,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench.__main__ import app
-from bench.data.files import load
-from bench.data.prompts import Prompt
-from bench.data.results import Results
-from bench.link.path import Conditions
-from bench.run.arms import parse
-from bench.run.measuring import Run
-from bench.run.plan import Plan
-from bench.run.services import ServicesPlan
+from picospec.bench.__main__ import app
+from picospec.bench.data.files import load
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.results import Results
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.arms import parse
+from picospec.bench.run.measuring import Run
+from picospec.bench.run.plan import Plan
+from picospec.bench.run.services import ServicesPlan
 
 ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"
 SMALL = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}

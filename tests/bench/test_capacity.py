@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.__main__ import app
-from bench.capacity.clients import ScriptedDrafter
-from bench.capacity.figures import Answered, Capacity, Figures, figures, predict
-from bench.capacity.loading import Load, dealt
-from bench.data.files import load as read
-from bench.data.prompts import Prompt
-from bench.link.path import Conditions
-from bench.run.services import Services, ServicesPlan, free_port
-from bench.simulator.arms import Arm, picospec
-from bench.simulator.clock import Curve
-from bench.simulator.hosts import gpu
-from bench.simulator.source import Source, synthetic, traced
-from bench.simulator.world import World
-from bench.traces.files import Trace
-from bench.traces.record import Subject, traces
-from models.store import open_store
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_sampler import DraftSampler
+from picospec.bench.__main__ import app
+from picospec.bench.capacity.clients import ScriptedDrafter
+from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures, predict
+from picospec.bench.capacity.loading import Load, dealt
+from picospec.bench.data.files import load as read
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.services import Services, ServicesPlan, free_port
+from picospec.bench.simulator.arms import Arm, picospec
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import gpu
+from picospec.bench.simulator.source import Source, synthetic, traced
+from picospec.bench.simulator.world import World
+from picospec.bench.traces.files import Trace
+from picospec.bench.traces.record import Subject, traces
+from picospec.models.store import open_store
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_sampler import DraftSampler
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import STREAMS, V, said
 

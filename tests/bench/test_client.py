@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from bench.run.client import AnswerError, Client, Question
+from picospec.bench.run.client import AnswerError, Client, Question
 
 QUESTION = Question("Say hello.", 0.0, seed=7, tokens=5)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from bench.data.prompts import Prompt
-from bench.identity.answers import Answer
-from bench.identity.comparison import batched, compare, is_defect, tally
-from bench.identity.ties import Parting
-from bench.run.client import Reply
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.identity.answers import Answer
+from picospec.bench.identity.comparison import batched, compare, is_defect, tally
+from picospec.bench.identity.ties import Parting
+from picospec.bench.run.client import Reply
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
 PARTED = Parting(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)

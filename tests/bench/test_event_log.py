@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from bench.link.path import Conditions
-from bench.simulator.event_log import events, report
-from bench.simulator.source import synthetic
-from bench.simulator.world import World
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.event_log import events, report
+from picospec.bench.simulator.source import synthetic
+from picospec.bench.simulator.world import World
 from tests.bench.simulated import GPU
 
 

@@ -11,14 +11,14 @@ from typing import cast
 
 import pytest
 
-from bench.gpu_check import __main__ as command_line
-from bench.gpu_check.host import command, host
-from bench.gpu_check.parts import Check
-from bench.gpu_check.serving import PARTS, Serving
-from bench.link.path import Conditions
-from bench.run.client import Reply
-from bench.run.services import Services, ServicesPlan
-from gateway.hosting.processes import ServiceDied
+from picospec.bench.gpu_check import __main__ as command_line
+from picospec.bench.gpu_check.host import command, host
+from picospec.bench.gpu_check.parts import Check
+from picospec.bench.gpu_check.serving import PARTS, Serving
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.client import Reply
+from picospec.bench.run.services import Services, ServicesPlan
+from picospec.gateway.hosting.processes import ServiceDied
 
 
 async def fine() -> tuple[bool, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.host import stolen_s
+from picospec.bench.data.host import stolen_s
 
 
 def test_stolen_time_is_the_eighth_of_the_kernels_counters(tmp_path: Path) -> None:

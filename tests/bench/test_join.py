@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.data.host import Host
-from bench.data.results import Results
-from bench.report.join import joined
+from picospec.bench.data.host import Host
+from picospec.bench.data.results import Results
+from picospec.bench.report.join import joined
 from tests.bench.answers import answer, results
 
 

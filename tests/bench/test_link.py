@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from bench.link.path import Conditions
-from bench.link.relay_server import Link
+from picospec.bench.link.path import Conditions
+from picospec.bench.link.relay_server import Link
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

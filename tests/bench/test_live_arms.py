@@ -7,8 +7,8 @@ from typing import cast
 
 import httpx
 
-from bench.run.client import Client, Question
-from bench.run.live_arms import LiveArm
+from picospec.bench.run.client import Client, Question
+from picospec.bench.run.live_arms import LiveArm
 
 QUESTION = Question("why?", 0.0, 7, 64)
 

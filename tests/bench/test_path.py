@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.link.path import Conditions, Path
+from picospec.bench.link.path import Conditions, Path
 
 
 def test_an_ideal_path_takes_half_the_round_trip() -> None:

@@ -8,10 +8,10 @@ from itertools import groupby
 
 import pytest
 
-from bench.data.prompts import Prompt
-from bench.link.path import Conditions
-from bench.run.arms import parse
-from bench.run.plan import Plan, turns
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.arms import parse
+from picospec.bench.run.plan import Plan, turns
 
 PROMPTS = [Prompt(f"p{i}", "code", f"Say {i}.") for i in range(3)]
 LINKS = [Conditions(10), Conditions(50), Conditions(100)]

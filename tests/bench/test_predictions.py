@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.predictions import __main__ as predictions
-from bench.predictions.__main__ import ARMS, RTTS_MS
-from bench.predictions.plots import draw
-from bench.simulator import capacity as capacities
-from bench.simulator.capacity import CLIENTS, Crowd, capacity, crowds
-from bench.simulator.hosts import POINTS, gpu
-from bench.simulator.source import synthetic
-from bench.simulator.table import Group
+from picospec.bench.predictions import __main__ as predictions
+from picospec.bench.predictions.__main__ import ARMS, RTTS_MS
+from picospec.bench.predictions.plots import draw
+from picospec.bench.simulator import capacity as capacities
+from picospec.bench.simulator.capacity import CLIENTS, Crowd, capacity, crowds
+from picospec.bench.simulator.hosts import POINTS, gpu
+from picospec.bench.simulator.source import synthetic
+from picospec.bench.simulator.table import Group
 
 POINT = next(iter(POINTS))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.prompts import Prompt
-from bench.data.results import Answer
-from bench.traces.files import Trace
-from bench.traces.record import Subject, answered, traces
-from edge_agent.draft_model.loading import find
-from models.store import open_store
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.results import Answer
+from picospec.bench.traces.files import Trace
+from picospec.bench.traces.record import Subject, answered, traces
+from picospec.edge_agent.draft_model.loading import find
+from picospec.models.store import open_store
 from tests.bench.answers import answer, results
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data.statistics import Mean, mean
-from bench.report.costs import figures
-from bench.report.differences import first_difference
-from bench.report.markdown import markdown
-from bench.report.plots import draw
-from bench.report.speedups import Comparison
+from picospec.bench.data.statistics import Mean, mean
+from picospec.bench.report.costs import figures
+from picospec.bench.report.differences import first_difference
+from picospec.bench.report.markdown import markdown
+from picospec.bench.report.plots import draw
+from picospec.bench.report.speedups import Comparison
 from tests.bench.answers import answer, results
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.files import load, save
-from bench.data.results import Results, rows, waiting
+from picospec.bench.data.files import load, save
+from picospec.bench.data.results import Results, rows, waiting
 from tests.bench.answers import answer, results
 
 FIELDS = [

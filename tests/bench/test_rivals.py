@@ -11,17 +11,17 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench.__main__ import app
-from bench.data.files import load
-from bench.data.prompts import Prompt
-from bench.data.results import Results
-from bench.link.path import Conditions
-from bench.run.arms import parse
-from bench.run.measuring import Run
-from bench.run.plan import Plan, stints, turns
-from bench.run.rivals import Rival
-from bench.run.services import ServicesPlan
-from bench.run.stock_vllm import flags
+from picospec.bench.__main__ import app
+from picospec.bench.data.files import load
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.results import Results
+from picospec.bench.link.path import Conditions
+from picospec.bench.run.arms import parse
+from picospec.bench.run.measuring import Run
+from picospec.bench.run.plan import Plan, stints, turns
+from picospec.bench.run.rivals import Rival
+from picospec.bench.run.services import ServicesPlan
+from picospec.bench.run.stock_vllm import flags
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"
 ENGINES = ["", "cloud-vllm", "cloud-ngram:3"]

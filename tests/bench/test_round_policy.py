@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bench.round_policy import RoundPolicy
-from edge_agent.metrics import EdgeMetrics
-from speculation.drafting.machine import DraftMachine
-from speculation.protocol.messages import (
+from picospec.bench.round_policy import RoundPolicy
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -22,7 +22,7 @@ from speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.edge_agent import driven
 from tests.edge_agent.fakes import CountingSlot, ScriptedLink
 

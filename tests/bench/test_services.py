@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.run.services import Services, ServicesPlan
-from gateway.hosting.processes import ServiceDied
+from picospec.bench.run.services import Services, ServicesPlan
+from picospec.gateway.hosting.processes import ServiceDied
 
 
 async def test_a_verifier_that_dies_at_start_is_the_error_and_not_a_long_wait() -> None:

@@ -12,18 +12,26 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.__main__ import app
-from bench.data.prompts import sampling
-from bench.link.path import Conditions
-from bench.simulator.arms import Arm, paper
-from bench.simulator.edge import Answer, steadied
-from bench.simulator.hosts import gpu, hosts_of
-from bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from bench.simulator.table import BRANCHES, GAMMAS, Group, candidates, groups, rows, speedups
-from bench.simulator.world import World
-from bench.traces.files import Trace
-from speculation.sampling.distributions import distribution
-from speculation.sampling.noise import place
+from picospec.bench.__main__ import app
+from picospec.bench.data.prompts import sampling
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.arms import Arm, paper
+from picospec.bench.simulator.edge import Answer, steadied
+from picospec.bench.simulator.hosts import gpu, hosts_of
+from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
+from picospec.bench.simulator.table import (
+    BRANCHES,
+    GAMMAS,
+    Group,
+    candidates,
+    groups,
+    rows,
+    speedups,
+)
+from picospec.bench.simulator.world import World
+from picospec.bench.traces.files import Trace
+from picospec.speculation.sampling.distributions import distribution
+from picospec.speculation.sampling.noise import place
 
 V = 16
 GPU = World(gpu(0.1, 0.01), Conditions())

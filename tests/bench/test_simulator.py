@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.link.path import Conditions
-from bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
-from bench.simulator.clock import Clock, Curve
-from bench.simulator.hosts import CPU_BOX, Hosts, gpu
-from bench.simulator.source import WRONG, Source, synthetic
-from bench.simulator.world import World, simulate
-from speculation.protocol.messages import Limits
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
+from picospec.bench.simulator.clock import Clock, Curve
+from picospec.bench.simulator.hosts import CPU_BOX, Hosts, gpu
+from picospec.bench.simulator.source import WRONG, Source, synthetic
+from picospec.bench.simulator.world import World, simulate
+from picospec.speculation.protocol.messages import Limits
+from picospec.verifier.settings import MAX_VERIFY
 from tests.bench import closed_forms
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps_s
-from verifier.settings import MAX_VERIFY
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench.link.path import Conditions
-from bench.simulator.arms import Arm, colocated, paper, picospec, sync
-from bench.simulator.clock import Curve
-from bench.simulator.hosts import gpu
-from bench.simulator.source import synthetic
-from bench.simulator.world import World, simulate
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.arms import Arm, colocated, paper, picospec, sync
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import gpu
+from picospec.bench.simulator.source import synthetic
+from picospec.bench.simulator.world import World, simulate
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.calibrate import draft_timing
-from bench.calibrate.pass_timing import (
+from picospec.bench.calibrate import draft_timing
+from picospec.bench.calibrate.pass_timing import (
     Drafted,
     Question,
     TimingError,
@@ -17,13 +17,21 @@ from bench.calibrate.pass_timing import (
     line,
     period_s,
 )
-from bench.data.files import load, save
-from bench.data.host import Host
-from bench.data.speeds import Speeds
-from bench.simulator.hosts import hosts_of
-from speculation.protocol.messages import Commit, Down, Draft, Finish, Limits, Opened, TokenId
-from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
+from picospec.bench.data.files import load, save
+from picospec.bench.data.host import Host
+from picospec.bench.data.speeds import Speeds
+from picospec.bench.simulator.hosts import hosts_of
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Limits,
+    Opened,
+    TokenId,
+)
+from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftToken
 
 ANSWER = tuple(range(100, 140))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.identity.ties import RESOLUTION, Parting, TokenScores, parting
+from picospec.bench.identity.ties import RESOLUTION, Parting, TokenScores, parting
 
 
 def quiet(position: int, piece: bytes) -> float:

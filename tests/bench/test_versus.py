@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench.data.prompts import Prompt
-from bench.data.results import Answer
-from bench.run.versus import Key, deal, report
+from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.results import Answer
+from picospec.bench.run.versus import Key, deal, report
 from tests.bench.answers import answer
 
 

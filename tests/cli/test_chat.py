@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from cli.chat import AnswerView, answer, coloured
-from cli.chat_client import (
+from picospec.cli.chat import AnswerView, answer, coloured
+from picospec.cli.chat_client import (
     ChatError,
     Chunk,
     Model,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from cli.main import app
-from gateway.tenants.keys import KeyLimits, digest_of, read_keys
+from picospec.cli.main import app
+from picospec.gateway.tenants.keys import KeyLimits, digest_of, read_keys
 
 
 def test_the_key_that_is_printed_is_the_one_whose_hash_is_in_the_file(tmp_path: Path) -> None:

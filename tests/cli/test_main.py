@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.doctor import examination
-from cli.main import app
+from picospec.cli.doctor import examination
+from picospec.cli.main import app
 
 runner = CliRunner()
 
@@ -19,13 +19,13 @@ runner = CliRunner()
 @pytest.mark.parametrize(
     ("command", "becomes"),
     [
-        (["edge", "--port", "8001"], ["edge_agent", "--port", "8001"]),
+        (["edge", "--port", "8001"], ["picospec.edge_agent", "--port", "8001"]),
         (
             ["verifier", "--target", "vllm", "--help"],
-            ["verifier", "--target", "vllm", "--help"],
+            ["picospec.verifier", "--target", "vllm", "--help"],
         ),
-        (["bench", "run", "--rtt", "10,50"], ["bench", "run", "--rtt", "10,50"]),
-        (["simulate", "--rtt", "10"], ["bench", "simulate", "--rtt", "10"]),
+        (["bench", "run", "--rtt", "10,50"], ["picospec.bench", "run", "--rtt", "10,50"]),
+        (["simulate", "--rtt", "10"], ["picospec.bench", "simulate", "--rtt", "10"]),
     ],
 )
 def test_a_service_gets_its_arguments_as_they_are(

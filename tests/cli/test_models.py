@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.models import models_app
-from models.store import open_store
+from picospec.cli.models import models_app
+from picospec.models.store import open_store
 from tests.models.hub_server import FakeHub
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.run.services import free_port
-from cli.doctor.examination import examine
-from models.gguf import is_exact
-from models.store import open_store
+from picospec.bench.run.services import free_port
+from picospec.cli.doctor.examination import examine
+from picospec.models.gguf import is_exact
+from picospec.models.store import open_store
 
 pytestmark = pytest.mark.models
 

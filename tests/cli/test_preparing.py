@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli import preparing
-from cli.preparing import Wanted, prepare, with_threads
-from gateway.hosting.cores import Pins
-from gateway.hosting.processes import ServiceError
-from models.errors import UnknownModel
-from models.gguf import is_exact
-from models.store import Store, open_store
+from picospec.cli import preparing
+from picospec.cli.preparing import Wanted, prepare, with_threads
+from picospec.gateway.hosting.cores import Pins
+from picospec.gateway.hosting.processes import ServiceError
+from picospec.models.errors import UnknownModel
+from picospec.models.gguf import is_exact
+from picospec.models.store import Store, open_store
 from tests.models.hub_server import FakeHub
 
 QUIET = Console(file=io.StringIO())

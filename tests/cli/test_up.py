@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.run.services import free_port
-from cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
-from gateway.hosting.processes import Service, ServiceError
+from picospec.bench.run.services import free_port
+from picospec.cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
+from picospec.gateway.hosting.processes import Service, ServiceError
 
 FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
 
@@ -46,8 +46,8 @@ def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
     verifier, edge = Plan(edge_port=1, verifier_port=2).services()
 
     python, here = sys.executable, ("--host", "127.0.0.1")
-    assert verifier.command == (python, "-P", "-m", "verifier", "--port", "2", *here)
-    assert edge.command[:8] == (python, "-P", "-m", "edge_agent", "--port", "1", *here)
+    assert verifier.command == (python, "-P", "-m", "picospec.verifier", "--port", "2", *here)
+    assert edge.command[:8] == (python, "-P", "-m", "picospec.edge_agent", "--port", "1", *here)
     assert edge.command[8:] == ("--verifier-url", "http://127.0.0.1:2")
 
 

@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.run.services import Services, ServicesPlan
+from picospec.bench.run.services import Services, ServicesPlan
 from tests.clients.hostile_bodies import hostile
 
 MODEL = "smollm2"

@@ -12,12 +12,12 @@ from collections.abc import AsyncGenerator
 
 import uvicorn
 
-from gateway.app import create_app
-from gateway.ports import Delta, Facts, Job, Statistics
-from gateway.settings import GatewaySettings
-from models.store import open_store
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.gateway.app import create_app
+from picospec.gateway.ports import Delta, Facts, Job, Statistics
+from picospec.gateway.settings import GatewaySettings
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 MODEL = "scripted"
 SCRIPT = (

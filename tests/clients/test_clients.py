@@ -20,7 +20,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 from tests.clients.scripted_service import MODEL as SCRIPTED
 from tests.edge_agent.processes import ROOT
 

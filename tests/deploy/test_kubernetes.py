@@ -17,9 +17,9 @@ import jsonschema
 import pytest
 import yaml
 
-import edge_agent.settings
-import verifier.settings
-from edge_agent.__main__ import GRACE_S
+import picospec.edge_agent.settings
+import picospec.verifier.settings
+from picospec.edge_agent.__main__ import GRACE_S
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "deploy/k8s"
@@ -133,8 +133,8 @@ def test_the_edges_know_every_verifier_by_its_name() -> None:
 
 
 def test_a_pod_is_given_the_time_that_it_takes_to_drain() -> None:
-    cloud = verifier.settings.load(None, {}, {})
-    edge = edge_agent.settings.load(None, {}, {})
+    cloud = picospec.verifier.settings.load(None, {}, {})
+    edge = picospec.edge_agent.settings.load(None, {}, {})
     needs = {
         "picospec-verifier": cloud.drain_timeout_s + cloud.stop_timeout_s,
         "picospec-edge": edge.drain_timeout_s + GRACE_S,

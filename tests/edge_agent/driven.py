@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent.driver import DraftModel, Driver
-from edge_agent.metrics import EdgeMetrics
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.policy import DraftPolicy, StreamPolicy
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
-from speculation.sampling import draft_sampler
+from picospec.edge_agent.driver import DraftModel, Driver
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
+from picospec.speculation.sampling import draft_sampler
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, ScriptedSessions
 
 PROMPT = (50, 51, 52)

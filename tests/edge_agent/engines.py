@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
-from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.driver import Link
-from edge_agent.engine import EdgeEngine
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.speculation import Speculation
-from gateway.errors import ApiError
-from gateway.ports import Delta, Job, Sampling
-from gateway.tracing import Span
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.vocabulary import Relation, Vocabulary
-from speculation.protocol.messages import (
+from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.driver import Link
+from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.errors import ApiError
+from picospec.gateway.ports import Delta, Job, Sampling
+from picospec.gateway.tracing import Span
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.vocabulary import Relation, Vocabulary
+from picospec.speculation.protocol.messages import (
     Down,
     ModelFacts,
     Open,

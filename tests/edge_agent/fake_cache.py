@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent.draft_model.drafter import DraftSlot
-from models.segments import Limits, Segment, check
-from speculation.protocol.messages import Sampling
-from speculation.sampling import draft_sampler
-from speculation.sampling.distributions import Logits
+from picospec.edge_agent.draft_model.drafter import DraftSlot
+from picospec.models.segments import Limits, Segment, check
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import draft_sampler
+from picospec.speculation.sampling.distributions import Logits
 
 V = 100
 

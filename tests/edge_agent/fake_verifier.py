@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from speculation.protocol import wire
-from speculation.protocol.messages import (
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import (
     PROTOCOL_VERSION,
     Commit,
     Down,
@@ -25,8 +25,8 @@ from speculation.protocol.messages import (
     Opened,
     Pushed,
 )
-from speculation.sampling.judging import Judgement
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.verifying.session import VerifyingSession
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

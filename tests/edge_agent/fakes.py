@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
-from edge_agent.step_sampler import StepSampler
-from gateway.errors import ApiError
-from speculation.protocol.messages import (
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.gateway.errors import ApiError
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -18,7 +18,7 @@ from speculation.protocol.messages import (
     Pushed,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
 

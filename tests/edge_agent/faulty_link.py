@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Collection
 from random import Random
 
-from bench.link.connection import End
-from bench.link.path import Conditions, Path
-from bench.link.relay_server import HOST, Connection, Link
+from picospec.bench.link.connection import End
+from picospec.bench.link.path import Conditions, Path
+from picospec.bench.link.relay_server import HOST, Connection, Link
 
 
 class WatchedPath(Path):

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
-from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.link.connection import Connection
-from edge_agent.link.uplink import Uplink
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from gateway.ports import Job, Sampling
+from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.ports import Job, Sampling
 from tests.edge_agent.engines import engine
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, start

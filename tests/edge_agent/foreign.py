@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from edge_agent.draft_model.foreign.translation import Translation
-from models.llama import Model
-from models.segments import Limits, Segment
-from models.store import open_store
-from models.tokenizing.tokenizer_file import tokenizer_file
-from speculation.sampling.distributions import Logits
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.models.llama import Model
+from picospec.models.segments import Limits, Segment
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.speculation.sampling.distributions import Logits
 
 Name = Literal["smollm2", "qwen"]
 _FILES = {"smollm2": "smollm2-135m-q4_0", "qwen": "qwen2.5-coder-0.5b-q4_0"}

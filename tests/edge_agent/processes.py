@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import trustme
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 from tests.edge_agent.processes import ROOT, wait_for
 
 NGINX: Final = """daemon off; worker_processes 1; pid nginx.pid; error_log stderr;

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 
-from bench.run.services import free_port
-from edge_agent.app import build
-from edge_agent.settings import load
-from gateway.drain import Drain
-from models.store import open_store
+from picospec.bench.run.services import free_port
+from picospec.edge_agent.app import build
+from picospec.edge_agent.settings import load
+from picospec.gateway.drain import Drain
+from picospec.models.store import open_store
 
 
 def client_of(drain: Drain, cache: Path) -> httpx.AsyncClient:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.draft_model import choosing
-from edge_agent.draft_model.choosing import with_draft_model
-from edge_agent.settings import EdgeSettings, load
-from gateway.errors import Unavailable
-from models.catalogue import Catalogue, ModelFile, Pair
-from models.errors import UnknownModel
-from models.fetching.sources import Folder
-from models.store import Store
-from models.tokenizing.tokenizer_file import TokenizerFile
-from speculation.protocol.messages import ModelFacts
+from picospec.edge_agent.draft_model import choosing
+from picospec.edge_agent.draft_model.choosing import with_draft_model
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.gateway.errors import Unavailable
+from picospec.models.catalogue import Catalogue, ModelFile, Pair
+from picospec.models.errors import UnknownModel
+from picospec.models.fetching.sources import Folder
+from picospec.models.store import Store
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.models.test_store import NoHub
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.draft_model.foreign.draft_text import REREAD_TOKENS, DraftText
-from edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.edge_agent.draft_model.foreign.draft_text import REREAD_TOKENS, DraftText
+from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from tests.edge_agent.foreign import Name, translation
 
 pytestmark = pytest.mark.models

@@ -7,11 +7,19 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from edge_agent.draft_model.drafter import CannotDraft
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import EngineFault, Unavailable
-from speculation.drafting.policy import DraftSettings, StreamPolicy
-from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, Reject, TokenId
+from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import EngineFault, Unavailable
+from picospec.speculation.drafting.policy import DraftSettings, StreamPolicy
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Opened,
+    Reject,
+    TokenId,
+)
 from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import (
     LIMITS,

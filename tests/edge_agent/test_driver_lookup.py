@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from edge_agent.draft_model.drafter import CannotDraft
-from edge_agent.metrics import EdgeMetrics
-from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId
+from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId
 from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, quiet, scripted, sent
 

@@ -7,9 +7,17 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import Unavailable
-from speculation.protocol.messages import Commit, Down, Draft, Finish, Opened, TokenId, Totals
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import Unavailable
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Opened,
+    TokenId,
+    Totals,
+)
 from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, quiet, scripted, sent
 

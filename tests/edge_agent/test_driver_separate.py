@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from edge_agent.metrics import EdgeMetrics
-from speculation.protocol.messages import (
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -17,8 +17,8 @@ from speculation.protocol.messages import (
     Redraw,
     Reject,
 )
-from speculation.sampling.distributions import QuantisedDistribution
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.distributions import QuantisedDistribution
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.driven import Edge
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted, sent
 

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.run.services import free_port
-from models.store import open_store
+from picospec.bench.run.services import free_port
+from picospec.models.store import open_store
 from tests.edge_agent.processes import ROOT
 
 pytestmark = pytest.mark.models
@@ -73,7 +73,7 @@ def until_ready(url: str) -> None:
 
 
 def edge(
-    verifier_url: str, *options: str, module: str = "edge_agent"
+    verifier_url: str, *options: str, module: str = "picospec.edge_agent"
 ) -> tuple[subprocess.Popen[bytes], str]:
     host, port = "127.0.0.1", str(free_port())
     named = ("--draft-model", "smollm2", "--verifier-url", verifier_url)
@@ -88,11 +88,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     open_store(os.environ).pull("smollm2", lambda what, done, total: None)
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
-    verifier = run("verifier", "--model", "smollm2", "--port", port, "--llama.threads", "1")
+    verifier = run(
+        "picospec.verifier", "--model", "smollm2", "--port", port, "--llama.threads", "1"
+    )
     until_ready(url)
     edges = (
         edge(url),
-        edge(url, "useless", module="bench.run.rounds"),
+        edge(url, "useless", module="picospec.bench.run.rounds"),
         edge(url, "--judge", "separate"),
         edge(url, "--fill", "never"),
         edge(url, "--drafter", "none", "--config", str(keeping)),

@@ -11,13 +11,13 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from edge_agent.as_generator import QUEUE_ITEMS
-from edge_agent.driver import Link
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.speculation import Speculation
-from gateway.errors import ApiError, EngineFault, Unavailable
-from gateway.ports import Job, Sampling, Statistics
-from speculation.protocol.messages import (
+from picospec.edge_agent.as_generator import QUEUE_ITEMS
+from picospec.edge_agent.driver import Link
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.errors import ApiError, EngineFault, Unavailable
+from picospec.gateway.ports import Job, Sampling, Statistics
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Finish,

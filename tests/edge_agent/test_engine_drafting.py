@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.draft_model.foreign.sampler import ForeignSampler
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.speculation import Speculation
-from gateway.ports import Job, Sampling
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import (
+from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.ports import Job, Sampling
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import (
     Commit,
     Fill,
     Finish,

@@ -9,11 +9,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from edge_agent.engine import EdgeEngine
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.speculation import Speculation
-from gateway.ports import Delta, Job
-from speculation.protocol.messages import Commit, Finish, TokenId
+from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.ports import Delta, Job
+from picospec.speculation.protocol.messages import Commit, Finish, TokenId
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fakes import ScriptedLink, scripted
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.speculation import Speculation
-from speculation.protocol.messages import Commit, Finish
+from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.speculation import Speculation
+from picospec.speculation.protocol.messages import Commit, Finish
 from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from edge_agent.link.connection import Connection
-from edge_agent.link.uplink import Uplink
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from gateway.drain import Drain
-from gateway.errors import Draining, Overloaded, Unavailable
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Draining, Overloaded, Unavailable
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
 from tests.edge_agent.processes import start

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from edge_agent.app import open_verifiers
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from edge_agent.fallback.draft_engine import FEATURES, DraftEngine
-from edge_agent.fallback.fallback import DraftFallback
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings
-from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
-from gateway.ports import Delta, Job, Sampling
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.protocol.messages import Limits, ModelFacts
-from speculation.protocol.opening import opening
-from speculation.sampling.adjustments import adjustment
-from speculation.sampling.distributions import Logits
-from speculation.verifying.session import Pass
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.fallback.draft_engine import FEATURES, DraftEngine
+from picospec.edge_agent.fallback.fallback import DraftFallback
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
+from picospec.gateway.ports import Delta, Job, Sampling
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.protocol.messages import Limits, ModelFacts
+from picospec.speculation.protocol.opening import opening
+from picospec.speculation.sampling.adjustments import adjustment
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.verifying.session import Pass
+from picospec.verifier.llama_target.judging import Part, judge
 from tests.edge_agent.fake_cache import FakeCache, V, truth
-from verifier.llama_target.judging import Part, judge
 
 PROMPT = (1, 2, 3)
 STOP = 98

@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.step_sampler import StepSampler, step_sampler
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from speculation.sampling.distributions import Logits, distribution
-from speculation.sampling.noise import place
+from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.step_sampler import StepSampler, step_sampler
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
+from picospec.speculation.sampling.distributions import Logits, distribution
+from picospec.speculation.sampling.noise import place
 from tests.edge_agent.words import WordEncoder
 
 TARGET = WordEncoder([b"a", b"b", b"c", b"d", b"ab", b"<end>", b"e"], special={5})

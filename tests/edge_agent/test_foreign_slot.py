@@ -11,15 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft_model.drafter import CannotDraft
-from edge_agent.draft_model.foreign import slot as foreign_slot
-from edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from edge_agent.draft_model.foreign.slot import ForeignSlot
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from speculation.protocol.messages import Sampling
-from speculation.sampling import draft_sampler
-from speculation.sampling.draft_sampler import DraftSampler
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
+from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import draft_sampler
+from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, translation
 
 pytestmark = pytest.mark.models

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edge_agent.draft_model.drafter import CannotDraft
-from edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
-from speculation.sampling.distributions import Logits
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth
 
 

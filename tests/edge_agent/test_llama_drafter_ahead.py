@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
+from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
 from tests.edge_agent.fake_cache import FakeCache, V, draft_after, drafts_after, truth
 
 

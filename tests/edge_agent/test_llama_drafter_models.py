@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from models.llama import Context, Model
-from models.segments import Segment
-from models.store import open_store
-from speculation.protocol.messages import Sampling
-from speculation.sampling import draft_sampler
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.models.llama import Context, Model
+from picospec.models.segments import Segment
+from picospec.models.store import open_store
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import draft_sampler
+from picospec.speculation.sampling.draft_token import DraftToken
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from gateway.schemas.messages import ChatMessage
-from models.kv_reuse import common_prefix
-from models.store import open_store
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.gateway.schemas.messages import ChatMessage
+from picospec.models.kv_reuse import common_prefix
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.models.chats import TEMPLATES, TOOLS, Json, result, user
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.observer import WatchedMachine
-from gateway.speculation import Chain, LinkUse, Origin, Pass
-from speculation.drafting.outcome import DraftStep, Outcome
-from speculation.drafting.policy import StreamPolicy
-from speculation.protocol.messages import (
+from picospec.edge_agent.observer import WatchedMachine
+from picospec.gateway.speculation import Chain, LinkUse, Origin, Pass
+from picospec.speculation.drafting.outcome import DraftStep, Outcome
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Limits,
@@ -24,7 +24,7 @@ from speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from speculation.sampling.draft_token import DraftToken, mark_ahead
+from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model, opening, plain
 

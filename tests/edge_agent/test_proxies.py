@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.link.connection import Connection
-from edge_agent.link.uplink import Uplink
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
 from tests.edge_agent.processes import Process

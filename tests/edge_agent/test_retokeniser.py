@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from tests.edge_agent.foreign import TEXTS, Name, model, translation
 from tests.edge_agent.words import WordEncoder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from edge_agent.settings import load
+from picospec.edge_agent.settings import load
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -16,9 +16,9 @@ import httpx
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from bench.run.services import free_port
-from edge_agent.starting import Starting
-from models.errors import UnknownModel
+from picospec.bench.run.services import free_port
+from picospec.edge_agent.starting import Starting
+from picospec.models.errors import UnknownModel
 from tests.edge_agent.processes import ROOT, wait_for
 
 
@@ -103,7 +103,7 @@ async def test_it_stops_at_once_while_it_waits() -> None:
 
 def edge(*options: str) -> tuple[subprocess.Popen[str], int]:
     port = free_port()
-    command = [sys.executable, "-m", "edge_agent", "--port", str(port), *options]
+    command = [sys.executable, "-m", "picospec.edge_agent", "--port", str(port), *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PICOSPEC_")}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True

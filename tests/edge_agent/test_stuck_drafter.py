@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.draft_model import llama_drafter
-from edge_agent.draft_model.drafter import CannotDraft, DraftSlot
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft_model import llama_drafter
+from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from tests.edge_agent.fake_cache import FakeCache, draft_after, truth
 
 

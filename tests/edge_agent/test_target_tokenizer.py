@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.target_tokenizer import TargetTokenizer
-from gateway.errors import EngineFault
-from models.store import open_store
-from models.tokenizing.tokenizer_cache import TokenizerCache
-from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
-from models.tokenizing.vocabulary import Vocabulary
-from speculation.protocol.messages import ModelFacts
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.errors import EngineFault
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.edge_agent.foreign import model
 

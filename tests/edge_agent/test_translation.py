@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.draft_model.foreign.translation import Translation, special_tokens
-from models.tokenizing.tokenizer import Tokenizer
+from picospec.edge_agent.draft_model.foreign.translation import Translation, special_tokens
+from picospec.models.tokenizing.tokenizer import Tokenizer
 from tests.edge_agent.words import WordEncoder
 
 LETTERS = [b"<", b"s", b">", b"a", b"b", b"/", b"n", b"o", b"t", b"e", b"d"]

@@ -12,13 +12,13 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from edge_agent.link import uplink as uplink_module
-from edge_agent.link.connection import Connection
-from edge_agent.link.retry import Retries
-from edge_agent.link.session_link import Link
-from edge_agent.link.uplink import Uplink
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import (
+from picospec.edge_agent.link import uplink as uplink_module
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.retry import Retries
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import (
     ApiError,
     Draining,
     EngineFault,
@@ -28,7 +28,15 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Opened, Sampling
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Open,
+    Opened,
+    Sampling,
+)
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fleet import running, seen, using
 from tests.edge_agent.processes import Process, start

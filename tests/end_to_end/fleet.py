@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 
 ROOT = Path(__file__).parents[2]
 GAP_S: Final = 5.0
@@ -62,7 +62,7 @@ class Fleet:
 
     def verifier(self, url: str = "", drain_timeout_s: float = 0.0) -> str:
         return self.start(
-            "verifier", "--model", "smollm2", "--llama.threads", "1", url=url,
+            "picospec.verifier", "--model", "smollm2", "--llama.threads", "1", url=url,
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
@@ -76,7 +76,8 @@ class Fleet:
     ) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
-            "edge_agent", "--draft-model", "smollm2", "--judge", judge, "--fill", fill, *urls,
+            "picospec.edge_agent", "--draft-model", "smollm2", "--judge", judge, "--fill", fill,
+            *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
             PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edge_agent.step_sampler import step_sampler
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import (
+from picospec.edge_agent.step_sampler import step_sampler
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Judge,
@@ -28,10 +28,10 @@ from speculation.protocol.messages import (
     Reject,
     Sampling,
 )
-from speculation.sampling.adjustments import adjustment
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.sampling.adjustments import adjustment
+from picospec.speculation.verifying.session import VerifyingSession
+from picospec.verifier.llama_target.judging import Part, judge
 from tests.speculation.slow_adjustments import slow
-from verifier.llama_target.judging import Part, judge
 
 V = 4
 STOP = 3

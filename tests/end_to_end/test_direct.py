@@ -12,18 +12,18 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from edge_agent import app as edge
-from edge_agent.link import direct
-from edge_agent.link.direct import PATH
-from edge_agent.settings import load as load_edge
-from edge_agent.target_tokenizer import TargetTokenizer
-from gateway.drain import Drain
-from models.store import Store, open_store
+from picospec.edge_agent import app as edge
+from picospec.edge_agent.link import direct
+from picospec.edge_agent.link.direct import PATH
+from picospec.edge_agent.settings import load as load_edge
+from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.drain import Drain
+from picospec.models.store import Store, open_store
+from picospec.verifier.app import build
+from picospec.verifier.settings import load as load_verifier
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
 from tests.verifier.fake_target import FakeTarget
-from verifier.app import build
-from verifier.settings import load as load_verifier
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "seed": 4}
 CLIENTS = {"authorization": "Bearer clients"}

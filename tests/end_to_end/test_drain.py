@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from models.store import open_store
+from picospec.models.store import open_store
 from tests.end_to_end.fleet import (
     GAP_S,
     SETTINGS,

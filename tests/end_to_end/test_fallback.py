@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 from tests.end_to_end.fleet import Fleet, gauge
 
 pytestmark = pytest.mark.models
@@ -44,7 +44,13 @@ def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}"
     edge = fleet.start(
-        "edge_agent", "--draft-model", "smollm2", "--fallback", "draft", "--verifier-url", away
+        "picospec.edge_agent",
+        "--draft-model",
+        "smollm2",
+        "--fallback",
+        "draft",
+        "--verifier-url",
+        away,
     )
     fleet.until_ready(edge)
 

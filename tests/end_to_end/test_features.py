@@ -15,8 +15,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bench.identity.comparison import EDGES
-from bench.run.services import Services, ServicesPlan
+from picospec.bench.identity.comparison import EDGES
+from picospec.bench.run.services import Services, ServicesPlan
 from tests.models.chats import TEMPLATES, Json, result, tool, user
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]

@@ -1,6 +1,6 @@
 """The main promise on real models and real services: the edge says what the target says.
 
-`python -m bench.identity` asks all prompts for longer answers; this is the short form.
+`python -m picospec.bench.identity` asks all prompts for longer answers; this is the short form.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from functools import partial
 
 import pytest
 
-from bench.data.prompts import Prompt, read
-from bench.identity.answers import Answer, ask
-from bench.identity.comparison import EDGES, batched, compare
-from bench.run.services import Services, ServicesPlan
-from gateway.ports import NONE
+from picospec.bench.data.prompts import Prompt, read
+from picospec.bench.identity.answers import Answer, ask
+from picospec.bench.identity.comparison import EDGES, batched, compare
+from picospec.bench.run.services import Services, ServicesPlan
+from picospec.gateway.ports import NONE
 
 pytestmark = pytest.mark.models
 

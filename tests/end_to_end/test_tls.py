@@ -22,16 +22,16 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from prometheus_client import CollectorRegistry
 
-from bench.run.services import free_port
-from cli.doctor.drafting import target_token_s
-from cli.doctor.verifier import check_certificate
-from edge_agent.app import open_verifiers
-from edge_agent.link.uplink import Uplink
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
-from gateway.errors import Unavailable
-from gateway.hosting.listening import check_listening
-from speculation.protocol.messages import Commit, Down, Finish
+from picospec.bench.run.services import free_port
+from picospec.cli.doctor.drafting import target_token_s
+from picospec.cli.doctor.verifier import check_certificate
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.hosting.listening import check_listening
+from picospec.speculation.protocol.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, ROOT, fake_command
 from tests.verifier.fake_target import STREAMS, opening, said
@@ -161,7 +161,7 @@ def test_the_edge_serves_by_tls_and_asks_for_a_certificate(files: Files) -> None
     }
     command = [
         *("env", *(f"{name}={value}" for name, value in options.items())),
-        *(sys.executable, "-m", "edge_agent", "--port", str(port), "--draft", "none"),
+        *(sys.executable, "-m", "picospec.edge_agent", "--port", str(port), "--draft", "none"),
         *("--verifier-url", "http://127.0.0.1:1"),
     ]
     with served(command, port):

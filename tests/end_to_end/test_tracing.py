@@ -12,13 +12,13 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from gateway.hosting.settings_sources import ServiceSettings
-from gateway.tracing import NO_SPAN, NO_TRACING
+from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.tracing import NO_SPAN, NO_TRACING
+from picospec.verifier.app import build
+from picospec.verifier.settings import load
 from tests.edge_agent.processes import Process, start
 from tests.end_to_end.traced import Recorder, edge, serving
 from tests.verifier.fake_target import FAILS, STREAMS, FakeTarget
-from verifier.app import build
-from verifier.settings import load
 
 CLIENTS_TRACE = f"{0xABCDEF:032x}"
 CLIENTS_SPAN = f"{0x1234:016x}"
@@ -188,10 +188,11 @@ async def test_a_session_opened_again_is_a_span_of_the_same_request(
 def test_without_tracing_opentelemetry_is_not_loaded() -> None:
     program = """
 import sys
-import edge_agent.app, verifier.app, gateway.hosting.tracing as hosting
-from gateway.hosting.settings_sources import ServiceSettings
+import picospec.edge_agent.app, picospec.verifier.app
+from picospec.gateway.hosting import tracing as hosting
+from picospec.gateway.hosting.settings_sources import ServiceSettings
 hosting.open_tracing("x", ServiceSettings.load(None, {}, {}))
-sys.exit("opentelemetry.sdk" in sys.modules or "gateway.hosting.otel" in sys.modules)
+sys.exit("opentelemetry.sdk" in sys.modules or "picospec.gateway.hosting.otel" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
@@ -206,7 +207,7 @@ def test_without_tracing_nothing_is_sent_along() -> None:
 def test_tracing_that_is_not_installed_is_a_setting_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.hosting.tracing.find_spec", lambda _: None)
+    monkeypatch.setattr("picospec.gateway.hosting.tracing.find_spec", lambda _: None)
 
     with pytest.raises(ValueError, match=r"pip install 'picospec\[otel\]'"):
         ServiceSettings.load(None, {}, {"tracing": True})

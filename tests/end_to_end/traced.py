@@ -15,15 +15,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
-from bench.run.services import free_port
-from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.link.connection import Connection
-from edge_agent.link.uplink import Uplink
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from gateway.app import create_app
-from gateway.hosting.otel import OtelTracing
-from gateway.settings import GatewaySettings
+from picospec.bench.run.services import free_port
+from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.app import create_app
+from picospec.gateway.hosting.otel import OtelTracing
+from picospec.gateway.settings import GatewaySettings
 from tests.edge_agent.engines import engine
 from tests.gateway.scripted import ByteTokenizer, client_of
 

@@ -18,8 +18,8 @@ from typing import Annotated, Final
 import httpx
 import typer
 
-from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Open, Sampling
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Draft, Open, Sampling
 from tests.faults.rig.asking import BRIEF, MODEL
 from tests.faults.rig.lines import Line
 

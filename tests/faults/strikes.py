@@ -10,9 +10,9 @@ from typing import Final
 
 import httpx
 
-from bench.link.path import Conditions
+from picospec.bench.link.path import Conditions
+from picospec.verifier.target_host import HEARTBEAT_S
 from tests.faults.rig.world import PASS_TIMEOUT_S, World
-from verifier.target_host import HEARTBEAT_S
 
 Strike = Callable[[World], Awaitable[None]]
 

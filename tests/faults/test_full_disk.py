@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from models.store import open_store
+from picospec.models.store import open_store
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.report import Report

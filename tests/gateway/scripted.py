@@ -21,14 +21,23 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from gateway.account import Clock
-from gateway.app import create_app
-from gateway.drain import Drain
-from gateway.errors import ApiError
-from gateway.middleware import IsMessage
-from gateway.ports import MAX_CHAT_BYTES, NONE, Delta, Facts, Job, Json, Statistics, Tokenizer
-from gateway.settings import GatewaySettings
-from speculation.protocol.messages import TokenLogprob
+from picospec.gateway.account import Clock
+from picospec.gateway.app import create_app
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ApiError
+from picospec.gateway.middleware import IsMessage
+from picospec.gateway.ports import (
+    MAX_CHAT_BYTES,
+    NONE,
+    Delta,
+    Facts,
+    Job,
+    Json,
+    Statistics,
+    Tokenizer,
+)
+from picospec.gateway.settings import GatewaySettings
+from picospec.speculation.protocol.messages import TokenLogprob
 
 END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""

@@ -11,12 +11,12 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.completions import CompletionRequest
-from gateway.routes.parameters import PARAMETERS
-from gateway.routes.tokens import TokenizeRequest
-from gateway.schemas.known import NEUTRAL
-from gateway.schemas.messages import ChatMessage
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.completions import CompletionRequest
+from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.routes.tokens import TokenizeRequest
+from picospec.gateway.schemas.known import NEUTRAL
+from picospec.gateway.schemas.messages import ChatMessage
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *PARAMETERS})

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import ValidationError
 
-from gateway.errors import Unavailable
+from picospec.gateway.errors import Unavailable
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
 
 

@@ -10,8 +10,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletion
 
-from gateway.errors import InvalidRequest
-from gateway.ports import Job
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.ports import Job
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
 
 ASK = [{"role": "user", "content": "Hello"}]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.hosting import cores
-from gateway.hosting.cores import Pins, compute_threads, cores_of, parse_pins, share
+from picospec.gateway.hosting import cores
+from picospec.gateway.hosting.cores import Pins, compute_threads, cores_of, parse_pins, share
 
 
 def with_siblings(folder: Path, *siblings: str) -> Path:

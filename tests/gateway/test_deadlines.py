@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway import request_body
-from gateway.hosting import http1
-from gateway.output import choice_stream
+from picospec.gateway import request_body
+from picospec.gateway.hosting import http1
+from picospec.gateway.output import choice_stream
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 PATH = "/v1/chat/completions"

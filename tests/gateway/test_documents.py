@@ -11,8 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from gateway.app import ROUTES
-from gateway.routes.documents import openapi
+from picospec.gateway.app import ROUTES
+from picospec.gateway.routes.documents import openapi
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 DATA = sorted((Path(__file__).parent / "data").iterdir())

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import httpx
 import pytest
 
-from gateway.drain import Drain
-from gateway.errors import Draining
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Draining
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}

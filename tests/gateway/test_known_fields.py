@@ -8,10 +8,10 @@ from __future__ import annotations
 from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.completions import CompletionRequest
-from gateway.routes.parameters import PARAMETERS
-from gateway.schemas.known import NEUTRAL
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.completions import CompletionRequest
+from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.schemas.known import NEUTRAL
 
 KNOWN = {*PARAMETERS, *NEUTRAL, "n_cmpl", "n_predict", "repeat_penalty"}
 

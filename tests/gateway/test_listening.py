@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from edge_agent.settings import load
-from gateway.app import create_app
-from gateway.hosting.listening import check_listening, hosts_of, is_loopback
-from gateway.ports import Tokenizer
+from picospec.edge_agent.settings import load
+from picospec.gateway.app import create_app
+from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
+from picospec.gateway.ports import Tokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine
 
 KEYED = {"PICOSPEC_API_KEYS": "one"}
@@ -46,7 +46,7 @@ def test_a_file_of_keys_that_cannot_be_read_is_an_error_at_the_start(tmp_path: P
         check_listening(load(None, {"PICOSPEC_API_KEYS": "one,one"}, {}))
 
 
-@pytest.mark.parametrize("module", ["edge_agent", "verifier"])
+@pytest.mark.parametrize("module", ["picospec.edge_agent", "picospec.verifier"])
 def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
     ended = subprocess.run(

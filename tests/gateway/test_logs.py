@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 FAILS = """
 import sys, structlog
-from gateway.hosting import logs
+from picospec.gateway.hosting import logs
 
 def fail(prompt):
     raise RuntimeError("a bug")
@@ -26,7 +26,7 @@ except RuntimeError:
 
 RETRIES = """
 import stamina
-from gateway.hosting import logs
+from picospec.gateway.hosting import logs
 
 logs.configure("console")
 for attempt in stamina.retry_context(on=OSError, attempts=2, wait_initial=0, wait_jitter=0):
@@ -37,7 +37,7 @@ for attempt in stamina.retry_context(on=OSError, attempts=2, wait_initial=0, wai
 
 LOGS = """
 import structlog
-from gateway.hosting import logs
+from picospec.gateway.hosting import logs
 
 logs.configure("console")
 structlog.get_logger("x").info("an event")

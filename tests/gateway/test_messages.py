@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ports import Json
+from picospec.gateway.ports import Json
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
 
 USER = {"role": "user", "content": "Hi"}

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.output.formats.base import Format
-from gateway.output.formats.choose import FORMATS
-from gateway.output.message import CallArguments, Message
-from gateway.output.parser import OutputParser
-from gateway.output.reasoning import Tags, read_reasoning
-from gateway.ports import Delta
-from gateway.speculation import Chain, Spans
+from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.formats.base import Format
+from picospec.gateway.output.formats.choose import FORMATS
+from picospec.gateway.output.message import CallArguments, Message
+from picospec.gateway.output.parser import OutputParser
+from picospec.gateway.output.reasoning import Tags, read_reasoning
+from picospec.gateway.ports import Delta
+from picospec.gateway.speculation import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
 
 ORIGINS = ("draft", "lookup", "target")

@@ -112,7 +112,7 @@ def test_the_readme_opens_with_a_small_picture_of_the_page() -> None:
 
 def test_each_file_is_in_the_wheel() -> None:
     project = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["gateway"]
+    patterns = project["tool"]["setuptools"]["package-data"]["picospec.gateway"]
     packed = {path for pattern in patterns for path in PAGE.parent.glob(pattern)}
 
     assert set(SERVED) <= packed

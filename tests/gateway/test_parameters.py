@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ports import Sampling, Statistics
-from gateway.routes.parameters import SERVABLE
-from gateway.schemas import structured
+from picospec.gateway.ports import Sampling, Statistics
+from picospec.gateway.routes.parameters import SERVABLE
+from picospec.gateway.schemas import structured
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,

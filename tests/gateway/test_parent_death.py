@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.run.services import free_port
-from gateway.hosting.parent_death import bound_to_parent, die_with_parent
+from picospec.bench.run.services import free_port
+from picospec.gateway.hosting.parent_death import bound_to_parent, die_with_parent
 from tests.gateway.test_processes import FAKE, until_gone
 
 ROOT = Path(__file__).parents[2]

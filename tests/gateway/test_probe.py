@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.hosting.probe import trouble
+from picospec.gateway.hosting.probe import trouble
 
 ROOT = Path(__file__).parents[2]
 RESET = struct.pack("ii", 1, 0)
@@ -86,7 +86,7 @@ def test_what_does_not_answer_a_hello_by_tls_is_dead(
     answer: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """answer: what every connection gets before it is closed; None for nothing, and no end."""
-    monkeypatch.setattr("gateway.hosting.probe.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("picospec.gateway.hosting.probe.TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=answered, args=(server, answer), daemon=True).start()
 
@@ -116,7 +116,7 @@ def test_a_service_that_says_so_is_not_alive() -> None:
 
 
 def test_the_probe_is_a_command() -> None:
-    command = [sys.executable, "-m", "gateway.hosting.probe"]
+    command = [sys.executable, "-m", "picospec.gateway.hosting.probe"]
     with served() as port:
         assert subprocess.run([*command, str(port)], cwd=ROOT).returncode == 0
 

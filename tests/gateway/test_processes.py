@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.run.services import free_port
-from gateway.hosting import processes
-from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
+from picospec.bench.run.services import free_port
+from picospec.gateway.hosting import processes
+from picospec.gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 

@@ -7,8 +7,8 @@ import socket
 import httpx
 import pytest
 
-from gateway.hosting.processes import NeverReady, Service
-from gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.processes import NeverReady, Service
+from picospec.gateway.hosting.readiness import until_ready
 
 
 async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:

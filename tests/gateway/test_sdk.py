@@ -9,8 +9,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
-from gateway.ports import Job
+from picospec.gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
+from picospec.gateway.ports import Job
 from tests.gateway.scripted import MODEL, ScriptedEngine, make_app, served
 
 ASK = [{"role": "user", "content": "Hello"}]

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.errors import Unavailable
-from gateway.ports import Delta, Job, Json, Statistics
-from gateway.tenants.reading import PLACES
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import Delta, Job, Json, Statistics
+from picospec.gateway.tenants.reading import PLACES
 from tests.gateway.scripted import (
     MODEL,
     ByteTokenizer,

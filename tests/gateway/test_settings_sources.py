@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.hosting.settings_sources import ServiceSettings
 
 
 def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import uvicorn
 
-from gateway.drain import Drain
-from gateway.hosting.draining_server import DrainingServer
-from gateway.hosting.stopping import stopped_by_signals
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.draining_server import DrainingServer
+from picospec.gateway.hosting.stopping import stopped_by_signals
 from tests.gateway.scripted import MODEL, ScriptedEngine, make_app
 
 STREAM = {

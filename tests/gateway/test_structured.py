@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from gateway.errors import InvalidRequest
-from gateway.schemas import structured
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.schemas import structured
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}

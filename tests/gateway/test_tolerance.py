@@ -6,8 +6,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.routes.parameters import SERVABLE
-from gateway.schemas.known import NEUTRAL
+from picospec.gateway.routes.parameters import SERVABLE
+from picospec.gateway.schemas.known import NEUTRAL
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -6,14 +6,14 @@ import importlib
 import pkgutil
 from dataclasses import is_dataclass
 
-import gateway
-from gateway.account import Account
-from gateway.routes.answer import Answer
+from picospec import gateway
+from picospec.gateway.account import Account
+from picospec.gateway.routes.answer import Answer
 
 
 def test_every_dataclass_but_the_account_is_frozen_and_all_have_slots() -> None:
     found = set()
-    for info in pkgutil.walk_packages(gateway.__path__, "gateway."):
+    for info in pkgutil.walk_packages(gateway.__path__, "picospec.gateway."):
         for kind in vars(importlib.import_module(info.name)).values():
             if isinstance(kind, type) and kind.__module__ == info.name and is_dataclass(kind):
                 found.add(kind)

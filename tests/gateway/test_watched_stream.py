@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.ports import Delta, Job
-from gateway.speculation import Chain, LinkUse, Pass
+from picospec.gateway.ports import Delta, Job
+from picospec.gateway.speculation import Chain, LinkUse, Pass
 from tests.gateway.scripted import COUNTED, END, ScriptedEngine, client_of, make_app
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from gateway.errors import NotFound, Unavailable
+from picospec.gateway.errors import NotFound, Unavailable
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 MESSAGES = "/sessions/s1/messages"

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from itertools import count, repeat
 from typing import Any
 
-from bench.run.services import free_port
-from speculation.protocol import wire
-from speculation.protocol.codec import UINT
-from speculation.protocol.messages import (
+from picospec.bench.run.services import free_port
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.codec import UINT
+from picospec.speculation.protocol.messages import (
     Beat,
     Commit,
     Down,

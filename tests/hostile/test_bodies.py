@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.errors import ApiError, Unavailable
-from gateway.routes.request import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
-from gateway.schemas.structure import (
+from picospec.gateway.errors import ApiError, Unavailable
+from picospec.gateway.routes.request import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from picospec.gateway.schemas.structure import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,

@@ -16,11 +16,11 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from bench.run.services import free_port
-from gateway.hosting import http1
-from gateway.hosting.connections import silent
-from gateway.hosting.connections.descriptors import MOST as MOST_DESCRIPTORS
-from gateway.hosting.connections.descriptors import be_brief_without_descriptors
+from picospec.bench.run.services import free_port
+from picospec.gateway.hosting import http1
+from picospec.gateway.hosting.connections import silent
+from picospec.gateway.hosting.connections.descriptors import MOST as MOST_DESCRIPTORS
+from picospec.gateway.hosting.connections.descriptors import be_brief_without_descriptors
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.verifier.conftest import ROOT, fake_command, serving
@@ -217,7 +217,15 @@ NO_REQUESTS = (
 
 def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
-    command = [sys.executable, "-m", "edge_agent", "--port", str(port), "--draft", "none"]
+    command = [
+        sys.executable,
+        "-m",
+        "picospec.edge_agent",
+        "--port",
+        str(port),
+        "--draft",
+        "none",
+    ]
     with log.open("wb") as out:
         edge = subprocess.Popen(
             [*command, "--verifier-url", "http://127.0.0.1:9"], cwd=ROOT, stdout=out, stderr=out

@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from bench.run.services import free_port
-from edge_agent.link import posts
-from edge_agent.link.health import Health
-from edge_agent.metrics import EdgeMetrics
-from speculation.drafting.outcome import Outcome
-from speculation.protocol import wire
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, Fault, Pushed, Redraw
-from speculation.protocol.wire import Framed
+from picospec.bench.run.services import free_port
+from picospec.edge_agent.link import posts
+from picospec.edge_agent.link.health import Health
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.speculation.drafting.outcome import Outcome
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft, Fault, Pushed, Redraw
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.routes import DRAFTS_BYTES
+from picospec.verifier.sessions.draft_budget import CHAINS_AT_FIRST
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
@@ -30,8 +32,6 @@ from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
 from tests.verifier.test_sessions import ending, running
-from verifier.routes import DRAFTS_BYTES
-from verifier.sessions.draft_budget import CHAINS_AT_FIRST
 
 ALLOWED = CHAINS_AT_FIRST * FACTS.limits.max_ahead
 """Draft tokens of a session that has been sent nothing."""

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.target_tokenizer import TargetTokenizer
-from gateway.app import create_app
-from gateway.errors import Unavailable
-from gateway.ports import Facts, Tokenizer
-from gateway.settings import GatewaySettings
-from models.tokenizing.tokenizer_cache import TokenizerCache
-from models.tokenizing.tokenizer_file import TokenizerFile
-from speculation.protocol.messages import ModelFacts
+from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.app import create_app
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import Facts, Tokenizer
+from picospec.gateway.settings import GatewaySettings
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 from tests.hostile.test_tokenizers import made

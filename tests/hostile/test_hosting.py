@@ -12,8 +12,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.hosting import logs
-from gateway.log_lines import EVERY_S, MAX_CHARACTERS
+from picospec.gateway.hosting import logs
+from picospec.gateway.log_lines import EVERY_S, MAX_CHARACTERS
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 KEY = {"authorization": "Bearer right"}

@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 import pytest
 
-from models.catalogue import ModelFile, Wheel, parse
-from models.errors import InvalidCatalogue, PullError
-from models.fetching.hub import Hub
-from models.store import Store, open_store
+from picospec.models.catalogue import ModelFile, Wheel, parse
+from picospec.models.errors import InvalidCatalogue, PullError
+from picospec.models.fetching.hub import Hub
+from picospec.models.store import Store, open_store
 from tests.models.hub_server import FakeHub
 
 CONTENT: Final = b"GGUF of a stranger"

@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from edge_agent.proposing import proposals
-from edge_agent.proposing.proposals import ProposalFinder
-from edge_agent.speculation import Speculation
-from gateway.ports import Job, Sampling
-from speculation.proposing.ngrams import PromptGrams
-from speculation.protocol.messages import TokenId
-from speculation.protocol.opening import opening
+from picospec.edge_agent.proposing import proposals
+from picospec.edge_agent.proposing.proposals import ProposalFinder
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.ports import Job, Sampling
+from picospec.speculation.proposing.ngrams import PromptGrams
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.protocol.opening import opening
 from tests.edge_agent.engines import FACTS, Paired
 
 PROMPT = tuple(number % 97 for number in range(5000))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from models.digests import sha256_name, tokenizer_name
-from models.errors import CannotOpen
-from models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.digests import sha256_name, tokenizer_name
+from picospec.models.errors import CannotOpen
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 
 NAMES = [
     "",

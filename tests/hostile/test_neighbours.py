@@ -13,24 +13,27 @@ import pytest
 from msgspec import structs
 from prometheus_client import CollectorRegistry
 
-from edge_agent.draft_model.llama_drafter import LlamaDrafter
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposing.grammars import EdgeGrammars
-from edge_agent.speculation import Speculation
-from gateway.account import Account
-from gateway.errors import Overloaded, RateLimited
-from gateway.metrics import Metrics
-from gateway.output.detokenise import TextDelta
-from gateway.ports import Job, Sampling
-from gateway.settings import GatewaySettings
-from gateway.tenants.keys import KeyLimits
-from gateway.tenants.tenant import Tenant, TenantMetrics
-from gateway.tenants.turns import Turns
-from models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from models.grammars.constraint import Constraint
-from models.grammars.trial import Outcome
-from speculation.protocol.messages import MAX_PREDICTED, Finish, Limits, Open
-from speculation.verifying.session import VerifyingSession
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.proposing.grammars import EdgeGrammars
+from picospec.edge_agent.speculation import Speculation
+from picospec.gateway.account import Account
+from picospec.gateway.errors import Overloaded, RateLimited
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.tenants.keys import KeyLimits
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.tenants.turns import Turns
+from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from picospec.models.grammars.constraint import Constraint
+from picospec.models.grammars.trial import Outcome
+from picospec.speculation.protocol.messages import MAX_PREDICTED, Finish, Limits, Open
+from picospec.speculation.verifying.session import VerifyingSession
+from picospec.verifier.llama_target.kv_slots import KvSlots
+from picospec.verifier.plain_engine import PlainEngine
+from picospec.verifier.target import Described
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import scripted
@@ -41,9 +44,6 @@ from tests.verifier.scheduling import TOKEN, RecordingEngine, scheduling, text_o
 from tests.verifier.served_llama import LONG, job_of, plain, serving
 from tests.verifier.test_sessions import rest, running
 from tests.verifier.test_tenants import tenant
-from verifier.llama_target.kv_slots import KvSlots
-from verifier.plain_engine import PlainEngine
-from verifier.target import Described
 
 Ask = Callable[[str, object], Awaitable[object]]
 
@@ -68,7 +68,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         await asyncio.sleep(0.01)
         return Outcome(where="choice", reason="tried")
 
-    monkeypatch.setattr("models.grammars.checker.Checker.check", check)
+    monkeypatch.setattr("picospec.models.grammars.checker.Checker.check", check)
     return words
 
 

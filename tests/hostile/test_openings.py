@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import InvalidRequest
-from speculation.protocol import wire
+from picospec.gateway.errors import InvalidRequest
+from picospec.speculation.protocol import wire
+from picospec.verifier.admission import check
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
-from verifier.admission import check
 
 LARGE = opening(prompt=(1,) * 300_000)
 MANY = 24

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.tenants import reading
-from gateway.tenants.reading import BYTES_A_TOKEN, PLACES
+from picospec.gateway.tenants import reading
+from picospec.gateway.tenants.reading import BYTES_A_TOKEN, PLACES
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     ByteTokenizer,

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.confined import environment
-from models.tokenizing.renderer import Renderer
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.confined import environment
+from picospec.models.tokenizing.renderer import Renderer
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.vocabulary import Vocabulary
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 BOOM = (
@@ -108,7 +108,7 @@ def test_the_process_is_started_anew_whoever_ended_it() -> None:
 
 PARENT = """
 import sys, threading
-from models.tokenizing.renderer import Renderer
+from picospec.models.tokenizing.renderer import Renderer
 template = Renderer(sys.argv[1], {})
 print(template._idle[0].pid, flush=True)
 threading.Thread(target=template.render, args=([{"content": "boom"}], (), {})).start()

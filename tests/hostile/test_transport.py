@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from edge_agent.link import connection
-from edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.link import connection
+from picospec.edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.fleet import TEXT, Answer, running, using
@@ -19,7 +19,7 @@ RENEW_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource
 from contextlib import suppress
 import httpx
-from edge_agent.link.connection import Connection
+from picospec.edge_agent.link.connection import Connection
 
 async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):

@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from edge_agent.app import build
-from edge_agent.link import connection, direct, progress, retry, session_link, uplink
-from edge_agent.link.connection import Connection
-from edge_agent.link.retry import Retries
-from edge_agent.link.uplink import Uplink
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import load
-from gateway.drain import Drain
-from gateway.errors import ApiError, EngineFault, Unavailable, first_error
-from models.store import open_store
-from speculation.protocol.messages import Commit, Draft, Open, Sampling
+from picospec.edge_agent.app import build
+from picospec.edge_agent.link import connection, direct, progress, retry, session_link, uplink
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.retry import Retries
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import load
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_error
+from picospec.models.store import open_store
+from picospec.speculation.protocol.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.fleet import TEXT, Answer, running, using
 from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import httpx
 
-from edge_agent.link import direct
+from picospec.edge_agent.link import direct
 from tests.edge_agent.fake_verifier import FACTS, Receive, Send
 from tests.end_to_end.fleet import Answer, Fleet, ask
 from tests.hostile import hostile_verifier
@@ -163,7 +163,7 @@ def run(seconds: float) -> bool:
         try:
             full = {"PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS": str(SLOTS)}
             one_thread = ("--llama.threads", "1")
-            url = fleet.start("verifier", "--model", "smollm2", *one_thread, **full)
+            url = fleet.start("picospec.verifier", "--model", "smollm2", *one_thread, **full)
             fleet.until_ready(url)
             copy(url, Path(folder))
             with hostile(__spec__.name, folder) as enemy:

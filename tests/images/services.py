@@ -22,7 +22,15 @@ BODY = {
 @contextmanager
 def verifier(port: int, key: str) -> Iterator[str]:
     """Run a verifier from the working tree, with SmolLM2; yield its URL once it is ready."""
-    command = [sys.executable, "-m", "verifier", "--model", "smollm2", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "picospec.verifier",
+        "--model",
+        "smollm2",
+        "--port",
+        str(port),
+    ]
     running = subprocess.Popen(
         command,
         cwd=ROOT,

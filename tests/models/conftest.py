@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from models.catalogue import ModelFile, Wheel
-from models.llama import Model
-from models.store import open_store
+from picospec.models.catalogue import ModelFile, Wheel
+from picospec.models.llama import Model
+from picospec.models.store import open_store
 
 CONTENT = bytes(range(256)) * 40
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.catalogue import Wheel, parse, shipped
-from models.errors import InvalidCatalogue, UnknownModel
+from picospec.models.catalogue import Wheel, parse, shipped
+from picospec.models.errors import InvalidCatalogue, UnknownModel
 
 
 def test_the_shipped_catalogue_has_both_pairs() -> None:

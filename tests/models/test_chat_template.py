@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.tokenizing.chat_template import ChatTemplate
-from models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.chat_template import ChatTemplate
+from picospec.models.tokenizing.tokenizer import Tokenizer
 from tests.models.test_tokenizer import ByteModel
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}

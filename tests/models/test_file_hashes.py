@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from models import file_hashes
-from models.errors import WrongHash
-from models.file_hashes import FileHashes
+from picospec.models import file_hashes
+from picospec.models.errors import WrongHash
+from picospec.models.file_hashes import FileHashes
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.gguf import check_metadata, metadata_of
-from models.llama import Model
+from picospec.models.gguf import check_metadata, metadata_of
+from picospec.models.llama import Model
 
 HEADER = struct.Struct("<4sIQQ")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import CannotOpen
-from models.gguf import is_exact
-from models.store import open_store
+from picospec.models.errors import CannotOpen
+from picospec.models.gguf import is_exact
+from picospec.models.store import open_store
 
 F32, F16, Q4_0, Q8_0, Q6_K = 0, 1, 2, 8, 14
 

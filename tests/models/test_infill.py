@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.vocabulary import Vocabulary
 from tests.models.test_tokenizer import BOS, ByteModel
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.errors import BadSegment, CannotOpen, NoRoom
-from models.llama import EXACT_ROWS, Context, Model
-from models.segments import Segment
+from picospec.models.errors import BadSegment, CannotOpen, NoRoom
+from picospec.models.llama import EXACT_ROWS, Context, Model
+from picospec.models.segments import Segment
 
 pytestmark = pytest.mark.models
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import CannotQuantise
-from models.llama import quantise
+from picospec.models.errors import CannotQuantise
+from picospec.models.llama import quantise
 
 
 def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.llama import Model
-from models.store import open_store
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.llama import Model
+from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 pytestmark = pytest.mark.models
 

@@ -15,9 +15,9 @@ from typing import Final
 
 import pytest
 
-from models.tokenizing.chat_template import ChatTemplate, joined
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.tokenizing.chat_template import ChatTemplate, joined
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.vocabulary import Vocabulary
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
 from tests.models.make_renderings import RENDERINGS, TODAY
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.errors import BadSegment, NoRoom
-from models.segments import Limits, Segment, check
+from picospec.models.errors import BadSegment, NoRoom
+from picospec.models.segments import Limits, Segment, check
 
 LIMITS = Limits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
 HELD = {0: 3, 1: 8}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from models.catalogue import Catalogue, ModelFile, Pair, Variant
-from models.errors import (
+from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant
+from picospec.models.errors import (
     DiskFull,
     ModelError,
     NotPulled,
@@ -19,10 +19,10 @@ from models.errors import (
     UnknownModel,
     WrongHash,
 )
-from models.fetching import blobs as blobs_module
-from models.fetching.sources import Folder, Progress, Source
-from models.fetching.wheels import Wheels
-from models.store import Found, Store, open_store
+from picospec.models.fetching import blobs as blobs_module
+from picospec.models.fetching.sources import Folder, Progress, Source
+from picospec.models.fetching.wheels import Wheels
+from picospec.models.store import Found, Store, open_store
 
 
 class Fake:

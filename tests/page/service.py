@@ -20,9 +20,9 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.app import create_app
-from gateway.errors import Unavailable
-from gateway.ports import (
+from picospec.gateway.app import create_app
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import (
     MAX_CHAT_BYTES,
     NONE,
     Delta,
@@ -33,9 +33,9 @@ from gateway.ports import (
     Statistics,
     Tokenizer,
 )
-from gateway.settings import GatewaySettings
-from gateway.speculation import Chain, Event, LinkUse, Pass
-from speculation.protocol.messages import TokenLogprob
+from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.speculation import Chain, Event, LinkUse, Pass
+from picospec.speculation.protocol.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"

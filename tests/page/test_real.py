@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from models.store import open_store
+from picospec.models.store import open_store
 from tests.end_to_end.fleet import Fleet
 from tests.page.conftest import visiting
 from tests.page.visiting import Visit, origins_kept

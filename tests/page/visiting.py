@@ -10,7 +10,7 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 from tests.page.service import PageEngine, page_app
 
 BUILD = Path(__file__).parents[2] / "build" / "page"

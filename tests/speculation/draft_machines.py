@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from math import inf
 
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import Outcome
-from speculation.drafting.policy import DraftPolicy
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Limits, Open, Sampling
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import Outcome
+from picospec.speculation.drafting.policy import DraftPolicy
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol.messages import Limits, Open, Sampling
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import STOP
 
 LIMITS = Limits(max_verify=4, max_ahead=16)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Reject
-from speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import Reject
+from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
+from picospec.speculation.sampling.draft_token import DraftToken
 
 STOP = 99
 Q = QuantisedDistribution(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import DraftStep, Outcome
-from speculation.drafting.policy import StreamPolicy
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol import wire
-from speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
-from speculation.sampling.distributions import Distribution, quantise
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import judge_coupled, judge_separate
-from speculation.sampling.noise import place
-from speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
-from speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import DraftStep, Outcome
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
+from picospec.speculation.sampling.distributions import Distribution, quantise
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.judging import judge_coupled, judge_separate
+from picospec.speculation.sampling.noise import place
+from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
+from picospec.speculation.verifying.session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model
 
 

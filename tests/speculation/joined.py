@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from speculation.drafting.machine import DraftMachine
-from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Limits, Open
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Draft, Limits, Open
 from tests.speculation.drivers import EdgeDriver, VerifyDriver
 from tests.speculation.small_models import Model, opening, plain
 

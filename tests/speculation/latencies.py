@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.latency import PassLatency
 
 
 def latency(*seconds: float) -> PassLatency:

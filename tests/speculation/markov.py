@@ -8,9 +8,9 @@ from random import Random
 import numpy as np
 from scipy import stats
 
-from speculation.drafting.session import DraftingSession
-from speculation.sampling.distributions import Distribution, quantise
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.sampling.distributions import Distribution, quantise
+from picospec.speculation.sampling.draft_token import DraftToken
 
 SIZE = 14
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling.distributions import Distribution, distribution
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling.distributions import Distribution, distribution
 
 ALMOST_1 = 1 - 2**-53
 

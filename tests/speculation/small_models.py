@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from speculation.protocol.messages import Open, Sampling, TokenId
-from speculation.sampling.distributions import Distribution
-from speculation.sampling.noise import place
+from picospec.speculation.protocol.messages import Open, Sampling, TokenId
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.noise import place
 
 Model = Callable[[tuple[TokenId, ...]], Distribution]
 """Context to distribution."""

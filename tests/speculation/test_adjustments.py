@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import Open, Sampling
-from speculation.sampling import seen_tokens
-from speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from speculation.sampling.logit_settings import MAX_BIASES
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import Open, Sampling
+from picospec.speculation.sampling import seen_tokens
+from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from picospec.speculation.sampling.logit_settings import MAX_BIASES
 from tests.speculation.slow_adjustments import slow
 
 V = 12

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from speculation.verifying.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.verifying.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
+from picospec.speculation.verifying.session import VerifyingSession
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft
-from speculation.verifying.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, HeldChain
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft
+from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, HeldChain
 
 
 def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> HeldChain:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling import distributions as distributions
-from speculation.sampling.distributions import (
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import distributions as distributions
+from picospec.speculation.sampling.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,

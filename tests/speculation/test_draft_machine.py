@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.drafting.outcome import DraftStep, Outcome
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import Commit, Draft
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.outcome import DraftStep, Outcome
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import Commit, Draft
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import Policy, machine, step
 from tests.speculation.draft_sessions import STOP, Q, chain_of
 

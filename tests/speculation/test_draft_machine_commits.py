@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.drafting.outcome import Outcome
-from speculation.drafting.policy import StreamPolicy
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import (
+from picospec.speculation.drafting.outcome import Outcome
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Fault,
@@ -19,7 +19,7 @@ from speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import LIMITS, Policy, machine, step
 from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, Q
 

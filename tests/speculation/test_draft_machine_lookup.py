@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Draft
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import Commit, Draft
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import COPIED, Policy, machine, step
 from tests.speculation.draft_sessions import STOP, chain_of
 

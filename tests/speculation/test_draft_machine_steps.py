@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.outcome import DraftStep
-from speculation.drafting.policy import StreamPolicy, window
-from speculation.drafting.rest import MAX_MISSES
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Commit, Limits, Open, Sampling, TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import DraftStep
+from picospec.speculation.drafting.policy import StreamPolicy, window
+from picospec.speculation.drafting.rest import MAX_MISSES
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol.messages import Commit, Limits, Open, Sampling, TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
 PROMPT = (*range(20, 36), 9, 9, 9, 9)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.drafting.policy import StreamPolicy, window
-from speculation.drafting.rest import MAX_MISSES
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import Limits
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.policy import StreamPolicy, window
+from picospec.speculation.drafting.rest import MAX_MISSES
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
 UNKNOWN = Latencies(0.0, 0.0, 0.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling import draft_sampler
-from speculation.sampling.distributions import Q_SCALE, distribution
-from speculation.sampling.noise import place
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import draft_sampler
+from picospec.speculation.sampling.distributions import Q_SCALE, distribution
+from picospec.speculation.sampling.noise import place
 
 LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
 

@@ -6,10 +6,10 @@ from itertools import repeat
 
 import pytest
 
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import STOP, Q, chain_of, edge
 
 # --- the chain

@@ -6,10 +6,10 @@ from itertools import repeat
 
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Draft, Redraw, Reject
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Commit, Draft, Redraw, Reject
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, Q, edge
 
 

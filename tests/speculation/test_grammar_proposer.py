@@ -7,13 +7,20 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from math import inf
 
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.policy import StreamPolicy
-from speculation.proposing.grammar_proposer import GrammarProposer
-from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import PromptLookup
-from speculation.protocol.messages import Commit, Draft, Limits, Open, Sampling, TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.proposing.grammar_proposer import GrammarProposer
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Limits,
+    Open,
+    Sampling,
+    TokenId,
+)
+from picospec.speculation.sampling.draft_token import DraftToken
 
 LATENCIES = Latencies(rtt_s=0.01, pass_s=0.01, draft_s=inf)
 TEXT = (10, 11, 12, 20, 21, 13, 14)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.verifying.latency import (
+from picospec.speculation.verifying.latency import (
     FORGET_AFTER,
     MAX_SAMPLES,
     MIN_SAMPLES,

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.proposing.ngrams import STEP_TOKENS, Index, Match, PromptGrams, resumption
+from picospec.speculation.proposing.ngrams import (
+    STEP_TOKENS,
+    Index,
+    Match,
+    PromptGrams,
+    resumption,
+)
 from tests.speculation.repeating import search, texts
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from speculation.sampling import noise
+from picospec.speculation.sampling import noise
 
 VECTORS = [
     # seed, place, token, hash, gumbel

@@ -6,10 +6,10 @@ from types import MappingProxyType
 
 import pytest
 
-from gateway.ports import Job, Sampling
-from speculation.protocol.errors import InvalidSetting
-from speculation.protocol.messages import Limits, ModelFacts, Open
-from speculation.protocol.opening import opening
+from picospec.gateway.ports import Job, Sampling
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import Limits, ModelFacts, Open
+from picospec.speculation.protocol.opening import opening
 
 FACTS = ModelFacts("big", 100, "print", 512, [7, 8], Limits(), ["coupled"], [])
 

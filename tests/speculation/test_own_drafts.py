@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from speculation.protocol.messages import Commit, Draft, Finish, Limits
-from speculation.sampling.judging import Judgement
-from speculation.verifying.own_drafts import MAX_DROPPED
-from speculation.verifying.session import MAX_PENDING, VerifyingSession
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
+from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.verifying.own_drafts import MAX_DROPPED
+from picospec.speculation.verifying.session import MAX_PENDING, VerifyingSession
 from tests.speculation.predicted import Alone
 from tests.speculation.verify_sessions import LIMITS, opening
 

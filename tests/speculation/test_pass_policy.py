@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.protocol.messages import Draft
-from speculation.verifying.arrivals import Arrivals
-from speculation.verifying.latency import PassLatency
-from speculation.verifying.pass_policy import MAX_HELD_FOR, Waiting, hold_s, waiting
+from picospec.speculation.protocol.messages import Draft
+from picospec.speculation.verifying.arrivals import Arrivals
+from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.pass_policy import MAX_HELD_FOR, Waiting, hold_s, waiting
 from tests.speculation import verify_sessions
 from tests.speculation.latencies import latency
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.proposing.prediction import SURE, Prediction
+from picospec.speculation.proposing.prediction import SURE, Prediction
 from tests.speculation.joined import Joined
 from tests.speculation.predicted import Alone
 from tests.speculation.small_models import model, opening, plain

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.proposing.prompt_lookup import (
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.prompt_lookup import (
     MATCH_PRIORS,
     MIN_UNREAD_LENGTH,
     PromptLookup,
     ahead_size,
     is_worth_unread,
 )
-from speculation.protocol.messages import Commit, TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.protocol.messages import Commit, TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import chain_of
 from tests.speculation.repeating import search, texts
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speculation.protocol import messages, wire
-from speculation.sampling import distributions as distributions
-from speculation.sampling import noise
+from picospec.speculation.protocol import messages, wire
+from picospec.speculation.sampling import distributions as distributions
+from picospec.speculation.sampling import noise
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)

@@ -11,16 +11,16 @@ from typing import Final
 import numpy as np
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError, TailExhausted
-from speculation.protocol.messages import Reject
-from speculation.sampling import distributions as distributions
-from speculation.sampling.distributions import (
+from picospec.speculation.protocol.errors import RemoteProtocolError, TailExhausted
+from picospec.speculation.protocol.messages import Reject
+from picospec.speculation.sampling import distributions as distributions
+from picospec.speculation.sampling.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
     quantise,
 )
-from speculation.sampling.judging import Rejection, as_sent, recover
+from picospec.speculation.sampling.judging import Rejection, as_sent, recover
 from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
 
 NONE: Final = -1

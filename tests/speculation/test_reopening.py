@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.drafting.machine import DraftMachine
-from speculation.drafting.policy import StreamPolicy
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import (
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import (
     Commit,
     Down,
     Draft,
@@ -27,12 +27,12 @@ from speculation.protocol.messages import (
     TokenId,
     Totals,
 )
-from speculation.sampling import distributions
-from speculation.sampling.distributions import Distribution
-from speculation.sampling.draft_token import DraftToken
-from speculation.sampling.judging import Judgement, judge_separate
-from speculation.verifying import session as verifying
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.sampling import distributions
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.judging import Judgement, judge_separate
+from picospec.speculation.verifying import session as verifying
+from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation import markov
 from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, STOP, Q
 from tests.speculation.joined import Joined

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.drafting.rest import (
+from picospec.speculation.drafting.rest import (
     MAX_MISSES,
     MAX_REST_TOKENS,
     MAX_UNUSED,
     PROBE_TOKENS,
     should_rest,
 )
-from speculation.drafting.session import DraftingSession
-from speculation.proposing.latencies import Latencies
-from speculation.protocol.messages import Commit
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.protocol.messages import Commit
 
 UNUSED = MAX_UNUSED
 

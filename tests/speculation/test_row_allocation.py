@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.verifying.latency import PassLatency
-from speculation.verifying.row_allocation import allocate, best_rate
+from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.row_allocation import allocate, best_rate
 from tests.speculation.latencies import latency
 
 

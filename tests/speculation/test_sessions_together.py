@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.protocol import wire
-from speculation.protocol.messages import Limits, Redraw, Reject
-from speculation.sampling import distributions, judging
-from speculation.verifying import session as verifying
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Limits, Redraw, Reject
+from picospec.speculation.sampling import distributions, judging
+from picospec.speculation.verifying import session as verifying
 from tests.speculation.joined import NAME, Joined
 from tests.speculation.small_models import STOP, model, opening, plain
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.smoothing import smoothed
+from picospec.speculation.smoothing import smoothed
 
 
 @pytest.mark.parametrize(

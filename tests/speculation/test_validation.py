@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft
-from speculation.sampling.distributions import Q_SCALE
-from speculation.verifying.session import VerifyingSession
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation.verify_sessions import V, rejecting, session, state
 
 DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.messages import (
     Draft,
 )
-from speculation.sampling.judging import Rejection
-from speculation.verifying.machine import MIN_HOLD_S, Offer
+from picospec.speculation.sampling.judging import Rejection
+from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer
 from tests.speculation.latencies import latency
 from tests.speculation.verify_machines import (
     FLAT,

@@ -6,8 +6,8 @@ from math import inf
 
 import pytest
 
-from speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
@@ -15,9 +15,9 @@ from speculation.protocol.messages import (
     Reject,
     TokenLogprob,
 )
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
-from speculation.verifying.machine import Offer, Verdict
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
+from picospec.speculation.verifying.machine import Offer, Verdict
 from tests.speculation.latencies import latency
 from tests.speculation.verify_machines import (
     FLAT,

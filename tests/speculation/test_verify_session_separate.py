@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Draft, Finish, Redraw, Reject
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.judging import Judgement, Rejection
-from speculation.verifying.session import MAX_REDRAWS, VerifyingSession
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Redraw, Reject
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.judging import Judgement, Rejection
+from picospec.speculation.verifying.session import MAX_REDRAWS, VerifyingSession
 from tests.speculation.verify_sessions import P, begin, rejecting, session
 
 

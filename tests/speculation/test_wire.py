@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from speculation.protocol import wire
-from speculation.protocol.codec import UINT
-from speculation.protocol.errors import LocalProtocolError, MalformedFrame
-from speculation.protocol.messages import (
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.codec import UINT
+from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
+from picospec.speculation.protocol.messages import (
     Beat,
     Commit,
     Draft,

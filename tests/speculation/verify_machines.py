@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.messages import (
     Down,
     Draft,
 )
-from speculation.sampling.judging import Judgement
-from speculation.verifying.latency import PassLatency
-from speculation.verifying.machine import Verdict, VerifyMachine
+from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.machine import Verdict, VerifyMachine
 from tests.speculation.latencies import latency
 from tests.speculation.verify_sessions import LIMITS, V, opening, state
 

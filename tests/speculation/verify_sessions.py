@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from speculation.protocol.messages import Draft, Limits, Open, Sampling
-from speculation.sampling.distributions import Q_SCALE, Distribution
-from speculation.sampling.judging import Judgement, Rejection
-from speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation.protocol.messages import Draft, Limits, Open, Sampling
+from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
+from picospec.speculation.sampling.judging import Judgement, Rejection
+from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 V = 100
 P = Distribution(np.array([1, 2, 3]), np.array([0.5, 0.25, 0.25]))

@@ -17,7 +17,7 @@ import pyqwest
 import pytest
 from pyqwest.httpx import AsyncPyqwestTransport
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 
 KEY = "correct-horse"
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import httpx
 
-from speculation.protocol import wire
-from speculation.protocol.messages import Beat, Commit, Message, Open, Opened, Pushed
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Beat, Commit, Message, Open, Opened, Pushed
 
 
 class Stream:

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
-from speculation.protocol.messages import (
+from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
+from picospec.speculation.protocol.messages import (
     Finish,
     Limits,
     ModelFacts,
@@ -23,12 +23,12 @@ from speculation.protocol.messages import (
     Pushed,
     Sampling,
 )
-from speculation.protocol.wire import Framed
-from speculation.sampling.distributions import Distribution
-from speculation.sampling.judging import judge_coupled, judge_separate
-from speculation.sampling.noise import place
-from speculation.verifying.session import VerifyingSession
-from verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.judging import judge_coupled, judge_separate
+from picospec.speculation.sampling.noise import place
+from picospec.speculation.verifying.session import VerifyingSession
+from picospec.verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
 
 V = 64
 STALLS, FAILS, SLOW, STREAMS, HANGS = 1, 2, 3, 4, 5

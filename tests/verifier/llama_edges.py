@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from gateway.ports import Job
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Draft, Finish, TokenId
-from speculation.protocol.wire import Framed
-from speculation.sampling.distributions import QuantisedDistribution
-from speculation.sampling.draft_token import DraftToken
-from verifier.plain_engine import opening
-from verifier.target import Target, UnknownSession
-from verifier.target_host import Host
+from picospec.gateway.ports import Job
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, TokenId
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.distributions import QuantisedDistribution
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.verifier.plain_engine import opening
+from picospec.verifier.target import Target, UnknownSession
+from picospec.verifier.target_host import Host
 
 TOKENS = 24
 Drafter = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]

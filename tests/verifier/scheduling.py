@@ -11,16 +11,16 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from gateway.metrics import Metrics
-from speculation.protocol.messages import Commit, Draft, Finish, Limits
-from speculation.sampling.judging import Judgement
-from speculation.verifying.machine import Verdict, VerifyMachine
+from picospec.gateway.metrics import Metrics
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
+from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.verifying.machine import Verdict, VerifyMachine
+from picospec.verifier.llama_target.judging import Part
+from picospec.verifier.llama_target.scheduler import Scheduler
+from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.llama_target.slot import Slot
+from picospec.verifier.metrics import PassMetrics
 from tests.verifier.fake_target import opening
-from verifier.llama_target.judging import Part
-from verifier.llama_target.scheduler import Scheduler
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.slot import Slot
-from verifier.metrics import PassMetrics
 
 V = 64
 TOKEN = 20

@@ -9,11 +9,11 @@ from functools import partial
 import msgspec
 from fastapi import FastAPI
 
-from gateway.hosting.serving import serve
+from picospec.gateway.hosting.serving import serve
+from picospec.verifier.app import build
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.settings import VerifierSettings, load
 from tests.verifier.fake_target import FakeTarget
-from verifier.app import build
-from verifier.metrics import PassMetrics
-from verifier.settings import VerifierSettings, load
 
 
 def make(slots: int, starts: bool, _: PassMetrics) -> FakeTarget:

@@ -9,18 +9,18 @@ from contextlib import aclosing, asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from gateway.drain import Drain
-from gateway.metrics import Metrics
-from gateway.ports import Job
-from gateway.ports import Sampling as PlainSampling
-from models.store import Found, open_store
-from speculation.protocol.messages import Commit, Limits, Open, TokenId
+from picospec.gateway.drain import Drain
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.ports import Job
+from picospec.gateway.ports import Sampling as PlainSampling
+from picospec.models.store import Found, open_store
+from picospec.speculation.protocol.messages import Commit, Limits, Open, TokenId
+from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.llama_target.target import LlamaTarget
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.plain_engine import PlainEngine
+from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import TOKENS
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.target import LlamaTarget
-from verifier.metrics import PassMetrics
-from verifier.plain_engine import PlainEngine
-from verifier.target_host import Host
 
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")

@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from speculation.protocol import wire
-from speculation.protocol.messages import (
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import (
     MAX_PREDICTED,
     PROTOCOL_VERSION,
     Draft,
@@ -18,10 +18,10 @@ from speculation.protocol.messages import (
     Opened,
     Sampling,
 )
+from picospec.verifier.routes import DRAFTS_BYTES, OPEN_BYTES
 from tests.verifier.conftest import KEY, http2_client, sessions_open, until
 from tests.verifier.down import opened, push
 from tests.verifier.fake_target import STALLS, STOP_TOKEN, V, opening
-from verifier.routes import DRAFTS_BYTES, OPEN_BYTES
 
 BAD_OPENS = [
     ("version", opening(version=PROTOCOL_VERSION + 1), 400, "unsupported_version"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from verifier.__main__ import nested
-from verifier.settings import load
+from picospec.verifier.__main__ import nested
+from picospec.verifier.settings import load
 
 
 @pytest.fixture

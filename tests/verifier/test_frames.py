@@ -14,26 +14,34 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.drain import Drain
-from gateway.metrics import Metrics
-from gateway.request_body import RequestBody
-from gateway.tracing import NO_SPAN
-from speculation.protocol import wire
-from speculation.protocol.messages import Commit, Draft, Finish, Message, Opened, Pushed, Totals
-from speculation.protocol.wire import Framed
+from picospec.gateway.drain import Drain
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.request_body import RequestBody
+from picospec.gateway.tracing import NO_SPAN
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Finish,
+    Message,
+    Opened,
+    Pushed,
+    Totals,
+)
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.routes import Routes
+from picospec.verifier.sessions.account import SessionAccount
+from picospec.verifier.sessions.message_log import Cursor
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import Session
+from picospec.verifier.sessions.timeouts import Timeouts
+from picospec.verifier.settings import SessionSettings
+from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
+from picospec.verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
-from verifier.metrics import PassMetrics, SessionMetrics
-from verifier.routes import Routes
-from verifier.sessions.account import SessionAccount
-from verifier.sessions.message_log import Cursor
-from verifier.sessions.registry import Sessions
-from verifier.sessions.session import Session
-from verifier.sessions.timeouts import Timeouts
-from verifier.settings import SessionSettings
-from verifier.target_host import Host
-from verifier.vllm_target.core.session_slot import OutgoingFrame
-from verifier.vllm_target.service.settings import VllmSettings
-from verifier.vllm_target.service.target import VllmTarget
 
 DRAFTS: tuple[Pushed, ...] = (Draft(0, 0, 0, (1, 2)), Draft(0, 2, 2, (3,)))
 REPLIES: tuple[Message, ...] = (Commit(0, 0, (1, 2)), Finish("length", Totals(passes=1)))

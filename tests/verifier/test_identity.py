@@ -9,14 +9,14 @@ from huggingface_hub import constants
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from gateway.metrics import Metrics
-from models.file_hashes import FileHashes
-from speculation.protocol.messages import Limits
-from verifier import identity
-from verifier.identity import identity_of
-from verifier.metrics import PassMetrics
-from verifier.vllm_target.service.settings import VllmSettings
-from verifier.vllm_target.service.target import VllmTarget
+from picospec.gateway.metrics import Metrics
+from picospec.models.file_hashes import FileHashes
+from picospec.speculation.protocol.messages import Limits
+from picospec.verifier import identity
+from picospec.verifier.identity import identity_of
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.service.target import VllmTarget
 
 SIZE = 3_000_000
 

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from gateway.errors import InvalidRequest
-from speculation.protocol.messages import Open
+from picospec.gateway.errors import InvalidRequest
+from picospec.speculation.protocol.messages import Open
+from picospec.verifier.plain_engine import opening
+from picospec.verifier.target import Unservable
+from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import TOKENS
 from tests.verifier.served_llama import PROMPTS, TEMPERATURES, job_of, plain, serving, tokens_of
-from verifier.plain_engine import opening
-from verifier.target import Unservable
-from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

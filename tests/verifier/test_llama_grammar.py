@@ -12,17 +12,17 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from gateway.errors import InvalidRequest, Unavailable
-from gateway.ports import Job
-from models.errors import GrammarFailed
-from speculation.protocol.messages import Open
-from speculation.sampling.adjustments import Adjust
-from speculation.sampling.distributions import Logits
+from picospec.gateway.errors import InvalidRequest, Unavailable
+from picospec.gateway.ports import Job
+from picospec.models.errors import GrammarFailed
+from picospec.speculation.protocol.messages import Open
+from picospec.speculation.sampling.adjustments import Adjust
+from picospec.speculation.sampling.distributions import Logits
+from picospec.verifier.plain_engine import opening
+from picospec.verifier.target import TargetFull, Unservable
+from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import Drafter, late, patchy, perfect, useless, with_drafts
 from tests.verifier.served_llama import job_of, plain, serving, tokens_of
-from verifier.plain_engine import opening
-from verifier.target import TargetFull, Unservable
-from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from gateway.errors import Overloaded
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Finish, Open, Reject, TokenId, TokenLogprob
-from speculation.protocol.wire import Framed
+from picospec.gateway.errors import Overloaded
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Finish,
+    Open,
+    Reject,
+    TokenId,
+    TokenLogprob,
+)
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.plain_engine import PlainEngine, opening
+from picospec.verifier.target import TargetFull
+from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import (
     TOKENS,
     Drafter,
@@ -26,9 +36,6 @@ from tests.verifier.llama_edges import (
     with_drafts,
 )
 from tests.verifier.served_llama import LONG, PROMPTS, TEMPERATURES, job_of, plain, serving
-from verifier.plain_engine import PlainEngine, opening
-from verifier.target import TargetFull
-from verifier.target_host import Host
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

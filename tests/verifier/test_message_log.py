@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.protocol import wire
-from speculation.protocol.messages import Commit, Finish, Message, Reject, TokenLogprob
-from speculation.protocol.wire import Framed
-from verifier.sessions.message_log import Cursor, Entry, Log
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Commit, Finish, Message, Reject, TokenLogprob
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.sessions.message_log import Cursor, Entry, Log
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=12)
 

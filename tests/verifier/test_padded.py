@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.drain import Drain
-from gateway.metrics import Metrics
-from gateway.ports import Job, Sampling
-from models.llama import Context, Model
-from models.segments import Segment
-from models.store import Found, open_store
-from models.tokenizing.vocabulary import relate
-from speculation.protocol.messages import Limits
+from picospec.gateway.drain import Drain
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.ports import Job, Sampling
+from picospec.models.llama import Context, Model
+from picospec.models.segments import Segment
+from picospec.models.store import Found, open_store
+from picospec.models.tokenizing.vocabulary import relate
+from picospec.speculation.protocol.messages import Limits
+from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.llama_target.target import LlamaTarget
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.plain_engine import PlainEngine
+from picospec.verifier.target_host import Host
 from tests.models.padded import pad
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.target import LlamaTarget
-from verifier.metrics import PassMetrics
-from verifier.plain_engine import PlainEngine
-from verifier.target_host import Host
 
 pytestmark = pytest.mark.models
 PROMPT = "Count from one to twenty."

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.run.services import free_port
-from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Fault, Finish
+from picospec.bench.run.services import free_port
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Draft, Fault, Finish
 from tests.verifier.conftest import ROOT, fake_command, http2_client, running, serving, until
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import HANGS, SLOW, STALLS, opening, said
@@ -195,7 +195,7 @@ async def _get(client: httpx.AsyncClient, path: str) -> httpx.Response:
     ],
 )
 def test_what_cannot_be_served_is_said_in_a_line(options: list[str], told: str) -> None:
-    command = [sys.executable, "-m", "verifier", "--port", str(free_port()), *options]
+    command = [sys.executable, "-m", "picospec.verifier", "--port", str(free_port()), *options]
     ended = subprocess.run(
         command,
         cwd=ROOT,

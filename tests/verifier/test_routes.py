@@ -8,7 +8,15 @@ import time
 import httpx
 import pytest
 
-from speculation.protocol.messages import BEAT_S, Commit, Draft, Fault, Finish, Redraw, Reject
+from picospec.speculation.protocol.messages import (
+    BEAT_S,
+    Commit,
+    Draft,
+    Fault,
+    Finish,
+    Redraw,
+    Reject,
+)
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, STREAMS, opening, said

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from speculation.protocol.messages import Commit
+from picospec.speculation.protocol.messages import Commit
+from picospec.verifier.target import TargetFailed
 from tests.verifier.scheduling import (
     TOKEN,
     RecordingEngine,
@@ -15,7 +16,6 @@ from tests.verifier.scheduling import (
     scheduling,
     text_of,
 )
-from verifier.target import TargetFailed
 
 
 async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
@@ -17,11 +17,11 @@ from speculation.protocol.messages import (
     Pushed,
     Totals,
 )
-from speculation.protocol.wire import Framed
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.target import Reply, TargetFailed
+from picospec.verifier.vllm_target.service import selftest
+from picospec.verifier.vllm_target.service.selftest import PROMPTS, TOKENS, self_test
 from tests.verifier.fake_target import FACTS
-from verifier.target import Reply, TargetFailed
-from verifier.vllm_target.service import selftest
-from verifier.vllm_target.service.selftest import PROMPTS, TOKENS, self_test
 
 
 @dataclass

@@ -6,13 +6,13 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.metrics import Metrics
-from gateway.tracing import NO_SPAN
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tracing import NO_SPAN
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.sessions.account import SessionAccount
 from tests.verifier.conftest import metrics, until
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, opening
-from verifier.metrics import PassMetrics
-from verifier.sessions.account import SessionAccount
 
 
 def test_tokens_are_counted_and_timed_at_commits() -> None:

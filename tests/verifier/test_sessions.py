@@ -10,22 +10,22 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.drain import Drain
-from gateway.errors import Unavailable
-from gateway.metrics import Metrics
-from gateway.output import choice_stream
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
-from speculation.protocol.wire import Framed
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.output import choice_stream
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.metrics import SessionMetrics
+from picospec.verifier.sessions.downstream import Downstream
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import Session
+from picospec.verifier.settings import SessionSettings
+from picospec.verifier.target import TargetFull, UnknownSession, Unservable
+from picospec.verifier.target_host import Host
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
-from verifier.metrics import SessionMetrics
-from verifier.sessions.downstream import Downstream
-from verifier.sessions.registry import Sessions
-from verifier.sessions.session import Session
-from verifier.settings import SessionSettings
-from verifier.target import TargetFull, UnknownSession, Unservable
-from verifier.target_host import Host
 
 QUICK = 0.05
 

@@ -10,17 +10,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from gateway.drain import Drain
-from gateway.errors import Unavailable
-from gateway.metrics import Metrics
-from models.store import Found
-from speculation.protocol.messages import Limits
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.metrics import Metrics
+from picospec.models.store import Found
+from picospec.speculation.protocol.messages import Limits
+from picospec.verifier import target_host as host
+from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.llama_target.target import LlamaTarget
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.target_host import Host
 from tests.verifier.fake_target import FakeTarget
-from verifier import target_host as host
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.target import LlamaTarget
-from verifier.metrics import PassMetrics
-from verifier.target_host import Host
 
 
 async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

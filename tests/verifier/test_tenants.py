@@ -16,20 +16,20 @@ from prometheus_client import CollectorRegistry
 from pyqwest import Client, HTTPTransport, HTTPVersion
 from structlog.testing import capture_logs
 
-from bench.run.services import free_port
-from gateway.errors import RateLimited
-from gateway.tenants.keys import KeyLimits
-from gateway.tenants.tenant import Tenant, TenantMetrics
-from speculation.protocol import wire
-from speculation.protocol.messages import Draft, Fault, Finish, Open, Opened
+from picospec.bench.run.services import free_port
+from picospec.gateway.errors import RateLimited
+from picospec.gateway.tenants.keys import KeyLimits
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Draft, Fault, Finish, Open, Opened
+from picospec.verifier.app import build
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.settings import load
+from picospec.verifier.target import UnknownSession
 from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened, push, resumed, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from tests.verifier.test_sessions import ending, rest, running
-from verifier.app import build
-from verifier.metrics import PassMetrics
-from verifier.settings import load
-from verifier.target import UnknownSession
 
 ANN, BEN = "key of ann", "key of ben"
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.metrics import Metrics
-from models.errors import UnknownModel
-from verifier.app import make_target
-from verifier.llama_target.target import LlamaTarget
-from verifier.metrics import PassMetrics
-from verifier.settings import load
+from picospec.gateway.metrics import Metrics
+from picospec.models.errors import UnknownModel
+from picospec.verifier.app import make_target
+from picospec.verifier.llama_target.target import LlamaTarget
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.settings import load
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-from gateway.hosting.cores import compute_threads
-from models.errors import GrammarFailed
-from models.file_hashes import FileHashes
-from models.llama import ENGINE, Cache, Context, Model
-from models.segments import Segment
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Logits
-from speculation.verifying.machine import Verdict
-from verifier.identity import weights_of
-from verifier.llama_target.judging import Part, judge
-from verifier.llama_target.settings import LlamaSettings
+from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.errors import GrammarFailed
+from picospec.models.file_hashes import FileHashes
+from picospec.models.llama import ENGINE, Cache, Context, Model
+from picospec.models.segments import Segment
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.verifying.machine import Verdict
+from picospec.verifier.identity import weights_of
+from picospec.verifier.llama_target.judging import Part, judge
+from picospec.verifier.llama_target.settings import LlamaSettings
 
 
 class Engine:

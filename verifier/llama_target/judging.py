@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from speculation.protocol.messages import Open, TokenId
-from speculation.sampling.adjustments import Adjust
-from speculation.sampling.distributions import Distribution, Logits, distribution
-from speculation.sampling.judging import judge_coupled, judge_separate
-from speculation.sampling.logprobs import logprob_of
-from speculation.sampling.noise import place
-from speculation.verifying.machine import Verdict
-from speculation.verifying.session import Pass
+from picospec.speculation.protocol.messages import Open, TokenId
+from picospec.speculation.sampling.adjustments import Adjust
+from picospec.speculation.sampling.distributions import Distribution, Logits, distribution
+from picospec.speculation.sampling.judging import judge_coupled, judge_separate
+from picospec.speculation.sampling.logprobs import logprob_of
+from picospec.speculation.sampling.noise import place
+from picospec.speculation.verifying.machine import Verdict
+from picospec.speculation.verifying.session import Pass
 
 
 @dataclass(frozen=True, slots=True)

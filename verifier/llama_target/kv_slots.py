@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.kv_reuse import common_prefix, reuse_cost
-from speculation.protocol.messages import TokenId
+from picospec.models.kv_reuse import common_prefix, reuse_cost
+from picospec.speculation.protocol.messages import TokenId
 
 
 class KvSlots:

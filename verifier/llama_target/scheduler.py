@@ -15,14 +15,14 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from models.errors import GrammarFailed
-from speculation.protocol.messages import TokenId
-from speculation.verifying.machine import Offer, Verdict, VerifyMachine
-from verifier.llama_target.judging import Part
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.slot import Slot
-from verifier.metrics import PassMetrics
-from verifier.target import TargetFailed
+from picospec.models.errors import GrammarFailed
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.verifying.machine import Offer, Verdict, VerifyMachine
+from picospec.verifier.llama_target.judging import Part
+from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.llama_target.slot import Slot
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.target import TargetFailed
 
 T = TypeVar("T")
 Clock = Callable[[], float]

@@ -10,11 +10,11 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from speculation.protocol.messages import Down, Open, TokenId
-from speculation.sampling.adjustments import Adjust
-from speculation.verifying.session import Pass, VerifyingSession
-from verifier.llama_target.judging import Part
-from verifier.target import Reply, TargetFailed
+from picospec.speculation.protocol.messages import Down, Open, TokenId
+from picospec.speculation.sampling.adjustments import Adjust
+from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.verifier.llama_target.judging import Part
+from picospec.verifier.target import Reply, TargetFailed
 
 
 class Slot:

@@ -12,25 +12,25 @@ from typing import Final
 
 import structlog
 
-from models.errors import CannotCheck
-from models.file_hashes import FileHashes
-from models.grammars.constraint import NAME
-from models.store import Found
-from models.tokenizing.tokenizer_file import tokenizer_file
-from speculation.protocol.messages import Finish, Limits, Open, Pushed
-from speculation.protocol.opening import SALT, STOPPING
-from speculation.protocol.wire import Framed
-from speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from speculation.sampling.logit_settings import LOGIT_SETTINGS
-from speculation.verifying.latency import measured
-from speculation.verifying.machine import VerifyMachine
-from verifier.llama_target.engine import Engine
-from verifier.llama_target.kv_slots import KvSlots
-from verifier.llama_target.scheduler import Clock, Scheduler
-from verifier.llama_target.settings import LlamaSettings
-from verifier.llama_target.slot import Slot
-from verifier.metrics import PassMetrics
-from verifier.target import (
+from picospec.models.errors import CannotCheck
+from picospec.models.file_hashes import FileHashes
+from picospec.models.grammars.constraint import NAME
+from picospec.models.store import Found
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed
+from picospec.speculation.protocol.opening import SALT, STOPPING
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
+from picospec.speculation.verifying.latency import measured
+from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.verifier.llama_target.engine import Engine
+from picospec.verifier.llama_target.kv_slots import KvSlots
+from picospec.verifier.llama_target.scheduler import Clock, Scheduler
+from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.llama_target.slot import Slot
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.target import (
     Described,
     Reply,
     TargetFailed,

@@ -5,9 +5,9 @@ A session outlives the request that opened it, when its edge resumes it by anoth
 
 from __future__ import annotations
 
-from gateway.metrics import Metrics
-from gateway.tracing import Fact, Span
-from speculation.protocol.messages import Fault, Finish, Totals
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tracing import Fact, Span
+from picospec.speculation.protocol.messages import Fault, Finish, Totals
 
 
 class SessionAccount:

@@ -14,12 +14,12 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.account import Account
-from gateway.errors import ClientGone
-from gateway.output.choice_stream import cancel_on_disconnect, send_to_client
-from speculation.protocol import wire
-from speculation.protocol.messages import BEAT_S, Beat, Opened
-from verifier.sessions.session import Reader
+from picospec.gateway.account import Account
+from picospec.gateway.errors import ClientGone
+from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import BEAT_S, Beat, Opened
+from picospec.verifier.sessions.session import Reader
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 

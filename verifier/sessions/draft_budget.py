@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Draft, Pushed
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Draft, Pushed
 
 CHAINS_A_REPLY: Final = 2
 """Chains that a Commit or a Reject allows: twice what a correct edge sends."""

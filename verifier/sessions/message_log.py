@@ -11,8 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from speculation.protocol.messages import Commit, Fault, Finish, Reject
-from speculation.protocol.wire import Framed
+from picospec.speculation.protocol.messages import Commit, Fault, Finish, Reject
+from picospec.speculation.protocol.wire import Framed
 
 Entry = Framed[Commit | Reject | Finish | Fault]
 

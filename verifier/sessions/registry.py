@@ -11,16 +11,16 @@ from functools import partial
 
 import structlog
 
-from gateway.tenants.tenant import Tenant
-from gateway.tracing import NO_SPAN, Span
-from speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
-from verifier.metrics import SessionMetrics
-from verifier.sessions.account import SessionAccount
-from verifier.sessions.session import Clock, Session
-from verifier.sessions.timeouts import Timeouts
-from verifier.settings import SessionSettings
-from verifier.target import TargetFull, UnknownSession
-from verifier.target_host import Host
+from picospec.gateway.tenants.tenant import Tenant
+from picospec.gateway.tracing import NO_SPAN, Span
+from picospec.speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
+from picospec.verifier.metrics import SessionMetrics
+from picospec.verifier.sessions.account import SessionAccount
+from picospec.verifier.sessions.session import Clock, Session
+from picospec.verifier.sessions.timeouts import Timeouts
+from picospec.verifier.settings import SessionSettings
+from picospec.verifier.target import TargetFull, UnknownSession
+from picospec.verifier.target_host import Host
 
 
 class Sessions:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final, Self
 
-from gateway.tenants.tenant import Tenant
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import (
+from picospec.gateway.tenants.tenant import Tenant
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import (
     Commit,
     Fault,
     Finish,
@@ -22,12 +22,12 @@ from speculation.protocol.messages import (
     Pushed,
     Reject,
 )
-from speculation.protocol.wire import Framed
-from verifier.sessions.account import SessionAccount
-from verifier.sessions.draft_budget import DraftBudget
-from verifier.sessions.message_log import Cursor, Entry, Log
-from verifier.sessions.timeouts import Timeouts
-from verifier.target import (
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.sessions.account import SessionAccount
+from picospec.verifier.sessions.draft_budget import DraftBudget
+from picospec.verifier.sessions.message_log import Cursor, Entry, Log
+from picospec.verifier.sessions.timeouts import Timeouts
+from picospec.verifier.target import (
     Reply,
     Target,
     TargetError,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from speculation.protocol.messages import Fault
-from verifier.settings import SessionSettings
+from picospec.speculation.protocol.messages import Fault
+from picospec.verifier.settings import SessionSettings
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from speculation.protocol.messages import Limits, Open
-from speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.protocol.messages import Limits, Open
+from picospec.speculation.sampling.logit_settings import LogitSettings
 
 FIELD: Final = "picospec"
 """The key of our entry in SamplingParams.extra_args and in outputs' kv_transfer_params."""

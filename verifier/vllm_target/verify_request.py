@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from speculation.protocol.messages import Judge, Sampling, TokenId
-from speculation.sampling.adjustments import Adjustment
+from picospec.speculation.protocol.messages import Judge, Sampling, TokenId
+from picospec.speculation.sampling.adjustments import Adjustment
 
 
 @dataclass(frozen=True, slots=True)

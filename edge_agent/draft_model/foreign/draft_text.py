@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from math import prod
 from typing import Final
 
-from edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from models.kv_reuse import common_prefix
+from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.models.kv_reuse import common_prefix
 
 REREAD_TOKENS: Final = 4
 """Tokens before a change of the text that are tokenised again with it, because the text that

@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from models.tokenizing.vocabulary import Vocabulary
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Logits
+from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Logits
 
 _UNREACHABLE: Final = 1e-300
 """The weight of a target token that begins no token of the draft model, beside 1 for the

@@ -21,8 +21,8 @@ from typing import Final
 
 import numpy as np
 
-from models.tokenizing.vocabulary import Vocabulary
-from speculation.sampling.noise import Tokens
+from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.speculation.sampling.noise import Tokens
 
 Tokenize = Callable[[str], list[int]]
 """Tokenize(text) returns the tokens of text alone; a marker in it stays text."""

@@ -9,11 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.step_sampler import StepSampler
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Logits
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_token import DraftToken
 
 MAX_DRAWS: Final = 4
 """Draws for one row until the target's text can go on with one of them."""

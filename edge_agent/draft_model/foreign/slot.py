@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
-from edge_agent.draft_model.foreign.draft_text import DraftText
-from edge_agent.draft_model.foreign.retokeniser import BEHIND_TOKENS
-from edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
-from edge_agent.draft_model.foreign.translation import Translation
-from edge_agent.step_sampler import StepSampler
-from speculation.protocol.messages import TokenId
-from speculation.sampling.draft_token import DraftToken
+from picospec.edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
+from picospec.edge_agent.draft_model.foreign.draft_text import DraftText
+from picospec.edge_agent.draft_model.foreign.retokeniser import BEHIND_TOKENS
+from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
+from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.draft_token import DraftToken
 
 _WORD: Final = re.compile(rb" [A-Za-z]+")
 """A word that the draft model wrote as one token is proposed at once, though more letters may

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from edge_agent.draft_model.foreign.projection import Projection
-from edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from models.tokenizing.tokenizer import Encoder, Tokenizer
-from models.tokenizing.vocabulary import Vocabulary
-from speculation.protocol.messages import TokenId
+from picospec.edge_agent.draft_model.foreign.projection import Projection
+from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
+from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.speculation.protocol.messages import TokenId
 
 
 class Translation:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.log_lines import LogLimit
+from picospec.gateway.log_lines import LogLimit
 
 MOST: Final = 65_536
 """The limit that is asked for. Shells and systemd give 1,024 and allow far more. With more than

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-from gateway.output.incoming import Incoming, Malformed, Steps
-from gateway.output.lark import Special
-from gateway.output.message import Message
-from gateway.output.schemas import Schemas
+from picospec.gateway.output.incoming import Incoming, Malformed, Steps
+from picospec.gateway.output.lark import Special
+from picospec.gateway.output.message import Message
+from picospec.gateway.output.schemas import Schemas
 
 
 class Format(ABC):

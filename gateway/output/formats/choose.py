@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Literal
 
-from gateway.output.formats.base import Format
-from gateway.output.formats.hermes import Hermes
-from gateway.output.formats.llama import Llama
-from gateway.output.formats.mistral import Mistral
-from gateway.output.formats.pythonic import Pythonic
-from gateway.output.formats.qwen_coder import QwenCoder
+from picospec.gateway.output.formats.base import Format
+from picospec.gateway.output.formats.hermes import Hermes
+from picospec.gateway.output.formats.llama import Llama
+from picospec.gateway.output.formats.mistral import Mistral
+from picospec.gateway.output.formats.pythonic import Pythonic
+from picospec.gateway.output.formats.qwen_coder import QwenCoder
 
 FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
 

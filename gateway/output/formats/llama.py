@@ -6,12 +6,17 @@ import re
 from functools import partial
 from typing import Final
 
-from gateway.output.formats.base import Format, read_calls
-from gateway.output.formats.json_calls import UNTAGGED, JsonCall, json_call_rules, read_untagged
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.lark import Special, repeated
-from gateway.output.message import Message
-from gateway.output.schemas import Schemas
+from picospec.gateway.output.formats.base import Format, read_calls
+from picospec.gateway.output.formats.json_calls import (
+    UNTAGGED,
+    JsonCall,
+    json_call_rules,
+    read_untagged,
+)
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.lark import Special, repeated
+from picospec.gateway.output.message import Message
+from picospec.gateway.output.schemas import Schemas
 
 _TAG: Final = "<|python_tag|>"
 _SEPARATOR: Final = re.compile(r"[\s;]*")

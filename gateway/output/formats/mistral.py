@@ -6,17 +6,17 @@ import re
 from functools import partial
 from typing import Final
 
-from gateway.output.formats.base import Format, read_calls
-from gateway.output.formats.json_calls import (
+from picospec.gateway.output.formats.base import Format, read_calls
+from picospec.gateway.output.formats.json_calls import (
     JsonCall,
     arguments_rules,
     json_call_rules,
     stream_arguments,
 )
-from gateway.output.incoming import Incoming, Malformed, Steps
-from gateway.output.lark import Special, literal, marker, repeated
-from gateway.output.message import Message
-from gateway.output.schemas import Schemas
+from picospec.gateway.output.incoming import Incoming, Malformed, Steps
+from picospec.gateway.output.lark import Special, literal, marker, repeated
+from picospec.gateway.output.message import Message
+from picospec.gateway.output.schemas import Schemas
 
 _OPEN: Final = "[TOOL_CALLS]"
 _ID: Final = "[CALL_ID]"

@@ -10,13 +10,27 @@ import re
 from functools import partial
 from typing import Final
 
-from gateway.output.extent import read_value
-from gateway.output.formats.base import Format, read_calls
-from gateway.output.incoming import Incoming, Malformed, Steps
-from gateway.output.json_text import decode, encode
-from gateway.output.lark import Special, json_value, literal, marker, repeated, string_until
-from gateway.output.message import Message
-from gateway.output.schemas import Schema, Schemas, kind_of, kinds, parameters, properties
+from picospec.gateway.output.extent import read_value
+from picospec.gateway.output.formats.base import Format, read_calls
+from picospec.gateway.output.incoming import Incoming, Malformed, Steps
+from picospec.gateway.output.json_text import decode, encode
+from picospec.gateway.output.lark import (
+    Special,
+    json_value,
+    literal,
+    marker,
+    repeated,
+    string_until,
+)
+from picospec.gateway.output.message import Message
+from picospec.gateway.output.schemas import (
+    Schema,
+    Schemas,
+    kind_of,
+    kinds,
+    parameters,
+    properties,
+)
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"

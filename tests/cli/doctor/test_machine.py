@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli.doctor.finding import Finding, report
-from cli.doctor.machine import (
+from picospec.cli.doctor.finding import Finding, report
+from picospec.cli.doctor.machine import (
     check_cache,
     check_engine,
     check_gpu,
@@ -18,7 +18,7 @@ from cli.doctor.machine import (
     check_port,
     check_python,
 )
-from models.store import open_store
+from picospec.models.store import open_store
 
 
 @pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((4, 0), True)])

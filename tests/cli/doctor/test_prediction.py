@@ -7,7 +7,7 @@ from math import exp, log
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.doctor.prediction import ACCEPTANCE, speed_up
+from picospec.cli.doctor.prediction import ACCEPTANCE, speed_up
 
 RTTS_MS = (2, 10, 20, 50, 100, 200, 300)
 SIMULATED = {

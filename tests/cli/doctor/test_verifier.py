@@ -15,13 +15,13 @@ import pytest
 import trustme
 from prometheus_client import CollectorRegistry
 
-from cli.doctor.drafting import check_gain, check_vocabulary
-from cli.doctor.verifier import check_certificate, check_verifier, not_reached
-from edge_agent.app import open_verifiers
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
-from gateway.errors import ApiError, EngineFault, Unavailable
-from models.store import open_store
+from picospec.cli.doctor.drafting import check_gain, check_vocabulary
+from picospec.cli.doctor.verifier import check_certificate, check_verifier, not_reached
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.gateway.errors import ApiError, EngineFault, Unavailable
+from picospec.models.store import open_store
 
 
 @contextmanager

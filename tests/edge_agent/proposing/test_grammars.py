@@ -10,17 +10,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.draft_model.drafter import NoDrafter
-from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
-from edge_agent.speculation import Speculation
-from edge_agent.step_sampler import step_sampler
-from gateway.errors import InvalidRequest
-from models.errors import GrammarFailed
-from models.grammars.binding import grammar_text
-from models.grammars.grammar import Grammar, GrammarState
-from models.tokenizing.tokenizer import Tokenizer
-from speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
+from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
+from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.step_sampler import step_sampler
+from picospec.gateway.errors import InvalidRequest
+from picospec.models.errors import GrammarFailed
+from picospec.models.grammars.binding import grammar_text
+from picospec.models.grammars.grammar import Grammar, GrammarState
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
 from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy

@@ -7,8 +7,12 @@ import gc
 import msgspec
 import pytest
 
-from edge_agent.proposing.past_answers import MIN_TOKENS, PastAnswers, PastAnswersByOwner
-from speculation.protocol.messages import MAX_PREDICTED
+from picospec.edge_agent.proposing.past_answers import (
+    MIN_TOKENS,
+    PastAnswers,
+    PastAnswersByOwner,
+)
+from picospec.speculation.protocol.messages import MAX_PREDICTED
 from tests.edge_agent.engines import FACTS
 
 PROMPT = (1, 2, 3)

@@ -19,8 +19,8 @@ from typing import Final, Self
 
 import httpx
 
-from bench.link.path import Conditions
-from models.store import open_store
+from picospec.bench.link.path import Conditions
+from picospec.models.store import open_store
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer, Watch, ask
 from tests.faults.rig.services import Service, Verifier
@@ -94,7 +94,7 @@ class World:
     def _edge(self, name: str, deadline_s: float, *options: str) -> Service:
         urls = [word for v in self.verifiers for word in ("--verifier-url", v.link.url)]
         given = ("--draft-model", "smollm2", "--slots", str(self.plan.edge_slots))
-        edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
+        edge = Service(name, "picospec.edge_agent", self._folder, *given, *urls, *options)
         edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
         edge.environment |= self.plan.edge_environment
         edge.descriptors = self.plan.edge_descriptors

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from gateway.output.formats.base import Format
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import CallArguments, CallStart, Message, Parsed
+from picospec.gateway.output.formats.base import Format
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import CallArguments, CallStart, Message, Parsed
 
 STRING = {"type": "string"}
 INTEGER = {"type": "integer"}

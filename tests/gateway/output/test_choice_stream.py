@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from gateway.errors import ClientGone, EngineFault
-from gateway.output.choice_stream import cancel_on_disconnect, merge, stream_choice
-from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.ports import Delta
+from picospec.gateway.errors import ClientGone, EngineFault
+from picospec.gateway.output.choice_stream import cancel_on_disconnect, merge, stream_choice
+from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.ports import Delta
 
 
 def detokeniser(stop: str) -> Detokeniser:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import EngineFault
-from gateway.output.detokenise import Detokeniser, StopStrings
-from gateway.ports import Delta
-from speculation.protocol.messages import TokenLogprob
+from picospec.gateway.errors import EngineFault
+from picospec.gateway.output.detokenise import Detokeniser, StopStrings
+from picospec.gateway.ports import Delta
+from picospec.speculation.protocol.messages import TokenLogprob
 
 END, EXCLAIMED = 256, 257
 STOPPING_PIECES = {END: b"", EXCLAIMED: b"!"}

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.output.formats.base import Format, pass_content
-from gateway.output.formats.choose import FORMATS, FormatName
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import Message
+from picospec.gateway.output.formats.base import Format, pass_content
+from picospec.gateway.output.formats.choose import FORMATS, FormatName
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import Message
 from tests.gateway.output.reading import CUTS, TOOLS, read, run, split
 
 NAMES: Sequence[FormatName] = sorted(FORMATS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.output.formats.hermes import Hermes
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import Message
+from picospec.gateway.output.formats.hermes import Hermes
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import Message
 from tests.gateway.output.reading import TOOLS, Read, read, run
 
 FENCED = '```json\n{\n  "name": "weather",\n  "arguments": {\n    "city": "Oslo"\n  }\n}\n```'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.output.formats.llama import Llama
+from picospec.gateway.output.formats.llama import Llama
 from tests.gateway.output.reading import Read, read
 
 WEATHER = '{"name": "weather", "parameters": {"city": "Oslo"}}'

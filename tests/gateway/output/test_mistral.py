@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.output.formats.mistral import Mistral
+from picospec.gateway.output.formats.mistral import Mistral
 from tests.gateway.output.reading import Read, read
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.output.style import Styles
-from gateway.ports import Delta, Statistics
-from speculation.protocol.messages import TokenLogprob
+from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.style import Styles
+from picospec.gateway.ports import Delta, Statistics
+from picospec.speculation.protocol.messages import TokenLogprob
 from tests.gateway.output.reading import CUTS, TOOLS, Read
 from tests.gateway.scripted import END, ByteTokenizer
 

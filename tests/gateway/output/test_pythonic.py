@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.output.formats.pythonic import Pythonic
+from picospec.gateway.output.formats.pythonic import Pythonic
 from tests.gateway.output.reading import Read, read
 
 TOOLS = {"f": {}, "a.g-h": {}}

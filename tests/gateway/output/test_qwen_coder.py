@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from gateway.output.formats.qwen_coder import QwenCoder
-from gateway.output.incoming import Incoming, Steps
-from gateway.output.message import Message
+from picospec.gateway.output.formats.qwen_coder import QwenCoder
+from picospec.gateway.output.incoming import Incoming, Steps
+from picospec.gateway.output.message import Message
 from tests.gateway.output.reading import Read, read, run
 
 STRING, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}

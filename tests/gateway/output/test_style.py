@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.output.detokenise import Detokeniser, Piece
-from gateway.output.formats.choose import FORMATS, FormatName, choose
-from gateway.output.formats.hermes import Hermes
-from gateway.output.formats.mistral import Mistral
-from gateway.output.grammar import Wanted
-from gateway.output.parser import OutputParser
-from gateway.output.style import Style, Styles
-from gateway.ports import Delta
+from picospec.gateway.output.detokenise import Detokeniser, Piece
+from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
+from picospec.gateway.output.formats.hermes import Hermes
+from picospec.gateway.output.formats.mistral import Mistral
+from picospec.gateway.output.grammar import Wanted
+from picospec.gateway.output.parser import OutputParser
+from picospec.gateway.output.style import Style, Styles
+from picospec.gateway.ports import Delta
 from tests.gateway.output.reading import TOOLS, Read
 from tests.gateway.scripted import END, ByteTokenizer
 

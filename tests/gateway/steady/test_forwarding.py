@@ -8,11 +8,11 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.errors import EngineFault
-from gateway.output.choice_stream import merge
-from gateway.output.detokenise import TextDelta
-from gateway.ports import Delta
-from gateway.steady.forwarding import QUEUED, Steady, singly
+from picospec.gateway.errors import EngineFault
+from picospec.gateway.output.choice_stream import merge
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.ports import Delta
+from picospec.gateway.steady.forwarding import QUEUED, Steady, singly
 from tests.gateway.steady.virtual_time import run
 
 PASS_S = 0.4

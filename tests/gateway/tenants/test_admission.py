@@ -12,8 +12,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.errors import EngineFault
-from gateway.request_body import STRANGERS_BYTES
+from picospec.gateway.errors import EngineFault
+from picospec.gateway.request_body import STRANGERS_BYTES
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}

@@ -14,11 +14,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from edge_agent.settings import load
-from gateway.errors import Unauthorized
-from gateway.tenants.keys import MAX_FILE_BYTES, InvalidKeys, KeyLimits, add_key, read_keys
-from gateway.tenants.tenant import Tenant, TenantMetrics
-from gateway.tenants.tenants import Tenants
+from picospec.edge_agent.settings import load
+from picospec.gateway.errors import Unauthorized
+from picospec.gateway.tenants.keys import (
+    MAX_FILE_BYTES,
+    InvalidKeys,
+    KeyLimits,
+    add_key,
+    read_keys,
+)
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.tenants.tenants import Tenants
 
 ANN, BEN = "key of ann", "key of ben"
 
@@ -73,7 +79,7 @@ def test_the_whole_digest_is_compared_in_constant_time(
         compared.append((mine, offered))
         return whole(mine, offered)
 
-    monkeypatch.setattr("gateway.tenants.tenants.hmac.compare_digest", noting)
+    monkeypatch.setattr("picospec.gateway.tenants.tenants.hmac.compare_digest", noting)
 
     assert holder(tenants(None, "right"), "right") == "key-1"
     assert compared == [(hashlib.sha256(b"right").digest(),) * 2]
@@ -83,9 +89,9 @@ def test_a_digest_that_only_begins_alike_admits_nobody(monkeypatch: pytest.Monke
     def begins_alike(key: bytes) -> bytes:
         return b"12345678" + key
 
-    monkeypatch.setattr("gateway.settings.digest_of", begins_alike)
+    monkeypatch.setattr("picospec.gateway.settings.digest_of", begins_alike)
     found = tenants(None, "right")
-    monkeypatch.setattr("gateway.tenants.tenants.digest_of", begins_alike)
+    monkeypatch.setattr("picospec.gateway.tenants.tenants.digest_of", begins_alike)
 
     assert [holder(found, key) for key in ("right", "wrong")] == ["key-1", None]
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from gateway.errors import RateLimited
-from gateway.tenants.keys import KeyLimits
-from gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.errors import RateLimited
+from picospec.gateway.tenants.keys import KeyLimits
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 
 
 def tenant(**limits: int) -> Tenant:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import Overloaded
-from gateway.tenants.turns import Turns
+from picospec.gateway.errors import Overloaded
+from picospec.gateway.tenants.turns import Turns
 
 
 @given(

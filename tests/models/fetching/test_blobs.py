@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import SourceFailed
-from models.fetching import blobs
-from models.fetching.blobs import Blobs
+from picospec.models.errors import SourceFailed
+from picospec.models.fetching import blobs
+from picospec.models.fetching.blobs import Blobs
 
 
 def test_a_pull_waits_for_another_one_but_not_forever(

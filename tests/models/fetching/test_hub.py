@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
-from models.fetching import blobs, hub
-from models.store import Store, open_store
+from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
+from picospec.models.fetching import blobs, hub
+from picospec.models.store import Store, open_store
 from tests.models.hub_server import FakeHub
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from models.catalogue import Role
-from models.errors import UnknownModel
-from models.fetching.reference import HubReference, parse, quantisation_of
+from picospec.models.catalogue import Role
+from picospec.models.errors import UnknownModel
+from picospec.models.fetching.reference import HubReference, parse, quantisation_of
 
 
 @pytest.mark.parametrize(

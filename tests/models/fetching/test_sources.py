@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from models.catalogue import ModelFile
-from models.errors import SourceFailed
-from models.fetching.sources import Folder
+from picospec.models.catalogue import ModelFile
+from picospec.models.errors import SourceFailed
+from picospec.models.fetching.sources import Folder
 
 
 def silent(what: str, done: int, total: int) -> None:

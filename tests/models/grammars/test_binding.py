@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from models.errors import InvalidGrammar
-from models.grammars.binding import Tokenize, grammar_text, make_matcher, make_tokenizer
+from picospec.models.errors import InvalidGrammar
+from picospec.models.grammars.binding import (
+    Tokenize,
+    grammar_text,
+    make_matcher,
+    make_tokenizer,
+)
 from tests.models.grammars.small import TOKENS, VOCABULARY, greedy
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from gateway.tenants.turns import Turns
-from models.errors import CannotCheck, InvalidGrammar
-from models.grammars import checker
-from models.grammars import compiler as limits
-from models.grammars.compiler import GrammarCompiler
+from picospec.gateway.tenants.turns import Turns
+from picospec.models.errors import CannotCheck, InvalidGrammar
+from picospec.models.grammars import checker
+from picospec.models.grammars import compiler as limits
+from picospec.models.grammars.compiler import GrammarCompiler
 from tests.models.grammars.hostile import COMPILED, REJECTED
 from tests.models.grammars.small import STOP, TOKENIZER, V, generated
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.errors import InvalidGrammar
-from models.grammars.constraint import MAX_BYTES, Constraint
+from picospec.models.errors import InvalidGrammar
+from picospec.models.grammars.constraint import MAX_BYTES, Constraint
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import GrammarFailed
-from models.grammars.binding import grammar_text
-from models.grammars.grammar import Grammar
+from picospec.models.errors import GrammarFailed
+from picospec.models.grammars.binding import grammar_text
+from picospec.models.grammars.grammar import Grammar
 from tests.models.grammars.small import (
     STOP,
     TAG,

@@ -16,13 +16,13 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from gateway.metrics import Metrics
-from models.dequantise import dequantise
-from models.store import open_store
-from speculation.protocol.messages import Limits
-from verifier.metrics import PassMetrics
-from verifier.vllm_target.service.settings import VllmSettings
-from verifier.vllm_target.service.target import VllmTarget
+from picospec.gateway.metrics import Metrics
+from picospec.models.dequantise import dequantise
+from picospec.models.store import open_store
+from picospec.speculation.protocol.messages import Limits
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.service.target import VllmTarget
 
 # 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {

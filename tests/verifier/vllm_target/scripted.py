@@ -11,8 +11,8 @@ from random import Random
 import msgspec
 import numpy as np
 
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import (
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import (
     Commit,
     Finish,
     ModelFacts,
@@ -22,11 +22,15 @@ from speculation.protocol.messages import (
     Sampling,
     TokenLogprob,
 )
-from speculation.protocol.wire import Framed
-from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
-from speculation.sampling.draft_token import DraftToken
-from verifier.target import UnknownSession
-from verifier.vllm_target.service.target import VllmTarget
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.distributions import (
+    Distribution,
+    QuantisedDistribution,
+    quantise,
+)
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.verifier.target import UnknownSession
+from picospec.verifier.vllm_target.service.target import VllmTarget
 
 PROMPTS = (
     "The capital of France is a city that",

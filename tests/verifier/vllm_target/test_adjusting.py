@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling.adjustments import Adjustment
-from speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling.adjustments import Adjustment
+from picospec.speculation.sampling.logit_settings import LogitSettings
 
 torch = pytest.importorskip("torch")
 
-from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
-from verifier.vllm_target.worker.adjusting import adjust  # noqa: E402
+from picospec.verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
+from picospec.verifier.vllm_target.worker.adjusting import adjust  # noqa: E402
 
 V = 20
 TEXT = st.lists(st.integers(0, V - 1), max_size=30)
@@ -79,7 +79,7 @@ def test_rows_without_settings_are_not_touched(monkeypatch: pytest.MonkeyPatch) 
     def fail(*given: Any) -> None:
         raise AssertionError("something went to the device")
 
-    monkeypatch.setattr("verifier.vllm_target.worker.adjusting.upload", fail)
+    monkeypatch.setattr("picospec.verifier.vllm_target.worker.adjusting.upload", fail)
     plain = VerifyRequest(Sampling(), "coupled", 0, 0, (1, 2))
 
     adjust(torch.zeros(3, V), [(plain, index) for index in range(3)])

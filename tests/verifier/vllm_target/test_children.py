@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.run.services import free_port
+from picospec.bench.run.services import free_port
 from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL
 
@@ -32,7 +32,15 @@ machine that is not busy."""
 
 @contextmanager
 def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "verifier", "--target", "vllm", "--model", str(directory)]
+    command = [
+        sys.executable,
+        "-m",
+        "picospec.verifier",
+        "--target",
+        "vllm",
+        "--model",
+        str(directory),
+    ]
     command += ["--port", str(port), "--vllm.self-test", "false", *SMALL]
     command += options
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from verifier.target import TargetFailed
-from verifier.vllm_target.service import compat
+from picospec.verifier.target import TargetFailed
+from picospec.verifier.vllm_target.service import compat
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")

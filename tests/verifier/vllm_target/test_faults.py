@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from speculation.protocol.messages import Commit, Draft, Open, Reject
-from speculation.protocol.wire import Framed
+from picospec.speculation.protocol.messages import Commit, Draft, Open, Reject
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.target import TargetFull, UnknownSession
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -23,8 +25,6 @@ from tests.verifier.vllm_target.scripted import (
     plain,
     served,
 )
-from verifier.target import TargetFull, UnknownSession
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 

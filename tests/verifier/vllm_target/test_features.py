@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from speculation.protocol.messages import Sampling
+from picospec.speculation.protocol.messages import Sampling
+from picospec.verifier.target import Unservable
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -23,8 +25,6 @@ from tests.verifier.vllm_target.scripted import (
     plain,
     with_extras,
 )
-from verifier.target import Unservable
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 FEATURES = {

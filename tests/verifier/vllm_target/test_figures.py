@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import DRAWN, PROMPTS, gone, opening
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 

@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from speculation.protocol.messages import Sampling
+from picospec.speculation.protocol.messages import Sampling
+from picospec.verifier.target import Unservable
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -21,8 +23,6 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.target import Unservable
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 CONSTRAINTS: dict[str, tuple[dict[str, Any], str]] = {

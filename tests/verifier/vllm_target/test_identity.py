@@ -8,7 +8,8 @@ from itertools import cycle
 
 import pytest
 
-from speculation.protocol.messages import Fill, Sampling
+from picospec.speculation.protocol.messages import Fill, Sampling
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -19,7 +20,6 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 BLOCK = 128

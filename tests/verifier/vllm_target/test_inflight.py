@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError
-from verifier.target import TargetFailed
-from verifier.vllm_target.service.inflight import MAX_IN_FLIGHT, Inflight
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.verifier.target import TargetFailed
+from picospec.verifier.vllm_target.service.inflight import MAX_IN_FLIGHT, Inflight
 
 
 class SlowEngine:

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling import distributions
-from speculation.sampling.adjustments import Adjustment
-from speculation.sampling.judging import Judgement, judge_coupled
-from speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import distributions
+from picospec.speculation.sampling.adjustments import Adjustment
+from picospec.speculation.sampling.judging import Judgement, judge_coupled
+from picospec.speculation.sampling.logit_settings import LogitSettings
 
 torch = pytest.importorskip("torch")
 
+from picospec.verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
+from picospec.verifier.vllm_target.worker import judging  # noqa: E402
 from tests.verifier.vllm_target.synchronisations import synchronisations  # noqa: E402
-from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
-from verifier.vllm_target.worker import judging  # noqa: E402
 
 judge_lazily = partial(judging.judge, lazily=True)
 judge_at_once = partial(judging.judge, lazily=False)

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bench.calibrate import kernels
-from bench.calibrate.kernels import (
+from picospec.bench.calibrate import kernels
+from picospec.bench.calibrate.kernels import (
     CASES,
     STOP_TOKENS,
     counted,
@@ -23,10 +23,10 @@ from bench.calibrate.kernels import (
     step,
     timed_s,
 )
-from speculation.sampling.judging import Judgement
-from verifier.vllm_target.worker import judging
-from verifier.vllm_target.worker.judging import CANDIDATES
-from verifier.vllm_target.worker.support import supports
+from picospec.speculation.sampling.judging import Judgement
+from picospec.verifier.vllm_target.worker import judging
+from picospec.verifier.vllm_target.worker.judging import CANDIDATES
+from picospec.verifier.vllm_target.worker.support import supports
 
 COUPLED = [name for name, case in CASES.items() if case.judge == "coupled"]
 SEPARATE = [name for name in CASES if name not in COUPLED]

@@ -8,9 +8,11 @@ from random import Random
 
 import pytest
 
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Commit, Draft, Pushed, Redraw, Reject
-from speculation.protocol.wire import Framed
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Commit, Draft, Pushed, Redraw, Reject
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.target import UnknownSession
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -22,8 +24,6 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.target import UnknownSession
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from speculation.sampling.logit_settings import LogitSettings
-from verifier.target import TargetFailed, Unservable
-from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.service import compat
-from verifier.vllm_target.service.parameters import FEATURES, engine_request
-from verifier.vllm_target.service.settings import VllmSettings
+from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
+from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.verifier.target import TargetFailed, Unservable
+from picospec.verifier.vllm_target.admission import FIELD, Admission
+from picospec.verifier.vllm_target.service import compat
+from picospec.verifier.vllm_target.service.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.service.settings import VllmSettings
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from speculation.protocol.messages import Sampling
+from picospec.speculation.protocol.messages import Sampling
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import opening
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.tokenizing.chat_template import ChatTemplate
-from models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizing.chat_template import ChatTemplate
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, chats
 from tests.models.make_renderings import TODAY, rendered
 

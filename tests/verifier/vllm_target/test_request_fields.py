@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.routes.chat_completions import ChatRequest
-from gateway.routes.completions import CompletionRequest
-from gateway.routes.parameters import PARAMETERS
-from gateway.routes.request import GenerationRequest
-from gateway.schemas.known import NEUTRAL
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.completions import CompletionRequest
+from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.routes.request import GenerationRequest
+from picospec.gateway.schemas.known import NEUTRAL
 
 chat = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
 completion = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")

@@ -15,12 +15,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from speculation.drafting.session import DraftingSession
-from speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
-from speculation.protocol.wire import Framed
-from speculation.sampling import distributions
-from speculation.sampling.distributions import Distribution, QuantisedDistribution, quantise
-from speculation.sampling.draft_token import DraftToken
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling import distributions
+from picospec.speculation.sampling.distributions import (
+    Distribution,
+    QuantisedDistribution,
+    quantise,
+)
+from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     SHAPED,
@@ -30,7 +35,6 @@ from tests.verifier.vllm_target.scripted import (
     uniforms,
     with_extras,
 )
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 PROMPT = "Once upon a time, there was"

@@ -14,8 +14,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from openai.types.chat.chat_completion import Choice
 
-from bench.run.services import EdgePlan, Services, ServicesPlan
-from models.store import open_store
+from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
+from picospec.models.store import open_store
 from tests.verifier.vllm_target.conftest import SMALL
 from tests.verifier.vllm_target.scripted import PERSON
 

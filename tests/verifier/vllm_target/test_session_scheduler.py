@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from speculation.protocol import wire
-from speculation.protocol.messages import (
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import (
     Draft,
     Limits,
     Message,
@@ -18,11 +18,11 @@ from speculation.protocol.messages import (
     Reject,
     Sampling,
 )
-from speculation.sampling.distributions import Q_SCALE
-from speculation.sampling.logit_settings import LogitSettings
-from speculation.verifying.machine import VerifyMachine
-from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.verifier.vllm_target.admission import Admission
+from picospec.verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -59,7 +59,7 @@ class Scheduler(SimpleNamespace):
 
     def push(self, *messages: Message, session: str = "s") -> str | None:
         pytest.importorskip("vllm")
-        from verifier.vllm_target.core.session_scheduler import SessionScheduler
+        from picospec.verifier.vllm_target.core.session_scheduler import SessionScheduler
 
         frames = b"".join(map(wire.encode, messages))
         return SessionScheduler.push(self, session, frames, 12.5)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speculation.protocol import wire
-from speculation.protocol.messages import (
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
@@ -21,14 +21,14 @@ from speculation.protocol.messages import (
     Reject,
     Sampling,
 )
-from speculation.sampling.distributions import Distribution
-from speculation.sampling.judging import Judgement, Rejection
-from speculation.sampling.logit_settings import LogitSettings
-from speculation.sampling.noise import place
-from speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
-from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.core.session_slot import RECENT_FRAMES, SessionSlot
-from verifier.vllm_target.verify_request import VerifyRequest
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.judging import Judgement, Rejection
+from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.sampling.noise import place
+from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
+from picospec.verifier.vllm_target.admission import Admission
+from picospec.verifier.vllm_target.core.session_slot import RECENT_FRAMES, SessionSlot
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 PROMPT_TOKENS = 10
 PROMPT = [7, 8] * 5

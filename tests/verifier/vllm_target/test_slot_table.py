@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from speculation.protocol.messages import Finish, Limits, Open, Sampling
-from speculation.sampling.logit_settings import LogitSettings
-from speculation.verifying.session import VerifyingSession
-from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.core.session_slot import REMEMBERED, SessionSlot, SlotTable
+from picospec.speculation.protocol.messages import Finish, Limits, Open, Sampling
+from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.verifying.session import VerifyingSession
+from picospec.verifier.vllm_target.admission import Admission
+from picospec.verifier.vllm_target.core.session_slot import REMEMBERED, SessionSlot, SlotTable
 
 
 def slot(name: str) -> SessionSlot:

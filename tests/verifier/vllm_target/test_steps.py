@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from picospec.verifier.vllm_target.service.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, started
 from tests.verifier.vllm_target.scripted import (
     GREEDY,
@@ -19,7 +20,6 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.vllm_target.service.target import VllmTarget
 
 pytestmark = ON_ENGINE
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.protocol.messages import Sampling
-from speculation.sampling import distributions, noise
+from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling import distributions, noise
 
 torch = pytest.importorskip("torch")
 
-from verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
-from verifier.vllm_target.worker import noise as torch_noise  # noqa: E402
-from verifier.vllm_target.worker.judging import judge  # noqa: E402
-from verifier.vllm_target.worker.rows import Columns, Look  # noqa: E402
+from picospec.verifier.vllm_target.verify_request import VerifyRequest  # noqa: E402
+from picospec.verifier.vllm_target.worker import noise as torch_noise  # noqa: E402
+from picospec.verifier.vllm_target.worker.judging import judge  # noqa: E402
+from picospec.verifier.vllm_target.worker.rows import Columns, Look  # noqa: E402
 
 SEEDS = st.integers(0, 2**63 - 1)
 PLACES = st.integers(0, 2**32 - 1)

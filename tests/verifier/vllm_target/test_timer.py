@@ -6,7 +6,7 @@ import threading
 import time
 from math import inf
 
-from verifier.vllm_target.core.timer import Timer
+from picospec.verifier.vllm_target.core.timer import Timer
 
 
 def test_it_rings_at_the_earliest_time() -> None:

@@ -21,18 +21,18 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from gateway.ports import UNLIKELY
-from speculation.protocol.messages import TokenLogprob
-from speculation.sampling.judging import Judgement
-from speculation.verifying.machine import PassPlan, Verdict
-from verifier.vllm_target.core.hooks import aside, no_wider_than_asked
-from verifier.vllm_target.core.session_scheduler import (
+from picospec.gateway.ports import UNLIKELY
+from picospec.speculation.protocol.messages import TokenLogprob
+from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.verifying.machine import PassPlan, Verdict
+from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked
+from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
     attach,
     has_read_its_text,
 )
-from verifier.vllm_target.core.session_slot import SessionSlot
-from verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.core.session_slot import SessionSlot
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 Passed = dict[str, tuple[Request, SessionSlot]]
 """By request: the sessions of a step that sampled."""

@@ -21,15 +21,19 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from gateway.hosting.parent_death import die_with_parent
-from speculation.protocol import wire
-from speculation.protocol.errors import RemoteProtocolError
-from speculation.protocol.messages import Pushed
-from speculation.verifying.machine import VerifyMachine
-from verifier.vllm_target.admission import FIELD, Admission
-from verifier.vllm_target.core.hooks import must_step
-from verifier.vllm_target.core.session_slot import OutgoingFrame, SessionSlot, SlotTable
-from verifier.vllm_target.core.timer import Timer
+from picospec.gateway.hosting.parent_death import die_with_parent
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Pushed
+from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.verifier.vllm_target.admission import FIELD, Admission
+from picospec.verifier.vllm_target.core.hooks import must_step
+from picospec.verifier.vllm_target.core.session_slot import (
+    OutgoingFrame,
+    SessionSlot,
+    SlotTable,
+)
+from picospec.verifier.vllm_target.core.timer import Timer
 
 
 class SessionScheduler(Scheduler):

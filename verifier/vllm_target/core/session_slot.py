@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from speculation.protocol import wire
-from speculation.protocol.messages import Down, TokenId
-from speculation.sampling.adjustments import Adjustment
-from speculation.sampling.noise import place
-from speculation.verifying.session import Pass, VerifyingSession
-from verifier.vllm_target.admission import Admission
-from verifier.vllm_target.verify_request import VerifyRequest
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Down, TokenId
+from picospec.speculation.sampling.adjustments import Adjustment
+from picospec.speculation.sampling.noise import place
+from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.verifier.vllm_target.admission import Admission
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 RECENT_FRAMES: Final = 16
 """Frames carried by each output; four would do for a reader who is never a step behind."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import structlog
 
-from verifier.target import TargetFailed
+from picospec.verifier.target import TargetFailed
 
 TESTED: Final = ((0, 30), (0, 32))
 """The first and the last version of vLLM on which the tests of this project ran."""

@@ -25,14 +25,14 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from speculation.protocol.errors import RemoteProtocolError
-from verifier.target import TargetFailed, Unservable
-from verifier.vllm_target.admission import FIELD
-from verifier.vllm_target.core.session_slot import OutgoingFrame
-from verifier.vllm_target.service.compat import RUNNER
-from verifier.vllm_target.service.parameters import EngineRequest
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.verifier.target import TargetFailed, Unservable
+from picospec.verifier.vllm_target.admission import FIELD
+from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
+from picospec.verifier.vllm_target.service.compat import RUNNER
+from picospec.verifier.vllm_target.service.parameters import EngineRequest
 
-_HERE: Final = "verifier.vllm_target"
+_HERE: Final = "picospec.verifier.vllm_target"
 _ENVIRONMENT: Final = {
     "VLLM_NO_USAGE_STATS": "1",
     RUNNER: "0",

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from speculation.protocol.errors import RemoteProtocolError
-from verifier.target import TargetFailed
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.verifier.target import TargetFailed
 
 MAX_IN_FLIGHT: Final = 64
 """Most messages of a session that the engine has not taken in. It takes them in between two

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import msgspec
 
-from models.grammars.constraint import NAME, Constraint
-from speculation.protocol.messages import Limits, ModelFacts, Open
-from speculation.protocol.opening import SALT, STOPPING
-from speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
-from verifier.target import asked_grammar, unservable
-from verifier.vllm_target.admission import FIELD, Admission
+from picospec.models.grammars.constraint import NAME, Constraint
+from picospec.speculation.protocol.messages import Limits, ModelFacts, Open
+from picospec.speculation.protocol.opening import SALT, STOPPING
+from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
+from picospec.verifier.target import asked_grammar, unservable
+from picospec.verifier.vllm_target.admission import FIELD, Admission
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """OpenAI parameters served beyond Sampling."""

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from speculation.protocol.messages import (
+from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
@@ -26,8 +26,8 @@ from speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from speculation.protocol.wire import Framed
-from verifier.target import Target, TargetFailed
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12
 DRAFTED: Final = 9

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from models.file_hashes import FileHashes
-from models.tokenizing.hugging_face import commit_of, directory_of
-from models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation.protocol import wire
-from speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
-from speculation.protocol.wire import Framed
-from verifier.identity import weights_of
-from verifier.metrics import PassMetrics
-from verifier.target import (
+from picospec.models.file_hashes import FileHashes
+from picospec.models.tokenizing.hugging_face import commit_of, directory_of
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.identity import weights_of
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.target import (
     Described,
     Reply,
     TargetFailed,
@@ -30,14 +30,14 @@ from verifier.target import (
     started,
     unservable,
 )
-from verifier.vllm_target.service import compat
-from verifier.vllm_target.service.inflight import Inflight
-from verifier.vllm_target.service.parameters import FEATURES, engine_request
-from verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.service import compat
+from picospec.verifier.vllm_target.service.inflight import Inflight
+from picospec.verifier.vllm_target.service.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.service.settings import VllmSettings
 
 if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
-    from verifier.vllm_target.core.session_slot import OutgoingFrame
-    from verifier.vllm_target.service.engine import Engine
+    from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
+    from picospec.verifier.vllm_target.service.engine import Engine
 
 SHAPELESS: Final = ("kv_cache_memory_bytes", "gpu_memory_utilization", "download_dir")
 """The engine options of which no text depends."""
@@ -80,8 +80,8 @@ class VllmTarget(Described):
     async def start(self) -> None:
         """Load the model and test that drafts change nothing. Raises TargetFailed."""
         version = compat.check(self._settings.options)
-        from verifier.vllm_target.service.engine import Engine
-        from verifier.vllm_target.service.selftest import self_test
+        from picospec.verifier.vllm_target.service.engine import Engine
+        from picospec.verifier.vllm_target.service.selftest import self_test
 
         file, tokens = await asyncio.to_thread(self._tokenizer_file)
         self._engine = await Engine.start(

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speculation.protocol.messages import TokenId
-from speculation.sampling.adjustments import Adjustment, penalise
-from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.upload import upload
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.adjustments import Adjustment, penalise
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.upload import upload
 
 Ints = NDArray[np.int64]
 Pairs = tuple[Tensor, Tensor]

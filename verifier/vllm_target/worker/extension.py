@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler, sampler
 
-from gateway.hosting.parent_death import die_with_parent
-from speculation.sampling.judging import Judgement
-from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.judging import judge
-from verifier.vllm_target.worker.upload import upload
+from picospec.gateway.hosting.parent_death import die_with_parent
+from picospec.speculation.sampling.judging import Judgement
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.judging import judge
+from picospec.verifier.vllm_target.worker.upload import upload
 
 Stock = Callable[..., Any]
 """What vLLM has in the place of one of our methods."""

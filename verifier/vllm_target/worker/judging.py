@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speculation.protocol.messages import TokenId
-from speculation.sampling.distributions import Distribution
-from speculation.sampling.judging import Judgement, judge_coupled, judge_separate
-from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.rows import (
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.judging import Judgement, judge_coupled, judge_separate
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.rows import (
     Columns,
     Kind,
     Look,
@@ -35,16 +35,18 @@ from verifier.vllm_target.worker.rows import (
     Wanted,
     logits_of,
 )
-from verifier.vllm_target.worker.support import supports
-from verifier.vllm_target.worker.upload import upload
+from picospec.verifier.vllm_target.worker.support import supports
+from picospec.verifier.vllm_target.worker.upload import upload
 
 CANDIDATES: Final = 512
 """Candidates of a row's first look on an accelerator, so that few rows need a second. Not
-tuned: no GPU was at hand. `python -m bench.calibrate.kernels --device cuda` times a step."""
+tuned: no GPU was at hand. `python -m picospec.bench.calibrate.kernels --device cuda` times a
+step."""
 
 LAZY_CANDIDATES: Final = 64
 """Candidates of a row's first look on a CPU, where 512 take half as long again for the step of
-`python -m bench.calibrate.kernels --device cpu --sessions 4`; most supports are smaller."""
+`python -m picospec.bench.calibrate.kernels --device cpu --sessions 4`; most supports are
+smaller."""
 
 GROWTH: Final = 8
 """How many times as many candidates a row's next look has on a CPU, where sorting is dear."""

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speculation.sampling.distributions import GREEDY_BELOW
-from verifier.vllm_target.verify_request import VerifyRequest
-from verifier.vllm_target.worker.adjusting import adjust
-from verifier.vllm_target.worker.noise import prefixes_of
-from verifier.vllm_target.worker.upload import upload
+from picospec.speculation.sampling.distributions import GREEDY_BELOW
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.adjusting import adjust
+from picospec.verifier.vllm_target.worker.noise import prefixes_of
+from picospec.verifier.vllm_target.worker.upload import upload
 
 Kind = Literal["cut", "greedy", "whole"]
 """How a row's support is found: `cut` by min-p, top-k or top-p, `greedy` is the argmax alone,

@@ -17,8 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from verifier.vllm_target.worker.noise import coarse, gumbel
-from verifier.vllm_target.worker.rows import Columns, Kind
+from picospec.verifier.vllm_target.worker.noise import coarse, gumbel
+from picospec.verifier.vllm_target.worker.rows import Columns, Kind
 
 FINALISTS: Final = 8
 """Tokens of a row that are ranked in float64: float32 is right to 1e-5, and more tokens than
