@@ -17,7 +17,7 @@ import pytest
 from picospec.bench.run.services import free_port
 from tests.edge_agent.processes import ROOT, wait_for
 from tests.models.test_gguf_weights import Q6_K, gguf
-from tests.verifier.conftest import KEY, fake_command, serving
+from tests.verifier.conftest import KEY, serving
 
 ROOMS = ("bench", "cli", "edge_agent", "gateway", "models", "speculation", "verifier")
 INSTALL = "llama.cpp is not installed: pip install 'picospec[llama]'"
@@ -120,7 +120,8 @@ def test_what_needs_llama_cpp_names_the_command_that_installs_it(
 @pytest.fixture
 def verifier() -> Iterator[str]:
     port = free_port()
-    with serving(fake_command(port), port):
+    serve = ROOT / "tests/packaging/serve_words.py"
+    with serving([sys.executable, str(serve), str(port)], port):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -130,7 +131,7 @@ def test_an_edge_answers_without_a_draft_model(
     monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", KEY)
     port = free_port()
     command = [bin / "picospec", "edge", "--verifier-url", verifier, "--port", str(port)]
-    body = {"prompt": "a b", "max_tokens": 4, "temperature": 0}
+    body = {"prompt": "w10 w11", "max_tokens": 4, "temperature": 0}
 
     with (
         subprocess.Popen(command, cwd=folder) as edge,
