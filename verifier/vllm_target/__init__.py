@@ -1,6 +1,6 @@
 """The target of GPU hosts: vLLM, with draft tokens injected into its continuous batch.
 
-    service/    in this process: the Target, the engine's front end, what vLLM is asked for, and
+    serving/    in this process: the Target, the engine's front end, what vLLM is asked for, and
                 whether this vLLM can serve sessions (compat, selftest)
     core/       in vLLM's core process: a scheduler that begins and ends the sessions' passes
     worker/     in vLLM's worker processes: the judge, where the logits are
