@@ -40,8 +40,8 @@ from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target import Target
 from picospec.verifier.target_host import Host
-from picospec.verifier.vllm_target.service.settings import VllmSettings
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.settings import VllmSettings
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 
 def build(

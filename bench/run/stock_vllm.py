@@ -32,8 +32,8 @@ def main(
 ) -> None:
     """Serve vLLM's OpenAI API."""
     from picospec.verifier.__main__ import nested
-    from picospec.verifier.vllm_target.service.engine import defaults, environment
-    from picospec.verifier.vllm_target.service.settings import VllmSettings
+    from picospec.verifier.vllm_target.serving.engine import defaults, environment
+    from picospec.verifier.vllm_target.serving.settings import VllmSettings
 
     for name, value in environment().items():
         os.environ.setdefault(name, value)

@@ -39,8 +39,8 @@ from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.service.settings import VllmSettings
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.settings import VllmSettings
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 
 DRAFTS: tuple[Pushed, ...] = (Draft(0, 0, 0, (1, 2)), Draft(0, 2, 2, (3,)))

@@ -15,8 +15,8 @@ from picospec.speculation.protocol.messages import Limits
 from picospec.verifier import identity
 from picospec.verifier.identity import identity_of
 from picospec.verifier.metrics import PassMetrics
-from picospec.verifier.vllm_target.service.settings import VllmSettings
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.settings import VllmSettings
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 SIZE = 3_000_000
 

@@ -21,8 +21,8 @@ from picospec.models.dequantise import dequantise
 from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier.metrics import PassMetrics
-from picospec.verifier.vllm_target.service.settings import VllmSettings
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.settings import VllmSettings
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 # 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {

@@ -12,9 +12,9 @@ from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sam
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
-from picospec.verifier.vllm_target.service import compat
-from picospec.verifier.vllm_target.service.parameters import FEATURES, engine_request
-from picospec.verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.serving import compat
+from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.serving.settings import VllmSettings
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
 

@@ -29,8 +29,8 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.service.compat import RUNNER
-from picospec.verifier.vllm_target.service.parameters import EngineRequest
+from picospec.verifier.vllm_target.serving.compat import RUNNER
+from picospec.verifier.vllm_target.serving.parameters import EngineRequest
 
 _HERE: Final = "picospec.verifier.vllm_target"
 _ENVIRONMENT: Final = {

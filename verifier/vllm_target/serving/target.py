@@ -30,14 +30,14 @@ from picospec.verifier.target import (
     started,
     unservable,
 )
-from picospec.verifier.vllm_target.service import compat
-from picospec.verifier.vllm_target.service.inflight import Inflight
-from picospec.verifier.vllm_target.service.parameters import FEATURES, engine_request
-from picospec.verifier.vllm_target.service.settings import VllmSettings
+from picospec.verifier.vllm_target.serving import compat
+from picospec.verifier.vllm_target.serving.inflight import Inflight
+from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.serving.settings import VllmSettings
 
 if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-    from picospec.verifier.vllm_target.service.engine import Engine
+    from picospec.verifier.vllm_target.serving.engine import Engine
 
 SHAPELESS: Final = ("kv_cache_memory_bytes", "gpu_memory_utilization", "download_dir")
 """The engine options of which no text depends."""
@@ -80,8 +80,8 @@ class VllmTarget(Described):
     async def start(self) -> None:
         """Load the model and test that drafts change nothing. Raises TargetFailed."""
         version = compat.check(self._settings.options)
-        from picospec.verifier.vllm_target.service.engine import Engine
-        from picospec.verifier.vllm_target.service.selftest import self_test
+        from picospec.verifier.vllm_target.serving.engine import Engine
+        from picospec.verifier.vllm_target.serving.selftest import self_test
 
         file, tokens = await asyncio.to_thread(self._tokenizer_file)
         self._engine = await Engine.start(
