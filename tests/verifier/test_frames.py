@@ -39,7 +39,6 @@ from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.serving.settings import VllmSettings
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 
@@ -66,8 +65,8 @@ class FakeEngine:
 def vllm_target(engine: FakeEngine) -> VllmTarget:
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    target = VllmTarget("m", VllmSettings.of("m", {}), FACTS.limits, metrics)
-    target._engine, target._facts = engine, FACTS  # type: ignore[assignment]
+    target = VllmTarget("m", engine, FACTS.limits, metrics)  # type: ignore[arg-type]
+    target._facts = FACTS
     return target
 
 
