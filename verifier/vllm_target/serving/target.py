@@ -43,7 +43,7 @@ class VllmTarget(Described):
     """Sessions on an engine that vLLM's own server has started, and will stop.
 
     name: by which clients ask for the model. template: the chat template, if it is not the
-    model's own.
+    model's own. self_test: None where another of vLLM's API servers runs it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class VllmTarget(Described):
         template: str | None = None,
         share_prefixes: bool = False,
         hashes: FileHashes | None = None,
-        self_test: bool = True,
+        self_test: bool | None = True,
     ) -> None:
         super().__init__(limits, share_prefixes=share_prefixes)
         self._name = name
@@ -83,7 +83,8 @@ class VllmTarget(Described):
         file = msgspec.structs.replace(file, padding=engine.size.vocabulary - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
         self.describe(self._name, file, engine.size.context_tokens, FEATURES, shapes)
-        if compat.must_self_test(version, self._self_test):
+        wanted = self._self_test
+        if wanted is not None and compat.must_self_test(version, wanted):
             await self_test(self)
 
     def _weights(self) -> Sequence[object]:
