@@ -3,7 +3,8 @@
     serving/    in this process: the Target, the engine's front end, what vLLM is asked for, and
                 whether this vLLM can serve sessions (compat, selftest)
     core/       in vLLM's core process: a scheduler that begins and ends the sessions' passes
-    worker/     in vLLM's worker processes: the judge, where the logits are
+    worker/     in vLLM's worker processes: the judge, where the logits are; hooked into
+                Model Runner V1 by v1/
 
 Between them travel `admission` (a session, to the core) and `verify_request` (a step, to the
 worker). Nothing of vLLM is forked or patched on disk: a scheduler class, a worker extension and

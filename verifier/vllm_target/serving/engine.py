@@ -75,7 +75,7 @@ class Engine:
             worker_extension_cls=f"{_HERE}.worker.extension.PicoWorkerExtension",
             speculative_config={
                 "method": "custom_class",
-                "model": f"{_HERE}.worker.extension.NullProposer",
+                "model": f"{_HERE}.worker.v1.null_proposer.NullProposer",
                 "num_speculative_tokens": max_verify + 1,  # and a forced token before them
             },
             async_scheduling=False,
