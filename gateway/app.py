@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler, Lifespan
+from starlette.types import Lifespan
 
 from picospec.gateway.account import Clock
 from picospec.gateway.drain import Drain
@@ -211,5 +211,5 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     return json_response(invalid.body(), error.status_code, error.headers)
 
 
-HANDLERS: Final[Mapping[Any, ExceptionHandler]] = {HTTPException: _http_exception}
+HANDLERS: Final[dict[Any, Any]] = {HTTPException: _http_exception}
 """Answers that Starlette itself would give."""

@@ -22,6 +22,7 @@ from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.launching import defaults, flags, module
 from picospec.verifier.vllm_target.launching import options as options_of
 
+
 def main(
     context: typer.Context,
     model: Annotated[str, typer.Option()],

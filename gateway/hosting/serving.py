@@ -112,7 +112,7 @@ async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerato
     try:
         yield
     finally:
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call]
         await asyncio.wait([serving], timeout=CLOSE_S)
 
 

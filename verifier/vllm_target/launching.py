@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points, distributions
+from importlib.metadata import distributions, entry_points
 from pathlib import Path
 from typing import Any, Final, NoReturn
 

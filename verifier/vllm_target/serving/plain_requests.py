@@ -7,7 +7,7 @@ the service drains.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Final
@@ -76,7 +76,7 @@ def charge(llm: AsyncLLM, *, share_prefixes: bool) -> None:
         outputs = stock(prompt, params, *args, **kwargs)
         return _charged(account, outputs, params.output_kind)
 
-    llm.generate = generate  # type: ignore[method-assign]
+    llm.generate = generate
 
 
 async def _charged(
