@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ def test_the_front_end_in_rust_is_refused(
 
     with pytest.raises(conflicts.Conflict, match="VLLM_USE_RUST_FRONTEND"):
         configured()
+
+
+def test_the_entry_point_is_this_plugin() -> None:
+    (found,) = (
+        each for each in entry_points(group="vllm.general_plugins") if each.name == plugin.NAME
+    )
+
+    assert found.load() is plugin.register
 
 
 def test_requests_may_have_what_vllm_refuses_beside_speculation(

@@ -26,7 +26,7 @@ NAME: Final = "picospec"
 CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
 """The variable that names our settings file."""
 
-_NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.extension.NullProposer"
+_NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
     "v2": {"method": "ngram", "prompt_lookup_max": 1, "prompt_lookup_min": 1},
