@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from picospec.gateway.drain import Drain
@@ -99,8 +99,7 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     target = FakeTarget()
     host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(), session_metrics())
-    app = FastAPI()
-    Routes(host, sessions).add_to(app)
+    app = Starlette(routes=Routes(host, sessions).all())
     async with host.running(), sessions.running():
         await asyncio.sleep(0)
         session = await sessions.open(opening(fill="never", max_tokens=100))

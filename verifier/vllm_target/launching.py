@@ -18,7 +18,9 @@ from typing import Any, Final, NoReturn
 from picospec.gateway.hosting.parent_death import program
 from picospec.verifier.settings import VerifierSettings
 
-PLUGIN: Final = "picospec"
+NAME: Final = "picospec"
+"""Our plugins' name in VLLM_PLUGINS."""
+
 CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
 """The variable by which our plugin finds the settings file."""
 
@@ -106,11 +108,11 @@ def _allowed(named: str | None) -> str:
     """Return the list of vLLM's plugins that are loaded, with ours. Where there is none, all
     are, but of those that add routes."""
     if named is not None:
-        return named if PLUGIN in named.split(",") else f"{named},{PLUGIN}"
+        return named if NAME in named.split(",") else f"{named},{NAME}"
     groups = (each for each in entry_points().groups if each.startswith("vllm."))
     found = {each.name for group in groups for each in entry_points(group=group)
              if group != "vllm.endpoint_plugins"}  # fmt: skip
-    return ",".join(sorted(found | {PLUGIN}))
+    return ",".join(sorted(found | {NAME}))
 
 
 def _variables(prefix: str, table: Mapping[str, Any]) -> dict[str, str]:
