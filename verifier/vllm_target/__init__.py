@@ -1,5 +1,6 @@
 """The target of GPU hosts: vLLM, with draft tokens injected into its continuous batch.
 
+    configuring/  in every process of vLLM: makes a plain `vllm serve MODEL` a verifier
     serving/    in this process: the Target, the engine's front end, what vLLM is asked for, and
                 whether this vLLM can serve sessions (compat, selftest)
     core/       in vLLM's core process: a scheduler that begins and ends the sessions' passes

@@ -23,12 +23,18 @@ TESTED: Final = ((0, 30), (0, 32))
 """The first and the last version of vLLM on which the tests of this project ran."""
 
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "vllm.config:SpeculativeConfig": ("method",),
+    "vllm.config:StructuredOutputsConfig": ("backend",),
+    "vllm.config:VllmConfig": ("additional_config", "use_v2_model_runner"),
     "vllm.engine.arg_utils:AsyncEngineArgs": (),
+    "vllm.engine.arg_utils:EngineArgs": ("create_speculative_config",),
     "vllm.exceptions:VLLMValidationError": ("parameter",),
     "vllm.outputs:RequestOutput": ("kv_transfer_params",),
     "vllm.platforms:": ("current_platform",),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
-    "vllm.sampling_params:SamplingParams": ("extra_args", "num_logprobs"),
+    "vllm.sampling_params:SamplingParams": (
+        "_validate_spec_decode", "extra_args", "num_logprobs",
+    ),
     "vllm.sampling_params:StructuredOutputsParams": (),
     "vllm.v1.core.sched.output:SchedulerOutput": (
         "num_scheduled_tokens", "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
