@@ -11,7 +11,7 @@ import picospec.edge_agent.settings
 import picospec.verifier.settings
 from picospec.cli.up import read_settings
 from picospec.gateway.hosting.settings_sources import as_environment
-from picospec.verifier.vllm_target.service.compat import OURS
+from picospec.verifier.vllm_target.serving.compat import OURS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -19,8 +19,8 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import Reply, TargetFailed
-from picospec.verifier.vllm_target.service import selftest
-from picospec.verifier.vllm_target.service.selftest import PROMPTS, TOKENS, self_test
+from picospec.verifier.vllm_target.serving import selftest
+from picospec.verifier.vllm_target.serving.selftest import PROMPTS, TOKENS, self_test
 from tests.verifier.fake_target import FACTS
 
 

@@ -30,7 +30,7 @@ from picospec.speculation.sampling.distributions import (
 )
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.target import UnknownSession
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 PROMPTS = (
     "The capital of France is a city that",

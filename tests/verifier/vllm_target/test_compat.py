@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.service import compat
+from picospec.verifier.vllm_target.serving import compat
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.target import Unservable
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,

@@ -9,7 +9,7 @@ from itertools import cycle
 import pytest
 
 from picospec.speculation.protocol.messages import Fill, Sampling
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,

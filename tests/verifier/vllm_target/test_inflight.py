@@ -9,7 +9,7 @@ import pytest
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.service.inflight import MAX_IN_FLIGHT, Inflight
+from picospec.verifier.vllm_target.serving.inflight import MAX_IN_FLIGHT, Inflight
 
 
 class SlowEngine:

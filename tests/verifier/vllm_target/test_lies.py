@@ -12,7 +12,7 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Draft, Pushed, Redraw, Reject
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import UnknownSession
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,

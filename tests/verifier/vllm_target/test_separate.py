@@ -25,7 +25,7 @@ from picospec.speculation.sampling.distributions import (
     quantise,
 )
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     SHAPED,

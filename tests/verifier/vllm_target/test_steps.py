@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from picospec.verifier.vllm_target.service.target import VllmTarget
+from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, started
 from tests.verifier.vllm_target.scripted import (
     GREEDY,
