@@ -32,7 +32,7 @@ Settings = Mapping[str, Mapping[str, object]]
 DEFAULT_PAIR: Final = "qwen2.5-coder"
 NO_VLLM: Final = """{target} has safetensors, which vLLM runs, and vLLM is not installed here.
 Install both from PicoSpec's folder, in an environment of their own, and run picospec there:
-    pip install '.[cloud]'          without a GPU: '.[cloud-cpu]'
+    pip install '.[cloud,llama]'          without a GPU: '.[cloud-cpu,llama]'
 Or name a GGUF file, which llama.cpp runs."""
 
 

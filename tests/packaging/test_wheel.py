@@ -35,7 +35,9 @@ for module in pkgutil.walk_packages(picospec.__path__, "picospec."):
 
 def run(*command: object, cwd: Path | None = None) -> str:
     """Return what a command prints that works."""
-    return subprocess.run(command, cwd=cwd, check=True, text=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run(
+        command, cwd=cwd, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
 
 
 @pytest.fixture(scope="module")
