@@ -10,9 +10,8 @@ import pytest
 
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.verifier.target import TargetFailed, Unservable
+from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
-from picospec.verifier.vllm_target.serving import compat
 from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
 from picospec.verifier.vllm_target.serving.settings import VllmSettings
 
@@ -112,9 +111,3 @@ def test_options_may_be_spelt_as_on_vllms_command_line() -> None:
     given = {"tensor_parallel_size": 2, "dtype": "auto", "tokenizer": "elsewhere"}
     assert settings.options == given
     assert settings.tokenizer == "elsewhere"
-
-
-@pytest.mark.parametrize("name", sorted(compat.OURS))
-def test_an_option_that_sessions_depend_on_cannot_be_chosen(name: str) -> None:
-    with pytest.raises(TargetFailed, match=name):
-        compat.check({name: 1})

@@ -29,13 +29,12 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.serving.compat import RUNNER
 from picospec.verifier.vllm_target.serving.parameters import EngineRequest
 
 _HERE: Final = "picospec.verifier.vllm_target"
 _ENVIRONMENT: Final = {
     "VLLM_NO_USAGE_STATS": "1",
-    RUNNER: "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }

@@ -30,7 +30,7 @@ from picospec.verifier.target import (
     started,
     unservable,
 )
-from picospec.verifier.vllm_target.serving import compat
+from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.inflight import Inflight
 from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
 from picospec.verifier.vllm_target.serving.settings import VllmSettings
@@ -79,7 +79,7 @@ class VllmTarget(Described):
 
     async def start(self) -> None:
         """Load the model and test that drafts change nothing. Raises TargetFailed."""
-        version = compat.check(self._settings.options)
+        compat.check("v1")
         from picospec.verifier.vllm_target.serving.engine import Engine
         from picospec.verifier.vllm_target.serving.selftest import self_test
 
@@ -93,7 +93,7 @@ class VllmTarget(Described):
             shapes = await asyncio.to_thread(self._shapes, self._engine.version)
             self.describe(self._name, file, size.context_tokens, FEATURES, shapes)
             structlog.get_logger("verifier").info("loaded", model=self._name)
-            if compat.must_self_test(version, self._settings.self_test):
+            if compat.must_self_test(compat.version(), self._settings.self_test):
                 await self_test(self)
             self._following = asyncio.create_task(self._follow())
         except BaseException:
