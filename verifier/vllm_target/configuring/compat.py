@@ -28,6 +28,7 @@ Names = Mapping[str, Sequence[str]]
 """By module and class, what is used of its objects; by module alone, what is used of it."""
 
 USED: Final[Names] = {
+    "vllm.config.load:LoadConfig": ("download_dir",),
     "vllm.config.model:ModelConfig": (
         "get_vocab_size", "is_diffusion", "is_encoder_decoder", "max_model_len", "runner_type",
     ),
@@ -38,17 +39,17 @@ USED: Final[Names] = {
     ),
     "vllm.config.structured_outputs:StructuredOutputsConfig": ("backend",),
     "vllm.config.vllm:VllmConfig": (
-        "additional_config", "attention_config", "lora_config", "model_config",
-        "parallel_config", "scheduler_config", "speculative_config", "use_v2_model_runner",
-        "watermark_config",
+        "additional_config", "attention_config", "compute_hash", "load_config", "lora_config",
+        "model_config", "observability_config", "parallel_config", "profiler_config",
+        "scheduler_config", "speculative_config", "use_v2_model_runner", "watermark_config",
     ),
     "vllm.engine.arg_utils:EngineArgs": (
         "additional_config", "async_scheduling", "attention_config",
         "create_speculative_config", "enable_lora", "kv_offloading_size", "kv_transfer_config",
-        "logprobs_mode", "model", "scheduler_cls", "structured_outputs_config",
+        "logprobs_mode", "scheduler_cls", "structured_outputs_config",
         "use_fp64_gumbel", "watermark_config", "worker_extension_cls",
     ),
-    "vllm.envs:": ("VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND"),
+    "vllm.envs:": ("VLLM_API_KEY", "VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND"),
     "vllm.exceptions:VLLMValidationError": ("parameter",),
     "vllm.outputs:RequestOutput": ("kv_transfer_params",),
     "vllm.platforms.interface:Platform": ("get_device_name", "is_cpu"),
@@ -77,8 +78,7 @@ USED: Final[Names] = {
     "vllm.v1.engine:EngineCoreRequestType": ("WAKEUP",),
     "vllm.v1.engine:FinishReason": ("ABORT",),
     "vllm.v1.engine.async_llm:AsyncLLM": (
-        "collective_rpc", "engine_core", "errored", "from_engine_args", "generate",
-        "get_supported_tasks", "shutdown", "vllm_config",
+        "collective_rpc", "engine_core", "errored", "generate", "vllm_config",
     ),
     "vllm.v1.engine.core:EngineCore": ("scheduler",),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),

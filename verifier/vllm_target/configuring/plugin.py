@@ -20,12 +20,7 @@ from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring import compat, conflicts
 from picospec.verifier.vllm_target.configuring.choice import Choice
-
-NAME: Final = "picospec"
-"""The plugin's name in VLLM_PLUGINS."""
-
-CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
-"""The variable that names our settings file."""
+from picospec.verifier.vllm_target.launching import CONFIG, NAME
 
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
