@@ -65,10 +65,9 @@ def test_a_stop_string_within_the_least_tokens_ends_nothing(min_tokens: int, tex
     whole, split = (detokeniser(["bc"], min_tokens=min_tokens) for _ in range(2))
 
     read = whole.read(Delta(tokens, finish="length"))
-    pieces = [split.read(Delta((token,))).text for token in tokens]
+    pieces = [split.read(Delta((token,))).text for token in tokens[: read.tokens]]
 
-    assert read.text == text
-    assert text.startswith("".join(pieces))
+    assert read.text == "".join(pieces) == text
 
 
 def test_log_probabilities_wait_for_the_text_of_their_token() -> None:
