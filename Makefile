@@ -78,7 +78,7 @@ sbom: build/tools/.ready
 		--pyproject pyproject.toml --output-reproducible --output-format JSON --output-file build/sbom.json
 
 VLLM := .venv-vllm/bin
-VLLM_VERSIONS ?= 0.30.0 0.31.0
+VLLM_VERSIONS ?= 0.33.0
 SAFETENSORS := $(or $(PICOSPEC_CACHE),$(HOME)/.cache/picospec)/safetensors
 
 .venv-vllm/.ready-run: $(SETUP)
