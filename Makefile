@@ -94,7 +94,7 @@ run-vllm: .venv-vllm/.ready-run
 
 test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
-		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target $(ARGS)
+		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py $(ARGS)
 
 test-clients: test-clients-ready models
 	@$(STEP) "tests of clients" $(BIN)/pytest tests/clients $(ARGS)
