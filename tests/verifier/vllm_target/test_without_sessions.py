@@ -27,8 +27,9 @@ def serve(model: Path, *flags: str, port: int) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", *module(), "--model", str(model), "--served-model-name", "tiny",
         "--load-format", "dummy", "--hf-overrides", '{"num_hidden_layers": 1}',
-        "--enforce-eager", "--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "4",
-        "--kv-cache-memory-bytes", str(1 << 26), "--port", str(port), *flags,
+        "--enforce-eager", "--dtype", "float32", "--max-model-len", "128",
+        "--max-num-seqs", "4", "--kv-cache-memory-bytes", str(1 << 26),
+        "--port", str(port), *flags,
     ]  # fmt: skip
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
