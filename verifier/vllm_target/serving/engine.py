@@ -112,6 +112,11 @@ class Engine:
         )
 
     @property
+    def drawn_by_vllm(self) -> bool:
+        """Whether vLLM's own sampler draws the tokens of sessions, as on Model Runner V2."""
+        return bool(self._llm.vllm_config.use_v2_model_runner)
+
+    @property
     def version(self) -> str:
         """vLLM and torch, and the device that they run on."""
         device = current_platform.get_device_name()
