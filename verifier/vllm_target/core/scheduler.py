@@ -168,7 +168,7 @@ def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> No
 
 
 def _judgement(asked: VerifyRequest, generated: list[int]) -> Judgement:
-    """Return the outcome of a pass judged `coupled`: the accepted draft tokens, and one more."""
+    """Return the outcome of a pass judged `coupled`: accepted draft tokens, and one more."""
     tokens = tuple(generated[len(asked.owed) :])
     return Judgement(tokens, accepted=len(tokens) - 1)
 

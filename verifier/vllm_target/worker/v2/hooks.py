@@ -60,7 +60,7 @@ class Logits:
 
 
 class RunnerHooks:
-    """Wraps the runner's step and its rejection sampler. Without sessions, vLLM's own code runs.
+    """Wraps the runner's step and its rejection sampler; vLLM's own requests pass through.
 
     tokens: how many of the model's ids are tokens. The ids after them are padding, and no
     session gets one.
@@ -103,12 +103,13 @@ class RunnerHooks:
         return stock(plan, *args, **kwargs)
 
     def _cut_padding(
-        self, stock: Stock, logits: Tensor, rows: Tensor, slots: Any, slots_np: Any, *args: Any
-    ) -> Any:
+        self, stock: Stock, logits: Tensor, rows: Tensor, slots: Any, slots_np: Any, *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
         self._step.slots = slots_np
         if (ours := self._step.ours) is not None:
             logits[:, self._tokens :].masked_fill_(ours[rows, None], -torch.inf)
-        return stock(logits, rows, slots, slots_np, *args)
+        return stock(logits, rows, slots, slots_np, *args, **kwargs)
 
     def _gather(self, stock: Stock, *args: Any) -> Any:
         """Read draft tokens also in a step that begins inside the prompt, as after a silent
