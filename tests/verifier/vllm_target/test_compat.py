@@ -128,7 +128,7 @@ def test_any_other_version_is_always_self_tested_and_that_is_logged(wanted: bool
 def test_a_vllm_with_everything_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     install_fake(monkeypatch, version="0.33.0")
 
-    assert compat.check({"enforce_eager": True}, {}) == "0.33.0"
+    assert compat.check({"enforce_eager": True}) == "0.33.0"
 
 
 @pytest.mark.parametrize("path", [path for path, names in compat.NAMES.items() if names])
@@ -138,7 +138,7 @@ def test_what_is_missing_is_named(path: str, monkeypatch: pytest.MonkeyPatch) ->
     delattr(holder(path), name.split("|")[-1])
 
     with pytest.raises(TargetFailed) as error:
-        compat.check({}, {})
+        compat.check({})
 
     shown = f"{path.rstrip(':').replace(':', '.')}.{name.replace('|', ' or ')}"
     assert str(error.value).startswith(f"vLLM 0.32.0 lacks {shown}")
@@ -149,10 +149,4 @@ def test_an_argument_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
     holder("vllm.v1.sample.rejection_sampler:rejection_sample").__signature__ = Signature()
 
     with pytest.raises(TargetFailed, match=r"rejection_sample\(max_spec_len\)"):
-        compat.check({}, {})
-
-
-@pytest.mark.parametrize("chosen", ["1", "true"])
-def test_the_second_model_runner_cannot_be_chosen(chosen: str) -> None:
-    with pytest.raises(TargetFailed, match="takes no drafts"):
-        compat.check({}, {compat.RUNNER: chosen})
+        compat.check({})

@@ -7,7 +7,6 @@ cannot be switched off for a version that no test of this project ran on.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -72,6 +71,10 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.v1.sample.sampler:Sampler": ("topk_topp_sampler",),
     "vllm.v1.spec_decode.custom_class_proposer:": ("create_custom_proposer",),
     "vllm.v1.structured_output:StructuredOutputManager": ("validate_tokens",),
+    "vllm.v1.worker.gpu.sample.gumbel:": ("gumbel_sample",),
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:": (
+        "gather_draft_sampled", "rejection_sample",
+    ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": ("req_ids",),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
         "device", "execute_model", "input_batch", "sample_tokens", "sampler",
@@ -107,19 +110,14 @@ OURS: Final = frozenset(
 )  # fmt: skip
 """Engine options that `Engine.start` sets, or with which sessions cannot be served."""
 
-RUNNER: Final = "VLLM_USE_V2_MODEL_RUNNER"
-"""vLLM's variable that chooses between its two model runners. Sessions need the first."""
 
-
-def check(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> str:
+def check(options: Mapping[str, Any]) -> str:
     """Return the version of the installed vLLM.
 
     Raises TargetFailed unless it can serve sessions, with these options.
     """
     if clash := sorted(OURS & options.keys()):
         raise TargetFailed(f"vLLM's option {clash[0]} cannot be chosen: sessions depend on it")
-    if environment.get(RUNNER, "0").lower() not in ("0", "false"):
-        raise TargetFailed(f"{RUNNER} cannot be chosen: vLLM's second runner takes no drafts")
     try:
         vllm = import_module("vllm")
     except (ImportError, OSError) as error:

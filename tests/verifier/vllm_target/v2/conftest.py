@@ -17,9 +17,13 @@ import pytest
 import pytest_asyncio
 
 from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.verifier.vllm_target.conftest import started
+from tests.verifier.vllm_target.conftest import engine, make
 from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts
 
+BLOCKS = 20
+"""Of 128 tokens; too few for fifteen sessions of two."""
+
+BLOCK_BYTES = 128 << 10
 HERE = Path(__file__).parent
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*"]
 
@@ -51,5 +55,8 @@ def texts(
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def target(directory: Path, texts: object) -> AsyncIterator[VllmTarget]:
     """The engine with our plugin. texts: that engine is gone by then."""
-    async with started(directory) as served:
+    async with engine(directory, kv_cache_memory_bytes=BLOCKS * BLOCK_BYTES) as running:
+        served = make(running)
+        await served.start()
         yield served
+        await served.stop()

@@ -20,7 +20,7 @@ K, V, PADDED = 4, 50, 60
 DRAFTS = {"a": [7, 8, 9], "b": [], "c": [5], "stock": [6, 4]}
 SLOTS = {"a": 3, "b": 0, "c": 2, "stock": 5}
 DRAWN = [7, 8, 1, 2, 3, 5, 9, 1, 4, 2]
-"""What the rows draw. Two draft tokens of a are right, then 1 is drawn; b draws 3, and so on."""
+"""What the rows draw: two draft tokens of a, then 1; b draws 3; and so on."""
 
 
 def runner() -> Any:
