@@ -165,7 +165,6 @@ def _tell_output(request: Request, prompt_tokens: int) -> None:
     its penalties and min_tokens depend on which is which."""
     text = request.prompt_token_ids or []
     request.prompt_token_ids = text[:prompt_tokens]
-    request.num_prompt_tokens = prompt_tokens
     request._output_token_ids.extend(text[prompt_tokens:])
 
 

@@ -39,9 +39,7 @@ def judge(
     of the row's request in temperatures and seeds. columns: int[n], the row's number in its
     request.
     """
-    drawn = gumbel_sample(
-        logits, slots, temperatures, seeds, at, apply_temperature=False, is_drafting=False
-    )
+    drawn: Tensor = gumbel_sample(logits, slots, temperatures, seeds, at, False, False)
     rows = torch.arange(len(drawn), device=drawn.device)
     place = torch.searchsorted(ends.to(torch.int64), rows, right=True), columns.to(torch.int64)
     sampled = drawn.new_full((len(ends), most + 1), NO_DRAW)
