@@ -139,7 +139,9 @@ class VllmTarget(Described):
         engine = self._engine
         if len(self._sessions) >= (room := engine.size.sessions):
             raise TargetFull(f"all {room} sequences are taken")
-        wanted = engine_request(session, request, self.facts)
+        wanted = engine_request(
+            session, request, self.facts, drawn_by_vllm=engine.drawn_by_vllm
+        )
         inflight = self._sessions[session] = Inflight()
         try:
             text = (*request.prompt, *request.committed)
