@@ -11,8 +11,8 @@ from typing import Any, Final
 from vllm.exceptions import VLLMValidationError
 
 MOST: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
-"""From vllm/v1/worker/gpu/sample/logit_bias.py. There stop tokens, of which min_tokens bars 128,
-have the model's own among them, which are not known here."""
+"""From vllm/v1/worker/gpu/sample/logit_bias.py, where 128 stop tokens can be barred. Among them
+are the model's own, which are not known here."""
 
 
 def check(params: Any, speculative_config: Any) -> None:
