@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from picospec.speculation.verifying.latency import (
     FORGET_AFTER,
     MAX_SAMPLES,
+    MEASURE_S,
     MIN_SAMPLES,
     PassLatency,
     measured,
@@ -38,20 +40,32 @@ def test_a_size_not_seen_lies_between_those_seen() -> None:
     assert [learned.of(rows) for rows in (1, 3, 5, 7)] == pytest.approx([0.6, 0.7, 0.8, 0.8])
 
 
-def test_passes_are_timed_without_drafts_with_some_and_with_all() -> None:
+def timed(pass_s: Callable[[int], float], max_verify: int) -> tuple[list[int], PassLatency]:
+    """Return the rows of the passes timed before the first session, and what is known then."""
     asked: list[int] = []
 
-    def pass_s(rows: int) -> float:
+    def run(rows: int) -> float:
         asked.append(rows)
-        return 0.1 * rows
+        return pass_s(rows)
 
-    learned = measured(pass_s, 16)
+    learned = measured(run, max_verify)
+    return asked[1:], learned  # the first is for the weights alone
 
-    assert asked == [1, 5, 17] * MIN_SAMPLES
-    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.1, 0.3, 1.7])
-    asked.clear()
-    measured(pass_s, 1)
-    assert asked == [1, 2] * MIN_SAMPLES
+
+def test_before_the_first_session_passes_of_ever_more_rows_are_timed() -> None:
+    asked, learned = timed(lambda rows: 0.1 + 0.01 * rows, 16)
+
+    assert asked == [1, 2, 3, 5, 9, 17, *[1, 9, 17] * (MIN_SAMPLES - 1)]
+    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.11, 0.13, 0.27])
+    assert timed(lambda rows: 0.1, 1)[0] == [1, 2] * MIN_SAMPLES
+
+
+def test_no_pass_is_timed_that_is_dear_for_sure_or_once_too_much_time_has_passed() -> None:
+    dear = timed(lambda rows: 0.1 if rows < 9 else 1.5, 32)
+    slow = timed(lambda rows: 1.0 + MEASURE_S * (rows == 9), 32)
+
+    assert dear[0] == [1, 2, 3, 5, 9, *[1, 5, 9] * (MIN_SAMPLES - 1)]
+    assert slow[0] == [1, 2, 3, 5, 9]
 
 
 def test_a_host_that_slows_down_does_so_for_every_size() -> None:
@@ -107,6 +121,17 @@ def test_sizes_not_seen_for_long_are_known_still_on_a_host_that_pauses() -> None
 
     assert learned.of(1) == pytest.approx(0.22, rel=0.1)
     assert learned.of(17) == pytest.approx(0.44, rel=0.15)
+
+
+def test_a_dear_size_is_tried_as_often_as_it_takes_to_trust_it_and_no_more() -> None:
+    learned, known = latency(1.0), []
+    for _ in range(2 * MIN_SAMPLES):
+        learned.observe(9, 40.0)
+        for _ in range(FORGET_AFTER - 1):
+            learned.observe(1, 1.0)
+        known.append(learned.of(9) > 30.0)
+
+    assert known == [False] * (MIN_SAMPLES - 1) + [True] * (MIN_SAMPLES + 1)
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=20), st.integers(1, 30))

@@ -20,8 +20,9 @@ def gains(pending: Sequence[int], acceptance: Sequence[float]) -> list[list[floa
     return [[a**k for k in range(1, n + 1)] for n, a in pairs]
 
 
-def test_all_drafts_are_judged_while_nothing_is_known() -> None:
-    assert allocate(gains([3, 5], [0.8, 0.1]), PassLatency(), rows=16) == [3, 5]
+def test_while_nothing_is_known_a_pass_has_twice_the_rows_that_it_needs() -> None:
+    assert allocate(gains([3, 5], [0.8, 0.1]), PassLatency(), rows=16) == [2, 0]
+    assert allocate(gains([3], [0.8]), PassLatency(), rows=16, judge_all=True) == [3]
 
 
 def test_all_drafts_are_judged_where_rows_are_free() -> None:
@@ -53,8 +54,10 @@ def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
 
 
 def test_the_likeliest_drafts_get_the_rows_there_are() -> None:
-    assert allocate(gains([3, 3], [0.9, 0.5]), PassLatency(), rows=5) == [3, 0]
-    assert allocate(gains([3, 3], [0.9, 0.9]), PassLatency(), rows=2) == [0, 0]
+    flat = latency(1, 1, 1)
+
+    assert allocate(gains([3, 3], [0.9, 0.5]), flat, rows=5) == [3, 0]
+    assert allocate(gains([3, 3], [0.9, 0.9]), flat, rows=2) == [0, 0]
 
 
 @given(
