@@ -12,8 +12,8 @@ slowdown decays to 1.
 Example: three passes of 1 row took 0.20 s, three of 9 rows 0.24 s. Then `of(5)` is 0.22 s, on
 the line between both, and `of(17)` is 0.24 s: more rows than were observed count as no dearer
 until they are tried. They are tried with care: a pass has at most twice the rows of the largest
-one that was *cheap*, which took no longer a row than one of half as many rows. So where rows
-are dear from some number on, one pass finds it out.
+one that was *cheap*, which means that it took no longer a row than one of half as many rows. So
+where rows are dear from some number on, one pass finds it out.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ this factor, and as dearer a row than half of it; below, the difference is noise
 MAX_GROWTH: Final = 2
 """Rows that a pass may have, in times of the largest cheap one's."""
 
+TRIED_ROWS: Final = 8
+"""Rows that any pass but the first may have: on some CPUs two rows take thrice as long as one,
+and eight less than eight times."""
+
 MAX_SLOWDOWN: Final = 2.0
 """A single pass counts as at most this many usual ones: one that took longer met a pause."""
 
@@ -57,7 +61,8 @@ FORGET_AFTER: Final = 128
 Their samples are kept: a dear size is tried MIN_SAMPLES times, and no more."""
 
 MEASURE_S: Final = 10.0
-"""Before the first session no pass is timed any more once those before took so long."""
+"""Time for passes before the first session. None is begun that would go beyond it if it took as
+long as one with fewer rows."""
 
 
 class _Size:
@@ -72,7 +77,7 @@ class _Size:
         return len(self._recent_s) >= MIN_SAMPLES
 
     def observe(self, seconds: float) -> None:
-        if self._recent_s and MAX_SLOWDOWN * seconds < min(self._recent_s):
+        if not self.trusted and MAX_SLOWDOWN * seconds < min(self._recent_s, default=0.0):
             self._recent_s.clear()  # those met a pause
         self._recent_s.append(seconds)
         most_s = MAX_SLOWDOWN * median(self._recent_s)
@@ -116,7 +121,7 @@ class PassLatency:
         self._sizes: dict[int, _Size] = {}
         self._slowdown = 1.0
         self._passes = 0
-        self._largest_cheap = 0
+        self._largest_cheap = 0  # rows
         self._known: _Curve | None = None  # the curve of the sizes as they are
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -147,7 +152,9 @@ class PassLatency:
 
     def most_rows(self, needed: int) -> int:
         """Return how many rows a pass may have. needed: those that it must have."""
-        return MAX_GROWTH * max(self._largest_cheap, needed)
+        if not self._sizes:
+            return needed
+        return max(TRIED_ROWS, MAX_GROWTH * self._largest_cheap, MAX_GROWTH * needed)
 
     def of(self, rows: int) -> float:
         """Return the expected latency of a pass; 0 before the first observation."""
@@ -158,18 +165,19 @@ class PassLatency:
 
 
 def unmeasured(latency: PassLatency, max_verify: int) -> Iterator[int]:
-    """Yield the rows of the passes to time before the first session: one, and ever more while
-    they are cheap, up to those of max_verify draft tokens; then the smallest size and the two
-    largest, until they are trusted. Observe each pass before the next is asked for."""
+    """Yield the rows of the passes to time before the first session: one and ever more, up to
+    those of max_verify draft tokens; then the least, the most and those with most rows a
+    second, until they are trusted. Observe each pass before the next is asked for."""
     sizes = [1 + (max_verify >> n) for n in reversed(range(max_verify.bit_length() + 1))]
-    spent_s, tried = 0.0, list[int]()
+    spent_s, tried = 0.0, set[int]()
     for _ in range(MIN_SAMPLES):
         for rows in sizes:
-            if spent_s < MEASURE_S and rows <= latency.most_rows(1):
+            if spent_s + latency.of(rows) < MEASURE_S:
                 yield rows
                 spent_s += latency.of(rows)
-                tried.append(rows)
-        sizes = sorted({sizes[0], *tried[-2:]})
+                tried.add(rows)
+        best = max(tried, key=lambda rows: rows / latency.of(rows))
+        sizes = sorted({min(tried), best, max(tried)})
 
 
 def measured(pass_s: Callable[[int], float], max_verify: int) -> PassLatency:

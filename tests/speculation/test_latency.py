@@ -55,17 +55,19 @@ def timed(pass_s: Callable[[int], float], max_verify: int) -> tuple[list[int], P
 def test_before_the_first_session_passes_of_ever_more_rows_are_timed() -> None:
     asked, learned = timed(lambda rows: 0.1 + 0.01 * rows, 16)
 
-    assert asked == [1, 2, 3, 5, 9, 17, *[1, 9, 17] * (MIN_SAMPLES - 1)]
+    assert asked == [1, 2, 3, 5, 9, 17, *[1, 17] * (MIN_SAMPLES - 1)]
     assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.11, 0.13, 0.27])
     assert timed(lambda rows: 0.1, 1)[0] == [1, 2] * MIN_SAMPLES
 
 
-def test_no_pass_is_timed_that_is_dear_for_sure_or_once_too_much_time_has_passed() -> None:
-    dear = timed(lambda rows: 0.1 if rows < 9 else 1.5, 32)
-    slow = timed(lambda rows: 1.0 + MEASURE_S * (rows == 9), 32)
+def test_the_size_with_most_rows_a_second_is_timed_again_and_no_pass_once_time_is_up() -> None:
+    dear, _ = timed(lambda rows: 0.1 if rows < 9 else 0.9, 16)
+    slow, _ = timed(lambda rows: 0.3 * rows, 32)
+    jump, _ = timed(lambda rows: MEASURE_S if rows >= 9 else 0.3, 32)
 
-    assert dear[0] == [1, 2, 3, 5, 9, *[1, 5, 9] * (MIN_SAMPLES - 1)]
-    assert slow[0] == [1, 2, 3, 5, 9]
+    assert dear == [1, 2, 3, 5, 9, 17, *[1, 5, 17] * (MIN_SAMPLES - 1)]
+    assert slow == [1, 2, 3, 5, 9, 17]
+    assert jump == [1, 2, 3, 5, 9]
 
 
 def test_a_host_that_slows_down_does_so_for_every_size() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency
 from picospec.speculation.verifying.row_allocation import allocate, best_rate
 from tests.speculation.latencies import latency
 
@@ -20,9 +20,16 @@ def gains(pending: Sequence[int], acceptance: Sequence[float]) -> list[list[floa
     return [[a**k for k in range(1, n + 1)] for n, a in pairs]
 
 
-def test_while_nothing_is_known_a_pass_has_twice_the_rows_that_it_needs() -> None:
-    assert allocate(gains([3, 5], [0.8, 0.1]), PassLatency(), rows=16) == [2, 0]
-    assert allocate(gains([3], [0.8]), PassLatency(), rows=16, judge_all=True) == [3]
+def test_rows_double_from_pass_to_pass_unless_fewest_passes_count() -> None:
+    learned, wanted = PassLatency(), gains([32], [1.0])
+
+    for judged in ([0], [TRIED_ROWS - 1], [2 * TRIED_ROWS - 1], [32 - 1], [32]):
+        assert allocate(wanted, learned, rows=64) == judged
+        learned.observe(1 + judged[0], 1.0)
+
+    assert allocate(wanted, PassLatency(), rows=64, judge_all=True) == [32]
+    learned = latency(1.0)
+    assert sum(allocate(gains([5] * 20, [0.9] * 20), learned, rows=200)) == 20
 
 
 def test_all_drafts_are_judged_where_rows_are_free() -> None:
