@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
 from asyncio.subprocess import Process
 from pathlib import Path
 
@@ -156,11 +155,3 @@ def test_the_module_needs_the_standard_library_alone() -> None:
     command = [sys.executable, "-S", "-c", "import gateway.hosting.parent_death"]
 
     assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
-
-
-def test_vllms_plugin_entry_point_is_this_function() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-    assert project["entry-points"]["vllm.general_plugins"] == {
-        "picospec": f"{die_with_parent.__module__}:{die_with_parent.__name__}"
-    }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.verifier.vllm_target.conftest import make
+from tests.verifier.vllm_target.conftest import engine, make
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -50,10 +50,8 @@ async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_swit
     from picospec.verifier.vllm_target.serving import compat
 
     monkeypatch.setattr(compat, "TESTED", ((0, 1), (0, 2)))
-    target = make(directory, self_test=False)
+    async with engine(directory) as running:
+        target = make(running, self_test=False)
+        await target.start()
 
-    await target.start()
-    try:
         assert (await target.figures())["steps"] > 0
-    finally:
-        await target.stop()

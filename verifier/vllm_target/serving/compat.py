@@ -23,12 +23,18 @@ TESTED: Final = ((0, 30), (0, 32))
 """The first and the last version of vLLM on which the tests of this project ran."""
 
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "vllm.engine.arg_utils:AsyncEngineArgs": (),
+    "vllm.config:SpeculativeConfig": ("method",),
+    "vllm.config:StructuredOutputsConfig": ("backend",),
+    "vllm.config:VllmConfig": ("additional_config", "use_v2_model_runner"),
+    "vllm.engine.arg_utils:EngineArgs": ("create_speculative_config",),
     "vllm.exceptions:VLLMValidationError": ("parameter",),
-    "vllm.outputs:RequestOutput": ("kv_transfer_params",),
+    "vllm.outputs:RequestOutput": ("kv_transfer_params", "outputs", "prompt_token_ids"),
     "vllm.platforms:": ("current_platform",),
+    "vllm.renderers.chat_utils:": ("load_chat_template",),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
-    "vllm.sampling_params:SamplingParams": ("extra_args", "num_logprobs"),
+    "vllm.sampling_params:SamplingParams": (
+        "_validate_spec_decode", "extra_args", "num_logprobs",
+    ),
     "vllm.sampling_params:StructuredOutputsParams": (),
     "vllm.v1.core.sched.output:SchedulerOutput": (
         "num_scheduled_tokens", "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
@@ -48,8 +54,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.v1.engine:EngineCoreRequestType": ("WAKEUP",),
     "vllm.v1.engine:FinishReason": ("ABORT",),
     "vllm.v1.engine.async_llm:AsyncLLM": (
-        "collective_rpc", "engine_core", "errored", "from_engine_args", "generate",
-        "get_supported_tasks", "shutdown", "vllm_config",
+        "collective_rpc", "engine_core", "errored", "generate", "vllm_config",
     ),
     "vllm.v1.engine.core:EngineCore": ("scheduler",),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),
