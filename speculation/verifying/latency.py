@@ -57,8 +57,8 @@ SLOWDOWN_DECAY: Final = 1 / 128
 slow by nature."""
 
 FORGET_AFTER: Final = 128
-"""Passes after which sizes with fewer than MIN_SAMPLES count as unknown, and are tried again.
-Their samples are kept: a dear size is tried MIN_SAMPLES times, and no more."""
+"""Passes after which sizes that were seen once count as unknown, and are tried again. What was
+seen is kept: a size that was dear twice stays dear."""
 
 MEASURE_S: Final = 10.0
 """Time for passes before the first session. None is begun that would go beyond it if it took as
@@ -73,11 +73,11 @@ class _Size:
         self._recent_s: deque[float] = deque(maxlen=MAX_SAMPLES)
 
     @property
-    def trusted(self) -> bool:
-        return len(self._recent_s) >= MIN_SAMPLES
+    def samples(self) -> int:
+        return len(self._recent_s)
 
     def observe(self, seconds: float) -> None:
-        if not self.trusted and MAX_SLOWDOWN * seconds < min(self._recent_s, default=0.0):
+        if self.samples < MIN_SAMPLES and MAX_SLOWDOWN * seconds < min(self._recent_s, default=0.0):
             self._recent_s.clear()  # those met a pause
         self._recent_s.append(seconds)
         most_s = MAX_SLOWDOWN * median(self._recent_s)
@@ -108,7 +108,7 @@ def _curve(sizes: Mapping[int, _Size]) -> _Curve:
     own_s = [sizes[n].usual_s for n in rows]
     bound_s = list(accumulate(reversed(own_s), min))[::-1]
     usual_s = [
-        own if sizes[n].trusted and own > MIN_EXCESS * bound else bound
+        own if sizes[n].samples >= MIN_SAMPLES and own > MIN_EXCESS * bound else bound
         for n, own, bound in zip(rows, own_s, bound_s, strict=True)
     ]
     return _Curve(rows, usual_s, bound_s)
@@ -145,9 +145,9 @@ class PassLatency:
         return half_s <= 0.0 or seconds / rows <= MIN_EXCESS * half_s / half
 
     def _forget(self) -> None:
-        untrusted = [size for size in self._sizes.values() if not size.trusted]
-        if len(untrusted) < len(self._sizes):
-            for size in untrusted:
+        single = [size for size in self._sizes.values() if size.samples == 1]
+        if len(single) < len(self._sizes):
+            for size in single:
                 size.usual_s = 0.0
 
     def most_rows(self, needed: int) -> int:
