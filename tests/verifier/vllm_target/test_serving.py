@@ -21,7 +21,7 @@ from picospec.bench.run.services import free_port
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
 from tests.verifier.conftest import KEY, http2_client, metrics
-from tests.verifier.down import Stream, opened, push, text_of
+from tests.verifier.down import HEADERS, Stream, opened, push, text_of
 from tests.verifier.vllm_target.scripted import PROMPTS
 
 pytestmark = [
@@ -177,7 +177,9 @@ async def test_a_body_of_100_mb_is_refused_while_others_are_served(served: Serve
 async def test_an_open_for_a_model_that_is_not_served_names_it(served: Served) -> None:
     request = replace(opening(served, [5, 6], Sampling()), model="another")
     for client in (served.ours, served.vllms):
-        answer = await client.post("/v1/speculate", content=wire.encode(request))
+        answer = await client.post(
+            "/v1/speculate", content=wire.encode(request), headers=HEADERS
+        )
 
         assert answer.status_code == 404
         assert answer.json()["error"]["param"] == "model"
