@@ -77,7 +77,8 @@ class _Size:
         return len(self._recent_s)
 
     def observe(self, seconds: float) -> None:
-        if self.samples < MIN_SAMPLES and MAX_SLOWDOWN * seconds < min(self._recent_s, default=0.0):
+        least_s = min(self._recent_s, default=0.0)
+        if self.samples < MIN_SAMPLES and MAX_SLOWDOWN * seconds < least_s:
             self._recent_s.clear()  # those met a pause
         self._recent_s.append(seconds)
         most_s = MAX_SLOWDOWN * median(self._recent_s)
