@@ -57,8 +57,8 @@ SLOWDOWN_DECAY: Final = 1 / 128
 slow by nature."""
 
 FORGET_AFTER: Final = 128
-"""Passes after which sizes that were seen once count as unknown, and are tried again. What was
-seen is kept: a size that was dear twice stays dear."""
+"""Passes after which sizes that were seen once, and dear, count as unknown and are tried again.
+What was seen is kept: a size that was dear twice stays dear."""
 
 MEASURE_S: Final = 10.0
 """Time for passes before the first session. None is begun that would go beyond it if it took as
@@ -146,10 +146,12 @@ class PassLatency:
         return half_s <= 0.0 or seconds / rows <= MIN_EXCESS * half_s / half
 
     def _forget(self) -> None:
-        single = [size for size in self._sizes.values() if size.samples == 1]
-        if len(single) < len(self._sizes):
-            for size in single:
-                size.usual_s = 0.0
+        """Doubt what was seen once and is dearer than other sizes say."""
+        if sure := {rows: size for rows, size in self._sizes.items() if size.samples > 1}:
+            curve = _curve(sure)
+            for rows, size in self._sizes.items():
+                if size.samples == 1 and size.usual_s > MIN_EXCESS * curve.of(rows):
+                    size.usual_s = 0.0
 
     def most_rows(self, needed: int) -> int:
         """Return how many rows a pass may have. needed: those that it must have."""
