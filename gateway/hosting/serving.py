@@ -6,11 +6,14 @@ a second one and SIGINT as `AT_ONCE`, because the worker's server closes at a SI
 
 from __future__ import annotations
 
+import asyncio
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from types import FrameType
 from typing import Any, Final
@@ -21,6 +24,8 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP2Settings
 from granian.log import LogLevels
 from granian.server.common import AbstractServer
+from granian.server.embed import Server
+from starlette.types import ASGIApp
 
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.connections.descriptors import max_connections, raise_limit
@@ -30,6 +35,9 @@ from picospec.gateway.hosting.settings_sources import ServerSettings
 
 AT_ONCE: Final = signal.SIGUSR1
 """Has a worker stop without waiting for its running work."""
+
+CLOSE_S: Final = 2.0
+"""How long a port that is served beside another may take to close."""
 
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
@@ -50,34 +58,66 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
     There is one worker, because a target exists once. load: returns the app; it is called in
     the worker.
     """
-    http2 = HTTP2Settings(
-        max_headers_size=MAX_HEADERS_BYTES,
-        max_concurrent_streams=MAX_STREAMS,
-        keep_alive_interval=PING_MS,
-        keep_alive_timeout=PONG_S,
-    )
-    tls = settings.tls
     connections = max_connections(raise_limit())
     server = Granian(
         "app",  # unused: `load` returns the app
-        address=settings.host,
-        port=settings.port,
         interface=Interfaces.ASGI,
         workers=1,
         loop=Loops.asyncio,
-        http=HTTPModes.auto,
-        websockets=False,
-        http2_settings=http2,
-        backpressure=connections,
         log_level=LogLevels.warning,
-        ssl_cert=tls.certificate if tls else None,
-        ssl_key=tls.key if tls else None,
-        ssl_ca=tls.client_ca if tls else None,
-        ssl_client_verify=tls is not None and tls.client_ca is not None,
         workers_kill_timeout=math.ceil(settings.drain_timeout_s) + settings.stop_timeout_s,
+        **of_port(settings, connections),
     )
     server.on_startup(partial(_pass_signals_on, server, settings.stop_timeout_s))
     server.serve(target_loader=partial(_load, settings, load, connections), wrap_loader=False)
+
+
+def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
+    """Return granian's options for the port of a service."""
+    tls = settings.tls
+    return {
+        "address": settings.host,
+        "port": settings.port,
+        "http": HTTPModes.auto,
+        "websockets": False,
+        "http2_settings": HTTP2Settings(
+            max_headers_size=MAX_HEADERS_BYTES,
+            max_concurrent_streams=MAX_STREAMS,
+            keep_alive_interval=PING_MS,
+            keep_alive_timeout=PONG_S,
+        ),
+        "backpressure": connections,
+        "ssl_cert": tls.certificate if tls else None,
+        "ssl_key": tls.key if tls else None,
+        "ssl_ca": tls.client_ca if tls else None,
+        "ssl_client_verify": tls is not None and tls.client_ca is not None,
+    }
+
+
+@asynccontextmanager
+async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerator[None]:
+    """Serve an app on a port in this process and event loop, beside another server, which runs
+    the app's lifespan. Raises OSError where the port is taken."""
+    with socket.create_server((settings.host, settings.port), family=_family(settings.host)):
+        pass
+    connections = max_connections(raise_limit())
+    server = Server(
+        app,
+        interface=Interfaces.ASGINL,
+        log_level=LogLevels.error,  # that it is embedded would be a warning
+        **of_port(settings, connections),
+    )
+    serving = asyncio.create_task(server.serve())
+    cut_silent(settings.port, connections)
+    try:
+        yield
+    finally:
+        server.stop()  # type: ignore[no-untyped-call]
+        await asyncio.wait([serving], timeout=CLOSE_S)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: int) -> FastAPI:

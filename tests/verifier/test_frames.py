@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from picospec.gateway.drain import Drain
@@ -39,7 +39,6 @@ from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.serving.settings import VllmSettings
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 
@@ -66,8 +65,8 @@ class FakeEngine:
 def vllm_target(engine: FakeEngine) -> VllmTarget:
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    target = VllmTarget("m", VllmSettings.of("m", {}), FACTS.limits, metrics)
-    target._engine, target._facts = engine, FACTS  # type: ignore[assignment]
+    target = VllmTarget("m", engine, FACTS.limits, metrics)  # type: ignore[arg-type]
+    target._facts = FACTS
     return target
 
 
@@ -100,8 +99,7 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     target = FakeTarget()
     host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(), session_metrics())
-    app = FastAPI()
-    Routes(host, sessions).add_to(app)
+    app = Starlette(routes=Routes(host, sessions).all())
     async with host.running(), sessions.running():
         await asyncio.sleep(0)
         session = await sessions.open(opening(fill="never", max_tokens=100))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -15,7 +17,6 @@ from picospec.speculation.protocol.messages import Limits
 from picospec.verifier import identity
 from picospec.verifier.identity import identity_of
 from picospec.verifier.metrics import PassMetrics
-from picospec.verifier.vllm_target.serving.settings import VllmSettings
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 SIZE = 3_000_000
@@ -66,13 +67,24 @@ def test_any_part_shapes_the_identity(other: tuple[object, ...]) -> None:
     assert identity_of(*other) != identity_of("w", 1, Limits())
 
 
-def shapes(**options: object) -> object:
-    """What shapes the texts of a repository on vLLM, and what the log says of it."""
+@dataclass(frozen=True)
+class Known:
+    """What an engine says of a model in a repository."""
+
+    download_dir: str | None = None
+    revision: str | None = None
+    model: str = "o/r"
+
+
+def shapes(**known: str) -> object:
+    """What tells the weights of a repository on vLLM, and what the log says of it."""
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    made = VllmTarget("m", VllmSettings.of("o/r", options), Limits(), metrics)
+    model = Known(**known)
+    engine = SimpleNamespace(model=model, download_dir=model.download_dir)
+    made = VllmTarget("m", engine, Limits(), metrics)  # type: ignore[arg-type]
     with capture_logs() as logs:
-        return made._shapes("vllm")[1], [line["log_level"] for line in logs]
+        return made._weights(), [line["log_level"] for line in logs]
 
 
 def commit(cache: Path, number: str, branch: str = "main") -> None:

@@ -6,11 +6,12 @@ whose logits lie one bf16 step apart.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -21,8 +22,17 @@ from picospec.models.dequantise import dequantise
 from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier.metrics import PassMetrics
-from picospec.verifier.vllm_target.serving.settings import VllmSettings
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+
+if TYPE_CHECKING:
+    from picospec.verifier.vllm_target.serving.engine import Engine
+
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
 
 # 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {
@@ -48,11 +58,44 @@ ON_ENGINE = [
 """The `pytestmark` of tests that take the fixture `target`."""
 
 
-def make(directory: Path, **options: Any) -> VllmTarget:
+HERE = "picospec.verifier.vllm_target"
+INSIDE = {
+    "scheduler_cls": f"{HERE}.core.scheduler.PicoScheduler",
+    "worker_extension_cls": f"{HERE}.worker.extension.PicoWorkerExtension",
+    "async_scheduling": False,
+    "structured_outputs_config": {"backend": "guidance"},
+}
+"""Engine options that sessions need."""
+
+
+@asynccontextmanager
+async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
+    """An engine of vLLM, which is stopped at the end."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from picospec.verifier.vllm_target.serving.engine import Engine
+
+    os.environ |= ENVIRONMENT
+    proposer = {
+        "method": "custom_class",
+        "model": f"{HERE}.worker.v1.null_proposer.NullProposer",
+        "num_speculative_tokens": LIMITS.max_verify + 1,
+    }
+    given = OPTIONS | INSIDE | {"speculative_config": proposer, "enforce_eager": True} | options
+    arguments = AsyncEngineArgs(model=str(directory), **given)
+    llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+    try:
+        await llm.get_supported_tasks()  # as vLLM's server does
+        yield Engine(llm)
+    finally:
+        await asyncio.to_thread(llm.shutdown, 4.0)
+
+
+def make(engine: Engine, **settings: Any) -> VllmTarget:
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    settings = VllmSettings.of(str(directory), OPTIONS | options)
-    return VllmTarget("smollm2", settings, LIMITS, metrics)
+    return VllmTarget("smollm2", engine, LIMITS, metrics, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -71,10 +114,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def started(directory: Path) -> AsyncIterator[VllmTarget]:
-    served = make(directory)
-    await served.start()
-    yield served
-    await served.stop()
+    async with engine(directory) as running:
+        served = make(running)
+        await served.start()
+        yield served
+        await served.stop()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

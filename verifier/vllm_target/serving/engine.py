@@ -1,25 +1,20 @@
-"""vLLM's engine as this process sees it: starts it, sends to it, reads from it, stops it.
+"""vLLM's engine as its API server sees it: sends to it, reads from it.
 
-The engine runs in processes of its own. Drafts go down its ordered request socket, which also
-wakes it; outputs come back on its output socket.
+vLLM has started it, in processes of its own, and will stop it. Drafts go down its ordered
+request socket, which also wakes it; outputs come back on its output socket.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import torch
 import vllm
 from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -29,18 +24,11 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.serving.compat import RUNNER
 from picospec.verifier.vllm_target.serving.parameters import EngineRequest
 
-_HERE: Final = "picospec.verifier.vllm_target"
-_ENVIRONMENT: Final = {
-    "VLLM_NO_USAGE_STATS": "1",
-    RUNNER: "0",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
-STOP_TIMEOUT_S: Final = 4.0
-"""Processes of the engine that have not ended by then are killed."""
+SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
+"""The parts of vLLM's settings of which no text depends, and the one that names the model's
+folder, which may differ from host to host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +47,11 @@ class Engine:
         self._llm = llm
         self._steps = 0.0  # at the last heartbeat
 
-    @staticmethod
-    async def start(
-        model: str, options: Mapping[str, Any], max_verify: int, tokens: int
-    ) -> Engine:
-        """Load the model, which takes seconds to minutes; the event loop stays free.
+    async def install(self, tokens: int) -> None:
+        """Put the judge into the workers, and the door for messages into the core.
 
         tokens: how many of the model's ids are tokens; the ids after them are never drawn.
         """
-        for name, value in environment().items():
-            os.environ.setdefault(name, value)
-        configured = AsyncEngineArgs(
-            model=model,
-            scheduler_cls=f"{_HERE}.core.scheduler.PicoScheduler",
-            worker_extension_cls=f"{_HERE}.worker.extension.PicoWorkerExtension",
-            speculative_config={
-                "method": "custom_class",
-                "model": f"{_HERE}.worker.v1.null_proposer.NullProposer",
-                "num_speculative_tokens": max_verify + 1,  # and a forced token before them
-            },
-            async_scheduling=False,
-            **{**defaults(), **options},
-        )
-        try:
-            llm = await asyncio.to_thread(AsyncLLM.from_engine_args, configured)
-        except Exception as error:  # vLLM raises what it likes; nothing was started
-            raise TargetFailed(f"vLLM cannot start: {error}") from error
-        engine = Engine(llm)
-        await engine._install(tokens)
-        return engine
-
-    async def _install(self, tokens: int) -> None:
         try:
             if self.size.vocabulary < tokens:
                 known = self.size.vocabulary
@@ -97,9 +59,7 @@ class Engine:
             await self._llm.collective_rpc("picospec_install", args=(tokens,))
             if not await self._call("attach"):
                 raise TargetFailed("this vLLM engine has no queues between its processes")
-            await self._llm.get_supported_tasks()  # asked once; `generate` needs the answer
-        except Exception as error:
-            await self.stop()
+        except Exception as error:  # vLLM raises what it likes
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
 
     @property
@@ -110,6 +70,29 @@ class Engine:
             configured.model_config.max_model_len,
             configured.scheduler_config.max_num_seqs,
         )
+
+    @property
+    def model(self) -> Any:
+        """vLLM's own description of the model."""
+        return self._llm.vllm_config.model_config
+
+    @property
+    def download_dir(self) -> str | None:
+        """Where vLLM keeps what it fetches; None: where the hub's library does."""
+        folder: str | None = self._llm.vllm_config.load_config.download_dir
+        return folder
+
+    @property
+    def shapes(self) -> Sequence[object]:
+        """What shapes a text beside the weights, by vLLM's own account of its settings."""
+        configured, model = self._llm.vllm_config, self.model
+        parts = {each.name: getattr(configured, each.name) for each in fields(configured)}
+        digests = {
+            name: part.compute_hash()
+            for name, part in parts.items()
+            if name not in SHAPELESS and hasattr(part, "compute_hash")
+        }
+        return self.version, digests, str(model.dtype), model.quantization, model.enforce_eager
 
     @property
     def version(self) -> str:
@@ -123,10 +106,6 @@ class Engine:
     def alive(self) -> bool:
         """False once one of its processes has died, or a step has failed."""
         return not self._llm.errored
-
-    async def stop(self) -> None:
-        """End the engine's processes."""
-        await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
 
     async def generate(
         self,
@@ -197,25 +176,6 @@ class Engine:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)
-
-
-def environment() -> dict[str, str]:
-    """Return the variables with which vLLM's processes start.
-
-    Workers on CPUs load Intel's OpenMP first, where vLLM brought it: steps of many rows are
-    steadier than with GNU's.
-    """
-    library = Path(sys.prefix) / "lib" / "libiomp5.so"
-    found = current_platform.is_cpu() and library.is_file()
-    return {**_ENVIRONMENT, "LD_PRELOAD": str(library)} if found else {**_ENVIRONMENT}
-
-
-def defaults() -> dict[str, Any]:
-    """Return engine options that hold unless the settings say otherwise."""
-    return {
-        "enforce_eager": current_platform.is_cpu(),
-        "structured_outputs_config": {"backend": "guidance"},  # what edges hold too
-    }
 
 
 def _parameters(wanted: EngineRequest) -> SamplingParams:

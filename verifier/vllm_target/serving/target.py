@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -27,120 +27,97 @@ from picospec.verifier.target import (
     TargetFull,
     UnknownSession,
     asked_grammar,
-    started,
     unservable,
 )
-from picospec.verifier.vllm_target.serving import compat
+from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.inflight import Inflight
 from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
-from picospec.verifier.vllm_target.serving.settings import VllmSettings
+from picospec.verifier.vllm_target.serving.selftest import self_test
 
-if TYPE_CHECKING:  # vLLM takes seconds to import, and is not there in every installation
+if TYPE_CHECKING:  # vLLM is not there in every installation
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
     from picospec.verifier.vllm_target.serving.engine import Engine
 
-SHAPELESS: Final = ("kv_cache_memory_bytes", "gpu_memory_utilization", "download_dir")
-"""The engine options of which no text depends."""
-
-FOLLOW_S: Final = 2.0
-"""Time between two looks at the engine's counts, each of which costs it about 0.3 ms."""
-
 
 class VllmTarget(Described):
+    """Sessions on an engine that vLLM's own server has started, and will stop.
+
+    name: by which clients ask for the model. template: the chat template, if it is not the
+    model's own. self_test: None where another of vLLM's API servers runs it.
+    """
+
     def __init__(
         self,
         name: str,
-        settings: VllmSettings,
+        engine: Engine,
         limits: Limits,
         metrics: PassMetrics,
         *,
         template: str | None = None,
         share_prefixes: bool = False,
         hashes: FileHashes | None = None,
+        self_test: bool | None = True,
     ) -> None:
         super().__init__(limits, share_prefixes=share_prefixes)
         self._name = name
         self._template = template
         self._hashes = hashes or FileHashes()
-        self._settings = settings
+        self._self_test = self_test
         self._metrics = metrics
-        self._engine: Engine | None = None
+        self._engine = engine
         self._sessions: dict[str, Inflight] = {}
-        self._figures: dict[str, float] = {}
-        self._following: asyncio.Task[None] | None = None
-        metrics.follow(
-            lambda: self._figures.get("kv_usage", 0.0),
-            lambda: int(self._figures.get("waiting", 0)),
-        )
 
     @property
     def alive(self) -> bool:
-        return self._engine is not None and self._engine.alive
+        return self._engine.alive
 
     async def start(self) -> None:
-        """Load the model and test that drafts change nothing. Raises TargetFailed."""
-        version = compat.check(self._settings.options)
-        from picospec.verifier.vllm_target.serving.engine import Engine
-        from picospec.verifier.vllm_target.serving.selftest import self_test
+        """Open the engine to sessions, and test that drafts change nothing.
 
+        Raises TargetFailed, or CannotOpen for the model's tokenizer.
+        """
+        engine = self._engine
         file, tokens = await asyncio.to_thread(self._tokenizer_file)
-        self._engine = await Engine.start(
-            self._settings.model, self._settings.options, self._limits.max_verify, tokens
-        )
-        try:
-            size = self._engine.size
-            file = msgspec.structs.replace(file, padding=size.vocabulary - tokens)
-            shapes = await asyncio.to_thread(self._shapes, self._engine.version)
-            self.describe(self._name, file, size.context_tokens, FEATURES, shapes)
-            structlog.get_logger("verifier").info("loaded", model=self._name)
-            if compat.must_self_test(version, self._settings.self_test):
-                await self_test(self)
-            self._following = asyncio.create_task(self._follow())
-        except BaseException:
-            await self.stop()
-            raise
+        await engine.install(tokens)
+        file = msgspec.structs.replace(file, padding=engine.size.vocabulary - tokens)
+        shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
+        self.describe(self._name, file, engine.size.context_tokens, FEATURES, shapes)
+        wanted = self._self_test
+        if wanted is not None and compat.must_self_test(compat.version(), wanted):
+            await self_test(self)
 
-    def _shapes(self, version: str) -> Sequence[object]:
-        """Return what shapes a text: of a repository, the commit that was loaded."""
-        model, options = Path(self._settings.model), self._settings.options
-        weights = weights_of(model, self._hashes) if model.is_dir() else self._commit()
-        shaping = {k: str(v) for k, v in options.items() if k not in SHAPELESS}
-        return version, weights, shaping
-
-    def _commit(self) -> tuple[str, str | None]:
-        """Return the name of a repository, and its commit if that can be found."""
-        model, options = self._settings.model, self._settings.options
-        commit = commit_of(model, options.get("revision"), options.get("download_dir"))
+    def _weights(self) -> Sequence[object]:
+        """Return what tells the weights from all others: of a repository, its commit."""
+        model = self._engine.model
+        if (folder := Path(model.model)).is_dir():
+            return weights_of(folder, self._hashes)
+        commit = commit_of(model.model, model.revision, self._engine.download_dir)
         if commit is None:
             structlog.get_logger("verifier").warning(
                 "the weights are known by their name alone: verifiers that have others by this "
                 "name go on with each other's answers",
-                model=model,
-                remedy="serve a directory of files: --model PATH",
+                model=model.model,
+                remedy="serve a directory of files",
             )
-        return model, commit
+        return model.model, commit
 
     def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
         """Return the target's tokenizer, and how many tokens it has. Raises CannotOpen."""
-        revision = self._settings.options.get("tokenizer_revision")
-        folder = directory_of(self._settings.tokenizer, revision)
-        file = tokenizer_file(folder, self._template)
+        model = self._engine.model
+        file = tokenizer_file(
+            directory_of(model.tokenizer, model.tokenizer_revision), self._template
+        )
         return file, len(file.open().vocabulary.pieces)
 
     async def stop(self) -> None:
-        """End the sessions, then the engine and its processes."""
-        engine, self._engine = self._engine, None
-        if self._following is not None:
-            self._following.cancel()
+        """End the sessions; the engine goes on."""
         for inflight in self._sessions.values():
             inflight.cancel()
         await self.close_grammars()
-        if engine is not None:
-            await engine.stop()
 
     async def heartbeat(self) -> None:
         """Hear from the engine's core and workers."""
-        await started(self._engine).heartbeat()
+        await self._engine.heartbeat()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
@@ -153,20 +130,13 @@ class VllmTarget(Described):
 
     async def figures(self) -> dict[str, float]:
         """Return the engine's counts: see SessionScheduler.figures."""
-        return await started(self._engine).figures()
-
-    async def _follow(self) -> None:
-        """Keep the engine's counts known, for the metrics, as long as it lives."""
-        while self.alive:
-            with suppress(Exception):  # whatever it raises, `alive` says what became of it
-                self._figures = await self.figures()
-            await asyncio.sleep(FOLLOW_S)
+        return await self._engine.figures()
 
     async def serve(
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
-        engine = started(self._engine)
+        engine = self._engine
         if len(self._sessions) >= (room := engine.size.sessions):
             raise TargetFull(f"all {room} sequences are taken")
         wanted = engine_request(session, request, self.facts)
@@ -206,8 +176,8 @@ class VllmTarget(Described):
         Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a
         later push or from `serve`: the engine looks at messages between two steps.
         """
-        engine, inflight = started(self._engine), self._sessions.get(session)
+        inflight = self._sessions.get(session)
         if inflight is None:
             raise UnknownSession(f"no session {session}")
         inflight.check()
-        await inflight.send(partial(engine.push, session, message.frame))
+        await inflight.send(partial(self._engine.push, session, message.frame))

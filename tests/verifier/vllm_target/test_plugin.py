@@ -1,0 +1,206 @@
+"""With our general plugin a plain `vllm serve MODEL` is configured for sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import vllm.config.vllm
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+
+from picospec.verifier.vllm_target.configuring import conflicts, plugin
+from picospec.verifier.vllm_target.configuring.choice import Choice
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+GENERATES = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 256, "torch_dtype": "float32",
+    "max_position_embeddings": 256,
+}  # fmt: skip
+EMBEDS = {
+    "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 64,
+    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "vocab_size": 256, "torch_dtype": "float32", "max_position_embeddings": 256,
+}  # fmt: skip
+Configure = Callable[..., Any]
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin as vLLM loads it where VLLM_PLUGINS names it."""
+    monkeypatch.setenv("VLLM_PLUGINS", "lora_resolver,picospec")
+    for holder, name in (
+        (EngineArgs, "create_speculative_config"),
+        (SamplingParams, "_validate_spec_decode"),
+    ):
+        monkeypatch.setattr(holder, name, getattr(holder, name))  # undone after the test
+    plugin.register()
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Configure:
+    """Return vLLM's configuration of a model without weights."""
+
+    def configure(model: dict[str, Any] = GENERATES, **options: Any) -> Any:
+        (tmp_path / "config.json").write_text(json.dumps(model))
+        small = {"load_format": "dummy", "max_model_len": 128, "enforce_eager": True}
+        options = {"skip_tokenizer_init": True, **small, **options}
+        return EngineArgs(model=str(tmp_path), **options).create_engine_config()
+
+    return configure
+
+
+def test_an_engine_that_generates_gets_scheduler_extension_and_place_for_drafts(
+    registered: None, configured: Configure
+) -> None:
+    config = configured()
+
+    assert config.scheduler_config.scheduler_cls == conflicts.SCHEDULER
+    assert config.scheduler_config.async_scheduling is False
+    assert config.parallel_config.worker_extension_cls == conflicts.EXTENSION
+    assert config.structured_outputs_config.backend == "guidance"
+    assert config.speculative_config.num_speculative_tokens == 33
+    assert Choice.of(config) == Choice("v1", 32, "none")
+
+
+def test_the_width_is_that_of_our_settings(
+    registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (file := tmp_path / "settings.toml").write_text("speculation.max_verify = 7")
+    monkeypatch.setenv(plugin.CONFIG, str(file))
+
+    assert configured().speculative_config.num_speculative_tokens == 8
+
+    monkeypatch.setenv("PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY", "5")
+
+    assert Choice.of(configured()) == Choice("v1", 5, "none")
+
+
+@pytest.mark.parametrize(
+    ("triton", "chosen", "method"),
+    [(True, None, "ngram"), (True, "0", "custom_class"), (False, None, "custom_class")],
+)
+def test_the_runner_is_the_one_that_vllm_would_choose_by_itself(
+    triton: bool,
+    chosen: str | None,
+    method: str,
+    registered: None,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", triton)
+    if chosen is not None:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", chosen)
+
+    config = configured()
+
+    assert config.use_v2_model_runner is (method == "ngram")
+    assert config.speculative_config.method == method
+
+
+def test_speculation_of_the_operator_stays_on_v2(
+    registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", True)
+
+    config = configured(speculative_config={"method": "ngram", "num_speculative_tokens": 3})
+
+    assert config.speculative_config.num_speculative_tokens == 3
+    assert Choice.of(config) == Choice("v2", 32, "operator")
+
+
+def test_what_the_operator_chose_stays(registered: None, configured: Configure) -> None:
+    config = configured(
+        structured_outputs_config={"backend": "xgrammar"}, additional_config={"theirs": 1}
+    )
+
+    assert config.structured_outputs_config.backend == "xgrammar"
+    assert config.additional_config["theirs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [(EMBEDS, {}), (GENERATES, {"runner": "pooling"})], ids=str
+)
+def test_a_model_that_does_not_generate_starts_as_without_us(
+    model: dict[str, Any],
+    options: dict[str, Any],
+    registered: None,
+    configured: Configure,
+) -> None:
+    config = configured(model, scheduler_cls=None, use_fp64_gumbel=True, **options)
+
+    assert Choice.of(config) is None
+    assert config.scheduler_config.scheduler_cls is None
+    assert config.speculative_config is None
+    assert config.parallel_config.worker_extension_cls == ""
+
+
+@pytest.mark.parametrize("plugins", ["", "lora_resolver", None])
+def test_where_vllm_plugins_does_not_name_it_nothing_changes(
+    plugins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if plugins is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+    stock = EngineArgs.create_speculative_config
+
+    plugin.register()
+
+    assert EngineArgs.create_speculative_config is stock
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--scheduler-cls", "their.Scheduler"),
+        ("--worker-extension-cls", "their.Extension"),
+        ("--async-scheduling", True),
+        ("--use-fp64-gumbel", True),
+        ("--logprobs-mode", "raw_logits"),
+        ("--kv-transfer-config", {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
+        ("--kv-offloading-size", 1.0),
+        ("--speculative-config", {"method": "ngram", "num_speculative_tokens": 3}),
+    ],
+)
+def test_a_flag_that_conflicts_is_named(
+    flag: str, value: Any, registered: None, configured: Configure
+) -> None:
+    option = flag.removeprefix("--").replace("-", "_")
+
+    with pytest.raises(conflicts.Conflict, match=flag):
+        configured(**{option: value})
+
+
+def test_the_front_end_in_rust_is_refused(
+    registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+
+    with pytest.raises(conflicts.Conflict, match="VLLM_USE_RUST_FRONTEND"):
+        configured()
+
+
+def test_the_entry_point_is_this_plugin() -> None:
+    (found,) = (
+        each for each in entry_points(group="vllm.general_plugins") if each.name == plugin.NAME
+    )
+
+    assert found.load() is plugin.register
+
+
+def test_requests_may_have_what_vllm_refuses_beside_speculation(
+    registered: None, configured: Configure
+) -> None:
+    config = configured()
+    params = SamplingParams(min_p=0.1, logit_bias={3: 1.0})
+
+    params.verify(config.model_config, config.speculative_config, None, None)

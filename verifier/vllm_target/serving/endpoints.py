@@ -1,0 +1,140 @@
+"""The entry point of `vllm.endpoint_plugins`: sessions in vLLM's API server, on two ports.
+
+* vLLM's own port gets the session routes, guarded by vLLM's --api-key where there is one.
+* A port of ours serves the same and vLLM's whole API over HTTP/2, behind our keys, limits, TLS
+  and names. vLLM knows one key there: a request that ours let in is given it.
+
+The engine exists before `init_state`, where it is tested: what fails there ends vLLM before it
+listens. vLLM's SIGTERM drains, and only then its server ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from argparse import Namespace
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+from starlette.datastructures import State
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting import logs
+from picospec.gateway.hosting.serving import served_beside
+from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
+from picospec.verifier.routes import OPEN
+from picospec.verifier.vllm_target.configuring.plugin import settings as read_settings
+from picospec.verifier.vllm_target.launching import PRIVATE
+from picospec.verifier.vllm_target.serving.plain_requests import PlainRequests
+from picospec.verifier.vllm_target.serving.service import Service
+
+PATHS: Final = (
+    f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",
+)  # fmt: skip
+"""Ours on vLLM's port, whose /health and /metrics are its own."""
+
+
+METHODS: Final = ("GET", "POST", "DELETE")
+
+
+class Endpoints:
+    """vllm.plugins.endpoint_plugins.interface.EndpointPlugin."""
+
+    name = "picospec"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Put our routes before vLLM's, and our life into its server's."""
+        self._app, self._drain = app, Drain()
+        app.add_middleware(PlainRequests, drain=self._drain)
+        app.router.routes[:0] = [Route(path, _Ours(self), methods=METHODS) for path in PATHS]
+        stock = app.router.lifespan_context
+
+        @asynccontextmanager
+        async def lifespan(given: FastAPI) -> AsyncGenerator[Any]:
+            async with stock(given) as state, self._living():
+                yield state
+
+        app.router.lifespan_context = lifespan
+
+    async def init_state(self, engine_client: AsyncLLM, state: State, args: Namespace) -> None:
+        """Open the engine to sessions. Raises SystemExit, which ends vLLM."""
+        try:
+            settings = read_settings()
+            logs.configure(settings.log_format)
+            self.service = Service(settings, engine_client, self._app, args, self._drain)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"settings: {error}") from error
+        if why := await self.service.host.load():
+            raise SystemExit(f"picospec: {why}")
+        REGISTRY.register(_Of(self.service.registry))
+
+    @asynccontextmanager
+    async def _living(self) -> AsyncGenerator[None]:
+        """Serve our port while vLLM's server runs, and drain before it ends."""
+        service, settings = self.service, self.service.settings
+        stopping = stopped_by_signals(
+            self._drain,
+            settings.drain_timeout_s,
+            self._close,
+            at_once=signal.SIGINT,
+            second_is_at_once=True,
+        )
+        logging.getLogger("uvicorn.access").addFilter(_names_no_session)
+        _remove_private(self._app.state.args.uds)
+        port = served_beside(settings, service.on_our_port)
+        async with service.host.running(), service.sessions.running(), port, stopping:
+            yield
+        await asyncio.to_thread(service.tracing.close)
+
+    async def _close(self) -> None:
+        service = self.service
+        end_within(service.settings.stop_timeout_s)
+        has_failed = service.host.state == "failed"
+        await service.sessions.end_all()
+        await service.host.stop()
+        if has_failed:
+            os._exit(1)  # vLLM's processes end with this one, also those that hang
+        self._app.state.server.should_exit = True
+
+
+class _Ours:
+    """Our app on vLLM's port, which is made after vLLM's routes."""
+
+    def __init__(self, plugin: Endpoints) -> None:
+        self._plugin = plugin
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._plugin.service.on_vllms_port(scope, receive, send)
+
+
+class _Of(Collector):
+    """Shows our registry in vLLM's /metrics, which has the process's own metrics already."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        return (each for each in self._registry.collect() if each.name.startswith("picospec"))
+
+
+def _names_no_session(record: logging.LogRecord) -> bool:
+    """Keep sessions' names, which are secrets, out of uvicorn's log; ours has these lines."""
+    return OPEN not in record.getMessage()
+
+
+def _remove_private(socket: str | None) -> None:
+    """Remove the socket that vLLM had to have although nobody wants its port."""
+    if socket and Path(socket).parent.name.startswith(PRIVATE):
+        shutil.rmtree(Path(socket).parent, ignore_errors=True)

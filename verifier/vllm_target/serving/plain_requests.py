@@ -1,0 +1,96 @@
+"""What vLLM's own API gets of ours: it drains, and whoever asks by our port is charged.
+
+A request that comes by our port has an Account, which counts its tokens where vLLM generates
+them; its KV is reused for its tenant alone. What comes by vLLM's port is vLLM's affair, until
+the service drains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from picospec.gateway.account import Account
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ApiError
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.responses import error_response
+from picospec.verifier.identity import identity_of
+from picospec.verifier.routes import OPEN
+
+_ACCOUNT: Final[ContextVar[Account | None]] = ContextVar("picospec_account", default=None)
+"""Of the request that this task answers."""
+
+
+class PlainRequests:
+    """Middleware inside vLLM's app. A POST is one answer of its tenant's while it runs."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or OPEN in scope["path"]:
+            return await self._app(scope, receive, send)
+        account: Account | None = scope.get("state", {}).get("account")
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            async with self._drain.answer():
+                if account is not None:
+                    account.begin_answers(1)
+                _ACCOUNT.set(account)
+                await self._app(scope, receive, noting)
+        except ApiError as error:
+            failed = error if account is None else account.failed(error)
+            if not begun:  # else the answer is cut, as its time is over
+                await error_response(failed)(scope, receive, send)
+
+
+def charge(llm: AsyncLLM, *, share_prefixes: bool) -> None:
+    """Count what an engine generates for requests that have an Account."""
+    stock = llm.generate
+
+    def generate(
+        prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput]:
+        account = _ACCOUNT.get()
+        if account is None:
+            return stock(prompt, params, *args, **kwargs)
+        if not share_prefixes and isinstance(prompt, dict):
+            owner, asked = account.tenant.name, prompt.get("cache_salt")
+            salt = owner if asked is None else identity_of(owner, asked)
+            prompt = {**prompt, "cache_salt": salt}
+        outputs = stock(prompt, params, *args, **kwargs)
+        return _charged(account, outputs, params.output_kind)
+
+    llm.generate = generate
+
+
+async def _charged(
+    account: Account, outputs: AsyncGenerator[RequestOutput], kind: RequestOutputKind
+) -> AsyncGenerator[RequestOutput]:
+    counted: dict[int, int] = {}
+    has_prompt = False
+    async with aclosing(outputs):
+        async for output in outputs:
+            if not has_prompt:
+                account.took_prompt(len(output.prompt_token_ids or ()))
+                has_prompt = True
+            for choice in output.outputs:
+                known = 0 if kind is RequestOutputKind.DELTA else counted.get(choice.index, 0)
+                account.count(choice.index, TextDelta("", len(choice.token_ids) - known))
+                counted[choice.index] = len(choice.token_ids)
+            yield output

@@ -1,0 +1,126 @@
+"""The verifier's service inside vLLM's API server: two apps over the same sessions."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Collection
+from functools import partial
+
+import vllm.envs as envs
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from picospec.gateway.app import HANDLERS, accounted
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.listening import check_listening, hosts_of
+from picospec.gateway.hosting.tracing import open_tracing
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.responses import json_response
+from picospec.gateway.routes.documents import VERSION
+from picospec.gateway.tenants.tenant import TenantMetrics
+from picospec.gateway.tenants.tenants import Tenants
+from picospec.models.file_hashes import FileHashes
+from picospec.models.store import open_store
+from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.serving.engine import Engine
+from picospec.verifier.vllm_target.serving.plain_requests import charge
+from picospec.verifier.vllm_target.serving.target import VllmTarget
+
+
+class Service:
+    """settings: ours. args: vLLM's command line. Raises OSError or ValueError for a setting."""
+
+    def __init__(
+        self,
+        settings: VerifierSettings,
+        llm: AsyncLLM,
+        vllm_app: FastAPI,
+        args: Namespace,
+        drain: Drain,
+    ) -> None:
+        keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+        if keys and not settings.needs_key:
+            secrets = tuple(map(SecretStr, keys))
+            settings = settings.model_copy(update={"api_keys": secrets})
+        check_listening(settings)
+        self.settings = settings
+        self.registry = CollectorRegistry()
+        metrics = Metrics(self.registry)
+        target = _target(settings, llm, args, PassMetrics(self.registry, metrics))
+        self.host = Host(target, drain, pass_timeout_s=settings.pass_timeout_s)
+        self.sessions = Sessions(
+            self.host, settings.sessions, SessionMetrics(self.registry, metrics)
+        )
+        charge(llm, share_prefixes=settings.share_prefixes)
+        self.tracing = open_tracing("picospec-verifier", settings)
+        routes = [*Routes(self.host, self.sessions).all(), Route("/status", self._status)]
+        of_tenants = TenantMetrics(self.registry)
+        limits = settings.key_limits
+        tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
+        known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
+
+        def app(of: Tenants, hosts: Collection[str] | None) -> Starlette:
+            before = accounted(
+                settings, of, metrics, session_paths=SESSION_PATHS, is_message=takes_drafts,
+                hosts=hosts, tracing=self.tracing,
+            )  # fmt: skip
+            made = Starlette(routes=routes, middleware=before, exception_handlers=HANDLERS)
+            made.router.redirect_slashes = False
+            return made
+
+        on_vllms, on_ours = app(known_to_vllm, None), app(tenants, hosts_of(settings))
+        on_ours.router.default = partial(_pass_on, vllm_app, keys[0] if keys else None)
+        self.on_vllms_port = partial(_serve, on_vllms, args.root_path or "")
+        self.on_our_port = partial(_serve, on_ours, args.root_path or "")
+
+    async def _status(self, _: Request) -> Response:
+        """Answer what an edge shows of its verifier."""
+        about = await self.sessions.about()
+        return json_response({"status": self.host.state, "version": VERSION, **about})
+
+
+def _target(
+    settings: VerifierSettings, llm: AsyncLLM, args: Namespace, metrics: PassMetrics
+) -> VllmTarget:
+    """Return the target, not started. It is called as vLLM calls the model."""
+    is_first = getattr(llm.engine_core, "client_index", 0) == 0
+    return VllmTarget(
+        (args.served_model_name or [args.model])[0],
+        Engine(llm),
+        settings.limits,
+        metrics,
+        template=load_chat_template(args.chat_template),
+        share_prefixes=settings.share_prefixes,
+        hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
+        self_test=settings.vllm.get("self_test", True) if is_first else None,
+    )
+
+
+async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a request by its path without vLLM's --root-path."""
+    path = scope.get("path", "").removeprefix(prefix)
+    await app({**scope, "path": path, "root_path": ""}, receive, send)
+
+
+async def _pass_on(
+    app: ASGIApp, key: str | None, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Hand a request that was let in to vLLM's app, with vLLM's key where there is one."""
+    given = {name: value for name, value in scope.items() if name not in ("app", "router")}
+    if key is not None:
+        others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
+        given["headers"] = [*others, (b"authorization", f"Bearer {key}".encode())]
+    await app(given, receive, send)
