@@ -14,7 +14,6 @@ import pytest
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Sampling
-from picospec.verifier.target import started
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.serving.parameters import engine_request
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -53,7 +52,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _allowed(target: VllmTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_with_the_plugin(target: VllmTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import SamplingParams
 
     monkeypatch.setattr(SamplingParams, "_validate_spec_decode", lambda *_: None)
@@ -73,7 +72,7 @@ async def own(
         structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
     )
     text = {"prompt_token_ids": list(target.tokenizer.encode(prompt))}
-    outputs = started(target._engine)._llm.generate(text, asked, f"own {next(NUMBERS)}")
+    outputs = target._engine._llm.generate(text, asked, f"own {next(NUMBERS)}")
     (done,) = [output.outputs[0] async for output in outputs]
     pairs = zip(done.token_ids, done.logprobs or (), strict=False)
     return list(done.token_ids), [known[token].logprob for token, known in pairs]
@@ -163,7 +162,7 @@ async def test_a_session_name_that_is_taken_is_refused_and_the_first_goes_on(
     await served(target, 1, 20.0)
     wanted = engine_request("taken", request, target.facts)
 
-    frames = started(target._engine).generate("taken", request.prompt, wanted)
+    frames = target._engine.generate("taken", request.prompt, wanted)
     with pytest.raises(RemoteProtocolError, match="of this name"):
         async with aclosing(frames):
             await anext(frames)

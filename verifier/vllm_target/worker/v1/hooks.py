@@ -139,18 +139,19 @@ class SamplerHooks:
 
         generators: vLLM's, of its own requests with a seed; they are left as they are.
         """
-        batch, sessions = self._runner.input_batch, self._step.sessions
+        batch = self._runner.input_batch
         seeded = {i: self._seeded(batch.req_ids[i], i) for i in generators}
         return seeded | {
-            batch.req_id_to_index[name]: request for name, request in sessions.items()
+            batch.req_id_to_index[name]: request
+            for name, request in self._step.sessions.items()
         }
 
     def _seeded(self, request_id: str, i: int) -> VerifyRequest:
         """Return what remains to be done for a row after vLLM's penalties and temperature."""
-        asked = self._runner.requests[request_id].sampling_params
-        left = Sampling(1.0, top_p=asked.top_p, top_k=max(0, asked.top_k), min_p=asked.min_p)
+        params = self._runner.requests[request_id].sampling_params
+        left = Sampling(1.0, top_p=params.top_p, top_k=max(0, params.top_k), min_p=params.min_p)
         at = int(self._runner.input_batch.num_tokens_no_spec[i]) - 1
-        return VerifyRequest(left, "coupled", asked.seed % 2**64, at)
+        return VerifyRequest(left, "coupled", params.seed % 2**64, at)
 
     def _apply_none(self, _: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return logits
@@ -168,7 +169,8 @@ class SamplerHooks:
         drawn: int[requests], the tokens of rows that vLLM draws. Return the tokens of each
         request: int32[requests, most + 1], padded.
         """
-        step, ids = self._step, self._runner.input_batch.req_ids
+        step = self._step
+        ids = self._runner.input_batch.req_ids
         starts = list(accumulate(counts, initial=0))
         places, requests = list(step.asked), list(step.asked.values())
         logits = Logits(verify_rows, step.last_rows, starts, counts, places, self._tokens)
