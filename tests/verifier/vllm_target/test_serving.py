@@ -51,7 +51,7 @@ def vllm_serve(model: Path, folder: Path, port: int, own_port: int) -> subproces
     environment = {
         **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
         "VLLM_NO_USAGE_STATS": "1", "PICOSPEC_API_KEYS": f"other,{KEY}",
-        "PICOSPEC_VERIFIER__PORT": str(own_port),
+        "PICOSPEC_VERIFIER__PORT": str(own_port), "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "60",
     }  # fmt: skip
     command = [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),

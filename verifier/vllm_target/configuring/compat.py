@@ -46,7 +46,7 @@ USED: Final[Names] = {
     "vllm.engine.arg_utils:EngineArgs": (
         "additional_config", "async_scheduling", "attention_config",
         "create_speculative_config", "enable_lora", "kv_offloading_size", "kv_transfer_config",
-        "logprobs_mode", "scheduler_cls", "structured_outputs_config",
+        "logprobs_mode", "pipeline_parallel_size", "scheduler_cls", "structured_outputs_config",
         "use_fp64_gumbel", "watermark_config", "worker_extension_cls",
     ),
     "vllm.envs:": ("VLLM_API_KEY", "VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND"),
@@ -88,8 +88,9 @@ USED: Final[Names] = {
         "logprobs", "req_id_to_index", "sampled_token_ids",
     ),
     "vllm.v1.request:Request": (
-        "client_index", "is_finished", "num_computed_tokens", "num_output_tokens",
-        "num_tokens", "prompt_token_ids", "request_id", "sampling_params", "spec_token_ids",
+        "_output_token_ids", "client_index", "is_finished", "num_computed_tokens",
+        "num_tokens", "prompt_token_ids", "request_id", "sampling_params",
+        "spec_token_ids",
     ),
     "vllm.v1.request:RequestStatus": ("FINISHED_ABORTED",),
     "vllm.v1.structured_output:StructuredOutputManager": ("accept_tokens", "validate_tokens"),
@@ -115,7 +116,24 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
             "sampler", "vllm_config",
         ),
     },
-    "v2": {"vllm.v1.worker.gpu.model_runner:GPUModelRunner": ("req_states",)},
+    "v2": {
+        "vllm.v1.worker.gpu.input_batch:InputBatch": ("req_ids",),
+        "vllm.v1.worker.gpu.model_runner:GPUModelRunner": (
+            "prepare_inputs", "req_states", "sample", "sample_tokens", "sampler", "speculator",
+            "vocab_size",
+        ),
+        "vllm.v1.worker.gpu.async_utils:AsyncOutput": ("model_runner_output",),
+        "vllm.v1.worker.gpu.sample.gumbel:": ("gumbel_sample",),
+        "vllm.v1.worker.gpu.sample.output:SamplerOutput": ("sampled_token_ids",),
+        "vllm.v1.worker.gpu.sample.sampler:Sampler": ("apply_sampling_params",),
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:": (
+            "gather_draft_sampled", "rejection_sample",
+        ),
+        "vllm.v1.worker.gpu.spec_decode.speculator:BaseSpeculator": ("propose",),
+        "vllm.v1.worker.gpu.states:RequestState": (
+            "device", "draft_tokens", "index_to_req_id", "max_num_reqs", "req_id_to_index",
+        ),
+    },
 }  # fmt: skip
 """What the hooks of each model runner use besides."""
 

@@ -63,6 +63,8 @@ class SessionScheduler(Scheduler):
         super().add_request(request)
         now, size = time.monotonic(), asked.vocabulary_size
         prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
+        if asked.drawn_by_vllm:
+            _tell_output(request, asked.prompt_tokens)
         opened = replace(asked.request, prompt=tuple(prompt))
         self._machine.open(asked.session, opened, asked.limits, vocabulary_size=size, now=now)
         slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
@@ -167,6 +169,14 @@ def _refused(request: Request, complaint: str) -> EngineCoreOutput:
     return EngineCoreOutput(
         request.request_id, [], finish_reason=FinishReason.ABORT, kv_transfer_params=carried
     )
+
+
+def _tell_output(request: Request, prompt_tokens: int) -> None:
+    """Let vLLM take what follows the prompt of a session for its output, as after a preemption:
+    its penalties and min_tokens depend on which is which."""
+    text = request.prompt_token_ids or []
+    request.prompt_token_ids = text[:prompt_tokens]
+    request._output_token_ids.extend(text[prompt_tokens:])
 
 
 def has_read_its_text(request: Request) -> bool:

@@ -79,9 +79,9 @@ class VllmTarget(Described):
         engine = self._engine
         file, tokens = await asyncio.to_thread(self._tokenizer_file)
         await engine.install(tokens)
-        file = msgspec.structs.replace(file, padding=engine.size.vocabulary - tokens)
+        file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
-        self.describe(self._name, file, engine.size.context_tokens, FEATURES, shapes)
+        self.describe(self._name, file, engine.model.max_model_len, FEATURES, shapes)
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
             await self_test(self)
@@ -137,9 +137,11 @@ class VllmTarget(Described):
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
         engine = self._engine
-        if len(self._sessions) >= (room := engine.size.sessions):
+        if len(self._sessions) >= (room := engine.most_sessions):
             raise TargetFull(f"all {room} sequences are taken")
-        wanted = engine_request(session, request, self.facts)
+        wanted = engine_request(
+            session, request, self.facts, drawn_by_vllm=engine.drawn_by_vllm
+        )
         inflight = self._sessions[session] = Inflight()
         try:
             text = (*request.prompt, *request.committed)

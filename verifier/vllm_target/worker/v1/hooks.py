@@ -177,8 +177,7 @@ class SamplerHooks:
         judged = judge(requests, logits, lazily=verify_rows.device.type == "cpu")
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)
         for i, request, judgement in zip(places, requests, judged, strict=True):
-            forced = () if request.forced is None else (request.forced,)
-            generated = [*forced, *judgement.tokens]
+            generated = [*request.owed, *judgement.tokens]
             tokens[i, : len(generated)] = generated
             step.judged[ids[i]] = judgement
         ours = np.isin(np.arange(len(counts)), places)
