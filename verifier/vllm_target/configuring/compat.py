@@ -30,7 +30,9 @@ Names = Mapping[str, Sequence[str]]
 USED: Final[Names] = {
     "vllm.config.load:LoadConfig": ("download_dir",),
     "vllm.config.model:ModelConfig": (
-        "get_vocab_size", "is_diffusion", "is_encoder_decoder", "max_model_len", "runner_type",
+        "architectures", "generation_config", "get_diff_sampling_param", "get_vocab_size",
+        "is_diffusion", "is_encoder_decoder", "max_model_len", "override_generation_config",
+        "runner_type", "try_get_generation_config",
     ),
     "vllm.config.parallel:ParallelConfig": ("worker_extension_cls",),
     "vllm.config.scheduler:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
@@ -54,9 +56,11 @@ USED: Final[Names] = {
     "vllm.outputs:RequestOutput": ("kv_transfer_params",),
     "vllm.platforms.interface:Platform": ("get_device_name", "is_cpu"),
     "vllm.plugins:": ("ENDPOINT_PLUGINS_GROUP",),
+    "vllm.renderers.base:BaseRenderer": ("get_eos_token_id", "get_tokenizer"),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
     "vllm.sampling_params:SamplingParams": (
-        "_validate_spec_decode", "extra_args", "min_p", "num_logprobs", "output_kind", "seed",
+        "_validate_spec_decode", "all_stop_token_ids", "allowed_token_ids", "extra_args",
+        "logit_bias", "min_p", "min_tokens", "num_logprobs", "output_kind", "seed",
         "structured_outputs", "top_k", "top_p",
     ),
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("usage",),
@@ -78,7 +82,7 @@ USED: Final[Names] = {
     "vllm.v1.engine:EngineCoreRequestType": ("WAKEUP",),
     "vllm.v1.engine:FinishReason": ("ABORT",),
     "vllm.v1.engine.async_llm:AsyncLLM": (
-        "collective_rpc", "engine_core", "errored", "generate", "vllm_config",
+        "collective_rpc", "engine_core", "errored", "generate", "renderer", "vllm_config",
     ),
     "vllm.v1.engine.core:EngineCore": ("scheduler",),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),
