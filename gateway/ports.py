@@ -7,7 +7,7 @@ by its target alone (the plain engine). The gateway treats both alike.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
@@ -154,6 +154,8 @@ class Described(Protocol):
     def identity(self) -> str: ...
     @property
     def vocabulary(self) -> str: ...
+    @property
+    def adapters(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,9 @@ class Facts:
     vocabulary: str = ""
     """The digest of the target's tokenizer; empty: any."""
 
+    adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """LoRA adapters of the model, which requests name instead of it: their identity, by name."""
+
     @classmethod
     def of(cls, target: Described) -> Self:
         return cls(
@@ -190,7 +195,14 @@ class Facts:
             MappingProxyType(dict(target.defaults)),
             target.identity,
             target.vocabulary,
+            MappingProxyType(dict(target.adapters)),
         )
+
+    def named(self, model: str | None) -> Self:
+        """Return the facts of an adapter; these, if no adapter has that name."""
+        if (identity := self.adapters.get(model or "")) is None:
+            return self
+        return replace(self, model=model, identity=identity)
 
 
 Json = Mapping[str, object]

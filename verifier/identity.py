@@ -16,8 +16,8 @@ import msgspec
 
 from picospec.models.file_hashes import FileHashes
 
-SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json")
-"""The files of a model's directory that shape its texts. Its tokenizer has a digest of its
+SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json", "adapter_config.json")
+"""The files of a model's or adapter's directory that shape its texts. Its tokenizer has a digest of its
 own."""
 
 

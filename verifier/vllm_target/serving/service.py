@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -59,7 +60,8 @@ class Service:
         self.settings = settings
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
-        target = _target(settings, llm, args, PassMetrics(self.registry, metrics))
+        passes = PassMetrics(self.registry, metrics)
+        target = _target(settings, llm, args, passes, vllm_app.state)
         self.host = Host(target, drain, pass_timeout_s=settings.pass_timeout_s)
         self.sessions = Sessions(
             self.host, settings.sessions, SessionMetrics(self.registry, metrics)
@@ -93,7 +95,11 @@ class Service:
 
 
 def _target(
-    settings: VerifierSettings, llm: AsyncLLM, args: Namespace, metrics: PassMetrics
+    settings: VerifierSettings,
+    llm: AsyncLLM,
+    args: Namespace,
+    metrics: PassMetrics,
+    state: State,
 ) -> VllmTarget:
     """Return the target, not started. It is called as vLLM calls the model."""
     is_first = getattr(llm.engine_core, "client_index", 0) == 0
@@ -102,6 +108,7 @@ def _target(
         Engine(llm),
         settings.limits,
         metrics,
+        adapters=state.openai_serving_models.lora_requests,
         template=load_chat_template(args.chat_template),
         share_prefixes=settings.share_prefixes,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),

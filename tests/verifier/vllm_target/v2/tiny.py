@@ -1,0 +1,89 @@
+"""A Llama with random weights of 2 MB, and a tokenizer of 512 tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+TOKENS = 512
+EOS = 1
+WIDTH, HEADS, KV_HEADS, INNER = 128, 4, 2, 256
+HEAD = WIDTH // HEADS
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": HEAD,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "bos_token_id": 0,
+    "eos_token_id": EOS,
+}
+
+
+def make(directory: Path, *, padding: int = 0, seed: int = 0) -> Path:
+    """Write the model. padding: ids of the model beyond its tokens, as likely as these."""
+    size = TOKENS + padding
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": size}))
+    save_file(_weights(size, seed), directory / "model.safetensors", metadata={"format": "pt"})
+    _tokenizer().save(str(directory / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special | kind))
+    return directory
+
+
+def _tokenizer() -> Tokenizer:
+    """Return a byte-level BPE; trained on ourselves, so that it has some merges."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    return tokenizer
+
+
+def _weights(size: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(rows: int, columns: int, scale: float) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator) * scale / columns**0.5
+
+    weights = {
+        "model.embed_tokens.weight": normal(size, WIDTH, WIDTH**0.5),
+        "lm_head.weight": normal(size, WIDTH, 3.0),
+        "model.norm.weight": torch.ones(WIDTH),
+    }
+    shapes = {
+        "self_attn.q_proj": (WIDTH, WIDTH),
+        "self_attn.k_proj": (KV_HEADS * HEAD, WIDTH),
+        "self_attn.v_proj": (KV_HEADS * HEAD, WIDTH),
+        "self_attn.o_proj": (WIDTH, WIDTH),
+        "mlp.gate_proj": (INNER, WIDTH),
+        "mlp.up_proj": (INNER, WIDTH),
+        "mlp.down_proj": (WIDTH, INNER),
+    }
+    for layer in (f"model.layers.{number}." for number in range(2)):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}{norm}.weight"] = torch.ones(WIDTH)
+        for name, shape in shapes.items():
+            weights[f"{layer}{name}.weight"] = normal(*shape, 1.5)
+    return weights
