@@ -221,6 +221,10 @@ class Tokenizer(Protocol):
     def takes_tools(self) -> bool:
         """Whether the chat template shows tools to the model."""
 
+    @property
+    def hides_unused_tools(self) -> bool:
+        """Whether the target's server keeps tools that must not be called from the template."""
+
     def chat(
         self,
         messages: Sequence[Json],
@@ -234,10 +238,10 @@ class Tokenizer(Protocol):
         Raises OverflowError where the chat as a text has more than `most_bytes`, and OSError
         where it cannot be made a text now.
 
-        messages: objects with `role`, `content` (a text, or None beside tool calls), and where
-        there are any `name`, `tool_calls`, `tool_call_id` and `reasoning_content`. A tool
-        call's `arguments` are an object, or a text that is none. tools: OpenAI's tool objects.
-        options: more variables for the template.
+        messages: objects with `role`, `content` (a text, or parts of the type "text", which a
+        template gets joined unless it reads parts), and where there are any `tool_calls`,
+        `reasoning` and `reasoning_content`, `tool_call_id`, `name`. A tool call's `arguments`
+        are an object. tools: OpenAI's tool objects. options: more variables for the template.
         """
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:

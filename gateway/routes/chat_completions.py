@@ -83,7 +83,7 @@ class ChatRequest(GenerationRequest):
         return style.reader(
             self._detokeniser(stop_tokens),
             prompt,
-            schemas_of(self.tool_use.tools),
+            schemas_of(self.tool_use.callable),
             parallel=self.tool_use.parallel,
             splits_reasoning=self.splits_reasoning,
         )
@@ -94,7 +94,7 @@ class ChatRequest(GenerationRequest):
         use = self.tool_use
         if content is None and not use.needs_grammar:
             return None
-        tools = schemas_of(use.tools)
+        tools = schemas_of(use.callable)
         wanted = Wanted(
             tools if use.name is None else {use.name: tools[use.name]},
             required=use.choice == "required",
@@ -123,8 +123,9 @@ class ChatRequest(GenerationRequest):
 
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         messages = [message.shown() for message in self.messages]
-        tools = self.tool_use.tools
-        if tools and not tokenizer.takes_tools:
+        use = self.tool_use
+        tools = use.callable if tokenizer.hides_unused_tools else use.tools
+        if use.callable and not tokenizer.takes_tools:
             raise InvalidRequest(
                 "tools: the model's chat template has no place for them",
                 param="tools",
@@ -136,11 +137,12 @@ class ChatRequest(GenerationRequest):
             raise InvalidRequest(f"messages: {error}", param="messages") from error
 
     def _options(self) -> Mapping[str, object]:
-        """Return variables for the template. As in vLLM, some effort means to think at all."""
+        """Return variables for the template, as vLLM makes them: some effort means to think at
+        all, and null and "auto" set nothing."""
+        asked = self.chat_template_kwargs
+        given = {name: value for name, value in asked.items() if value not in (None, "auto")}
         if self.reasoning_effort is None:
-            return self.chat_template_kwargs
-        effort = {
-            "reasoning_effort": self.reasoning_effort,
-            "enable_thinking": self.reasoning_effort != "none",
-        }
-        return {**effort, **self.chat_template_kwargs}
+            return given
+        if "enable_thinking" not in asked:
+            given["enable_thinking"] = self.reasoning_effort != "none"
+        return {**given, "reasoning_effort": self.reasoning_effort}

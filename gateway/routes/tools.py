@@ -26,7 +26,8 @@ class ToolUse:
     """The calls that an answer may have: none, as many as the model likes, or at least one."""
 
     tools: tuple[Json, ...] = ()
-    """The tools that the client offers: OpenAI's objects, as the chat template gets them."""
+    """The tools that the client offers: OpenAI's objects, as the chat template gets them, also
+    where none may be called."""
 
     choice: Literal["none", "auto", "required"] = "none"
     name: str | None = None
@@ -39,6 +40,11 @@ class ToolUse:
     """The functions whose arguments must keep to their schema."""
 
     @property
+    def callable(self) -> tuple[Json, ...]:
+        """The tools that the answer may call."""
+        return () if self.choice == "none" else self.tools
+
+    @property
     def needs_grammar(self) -> bool:
         """The model alone cannot be trusted to make only such calls."""
         return self.choice == "required" or bool(self.strict)
@@ -47,10 +53,10 @@ class ToolUse:
 class Function(RequestModel):
     name: Name
     description: str | None = None
-    parameters: Annotated[Schema, Field(default_factory=dict)]
-    """The JSON schema of the arguments; an empty one stands for a function without any."""
+    parameters: Schema | None = None
+    """The JSON schema of the arguments."""
 
-    strict: Flag = False
+    strict: Flag | None = None
 
 
 class Tool(RequestModel):
@@ -58,11 +64,12 @@ class Tool(RequestModel):
     function: Function
 
     def shown(self) -> Json:
-        """Return the tool as chat templates expect it."""
-        given = self.function
-        described = {} if given.description is None else {"description": given.description}
-        parameters = given.parameters or {"type": "object", "properties": {}}
-        function = {"name": given.name, **described, "parameters": parameters}
+        """Return the tool as chat templates get it from vLLM: with null for what is absent,
+        but for `strict`."""
+        names = ("name", "description", "parameters")
+        function: dict[str, object] = {name: getattr(self.function, name) for name in names}
+        if self.function.strict is not None:
+            function["strict"] = self.function.strict
         return {"type": "function", "function": function}
 
 
@@ -108,9 +115,9 @@ def check_choice(choice: Choice, tools: Sequence[Tool]) -> None:
 
 def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> ToolUse:
     """Return what a request asks for, where `choice` has been checked against `tools`."""
-    if not tools or (choice is not None and choice.type == "none"):
-        return ToolUse()
     shown = tuple(tool.shown() for tool in tools)
+    if not tools or (choice is not None and choice.type == "none"):
+        return ToolUse(shown)
     strict = frozenset(tool.function.name for tool in tools if tool.function.strict)
     if choice is None or choice.type == "auto":
         return ToolUse(shown, "auto", None, parallel, strict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -19,10 +20,9 @@ from picospec.gateway.schemas.structure import check_structure
 
 Json = dict[str, object]
 
-_ROLES: Final = {"developer": "system", "function": "tool"}
-"""OpenAI's newer name for "system", and its older name for "tool"."""
-
-_REASONING: Final = ("reasoning", "thinking")
+_BILLING: Final = "x-anthropic-billing-header"
+"""How the line begins in which Claude Code says who pays. It differs in every request, and no
+prefix after it would be found again."""
 
 
 def as_parts(value: object) -> object:
@@ -31,25 +31,28 @@ def as_parts(value: object) -> object:
 
 
 def _as_object(value: Any) -> Any:  # noqa: ANN401 - whatever JSON value it is
-    """Return the arguments of a call as the object that templates expect, or else as a text."""
-    if not isinstance(value, str | dict):
-        raise ValueError("expected the text of a JSON object")
-    if value == "":
-        return {}
-    if isinstance(value, str):
-        check_structure(value.encode())
-    try:
-        parsed = from_json(value) if isinstance(value, str) else value
-    except ValueError:
+    """Return the arguments of a call as the object that templates expect. A text that is none
+    becomes an empty one: it is history, and the chat can go on."""
+    if isinstance(value, dict):
         return value
-    return parsed if isinstance(parsed, dict) else value
+    if not isinstance(value, str):
+        raise ValueError("expected the text of a JSON object")
+    check_structure(value.encode())
+    try:
+        parsed = from_json(value)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 class Part(RequestModel):
     """A part of a message's content. There are none but texts."""
 
     type: Literal["text", "input_text", "output_text", "refusal", "reasoning", "thinking"]
-    text: str = Field(validation_alias=AliasChoices("text", "refusal", *_REASONING))
+    text: str = Field(validation_alias=AliasChoices("text", "refusal", "reasoning", "thinking"))
+
+    def shown(self) -> Json:
+        return {"type": "text", "text": self.text}
 
 
 Parts = Annotated[
@@ -82,8 +85,8 @@ class ToolCall(RequestModel):
     function: FunctionCall
 
     def shown(self) -> Json:
-        function = {"name": self.function.name, "arguments": self.function.arguments}
-        call: Json = {"type": "function", "function": function}
+        function = {"arguments": self.function.arguments, "name": self.function.name}
+        call: Json = {"function": function, "type": "function"}
         return call if self.id is None else {"id": self.id, **call}
 
 
@@ -95,8 +98,8 @@ class ChatMessage(RequestModel):
     """A call as it was in the API before `tool_calls`."""
 
     tool_call_id: str | None = None
-    reasoning_content: str | None = Field(
-        None, validation_alias=AliasChoices("reasoning_content", "reasoning")
+    reasoning: str | None = Field(
+        None, validation_alias=AliasChoices("reasoning", "reasoning_content")
     )
     refusal: str | None = None
     audio: Unserved = False
@@ -121,25 +124,38 @@ class ChatMessage(RequestModel):
         return value
 
     def shown(self) -> Json:
-        """Return what a template gets; `content` is None only beside tool calls."""
+        """Return what a tokenizer gets. vLLM gives a template the same, in this order: some
+        templates write a message as JSON."""
+        message: Json = {"role": self.role, "content": self._content()}
+        if self.role == "assistant":
+            message |= self._calls_and_reasoning()
+        if self.role == "tool" and self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message if self.name is None else {**message, "name": self.name}
+
+    def _content(self) -> str | list[Json]:
+        """Return the text, or the parts if there are several or none; the result of a tool is
+        a text for every template."""
+        parts = self.content or ()
+        if self.role == "system":
+            parts = tuple(_without_billing(parts))
+        if len(parts) == 1 or self.role == "tool":
+            return text_of(parts)
+        return [part.shown() for part in parts]
+
+    def _calls_and_reasoning(self) -> Json:
         calls = [call.shown() for call in self.tool_calls]
         if self.function_call is not None:
             calls.append(ToolCall(function=self.function_call).shown())
-        optional = {
-            "name": self.name,
-            "tool_calls": calls or None,
-            "tool_call_id": self.tool_call_id,
-            "reasoning_content": self._reasoning(),
-        }
-        message: Json = {"role": _ROLES.get(self.role, self.role)}
-        message["content"] = self._text(has_calls=bool(calls))
-        return message | {name: value for name, value in optional.items() if value is not None}
+        found: Json = {"tool_calls": calls} if calls else {}
+        if self.reasoning is not None:  # templates know it by either name
+            found |= {"reasoning": self.reasoning, "reasoning_content": self.reasoning}
+        return found
 
-    def _text(self, *, has_calls: bool) -> str | None:
-        if self.content is None:
-            return self.refusal or (None if has_calls else "")
-        return text_of(tuple(part for part in self.content if part.type not in _REASONING))
 
-    def _reasoning(self) -> str | None:
-        thoughts = tuple(part for part in self.content or () if part.type in _REASONING)
-        return text_of(thoughts) if thoughts else self.reasoning_content
+def _without_billing(parts: tuple[Part, ...]) -> Iterator[Part]:
+    for part in parts:
+        if not part.text.startswith(_BILLING):
+            yield part
+        elif rest := part.text.partition("\n")[2]:
+            yield part.model_copy(update={"text": rest})

@@ -7,8 +7,9 @@ is refused by its bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Final, TypeVar
 
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
@@ -76,6 +77,10 @@ class BoundedTokenizer:
     def takes_tools(self) -> bool:
         return self.tokenizer.takes_tools
 
+    @property
+    def hides_unused_tools(self) -> bool:
+        return self.tokenizer.hides_unused_tools
+
     def piece(self, token: int, special: bool = False) -> bytes:
         return self.tokenizer.piece(token, special)
 
@@ -88,8 +93,7 @@ class BoundedTokenizer:
         most_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         most = min(self._most_bytes, most_bytes)
-        contents = (message.get("content") for message in messages)
-        self._check(*(text for text in contents if isinstance(text, str)))
+        self._check(*chain.from_iterable(map(_texts, messages)))
         try:
             made = self.tokenizer.chat(messages, tools=tools, options=options, most_bytes=most)
         except OverflowError as error:
@@ -131,3 +135,11 @@ class BoundedTokenizer:
     def _counted(self, tokens: list[int]) -> list[int]:
         self.charged += len(tokens)
         return tokens
+
+
+def _texts(message: Json) -> Iterator[str]:
+    match message.get("content"):
+        case str(text):
+            yield text
+        case list(parts):
+            yield from (part["text"] for part in parts)

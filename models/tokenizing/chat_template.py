@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Final, NoReturn
 
 import jinja2
@@ -17,6 +16,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from picospec.models.tokenizing.content_loops import iterates_content
 
 Json = Mapping[str, object]
 Clock = Callable[[], datetime.datetime]
@@ -43,20 +44,8 @@ class ChatTemplate:
         self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
         """Whether it shows tools to the model."""
 
-    @cached_property
-    def takes_null(self) -> bool:
-        """Whether the content of a message may be None beside its tool calls.
-
-        Some templates look for None, and others would write it or add it to a text.
-        """
-        call = {"name": "f", "arguments": {}}
-        calls = [{"id": "a" * 9, "type": "function", "function": call}]
-        asked = {"role": "user", "content": "a"}
-        answered = {"role": "assistant", "content": None, "tool_calls": calls}
-        try:
-            return "None" not in self.render([asked, answered], (), {})
-        except (ValueError, OverflowError):
-            return False
+        self.takes_parts = iterates_content(parsed)
+        """Whether the content of a message is a list of parts for it, and else a text."""
 
     def render(
         self,

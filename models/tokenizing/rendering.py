@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _properties(template: ChatTemplate) -> dict[str, object]:
-    return {"takes_tools": template.takes_tools, "takes_null": template.takes_null}
+    return {"takes_tools": template.takes_tools, "takes_parts": template.takes_parts}
 
 
 def _rendered(template: ChatTemplate, asked: dict[str, Any]) -> dict[str, object]:

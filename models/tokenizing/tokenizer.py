@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
+from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.infill import Hole, infill_format
 from picospec.models.tokenizing.vocabulary import Vocabulary
 
@@ -49,7 +50,7 @@ class Template(Protocol):
     @property
     def takes_tools(self) -> bool: ...
     @property
-    def takes_null(self) -> bool: ...
+    def takes_parts(self) -> bool: ...
     def render(
         self,
         messages: Sequence[Json],
@@ -62,7 +63,14 @@ class Template(Protocol):
 class Tokenizer:
     """The tokenizer of one target. template: None if its model was not made for chats."""
 
-    def __init__(self, encoder: Encoder, template: Template | None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        template: Template | None,
+        *,
+        hides_unused_tools: bool = False,
+    ) -> None:
+        self.hides_unused_tools = hides_unused_tools
         self.vocabulary = encoder.vocabulary
         self._encoder = encoder
         self._template = template
@@ -90,9 +98,8 @@ class Tokenizer:
         gateway.ports.Tokenizer."""
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
-        if not self._template.takes_null:
-            messages = [_with_text(message) for message in messages]
-        given = {"messages": messages, "tools": tools, "options": options}
+        shown = shaped(messages, self.template, takes_parts=self._template.takes_parts)
+        given = {"messages": shown, "tools": tools, "options": options}
         sentinel = _unused(self.template + "".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}
         rendered = self._template.render(**safe, most_bytes=most_bytes)  # type: ignore[arg-type]
@@ -144,10 +151,6 @@ class Tokenizer:
                 yield self.vocabulary.markers[part]
             elif text := part.replace(sentinel, ""):
                 yield from self._encoder.tokenize(text, False)
-
-
-def _with_text(message: Json) -> Json:
-    return {**message, "content": ""} if message.get("content", "") is None else message
 
 
 def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:

@@ -55,6 +55,7 @@ class ByteTokenizer:
     """Takes a byte for a token. Its chats show roles and contents; `rendered` has the rest."""
 
     takes_tools: bool = True
+    hides_unused_tools: bool = False
     template: str = ""
     begins: tuple[int, ...] = ()
     rendered: list[dict[str, object]] = field(default_factory=list)

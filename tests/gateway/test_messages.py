@@ -13,7 +13,8 @@ USER = {"role": "user", "content": "Hi"}
 async def rendered(*messages: Json, **more: object) -> dict[str, object]:
     """Return what the template got."""
     tokenizer = ByteTokenizer()
-    async with client_of(make_app(ScriptedEngine(), tokenizer=tokenizer)) as client:
+    app = make_app(ScriptedEngine(context_tokens=999), tokenizer=tokenizer)
+    async with client_of(app) as client:
         body = {"messages": [USER, *messages], **more}
         answer = await client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
@@ -32,7 +33,7 @@ def calls(arguments: object, **more: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ({"role": "developer", "content": "a"}, {"role": "system", "content": "a"}),
+        ({"role": "developer", "content": "a"}, {"role": "developer", "content": "a"}),
         (
             {"role": "user", "content": "a", "name": "Ada"},
             {"role": "user", "content": "a", "name": "Ada"},
@@ -43,37 +44,45 @@ def calls(arguments: object, **more: object) -> dict[str, object]:
         ),
         (
             {"role": "function", "name": "f", "content": "7"},
-            {"role": "tool", "content": "7", "name": "f"},
+            {"role": "function", "content": "7", "name": "f"},
         ),
         ({"role": "tool", "content": None}, {"role": "tool", "content": ""}),
-        ({"role": "assistant", "content": None}, {"role": "assistant", "content": ""}),
-        ({"role": "assistant", "refusal": "No."}, {"role": "assistant", "content": "No."}),
+        ({"role": "assistant", "content": None}, {"role": "assistant", "content": []}),
+        ({"role": "assistant", "refusal": "No."}, {"role": "assistant", "content": []}),
         (
             {"role": "assistant", "content": "a", "reasoning_content": "b"},
-            {"role": "assistant", "content": "a", "reasoning_content": "b"},
+            {"role": "assistant", "content": "a", "reasoning": "b", "reasoning_content": "b"},
         ),
         (
-            {"role": "assistant", "content": "a", "reasoning": "b"},
-            {"role": "assistant", "content": "a", "reasoning_content": "b"},
+            {"role": "assistant", "content": "a", "reasoning": "b", "reasoning_content": "c"},
+            {"role": "assistant", "content": "a", "reasoning": "b", "reasoning_content": "b"},
         ),
+        (
+            {"role": "system", "content": "x-anthropic-billing-header: cch=1;\nBe brief."},
+            {"role": "system", "content": "Be brief."},
+        ),
+        (
+            {"role": "system", "content": "x-anthropic-billing-header: cch=1;"},
+            {"role": "system", "content": []},
+        ),
+        ({"role": "user", "reasoning": "b", "content": "a"}, {"role": "user", "content": "a"}),
     ],
 )
 async def test_each_role_reaches_the_template(message: Json, expected: Json) -> None:
     assert await shown(message) == expected
 
 
-async def test_the_texts_of_parts_are_joined_and_reasoning_is_kept_apart() -> None:
+async def test_parts_are_texts_and_those_of_a_tools_result_are_joined() -> None:
     parts = [
         {"type": "thinking", "thinking": "b"},
-        {"type": "text", "text": "a"},
-        {"type": "reasoning", "text": "c"},
-        {"type": "refusal", "refusal": "d"},
-        {"type": "output_text", "text": "e"},
+        {"type": "refusal", "refusal": "a"},
     ]
 
     message = await shown({"role": "assistant", "content": parts})
+    result = await shown({"role": "tool", "content": parts})
 
-    assert (message["content"], message["reasoning_content"]) == ("a\nd\ne", "b\nc")
+    assert message["content"] == [{"type": "text", "text": text} for text in "ba"]
+    assert result["content"] == "b\na"
 
 
 @pytest.mark.parametrize(
@@ -82,14 +91,12 @@ async def test_the_texts_of_parts_are_joined_and_reasoning_is_kept_apart() -> No
         ('{"b": 1, "a": [2.0, null]}', {"b": 1, "a": [2.0, None]}),
         ({"b": 1}, {"b": 1}),
         ("", {}),
-        ("[1]", "[1]"),
-        ('{"b": ', '{"b": '),
-        ("[" * 9000, "[" * 9000),
+        ("[1]", {}),
+        ('{"b": ', {}),
+        ("[" * 9000, {}),
     ],
 )
-async def test_arguments_are_an_object_for_the_template_if_they_are_one(
-    sent: object, seen: object
-) -> None:
+async def test_arguments_are_an_object_for_the_template(sent: object, seen: object) -> None:
     message = await shown(calls(sent, id="c1"))
 
     (call,) = message["tool_calls"]
@@ -98,7 +105,7 @@ async def test_arguments_are_an_object_for_the_template_if_they_are_one(
         "type": "function",
         "function": {"name": "f", "arguments": seen},
     }
-    assert message["content"] is None
+    assert message["content"] == []
 
 
 async def test_a_call_in_the_older_form_is_a_tool_call() -> None:
@@ -106,7 +113,7 @@ async def test_a_call_in_the_older_form_is_a_tool_call() -> None:
 
     assert await shown(old | {"content": None}) == {
         **calls({}),
-        "content": None,
+        "content": [],
     }
 
 
@@ -114,7 +121,8 @@ async def test_template_variables_reach_the_template() -> None:
     seen = await rendered(chat_template_kwargs={"x": [1]})
     low = await rendered(reasoning_effort="low")
     none = await rendered(reasoning_effort="none")
-    both = await rendered(reasoning_effort="low", chat_template_kwargs={"enable_thinking": 0})
+    own = {"enable_thinking": 0, "reasoning_effort": "high", "x": None, "y": "auto"}
+    both = await rendered(reasoning_effort="low", chat_template_kwargs=own)
 
     assert seen["options"] == {"x": [1]}
     assert low["options"] == {"reasoning_effort": "low", "enable_thinking": True}

@@ -16,7 +16,7 @@ TOOL_F = {"type": "function", "function": F}
 TOOL_G = {"type": "function", "function": {"name": "g", "parameters": None}}
 SHOWN_G = {
     "type": "function",
-    "function": {"name": "g", "parameters": {"type": "object", "properties": {}}},
+    "function": {"name": "g", "description": None, "parameters": None},
 }
 NAMED = {"type": "function", "function": {"name": "g"}}
 GRAMMAR = frozenset({structured.NAME})
@@ -34,7 +34,9 @@ def test_the_use_of_tools_is_what_the_request_says() -> None:
     two = {"tools": [TOOL_F, TOOL_G]}
     shown = (TOOL_F, SHOWN_G)
 
-    assert use_of() == use_of(tools=[]) == use_of(**two, tool_choice="none") == ToolUse()
+    assert use_of() == use_of(tools=[]) == ToolUse()
+    assert use_of(**two, tool_choice="none") == ToolUse(shown)
+    assert use_of(**two, tool_choice="none").callable == ()
     assert use_of(tools=[], tool_choice="auto") == ToolUse()
     assert use_of(**two) == use_of(**two, tool_choice="auto") == ToolUse(shown, "auto")
     assert use_of(**two, tool_choice="required") == ToolUse(shown, "required")
@@ -46,21 +48,22 @@ def test_the_use_of_tools_is_what_the_request_says() -> None:
 def test_what_the_template_shows_has_no_field_that_it_does_not_know() -> None:
     tool = {"type": "function", "function": {**F, "strict": True, "x": 1}, "defer": True}
 
-    assert use_of(tools=[tool]).tools == (TOOL_F,)
+    assert use_of(tools=[tool]).tools == (strict(),)
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         ({"tools": [TOOL_F]}, (TOOL_F,)),
-        ({"tools": [TOOL_F], "tool_choice": "none"}, ()),
+        ({"tools": [TOOL_F], "tool_choice": "none"}, (TOOL_F,)),
         ({"tools": [TOOL_F], "tool_choice": "required"}, (TOOL_F,)),
+        ({"tools": [TOOL_F], "tool_choice": "none", "hides": True}, ()),
     ],
 )
-async def test_the_template_gets_the_tools_that_may_be_called(
+async def test_the_template_gets_the_tools_unless_the_target_hides_unused_ones(
     body: dict[str, object], expected: object
 ) -> None:
-    tokenizer = ByteTokenizer()
+    tokenizer = ByteTokenizer(hides_unused_tools="hides" in body)
     app = make_app(ScriptedEngine(features=GRAMMAR), tokenizer=tokenizer)
     async with client_of(app) as client:
         answer = await client.post("/v1/chat/completions", json={"messages": [USER], **body})

@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 
 from picospec.models.tokenizing.chat_template import ChatTemplate, joined
+from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.vocabulary import Vocabulary
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
@@ -75,13 +76,9 @@ def tokens_of(name: str, family: Family) -> dict[str, list[int] | None]:
 
 
 def as_template_takes_it(name: str, chat: Chat) -> list[Json]:
-    """Return the messages, with "" for null where the template would write or add "None"."""
-    return [
-        message | {"content": ""}
-        if message["content"] is None and not template(name).takes_null
-        else message
-        for message in chat.messages
-    ]
+    """Return the messages as the tokenizer gives them to the template."""
+    found = template(name)
+    return [*shaped(chat.messages, found.text, takes_parts=found.takes_parts)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -48,6 +48,7 @@ class Words:
 
     template = "<think></think><tool_call>"
     takes_tools = True
+    hides_unused_tools = False
 
     def __init__(self) -> None:
         self._words = [b""]

@@ -68,6 +68,8 @@ def opening(**fields: object) -> Open:
 
 class FakeTokenizer:
     template = ""
+    takes_tools = True
+    hides_unused_tools = False
 
     def chat(
         self,

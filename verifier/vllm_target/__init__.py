@@ -2,8 +2,8 @@
 
     launching      `picospec verifier --target vllm`: our settings, and then `vllm serve`
     configuring/   in every process of vLLM: makes a plain `vllm serve MODEL` a verifier
-    serving/       in vLLM's API server: the endpoint plugin, the Target on vLLM's engine client,
-                   and whether this vLLM can serve sessions (compat, selftest)
+    serving/       in vLLM's API server: the endpoint plugin, the Target on vLLM's client of its
+                   engine, and whether this vLLM can serve sessions (compat, selftest)
     core/          in vLLM's core process: a scheduler that begins and ends the sessions' passes
     worker/        in vLLM's worker processes: the judge, where the logits are; hooked into
                    Model Runner V1 by v1/

