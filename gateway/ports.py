@@ -182,7 +182,7 @@ class Facts:
     """The digest of the target's tokenizer; empty: any."""
 
     adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """LoRA adapters of the model, which requests name instead of it: their identity, by name."""
+    """LoRA adapters, which requests name in the place of the model: their identity, by name."""
 
     @classmethod
     def of(cls, target: Described) -> Self:

@@ -95,10 +95,16 @@ def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerator[None]:
+async def served_beside(
+    settings: ServerSettings, app: ASGIApp, *, shared: bool = False
+) -> AsyncGenerator[None]:
     """Serve an app on a port in this process and event loop, beside another server, which runs
-    the app's lifespan. Raises OSError where the port is taken."""
-    with socket.create_server((settings.host, settings.port), family=_family(settings.host)):
+    the app's lifespan. Raises OSError where the port is taken.
+
+    shared: other processes of this user serve on the port as well (SO_REUSEPORT).
+    """
+    address, family = (settings.host, settings.port), _family(settings.host)
+    with socket.create_server(address, family=family, reuse_port=shared):
         pass
     connections = max_connections(raise_limit())
     server = Server(

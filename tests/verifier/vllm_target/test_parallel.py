@@ -18,7 +18,6 @@ from tests.verifier.vllm_target.scripted import (
     PROMPTS,
     Script,
     drafted,
-    gone,
     opening,
     plain,
 )
@@ -58,7 +57,8 @@ async def test_sessions_at_once_generate_what_they_generate_alone(
 ) -> None:
     _, target = parallel
     requests = [
-        opening(target, prompt, (GREEDY, DRAWN)[i % 2], seed=i) for i, prompt in enumerate(PROMPTS)
+        opening(target, prompt, (GREEDY, DRAWN)[i % 2], seed=i)
+        for i, prompt in enumerate(PROMPTS)
     ]
     alone = [await plain(target, f"alone {i}", each) for i, each in enumerate(requests)]
 

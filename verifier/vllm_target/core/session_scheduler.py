@@ -35,7 +35,6 @@ from picospec.verifier.vllm_target.core.session_slot import (
 )
 from picospec.verifier.vllm_target.core.timer import Timer
 
-
 PUSH: Final = "picospec_push"
 
 

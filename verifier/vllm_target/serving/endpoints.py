@@ -93,7 +93,7 @@ class Endpoints:
         )
         logging.getLogger("uvicorn.access").addFilter(_names_no_session)
         _remove_private(self._app.state.args.uds)
-        port = served_beside(settings, service.on_our_port)
+        port = served_beside(settings, service.on_our_port, shared=service.is_one_of_several)
         async with service.host.running(), service.sessions.running(), port, stopping:
             yield
         await asyncio.to_thread(service.tracing.close)

@@ -36,6 +36,7 @@ from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.serving.api_servers import without_sessions
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain_requests import charge
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -74,7 +75,9 @@ class Service:
         tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
         known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
 
-        def app(of: Tenants, hosts: Collection[str] | None) -> Starlette:
+        self.is_one_of_several = llm.engine_core.client_count > 1
+
+        def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
             before = accounted(
                 settings, of, metrics, session_paths=SESSION_PATHS, is_message=takes_drafts,
                 hosts=hosts, tracing=self.tracing,
@@ -83,7 +86,9 @@ class Service:
             made.router.redirect_slashes = False
             return made
 
-        on_vllms, on_ours = app(known_to_vllm, None), app(tenants, hosts_of(settings))
+        shown = without_sessions(routes, settings.port) if self.is_one_of_several else routes
+        on_vllms = app(shown, known_to_vllm, None)
+        on_ours = app(routes, tenants, hosts_of(settings))
         on_ours.router.default = partial(_pass_on, vllm_app, keys[0] if keys else None)
         self.on_vllms_port = partial(_serve, on_vllms, args.root_path or "")
         self.on_our_port = partial(_serve, on_ours, args.root_path or "")
@@ -102,7 +107,7 @@ def _target(
     state: State,
 ) -> VllmTarget:
     """Return the target, not started. It is called as vLLM calls the model."""
-    is_first = getattr(llm.engine_core, "client_index", 0) == 0
+    is_first = llm.engine_core.client_index == 0
     return VllmTarget(
         (args.served_model_name or [args.model])[0],
         Engine(llm),

@@ -47,7 +47,8 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
 class VllmTarget(Described):
     """Sessions on an engine that vLLM's own server has started, and will stop.
 
-    name: by which clients ask for the model. adapters: those that vLLM has loaded. template: the chat template, if it is not the
+    name: by which clients ask for the model. adapters: what vLLM has loaded.
+    template: the chat template, if it is not the
     model's own. self_test: None where another of vLLM's API servers runs it.
     """
 
