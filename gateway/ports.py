@@ -200,7 +200,7 @@ class Facts:
 
     def named(self, model: str | None) -> Self:
         """Return the facts of an adapter; these, if no adapter has that name."""
-        if (identity := self.adapters.get(model or "")) is None:
+        if model is None or (identity := self.adapters.get(model)) is None:
             return self
         return replace(self, model=model, identity=identity)
 
