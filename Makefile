@@ -12,6 +12,7 @@
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
 # make sbom                             writes build/sbom.json: what this package runs on
+# make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
 export EDGE_PORT VERIFIER_PORT
@@ -62,7 +63,10 @@ bench-smoke: setup
 build/tools/.ready: .venv/.ready-run
 	@$(STEP) "tools installed" scripts/setup-tools.sh
 
-.PHONY: lock pin sbom
+.PHONY: lock pin sbom wheel
+wheel: setup
+	@$(STEP) "wheel built" scripts/build-wheel.sh $(BIN)/python dist
+
 lock: build/tools/.ready
 	@$(STEP) "lock files renewed" scripts/lock.sh $(ARGS)
 
@@ -74,7 +78,7 @@ sbom: build/tools/.ready
 		--pyproject pyproject.toml --output-reproducible --output-format JSON --output-file build/sbom.json
 
 VLLM := .venv-vllm/bin
-VLLM_VERSIONS ?= 0.30.0 0.31.0
+VLLM_VERSIONS ?= 0.33.0
 SAFETENSORS := $(or $(PICOSPEC_CACHE),$(HOME)/.cache/picospec)/safetensors
 
 .venv-vllm/.ready-run: $(SETUP)

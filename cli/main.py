@@ -24,7 +24,7 @@ from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, us
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
-from picospec.models.llama import can_use_gpu
+from picospec.models.llama_library import can_use_gpu, has_llama
 from picospec.models.store import open_store
 
 app = typer.Typer(
@@ -74,7 +74,7 @@ def up(
     try:
         settings = {} if config is None else read_settings(config)
         check_plain(settings, os.environ)
-        if not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
+        if has_llama() and not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
         wanted = Wanted.of(settings, os.environ, target=target, draft=draft)
         arguments = prepare(wanted, open_store(os.environ), console)

@@ -23,6 +23,7 @@ from picospec.models.fetching.drafts import fitting_draft
 from picospec.models.fetching.progress_bar import progress_bar
 from picospec.models.fetching.reference import parse
 from picospec.models.llama import Model
+from picospec.models.llama_library import check_llama
 from picospec.models.store import Store
 
 Settings = Mapping[str, Mapping[str, object]]
@@ -31,7 +32,7 @@ Settings = Mapping[str, Mapping[str, object]]
 DEFAULT_PAIR: Final = "qwen2.5-coder"
 NO_VLLM: Final = """{target} has safetensors, which vLLM runs, and vLLM is not installed here.
 Install both from PicoSpec's folder, in an environment of their own, and run picospec there:
-    pip install '.[cloud]'          without a GPU: '.[cloud-cpu]'
+    pip install '.[cloud,llama]'          without a GPU: '.[cloud-cpu,llama]'
 Or name a GGUF file, which llama.cpp runs."""
 
 
@@ -69,6 +70,7 @@ def prepare(wanted: Wanted, store: Store, console: Console) -> dict[str, tuple[s
     if engine == "vllm" or (not engine and _is_directory(wanted.target, store)):
         verifier = ("--target", "vllm", "--model", _directory(wanted.target, store))
     else:
+        check_llama()
         verifier = ("--target", "llama", "--model", wanted.target)
         with progress_bar(console, wanted.target) as show:
             store.pull(wanted.target, show, "target")

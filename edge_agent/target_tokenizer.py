@@ -74,13 +74,20 @@ class TargetTokenizer:
         return tokenizer
 
     async def introduce(self) -> None:
-        """Fetch the tokenizer as soon as the verifier can be reached."""
+        """Fetch the tokenizer as soon as the verifier can be reached, and log why it cannot be
+        used."""
+        reason = ""
         while True:
             try:
                 await self()
                 return
+            except EngineFault as error:
+                if error.message != reason:
+                    reason = error.message
+                    structlog.get_logger("edge_agent").warning("tokenizer", reason=reason)
             except ApiError:
-                await asyncio.sleep(RETRY_S)
+                pass
+            await asyncio.sleep(RETRY_S)
 
     async def _open(self, digest: str) -> Tokenizer:
         try:

@@ -21,8 +21,9 @@ NONE: Final[Mapping[str, object]] = MappingProxyType({})
 HARMLESS: Final = ("prediction",)
 """Parameters that every engine serves, because they cannot change an answer."""
 
-SEEDS: Final = 2**63
-"""The number of seeds; a seed is from 0 to SEEDS - 1."""
+SEEDS: Final = 2**64
+"""The number of seeds; a seed is from 0 to SEEDS - 1. A negative one is SEEDS more: it has the
+bits of a signed number, as in vLLM."""
 
 
 @dataclass(frozen=True, slots=True)

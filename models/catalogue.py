@@ -17,7 +17,7 @@ import msgspec
 
 from picospec.models.digests import file_path, repository_name, sha256_name, wheel_name
 from picospec.models.errors import InvalidCatalogue, UnknownModel
-from picospec.models.llama import Quantisation
+from picospec.models.llama_library import Quantisation
 
 Role = Literal["draft", "target"]
 """What a model is used for; a pair has one model for each."""

@@ -28,7 +28,7 @@ def command(module: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Return the environment of such a process."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [str(Path(__file__).parents[1]), *filter(os.path.isabs, given)]
+    paths = [str(Path(__file__).parents[2]), *filter(os.path.isabs, given)]
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
 

@@ -2,6 +2,7 @@
 
 * ModelError
   - CannotOpen        the file is missing, is no GGUF, or llama.cpp cannot load it
+    - NoLlama         llama.cpp itself is not installed, or cannot be loaded
   - CannotQuantise    llama.cpp cannot write the file in another quantisation
   - CannotDequantise  the file cannot be written as safetensors
   - DecodeError       the rows of a pass were not all decoded
@@ -25,6 +26,9 @@ class ModelError(Exception): ...
 
 
 class CannotOpen(ModelError): ...
+
+
+class NoLlama(CannotOpen): ...
 
 
 class CannotQuantise(ModelError): ...

@@ -1,4 +1,4 @@
-"""Binds llama.cpp; no other module imports llama_cpp.
+"""Binds llama.cpp.
 
 A Model is a GGUF file. A Context is a KV cache of several sequences for a Model; it decodes
 rows of several sequences in one pass, which is one call of llama_decode.
@@ -15,32 +15,21 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
 
-import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
 from picospec.models.deep_stack import on_stack
-from picospec.models.errors import BadSegment, CannotOpen, CannotQuantise, DecodeFailed, NoRoom
+from picospec.models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
+from picospec.models.llama_library import lib
 from picospec.models.segments import Limits, Segment, check
 from picospec.models.tokenizing.vocabulary import Vocabulary
 
 Cache = Literal["F16", "Q8_0"]
-Quantisation = Literal["Q4_0", "Q8_0"]
 Logits = NDArray[np.float32]
 
-_FILE_TYPES: Final = {
-    "Q4_0": (lib.LLAMA_FTYPE_MOSTLY_Q4_0, lib.GGML_TYPE_Q4_0),
-    "Q8_0": (lib.LLAMA_FTYPE_MOSTLY_Q8_0, lib.GGML_TYPE_Q8_0),
-}
-"""The types of a file and of its output matrix. llama.cpp's default for the matrix is Q8_0, and
-a small model with a large vocabulary would spend two fifths of each step on reading it."""
-
-_SPECIAL: Final = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-_CACHE_TYPES: Final = {"F16": lib.GGML_TYPE_F16, "Q8_0": lib.GGML_TYPE_Q8_0}
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
 """llama.cpp's attention computes 64 rows and more in tiles, which round differently."""
@@ -52,16 +41,6 @@ more than there is ends the process."""
 
 SHALLOW_CHARS: Final = 2048
 """Texts up to this length are tokenised on the stack of any thread."""
-
-_SILENCE: Final = lib.llama_log_callback(lambda level, text, data: None)
-"""Discards llama.cpp's log, because its return codes report what fails."""
-
-lib.llama_log_set(_SILENCE, ctypes.c_void_p(0))
-lib.llama_backend_init()
-
-_FEATURES: Final = lib.llama_print_system_info().decode()
-ENGINE: Final = f"llama.cpp {version('llama_cpp_python')} {_FEATURES}"
-"""The version of llama.cpp, and what it uses of this host's processors."""
 
 
 class Model:
@@ -117,7 +96,8 @@ class Model:
         attributes = [int(lib.llama_vocab_get_attr(raw, token)) for token in range(size)]
         while size and attributes[size - 1] & lib.LLAMA_TOKEN_ATTR_UNUSED:
             size -= 1
-        marker, text = _SPECIAL, lib.LLAMA_TOKEN_ATTR_NORMAL
+        marker = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        text = lib.LLAMA_TOKEN_ATTR_NORMAL
         special = frozenset(
             t for t in range(size) if attributes[t] & marker and not attributes[t] & text
         )
@@ -198,7 +178,7 @@ class Context:
         settings.n_threads = settings.n_threads_batch = threads
         settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         settings.kv_unified = False
-        settings.type_k = settings.type_v = _CACHE_TYPES[cache]
+        settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{cache}")
         settings.no_perf = True
         self._handle = model.handle and lib.llama_init_from_model(model.handle, settings)
         self._memory = self._handle and lib.llama_get_memory(self._handle)
@@ -262,26 +242,6 @@ class Context:
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
         self._batch.n_tokens = row
-
-
-def can_use_gpu() -> bool:
-    """Return whether this build of llama.cpp can run layers on a GPU."""
-    return bool(lib.llama_supports_gpu_offload())
-
-
-def quantise(source: Path, target: Path, kind: Quantisation) -> None:
-    """Write `source` in another quantisation. Raises CannotQuantise, without leaving a file."""
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    settings = lib.llama_model_quantize_default_params()
-    settings.ftype, settings.output_tensor_type = _FILE_TYPES[kind]
-    settings.allow_requantize = True
-    files = str(source).encode(), str(unfinished).encode()
-    try:
-        if lib.llama_model_quantize(*files, ctypes.byref(settings)):
-            raise CannotQuantise(f"llama.cpp could not write {source} as {kind}")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:

@@ -4,7 +4,7 @@
 # (a GPU), so it is kept by both, and by its version.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-requirement=$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",$/\1/p' "$here/../pyproject.toml")
+requirement=$(sed -n 's/^llama = \["\(llama-cpp-python==[^"]*\)"\]$/\1/p' "$here/../pyproject.toml")
 processor=$({
     uname -m
     grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true

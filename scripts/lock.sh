@@ -3,7 +3,7 @@
 # Without an option, what a lock file has stays, as far as pyproject.toml still admits it.
 #   build.lock   pip, and what llama.cpp and this package are built with
 #   dev.lock     what this package runs on, what its extras add, and what tests and checks need
-#   run.lock     what this package runs on, in the versions of dev.lock
+#   run.lock     what this package and its extra llama run on, in the versions of dev.lock
 #   tools.lock   uv, which writes these files, and cyclonedx-py, which writes the SBOM
 # They hold for every platform and Python from 3.11 on, and name no index.
 set -eu
@@ -20,5 +20,5 @@ compile() {
 
 compile build --group build "$@"
 compile tools --group tools "$@"
-compile dev pyproject.toml --group dev --extra bench --extra otel "$@"
-compile run pyproject.toml --constraints requirements/dev.lock "$@"
+compile dev pyproject.toml --group dev --extra bench --extra llama --extra otel "$@"
+compile run pyproject.toml --extra llama --constraints requirements/dev.lock "$@"

@@ -1,7 +1,8 @@
 """`missing.py LOCK PYPROJECT` prints the entries of a lock file that this environment lacks.
 
 It is for an image whose own packages must stay, such as vLLM's: an entry is printed if its
-package is not installed, or in a version that pyproject.toml does not admit.
+package is not installed, or in a version that pyproject.toml does not admit. What only an extra
+asks for is left out.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 from pip._vendor.packaging.requirements import Requirement  # any environment with pip has it
 
+Requirements = dict[str, Requirement]
+"""What is asked for, by the names in a lock file."""
 
-def is_missing(name: str, admitted: dict[str, Requirement]) -> bool:
-    """Return whether a package must come from the lock file. admitted: by their names."""
+
+def is_missing(name: str, admitted: Requirements) -> bool:
+    """Return whether a package must come from the lock file."""
     try:
         installed = version(name)
     except PackageNotFoundError:
@@ -28,10 +34,22 @@ def is_missing(name: str, admitted: dict[str, Requirement]) -> bool:
 
 def missing(lock: str, pyproject: str) -> list[str]:
     """Return the entries, each with its hashes."""
-    required = map(Requirement, tomllib.loads(pyproject)["project"]["dependencies"])
-    admitted = {each.name.lower().replace("_", "-"): each for each in required}
+    project = tomllib.loads(pyproject)["project"]
+    admitted = named(project["dependencies"])
+    extras = project.get("optional-dependencies", {}).values()
+    optional = named(chain(*extras)).keys() - admitted.keys()
     entries = re.findall(r"^([\w.-]+)(==(?:.*\\\n)*.*\n)", lock, re.MULTILINE)
-    return [name + rest for name, rest in entries if is_missing(name, admitted)]
+    return [
+        name + rest
+        for name, rest in entries
+        if name not in optional and is_missing(name, admitted)
+    ]
+
+
+def named(requirements: Iterable[str]) -> Requirements:
+    """Read requirements."""
+    found = map(Requirement, requirements)
+    return {each.name.lower().replace("_", "-"): each for each in found}
 
 
 if __name__ == "__main__":

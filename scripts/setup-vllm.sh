@@ -49,11 +49,11 @@ if [ "$extent" = gpu ]; then
     version=$(sed -n 's/^ARG BASE=.*:v\([0-9.]*\).*/\1/p' Dockerfile.cloud)
     # shellcheck disable=SC2086
     PYTHONWARNINGS=ignore "$step" "vLLM $version installed (10 GB; minutes)" \
-        $pip install --quiet "$wheel" --editable '.[cloud]' "vllm==$version"
+        $pip install --quiet "$wheel" --editable '.[cloud,llama]' "vllm==$version"
     touch $venv/.ready-gpu
     exit
 fi
-set -- "$wheel" --editable '.[cloud-cpu]'
+set -- "$wheel" --editable '.[cloud-cpu,llama]'
 [ "$extent" = dev ] && set -- "$@" --group dev
 begun=$(date +%s)
 echo "==> vLLM installed (3 GB; minutes)" >&2

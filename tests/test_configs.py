@@ -11,7 +11,7 @@ import picospec.edge_agent.settings
 import picospec.verifier.settings
 from picospec.cli.up import read_settings
 from picospec.gateway.hosting.settings_sources import as_environment
-from picospec.verifier.vllm_target.serving.compat import OURS
+from picospec.verifier.vllm_target.configuring.conflicts import RULES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -53,7 +53,7 @@ def test_local_vllm_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> N
     assert edge.draft_model == "qwen2.5-coder"
     assert (cloud.target, cloud.served_name) == ("vllm", "qwen2.5-coder-1.5b")
     assert cloud.vllm["max_num_seqs"] == edge.slots
-    assert not OURS & cloud.vllm.keys()
+    assert not {rule.option for rule in RULES} & cloud.vllm.keys()
 
 
 def put(tables: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:

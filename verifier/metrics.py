@@ -19,7 +19,7 @@ class PassMetrics:
     """The metrics that a target reports."""
 
     def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
-        self._gateway = gateway
+        self._gateway, self._registry = gateway, registry
         self._pass_s = Histogram(
             "picospec:pass_seconds", "A target pass.", buckets=_PASS_S, registry=registry
         )
@@ -38,21 +38,18 @@ class PassMetrics:
             registry=registry,
         )
 
-        self._kv_usage = Gauge(
+    def follow(self, kv_usage: Callable[[], float], waiting: Callable[[], int]) -> None:
+        """Show what these return for each answer of /metrics. vLLM has metrics of its own."""
+        Gauge(
             "picospec:kv_cache_usage_perc",
             "Share of the KV cache that running sessions hold; 1 is all of it.",
-            registry=registry,
-        )
-        self._waiting = Gauge(
+            registry=self._registry,
+        ).set_function(kv_usage)
+        Gauge(
             "picospec:num_requests_waiting",
             "Sessions and plain requests that wait for a place in the target.",
-            registry=registry,
-        )
-
-    def follow(self, kv_usage: Callable[[], float], waiting: Callable[[], int]) -> None:
-        """Have these called for each answer of /metrics."""
-        self._kv_usage.set_function(kv_usage)
-        self._waiting.set_function(waiting)
+            registry=self._registry,
+        ).set_function(waiting)
 
     def prefilled(self, tokens: int) -> None:
         """Record that a piece of a prompt was decoded."""

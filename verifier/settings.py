@@ -81,7 +81,7 @@ class VerifierSettings(ServerSettings):
     speculation: SpeculationSettings = SpeculationSettings()
     llama: LlamaSettings = LlamaSettings()
     vllm: dict[str, Any] = Field(default_factory=dict)
-    """Engine options, passed on to vLLM as they are."""
+    """The flags of `vllm serve`, by their names, and one of ours: `self_test`."""
 
     body_limit_bytes: Annotated[int, Field(ge=1 << 21)] | None = None
 

@@ -18,9 +18,10 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import ApiError
-from picospec.models.errors import ModelError
+from picospec.models.errors import ModelError, NoLlama
 from picospec.models.fetching.drafts import fitting_draft
 from picospec.models.llama import Context, Model
+from picospec.models.llama_library import INSTALL
 from picospec.models.segments import Segment
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
@@ -54,6 +55,8 @@ async def check_drafting(
         model = await asyncio.to_thread(Model, path, gpu_layers=settings.gpu_layers)
     except ApiError as error:
         return [Finding("vocabulary", False, error.message, "see the verifier's log")]
+    except NoLlama as error:
+        return [Finding("draft model", False, str(error), INSTALL)]
     except ModelError as error:
         remedy = f"picospec models pull --as draft {name}"
         return [Finding("draft model", False, str(error), remedy)]

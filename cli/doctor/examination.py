@@ -17,7 +17,7 @@ from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import load
 from picospec.gateway.hosting import logs
-from picospec.models.llama import can_use_gpu
+from picospec.models.llama_library import can_use_gpu, has_llama
 from picospec.models.store import Store, open_store
 
 
@@ -42,8 +42,8 @@ def examine(
     settings, store = load(config, os.environ, named), open_store(os.environ)
     here = [
         machine.check_python(sys.version_info[:2]),
-        machine.check_engine(),
-        machine.check_gpu(machine.gpu_here(), can_use_gpu()),
+        machine.check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
+        *([machine.check_gpu(machine.gpu_here(), can_use_gpu())] if has_llama() else []),
         machine.check_cores(),
         machine.check_cache(store.root),
         *_check_models(store, model),

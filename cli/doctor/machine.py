@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,8 @@ import httpx
 
 from picospec.cli.doctor.finding import Finding
 from picospec.gateway.hosting.cores import compute_threads
-from picospec.models.errors import ModelError, NotPulled
+from picospec.models.errors import ModelError, NoLlama, NotPulled
+from picospec.models.llama_library import INSTALL, check_llama
 from picospec.models.store import Store
 
 OLDEST_PYTHON: Final = (3, 11)
@@ -29,13 +30,17 @@ def check_python(version: tuple[int, int]) -> Finding:
     return Finding("Python", version >= OLDEST_PYTHON, ".".join(map(str, version)), remedy)
 
 
-def check_engine(module: str = "picospec.models.llama") -> Finding:
-    """Import llama.cpp, so that a broken library shows here and not in a request."""
+def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:
+    """Load llama.cpp, so that a broken library shows here and not in a request.
+
+    needed: whether it fails that it is not here.
+    """
     try:
-        importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:
-        return Finding("llama.cpp", False, str(error), "make setup builds it for this machine")
-    return Finding("llama.cpp", True, "can be imported")
+        check()
+    except NoLlama as error:
+        remedy = f"{INSTALL}, or in PicoSpec's folder: make setup"
+        return Finding("llama.cpp", not needed, str(error), remedy)
+    return Finding("llama.cpp", True, "can be loaded")
 
 
 def gpu_here() -> tuple[str, str] | None:

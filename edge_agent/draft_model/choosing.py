@@ -17,6 +17,7 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
 from picospec.gateway.errors import ApiError
 from picospec.models.fetching.drafts import fitting_draft
+from picospec.models.llama_library import INSTALL, has_llama
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 
@@ -32,6 +33,10 @@ def with_draft_model(
     name: str | None = settings.draft_model
     if settings.drafter == "none" or name == NONE:
         return settings.model_copy(update={"drafter": "none"})
+    if name == AUTO and not has_llama():
+        log = structlog.get_logger("edge_agent")
+        log.warning("no draft model", reason="llama.cpp is not installed", remedy=INSTALL)
+        name = None
     if name == AUTO:
         name = asyncio.run(_fitting(connect(), store))
     if name is None:

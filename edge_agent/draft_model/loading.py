@@ -14,6 +14,7 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.hosting.cores import compute_threads
 from picospec.models.fetching.progress_bar import progress_bar
 from picospec.models.llama import Context, Model
+from picospec.models.llama_library import check_llama
 from picospec.models.obtaining import obtain
 from picospec.models.store import Store
 
@@ -34,6 +35,7 @@ def find(reference: str, store: Store) -> Path:
 
 def pull_if_missing(name: str, store: Store) -> None:
     """Fetch a draft model, and show how far that is. Raises models.errors.ModelError."""
+    check_llama()
     with progress_bar(Console(stderr=True), name) as show:
         obtain(store, name, "draft", show)
 

@@ -4,6 +4,7 @@
 * A part of a UTF-8 character is never shown. Bytes that cannot become one give U+FFFD.
 * The text ends at the stop string that is complete first (the longest, if two are complete at
   the same character). Text that may be the beginning of one is withheld until that is known.
+  One that is complete within the first `min_tokens` tokens ends nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Detokeniser:
         *,
         stop_tokens: frozenset[int],
         stops: Sequence[str],
+        min_tokens: int = 0,
         include_stop: bool = False,
         watched: bool = False,
     ) -> None:
@@ -81,6 +83,7 @@ class Detokeniser:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopStrings(stops, include_stop=include_stop)
         self._pending: deque[LogprobEntry] = deque()
+        self._awaited = min_tokens
         self._decoded_chars = 0
         self._shown_chars = 0
 
@@ -102,6 +105,7 @@ class Detokeniser:
         """Return the text to show and the number of tokens read."""
         text = ""
         for count, token in enumerate(delta.tokens, start=1):
+            self._awaited -= 1
             if token not in self._hidden:
                 if delta.logprobs is not None:
                     self._pending.append(self._entry(token, delta.logprobs[count - 1]))
@@ -130,7 +134,7 @@ class Detokeniser:
 
     def _show(self, decoded: str) -> str:
         self._decoded_chars += len(decoded)
-        return self._stops.feed(decoded)
+        return self._stops.feed(decoded, ends=self._awaited < 0)
 
     def _entry(self, token: int, found: TokenLogprob) -> LogprobEntry:
         top = tuple((self._piece(other), logprob) for other, logprob in found.top)
@@ -176,10 +180,13 @@ class StopStrings:
         self.hit = False
         """A stop string was found, and the text has ended."""
 
-    def feed(self, text: str) -> str:
-        """Take more text, unless a stop string was hit, and return what may be shown now."""
+    def feed(self, text: str, *, ends: bool = True) -> str:
+        """Take more text, unless a stop string was hit, and return what may be shown now.
+
+        ends: whether a stop string that is complete with it ends the text.
+        """
         text = self._withheld + text
-        if found := self._find(text):
+        if ends and (found := self._find(text)):
             self.hit, self._withheld = True, ""
             end, start = min(found)
             return text[: end if self._include_stop else start]

@@ -78,10 +78,10 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def reader(
-        self, style: Style, prompt: TokenIds, *, stop_tokens: frozenset[int]
+        self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
     ) -> DeltaReader:
         return style.reader(
-            self._detokeniser(stop_tokens),
+            self._detokeniser(stop_tokens, min_tokens),
             prompt,
             schemas_of(self.tool_use.callable),
             parallel=self.tool_use.parallel,

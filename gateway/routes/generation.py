@@ -57,7 +57,7 @@ async def generate(
     streams = [
         stream_choice(
             singly(begin(job)) if body.is_steady else begin(job),
-            body.reader(style, job.prompt, stop_tokens=stop_tokens),
+            body.reader(style, job.prompt, stop_tokens, given.min_tokens),
         )
         for job in jobs
     ]
@@ -94,7 +94,8 @@ async def _jobs(
     extras: Mapping[str, object],
     account: Account,
 ) -> list[Job]:
-    """Return the jobs `name`-0, `name`-1, ...; choice i is seeded with seed + i."""
+    """Return the jobs `name`-0, `name`-1, ...; the choices of a
+    prompt are seeded with seed, seed + 1, ..."""
     if body.prompt_count * body.n > services.max_choices:
         raise InvalidRequest(
             f"{body.prompt_count} prompts times n = {body.n} exceeds"
@@ -112,7 +113,7 @@ async def _jobs(
             prompt=prompts[index // body.n],
             max_tokens=limits[index // body.n],
             sampling=sampling,
-            seed=(seed + index) % SEEDS,
+            seed=(seed + index % body.n) % SEEDS,
             top_logprobs=body.wanted_logprobs,
             extras=extras_of[index // body.n],
             watched=body.is_watched,
@@ -171,7 +172,9 @@ def _max_tokens(
             param=field,
             code="context_length_exceeded",
         )
-    max_tokens = wanted or min(room, body.usual_tokens or room)
+    limits = (facts.defaults.get(name, room) for name in ("max_tokens", "most_tokens"))
+    usual, most = map(int, limits)
+    max_tokens = min(wanted or min(room, body.usual_tokens or usual), most)
     least = extras.get("min_tokens")
     if isinstance(least, int) and least > max_tokens:
         raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")

@@ -107,6 +107,9 @@ class Parameters:
     stop_tokens: frozenset[int] = frozenset()
     """The tokens that end this answer besides the model's own."""
 
+    min_tokens: int = 0
+    """Before so many tokens nothing ends it."""
+
 
 def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
     """Check the fields that no schema has. Raises InvalidRequest for one that is not served."""
@@ -133,9 +136,15 @@ def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
         else:
             ignored.append(name)
     _check_window(given, extras)
-    _add_default(given, extras, facts)
+    _add_defaults(given, extras, facts)
     stop_tokens = frozenset(extras.get("stop_token_ids", ()))
-    return Parameters(MappingProxyType(extras), tuple(ignored), constrained_at, stop_tokens)
+    return Parameters(
+        MappingProxyType(extras),
+        tuple(ignored),
+        constrained_at,
+        stop_tokens,
+        extras.get("min_tokens", 0),
+    )
 
 
 def shown_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -182,12 +191,12 @@ def _check_window(given: Mapping[str, object], extras: Mapping[str, object]) -> 
         )
 
 
-def _add_default(given: Mapping[str, object], extras: dict[str, Any], facts: Facts) -> None:
-    """Add the model's own repetition penalty if the request has none."""
-    names = {"repetition_penalty", "repeat_penalty"}
-    default = facts.defaults.get("repetition_penalty", 1.0)
-    if default != 1.0 and "repetition_penalty" in facts.features and names.isdisjoint(given):
-        extras["repetition_penalty"] = default
+def _add_defaults(given: Mapping[str, object], extras: dict[str, Any], facts: Facts) -> None:
+    """Add the model's own penalties that the request leaves out."""
+    asked = {_OTHER_NAMES.get(name, name) for name in given}
+    for name in (_PENALTIES - asked) & facts.defaults.keys() & facts.features:
+        if not is_neutral(default := facts.defaults[name], _NEUTRAL[name]):
+            extras[name] = default
 
 
 def _require(feature: str, facts: Facts, name: str) -> None:

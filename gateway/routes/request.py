@@ -47,6 +47,9 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 MAX_STOPS: Final = 16
 Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS), FIRST_ERROR]
 
+LEAST_TEMPERATURE: Final = 0.01
+"""A lower one, but for 0, is this one, as in vLLM: logits are divided by it."""
+
 TokenIds = tuple[int, ...]
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -153,10 +156,10 @@ class GenerationRequest(RequestModel):
         """Return the tokens of each prompt, or raise InvalidRequest."""
 
     def reader(
-        self, style: Style, prompt: TokenIds, *, stop_tokens: frozenset[int]
+        self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
     ) -> DeltaReader:
         """Return what reads one choice; `prompt` is the one that it continues."""
-        return self._detokeniser(stop_tokens)(style.tokenizer.piece)
+        return self._detokeniser(stop_tokens, min_tokens)(style.tokenizer.piece)
 
     def constraint(
         self, style: Style, prompt: TokenIds, content: Constraint | None
@@ -164,10 +167,13 @@ class GenerationRequest(RequestModel):
         """Return what an answer keeps to, where its `content` does. Raises InvalidRequest."""
         return content
 
-    def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
+    def _detokeniser(
+        self, stop_tokens: frozenset[int], min_tokens: int
+    ) -> Callable[[Piece], Detokeniser]:
         return partial(
             Detokeniser,
             stop_tokens=stop_tokens,
+            min_tokens=min_tokens,
             stops=self.stop,
             include_stop=self.include_stop_str_in_output,
             watched=self.is_watched,
@@ -189,8 +195,10 @@ class GenerationRequest(RequestModel):
             own: float = getattr(self, name)
             return own if name in self.model_fields_set else defaults.get(name, own)
 
-        top_k = max(int(setting("top_k")), 0)
-        return Sampling(setting("temperature"), setting("min_p"), top_k, setting("top_p"))
+        temperature, top_k = setting("temperature"), max(int(setting("top_k")), 0)
+        if temperature:
+            temperature = max(temperature, LEAST_TEMPERATURE)
+        return Sampling(temperature, setting("min_p"), top_k, setting("top_p"))
 
     @property
     def include_usage(self) -> bool:

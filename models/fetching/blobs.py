@@ -20,7 +20,7 @@ from typing import IO, Final
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import DiskFull, PullError, SourceFailed, WrongHash
 from picospec.models.fetching.sources import Progress, Source, sha256_of
-from picospec.models.llama import Quantisation, quantise
+from picospec.models.llama_library import Quantisation, quantise
 
 LOCK_S: Final = 7200.0
 POLL_S: Final = 0.2
@@ -51,7 +51,8 @@ class Blobs:
         raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}")
 
     def write(self, source: Path, kind: Quantisation, progress: Progress) -> Path:
-        """Return the blob of `source` in another quantisation. Raises CannotQuantise."""
+        """Return the blob of `source` in another quantisation. Raises CannotQuantise or
+        NoLlama."""
         size = source.stat().st_size
         self._make_room(source.name, size)
         progress(f"writing {kind}", 0, size)

@@ -17,7 +17,7 @@ import msgspec
 
 from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
 
-MAX_VARINT_BYTES: Final = 9  # 63 bits: seeds are the largest numbers sent
+MAX_VARINT_BYTES: Final = 9  # 63 bits
 
 T = TypeVar("T")
 
@@ -71,6 +71,12 @@ def _read_uint(reader: Reader) -> int:
     raise reader.fail(f"a varint of more than {MAX_VARINT_BYTES} bytes")
 
 
+def _write_word(value: int) -> bytes:
+    if not 0 <= value < 1 << 64:
+        raise LocalProtocolError(f"{value} does not fit a word")
+    return value.to_bytes(8, "little")
+
+
 def _read_float(reader: Reader) -> float:
     value: float = struct.unpack("<f", reader.take(4))[0]
     if not math.isfinite(value):
@@ -91,6 +97,7 @@ def _write_text(value: str) -> bytes:
 
 
 UINT = Codec(_write_uint, _read_uint)
+WORD: Codec[int] = Codec(_write_word, lambda reader: int.from_bytes(reader.take(8), "little"))
 FLOAT32: Codec[float] = Codec(partial(struct.pack, "<f"), _read_float)
 TENTH_MS: Codec[float] = Codec(
     lambda s: _write_uint(max(0, round(s * 10_000))), lambda reader: _read_uint(reader) / 10_000

@@ -49,7 +49,7 @@ class Open:
     vocabulary: str
     prompt: tuple[TokenId, ...]
     sampling: Sampling
-    seed: int  # 0 <= seed < 2**63
+    seed: int  # 0 <= seed < 2**64
     max_tokens: int
     stop_tokens: tuple[TokenId, ...]
     judge: Judge = "coupled"

@@ -21,6 +21,7 @@ from picospec.speculation.protocol.codec import (
     TENTH_MS,
     TEXT,
     UINT,
+    WORD,
     Codec,
     Reader,
     bounded,
@@ -74,7 +75,7 @@ def _near(kind: int) -> Codec[Draft]:
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
     1: record(
         messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, identity=TEXT,
-        prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=UINT,
+        prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=WORD,
         max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
         fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT),
         own_drafts=BOOL, predicted=many(UINT),

@@ -2,7 +2,8 @@
 
     logit_bias          is added.
     repetition_penalty  divides a positive logit of each token that the prompt or the answer
-                        has, and multiplies a negative one (arXiv:1909.05858).
+                        has, and multiplies a negative one (arXiv:1909.05858); to divide is to
+                        multiply by 1 / penalty, rounded.
     frequency_penalty   is subtracted for each time that the answer has the token,
     presence_penalty    once if it has it at all (OpenAI's definition).
     min_tokens          bars the stop tokens before this position, unless nothing else is left.
@@ -172,8 +173,8 @@ def penalise(
 
     The worker of vLLM calls it with tensors, and with torch's `where`.
     """
-    repeated: Logits = where(logits > 0, logits / repetition, logits * repetition)
-    return repeated - less
+    scaled: Logits = logits * where(logits > 0, 1.0 / repetition, repetition)
+    return scaled - less
 
 
 class _Follower:

@@ -35,7 +35,7 @@ def place(prompt_tokens: int, position: int) -> int:
 def gumbel(seed: int, at: int, tokens: Tokens) -> Floats:
     """Return the noise of each token. tokens: int[n]. Result: float64[n], finite.
 
-    seed: 0 <= seed < 2**63. at: see `place`. From u = (hash + 1/2) / 2**32, -log(-log(1 - u)):
+    seed: 0 <= seed < 2**64. at: see `place`. From u = (hash + 1/2) / 2**32, -log(-log(1 - u)):
     the winning tail comes from u near 0, where no bit is lost.
     """
     u = (_hash(seed, at, tokens.astype(np.uint32)) + 0.5) * 2.0**-32

@@ -59,7 +59,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier),
         "PICOSPEC_CACHE": str(folder), "PICOSPEC_CONFIG_DIR": str(folder),
     }  # fmt: skip
-    command = [sys.executable, "-P", "-c", "from cli.main import app; app()", "up"]
+    command = [sys.executable, "-P", "-c", "from picospec.cli.main import app; app()", "up"]
     process = subprocess.Popen(
         [*command, "--target", str(target), "--draft", str(draft)],
         cwd=project, env=environment, stdout=subprocess.PIPE, text=True,

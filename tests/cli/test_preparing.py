@@ -108,7 +108,7 @@ def test_how_vllm_is_installed_is_said_as_it_works_without_a_package_index(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
 
-    with pytest.raises(ServiceError, match=r"pip install '\.\[cloud\]'"):
+    with pytest.raises(ServiceError, match=r"pip install '\.\[cloud,llama\]'"):
         prepare(Wanted(str(tmp_path)), store, QUIET)
 
 

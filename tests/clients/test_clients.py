@@ -27,7 +27,7 @@ from tests.edge_agent.processes import ROOT
 CLIENTS = ROOT / ".clients"
 PAIR = "qwen2.5-coder-1.5b"
 WITHIN_S = 300
-UP = "from cli.main import app; app()"
+UP = "from picospec.cli.main import app; app()"
 WEATHER: Any = {
     "type": "function",
     "function": {

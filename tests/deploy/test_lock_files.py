@@ -20,9 +20,10 @@ PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS: Final = PROJECT["dependency-groups"]
 OWN: Final = PROJECT["project"]["dependencies"]
 EXTRAS: Final = PROJECT["project"]["optional-dependencies"]
+LOCKED: Final = ("bench", "llama", "otel")
 ASKED: Final = {
-    "run": OWN,
-    "dev": [*OWN, *GROUPS["dev"], *EXTRAS["bench"], *EXTRAS["otel"]],
+    "run": [*OWN, *EXTRAS["llama"]],
+    "dev": [*OWN, *GROUPS["dev"], *(each for name in LOCKED for each in EXTRAS[name])],
     "build": [*GROUPS["build"], *PROJECT["build-system"]["requires"]],
     "tools": GROUPS["tools"],
 }
@@ -92,8 +93,12 @@ def test_an_image_with_packages_of_its_own_gets_only_what_it_lacks(tmp_path: Pat
     lock.write_text(
         "absent==1.0 \\\n    --hash=sha256:00\nhttpx==99.0 \\\n    --hash=sha256:01 \\\n"
         "    --hash=sha256:02\nrich==99.0 \\\n    --hash=sha256:03\n"
+        "large==1.0 \\\n    --hash=sha256:04\n"
     )
-    project.write_text('[project]\ndependencies = ["httpx[http2]>=99", "rich>=1"]\n')
+    project.write_text(
+        '[project]\ndependencies = ["httpx[http2]>=99", "rich>=1"]\n'
+        '[project.optional-dependencies]\nmore = ["large>=1", "rich>=1"]\n'
+    )
 
     command = [sys.executable, ROOT / "scripts/missing.py", lock, project]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout

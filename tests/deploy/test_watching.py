@@ -23,6 +23,9 @@ SCRAPED: Final = frozenset({"job", "instance"})
 """Labels that Prometheus adds."""
 
 ENDINGS: Final = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+VLLMS: Final = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
+"""vLLM's own, in the place of ours."""
+
 GRAFANAS: Final = {"$__rate_interval": "1m", "$verifier": "v", "$edge": "e"}
 
 
@@ -74,10 +77,10 @@ def shown() -> Mapping[str, frozenset[str]]:
     Metrics(edge)
     EdgeMetrics(edge)
     gateway = Metrics(verifier)
-    PassMetrics(verifier, gateway)
+    PassMetrics(verifier, gateway).follow(float, int)
     SessionMetrics(verifier, gateway)
     TenantMetrics(verifier)
-    series = {"up": SCRAPED}
+    series = {"up": SCRAPED, **dict.fromkeys(VLLMS, SCRAPED)}
     for registry in (edge, verifier):
         for collector in registry._collector_to_names:
             labels = SCRAPED.union(getattr(collector, "_labelnames", ()))

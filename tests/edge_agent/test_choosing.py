@@ -104,3 +104,11 @@ def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
     verifier, empty = Verifier(), Store(tmp_path, Catalogue(), (), NoHub())
 
     assert choose(settings(), empty, lambda: verifier).drafter == "none"
+
+
+def test_where_llama_cpp_is_missing_the_edge_goes_without_and_asks_nobody(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "has_llama", lambda: False)
+
+    assert choose(settings(), store, unreachable).drafter == "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from picospec.edge_agent import target_tokenizer
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import EngineFault
@@ -120,3 +123,18 @@ async def test_a_hostile_tokenizer_is_an_error_that_names_it(
 
     assert raised.value.error_code == "bad_tokenizer"
     assert not os.listdir(tmp_path)
+
+
+async def test_why_it_cannot_be_used_is_logged_once(
+    file: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_tokenizer, "RETRY_S", 0.0)
+    verifier = Verifier(file, packed=b"none")
+
+    with capture_logs() as logs, pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await TargetTokenizer(verifier, TokenizerCache(tmp_path), None).introduce()
+
+    assert verifier.sent > 1
+    (line,) = logs
+    assert "cannot be read" in line["reason"]

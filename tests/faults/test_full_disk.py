@@ -81,7 +81,7 @@ def test_a_model_that_a_full_disk_has_no_room_for_is_one_line_of_error(full_disk
     command = [
         sys.executable,
         "-c",
-        "from cli.main import app; app()",
+        "from picospec.cli.main import app; app()",
         "models",
         "pull",
         "smollm2",

@@ -37,6 +37,7 @@ from picospec.gateway.ports import (
     Tokenizer,
 )
 from picospec.gateway.settings import GatewaySettings
+from picospec.models.tokenizing.conversation import text_of
 from picospec.speculation.protocol.messages import TokenLogprob
 
 END = 256
@@ -71,7 +72,7 @@ class ByteTokenizer:
         self.rendered.append({"messages": messages, "tools": tools, "options": options})
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
-        text = "".join(f"{str(m['role'])[0]}:{m['content']}\n" for m in messages)
+        text = "".join(f"{str(m['role'])[0]}:{text_of(m['content'])}\n" for m in messages)
         if len(text.encode()) > most_bytes:
             raise OverflowError(text)
         return self.encode(text)

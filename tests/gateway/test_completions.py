@@ -58,6 +58,7 @@ async def test_echo_puts_each_prompt_before_its_choices() -> None:
     tokens = await post({"prompt": [100, END], "echo": True}, engine)
 
     assert texts(several) == ["aba!", "aba!", "cc!", "cc!"]
+    assert [job.seed for job in engine.jobs[:4]] == [41, 42, 41, 42]
     assert texts(tokens) == ["d<end>d!"]
     assert several.json()["usage"]["completion_tokens"] == 12
 

@@ -13,8 +13,7 @@ USER = {"role": "user", "content": "Hi"}
 async def rendered(*messages: Json, **more: object) -> dict[str, object]:
     """Return what the template got."""
     tokenizer = ByteTokenizer()
-    app = make_app(ScriptedEngine(context_tokens=999), tokenizer=tokenizer)
-    async with client_of(app) as client:
+    async with client_of(make_app(ScriptedEngine(), tokenizer=tokenizer)) as client:
         body = {"messages": [USER, *messages], **more}
         answer = await client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text

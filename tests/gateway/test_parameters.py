@@ -149,6 +149,8 @@ async def test_the_models_own_settings_apply_where_the_request_has_none() -> Non
         "top_p": 0.8,
         "min_p": 0.1,
         "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.0,
     }
     engine = ScriptedEngine(features=ALL, defaults=defaults)
 
@@ -163,6 +165,30 @@ async def test_the_models_own_settings_apply_where_the_request_has_none() -> Non
     assert engine.jobs[2].sampling == engine.jobs[0].sampling
     penalties = [job.extras.get("repetition_penalty") for job in engine.jobs]
     assert penalties == [1.1, None, 1.3]
+    assert engine.jobs[0].extras.keys() == {"repetition_penalty", "presence_penalty"}
+
+
+async def test_the_targets_own_limits_of_an_answer_hold_where_it_has_any() -> None:
+    engine = ScriptedEngine(defaults={"max_tokens": 7.0, "most_tokens": 9.0})
+
+    for asked in ({}, {"max_tokens": 8}, {"max_tokens": 20}):
+        await post(engine, asked)
+
+    assert [job.max_tokens for job in engine.jobs] == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("asked", "temperature", "seed"),
+    [({"temperature": 1e-6, "seed": -5}, 0.01, 2**64 - 5), ({"temperature": 0}, 0.0, 41)],
+)
+async def test_a_low_temperature_and_a_negative_seed_are_as_vllm_has_them(
+    asked: dict[str, object], temperature: float, seed: int
+) -> None:
+    engine = ScriptedEngine()
+
+    await post(engine, asked)
+
+    assert (engine.jobs[0].sampling.temperature, engine.jobs[0].seed) == (temperature, seed)
 
 
 async def test_a_false_is_not_the_number_that_changes_nothing() -> None:

@@ -99,7 +99,7 @@ async def test_each_choice_has_its_own_seed_and_is_the_same_streamed_or_not() ->
         async for chunk in stream:
             texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
 
-    assert texts == [f"{2**63 - 1}!", "0!", "1!"]
+    assert texts == [f"{2**63 - 1 + index}!" for index in range(3)]
     assert [choice.message.content for choice in whole.choices] == texts
 
 
@@ -192,7 +192,7 @@ async def test_an_answer_can_be_sent_back_as_part_of_the_conversation() -> None:
             model=MODEL, messages=[system, *ASK, answer.choices[0].message, parts]
         )
 
-    assert bytes(engine.jobs[1].prompt) == b"s:z\nu:Hello\na:ok\nu:x\ny\n"
+    assert bytes(engine.jobs[1].prompt) == b"d:z\nu:Hello\na:ok\nu:x\ny\n"
 
 
 async def test_the_model_can_be_listed_and_looked_up() -> None:

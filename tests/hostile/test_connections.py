@@ -194,7 +194,7 @@ def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: i
     hard = min(hard, before[1])
     script = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard}));"
-        "from gateway.hosting.connections import descriptors;"
+        "from picospec.gateway.hosting.connections import descriptors;"
         "limit = descriptors.raise_limit();"
         "print(limit, descriptors.max_connections(limit), descriptors.max_accepted(limit))"
     )

@@ -52,7 +52,7 @@ def test_the_slow_hash_is_murmur3() -> None:
     assert murmur3_x86_32(b"\x21\x43\x65\x87", 0x5082EDEE) == 0x2362F9DE
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(-1, 2**32 - 1), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 2**64 - 1), st.integers(-1, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_the_hash_is_murmur3_over_seed_place_and_token(seed: int, at: int, token: int) -> None:
     (drawn,) = noise.gumbel(seed, at, np.array([token], np.int64))
 

@@ -48,7 +48,7 @@ def test_a_vector_is_the_noise(
 
 
 def test_there_are_vectors() -> None:
-    assert len(VECTORS) == 8
+    assert len(VECTORS) == 9
 
 
 @pytest.mark.parametrize(

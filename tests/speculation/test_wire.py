@@ -57,7 +57,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.text(),
         TOKENS,
         SAMPLINGS,
-        UINTS,
+        st.integers(0, 2**64 - 1),
         UINTS,
         TOKENS,
         st.sampled_from(["coupled", "separate"]),

@@ -11,6 +11,8 @@ import httpx
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Beat, Commit, Message, Open, Opened, Pushed
 
+HEADERS = {"content-type": "application/vnd.picospec"}
+
 
 class Stream:
     """One response: messages in order, and how many beats came between them."""
@@ -52,7 +54,9 @@ class Stream:
 @asynccontextmanager
 async def opened(client: httpx.AsyncClient, request: Open) -> AsyncIterator[Stream]:
     content = wire.encode(request)
-    async with client.stream("POST", "/v1/speculate", content=content) as response:
+    async with client.stream(
+        "POST", "/v1/speculate", content=content, headers=HEADERS
+    ) as response:
         assert response.status_code == 200
         yield Stream(response)
 
@@ -69,7 +73,8 @@ async def resumed(
 
 async def push(client: httpx.AsyncClient, session: str, *messages: Pushed) -> httpx.Response:
     content = b"".join(map(wire.encode, messages))
-    return await client.post(f"/v1/speculate/{session}/drafts", content=content)
+    path = f"/v1/speculate/{session}/drafts"
+    return await client.post(path, content=content, headers=HEADERS)
 
 
 def text_of(messages: Sequence[Message | None]) -> list[int]:

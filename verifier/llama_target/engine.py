@@ -15,7 +15,8 @@ from pathlib import Path
 from picospec.gateway.hosting.cores import compute_threads
 from picospec.models.errors import GrammarFailed
 from picospec.models.file_hashes import FileHashes
-from picospec.models.llama import ENGINE, Cache, Context, Model
+from picospec.models.llama import Cache, Context, Model
+from picospec.models.llama_library import engine
 from picospec.models.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
@@ -44,7 +45,7 @@ class Engine:
             batch_tokens=settings.max_rows,
             cache=cache,
         )
-        self.shapes = (ENGINE, weights_of(path, hashes), threads, cache)
+        self.shapes = (engine(), weights_of(path, hashes), threads, cache)
         """What shapes a text."""
 
         self._judged_rows = 0  # of the session that is judged

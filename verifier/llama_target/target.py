@@ -15,6 +15,7 @@ import structlog
 from picospec.models.errors import CannotCheck
 from picospec.models.file_hashes import FileHashes
 from picospec.models.grammars.constraint import NAME
+from picospec.models.llama_library import check_llama
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed
@@ -47,7 +48,8 @@ FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 
 
 class LlamaTarget(Described):
-    """A GGUF model served in this process. Raises models.errors.ModelError when it starts.
+    """A GGUF model served in this process. Raises models.errors.NoLlama, and ModelError when it
+    starts.
 
     find: returns the model's file, and may fetch it first.
     """
@@ -64,6 +66,7 @@ class LlamaTarget(Described):
         hashes: FileHashes | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        check_llama()
         super().__init__(limits, share_prefixes=share_prefixes)
         self._find = find
         self._settings = settings

@@ -18,6 +18,7 @@ from picospec.cli.doctor.machine import (
     check_port,
     check_python,
 )
+from picospec.models.llama_library import Library
 from picospec.models.store import open_store
 
 
@@ -27,10 +28,14 @@ def test_a_python_older_than_the_projects_fails(version: tuple[int, int], ok: bo
 
 
 def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
-    finding = check_engine("no_such_engine")
+    broken = Library("no_such_engine")
+
+    finding = check_engine(lambda: broken.llama_decode)
 
     assert not finding.ok
-    assert "no_such_engine" in finding.found
+    assert "not installed" in finding.found
+    assert "pip install 'picospec[llama]'" in finding.remedy
+    assert check_engine(lambda: broken.llama_decode, needed=False).ok
 
 
 def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ LETTERS = st.text(alphabet="abé€😀", max_size=24)
 STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
 
 
-def detokeniser(stops: Sequence[str] = (), *, include_stop: bool = False) -> Detokeniser:
+def detokeniser(
+    stops: Sequence[str] = (), *, include_stop: bool = False, min_tokens: int = 0
+) -> Detokeniser:
     return Detokeniser(
         lambda token: bytes([token]) if token < END else STOPPING_PIECES[token],
         stop_tokens=frozenset(STOPPING_PIECES),
         stops=stops,
         include_stop=include_stop,
+        min_tokens=min_tokens,
     )
 
 
@@ -51,6 +54,20 @@ def test_a_stop_string_ends_the_choice_though_the_engine_ran_out_of_room() -> No
     read = detokeniser(["b"]).read(Delta(tuple(b"abc"), finish="length"))
 
     assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text"),
+    [(0, "a"), (2, "a"), (3, "abcxa"), (6, "abcxa"), (7, "abcxabca"), (10, "abcxabcabc")],
+)
+def test_a_stop_string_within_the_least_tokens_ends_nothing(min_tokens: int, text: str) -> None:
+    tokens = tuple(b"abcxabcabc")
+    whole, split = (detokeniser(["bc"], min_tokens=min_tokens) for _ in range(2))
+
+    read = whole.read(Delta(tokens, finish="length"))
+    pieces = [split.read(Delta((token,))).text for token in tokens[: read.tokens]]
+
+    assert read.text == "".join(pieces) == text
 
 
 def test_log_probabilities_wait_for_the_text_of_their_token() -> None:

@@ -10,9 +10,8 @@ import pytest
 
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.verifier.target import TargetFailed, Unservable
+from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
-from picospec.verifier.vllm_target.serving import compat
 from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
@@ -101,9 +100,3 @@ def test_a_grammar_and_judge_separate_do_not_go_together() -> None:
 def test_bad_values_are_refused_by_name(extras: dict[str, object]) -> None:
     with pytest.raises(Unservable, match=next(iter(extras))):
         engine_request("s", opening(**extras), FACTS)
-
-
-@pytest.mark.parametrize("name", sorted(compat.OURS))
-def test_an_option_that_sessions_depend_on_cannot_be_chosen(name: str) -> None:
-    with pytest.raises(TargetFailed, match=name):
-        compat.check({name: 1})

@@ -17,7 +17,7 @@ from picospec.verifier.vllm_target.worker import noise as torch_noise  # noqa: E
 from picospec.verifier.vllm_target.worker.judging import judge  # noqa: E402
 from picospec.verifier.vllm_target.worker.rows import Columns, Look  # noqa: E402
 
-SEEDS = st.integers(0, 2**63 - 1)
+SEEDS = st.integers(0, 2**64 - 1)
 PLACES = st.integers(0, 2**32 - 1)
 SAMPLINGS = st.builds(
     Sampling,

@@ -28,26 +28,10 @@ def test_vllm_still_expands_settings_into_uninitialised_memory_on_cpus() -> None
     assert expanded.tolist() != pytest.approx([0.5, 0.5, 1.3, 1.3, 1.3])
 
 
-def test_the_installed_vllm_has_all_that_is_needed() -> None:
-    pytest.importorskip("vllm")
-    from picospec.verifier.vllm_target.serving import compat
-
-    compat.check({"dtype": "float32", "tensor_parallel_size": 1})
-
-
-def test_an_option_that_vllm_does_not_know_is_named() -> None:
-    pytest.importorskip("vllm")
-    from picospec.verifier.target import TargetFailed
-    from picospec.verifier.vllm_target.serving import compat
-
-    with pytest.raises(TargetFailed, match="colour"):
-        compat.check({"colour": "red"})
-
-
 async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_switched_off(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from picospec.verifier.vllm_target.serving import compat
+    from picospec.verifier.vllm_target.configuring import compat
 
     monkeypatch.setattr(compat, "TESTED", ((0, 1), (0, 2)))
     async with engine(directory) as running:

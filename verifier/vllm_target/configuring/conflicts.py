@@ -16,31 +16,29 @@ class Conflict(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    flag: str
-    """As it is spelt on vLLM's command line."""
+    option: str
+    """A field of EngineArgs."""
 
     broken: Callable[[Any], bool]
-    """Whether a value of the engine option is refused."""
+    """Whether its value is refused."""
 
     why: str
 
     @property
-    def option(self) -> str:
-        """The field of EngineArgs."""
-        return self.flag.removeprefix("--").replace("-", "_")
+    def flag(self) -> str:
+        """The option as vLLM's command line spells it."""
+        return "--" + self.option.replace("_", "-")
 
 
 _KV_STAYS: Final = "a session keeps its KV in this engine"
 RULES: Final = (
-    Rule("--scheduler-cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
-    Rule("--worker-extension-cls", lambda v: v not in ("", EXTENSION), "it is the judge"),
-    Rule(
-        "--async-scheduling", bool, "a step is planned with the drafts that are there by then"
-    ),
-    Rule("--use-fp64-gumbel", bool, "edges draw with noise of 32 bits"),
-    Rule("--logprobs-mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
-    Rule("--kv-transfer-config", lambda v: v is not None, _KV_STAYS),
-    Rule("--kv-offloading-size", lambda v: v is not None, _KV_STAYS),
+    Rule("scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
+    Rule("worker_extension_cls", lambda v: v not in ("", EXTENSION), "it is the judge"),
+    Rule("async_scheduling", bool, "a step is planned with the drafts that are there by then"),
+    Rule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
+    Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
+    Rule("kv_transfer_config", lambda v: v is not None, _KV_STAYS),
+    Rule("kv_offloading_size", lambda v: v is not None, _KV_STAYS),
 )
 
 

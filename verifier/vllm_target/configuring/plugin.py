@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +18,7 @@ import vllm.envs as envs
 
 from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.configuring import conflicts
+from picospec.verifier.vllm_target.configuring import compat, conflicts
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.launching import CONFIG, NAME
 
@@ -75,6 +76,8 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
                 f"--speculative-config: {asked.method} runs on Model Runner V1 here, where "
                 "sessions take the place of vLLM's own speculation"
             )
+        compat.check(runner)
+        import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
         proposer: Literal["none", "operator"] = "none" if asked is None else "operator"
         choice = Choice(runner, settings().limits.max_verify, proposer)
         _apply(choice, args, target_parallel_config)
@@ -93,7 +96,7 @@ def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "
     """Return the runner that vLLM chooses by itself, by its own rule."""
     from vllm.config import VllmConfig
 
-    trial = object.__new__(VllmConfig)
+    trial: VllmConfig = object.__new__(VllmConfig)
     trial.attention_config, trial.watermark_config = (
         args.attention_config,
         args.watermark_config,

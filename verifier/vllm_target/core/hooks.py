@@ -14,7 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 _CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
-_QUEUES: Final = ("waiting", "kv_holding_waiting", "skipped_waiting")
+_QUEUES: Final = ("waiting", "kv_holding_waiting")
 
 
 @contextmanager

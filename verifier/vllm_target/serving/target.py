@@ -31,7 +31,7 @@ from picospec.verifier.target import (
     asked_grammar,
     unservable,
 )
-from picospec.verifier.vllm_target.serving import compat
+from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.adapters import Adapters
 from picospec.verifier.vllm_target.serving.inflight import Inflight
 from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
@@ -84,7 +84,6 @@ class VllmTarget(Described):
 
         Raises TargetFailed, or CannotOpen for the model's tokenizer.
         """
-        version = compat.check({})
         engine = self._engine
         file, tokens = await asyncio.to_thread(self._tokenizer_file)
         await engine.install(tokens)
@@ -93,7 +92,7 @@ class VllmTarget(Described):
         self.describe(self._name, file, engine.size.context_tokens, FEATURES, shapes)
         await self._tell_adapters()
         wanted = self._self_test
-        if wanted is not None and compat.must_self_test(version, wanted):
+        if wanted is not None and compat.must_self_test(compat.version(), wanted):
             await self_test(self)
 
     def _weights(self) -> Sequence[object]:

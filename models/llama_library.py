@@ -1,0 +1,103 @@
+"""llama.cpp itself: it is loaded when it is first used, and no other module imports llama_cpp.
+
+It is the extra `llama`. What runs no GGUF model works without it, and what does run one raises
+NoLlama, which says what installs it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, Literal
+
+from picospec.models.errors import CannotQuantise, NoLlama
+
+Quantisation = Literal["Q4_0", "Q8_0"]
+
+INSTALL: Final = "pip install 'picospec[llama]'"
+
+
+class Library:
+    """What the module `name` has. Using any of it raises NoLlama if it cannot be loaded."""
+
+    def __init__(self, name: str = "llama_cpp.llama_cpp") -> None:
+        self._name = name
+        self._loading = Lock()
+        self._module: ModuleType | None = None
+
+    def __getattr__(self, name: str) -> object:
+        with self._loading:
+            self._module = self._module or self._loaded()
+        found = getattr(self._module, name)
+        setattr(self, name, found)  # the next use does not come here
+        return found
+
+    def _loaded(self) -> ModuleType:
+        """Return llama.cpp without its log, because its return codes report what fails."""
+        try:
+            module = import_module(self._name)
+        except ModuleNotFoundError as error:
+            raise NoLlama(f"llama.cpp is not installed: {INSTALL}") from error
+        except (ImportError, OSError, RuntimeError) as error:
+            raise NoLlama(f"llama.cpp cannot be loaded: {error}") from error
+        self._silence = module.llama_log_callback(lambda level, text, data: None)
+        module.llama_log_set(self._silence, ctypes.c_void_p(0))
+        module.llama_backend_init()
+        return module
+
+
+if TYPE_CHECKING:
+    import llama_cpp.llama_cpp as _library
+
+    lib = _library
+else:
+    lib = Library()
+
+
+def check_llama() -> None:
+    """Load llama.cpp. Raises NoLlama, before anything large is fetched for nothing."""
+    _ = lib.llama_decode
+
+
+def has_llama() -> bool:
+    """Return whether llama.cpp can be loaded."""
+    try:
+        check_llama()
+    except NoLlama:
+        return False
+    return True
+
+
+def can_use_gpu() -> bool:
+    """Return whether this build of llama.cpp can run layers on a GPU. Raises NoLlama."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
+def engine() -> str:
+    """Return the version of llama.cpp, and what it uses of this host's processors."""
+    features = lib.llama_print_system_info().decode()
+    return f"llama.cpp {version('llama_cpp_python')} {features}"
+
+
+def quantise(source: Path, target: Path, kind: Quantisation) -> None:
+    """Write `source` in another quantisation. Raises CannotQuantise, without leaving a file.
+
+    llama.cpp's default for the output matrix is Q8_0, and a small model with a large vocabulary
+    would spend two fifths of each step on reading it.
+    """
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    settings = lib.llama_model_quantize_default_params()
+    settings.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    settings.output_tensor_type = getattr(lib, f"GGML_TYPE_{kind}")
+    settings.allow_requantize = True
+    files = str(source).encode(), str(unfinished).encode()
+    try:
+        if lib.llama_model_quantize(*files, ctypes.byref(settings)):
+            raise CannotQuantise(f"llama.cpp could not write {source} as {kind}")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Build this package as a wheel: build-wheel.sh PYTHON DIRECTORY
+set -eu
+directory=$(realpath -m "$2")
+cd "$(dirname "$0")/.."
+rm -rf build/lib # setuptools would add what an earlier build has left there
+"$1" -m pip wheel --quiet --no-cache-dir --no-deps \
+    --build-constraint requirements/build.lock --wheel-dir "$directory" .
+rm -rf build/lib build/bdist.*

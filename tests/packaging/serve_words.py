@@ -1,0 +1,42 @@
+"""Serves the fake target with a tokenizer of words: `python serve_words.py PORT`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import msgspec
+
+from picospec.gateway.hosting.serving import serve
+from picospec.gateway.ports import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.speculation.protocol.messages import ModelFacts
+from picospec.verifier.app import build
+from picospec.verifier.settings import load
+from tests.verifier.fake_target import FACTS, FakeTarget, V
+
+WORDS = {f"w{token}": token for token in range(V)}
+LEVEL = {"type": "WordLevel", "vocab": WORDS, "unk_token": "w0"}
+SPLIT = {"type": "WhitespaceSplit"}
+MADE = {"version": "1.0", "added_tokens": [], "pre_tokenizer": SPLIT, "model": LEVEL}
+FILE = TokenizerFile("huggingface", json.dumps(MADE).encode())
+
+
+class Words(FakeTarget):
+    @property
+    def facts(self) -> ModelFacts:
+        return msgspec.structs.replace(FACTS, vocabulary=FILE.digest)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return FILE.open()
+
+    @property
+    def packed_tokenizer(self) -> bytes:
+        return FILE.pack()
+
+
+if __name__ == "__main__":
+    settings = load(None, os.environ, {"port": int(sys.argv[1]), "drain_timeout_s": 0.0})
+    serve(settings, lambda: build(settings, lambda metrics: Words()))
