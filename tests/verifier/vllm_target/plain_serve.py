@@ -28,7 +28,8 @@ def vllm_serve(
     (package / "METADATA").write_text("\n".join(about) + "\n")
     environment = {
         **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
-        "VLLM_NO_USAGE_STATS": "1", "PICOSPEC_API_KEYS": f"other,{KEY}",
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "PICOSPEC_API_KEYS": f"other,{KEY}",
         "PICOSPEC_VERIFIER__PORT": str(own_port),
     }  # fmt: skip
     command = [
