@@ -169,7 +169,6 @@ def test_where_vllm_plugins_does_not_name_it_nothing_changes(
         ("--kv-transfer-config", {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
         ("--kv-offloading-size", 1.0),
         ("--pipeline-parallel-size", 2),
-        ("--enable-elastic-ep", True),
         ("--speculative-config", {"method": "ngram", "num_speculative_tokens": 3}),
     ],
 )
