@@ -94,18 +94,21 @@ def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def served_beside(
-    settings: ServerSettings, app: ASGIApp, *, shared: bool = False
-) -> AsyncGenerator[None]:
-    """Serve an app on a port in this process and event loop, beside another server, which runs
-    the app's lifespan. Raises OSError where the port is taken.
+def check_free(settings: ServerSettings, *, shared: bool) -> None:
+    """Raise OSError where a service's port is taken, which granian does not notice.
 
-    shared: other processes of this user serve on the port as well (SO_REUSEPORT).
+    shared: whether processes of this service have the port together; the kernel then spreads
+    connections.
     """
-    address, family = (settings.host, settings.port), _family(settings.host)
-    with socket.create_server(address, family=family, reuse_port=shared):
-        pass
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    address = (settings.host, settings.port)
+    socket.create_server(address, family=family, reuse_port=shared).close()
+
+
+@asynccontextmanager
+async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerator[None]:
+    """Serve an app on a port in this process and event loop, beside another server, which runs
+    the app's lifespan."""
     connections = max_connections(raise_limit())
     server = Server(
         app,
@@ -120,10 +123,6 @@ async def served_beside(
     finally:
         server.stop()  # type: ignore[no-untyped-call]
         await asyncio.wait([serving], timeout=CLOSE_S)
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: int) -> FastAPI:

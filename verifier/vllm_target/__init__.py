@@ -6,7 +6,7 @@
                    engine, and whether this vLLM can serve sessions (compat, selftest)
     core/          in vLLM's core process: a scheduler that begins and ends the sessions' passes
     worker/        in vLLM's worker processes: the judge, where the logits are; hooked into
-                   Model Runner V1 by v1/
+                   Model Runner V1 by v1/, into V2, with vLLM's own sampler, by v2/
 
 Between them travel `admission` (a session, to the core) and `verify_request` (a step, to the
 worker). Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins.

@@ -28,6 +28,9 @@ class Admission:
     """What the request's extras change of the logits."""
 
     vocabulary_size: int
+    drawn_by_vllm: bool = False
+    """vLLM's own sampler draws the session's tokens, with the settings of vLLM's request; those
+    that are left here are neutral."""
 
     def pack(self) -> bytes:
         """Return it in a type that vLLM can carry between processes."""

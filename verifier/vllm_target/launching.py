@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -36,6 +37,8 @@ def launch(
 ) -> NoReturn:
     """Become vLLM's server. config, overrides: what `settings` were loaded from, besides the
     environment."""
+    if find_spec("vllm") is None:
+        sys.exit("verifier: vLLM is not installed here: pip install 'picospec[cloud]'")
     ours = {CONFIG: str(config.absolute())} if config else {}
     ours |= _variables("PICOSPEC_VERIFIER", overrides)
     environment = {**defaults(), **os.environ, **ours}
@@ -108,7 +111,8 @@ def _allowed(named: str | None) -> str:
     """Return the list of vLLM's plugins that are loaded, with ours. Where there is none, all
     are, but of those that add routes."""
     if named is not None:
-        return named if NAME in named.split(",") else f"{named},{NAME}"
+        others = (each for each in named.split(",") if each not in ("", NAME))
+        return ",".join([*others, NAME])
     groups = (each for each in entry_points().groups if each.startswith("vllm."))
     found = {each.name for group in groups for each in entry_points(group=group)
              if group != "vllm.endpoint_plugins"}  # fmt: skip

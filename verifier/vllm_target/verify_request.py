@@ -1,8 +1,8 @@
 """What the scheduler asks the worker to judge in one step, session by session.
 
-Values only: they travel pickled inside vLLM's SchedulerOutput. The worker answers each request
-with a `speculation.sampling.judging.Judgement`, inside vLLM's ModelRunnerOutput; the Judgement
-of a silent request is empty.
+Values only: they travel pickled inside vLLM's SchedulerOutput. The worker answers with a
+`speculation.sampling.judging.Judgement`, inside vLLM's ModelRunnerOutput. Without one, the pass
+was judged `coupled`, and all that vLLM generated is its outcome.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class VerifyRequest:
     """One session's part of a step that samples."""
 
     sampling: Sampling
-    """Applied by our judge; vLLM's own settings are left neutral. It has no extras."""
+    """What our judge has yet to apply to the logits. It has no extras."""
 
     judge: Judge
     seed: int
@@ -39,6 +39,11 @@ class VerifyRequest:
 
     silent: bool = False
     """No pass has begun: nothing is generated beyond `forced`, and no row is judged."""
+
+    @property
+    def owed(self) -> tuple[TokenId, ...]:
+        """The step's first token, if it is forced."""
+        return () if self.forced is None else (self.forced,)
 
     @property
     def injected(self) -> int:

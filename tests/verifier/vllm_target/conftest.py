@@ -64,8 +64,16 @@ INSIDE = {
     "worker_extension_cls": f"{HERE}.worker.extension.PicoWorkerExtension",
     "async_scheduling": False,
     "structured_outputs_config": {"backend": "guidance"},
+    "speculative_config": {
+        "method": "custom_class",
+        "model": f"{HERE}.worker.v1.null_proposer.NullProposer",
+        "num_speculative_tokens": LIMITS.max_verify + 1,
+    },
 }
-"""Engine options that sessions need."""
+"""Engine options that sessions need. Our plugin sets them where VLLM_PLUGINS names it, as the
+tests on Model Runner V2 do."""
+
+PLUGIN = "picospec" in os.environ.get("VLLM_PLUGINS", "")
 
 
 @asynccontextmanager
@@ -76,13 +84,8 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
 
     from picospec.verifier.vllm_target.serving.engine import Engine
 
-    os.environ |= ENVIRONMENT
-    proposer = {
-        "method": "custom_class",
-        "model": f"{HERE}.worker.v1.null_proposer.NullProposer",
-        "num_speculative_tokens": LIMITS.max_verify + 1,
-    }
-    given = OPTIONS | INSIDE | {"speculative_config": proposer, "enforce_eager": True} | options
+    os.environ |= {**ENVIRONMENT, **os.environ}
+    given = OPTIONS | {"enforce_eager": True} | ({} if PLUGIN else INSIDE) | options
     arguments = AsyncEngineArgs(model=str(directory), **given)
     llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
     try:

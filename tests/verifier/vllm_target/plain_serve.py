@@ -14,7 +14,7 @@ import pytest
 from tests.verifier.conftest import KEY
 
 VLLMS_KEY = "of-vllm"
-START_S = 240
+START_S = 480
 MODEL = "small"
 
 
@@ -30,7 +30,7 @@ def vllm_serve(
         **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "PICOSPEC_API_KEYS": f"other,{KEY}",
-        "PICOSPEC_VERIFIER__PORT": str(own_port),
+        "PICOSPEC_VERIFIER__PORT": str(own_port), "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "60",
     }  # fmt: skip
     command = [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
@@ -49,5 +49,6 @@ async def ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> 
             if (await client.get("/ready")).status_code == 200:
                 return
         except httpx.TransportError:
-            await asyncio.sleep(1)
+            pass
+        await asyncio.sleep(1)
     pytest.fail("vLLM was not ready in time")

@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
 TABLES = (compat.USED, *compat.BY_RUNNER.values())
 LISTED = [path.removesuffix(":") for table in TABLES for path in table]
 PLAIN = {name for each in (dict, list, set, str, Queue) for name in dir(each)}
-OF_TORCH: Final = {"_torchdynamo_orig_callable", "tolist", "type"}
+OF_TORCH: Final = {"_torchdynamo_orig_callable", "dtype", "new_full", "tolist", "type"}
 
 
 def test_all_that_our_source_uses_of_vllms_objects_is_listed() -> None:

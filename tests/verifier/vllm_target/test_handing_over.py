@@ -1,7 +1,9 @@
-"""A verifier on vLLM that is to end hands its answers over: they go on at another one."""
+"""Answers of a verifier on vLLM that ends, or whose engine is killed, go on at another one."""
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.world import FOLDER, Plan, World
-from tests.faults.strikes import drain
+from tests.faults.strikes import Strike, drain
 from tests.faults.striking import ask_again, struck
 from tests.verifier.vllm_target.conftest import SMALL
 
@@ -35,14 +37,27 @@ def _rounded(answer: Answer) -> Answer:
     return replace(answer, logprobs=[{**each, "top_logprobs": []} for each in logprobs])
 
 
-async def test_at_sigterm_answers_go_on_at_another_verifier_and_are_the_same(
-    directory: Path,
+def is_core(pid: int) -> bool:
+    return b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def kill_core(world: World) -> None:
+    """Kill vLLM's core; its API server is to notice, and to end."""
+    verifier = await world.used()
+    (core,) = filter(is_core, verifier.pids)
+    os.kill(core, signal.SIGKILL)
+    await verifier.ended()
+
+
+@pytest.mark.parametrize("strike", [drain, kill_core])
+async def test_answers_go_on_at_another_verifier_and_are_the_same(
+    directory: Path, strike: Strike
 ) -> None:
     options = (*ENGINE, "--model", str(directory), *AT_ONCE)
     async with World(Plan(verifier_options=options, folder=FOLDER / "vllm")) as world:
         undisturbed = await ask_again(world)
 
-        answers, _ = await struck(world, drain)
+        answers, _ = await struck(world, strike)
 
         assert {answer.outcome for answer in undisturbed.values()} <= ENDS
         assert {kind: _rounded(answer) for kind, answer in answers.items()} == {

@@ -54,6 +54,20 @@ def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
     assert admitted(asked).request.sampling.extras == {}
 
 
+def test_vllm_applies_the_settings_where_its_own_sampler_draws() -> None:
+    request = replace(
+        opening(presence_penalty=1, logit_bias={"7": -3}), seed=2**64 - 5, committed=(4, 4)
+    )
+
+    asked = engine_request("s", request, FACTS, drawn_by_vllm=True).sampling
+
+    wanted = {"temperature": 0.7, "min_p": 0.1, "top_k": 40, "top_p": 0.9, "seed": -5}
+    wanted |= {"presence_penalty": 1.0, "logit_bias": {7: -3.0}, "max_tokens": 64}
+    assert {name: asked[name] for name in wanted} == wanted
+    assert admitted(asked).settings == LogitSettings()
+    assert admitted(asked).request.sampling == Sampling()
+
+
 def test_a_schema_is_passed_on_to_vllm_as_the_client_wrote_it() -> None:
     request = opening(structured_outputs={"json": {"b": 1, "a": 2}})
 

@@ -47,6 +47,9 @@ class Core:
         self.machine = VerifyMachine(repeat(0.5))
         self.machine.open("s", request, admission.limits, vocabulary_size=1000, now=0.0)
         self.slot = SessionSlot(admission, self.machine.session("s"), PROMPT)
+        self.told = PROMPT_TOKENS + len(request.committed)
+        """Tokens with which vLLM's request begins."""
+
         self._plan = PassPlan({}, 1.0)
 
     def receive(self, message: Pushed, arrived: float = 1.0) -> None:
@@ -54,7 +57,7 @@ class Core:
 
     def begin(self, generated: int, injected: int) -> VerifyRequest:
         """Begin a step. generated: tokens vLLM knows of. injected: our tokens in the step."""
-        owed = self.slot.owed(generated)
+        owed = self.slot.owed(self.told + generated)
         begins = self.slot.may_begin(owed, injected)
         self._plan = self.machine.begin({"s": injected - len(owed)} if begins else {}, 1.0)
         return self.slot.verify_request(self._plan.passes.get("s"), owed)
@@ -90,7 +93,7 @@ def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
     assert request.at == place(PROMPT_TOKENS, 3)
     assert request.adjustment is not None
     assert request.adjustment.position == 3
-    assert core.slot.owed(1) == ()
+    assert core.slot.owed(core.told + 1) == ()
     assert [core.slot.untold(), core.slot.untold()] == [[3, 4, 4], []]
     assert core.sent[0] == Commit(0, 3, (5,), pass_s=1.0, queue_s=1.0)
 
@@ -164,13 +167,13 @@ def test_a_recovered_token_is_owed_until_the_next_step() -> None:
     core.receive(Draft(2, 2, 0, (8, 3), q=(50,), forced=True))
 
     assert len(core.sent) == sent + 1
-    assert core.slot.owed(2) == (8,)
+    assert core.slot.owed(core.told + 2) == (8,)
     assert core.offered() == (3,)
     request = core.begin(2, 2)
     assert (request.forced, request.draft, request.q) == (8, (3,), (50,))
     assert len(request.u) == 2
     assert request.injected == 2
-    assert core.slot.owed(3) == ()
+    assert core.slot.owed(core.told + 3) == ()
 
 
 @pytest.mark.parametrize(("arrived", "holds"), [(2.08, True), (2.3, False)])

@@ -85,16 +85,18 @@ USED: Final[Names] = {
     "vllm.v1.engine.core:EngineCore": ("scheduler",),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),
     "vllm.v1.engine.core_client:AsyncMPClient": (
-        "_call_utility_async", "client_count", "client_index", "core_engines",
+        "_call_utility_async", "client_count", "client_index",
     ),
     "vllm.v1.engine.core_client:DPAsyncMPClient": ("lb_engines",),
+    "vllm.v1.engine.core_client:MPClient": ("core_engines",),
     "vllm.v1.outputs:LogprobsLists": ("logprob_token_ids", "logprobs", "slice_request"),
     "vllm.v1.outputs:ModelRunnerOutput": (
         "logprobs", "req_id_to_index", "sampled_token_ids",
     ),
     "vllm.v1.request:Request": (
-        "client_index", "is_finished", "num_computed_tokens", "num_output_tokens",
-        "num_tokens", "prompt_token_ids", "request_id", "sampling_params", "spec_token_ids",
+        "_output_token_ids", "client_index", "is_finished", "num_computed_tokens",
+        "num_tokens", "prompt_token_ids", "request_id", "sampling_params",
+        "spec_token_ids",
     ),
     "vllm.v1.request:RequestStatus": ("FINISHED_ABORTED",),
     "vllm.v1.structured_output:StructuredOutputManager": ("accept_tokens", "validate_tokens"),
@@ -113,7 +115,24 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
             "device", "execute_model", "input_batch", "sample_tokens", "sampler",
         ),
     },
-    "v2": {"vllm.v1.worker.gpu.model_runner:GPUModelRunner": ("req_states",)},
+    "v2": {
+        "vllm.v1.worker.gpu.input_batch:InputBatch": ("req_ids",),
+        "vllm.v1.worker.gpu.model_runner:GPUModelRunner": (
+            "prepare_inputs", "req_states", "sample", "sample_tokens", "sampler", "speculator",
+            "vocab_size",
+        ),
+        "vllm.v1.worker.gpu.async_utils:AsyncOutput": ("model_runner_output",),
+        "vllm.v1.worker.gpu.sample.gumbel:": ("gumbel_sample",),
+        "vllm.v1.worker.gpu.sample.output:SamplerOutput": ("sampled_token_ids",),
+        "vllm.v1.worker.gpu.sample.sampler:Sampler": ("apply_sampling_params",),
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:": (
+            "gather_draft_sampled", "rejection_sample",
+        ),
+        "vllm.v1.worker.gpu.spec_decode.speculator:BaseSpeculator": ("propose",),
+        "vllm.v1.worker.gpu.states:RequestState": (
+            "device", "draft_tokens", "index_to_req_id", "max_num_reqs", "req_id_to_index",
+        ),
+    },
 }  # fmt: skip
 """What the hooks of each model runner use besides."""
 

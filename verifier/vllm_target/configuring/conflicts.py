@@ -39,7 +39,9 @@ RULES: Final = (
     Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
     Rule("kv_transfer_config", lambda v: v is not None, _KV_STAYS),
     Rule("kv_offloading_size", lambda v: v is not None, _KV_STAYS),
-    Rule("pipeline_parallel_size", lambda v: v > 1, "a step is planned before the last is known"),
+    Rule(
+        "pipeline_parallel_size", lambda v: v > 1, "a step is planned before the last is known"
+    ),
     Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
 

@@ -86,7 +86,7 @@ class PicoScheduler(SessionScheduler):
         offer = self._machine.offer(ready, now, rows=rows)
         for name, draft in offer.start.items():
             request, slot = ready[name]
-            tokens = [*slot.owed(request.num_output_tokens), *draft]
+            tokens = [*slot.owed(request.num_tokens), *draft]
             valid = self.structured_output_manager.validate_tokens(request, tokens)
             request.spec_token_ids = list(valid)
         return [request for name, (request, _) in ready.items() if name not in offer.start]
@@ -101,7 +101,7 @@ class PicoScheduler(SessionScheduler):
                 continue
             if not self.structured_output_manager.accept_tokens(request, slot.untold()):
                 slot.complaint = "Open.committed: the grammar forbids these tokens"
-            owed = slot.owed(request.num_output_tokens)
+            owed = slot.owed(request.num_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
             sampled.append((request_id, slot, owed))
             if slot.may_begin(owed, injected):
@@ -131,7 +131,8 @@ class PicoScheduler(SessionScheduler):
             _correct(request, asked[request_id], generated)
             if not asked[request_id].silent:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
-                verdicts[slot.name] = Verdict(judged[request_id], logprobs)
+                found = judged.get(request_id) or _judgement(asked[request_id], generated)
+                verdicts[slot.name] = Verdict(found, logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
         usual = _only_decodes(scheduler_output) and not self._is_dear(passed)
         learned = rows if rows > 0 and usual else None
@@ -161,9 +162,15 @@ class PicoScheduler(SessionScheduler):
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
     """Make vLLM's record of a step what it is for us, in place."""
     if asked.silent:
-        generated[:] = [] if asked.forced is None else [asked.forced]
+        generated[:] = asked.owed
     if not generated:
         request.num_computed_tokens -= asked.injected + 1
+
+
+def _judgement(asked: VerifyRequest, generated: list[int]) -> Judgement:
+    """Return the outcome of a pass judged `coupled`: accepted draft tokens, and one more."""
+    tokens = tuple(generated[len(asked.owed) :])
+    return Judgement(tokens, accepted=len(tokens) - 1)
 
 
 def _only_decodes(output: SchedulerOutput) -> bool:

@@ -59,6 +59,8 @@ class SessionScheduler(Scheduler):
             asked = Admission.unpack(extra[FIELD])
             now, size = time.monotonic(), asked.vocabulary_size
             prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
+            if asked.drawn_by_vllm:
+                _tell_output(request, asked.prompt_tokens)
             opened = replace(asked.request, prompt=tuple(prompt))
             self._machine.open(
                 asked.session, opened, asked.limits, vocabulary_size=size, now=now
@@ -177,6 +179,14 @@ def stamp_arrivals(received: Any) -> None:
         stock(item)
 
     received.put_nowait = put_nowait
+
+
+def _tell_output(request: Request, prompt_tokens: int) -> None:
+    """Let vLLM take what follows the prompt of a session for its output, as after a preemption:
+    its penalties and min_tokens depend on which is which."""
+    text = request.prompt_token_ids or []
+    request.prompt_token_ids = text[:prompt_tokens]
+    request._output_token_ids.extend(text[prompt_tokens:])
 
 
 def has_read_its_text(request: Request) -> bool:

@@ -71,10 +71,10 @@ class SessionSlot:
         first = max(0, len(self.frames) - RECENT_FRAMES)
         return first, self.frames[first:]
 
-    def owed(self, generated: int) -> tuple[TokenId, ...]:
-        """Return the committed tokens that vLLM, with `generated` tokens, does not know: one at
-        most."""
-        known = len(self.session.request.committed) + generated
+    def owed(self, tokens: int) -> tuple[TokenId, ...]:
+        """Return the committed tokens that vLLM does not know: one at most. tokens: how many it
+        knows, with the prompt."""
+        known = tokens - self.admission.prompt_tokens
         return tuple(self.session.committed[known : known + 1])
 
     def untold(self) -> list[TokenId]:

@@ -21,13 +21,18 @@ class Misdirected(ApiError):
     status, type, code = 421, "invalid_request_error", "several_api_servers"
 
 
-def without_sessions(routes: list[Route], port: int) -> list[Route]:
-    """Return routes of which those for edges lead nowhere, and say so. port: ours."""
+def for_vllms_port(routes: list[Route], api_servers: int, port: int) -> list[Route]:
+    """Return the routes. With several API servers those for edges lead nowhere, and say so.
+
+    port: ours.
+    """
+    if api_servers == 1:
+        return routes
 
     async def refuse(_: Request) -> NoReturn:
         raise Misdirected(
-            "vLLM runs several API servers, of which each would get a part of a session: use"
-            f" port {port}, over HTTP/2, or --api-server-count 1"
+            f"vLLM runs {api_servers} API servers, of which each would get a part of a session:"
+            f" use port {port}, over HTTP/2, or --api-server-count 1"
         )
 
     return [

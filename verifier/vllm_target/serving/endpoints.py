@@ -31,7 +31,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.serving import served_beside
+from picospec.gateway.hosting.serving import check_free, served_beside
 from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
 from picospec.verifier.routes import OPEN
 from picospec.verifier.vllm_target.configuring.plugin import settings as read_settings
@@ -72,6 +72,7 @@ class Endpoints:
         """Open the engine to sessions. Raises SystemExit, which ends vLLM."""
         try:
             settings = read_settings()
+            check_free(settings, shared=(args.api_server_count or 1) > 1)
             logs.configure(settings.log_format)
             self.service = Service(settings, engine_client, self._app, args, self._drain)
         except (OSError, ValueError) as error:
@@ -93,7 +94,7 @@ class Endpoints:
         )
         logging.getLogger("uvicorn.access").addFilter(_names_no_session)
         _remove_private(self._app.state.args.uds)
-        port = served_beside(settings, service.on_our_port, shared=service.is_one_of_several)
+        port = served_beside(settings, service.on_our_port)
         async with service.host.running(), service.sessions.running(), port, stopping:
             yield
         await asyncio.to_thread(service.tracing.close)

@@ -75,6 +75,11 @@ class Engine:
         )
 
     @property
+    def drawn_by_vllm(self) -> bool:
+        """Whether vLLM's own sampler draws the tokens of sessions, as on Model Runner V2."""
+        return bool(self._llm.vllm_config.use_v2_model_runner)
+
+    @property
     def model(self) -> Any:
         """vLLM's own description of the model."""
         return self._llm.vllm_config.model_config

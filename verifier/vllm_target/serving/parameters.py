@@ -1,7 +1,8 @@
 """From an Open to a request to vLLM: pure; what cannot be served is named by its field.
 
-Whatever changes a distribution is applied by our judge, so vLLM's own settings stay neutral.
-What is left to vLLM: structured output and log-probabilities.
+Structured output and log-probabilities are always vLLM's. What changes a distribution is
+applied by vLLM's own sampler where its tokens are the session's, as on Model Runner V2, and
+elsewhere by our judge, with vLLM's own settings neutral.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from picospec.models.grammars.constraint import NAME, Constraint
-from picospec.speculation.protocol.messages import Limits, ModelFacts, Open
+from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.protocol.opening import SALT, STOPPING
 from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
 from picospec.verifier.target import asked_grammar, unservable
@@ -32,34 +33,47 @@ class EngineRequest:
     structured: dict[str, Any] | None
 
 
-def engine_request(session: str, request: Open, facts: ModelFacts) -> EngineRequest:
+def engine_request(
+    session: str, request: Open, facts: ModelFacts, *, drawn_by_vllm: bool = False
+) -> EngineRequest:
     """Return the request to vLLM for a session. Raises Unservable.
 
     The request was checked against `facts`, all but the values of its extras.
     """
+    with unservable():
+        settings = LogitSettings.of(request, vocabulary_size=facts.vocabulary_size)
+    known = 0 if drawn_by_vllm else len(request.committed)
     sampling: dict[str, Any] = {
         "temperature": 1.0,
-        "max_tokens": request.max_tokens - len(request.committed),
+        "max_tokens": request.max_tokens - known,
         "stop_token_ids": list(request.stop_tokens),
         "ignore_eos": True,
         "logprobs": request.top_logprobs,
         "detokenize": False,
     }
-    sampling["extra_args"] = {FIELD: _admission(session, request, facts).pack()}
-    return EngineRequest(sampling, _structured(request))
-
-
-def _admission(session: str, request: Open, facts: ModelFacts) -> Admission:
-    with unservable():
-        settings = LogitSettings.of(request, vocabulary_size=facts.vocabulary_size)
-    return Admission(
+    left = msgspec.structs.replace(request.sampling, extras={})
+    if drawn_by_vllm:
+        sampling |= _settings(request, settings)
+        left, settings = Sampling(float(left.temperature > 0.0)), LogitSettings()
+    admission = Admission(
         session,
-        replace(request, sampling=msgspec.structs.replace(request.sampling, extras={})),
+        replace(request, sampling=left),
         len(request.prompt),
         Limits(facts.limits.max_verify, facts.limits.max_ahead),
         settings,
         facts.vocabulary_size,
+        drawn_by_vllm,
     )
+    sampling["extra_args"] = {FIELD: admission.pack()}
+    return EngineRequest(sampling, _structured(request))
+
+
+def _settings(request: Open, settings: LogitSettings) -> dict[str, Any]:
+    """Return the keywords of SamplingParams for what shapes the distributions."""
+    shape = msgspec.structs.asdict(request.sampling) | msgspec.structs.asdict(settings)
+    del shape["extras"]
+    seed = request.seed - (request.seed >> 63 << 64)  # vLLM takes the same 64 bits signed
+    return shape | {"seed": seed}
 
 
 def _structured(request: Open) -> dict[str, Any] | None:

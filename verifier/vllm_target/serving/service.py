@@ -36,7 +36,7 @@ from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
-from picospec.verifier.vllm_target.serving.api_servers import without_sessions
+from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain_requests import charge
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -75,8 +75,6 @@ class Service:
         tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
         known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
 
-        self.is_one_of_several = llm.engine_core.client_count > 1
-
         def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
             before = accounted(
                 settings, of, metrics, session_paths=SESSION_PATHS, is_message=takes_drafts,
@@ -86,7 +84,7 @@ class Service:
             made.router.redirect_slashes = False
             return made
 
-        shown = without_sessions(routes, settings.port) if self.is_one_of_several else routes
+        shown = for_vllms_port(routes, llm.engine_core.client_count, settings.port)
         on_vllms = app(shown, known_to_vllm, None)
         on_ours = app(routes, tenants, hosts_of(settings))
         on_ours.router.default = partial(_pass_on, vllm_app, keys[0] if keys else None)

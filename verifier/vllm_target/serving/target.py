@@ -158,7 +158,9 @@ class VllmTarget(Described):
         adapter = self._adapters.find(request.model)
         if adapter is None and request.model != self.facts.model:
             raise Unservable("model", f"the adapter {request.model!r} is no longer loaded")
-        wanted = engine_request(session, request, self.facts)
+        wanted = engine_request(
+            session, request, self.facts, drawn_by_vllm=engine.drawn_by_vllm
+        )
         inflight = self._sessions[session] = Inflight()
         try:
             text = (*request.prompt, *request.committed)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from picospec.gateway.hosting.parent_death import die_with_parent
-from picospec.verifier.vllm_target.worker.v1.hooks import SamplerHooks
 
 
 class PicoWorkerExtension:
@@ -18,10 +18,19 @@ class PicoWorkerExtension:
         runner = self.model_runner
         if hasattr(runner, "picospec_hooks"):
             return
-        if hasattr(runner, "req_states"):
-            raise NotImplementedError("sessions are not served on vLLM's Model Runner V2")
-        runner.picospec_hooks = SamplerHooks(runner, tokens)
+        runner.picospec_hooks = _hooks(runner)(runner, tokens)
         die_with_parent()
 
     def picospec_answer(self) -> None:
         """Do nothing, to show that the worker lives."""
+
+
+def _hooks(runner: Any) -> Callable[[Any, int], Any]:
+    """Return the hooks for a runner. Only one of the two can be imported on some platforms."""
+    if hasattr(runner, "req_states"):
+        from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
+
+        return RunnerHooks
+    from picospec.verifier.vllm_target.worker.v1.hooks import SamplerHooks
+
+    return SamplerHooks

@@ -138,8 +138,7 @@ class SamplerHooks:
             self._step.judged = {ids[i]: each for i, each in zip(places, judged, strict=True)}
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)
         for i, request in zip(places, requests, strict=True):
-            forced = () if request.forced is None else (request.forced,)
-            generated = [*forced, *self._step.judged[ids[i]].tokens]
+            generated = [*request.owed, *self._step.judged[ids[i]].tokens]
             tokens[i, : len(generated)] = generated
         return upload(tokens, device)
 

@@ -1,0 +1,106 @@
+"""`picospec verifier --target vllm` is vLLM's own command, with our settings beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from picospec.verifier.__main__ import main
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.vllm_target import launching
+
+Launched = tuple[list[str], dict[str, str]]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Launched]:
+    """What is run, and in which environment, for a verifier's arguments."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    class Context:
+        args: tuple[str, ...] = ()
+
+    def run(*args: str, **named: object) -> Launched:
+        found: list[Launched] = []
+
+        def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
+            found.append((command, environment))
+            raise SystemExit
+
+        monkeypatch.setattr(os, "execve", execve)
+        monkeypatch.setattr(launching, "find_spec", bool)
+        context = Context()
+        context.args = args
+        with pytest.raises(SystemExit):
+            main(context, target="vllm", **named)  # type: ignore[arg-type]
+        return found[0]
+
+    return run
+
+
+def value(command: list[str], flag: str) -> str:
+    return command[command.index(flag) + 1]
+
+
+def test_the_table_becomes_flags_and_the_rest_reaches_our_plugin(
+    launched: Callable[..., Launched], tmp_path: Path
+) -> None:
+    file = tmp_path / "verifier.toml"
+    file.write_text('[vllm]\nmax_model_len = 512\nlora-modules = ["a=b", "c=d"]\n')
+
+    command, environment = launched(
+        "--sessions.max-sessions", "3", "--vllm.enable-lora", "true", "--vllm.self-test",
+        "false", config=file, model="hf://o/r", port=9123,
+    )  # fmt: skip
+
+    assert command[:3] == [sys.executable, "-P", "-m"]
+    assert value(command, "--model") == "o/r"
+    assert value(command, "--served-model-name") == "r"
+    assert value(command, "--max-model-len") == "512"
+    assert command[command.index("--lora-modules") :][:3] == ["--lora-modules", "a=b", "c=d"]
+    assert "--enable-lora" in command
+    assert not any("self-test" in each for each in command)
+    settings = VerifierSettings.load(Path(environment[launching.CONFIG]), {}, {})
+    assert settings.vllm["max_model_len"] == 512
+    assert environment["PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS"] == "3"
+    assert environment["PICOSPEC_VERIFIER__PORT"] == "9123"
+    assert environment["PICOSPEC_VERIFIER__VLLM__SELF_TEST"] == "false"
+
+
+def test_vllms_own_port_is_there_only_if_it_is_named(
+    launched: Callable[..., Launched],
+) -> None:
+    private, _ = launched(model="m")
+    named, _ = launched("--vllm.port", "8001", model="m")
+
+    assert Path(value(private, "--uds")).parent.stat().st_mode & 0o077 == 0
+    assert "--uds" not in named
+    assert (value(named, "--host"), value(named, "--port")) == ("127.0.0.1", "8001")
+
+
+@pytest.mark.parametrize(
+    ("named", "allowed"), [("a,b", "a,b,picospec"), ("picospec", "picospec"), ("", "picospec")]
+)
+def test_our_plugin_is_appended_to_those_that_are_allowed(
+    launched: Callable[..., Launched],
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+    allowed: str,
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", named)
+
+    assert launched(model="m")[1]["VLLM_PLUGINS"] == allowed
+
+
+def test_where_vllm_is_missing_a_line_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launching, "find_spec", lambda _: None)
+
+    with pytest.raises(SystemExit, match="pip install"):
+        launching.launch(VerifierSettings(target="vllm"), None, {})

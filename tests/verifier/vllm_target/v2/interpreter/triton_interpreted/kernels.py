@@ -1,0 +1,51 @@
+"""Kernels of vLLM's in torch, where the interpreter is slow or fails."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from picospec.verifier.vllm_target.worker.noise import gumbel, prefixes_of
+
+
+def gumbel_sample_kernel(
+    local_argmax: Tensor, _0: int, local_max: Tensor, _1: int,
+    logits_cache: Tensor | None, _2: int, _3: int, _4: object, _5: object, _6: int,
+    logits: Tensor, _7: int, mapping: Tensor, seeds: Tensor, pos: Tensor, temperatures: Tensor,
+    vocab_size: int, BLOCK_SIZE: int, IS_DRAFTING: bool, APPLY_TEMPERATURE: bool,
+    USE_FP64: bool, PER_TOKEN_COL: bool,
+) -> None:  # fmt: skip
+    """Draw tokens, in all blocks at once, which are 48 a row with SmolLM2. A test compares this
+    with the interpreted kernel."""
+    if logits_cache is not None or USE_FP64:
+        raise NotImplementedError("heads that draw their drafts, and noise of 64 bits")
+    values = logits.to(torch.float32, copy=True)
+    temperature = temperatures[mapping]
+    drawn = (temperature != 0).nonzero().view(-1)
+    if len(drawn):
+        if APPLY_TEMPERATURE:
+            values[drawn] /= temperature[drawn, None]
+        place = pos[drawn].to(torch.int64) + ((1 << 30) if IS_DRAFTING else 0)
+        seed = seeds[mapping[drawn]]
+        words = torch.stack([seed, seed >> 32, place], dim=1).to(torch.int32)
+        noise = gumbel(prefixes_of(words), torch.arange(vocab_size)[None])
+        values[drawn] += noise.to(torch.float32)
+    blocks = local_max.shape[1]
+    padded = values.new_full((len(values), blocks * BLOCK_SIZE), -torch.inf)
+    padded[:, :vocab_size] = values
+    best, where = padded.view(len(values), blocks, BLOCK_SIZE).max(dim=2)
+    local_max.copy_(best)
+    local_argmax.copy_(where + torch.arange(blocks) * BLOCK_SIZE)
+
+
+def apply_grammar_bitmask_kernel(
+    logits: Tensor, _0: int, places: Tensor, bounds: Tensor, bitmask: Tensor, _1: int,
+    vocab_size: int, MASK_STRIDE: int, BLOCK_SIZE: int,
+) -> None:  # fmt: skip
+    """Mask what a grammar forbids. The interpreter has no such mask of a store."""
+    request, position = places.to(torch.int64) // MASK_STRIDE, places % MASK_STRIDE
+    row = bounds[request] + position
+    active = row < bounds[request + 1]
+    tokens = torch.arange(vocab_size)
+    forbidden = bitmask[active][:, tokens // 32] >> (tokens % 32) & 1 == 0
+    logits[row[active]] = logits[row[active]].masked_fill(forbidden, -torch.inf)

@@ -1,0 +1,143 @@
+"""The hooks by themselves: what is accepted, and that the host never waits for the device."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+from picospec.speculation.protocol.messages import Sampling
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.v2 import coupled
+from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
+from tests.verifier.vllm_target.synchronisations import synchronisations
+
+K, V, PADDED = 4, 50, 60
+DRAFTS = {"a": [7, 8, 9], "b": [], "c": [5], "stock": [6, 4]}
+SLOTS = {"a": 3, "b": 0, "c": 2, "stock": 5}
+DRAWN = [7, 8, 1, 2, 3, 5, 9, 1, 4, 2]
+"""What the rows draw: two draft tokens of a, then 1; b draws 3; and so on."""
+
+
+def runner() -> Any:
+    """A runner that does nothing by itself."""
+    states = SimpleNamespace(
+        req_id_to_index=SLOTS,
+        index_to_req_id={slot: name for name, slot in SLOTS.items()},
+        draft_tokens=torch.zeros(8, K, dtype=torch.int64),
+        device=torch.device("cpu"),
+        max_num_reqs=8,
+    )
+    return SimpleNamespace(
+        req_states=states,
+        vocab_size=PADDED,
+        sampler=SimpleNamespace(apply_sampling_params=lambda logits, *args: logits),
+        speculator=SimpleNamespace(propose=lambda **given: given),
+        prepare_inputs=lambda plan: plan,
+        sample=lambda hidden, batch: hidden,
+        sample_tokens=lambda: SimpleNamespace(model_runner_output=SimpleNamespace()),
+    )
+
+
+def request(name: str, **fields: Any) -> VerifyRequest:
+    given = {"judge": "coupled", "draft": tuple(DRAFTS[name])} | fields
+    return VerifyRequest(Sampling(), seed=1, at=0, **given)
+
+
+def judged(hooked: Any, logits: torch.Tensor, most_waits: int = 0) -> list[list[int]]:
+    """Judge the step in one chunk, as vLLM's rejection sampler does."""
+    counts = np.array([len(draft) + 1 for draft in DRAFTS.values()])
+    bounds = torch.from_numpy(np.cumsum([0, *counts]))
+    slots = np.array([SLOTS[name] for name in DRAFTS])
+    rows = torch.from_numpy(np.repeat(slots, counts))
+    columns = torch.cat([torch.arange(count) for count in counts])
+    drafted = torch.tensor([t for draft in DRAFTS.values() for t in (99, *draft)])
+    logits = hooked.sampler.apply_sampling_params(logits, rows, None, slots)
+    with synchronisations() as waits:
+        sampled, kept = rejection_sampler.rejection_sample(
+            logits, None, drafted, bounds, rows, None, rows, columns, rows, rows, K
+        )
+    assert waits.count <= most_waits
+    return [row[:n] for row, n in zip(sampled.tolist(), kept.tolist(), strict=True)]
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("gather_draft_sampled", "rejection_sample"):
+        monkeypatch.setattr(rejection_sampler, name, getattr(rejection_sampler, name))
+    monkeypatch.setattr(coupled, "gumbel_sample", lambda *a, **k: torch.tensor(DRAWN))
+    found = runner()
+    RunnerHooks(found, V)
+    return found
+
+
+def begin(hooked: Any, **requests: VerifyRequest) -> None:
+    plan = SimpleNamespace(picospec_requests=requests, scheduled_spec_decode_tokens=DRAFTS)
+    with synchronisations() as waits:
+        hooked.prepare_inputs(plan)
+    assert waits.count == 0
+
+
+def test_draft_tokens_are_accepted_while_the_rows_draw_them(hooked: Any) -> None:
+    begin(hooked, a=request("a"), b=request("b"), c=request("c"))
+
+    tokens = judged(hooked, torch.zeros(10, PADDED))
+
+    assert tokens == [[7, 8, 1], [3], [5, 9], [1]]
+
+
+def test_the_draft_tokens_of_sessions_are_written_where_the_runner_reads_them(
+    hooked: Any,
+) -> None:
+    begin(hooked, a=request("a"), c=request("c"))
+
+    assert hooked.req_states.draft_tokens[3].tolist() == [7, 8, 9, 0]
+    assert hooked.req_states.draft_tokens[2].tolist() == [5, 0, 0, 0]
+    assert not hooked.req_states.draft_tokens[5].any()
+
+
+def test_only_sessions_lose_the_padding_of_the_vocabulary(hooked: Any) -> None:
+    begin(hooked, a=request("a"), b=request("b"))
+    logits = torch.zeros(10, PADDED)
+
+    judged(hooked, logits)
+
+    assert (logits[:5, V:] == -torch.inf).all()
+    assert (logits[:5, :V] == 0).all()
+    assert (logits[5:] == 0).all()
+
+
+def test_separate_is_judged_by_its_own_rule_in_a_step_with_others(hooked: Any) -> None:
+    separate = {"judge": "separate", "q": (65535, 65535, 65535), "u": (0.5, 0.5, 0.5, 0.5)}
+    begin(hooked, a=request("a", **separate), c=request("c"))
+    logits = torch.zeros(10, PADDED)
+    logits[0, 7] = 20.0  # certain: accepted; the next draft token's p is 1/V: rejected
+
+    tokens = judged(hooked, logits, most_waits=20)
+
+    assert tokens == [[7], [3], [5, 9], [1]]
+    output = hooked.sample_tokens().model_runner_output
+    assert output.picospec_judged["a"].rejection.token == 8
+    assert list(output.picospec_judged) == ["a"]
+
+
+def test_a_silent_request_generates_what_is_owed_and_takes_its_row_back(hooked: Any) -> None:
+    begin(hooked, b=request("b", silent=True), c=request("c", silent=True, forced=6))
+    output = SimpleNamespace(sampled_token_ids=torch.tensor([[1], [2], [3], [4]]))
+    counts, rejected = torch.ones(4, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+
+    with synchronisations() as waits:
+        hooked.sample((output, counts, rejected), SimpleNamespace(req_ids=list(DRAFTS)))
+
+    assert waits.count == 0
+    assert counts.tolist() == [1, 0, 1, 1]
+    assert rejected.tolist() == [0, 1, 0, 0]
+    assert output.sampled_token_ids[2, 0] == 6
+
+
+def test_nothing_is_proposed(hooked: Any) -> None:
+    assert hooked.speculator.propose() == {"dummy_run": True}

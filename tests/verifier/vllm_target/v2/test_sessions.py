@@ -1,0 +1,93 @@
+"""Sessions on Model Runner V2 that go on, are preempted, are cancelled, or have others beside
+them: each says what vLLM itself says."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.vllm_target.conftest import ON_ENGINE
+from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone
+from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts, session
+
+pytestmark = ON_ENGINE
+Texts = dict[tuple[str, int], Text]
+
+
+async def run(
+    target: VllmTarget, texts: Texts, name: str, number: int, script: Script, **fields: object
+) -> Answer:
+    request = session(target.facts, name, number, **fields)
+    key = f"{name} {number} {script} {fields}"
+    return await drafted(target, key, request, texts[name, number].tokens, script)
+
+
+@pytest.mark.parametrize("name", ["T=1", "penalties", "min tokens", "schema"])
+async def test_a_session_goes_on_after_the_committed_tokens(
+    target: VllmTarget, texts: Texts, name: str
+) -> None:
+    whole = texts[name, 1].tokens
+
+    answers = [
+        await run(target, texts, name, 1, Script(wrong=0.3), committed=tuple(whole[:known]))
+        for known in (1, len(whole) // 2, len(whole) - 1)
+    ]
+
+    assert [answer.tokens for answer in answers] == [whole] * 3
+
+
+async def test_vllms_own_requests_beside_sessions(target: VllmTarget, texts: Texts) -> None:
+    from tests.verifier.vllm_target.v2.stock import parameters
+
+    async def own(name: str) -> list[int]:
+        asked = parameters(**keywords(name, 0))
+        prompt = {"prompt_token_ids": prompts()[0]}
+        outputs = target._engine._llm.generate(prompt, asked, request_id=f"own {name}")
+        return [list(each.outputs[0].token_ids) async for each in outputs][-1]
+
+    async def held(i: int, name: str) -> Answer:
+        return await run(target, texts, name, 2, Script(wrong=0.1, window=i + 1, late_s=0.05))
+
+    running = [asyncio.create_task(held(i, name)) for i, name in enumerate(("T=0", "T=1"))]
+    found = await asyncio.gather(*map(own, CASES))
+    answers = await asyncio.gather(*running)
+
+    assert dict(zip(CASES, found, strict=True)) == {n: texts[n, 0].tokens for n in CASES}
+    assert [a.tokens for a in answers] == [texts["T=0", 2].tokens, texts["T=1", 2].tokens]
+
+
+async def test_preempted_sessions_say_the_same(target: VllmTarget, texts: Texts) -> None:
+    names = ("penalties", "min tokens", "T=1")
+    before = (await target.figures())["preemptions"]
+
+    answers = await asyncio.gather(
+        *(
+            run(target, texts, names[i % 3], 1, Script(wrong=0.1 * (i % 3), seed=i))
+            for i in range(15)
+        )
+    )
+
+    assert (await target.figures())["preemptions"] > before
+    assert [a.tokens for a in answers] == [texts[names[i % 3], 1].tokens for i in range(15)]
+
+
+async def test_cancelled_sessions_leave_the_others_as_they_were(
+    target: VllmTarget, texts: Texts
+) -> None:
+    async def cancelled(number: int) -> None:
+        request = session(target.facts, "T=1", number)
+        async with aclosing(target.serve(f"cancelled {number}", request)) as replies:
+            async for reply in replies:
+                if getattr(reply.message, "start", 0) > 4 * number:
+                    return
+
+    *_, answer = await asyncio.gather(
+        *(cancelled(number) for number in range(3)),
+        run(target, texts, "T=1", 2, Script(wrong=0.2, window=4)),
+    )
+
+    assert answer.tokens == texts["T=1", 2].tokens
+    await gone(target)

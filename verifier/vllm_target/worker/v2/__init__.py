@@ -1,0 +1,1 @@
+"""The hooks of Model Runner V2, which vLLM runs on GPUs: its own sampler draws every row."""

@@ -1,0 +1,50 @@
+"""Judges draft tokens `coupled` by vLLM's own sampler, whose noise is the one that edges share.
+
+Every row is drawn as it would be without draft tokens; a draft token is accepted if the row
+before it drew it. So a session's text is the one that vLLM itself generates with that seed. The
+host never waits for the device.
+
+    R  requests      n  their rows, request after request      V  vocabulary size
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
+
+NO_DRAW: Final = -1
+NO_DRAFT: Final = -2
+"""Marks of places without a row; vLLM's for a draft token that a grammar forbids is -1."""
+
+
+def judge(
+    logits: Tensor,
+    drafted: Tensor,
+    ends: Tensor,
+    at: Tensor,
+    slots: Tensor,
+    columns: Tensor,
+    temperatures: Tensor,
+    seeds: Tensor,
+    most: int,
+) -> tuple[Tensor, Tensor]:
+    """Return what each request drew, int64[R, most + 1], and how many of it count: int32[R].
+
+    logits: float[n, V], after everything that a request's settings change of them. drafted:
+    int[n], the token in the row's input, below 0 where it cannot be accepted. ends: int[R], the
+    row after each request's last one. at: int[n], the noise's place. slots: int[n], the place
+    of the row's request in temperatures and seeds. columns: int[n], the row's number in its
+    request.
+    """
+    drawn: Tensor = gumbel_sample(logits, slots, temperatures, seeds, at, False, False)
+    rows = torch.arange(len(drawn), device=drawn.device)
+    place = torch.searchsorted(ends.to(torch.int64), rows, right=True), columns.to(torch.int64)
+    sampled = drawn.new_full((len(ends), most + 1), NO_DRAW)
+    sampled[place] = drawn
+    drafts = drawn.new_full((len(ends), most + 2), NO_DRAFT)
+    drafts[place] = drafted.to(drawn.dtype)
+    right = (sampled == drafts[:, 1:]).to(torch.int32)
+    return sampled, right.cumprod(dim=1).sum(dim=1, dtype=torch.int32) + 1

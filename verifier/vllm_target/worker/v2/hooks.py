@@ -1,0 +1,188 @@
+"""Puts draft tokens and our judge into Model Runner V2.
+
+vLLM's sampler applies every setting of a session, as it does for vLLM's own requests, and draws
+its rows. Ours are: the draft tokens in the rows' input, the comparison with what was drawn, and
+the rows of sessions that are judged `separate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.judging import Judgement
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.judging import judge
+from picospec.verifier.vllm_target.worker.upload import upload
+from picospec.verifier.vllm_target.worker.v2 import coupled
+
+Stock = Callable[..., Any]
+"""What vLLM has in the place of one of our methods."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One step's sessions, and what became of those that are judged `separate`."""
+
+    requests: dict[str, VerifyRequest] = field(default_factory=dict)
+    drafts: dict[str, list[TokenId]] = field(default_factory=dict)
+    """What vLLM takes for draft tokens, of all its requests that have any."""
+
+    judged: dict[str, Judgement] = field(default_factory=dict)
+    ours: Tensor | None = None
+    """bool[slots]: which are sessions'; None where the vocabulary has no padding."""
+
+    slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    """Of the rows that are being judged, request after request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """See `rows.StepLogits`. Row r of our i-th request is row starts[i] + r."""
+
+    rows: Tensor
+    starts: Sequence[int]
+    vocabulary_size: int
+
+    def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        rows = np.array([self.starts[number] + row for number, row in wanted])
+        return self.rows[upload(rows, self.rows.device), : self.vocabulary_size]
+
+
+class RunnerHooks:
+    """Wraps the runner's step and its rejection sampler; vLLM's own requests pass through.
+
+    tokens: how many of the model's ids are tokens. The ids after them are padding, and no
+    session gets one.
+    """
+
+    def __init__(self, runner: Any, tokens: int) -> None:
+        self._runner = runner
+        self._tokens = tokens
+        self._step = Step()
+        self._wrap(runner, "prepare_inputs", self._begin)
+        self._wrap(runner, "sample", self._sample)
+        self._wrap(runner, "sample_tokens", self._return_judgements)
+        if runner.sampler is not None:  # on the last pipeline rank
+            self._wrap(runner.sampler, "apply_sampling_params", self._cut_padding)
+            self._wrap(rejection_sampler, "gather_draft_sampled", self._gather)
+            self._wrap(rejection_sampler, "rejection_sample", self._judge)
+            runner.speculator.propose = partial(runner.speculator.propose, dummy_run=True)
+
+    def _wrap(self, holder: Any, name: str, ours: Callable[..., Any]) -> None:
+        """Call ours in the place of a function of vLLM's, and give it that function."""
+        setattr(holder, name, partial(ours, getattr(holder, name)))
+
+    def _begin(self, stock: Stock, plan: Any, *args: Any, **kwargs: Any) -> Any:
+        """Put the plan's draft tokens where V2 reads them, which takes only their number."""
+        requests = getattr(plan, "picospec_requests", None) or {}
+        self._step = Step(requests, plan.scheduled_spec_decode_tokens)
+        states = self._runner.req_states
+        placed = [
+            (states.req_id_to_index[name], column, token)
+            for name in requests
+            for column, token in enumerate(self._step.drafts.get(name, ()))
+        ]
+        if placed:
+            slots, columns, tokens = upload(np.array(placed).T.copy(), states.device)
+            states.draft_tokens[slots, columns] = tokens
+        if requests and self._tokens < self._runner.vocab_size:
+            ours = np.zeros(states.max_num_reqs, np.bool_)
+            ours[[states.req_id_to_index[name] for name in requests]] = True
+            self._step.ours = upload(ours, states.device)
+        return stock(plan, *args, **kwargs)
+
+    def _cut_padding(
+        self, stock: Stock, logits: Tensor, rows: Tensor, slots: Any, slots_np: Any, *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        self._step.slots = slots_np
+        if (ours := self._step.ours) is not None:
+            logits[:, self._tokens :].masked_fill_(ours[rows, None], -torch.inf)
+        return stock(logits, rows, slots, slots_np, *args, **kwargs)
+
+    def _gather(self, stock: Stock, *args: Any) -> Any:
+        """Read draft tokens also in a step that begins inside the prompt, as after a silent
+        one. vLLM marks them there as no draft tokens, because none of its own are."""
+        *others, prefill_lengths = args
+        return stock(*others, torch.zeros_like(prefill_lengths))
+
+    def _judge(
+        self,
+        stock: Stock,
+        logits: Tensor,
+        draft_logits: object,
+        drafted: Tensor,
+        bounds: Tensor,
+        at: Tensor,
+        slots: object,
+        rows: Tensor,
+        columns: Tensor,
+        temperatures: Tensor,
+        seeds: Tensor,
+        most: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        sampled, counts = coupled.judge(
+            logits, drafted, bounds[1:], at, rows, columns, temperatures, seeds, most
+        )
+        self._judge_separate(logits, sampled, counts)
+        return sampled, counts
+
+    def _judge_separate(self, logits: Tensor, sampled: Tensor, counts: Tensor) -> None:
+        """Judge the requests that ask for it otherwise, in place. A row without a draft token
+        stays as it was drawn: that is from the target's distribution too."""
+        step, name_of = self._step, self._runner.req_states.index_to_req_id
+        names = [name_of[slot] for slot in step.slots.tolist()]
+        starts = accumulate((len(step.drafts.get(name, ())) + 1 for name in names), initial=0)
+        found = [
+            (i, start, request)
+            for i, (name, start) in enumerate(zip(names, starts, strict=False))
+            if (request := step.requests.get(name))
+            if request.judge == "separate" and request.injected
+        ]
+        if not found:
+            return
+        places, firsts, requests = zip(*found, strict=True)
+        lazily = logits.device.type == "cpu"
+        judged = judge(requests, Logits(logits, firsts, self._tokens), lazily=lazily)
+        step.judged |= {names[i]: each for i, each in zip(places, judged, strict=True)}
+        tokens = np.zeros((len(found), sampled.shape[1]), np.int64)
+        lengths = np.zeros(len(found), np.int32)
+        for i, (request, judgement) in enumerate(zip(requests, judged, strict=True)):
+            generated = [*request.owed, *judgement.tokens]
+            tokens[i, : len(generated)], lengths[i] = generated, len(generated)
+        where = upload(np.array(places), sampled.device)
+        sampled[where] = upload(tokens, sampled.device)
+        counts[where] = upload(lengths, sampled.device)
+
+    def _sample(self, stock: Stock, hidden: Any, batch: Any, *args: Any) -> Any:
+        """Let silent requests generate nothing but what is owed: V2's own arithmetic then
+        leaves the last token and the count of computed tokens as they were."""
+        output, counts, rejected = stock(hidden, batch, *args)
+        requests = [self._step.requests.get(name) for name in batch.req_ids]
+        silent = [(i, each.owed) for i, each in enumerate(requests) if each and each.silent]
+        if silent:
+            generated = [(i, sum(owed), len(owed), 1 - len(owed)) for i, owed in silent]
+            where, tokens, kept, dropped = upload(np.array(generated).T.copy(), counts.device)
+            output.sampled_token_ids[where, 0] = tokens
+            counts[where] = kept.to(counts.dtype)
+            rejected[where] = dropped.to(rejected.dtype)
+        return output, counts, rejected
+
+    def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        output, judged = stock(*args, **kwargs), self._step.judged
+        if judged and output is not None:
+            output.model_runner_output.picospec_judged = judged
+        return output
