@@ -10,9 +10,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vllm.v1.engine.core_client import AsyncMPClient
+if TYPE_CHECKING:  # vLLM is not there in every installation
+    from vllm.v1.engine.core_client import AsyncMPClient
 
 METHOD: Final = "picospec_{}"
 """How the methods are called that `core` gives to vLLM's core."""
