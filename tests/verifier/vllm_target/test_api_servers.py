@@ -23,7 +23,7 @@ from picospec.speculation.protocol.messages import (
     Sampling,
 )
 from tests.verifier.conftest import http2_client
-from tests.verifier.down import opened, push, text_of
+from tests.verifier.down import HEADERS, opened, push, text_of
 from tests.verifier.vllm_target.plain_serve import MODEL, VLLMS_KEY, ready, vllm_serve
 from tests.verifier.vllm_target.test_adapters import NAME, RANK, adapter
 
@@ -50,9 +50,10 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder: Path = tmp_path_factory.mktemp("served")
     port, own_port = free_port(), free_port()
+    # --max-loras: on CPUs vLLM gives the last slot's adapter, here none, to requests without one
     process = vllm_serve(
         make_tiny(folder / "tiny"), folder, port, own_port, "--data-parallel-size", "2",
-        "--enable-lora", "--max-lora-rank", str(RANK),
+        "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2",
         "--lora-modules", f"{NAME}={adapter(folder / NAME, seed=1)}",
     )  # fmt: skip
     url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {VLLMS_KEY}"}
@@ -120,7 +121,7 @@ async def test_on_vllms_port_sessions_are_refused_by_an_error_that_says_why(
     served: Served,
 ) -> None:
     for path in ("/v1/speculate", "/v1/speculate/a/drafts"):
-        answer = await served.vllms.post(path, content=b"")
+        answer = await served.vllms.post(path, content=b"", headers=HEADERS)
 
         assert answer.status_code == 421, path
         assert answer.json()["error"]["code"] == "several_api_servers"

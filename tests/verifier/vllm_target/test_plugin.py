@@ -205,3 +205,12 @@ def test_requests_may_have_what_vllm_refuses_beside_speculation(
     params = SamplingParams(min_p=0.1, logit_bias={3: 1.0})
 
     params.verify(config.model_config, config.speculative_config, None, None)
+
+
+@pytest.mark.parametrize(("count", "asked", "timeout_s"), [(1, 0, 0), (2, 0, 25), (2, 7, 7)])
+def test_several_api_servers_are_given_time_to_drain(
+    count: int, asked: int, timeout_s: int, registered: None, configured: Configure
+) -> None:
+    given = configured(_api_process_count=count, shutdown_timeout=asked)
+
+    assert given.shutdown_timeout == timeout_s

@@ -44,10 +44,10 @@ USED: Final[Names] = {
         "scheduler_config", "speculative_config", "use_v2_model_runner", "watermark_config",
     ),
     "vllm.engine.arg_utils:EngineArgs": (
-        "additional_config", "async_scheduling", "attention_config",
+        "_api_process_count", "additional_config", "async_scheduling", "attention_config",
         "create_speculative_config", "enable_elastic_ep", "enable_lora", "kv_offloading_size",
         "kv_transfer_config", "logprobs_mode", "pipeline_parallel_size", "scheduler_cls",
-        "structured_outputs_config",
+        "shutdown_timeout", "structured_outputs_config",
         "use_fp64_gumbel", "watermark_config", "worker_extension_cls",
     ),
     "vllm.envs:": ("VLLM_API_KEY", "VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND"),

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -79,8 +80,10 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
         compat.check(runner)
         import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
         proposer: Literal["none", "operator"] = "none" if asked is None else "operator"
-        choice = Choice(runner, settings().limits.max_verify, proposer)
+        ours = settings()
+        choice = Choice(runner, ours.limits.max_verify, proposer)
         _apply(choice, args, target_parallel_config)
+        _let_drain(args, ours)
         return asked or _no_proposals(choice, target_model_config, target_parallel_config)
 
     return create_speculative_config
@@ -118,6 +121,13 @@ def _apply(choice: Choice, args: Any, parallel: Any) -> None:
         grammars = args.structured_outputs_config = StructuredOutputsConfig(**grammars)
     if grammars.backend == "auto":
         grammars.backend = "guidance"  # what edges hold too
+
+
+def _let_drain(args: Any, ours: VerifierSettings) -> None:
+    """Have the parent of several API servers wait for them after a SIGTERM: unless vLLM's
+    setting says so, it kills them at once. One alone needs no such time."""
+    if args._api_process_count > 1 and not args.shutdown_timeout:
+        args.shutdown_timeout = ceil(ours.drain_timeout_s) + ours.stop_timeout_s
 
 
 def _no_proposals(choice: Choice, model: Any, parallel: Any) -> Any:
