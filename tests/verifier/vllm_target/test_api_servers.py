@@ -50,7 +50,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder: Path = tmp_path_factory.mktemp("served")
     port, own_port = free_port(), free_port()
-    # --max-loras: on CPUs vLLM gives the last slot's adapter, here none, to requests without one
+    # on CPUs vLLM gives the last slot, which is empty here, to requests without an adapter
     process = vllm_serve(
         make_tiny(folder / "tiny"), folder, port, own_port, "--data-parallel-size", "2",
         "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2",

@@ -58,8 +58,8 @@ USED: Final[Names] = {
     "vllm.plugins:": ("ENDPOINT_PLUGINS_GROUP",),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
     "vllm.sampling_params:SamplingParams": (
-        "_validate_spec_decode", "extra_args", "num_logprobs", "output_kind",
-        "structured_outputs",
+        "_validate_spec_decode", "all_stop_token_ids", "allowed_token_ids", "extra_args",
+        "logit_bias", "min_tokens", "num_logprobs", "output_kind", "structured_outputs",
     ),
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("usage",),
     "vllm.v1.core.sched.output:SchedulerOutput": (

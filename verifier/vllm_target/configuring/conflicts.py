@@ -37,6 +37,10 @@ RULES: Final = (
     Rule("async_scheduling", bool, "a step is planned with the drafts that are there by then"),
     Rule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
     Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
+    Rule(
+        "pipeline_parallel_size", lambda v: v > 1, "a step is planned before the last is over"
+    ),
+    Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
     Rule("kv_transfer_config", lambda v: v is not None, _KV_STAYS),
     Rule("kv_offloading_size", lambda v: v is not None, _KV_STAYS),
     Rule(

@@ -87,9 +87,9 @@ class VllmTarget(Described):
         engine = self._engine
         file, tokens = await asyncio.to_thread(self._tokenizer_file)
         await engine.install(tokens)
-        file = msgspec.structs.replace(file, padding=engine.size.vocabulary - tokens)
+        file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
-        self.describe(self._name, file, engine.size.context_tokens, FEATURES, shapes)
+        self.describe(self._name, file, engine.model.max_model_len, FEATURES, shapes)
         await self._tell_adapters()
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
@@ -153,7 +153,7 @@ class VllmTarget(Described):
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
         engine = self._engine
-        if len(self._sessions) >= (room := engine.size.sessions):
+        if len(self._sessions) >= (room := engine.most_sessions):
             raise TargetFull(f"all {room} sequences are taken")
         adapter = self._adapters.find(request.model)
         if adapter is None and request.model != self.facts.model:
