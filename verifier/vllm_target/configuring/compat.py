@@ -30,7 +30,9 @@ Names = Mapping[str, Sequence[str]]
 USED: Final[Names] = {
     "vllm.config.load:LoadConfig": ("download_dir",),
     "vllm.config.model:ModelConfig": (
-        "get_vocab_size", "is_diffusion", "is_encoder_decoder", "max_model_len", "runner_type",
+        "architectures", "generation_config", "get_diff_sampling_param", "get_vocab_size",
+        "is_diffusion", "is_encoder_decoder", "max_model_len", "override_generation_config",
+        "runner_type", "try_get_generation_config",
     ),
     "vllm.config.parallel:ParallelConfig": ("worker_extension_cls",),
     "vllm.config.scheduler:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
@@ -56,6 +58,7 @@ USED: Final[Names] = {
     "vllm.outputs:RequestOutput": ("kv_transfer_params",),
     "vllm.platforms.interface:Platform": ("get_device_name", "is_cpu"),
     "vllm.plugins:": ("ENDPOINT_PLUGINS_GROUP",),
+    "vllm.renderers.base:BaseRenderer": ("get_eos_token_id", "get_tokenizer"),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
     "vllm.sampling_params:SamplingParams": (
         "_validate_spec_decode", "all_stop_token_ids", "allowed_token_ids", "extra_args",
@@ -80,7 +83,7 @@ USED: Final[Names] = {
     "vllm.v1.engine:EngineCoreRequestType": ("UTILITY", "WAKEUP"),
     "vllm.v1.engine:FinishReason": ("ABORT",),
     "vllm.v1.engine.async_llm:AsyncLLM": (
-        "collective_rpc", "engine_core", "errored", "generate", "vllm_config",
+        "collective_rpc", "engine_core", "errored", "generate", "renderer", "vllm_config",
     ),
     "vllm.v1.engine.core:EngineCore": ("scheduler",),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),

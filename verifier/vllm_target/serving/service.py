@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from vllm.renderers.chat_utils import load_chat_template
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from picospec.gateway.app import HANDLERS, accounted
@@ -37,6 +36,7 @@ from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
+from picospec.verifier.vllm_target.serving.chats import as_served
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain_requests import charge
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -112,7 +112,7 @@ def _target(
         settings.limits,
         metrics,
         adapters=state.openai_serving_models.lora_requests,
-        template=load_chat_template(args.chat_template),
+        as_served=partial(as_served, llm=llm, args=args),
         share_prefixes=settings.share_prefixes,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
         self_test=settings.vllm.get("self_test", True) if is_first else None,
