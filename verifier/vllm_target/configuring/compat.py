@@ -62,7 +62,8 @@ USED: Final[Names] = {
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
     "vllm.sampling_params:SamplingParams": (
         "_validate_spec_decode", "all_stop_token_ids", "allowed_token_ids", "extra_args",
-        "logit_bias", "min_tokens", "num_logprobs", "output_kind", "structured_outputs",
+        "logit_bias", "min_p", "min_tokens", "num_logprobs", "output_kind", "seed",
+        "structured_outputs", "top_k", "top_p",
     ),
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("usage",),
     "vllm.v1.core.sched.output:SchedulerOutput": (
@@ -107,15 +108,22 @@ USED: Final[Names] = {
 
 BY_RUNNER: Final[Mapping[str, Names]] = {
     "v1": {
+        "vllm.v1.sample.logits_processor.state:LogitsProcessors": (
+            "argmax_invariant", "non_argmax_invariant",
+        ),
         "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler": ("forward",),
         "vllm.v1.sample.rejection_sampler:": (
             "apply_sampling_constraints", "rejection_sample",
         ),
         "vllm.v1.sample.sampler:": ("batched_count_greater_than",),
         "vllm.v1.sample.sampler:Sampler": ("topk_topp_sampler",),
-        "vllm.v1.worker.gpu_input_batch:InputBatch": ("req_ids",),
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata": ("num_draft_tokens",),
+        "vllm.v1.worker.gpu_input_batch:InputBatch": (
+            "logitsprocs", "num_tokens_no_spec", "req_id_to_index", "req_ids",
+        ),
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
-            "device", "execute_model", "input_batch", "sample_tokens", "sampler",
+            "_sample", "device", "execute_model", "input_batch", "requests", "sample_tokens",
+            "sampler", "vllm_config",
         ),
     },
     "v2": {
