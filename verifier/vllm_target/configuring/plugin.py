@@ -25,10 +25,12 @@ from picospec.verifier.vllm_target.launching import CONFIG, NAME
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
-    "v2": {"method": "ngram", "prompt_lookup_max": 1, "prompt_lookup_min": 1},
+    "v2": {"method": "ngram", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
 }
 """What vLLM is told to speculate with, by runner, so that it makes place for drafts. The second
-names vLLM's n-gram, whose speculator the worker extension replaces."""
+names vLLM's n-gram, which the worker extension keeps from proposing anything. That a batch of
+any size is planned without drafts has vLLM capture the CUDA graphs that it has without
+speculation: those of steps of one row a request."""
 
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
