@@ -96,7 +96,7 @@ run-vllm: .venv-vllm/.ready-run
 
 test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
-		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target $(ARGS)
+		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py $(ARGS)
 
 # Triton's interpreter and its backend are for these tests only: installed, they would break V1.
 V2 := tests/verifier/vllm_target/v2

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("vllm")
 
 import vllm.config.vllm
 from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from picospec.verifier.vllm_target.configuring import conflicts, plugin
@@ -206,3 +208,21 @@ def test_requests_may_have_what_vllm_refuses_beside_speculation(
     params = SamplingParams(min_p=0.1, logit_bias={3: 1.0})
 
     params.verify(config.model_config, config.speculative_config, None, None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"stop_token_ids": list(range(200)), "min_tokens": 1},
+        {"logit_bias": dict.fromkeys(range(1025), 1.0)},
+        {"allowed_token_ids": list(range(1025))},
+    ],
+)
+def test_what_would_end_the_worker_of_the_second_runner_is_refused_by_its_name(
+    asked: dict[str, Any], registered: None
+) -> None:
+    with pytest.raises(VLLMValidationError) as error:
+        SamplingParams(**asked)._validate_spec_decode(SimpleNamespace(method="ngram"))
+
+    assert error.value.parameter == next(iter(asked))
+    SamplingParams(**asked)._validate_spec_decode(SimpleNamespace(method="custom_class"))

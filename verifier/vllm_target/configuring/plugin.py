@@ -18,7 +18,7 @@ import vllm.envs as envs
 
 from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.configuring import compat, conflicts
+from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.launching import CONFIG, NAME
 
@@ -53,12 +53,7 @@ def register() -> None:
     stock = EngineArgs.create_speculative_config
     if not hasattr(stock, "__wrapped__"):
         EngineArgs.create_speculative_config = _choosing(stock)
-        SamplingParams._validate_spec_decode = _refuse_nothing
-
-
-def _refuse_nothing(params: Any, speculative_config: object) -> None:
-    """Let min_p and logit_bias be asked for, which vLLM refuses beside any speculation: our
-    judge and both runners' samplers serve them."""
+        SamplingParams._validate_spec_decode = request_limits.check
 
 
 def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 import torch
@@ -31,15 +31,6 @@ SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
 folder, which may differ from host to host."""
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What the engine was started with."""
-
-    vocabulary: int
-    context_tokens: int
-    sessions: int
-
-
 class Engine:
     """Raises TargetFailed from every method when vLLM fails."""
 
@@ -53,8 +44,7 @@ class Engine:
         tokens: how many of the model's ids are tokens; the ids after them are never drawn.
         """
         try:
-            if self.size.vocabulary < tokens:
-                known = self.size.vocabulary
+            if (known := self.model.get_vocab_size()) < tokens:
                 raise TargetFailed(f"the model knows {known} ids, its tokenizer has {tokens}")
             await self._llm.collective_rpc("picospec_install", args=(tokens,))
             if not await self._call("attach"):
@@ -63,13 +53,10 @@ class Engine:
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
 
     @property
-    def size(self) -> Size:
-        configured = self._llm.vllm_config
-        return Size(
-            configured.model_config.get_vocab_size(),
-            configured.model_config.max_model_len,
-            configured.scheduler_config.max_num_seqs,
-        )
+    def most_sessions(self) -> int:
+        """How many requests it runs at once."""
+        most: int = self._llm.vllm_config.scheduler_config.max_num_seqs
+        return most
 
     @property
     def drawn_by_vllm(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -14,14 +12,10 @@ class CPUDriver(DriverBase):
     def is_active(cls) -> bool:
         return True
 
-    def map_python_to_cpp_type(self, ty: Any) -> str:
-        raise NotImplementedError
-
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cpu", 0, 0)
 
+    map_python_to_cpp_type = get_benchmarker = get_current_target  # never called
+
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
-
-    def get_benchmarker(self) -> Any:
-        raise NotImplementedError

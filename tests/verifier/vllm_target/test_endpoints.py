@@ -1,0 +1,174 @@
+"""What the plugin does to vLLM's server, with fakes in the place of its engine and its app."""
+
+from __future__ import annotations
+
+import socket
+import time
+from argparse import Namespace
+from collections.abc import AsyncGenerator
+from functools import partial
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from picospec.gateway.account import Account
+from picospec.gateway.drain import Drain
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tenants.keys import KeyLimits
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(autouse=True)
+def _vllm() -> None:
+    pytest.importorskip("vllm")
+
+
+def of(module: str) -> Any:
+    """A module of the plugin, which imports vLLM."""
+    return import_module(f"picospec.verifier.vllm_target.serving.{module}")
+
+
+def account(**limits: int) -> Account:
+    registry = CollectorRegistry()
+    tenant = Tenant("ann", KeyLimits(**limits), TenantMetrics(registry))
+    return Account("r", Metrics(registry), time.monotonic, time.monotonic(), tenant)
+
+
+def scope(path: str = "/v1/completions", **more: object) -> dict[str, Any]:
+    return {"type": "http", "method": "POST", "path": path, "headers": [], **more}
+
+
+async def asked(app: Any, scope: dict[str, Any]) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    await app(scope, receive, send)
+    return sent
+
+
+class Failing:
+    """A service whose self-test fails."""
+
+    def __init__(self, *_: object) -> None:
+        async def load() -> str:
+            return "self-test: with wrong drafts [2], without [1]"
+
+        self.host = SimpleNamespace(load=load)
+
+
+async def test_a_failed_self_test_ends_vllm_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(of("endpoints"), "check_free", lambda *_, **__: None)
+    monkeypatch.setattr(of("endpoints"), "Service", Failing)
+    plugin = of("endpoints").Endpoints()
+    plugin._app, plugin._drain = None, Drain()
+
+    with pytest.raises(SystemExit, match="self-test: with wrong drafts"):
+        await plugin.init_state(None, None, Namespace(api_server_count=None))
+
+
+async def test_a_port_that_is_taken_ends_vllm_and_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("PICOSPEC_VERIFIER__PORT", str(port))
+
+        with pytest.raises(SystemExit, match=f"settings: .*{port}"):
+            await (
+                of("endpoints")
+                .Endpoints()
+                .init_state(None, None, Namespace(api_server_count=None))
+            )
+
+
+async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
+    seen: list[Any] = []
+
+    async def vllm(scope: Any, receive: object, send: object) -> None:
+        seen.append(scope)
+
+    ours = scope(headers=[(b"authorization", b"Bearer ours"), (b"host", b"h")], app=1)
+
+    await asked(partial(of("service")._pass_on, vllm, "theirs"), ours)
+    await asked(partial(of("service")._pass_on, vllm, None), ours)
+
+    assert seen[0]["headers"] == [(b"host", b"h"), (b"authorization", b"Bearer theirs")]
+    assert seen[1]["headers"] == ours["headers"]
+    assert not any("app" in each for each in seen)
+
+
+async def test_our_apps_see_paths_without_vllms_root_path() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: object, send: object) -> None:
+        seen.append((scope["path"], scope["root_path"]))
+
+    for path in ("/vllm/v1/speculate/name", "/v1/speculate/name"):
+        await asked(partial(of("service")._serve, app, "/vllm"), scope(path, root_path="/vllm"))
+
+    assert seen == [("/v1/speculate/name", "")] * 2
+
+
+async def test_while_the_service_drains_vllms_routes_take_no_request() -> None:
+    drain = Drain()
+    drain.begin(60.0)
+    app = of("plain_requests").PlainRequests(None, drain)
+
+    sent = await asked(app, scope())
+
+    assert sent[0]["status"] == 503
+
+
+async def test_a_key_without_answers_left_is_turned_away_from_vllms_routes() -> None:
+    paying = account(sessions=1)
+    paying.begin_answers(1)
+    app = of("plain_requests").PlainRequests(None, Drain())
+
+    sent = await asked(app, scope(state={"account": paying}))
+
+    assert (sent[0]["status"], paying.error) == (429, "rate_limit_exceeded")
+
+
+@pytest.mark.parametrize("kind", ["DELTA", "CUMULATIVE", "FINAL_ONLY"])
+async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> None:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    steps = {"DELTA": (1, 2), "CUMULATIVE": (1, 3), "FINAL_ONLY": (3,)}[kind]
+    salts: list[Any] = []
+
+    async def generate(prompt: Any, *_: object, **__: object) -> AsyncGenerator[Any]:
+        salts.append(prompt.get("cache_salt"))
+        for count in steps:
+            choices = [SimpleNamespace(index=i, token_ids=[7] * count) for i in range(2)]
+            yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
+
+    llm: Any = SimpleNamespace(generate=generate)
+    of("plain_requests").charge(llm, share_prefixes=False)
+    params = SamplingParams(output_kind=RequestOutputKind[kind])
+
+    async def vllm(*_: object) -> None:
+        for prompt in ({"type": "token"}, {"type": "token", "cache_salt": "x"}):
+            async for _ in llm.generate(prompt, params, request_id="r"):
+                pass
+
+    paying = account()
+    for state in ({"account": paying}, {}):
+        await asked(of("plain_requests").PlainRequests(vllm, Drain()), scope(state=state))
+
+    assert (paying.prompt_tokens, paying.completion_tokens) == (5, 12)
+    ours, with_salt, *untold = salts
+    assert ours == "ann"
+    assert with_salt not in ("x", "ann")
+    assert untold == [None, "x"]
