@@ -88,8 +88,9 @@ class Service:
 
     async def _status(self, _: Request) -> Response:
         """Answer what an edge shows of its verifier."""
+        state = "ok" if self.host.state == "ready" else self.host.state
         about = await self.sessions.about()
-        return json_response({"status": self.host.state, "version": VERSION, **about})
+        return json_response({"status": state, "version": VERSION, **about})
 
 
 def _target(
