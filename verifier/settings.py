@@ -62,6 +62,10 @@ class SpeculationSettings(Table):
     max_ahead: Annotated[int, Field(ge=1, le=4096)] = 128
     """Most draft tokens of a session kept beyond its last committed token."""
 
+    seed_exact: bool = False
+    """vLLM with a --speculative-config: judge its draft tokens for requests of no session as
+    sessions' are judged, so that a text depends on its seed alone, as without speculation."""
+
 
 class VerifierSettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="PICOSPEC_VERIFIER__")

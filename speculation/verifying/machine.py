@@ -29,6 +29,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.arrivals import Arrivals
+from picospec.speculation.verifying.head import NO_HOLD, Head
 from picospec.speculation.verifying.latency import PassLatency
 from picospec.speculation.verifying.pass_policy import hold_s, waiting
 from picospec.speculation.verifying.row_allocation import allocate
@@ -51,6 +52,8 @@ class Offer:
 
     wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
     held: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
+    heads: Mapping[str, int] = field(default_factory=dict)
+    """Of those in `start`: sessions that judge so many tokens of the target's head instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class _Held:
     session: VerifyingSession
     passed_at: float
     arrivals: Arrivals = field(default_factory=Arrivals)
+    head: Head = field(default_factory=Head)
 
 
 class VerifyMachine:
@@ -115,6 +119,10 @@ class VerifyMachine:
             arrivals.broke(chain.wrong_at)
         return down
 
+    def proposed(self, name: str, tokens: int) -> None:
+        """Note how many tokens the target's head has proposed after a session's text."""
+        self._sessions[name].head.tokens = tokens
+
     def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf before a message arrives."""
         return min((self._hold_s(name, now) for name in ready), default=inf)
@@ -145,15 +153,22 @@ class VerifyMachine:
             return Offer({}, wait_s, going)
         start: dict[str, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
         counts = self._allocated(going, len(start) + others, rows)
+        heads: dict[str, int] = {}
         for name, count in zip(going, counts, strict=True):
-            start[name] = self._sessions[name].session.plan(count).draft
-        return Offer(start, 0.0)
+            held = self._sessions[name]
+            room, gains = held.session.head_room, held.session.gains[:count]
+            start[name] = held.session.plan(count).draft
+            if (expected := held.head.expected(room)) and expected >= sum(gains):
+                start[name], heads[name] = (), min(room, held.head.tokens)
+        return Offer(start, 0.0, heads=heads)
 
     def _hold_s(self, name: str, now: float) -> float:
         held = self._sessions[name]
         session = held.session
         if session.finished or session.rejection:
             return inf
+        if held.head.expected(session.head_room) >= NO_HOLD:
+            return 0.0
         state = waiting(session, held.arrivals, now)
         seconds = hold_s(state, self.latency, session.limits.max_verify)
         return seconds if seconds > MIN_HOLD_S else 0.0
@@ -170,14 +185,18 @@ class VerifyMachine:
         )
         return counts[: len(sessions)]
 
-    def begin(self, taken: Mapping[str, int], now: float) -> PassPlan:
-        """Begin the pass that really runs: of each session so many of its offered draft tokens.
-        `ran` must follow, for the sessions that are still open then."""
+    def begin(
+        self, taken: Mapping[str, int], now: float, heads: Mapping[str, int] | None = None
+    ) -> PassPlan:
+        """Begin the pass that really runs: of each session so many of its offered draft tokens,
+        or of its head's. `ran` must follow, for the sessions that are still open then."""
         passes = {}
         for name, count in taken.items():
-            session = self._sessions[name].session
+            held, head = self._sessions[name], (heads or {}).get(name, 0)
+            session, held.head.tokens = held.session, 0
             uniforms = count + 1 if session.request.judge == "separate" else 0
-            passes[name] = replace(session.begin(count), u=tuple(islice(self._u, uniforms)))
+            begun = session.begin(count, head=head)
+            passes[name] = replace(begun, u=tuple(islice(self._u, uniforms)))
         return PassPlan(passes, now)
 
     def ran(
@@ -202,6 +221,8 @@ class VerifyMachine:
         for name, verdict in verdicts.items():
             if not (held := self._sessions.get(name)):
                 continue
+            if head := plan.passes[name].head:
+                held.head.judged(head, verdict.judgement.accepted)
             down[name] = held.session.resolve(
                 verdict.judgement,
                 queue_s=max(0.0, plan.started - held.passed_at),

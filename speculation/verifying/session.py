@@ -57,6 +57,7 @@ class Pass:
     q: tuple[int, ...]  # `separate`: K weights in 1/Q_SCALE; else all are 0
     u: tuple[float, ...] = ()  # `separate`: K + 1 fresh uniforms in [0, 1)
     own: int = 0  # how many of the draft tokens, the last ones, are the verifier's own
+    head: int = 0  # in place of a draft: tokens of the target's head, which are unknown here
 
 
 class VerifyingSession:
@@ -81,6 +82,14 @@ class VerifyingSession:
     def pending(self) -> int:
         """Draft tokens that the next pass could judge."""
         return max(0, self.chain.reach - len(self.committed))
+
+    @property
+    def head_room(self) -> int:
+        """The most tokens of the target's head that a pass may judge. In `separate` it judges
+        none, and with fill `never` the target generates nothing without a draft."""
+        if self.request.judge == "separate" or self.request.fill == "never":
+            return 0
+        return max(0, self.request.max_tokens - len(self.committed) - 1)
 
     @property
     def gains(self) -> list[float]:
@@ -150,15 +159,19 @@ class VerifyingSession:
         proposed = self._propose()
         return self.pending + (len(proposed.tokens) if proposed else 0)
 
-    def begin(self, drafts: int) -> Pass:
+    def begin(self, drafts: int, *, head: int = 0) -> Pass:
         """Begin a pass over the first `drafts` draft tokens, which are the pending ones and the
-        verifier's own after them; `resolve` must follow."""
+        verifier's own after them, or over `head` tokens of the target's head; `resolve` must
+        follow."""
         if self._running or self.finished or self.rejection:
             raise LocalProtocolError("no pass may begin now")
         if drafts > self._judgeable:
             raise LocalProtocolError(f"there are no {drafts} draft tokens")
         self.chain.broken = False
-        self._running, self._tried = self._pass(drafts), self._propose()
+        if head:
+            self._running, self._tried = Pass(len(self.committed), (), (), head=head), None
+        else:
+            self._running, self._tried = self._pass(drafts), self._propose()
         return self._running
 
     def _pass(self, drafts: int) -> Pass:
@@ -181,14 +194,14 @@ class VerifyingSession:
         if self._running is None:
             raise LocalProtocolError("no pass has begun")
         running, self._running, totals = self._running, None, self.totals
-        judged = len(running.draft)
+        judged = len(running.draft) + running.head
         filled = totals.filled + (judged == 0)
         self.totals = replace(
             totals, passes=totals.passes + 1, judged=totals.judged + judged, filled=filled
         )
-        accepted = min(judgement.accepted, judged - running.own)
+        accepted = min(judgement.accepted, len(running.draft) - running.own)
         own, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
-        if self._own and self._tried and accepted == judged - running.own:
+        if self._own and self._tried and accepted == len(running.draft) - running.own:
             self._own.judged(self._tried, running.own, own)
         place = self.chain.epoch, len(self.committed)
         down = self._commit(

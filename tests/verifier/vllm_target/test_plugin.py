@@ -69,10 +69,10 @@ def test_an_engine_that_generates_gets_scheduler_extension_and_place_for_drafts(
 
     assert config.scheduler_config.scheduler_cls == conflicts.SCHEDULER
     assert config.scheduler_config.async_scheduling is False
-    assert config.parallel_config.worker_extension_cls == conflicts.EXTENSION
+    assert config.parallel_config.worker_extension_cls == conflicts.EXTENSIONS["v1"]
     assert config.structured_outputs_config.backend == "guidance"
     assert config.speculative_config.num_speculative_tokens == 33
-    assert Choice.of(config) == Choice("v1", 32, "none")
+    assert Choice.of(config) == Choice("v1", 32)
 
 
 def test_the_width_is_that_of_our_settings(
@@ -85,7 +85,7 @@ def test_the_width_is_that_of_our_settings(
 
     monkeypatch.setenv("PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY", "5")
 
-    assert Choice.of(configured()) == Choice("v1", 5, "none")
+    assert Choice.of(configured()) == Choice("v1", 5)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,8 @@ def test_speculation_of_the_operator_stays_on_v2(
     config = configured(speculative_config={"method": "ngram", "num_speculative_tokens": 3})
 
     assert config.speculative_config.num_speculative_tokens == 3
-    assert Choice.of(config) == Choice("v2", 32, "operator")
+    assert Choice.of(config) == Choice("v2", 32, head=3)
+    assert config.num_speculative_tokens == 33
 
 
 def test_what_the_operator_chose_stays(registered: None, configured: Configure) -> None:

@@ -20,13 +20,16 @@ class Choice:
     max_verify: int
     """Most draft tokens of a session in one step. A forced token may stand before them."""
 
-    proposer: Literal["none", "operator"]
-    """Who proposes draft tokens besides edges: nobody, or what --speculative-config names."""
+    head: int = 0
+    """How many draft tokens vLLM's own speculation proposes, as --speculative-config has it."""
+
+    seed_exact: bool = False
+    """Whether our judge also judges the requests of no session."""
 
     @property
     def width(self) -> int:
-        """The draft tokens and the forced token of one step."""
-        return self.max_verify + 1
+        """The most draft tokens of a request in one step, with a session's forced token."""
+        return max(self.max_verify + 1, self.head)
 
     def added_to(self, carried: dict[str, Any]) -> dict[str, Any]:
         """Return `additional_config` with this choice in it."""

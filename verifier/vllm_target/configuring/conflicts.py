@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 SCHEDULER: Final = "picospec.verifier.vllm_target.core.scheduler.PicoScheduler"
-EXTENSION: Final = "picospec.verifier.vllm_target.worker.extension.PicoWorkerExtension"
+EXTENSIONS: Final = {
+    "v1": "picospec.verifier.vllm_target.worker.extension.PicoWorkerExtension",
+    "v2": "picospec.verifier.vllm_target.worker.v2.extension.PicoWorkerExtension",
+}
+"""By the model runner."""
+
+_EXTENSIONS: Final = ("", *EXTENSIONS.values())
 
 
 class Conflict(ValueError):
@@ -33,7 +39,7 @@ class Rule:
 _KV_STAYS: Final = "a session keeps its KV in this engine"
 RULES: Final = (
     Rule("scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
-    Rule("worker_extension_cls", lambda v: v not in ("", EXTENSION), "it is the judge"),
+    Rule("worker_extension_cls", lambda v: v not in _EXTENSIONS, "it is the judge"),
     Rule("async_scheduling", bool, "a step is planned with the drafts that are there by then"),
     Rule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
     Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),

@@ -48,6 +48,7 @@ def register() -> None:
     if NAME not in (envs.VLLM_PLUGINS or ()):
         return
     die_with_parent()
+    from vllm.config import VllmConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.sampling_params import SamplingParams
 
@@ -55,6 +56,18 @@ def register() -> None:
     if not hasattr(stock, "__wrapped__"):
         EngineArgs.create_speculative_config = _choosing(stock)
         SamplingParams._validate_spec_decode = request_limits.check
+        VllmConfig.num_speculative_tokens = _wide_enough(VllmConfig.num_speculative_tokens)
+
+
+def _wide_enough(stock: property) -> property:
+    """Widen what vLLM makes place for in a step; its own speculation keeps to its own setting,
+    and proposes as many tokens as the operator asked for."""
+
+    def num_speculative_tokens(config: Any) -> int:
+        choice = Choice.of(config)
+        return int(stock.fget(config)) if choice is None else choice.width  # type: ignore[misc]
+
+    return property(num_speculative_tokens)
 
 
 def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,8 +108,8 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
         )
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
-    max_verify = settings().limits.max_verify
-    return Choice(runner, max_verify, "none" if asked is None else "operator")
+    head, ours = 0 if asked is None else asked.num_speculative_tokens, settings()
+    return Choice(runner, ours.limits.max_verify, head, ours.speculation.seed_exact)
 
 
 def _serves_sessions(model: Any) -> bool:
@@ -124,7 +137,8 @@ def _apply(choice: Choice, args: Any, parallel: Any) -> None:
     from vllm.config import StructuredOutputsConfig
 
     args.scheduler_cls, args.async_scheduling = conflicts.SCHEDULER, False
-    args.worker_extension_cls = parallel.worker_extension_cls = conflicts.EXTENSION
+    extension = conflicts.EXTENSIONS[choice.runner]
+    args.worker_extension_cls = parallel.worker_extension_cls = extension
     args.additional_config = choice.added_to(args.additional_config)
     grammars = args.structured_outputs_config
     if isinstance(grammars, dict):  # of a caller in Python

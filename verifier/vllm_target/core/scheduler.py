@@ -13,6 +13,7 @@ edge draws the recovered one, vLLM does not take back the step's tokens: this mo
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from picospec.gateway.ports import UNLIKELY
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.machine import PassPlan, Verdict
+from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked
 from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
@@ -43,15 +45,31 @@ class PicoScheduler(SessionScheduler):
         super().__init__(*args, **kwargs)
         self._plan = PassPlan({}, 0.0)
         self._has_run_without_grammars = False
+        choice = Choice.of(self.vllm_config)
+        self._head = choice.head if choice else 0
+        self._heads: Mapping[str, int] = {}  # what was offered of the head's, by session
+        self._silent: frozenset[str] = frozenset()
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Ignore the null proposer: draft tokens come from the edge."""
+        """Take in what vLLM's own speculation has proposed after a step. A session keeps it to
+        its next pass, which may be steps later."""
+        if not self._head:
+            return
+        super().update_draft_token_ids(draft_token_ids)
+        for request_id in draft_token_ids.req_ids:
+            slot, request = self._slots.of(request_id), self.requests.get(request_id)
+            if slot is None or request is None:
+                continue
+            proposed, request.spec_token_ids = request.spec_token_ids, []
+            slot.proposed = [] if request_id in self._silent else proposed
+            self._machine.proposed(slot.name, len(slot.proposed))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         now = time.monotonic()
         held = self._offer_drafts(now)
         with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
+        output.num_spec_tokens_to_schedule = self._head
         output.picospec_requests = self._begin(output, now)
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
@@ -86,8 +104,12 @@ class PicoScheduler(SessionScheduler):
         rows = self.scheduler_config.max_num_batched_tokens
         others = len(self.running) - len(ready)
         offer = self._machine.offer(ready, now, rows=rows, others=others)
+        self._heads = offer.heads
         for name, draft in offer.start.items():
             request, slot = ready[name]
+            if head := offer.heads.get(name):
+                request.spec_token_ids = slot.proposed[:head]
+                continue
             tokens = [*slot.owed(request.num_tokens), *draft]
             valid = self.structured_output_manager.validate_tokens(request, tokens)
             request.spec_token_ids = list(valid)
@@ -96,7 +118,7 @@ class PicoScheduler(SessionScheduler):
     def _begin(self, output: SchedulerOutput, now: float) -> dict[str, VerifyRequest]:
         """Begin the pass of the sessions whose last row is in this step; return, by request,
         what the worker must know to judge it."""
-        sampled, taken = [], {}
+        sampled, taken, heads = [], {}, {}
         for request_id in output.num_scheduled_tokens:
             slot, request = self._slots.of(request_id), self.requests[request_id]
             if slot is None or request.num_computed_tokens < request.num_tokens:
@@ -106,13 +128,18 @@ class PicoScheduler(SessionScheduler):
             owed = slot.owed(request.num_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
             sampled.append((request_id, slot, owed))
-            if slot.may_begin(owed, injected):
+            slot.proposed = []
+            if slot.name in self._heads:
+                taken[slot.name], heads[slot.name] = 0, injected
+            elif slot.may_begin(owed, injected):
                 taken[slot.name] = injected - len(owed)
-        self._plan = self._machine.begin(taken, now)
-        return {
+        self._plan = self._machine.begin(taken, now, heads)
+        requests = {
             request_id: slot.verify_request(self._plan.passes.get(slot.name), owed)
             for request_id, slot, owed in sampled
         }
+        self._silent = frozenset(name for name, each in requests.items() if each.silent)
+        return requests
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -141,7 +168,8 @@ class PicoScheduler(SessionScheduler):
         down = self._machine.ran(self._plan, verdicts, now, rows=learned)
         for _, slot in passed.values():
             if slot.name in down:
-                drafts = len(self._plan.passes[slot.name].draft)
+                judged_pass = self._plan.passes[slot.name]
+                drafts = len(judged_pass.draft) + judged_pass.head
                 slot.send(down[slot.name], judged=drafts, rows=rows)
                 rows = 0
         batches = super().update_from_output(scheduler_output, model_runner_output)

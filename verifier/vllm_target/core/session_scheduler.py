@@ -77,9 +77,12 @@ class SessionScheduler(Scheduler):
             self._machine.close(slot.name)
         return super()._free_request(request, *args, **kwargs)
 
-    def _preempt_request(self, *args: Any, **kwargs: Any) -> None:
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.preemptions += 1
-        super()._preempt_request(*args, **kwargs)
+        if slot := self._slots.of(request.request_id):
+            slot.proposed = []
+            self._machine.proposed(slot.name, 0)
+        super()._preempt_request(request, *args, **kwargs)
 
     def attach(self, engine: EngineCore) -> bool:
         """Wake this core and send through it between steps; False if this vLLM cannot. Each of

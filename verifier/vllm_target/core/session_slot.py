@@ -53,6 +53,10 @@ class SessionSlot:
         self._adjustment = Adjustment.first(
             admission.settings, prompt, admission.request.stop_tokens
         )
+        self.proposed: list[TokenId] = []
+        """What vLLM's own speculation has proposed after the text; -1 for tokens that only the
+        worker knows."""
+
         self.frames: list[OutgoingFrame] = []
         self.complaint: str | None = None
         """What the edge did that no honest edge does; the session is over."""

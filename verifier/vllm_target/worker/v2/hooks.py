@@ -21,10 +21,12 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.judging import Judgement
+from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload
 from picospec.verifier.vllm_target.worker.v2 import coupled
+from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judged, Others
 
 Stock = Callable[..., Any]
 """What vLLM has in the place of one of our methods."""
@@ -70,6 +72,8 @@ class RunnerHooks:
         self._runner = runner
         self._tokens = tokens
         self._step = Step()
+        choice = Choice.of(runner.vllm_config) or Choice("v2", 0)
+        self._is_mixed = bool(choice.head) and not choice.seed_exact
         self._wrap(runner, "prepare_inputs", self._begin)
         self._wrap(runner, "sample", self._sample)
         self._wrap(runner, "sample_tokens", self._return_judgements)
@@ -77,7 +81,10 @@ class RunnerHooks:
             self._wrap(runner.sampler, "apply_sampling_params", self._cut_padding)
             self._wrap(rejection_sampler, "gather_draft_sampled", self._gather)
             self._wrap(rejection_sampler, "rejection_sample", self._judge)
-            runner.speculator.propose = partial(runner.speculator.propose, dummy_run=True)
+            runner.rejection_sampler.num_speculative_steps = choice.width
+            if not choice.head:
+                propose = partial(runner.speculator.propose, dummy_run=True)
+                runner.speculator.propose = propose
 
     def _wrap(self, holder: Any, name: str, ours: Callable[..., Any]) -> None:
         """Call ours in the place of a function of vLLM's, and give it that function."""
@@ -92,6 +99,7 @@ class RunnerHooks:
             (states.req_id_to_index[name], column, token)
             for name in requests
             for column, token in enumerate(self._step.drafts.get(name, ()))
+            if token >= 0  # else the head's, which are there already
         ]
         if placed:
             slots, columns, tokens = upload(np.array(placed).T.copy(), states.device)
@@ -118,27 +126,37 @@ class RunnerHooks:
         return stock(*others, torch.zeros_like(prefill_lengths))
 
     def _judge(
-        self,
-        stock: Stock,
-        logits: Tensor,
-        draft_logits: object,
-        drafted: Tensor,
-        bounds: Tensor,
-        at: Tensor,
-        slots: object,
-        rows: Tensor,
-        columns: Tensor,
-        temperatures: Tensor,
-        seeds: Tensor,
-        most: int,
-        *args: Any,
-        **kwargs: Any,
+        self, stock: Stock, logits: Tensor, draft_logits: object, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        given = Judged(*args[:NUMBER_OF_JUDGED])
+        rest, others = args[NUMBER_OF_JUDGED:], self._others()
+        if others is not None and not self._step.requests:
+            return stock(logits, draft_logits, *given, *rest, **kwargs)
         sampled, counts = coupled.judge(
-            logits, drafted, bounds[1:], at, rows, columns, temperatures, seeds, most
-        )
+            logits, given.drafted, given.bounds[1:], given.at, given.rows, given.columns,
+            given.temperatures, given.seeds, given.most,
+        )  # fmt: skip
         self._judge_separate(logits, sampled, counts)
+        if others is not None and others.places.size:
+            at = upload(others.places, logits.device)
+            rows = upload(others.rows, logits.device)
+            theirs = given.of(at, rows, upload(others.bounds, logits.device))
+            sampled[at], counts[at] = stock(
+                logits[rows], draft_logits, *theirs, *rest, **kwargs
+            )
         return sampled, counts
+
+    def _others(self) -> Others | None:
+        """Return the requests of no session, where vLLM's own judge judges their drafts."""
+        if not self._is_mixed:
+            return None
+        name_of, step = self._runner.req_states.index_to_req_id, self._step
+        return Others.of(
+            [
+                (len(step.drafts.get(name_of[slot], ())) + 1, name_of[slot] in step.requests)
+                for slot in step.slots.tolist()
+            ]
+        )
 
     def _judge_separate(self, logits: Tensor, sampled: Tensor, counts: Tensor) -> None:
         """Judge the requests that ask for it otherwise, in place. A row without a draft token

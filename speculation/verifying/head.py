@@ -1,0 +1,41 @@
+"""What the target's own head, such as EAGLE, proposes for one session.
+
+The tokens themselves stay in the engine. A pass judges either them or the edge's chain:
+whichever is expected to have more tokens accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from picospec.speculation.proposing.precision import Precision
+
+PRIOR: Final = 0.7
+"""How often a head is right, before any of its tokens was judged; it counts as PRIOR_SEEN
+observations. EAGLE-3 and n-grams are reported from 0.5 to 0.8."""
+
+PRIOR_SEEN: Final = 4
+
+NO_HOLD: Final = 0.5
+"""Expected accepted tokens from which on a session is not held for its edge's draft tokens: a
+pass without them brings about as much as one with them is worth waiting for."""
+
+
+@dataclass(slots=True)
+class Head:
+    """tokens: how many it has proposed after the committed text; 0 once they were judged."""
+
+    tokens: int = 0
+    precision: Precision = field(default_factory=lambda: Precision(PRIOR, PRIOR_SEEN))
+
+    def expected(self, most: int) -> float:
+        """Return how many of its tokens, of `most` at most, are expected to be accepted."""
+        return sum(self.precision.right**k for k in range(1, min(self.tokens, most) + 1))
+
+    def judged(self, tokens: int, accepted: int) -> None:
+        """Learn from a pass. No token after the first wrong one says anything."""
+        for _ in range(accepted):
+            self.precision.observe(True)
+        if accepted < tokens:
+            self.precision.observe(False)

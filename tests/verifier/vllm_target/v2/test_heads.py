@@ -1,0 +1,101 @@
+"""vLLM's own speculation beside edges: every text is the one without speculation, and a pass
+takes the edge's draft tokens or the head's, whichever earn more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import load_file, save_file
+
+from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.vllm_target.conftest import ON_ENGINE, engine
+from tests.verifier.vllm_target.conftest import make as make_target
+from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain
+from tests.verifier.vllm_target.v2.cases import Text, keywords, prompts, session
+from tests.verifier.vllm_target.v2.tiny import make
+
+pytestmark = ON_ENGINE
+Texts = dict[tuple[str, int], Text]
+K = 3
+NAMES = ("T=0", "T=1", "top-k, top-p, min-p", "penalties", "schema")
+
+
+@pytest.fixture(scope="module")
+def head(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target with some noise in its weights, so that it is often right."""
+    folder = make(tmp_path_factory.mktemp("head"))
+    weights = load_file(directory / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for each in weights.values():
+        each += 0.03 * each.std(correction=0) * torch.randn(each.shape, generator=generator)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def merged(directory: Path, head: Path, texts: Texts) -> AsyncIterator[VllmTarget]:
+    speculation = {"method": "draft_model", "model": str(head), "num_speculative_tokens": K}
+    async with engine(directory, speculative_config=speculation) as running:
+        served = make_target(running)
+        await served.start()
+        yield served
+        await served.stop()
+
+
+async def run(
+    target: VllmTarget, texts: Texts, name: str, number: int, script: Script | None
+) -> Answer:
+    request, key = session(target.facts, name, number), f"{name} {number} {script}"
+    if script is None:
+        return await plain(target, key, request)
+    return await drafted(target, key, request, texts[name, number].tokens, script)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_texts_are_those_without_speculation(
+    merged: VllmTarget, texts: Texts, name: str
+) -> None:
+    scripts = (None, Script(), Script(wrong=1.0), Script(wrong=0.2, late_s=0.2))
+
+    answers = await asyncio.gather(
+        *(run(merged, texts, name, i % 3, script) for i, script in enumerate(scripts))
+    )
+
+    assert [a.tokens for a in answers] == [texts[name, i % 3].tokens for i in range(4)]
+    totals = [answer.finish.totals for answer in answers if answer.finish]
+    assert totals[0].own > 0, "the head serves a session without an edge's draft tokens"
+    assert totals[1].accepted > totals[1].own, "right draft tokens replace the head's"
+
+
+async def test_either_helps_where_it_is_better(merged: VllmTarget, texts: Texts) -> None:
+    only_head = await run(merged, texts, "T=0", 0, None)
+    wrong = await run(merged, texts, "T=0", 0, Script(wrong=1.0))
+    both = await run(merged, texts, "T=0", 0, Script(wrong=0.02))
+
+    passes = [
+        answer.finish.totals.passes for answer in (only_head, wrong, both) if answer.finish
+    ]
+    assert passes[0] < len(only_head.tokens)
+    assert passes[1] <= passes[0] + 2, "a chain that is always wrong soon leaves it to the head"
+    assert passes[2] < passes[0]
+
+
+async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Texts) -> None:
+    from tests.verifier.vllm_target.v2.stock import parameters
+
+    async def own(number: int) -> list[int]:
+        asked = parameters(**keywords("T=0", number))
+        prompt = {"prompt_token_ids": prompts()[number]}
+        outputs = merged._engine._llm.generate(prompt, asked, request_id=f"own {number}")
+        return [token async for each in outputs for token in each.outputs[0].token_ids][-32:]
+
+    beside = asyncio.create_task(run(merged, texts, "T=1", 1, Script(wrong=0.1, late_s=0.05)))
+    found = await asyncio.gather(*map(own, range(3)))
+
+    assert found == [texts["T=0", i].tokens for i in range(3)]
+    assert (await beside).tokens == texts["T=1", 1].tokens

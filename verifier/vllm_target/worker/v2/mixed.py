@@ -1,0 +1,75 @@
+"""Parts a step's rows between our judge and vLLM's, which judges its own draft tokens.
+
+Only requests of no session are vLLM's to judge. Their rows are taken out of the step, because
+vLLM's kernels have no place for the many draft tokens of an edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Judged(NamedTuple):
+    """What vLLM's `rejection_sample` is given of R requests with n rows, after the logits."""
+
+    drafted: Tensor
+    """int[n]: the draft token in a row's input."""
+
+    bounds: Tensor
+    """int[R + 1]: where the rows of each request begin, and the last ones end."""
+
+    at: Tensor
+    """int[n]: the noise's place."""
+
+    slots: Tensor
+    """int[R]: the request's place in temperatures and seeds."""
+
+    rows: Tensor
+    """int[n]: the same, by row."""
+
+    columns: Tensor
+    """int[n]: the row's number in its request."""
+
+    temperatures: Tensor
+    seeds: Tensor
+    most: int
+
+    def of(self, places: Tensor, rows: Tensor, bounds: Tensor) -> Judged:
+        """Return the part of some requests. places: int[r], which. rows: int[m], theirs.
+        bounds: int[r + 1], in the part."""
+        return self._replace(
+            drafted=self.drafted[rows],
+            bounds=bounds.to(self.bounds.dtype),
+            at=self.at[rows],
+            slots=self.slots[places],
+            rows=self.rows[rows],
+            columns=self.columns[rows],
+        )
+
+
+NUMBER_OF_JUDGED: Final = len(Judged._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The requests of a step that are no sessions'."""
+
+    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    """See Judged.of."""
+
+    @staticmethod
+    def of(requests: Sequence[tuple[int, bool]]) -> Others:
+        """Return those that are vLLM's. requests: of each its rows, and whether it is ours."""
+        counts = np.array([count for count, _ in requests], np.int64)
+        theirs = np.array([not ours for _, ours in requests], np.bool_)
+        bounds = np.concatenate([[0], np.cumsum(counts[theirs])])
+        rows = np.flatnonzero(np.repeat(theirs, counts))
+        return Others(np.flatnonzero(theirs), rows, bounds)
