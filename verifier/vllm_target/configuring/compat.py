@@ -84,7 +84,7 @@ USED: Final[Names] = {
     "vllm.v1.engine.async_llm:AsyncLLM": (
         "collective_rpc", "engine_core", "errored", "generate", "renderer", "vllm_config",
     ),
-    "vllm.v1.engine.core:EngineCore": ("scheduler",),
+    "vllm.v1.engine.core:EngineCore": ("check_for_draft_tokens", "scheduler"),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),
     "vllm.v1.engine.core_client:AsyncMPClient": ("call_utility_async",),
     "vllm.v1.outputs:LogprobsLists": ("logprob_token_ids", "logprobs", "slice_request"),
