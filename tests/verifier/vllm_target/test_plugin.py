@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_a_model_that_does_not_generate_starts_as_without_us(
     assert config.scheduler_config.scheduler_cls is None
     assert config.speculative_config is None
     assert config.parallel_config.worker_extension_cls == ""
+    assert os.environ["VLLM_PLUGINS"] == "lora_resolver"
 
 
 @pytest.mark.parametrize("plugins", ["", "lora_resolver", None])
@@ -226,3 +228,12 @@ def test_what_would_end_the_worker_of_the_second_runner_is_refused_by_its_name(
 
     assert error.value.parameter == next(iter(asked))
     SamplingParams(**asked)._validate_spec_decode(SimpleNamespace(method="custom_class"))
+
+
+@pytest.mark.parametrize(("count", "asked", "timeout_s"), [(1, 0, 0), (2, 0, 25), (2, 7, 7)])
+def test_several_api_servers_are_given_time_to_drain(
+    count: int, asked: int, timeout_s: int, registered: None, configured: Configure
+) -> None:
+    given = configured(_api_process_count=count, shutdown_timeout=asked)
+
+    assert given.shutdown_timeout == timeout_s
