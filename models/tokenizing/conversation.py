@@ -1,7 +1,7 @@
 """Puts the messages of a chat into the form that its template takes, as vLLM does.
 
-* A content is a list of parts for a template that reads parts, but for a tool's result, and
-  else one text, in which parts that are empty leave no trace.
+* A content is a text, in which parts that are empty leave no trace; or, for a template that
+  reads parts, a list of them, but for a tool's result.
 * Of "developer", OpenAI's newer name for "system", many templates have not heard. For those
   such messages are system messages, and a chat that has any of them has all of its system
   messages as one, which is its first.

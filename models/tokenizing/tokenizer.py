@@ -49,8 +49,6 @@ class Template(Protocol):
     def text(self) -> str: ...
     @property
     def takes_tools(self) -> bool: ...
-    @property
-    def takes_parts(self) -> bool: ...
     def render(
         self,
         messages: Sequence[Json],
@@ -69,7 +67,7 @@ class Tokenizer:
         encoder: Encoder,
         template: Template | None,
         *,
-        takes_parts: bool | None = None,
+        takes_parts: bool = False,
         hides_unused_tools: bool = False,
     ) -> None:
         self._takes_parts = takes_parts
@@ -101,10 +99,7 @@ class Tokenizer:
         gateway.ports.Tokenizer."""
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
-        takes_parts = self._template.takes_parts
-        if self._takes_parts is not None:
-            takes_parts = self._takes_parts
-        shown = shaped(messages, self.template, takes_parts=takes_parts)
+        shown = shaped(messages, self.template, takes_parts=self._takes_parts)
         given = {"messages": shown, "tools": tools, "options": options}
         sentinel = _unused(self.template + "".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}

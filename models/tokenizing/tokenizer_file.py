@@ -64,8 +64,8 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     variables: dict[str, Any] = {}
     """More that the chat template gets where a request does not say otherwise."""
 
-    takes_parts: bool | None = None
-    """Whether the chat template gets contents as parts; None: that is seen from it."""
+    takes_parts: bool = False
+    """Whether the chat template gets the content of a message as parts, and else as a text."""
 
     hides_unused_tools: bool = False
     """See gateway.ports.Tokenizer."""

@@ -4,41 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.conversation import shaped
 
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 EMPTY = {"type": "text", "text": ""}
 USER = {"role": "user", "content": "hi"}
-MESSAGES_LOOP = "{{% for m in messages %}}{}{{% endfor %}}"
-CONTENT_LOOP = "{% for p in m.content %}{{ p.text }}{% endfor %}"
-MACRO = "{% macro f(c) %}{% for p in c %}{% endfor %}{% endmacro %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "reads_parts"),
-    [
-        (MESSAGES_LOOP.format("{{ m.content }}"), False),
-        (MESSAGES_LOOP.format(CONTENT_LOOP), True),
-        (MESSAGES_LOOP.format("{% for p in m['content'][1:] | list %}{% endfor %}"), True),
-        ("{% set x = messages[1:] %}{% for m in x %}" + CONTENT_LOOP + "{% endfor %}", True),
-        ("{% set x, y = messages %}" + MESSAGES_LOOP.format(CONTENT_LOOP), False),
-        ("{% set a = messages %}{% set messages = a %}", False),
-        ("{% for p in content %}{% endfor %}", True),
-        (MACRO + MESSAGES_LOOP.format("{{ f(m.content) }}"), True),
-        (MACRO + MESSAGES_LOOP.format("{{ f(c=m.content) }}"), True),
-        (MACRO + MESSAGES_LOOP.format("{{ f(m.name) }}"), False),
-        (
-            MACRO.replace("(c)", "(content)").replace("in c ", "in content ")
-            + MESSAGES_LOOP.format("{{ f(m) }}"),
-            False,
-        ),
-    ],
-)
-def test_a_template_reads_parts_if_it_loops_over_a_content(
-    template: str, reads_parts: bool
-) -> None:
-    assert ChatTemplate(template, {}).takes_parts is reads_parts
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 import httpx
-import msgspec
 import pytest
 
 from picospec.bench.run.services import free_port
@@ -26,6 +25,7 @@ from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.ports import Sampling
 from picospec.gateway.routes.chat_completions import ChatRequest
 from picospec.gateway.routes.parameters import SERVABLE
+from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
@@ -44,8 +44,12 @@ USED: Final = (
 )  # fmt: skip
 
 
-def packed(directory: Path, **flags: Any) -> TokenizerFile:
-    """Return the tokenizer as a verifier in this vLLM sends it."""
+Packed = Callable[..., TokenizerFile]
+
+
+@pytest.fixture(scope="module")
+def packed(directory: Path) -> Packed:
+    """Return the tokenizer as a verifier in this vLLM sends it, by vLLM's flags."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.registry import renderer_from_config
 
@@ -53,19 +57,15 @@ def packed(directory: Path, **flags: Any) -> TokenizerFile:
 
     given = AsyncEngineArgs(model=str(directory), override_generation_config=OVERRIDDEN)
     config = given.create_engine_config()
-    llm = SimpleNamespace(renderer=renderer_from_config(config), vllm_config=config)
+    llm: Any = SimpleNamespace(renderer=renderer_from_config(config), vllm_config=config)
+    file = tokenizer_file(directory)
     args = {
         "chat_template": None,
         "default_chat_template_kwargs": {"x": "all", "add_generation_prompt": False},
         "chat_template_content_format": "auto",
         "exclude_tools_when_tool_choice_none": False,
     }
-    return as_served(tokenizer_file(directory), llm, Namespace(**args | flags))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def file(directory: Path) -> TokenizerFile:
-    return packed(directory)
+    return lambda **flags: as_served(file, llm, Namespace(**{**args, **flags}))
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +127,11 @@ def templates() -> list[tuple[str, str | None]]:
 
 
 def test_300_chats_have_the_prompts_that_vllm_gives_them(
-    file: TokenizerFile, vllms: httpx.Client
+    packed: Packed, vllms: httpx.Client
 ) -> None:
     """Where a text spells a special token, the prompt has the same text and fewer of them.
     Tools for which a template has no place are an error."""
-    files = {
-        name: file if template is None else msgspec.structs.replace(file, template=template)
-        for name, template in templates()
-    }
-    opened = {name: each.open() for name, each in files.items()}
+    opened = {name: packed(chat_template=text).open() for name, text in templates()}
     pieces = opened["smollm2"].vocabulary.pieces
     compared = forged = refused = 0
     for seed in range(300):
@@ -169,10 +165,10 @@ SETTINGS: Final[list[Json]] = [
 
 @pytest.mark.parametrize("asked", SETTINGS)
 async def test_a_request_has_the_settings_that_vllm_gives_it(
-    file: TokenizerFile, vllms: httpx.Client, asked: Json
+    packed: Packed, vllms: httpx.Client, asked: Json
 ) -> None:
     engine = ScriptedEngine(
-        defaults=file.defaults, features=frozenset(SERVABLE), context_tokens=999
+        defaults=packed().defaults, features=frozenset(SERVABLE), context_tokens=999
     )
     body: Json = {"messages": [{"role": "user", "content": "Hi"}], **asked}
 
@@ -193,10 +189,17 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
     assert "seed" not in found or job.seed == found["seed"] % 2**64
 
 
-def test_what_the_operator_says_of_chats_reaches_the_edge(directory: Path) -> None:
+def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
+    from picospec.verifier.vllm_target.serving.chats import _NO_TEMPLATE
+
+    with pytest.raises(ValueError, match="ask vLLM"):
+        ChatTemplate(_NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})
+
+
+def test_what_the_operator_says_of_chats_reaches_the_edge(packed: Packed) -> None:
     flags = {"chat_template": PARTS, "chat_template_content_format": "string"}
 
-    file = packed(directory, **flags, exclude_tools_when_tool_choice_none=True)
+    file = packed(**flags, exclude_tools_when_tool_choice_none=True)
 
     assert file.stop_tokens == [0, 2, 4]
     assert file.variables == {"x": "all"}
