@@ -1,7 +1,6 @@
-"""Binds llama.cpp.
+"""Binds llama.cpp: a Model is a GGUF file, a Context a KV cache of several sequences for it.
 
-A Model is a GGUF file. A Context is a KV cache of several sequences for a Model; it decodes
-rows of several sequences in one pass, which is one call of llama_decode.
+A Context decodes rows of several sequences in one pass, which is one call of llama_decode.
 
 * A row's logits and cache depend, to the last bit, on the tokens before it and not on the rows
   that share its pass. This needs Q8_0 or Q4_0 weights, flash attention, a cache stream of its

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Build this package as a wheel: build-wheel.sh PYTHON DIRECTORY
 set -eu
-directory=$(realpath -m "$2")
+mkdir -p "$2"
+directory=$(cd "$2" && pwd)
 cd "$(dirname "$0")/.."
 rm -rf build/lib # setuptools would add what an earlier build has left there
 "$1" -m pip wheel --quiet --no-cache-dir --no-deps \

@@ -56,6 +56,11 @@ class Host:
         drains = self.drain.begun and self._state == "ready"
         return "draining" if drains else self._state
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether only another process can serve, also where that was not noticed yet."""
+        return self._state == "failed" or not self._target.alive
+
     def check(self) -> None:
         """Raise Unavailable once the target has failed: only another process can serve."""
         if self.state == "failed":

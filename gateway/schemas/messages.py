@@ -134,13 +134,12 @@ class ChatMessage(RequestModel):
         return message if self.name is None else {**message, "name": self.name}
 
     def _content(self) -> str | list[Json]:
-        """Return the text, or the parts if there are several or none; the result of a tool is
-        a text for every template."""
+        """Return the text, or the parts if there are several or none."""
         parts = self.content or ()
         if self.role == "system":
             parts = tuple(_without_billing(parts))
-        if len(parts) == 1 or self.role == "tool":
-            return text_of(parts)
+        if len(parts) == 1:
+            return parts[0].text
         return [part.shown() for part in parts]
 
     def _calls_and_reasoning(self) -> Json:

@@ -17,8 +17,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from picospec.models.tokenizing.content_loops import iterates_content
-
 Json = Mapping[str, object]
 Clock = Callable[[], datetime.datetime]
 
@@ -43,9 +41,6 @@ class ChatTemplate:
         self._variables = variables
         self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
         """Whether it shows tools to the model."""
-
-        self.takes_parts = iterates_content(parsed)
-        """Whether the content of a message is a list of parts for it, and else a text."""
 
     def render(
         self,

@@ -1,6 +1,7 @@
 """Puts the messages of a chat into the form that its template takes, as vLLM does.
 
-* A content is a list of parts for a template that reads parts, and else one text.
+* A content is a text, in which parts that are empty leave no trace; or, for a template that
+  reads parts, a list of them, but for a tool's result.
 * Of "developer", OpenAI's newer name for "system", many templates have not heard. For those
   such messages are system messages, and a chat that has any of them has all of its system
   messages as one, which is its first.
@@ -8,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Json = Mapping[str, object]
 
@@ -23,22 +24,20 @@ def shaped(messages: Sequence[Json], template: str, *, takes_parts: bool) -> lis
 
 
 def _with_content(message: Json, *, takes_parts: bool) -> Json:
-    content = message.get("content")
-    if not takes_parts or message["role"] == "tool":
-        return {**message, "content": text_of(content)}
+    parts = _parts(message.get("content"))
+    if not takes_parts:
+        return {**message, "content": _text(part for part in parts if part["text"])}
+    return {**message, "content": _text(parts) if message["role"] == "tool" else parts}
+
+
+def _parts(content: object) -> list[dict[str, str]]:
     if isinstance(content, str):
-        return {**message, "content": [{"type": "text", "text": content}]}
-    return {**message, "content": content or []}
+        return [{"type": "text", "text": content}]
+    return list(content) if isinstance(content, list | tuple) else []
 
 
-def text_of(content: object) -> str:
-    """Return a content as a text: its parts, joined by newlines."""
-    match content:
-        case str():
-            return content
-        case list() | tuple():
-            return "\n".join(part["text"] for part in content)
-    return ""
+def _text(parts: Iterable[dict[str, str]]) -> str:
+    return "\n".join(part["text"] for part in parts)
 
 
 def _as_system(message: Json) -> Json:
@@ -50,6 +49,6 @@ def _merged(messages: Sequence[Json]) -> list[Json]:
     system = [message for message in messages if message["role"] == "system"]
     if len(system) == 1 and messages[0] is system[0]:
         return list(messages)
-    texts = [text_of(message["content"]) for message in system]
+    texts = [_text(_parts(message["content"])) for message in system]
     first = {"role": "system", "content": "\n\n".join(text for text in texts if text)}
     return [first, *(message for message in messages if message["role"] != "system")]

@@ -56,7 +56,6 @@ class Renderer:
             _end_all(self._idle)
             raise
         self.takes_tools = bool(properties["takes_tools"])
-        self.takes_parts = bool(properties["takes_parts"])
 
     def render(
         self,

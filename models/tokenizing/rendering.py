@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _properties(template: ChatTemplate) -> dict[str, object]:
-    return {"takes_tools": template.takes_tools, "takes_parts": template.takes_parts}
+    return {"takes_tools": template.takes_tools}
 
 
 def _rendered(template: ChatTemplate, asked: dict[str, Any]) -> dict[str, object]:

@@ -49,8 +49,6 @@ class Template(Protocol):
     def text(self) -> str: ...
     @property
     def takes_tools(self) -> bool: ...
-    @property
-    def takes_parts(self) -> bool: ...
     def render(
         self,
         messages: Sequence[Json],
@@ -61,15 +59,18 @@ class Template(Protocol):
 
 
 class Tokenizer:
-    """The tokenizer of one target. template: None if its model was not made for chats."""
+    """The tokenizer of one target. template: None if its model was not made for chats. The
+    others: see TokenizerFile."""
 
     def __init__(
         self,
         encoder: Encoder,
         template: Template | None,
         *,
+        takes_parts: bool = False,
         hides_unused_tools: bool = False,
     ) -> None:
+        self._takes_parts = takes_parts
         self.hides_unused_tools = hides_unused_tools
         self.vocabulary = encoder.vocabulary
         self._encoder = encoder
@@ -98,7 +99,7 @@ class Tokenizer:
         gateway.ports.Tokenizer."""
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
-        shown = shaped(messages, self.template, takes_parts=self._template.takes_parts)
+        shown = shaped(messages, self.template, takes_parts=self._takes_parts)
         given = {"messages": shown, "tools": tools, "options": options}
         sentinel = _unused(self.template + "".join(_texts(given)))
         safe = {name: self._break(value, sentinel) for name, value in given.items()}

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
@@ -58,7 +58,17 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """See Vocabulary."""
 
     defaults: dict[str, float] = {}
-    """The sampling settings that the model's makers recommend, by their OpenAI names."""
+    """The settings of requests that have none, by their OpenAI names: those that the model's
+    makers recommend, or the target's server. No answer has more tokens than `most_tokens`."""
+
+    variables: dict[str, Any] = {}
+    """More that the chat template gets where a request does not say otherwise."""
+
+    takes_parts: bool = False
+    """Whether the chat template gets the content of a message as parts, and else as a text."""
+
+    hides_unused_tools: bool = False
+    """See gateway.ports.Tokenizer."""
 
     @property
     def digest(self) -> str:
@@ -89,10 +99,16 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     def open(self) -> Tokenizer:
         """Return the tokenizer. Raises CannotOpen."""
         try:
-            template = Renderer(self.template, self.named_tokens) if self.template else None
+            known = {**self.named_tokens, **self.variables}
+            template = Renderer(self.template, known) if self.template else None
         except (ValueError, OSError) as error:
             raise CannotOpen(str(error)) from error
-        return Tokenizer(self._encoder(), template)
+        return Tokenizer(
+            self._encoder(),
+            template,
+            takes_parts=self.takes_parts,
+            hides_unused_tools=self.hides_unused_tools,
+        )
 
     def _encoder(self) -> Encoder:
         if self.kind == "huggingface":

@@ -11,14 +11,16 @@ slowdown decays to 1.
 
 Example: three passes of 1 row took 0.20 s, three of 9 rows 0.24 s. Then `of(5)` is 0.22 s, on
 the line between both, and `of(17)` is 0.24 s: more rows than were observed count as no dearer
-until they are tried.
+until they are tried. They are tried with care: a pass has at most twice the rows of the largest
+one that was *cheap*, which means that it took no longer a row than one of half as many rows. So
+where rows are dear from some number on, one pass finds it out.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, median
@@ -34,7 +36,14 @@ MAX_SAMPLES: Final = 15
 
 MIN_EXCESS: Final = 1.1
 """A size counts as slower than a larger one only when its mean latency exceeds that one's by
-this factor; below, the difference is noise."""
+this factor, and as dearer a row than half of it; below, the difference is noise."""
+
+MAX_GROWTH: Final = 2
+"""Rows that a pass may have, in times of the largest cheap one's."""
+
+TRIED_ROWS: Final = 8
+"""Rows that any pass but the first may have: on some CPUs two rows take thrice as long as one,
+and eight less than eight times."""
 
 MAX_SLOWDOWN: Final = 2.0
 """A single pass counts as at most this many usual ones: one that took longer met a pause."""
@@ -48,21 +57,29 @@ SLOWDOWN_DECAY: Final = 1 / 128
 slow by nature."""
 
 FORGET_AFTER: Final = 128
-"""Passes after which sizes with fewer than MIN_SAMPLES are forgotten, and tried again."""
+"""Passes after which sizes that were seen once, and dear, count as unknown and are tried again.
+What was seen is kept: a size that was dear twice stays dear."""
+
+MEASURE_S: Final = 10.0
+"""Time for passes before the first session. None is begun that would go beyond it if it took as
+long as one with fewer rows."""
 
 
 class _Size:
     """The recent passes of one size, each divided by the slowdown at its time."""
 
     def __init__(self) -> None:
-        self.usual_s = 0.0
+        self.usual_s = 0.0  # while it is unknown
         self._recent_s: deque[float] = deque(maxlen=MAX_SAMPLES)
 
     @property
-    def trusted(self) -> bool:
-        return len(self._recent_s) >= MIN_SAMPLES
+    def samples(self) -> int:
+        return len(self._recent_s)
 
     def observe(self, seconds: float) -> None:
+        least_s = min(self._recent_s, default=0.0)
+        if self.samples < MIN_SAMPLES and MAX_SLOWDOWN * seconds < least_s:
+            self._recent_s.clear()  # those met a pause
         self._recent_s.append(seconds)
         most_s = MAX_SLOWDOWN * median(self._recent_s)
         self.usual_s = fmean(min(recent_s, most_s) for recent_s in self._recent_s)
@@ -92,7 +109,7 @@ def _curve(sizes: Mapping[int, _Size]) -> _Curve:
     own_s = [sizes[n].usual_s for n in rows]
     bound_s = list(accumulate(reversed(own_s), min))[::-1]
     usual_s = [
-        own if sizes[n].trusted and own > MIN_EXCESS * bound else bound
+        own if sizes[n].samples >= MIN_SAMPLES and own > MIN_EXCESS * bound else bound
         for n, own, bound in zip(rows, own_s, bound_s, strict=True)
     ]
     return _Curve(rows, usual_s, bound_s)
@@ -105,10 +122,13 @@ class PassLatency:
         self._sizes: dict[int, _Size] = {}
         self._slowdown = 1.0
         self._passes = 0
+        self._largest_cheap = 0  # rows
         self._known: _Curve | None = None  # the curve of the sizes as they are
 
     def observe(self, rows: int, seconds: float) -> None:
         """Take in one pass. seconds > 0."""
+        if rows > self._largest_cheap and self._is_cheap(rows, seconds):
+            self._largest_cheap = rows
         self._known = None
         size = self._sizes.setdefault(rows, _Size())
         if size.usual_s:
@@ -118,22 +138,56 @@ class PassLatency:
         size.observe(seconds / self._slowdown)
         self._passes += 1
         if self._passes % FORGET_AFTER == 0:
-            trusted = {n: kept for n, kept in self._sizes.items() if kept.trusted}
-            self._sizes = trusted or self._sizes
+            self._forget()
+
+    def _is_cheap(self, rows: int, seconds: float) -> bool:
+        half = (rows + 1) // 2
+        half_s = self.of(half)
+        return half_s <= 0.0 or seconds / rows <= MIN_EXCESS * half_s / half
+
+    def _forget(self) -> None:
+        """Doubt what was seen once and is dearer than other sizes say."""
+        if sure := {rows: size for rows, size in self._sizes.items() if size.samples > 1}:
+            curve = _curve(sure)
+            for rows, size in self._sizes.items():
+                if size.samples == 1 and size.usual_s > MIN_EXCESS * curve.of(rows):
+                    size.usual_s = 0.0
+
+    def most_rows(self, needed: int) -> int:
+        """Return how many rows a pass may have. needed: those that it must have."""
+        if not self._sizes:
+            return needed
+        return max(TRIED_ROWS, MAX_GROWTH * self._largest_cheap, MAX_GROWTH * needed)
 
     def of(self, rows: int) -> float:
         """Return the expected latency of a pass; 0 before the first observation."""
         if not self._sizes:
             return 0.0
-        self._known = self._known or _curve(self._sizes)
+        self._known = self._known or _curve({n: s for n, s in self._sizes.items() if s.usual_s})
         return self._known.of(rows) * self._slowdown
 
 
-def measured(pass_s: Callable[[int], float], max_verify: int) -> PassLatency:
-    """Return what is known before the first session: passes without draft tokens, with some,
-    and with as many as there may be. pass_s(rows) runs one and returns its seconds."""
-    latency = PassLatency()
+def unmeasured(latency: PassLatency, max_verify: int) -> Iterator[int]:
+    """Yield the rows of the passes to time before the first session: one and ever more, up to
+    those of max_verify draft tokens; then the least, the most and those with most rows a
+    second, until they are trusted. Observe each pass before the next is asked for."""
+    sizes = [1 + (max_verify >> n) for n in reversed(range(max_verify.bit_length() + 1))]
+    spent_s, tried = 0.0, set[int]()
     for _ in range(MIN_SAMPLES):
-        for rows in sorted({1, 1 + max_verify // 4, 1 + max_verify}):
-            latency.observe(rows, pass_s(rows))
+        for rows in sizes:
+            if spent_s + latency.of(rows) < MEASURE_S:
+                yield rows
+                spent_s += latency.of(rows)
+                tried.add(rows)
+        best = max(tried, key=lambda rows: rows / latency.of(rows))
+        sizes = sorted({min(tried), best, max(tried)})
+
+
+def measured(pass_s: Callable[[int], float], max_verify: int) -> PassLatency:
+    """Return what is known before the first session. pass_s(rows) runs a pass and returns its
+    seconds."""
+    latency = PassLatency()
+    pass_s(1)  # which may have read the weights from the disk
+    for rows in unmeasured(latency, max_verify):
+        latency.observe(rows, pass_s(rows))
     return latency

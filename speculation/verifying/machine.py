@@ -126,11 +126,13 @@ class VerifyMachine:
         *,
         rows: int,
         without_drafts: Collection[str] = (),
+        others: int = 0,
     ) -> Offer:
         """Return what the next pass should judge. Nothing changes.
 
         rows: the most that it may have. without_drafts: sessions that start now whatever the
-        others wait for, and take no draft token, as where a prompt ends.
+        others wait for, and take no draft token, as where a prompt ends. others: rows that are
+        in it anyway, and of no session.
 
         The pass starts when one session need wait no longer. It then takes all but those that
         must have a draft token and lack one: a session left out of this pass waits for the next
@@ -139,10 +141,11 @@ class VerifyMachine:
         holds = {name: self._hold_s(name, now) for name in ready}
         going = [name for name, hold in holds.items() if hold < inf]
         wait_s = min(holds.values(), default=inf)
-        if wait_s > 0.0 and not without_drafts:
+        if wait_s > 0.0 and not without_drafts and not others:
             return Offer({}, wait_s, going)
         start: dict[str, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
-        for name, count in zip(going, self._allocated(going, len(start), rows), strict=True):
+        counts = self._allocated(going, len(start) + others, rows)
+        for name, count in zip(going, counts, strict=True):
             start[name] = self._sessions[name].session.plan(count).draft
         return Offer(start, 0.0)
 
@@ -156,7 +159,7 @@ class VerifyMachine:
         return seconds if seconds > MIN_HOLD_S else 0.0
 
     def _allocated(self, names: Sequence[str], others: int, rows: int) -> list[int]:
-        """Return how many draft tokens of each session to judge. others: rows of sessions that
+        """Return how many draft tokens of each session to judge. others: rows that
         take none. One row a session is kept for the draft token that fill `never` needs."""
         sessions = [self._sessions[name].session for name in names]
         counts = allocate(

@@ -56,11 +56,14 @@ def allocate(
 
     gains: for each session, how likely each of its draft tokens is to be reached and accepted,
     which never rises from one to the next. rows: the most that the pass may have, one of which
-    each session needs without any draft token. The next row always goes to the session whose
-    next draft token is the likeliest; the number of rows is the one with the best expected
-    tokens per second. judge_all: as many as there may be, for fewest passes.
+    each session needs without any draft token; it has fewer where so many have not been tried.
+    The next row always goes to the session whose next draft token is the likeliest; the number
+    of rows is the one with the best expected tokens per second. judge_all: as many as there may
+    be, whatever they take, for fewest passes.
     """
     least = len(gains)
+    if not judge_all:
+        rows = min(rows, latency.most_rows(least))
     ranked = sorted(((gain, i) for i, some in enumerate(gains) for gain in some), reverse=True)[
         : max(0, rows - least)
     ]

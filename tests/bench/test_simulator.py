@@ -4,6 +4,7 @@ with their formulas."""
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
@@ -191,9 +192,12 @@ def test_good_drafts_cost_next_to_nothing_where_rows_are_dear(
     rtt_ms: float, alpha: float
 ) -> None:
     limits = Limits(max_verify=MAX_VERIFY["llama"])
-    answer = run(picospec(), synthetic(alpha, 300), rtt_ms=rtt_ms, hosts=DEAR, limits=limits)
+    rates = [
+        run(picospec(), source, rtt_ms=rtt_ms, hosts=DEAR, limits=limits).tokens_per_s
+        for source in (synthetic(alpha, 300, seed) for seed in range(4))
+    ]
 
-    assert answer.tokens_per_s >= 0.95 / DEAR.pass_s.of(1)
+    assert fmean(rates) >= 0.95 / DEAR.pass_s.of(1)
 
 
 def test_a_perfect_draft_fills_every_pass() -> None:

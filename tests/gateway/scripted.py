@@ -37,7 +37,6 @@ from picospec.gateway.ports import (
     Tokenizer,
 )
 from picospec.gateway.settings import GatewaySettings
-from picospec.models.tokenizing.conversation import text_of
 from picospec.speculation.protocol.messages import TokenLogprob
 
 END = 256
@@ -49,6 +48,11 @@ SEND_BUFFER_BYTES = 1 << 16
 
 MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
+
+
+def _text(content: object) -> str:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "\n".join(part["text"] for part in parts)
 
 
 @dataclass
@@ -72,7 +76,7 @@ class ByteTokenizer:
         self.rendered.append({"messages": messages, "tools": tools, "options": options})
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
-        text = "".join(f"{str(m['role'])[0]}:{text_of(m['content'])}\n" for m in messages)
+        text = "".join(f"{str(m['role'])[0]}:{_text(m['content'])}\n" for m in messages)
         if len(text.encode()) > most_bytes:
             raise OverflowError(text)
         return self.encode(text)

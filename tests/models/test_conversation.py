@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.conversation import shaped
 
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+EMPTY = {"type": "text", "text": ""}
 USER = {"role": "user", "content": "hi"}
-MESSAGES_LOOP = "{{% for m in messages %}}{}{{% endfor %}}"
-CONTENT_LOOP = "{% for p in m.content %}{{ p.text }}{% endfor %}"
-MACRO = "{% macro f(c) %}{% for p in c %}{% endfor %}{% endmacro %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "reads_parts"),
-    [
-        (MESSAGES_LOOP.format("{{ m.content }}"), False),
-        (MESSAGES_LOOP.format(CONTENT_LOOP), True),
-        (MESSAGES_LOOP.format("{% for p in m['content'][1:] | list %}{% endfor %}"), True),
-        ("{% set x = messages[1:] %}{% for m in x %}" + CONTENT_LOOP + "{% endfor %}", True),
-        ("{% set x, y = messages %}" + MESSAGES_LOOP.format(CONTENT_LOOP), False),
-        ("{% set a = messages %}{% set messages = a %}", False),
-        ("{% for p in content %}{% endfor %}", True),
-        (MACRO + MESSAGES_LOOP.format("{{ f(m.content) }}"), True),
-        (MACRO + MESSAGES_LOOP.format("{{ f(c=m.content) }}"), True),
-        (MACRO + MESSAGES_LOOP.format("{{ f(m.name) }}"), False),
-        (
-            MACRO.replace("(c)", "(content)").replace("in c ", "in content ")
-            + MESSAGES_LOOP.format("{{ f(m) }}"),
-            False,
-        ),
-    ],
-)
-def test_a_template_reads_parts_if_it_loops_over_a_content(
-    template: str, reads_parts: bool
-) -> None:
-    assert ChatTemplate(template, {}).takes_parts is reads_parts
 
 
 @pytest.mark.parametrize(
     ("content", "text", "parts"),
-    [("a", "a", PARTS[:1]), (PARTS, "a\nb", PARTS), ([], "", []), (None, "", [])],
+    [
+        ("a", "a", PARTS[:1]),
+        (PARTS, "a\nb", PARTS),
+        ([EMPTY, *PARTS], "a\nb", [EMPTY, *PARTS]),
+        ("", "", [EMPTY]),
+        ([], "", []),
+        (None, "", []),
+    ],
 )
 def test_a_content_is_a_text_or_parts(content: object, text: str, parts: object) -> None:
     message = {"role": "user", "content": content}
 
     assert shaped([message], "", takes_parts=False) == [{"role": "user", "content": text}]
     assert shaped([message], "", takes_parts=True) == [{"role": "user", "content": parts}]
+
+
+def test_a_tools_result_is_a_text_for_every_template() -> None:
+    result = {"role": "tool", "content": [EMPTY, *PARTS]}
+
+    assert shaped([result], "", takes_parts=True)[0]["content"] == "\na\nb"
+    assert shaped([result], "", takes_parts=False)[0]["content"] == "a\nb"
 
 
 def test_developers_are_one_system_message_for_a_template_without_them() -> None:

@@ -59,14 +59,6 @@ def python() -> Iterator[Path]:
     shutil.rmtree(home)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([ROOT / "scripts/build-wheel.sh", sys.executable, folder], check=True)
-    (found,) = folder.iterdir()
-    return found
-
-
 def pip(python: Path, *arguments: object) -> set[str]:
     command = [python, "-m", "pip", *map(str, arguments)]
     return set(subprocess.check_output(command, text=True).splitlines())

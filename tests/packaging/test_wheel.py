@@ -41,14 +41,6 @@ def run(*command: object, cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(ROOT / "scripts/build-wheel.sh", sys.executable, folder)
-    (found,) = folder.iterdir()
-    return found
-
-
-@pytest.fixture(scope="module")
 def bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment as Dockerfile.cloud fills one."""
     home = tmp_path_factory.mktemp("environment")

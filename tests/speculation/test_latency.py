@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from picospec.speculation.verifying.latency import (
     FORGET_AFTER,
     MAX_SAMPLES,
+    MEASURE_S,
     MIN_SAMPLES,
     PassLatency,
     measured,
@@ -38,20 +40,34 @@ def test_a_size_not_seen_lies_between_those_seen() -> None:
     assert [learned.of(rows) for rows in (1, 3, 5, 7)] == pytest.approx([0.6, 0.7, 0.8, 0.8])
 
 
-def test_passes_are_timed_without_drafts_with_some_and_with_all() -> None:
+def timed(pass_s: Callable[[int], float], max_verify: int) -> tuple[list[int], PassLatency]:
+    """Return the rows of the passes timed before the first session, and what is known then."""
     asked: list[int] = []
 
-    def pass_s(rows: int) -> float:
+    def run(rows: int) -> float:
         asked.append(rows)
-        return 0.1 * rows
+        return pass_s(rows)
 
-    learned = measured(pass_s, 16)
+    learned = measured(run, max_verify)
+    return asked[1:], learned  # the first is for the weights alone
 
-    assert asked == [1, 5, 17] * MIN_SAMPLES
-    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.1, 0.3, 1.7])
-    asked.clear()
-    measured(pass_s, 1)
-    assert asked == [1, 2] * MIN_SAMPLES
+
+def test_before_the_first_session_passes_of_ever_more_rows_are_timed() -> None:
+    asked, learned = timed(lambda rows: 0.1 + 0.01 * rows, 16)
+
+    assert asked == [1, 2, 3, 5, 9, 17, *[1, 17] * (MIN_SAMPLES - 1)]
+    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.11, 0.13, 0.27])
+    assert timed(lambda rows: 0.1, 1)[0] == [1, 2] * MIN_SAMPLES
+
+
+def test_the_size_with_most_rows_a_second_is_timed_again_and_no_pass_once_time_is_up() -> None:
+    dear, _ = timed(lambda rows: 0.1 if rows < 9 else 0.9, 16)
+    slow, _ = timed(lambda rows: 0.3 * rows, 32)
+    jump, _ = timed(lambda rows: MEASURE_S if rows >= 9 else 0.3, 32)
+
+    assert dear == [1, 2, 3, 5, 9, 17, *[1, 5, 17] * (MIN_SAMPLES - 1)]
+    assert slow == [1, 2, 3, 5, 9, 17]
+    assert jump == [1, 2, 3, 5, 9]
 
 
 def test_a_host_that_slows_down_does_so_for_every_size() -> None:
@@ -75,7 +91,7 @@ def test_a_pause_is_not_a_slow_host() -> None:
     assert learned.of(1) == learned.of(2) == pytest.approx(1.5, rel=0.01)
 
 
-def test_a_size_with_few_samples_is_forgotten_after_so_many_passes() -> None:
+def test_a_size_seen_once_is_forgotten_after_so_many_passes() -> None:
     learned = PassLatency()
     learned.observe(9, 50.0)
     for _ in range(FORGET_AFTER - 2):
@@ -107,6 +123,17 @@ def test_sizes_not_seen_for_long_are_known_still_on_a_host_that_pauses() -> None
 
     assert learned.of(1) == pytest.approx(0.22, rel=0.1)
     assert learned.of(17) == pytest.approx(0.44, rel=0.15)
+
+
+def test_a_size_that_was_dear_twice_stays_dear() -> None:
+    learned, known = latency(1.0), []
+    for _ in range(3):
+        learned.observe(9, 40.0)
+        for _ in range(FORGET_AFTER - 1):
+            learned.observe(1, 1.0)
+        known.append(learned.of(9) > 30.0)
+
+    assert known == [False, True, True]
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=20), st.integers(1, 30))

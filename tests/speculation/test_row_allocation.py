@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency
 from picospec.speculation.verifying.row_allocation import allocate, best_rate
 from tests.speculation.latencies import latency
 
@@ -20,8 +20,16 @@ def gains(pending: Sequence[int], acceptance: Sequence[float]) -> list[list[floa
     return [[a**k for k in range(1, n + 1)] for n, a in pairs]
 
 
-def test_all_drafts_are_judged_while_nothing_is_known() -> None:
-    assert allocate(gains([3, 5], [0.8, 0.1]), PassLatency(), rows=16) == [3, 5]
+def test_rows_double_from_pass_to_pass_unless_fewest_passes_count() -> None:
+    learned, wanted = PassLatency(), gains([32], [1.0])
+
+    for judged in ([0], [TRIED_ROWS - 1], [2 * TRIED_ROWS - 1], [32 - 1], [32]):
+        assert allocate(wanted, learned, rows=64) == judged
+        learned.observe(1 + judged[0], 1.0)
+
+    assert allocate(wanted, PassLatency(), rows=64, judge_all=True) == [32]
+    learned = latency(1.0)
+    assert sum(allocate(gains([5] * 20, [0.9] * 20), learned, rows=200)) == 20
 
 
 def test_all_drafts_are_judged_where_rows_are_free() -> None:
@@ -53,8 +61,10 @@ def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
 
 
 def test_the_likeliest_drafts_get_the_rows_there_are() -> None:
-    assert allocate(gains([3, 3], [0.9, 0.5]), PassLatency(), rows=5) == [3, 0]
-    assert allocate(gains([3, 3], [0.9, 0.9]), PassLatency(), rows=2) == [0, 0]
+    flat = latency(1, 1, 1)
+
+    assert allocate(gains([3, 3], [0.9, 0.5]), flat, rows=5) == [3, 0]
+    assert allocate(gains([3, 3], [0.9, 0.9]), flat, rows=2) == [0, 0]
 
 
 @given(

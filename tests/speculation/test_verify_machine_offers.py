@@ -102,6 +102,16 @@ def test_sessions_without_drafts_start_now_and_take_the_held_ones_along() -> Non
     assert offer == Offer({"new": (), "held": (0, 1)}, 0.0)
 
 
+def test_a_pass_that_runs_for_others_takes_the_held_sessions_along_and_leaves_them_room() -> (
+    None
+):
+    verifier = expecting("held")
+
+    assert verifier.offer(["held"], 1.5, rows=9).start == {}
+    assert verifier.offer(["held"], 1.5, rows=9, others=2) == Offer({"held": (0, 1)}, 0.0)
+    assert verifier.offer(["held"], 1.5, rows=5, others=2) == Offer({"held": (0,)}, 0.0)
+
+
 def test_an_offer_changes_nothing() -> None:
     verifier = expecting("a", "b")
     before = snapshot(verifier)

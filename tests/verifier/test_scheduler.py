@@ -80,6 +80,7 @@ async def test_sessions_that_start_together_share_a_pass() -> None:
 async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
     engine = RecordingEngine()
     async with scheduling(engine) as sessions:
+        sessions.machine.latency.observe(1, 0.1)
         slot = sessions.open(prompt=(1,) * 9, max_tokens=9)
         sessions.receive(slot, *(TOKEN,) * 5)
         sessions.place(slot, 0)

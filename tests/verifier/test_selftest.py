@@ -1,4 +1,7 @@
-"""vLLM's self-test, over a target that says what a test wants of it."""
+"""vLLM's self-test, over a target that says what a test wants of it.
+
+Sessions of max_tokens other than TOKENS are those in which passes are timed.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ from picospec.verifier.vllm_target.serving import selftest
 from picospec.verifier.vllm_target.serving.selftest import PROMPTS, TOKENS, self_test
 from tests.verifier.fake_target import FACTS
 
+MAX_ROWS = 1 + FACTS.limits.max_verify
+
 
 @dataclass
 class Scripted:
@@ -33,6 +38,9 @@ class Scripted:
     stalls: bool = False
     opened: list[Open] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
+    pass_s: Callable[[int], float] = lambda rows: 0.01 * rows
+    timed: list[int] = field(default_factory=list)
+    drafted: asyncio.Queue[Draft] = field(default_factory=asyncio.Queue)
 
     @property
     def facts(self) -> ModelFacts:
@@ -41,6 +49,12 @@ class Scripted:
     async def serve(
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
+        if request.max_tokens != TOKENS:
+            yield Framed(Commit(0, 0, (1,), pass_s=1000.0))
+            rows = 1 if request.fill == "always" else 1 + len((await self.drafted.get()).tokens)
+            self.timed.append(rows)
+            yield Framed(Commit(0, 1, (1,), pass_s=self.pass_s(rows)))
+            raise AssertionError("a session in which a pass was timed goes on")
         self.opened.append(request)
         self.drafts = []
         for position in range(TOKENS):
@@ -53,6 +67,7 @@ class Scripted:
     async def push(self, session: str, framed: Framed[Pushed]) -> None:
         message = framed.message
         assert isinstance(message, Draft)
+        self.drafted.put_nowait(message)
         self.drafts = [0] * message.start + list(message.tokens)
 
 
@@ -72,6 +87,18 @@ async def test_a_target_that_drafts_do_not_change_passes() -> None:
 
     assert len(target.opened) == 2 * 3
     assert {request.sampling.temperature for request in target.opened} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("dear_from", "largest"), [(9, MAX_ROWS), (3, 3)])
+async def test_passes_are_timed_by_their_rows_while_they_are_cheap(
+    dear_from: int, largest: int
+) -> None:
+    target = Scripted(honest, pass_s=lambda rows: 9.0 if rows >= dear_from else 0.01)
+
+    await self_test(target)
+
+    assert target.timed[:3] == [1, 2, 3]
+    assert max(target.timed) == largest
 
 
 async def test_a_near_tie_at_one_prompt_is_no_error() -> None:
@@ -105,3 +132,14 @@ async def test_a_target_that_falls_silent_is_an_error(monkeypatch: pytest.Monkey
 
     with pytest.raises(TargetFailed, match=r"said 1 of 12 tokens in 0\.05 s"):
         await self_test(Scripted(honest, stalls=True))
+
+
+async def test_a_pass_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(session: str, framed: Framed[Pushed]) -> None: ...
+
+    target = Scripted(honest)
+    monkeypatch.setattr(selftest, "WITHIN_S", 0.05)
+    monkeypatch.setattr(target, "push", lost)
+
+    with pytest.raises(TargetFailed, match=r"a pass of 2 rows took more than 0\.05 s"):
+        await self_test(target)

@@ -31,7 +31,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_PLUGINS": "picospec",
+    "PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY": "8",
 }
 
 # 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
@@ -58,24 +59,6 @@ ON_ENGINE = [
 """The `pytestmark` of tests that take the fixture `target`."""
 
 
-HERE = "picospec.verifier.vllm_target"
-INSIDE = {
-    "scheduler_cls": f"{HERE}.core.scheduler.PicoScheduler",
-    "worker_extension_cls": f"{HERE}.worker.extension.PicoWorkerExtension",
-    "async_scheduling": False,
-    "structured_outputs_config": {"backend": "guidance"},
-    "speculative_config": {
-        "method": "custom_class",
-        "model": f"{HERE}.worker.v1.null_proposer.NullProposer",
-        "num_speculative_tokens": LIMITS.max_verify + 1,
-    },
-}
-"""Engine options that sessions need. Our plugin sets them where VLLM_PLUGINS names it, as the
-tests on Model Runner V2 do."""
-
-PLUGIN = "picospec" in os.environ.get("VLLM_PLUGINS", "")
-
-
 @asynccontextmanager
 async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
     """An engine of vLLM, which is stopped at the end."""
@@ -85,7 +68,7 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
     from picospec.verifier.vllm_target.serving.engine import Engine
 
     os.environ |= {**ENVIRONMENT, **os.environ}
-    given = OPTIONS | {"enforce_eager": True} | ({} if PLUGIN else INSIDE) | options
+    given = OPTIONS | {"enforce_eager": True} | options
     arguments = AsyncEngineArgs(model=str(directory), **given)
     llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
     try:

@@ -57,6 +57,7 @@ class Ours(Base):
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_the_installed_vllm_has_all_that_is_listed(runner: Literal["v1", "v2"]) -> None:
     pytest.importorskip("vllm")

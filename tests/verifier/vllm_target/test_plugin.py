@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_a_model_that_does_not_generate_starts_as_without_us(
     assert config.scheduler_config.scheduler_cls is None
     assert config.speculative_config is None
     assert config.parallel_config.worker_extension_cls == ""
+    assert os.environ["VLLM_PLUGINS"] == "lora_resolver"
 
 
 @pytest.mark.parametrize("plugins", ["", "lora_resolver", None])

@@ -31,6 +31,7 @@ def schema(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 FEATURES: dict[str, dict[str, Any]] = {
+    "drawn": {"temperature": 1.0, "top_p": 0.95},
     "stop": {"stop": [" the", "\n\n"]},
     "logprobs": {"logprobs": True, "top_logprobs": 3},
     "penalties": {"presence_penalty": 1.2, "frequency_penalty": 0.5},

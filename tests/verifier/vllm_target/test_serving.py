@@ -117,13 +117,16 @@ async def plain(client: httpx.AsyncClient, prompt: object, **more: object) -> An
     return answer.json()
 
 
-async def test_a_sessions_text_is_what_vllms_own_route_says(served: Served) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_sessions_text_is_what_vllms_own_route_says(
+    served: Served, temperature: float
+) -> None:
     for i, text in enumerate(PROMPTS):
         said = await plain(
-            served.vllms, text, temperature=0, return_token_ids=True, ignore_eos=True
+            served.vllms, text, temperature=temperature, return_token_ids=True, ignore_eos=True
         )
         choice = said["choices"][0]
-        request = opening(served, choice["prompt_token_ids"], Sampling(temperature=0.0))
+        request = opening(served, choice["prompt_token_ids"], Sampling(temperature=temperature))
         client = (served.ours, served.vllms)[i % 2]
 
         tokens, accepted = await with_drafts(client, request, choice["token_ids"])

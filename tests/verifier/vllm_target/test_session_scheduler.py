@@ -111,3 +111,25 @@ def test_a_message_for_a_session_that_has_ended_is_dropped() -> None:
 
     assert scheduler.push(Draft(0, 0, 0, (5,)), session="gone") is None
     assert scheduler._machine.arrivals == []
+
+
+def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_without() -> (
+    None
+):
+    pytest.importorskip("vllm")
+    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+
+    def request(grammar: object) -> Any:
+        return SimpleNamespace(sampling_params=SimpleNamespace(structured_outputs=grammar))
+
+    requests = {"session": request(None), "plain": request("a grammar")}
+    scheduler: Any = SimpleNamespace(requests=requests, _has_run_without_grammars=False)
+
+    def is_dear(*scheduled: str) -> bool:
+        step: Any = SimpleNamespace(num_scheduled_tokens=dict.fromkeys(scheduled, 1))
+        return PicoScheduler._is_dear(scheduler, step)
+
+    assert not is_dear("session", "plain")  # there is nothing else to learn from
+    assert not is_dear("session")
+    assert is_dear("session", "plain")
+    assert not is_dear("session", "finished meanwhile")

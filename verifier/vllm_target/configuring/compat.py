@@ -30,7 +30,9 @@ Names = Mapping[str, Sequence[str]]
 USED: Final[Names] = {
     "vllm.config.load:LoadConfig": ("download_dir",),
     "vllm.config.model:ModelConfig": (
-        "get_vocab_size", "is_diffusion", "is_encoder_decoder", "max_model_len", "runner_type",
+        "architectures", "generation_config", "get_diff_sampling_param", "get_vocab_size",
+        "is_diffusion", "is_encoder_decoder", "max_model_len", "override_generation_config",
+        "runner_type", "try_get_generation_config",
     ),
     "vllm.config.parallel:ParallelConfig": ("worker_extension_cls",),
     "vllm.config.scheduler:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
@@ -54,10 +56,12 @@ USED: Final[Names] = {
     "vllm.outputs:RequestOutput": ("kv_transfer_params",),
     "vllm.platforms.interface:Platform": ("get_device_name", "is_cpu"),
     "vllm.plugins:": ("ENDPOINT_PLUGINS_GROUP",),
+    "vllm.renderers.base:BaseRenderer": ("get_eos_token_id", "get_tokenizer"),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
     "vllm.sampling_params:SamplingParams": (
         "_validate_spec_decode", "all_stop_token_ids", "allowed_token_ids", "extra_args",
-        "logit_bias", "min_tokens", "num_logprobs", "output_kind", "structured_outputs",
+        "logit_bias", "min_p", "min_tokens", "num_logprobs", "output_kind", "seed",
+        "structured_outputs", "top_k", "top_p",
     ),
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("usage",),
     "vllm.v1.core.sched.output:SchedulerOutput": (
@@ -78,7 +82,7 @@ USED: Final[Names] = {
     "vllm.v1.engine:EngineCoreRequestType": ("WAKEUP",),
     "vllm.v1.engine:FinishReason": ("ABORT",),
     "vllm.v1.engine.async_llm:AsyncLLM": (
-        "collective_rpc", "engine_core", "errored", "generate", "vllm_config",
+        "collective_rpc", "engine_core", "errored", "generate", "renderer", "vllm_config",
     ),
     "vllm.v1.engine.core:EngineCore": ("scheduler",),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),
@@ -98,15 +102,22 @@ USED: Final[Names] = {
 
 BY_RUNNER: Final[Mapping[str, Names]] = {
     "v1": {
+        "vllm.v1.sample.logits_processor.state:LogitsProcessors": (
+            "argmax_invariant", "non_argmax_invariant",
+        ),
         "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler": ("forward",),
         "vllm.v1.sample.rejection_sampler:": (
             "apply_sampling_constraints", "rejection_sample",
         ),
         "vllm.v1.sample.sampler:": ("batched_count_greater_than",),
         "vllm.v1.sample.sampler:Sampler": ("topk_topp_sampler",),
-        "vllm.v1.worker.gpu_input_batch:InputBatch": ("req_ids",),
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata": ("num_draft_tokens",),
+        "vllm.v1.worker.gpu_input_batch:InputBatch": (
+            "logitsprocs", "num_tokens_no_spec", "req_id_to_index", "req_ids",
+        ),
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
-            "device", "execute_model", "input_batch", "sample_tokens", "sampler",
+            "_sample", "device", "execute_model", "input_batch", "requests", "sample_tokens",
+            "sampler", "vllm_config",
         ),
     },
     "v2": {

@@ -25,10 +25,12 @@ from picospec.verifier.vllm_target.launching import CONFIG, NAME
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
-    "v2": {"method": "ngram", "prompt_lookup_max": 1, "prompt_lookup_min": 1},
+    "v2": {"method": "ngram", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
 }
 """What vLLM is told to speculate with, by runner, so that it makes place for drafts. The second
-names vLLM's n-gram, whose speculator the worker extension replaces."""
+names vLLM's n-gram, which the worker extension keeps from proposing anything. That a batch of
+any size is planned without drafts has vLLM capture the CUDA graphs that it has without
+speculation: those of steps of one row a request."""
 
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
@@ -63,22 +65,36 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         asked = stock(args, target_model_config, target_parallel_config)
         if not _serves_sessions(target_model_config):
+            _stand_back()
             return asked
-        conflicts.check(args, rust=envs.VLLM_USE_RUST_FRONTEND)
-        runner = _runner(args, target_model_config, target_parallel_config, asked)
-        if runner == "v1" and asked is not None:
-            raise conflicts.Conflict(
-                f"--speculative-config: {asked.method} runs on Model Runner V1 here, where "
-                "sessions take the place of vLLM's own speculation"
-            )
-        compat.check(runner)
-        import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
-        proposer: Literal["none", "operator"] = "none" if asked is None else "operator"
-        choice = Choice(runner, settings().limits.max_verify, proposer)
+        choice = _choice(args, target_model_config, target_parallel_config, asked)
         _apply(choice, args, target_parallel_config)
         return asked or _no_proposals(choice, target_model_config, target_parallel_config)
 
     return create_speculative_config
+
+
+def _stand_back() -> None:
+    """Take our name from VLLM_PLUGINS: no process that starts now loads our plugins, and this
+    one adds no routes."""
+    others = (each for each in envs.VLLM_PLUGINS or () if each != NAME)
+    os.environ["VLLM_PLUGINS"] = ",".join(others)
+
+
+def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
+    """Return the choice for an engine. Raises Conflict, or TargetFailed if this vLLM lacks what
+    sessions use. asked: the operator's own speculation."""
+    conflicts.check(args, rust=envs.VLLM_USE_RUST_FRONTEND)
+    runner = _runner(args, model, parallel, asked)
+    if runner == "v1" and asked is not None:
+        raise conflicts.Conflict(
+            f"--speculative-config: {asked.method} runs on Model Runner V1 here, where "
+            "sessions take the place of vLLM's own speculation"
+        )
+    compat.check(runner)
+    import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
+    max_verify = settings().limits.max_verify
+    return Choice(runner, max_verify, "none" if asked is None else "operator")
 
 
 def _serves_sessions(model: Any) -> bool:

@@ -59,11 +59,12 @@ class PicoScheduler(SessionScheduler):
         self.steps += output.total_num_scheduled_tokens > 0
         return output
 
-    def _is_dear(self, passed: Passed) -> bool:
+    def _is_dear(self, output: SchedulerOutput) -> bool:
         """Return whether grammars may have made a step longer than others are. A grammar takes
         as much time as its client likes: were that learned, all sessions would get fewer rows.
         While no step was without one, there is nothing else to learn from."""
-        with_grammar = any(_has_grammar(request) for request, _ in passed.values())
+        requests = map(self.requests.get, output.num_scheduled_tokens)
+        with_grammar = any(request and _has_grammar(request) for request in requests)
         self._has_run_without_grammars |= not with_grammar
         return with_grammar and self._has_run_without_grammars
 
@@ -83,7 +84,8 @@ class PicoScheduler(SessionScheduler):
             if (slot := self._slots.of(request.request_id)) and has_read_its_text(request)
         }
         rows = self.scheduler_config.max_num_batched_tokens
-        offer = self._machine.offer(ready, now, rows=rows)
+        others = len(self.running) - len(ready)
+        offer = self._machine.offer(ready, now, rows=rows, others=others)
         for name, draft in offer.start.items():
             request, slot = ready[name]
             tokens = [*slot.owed(request.num_tokens), *draft]
@@ -134,7 +136,7 @@ class PicoScheduler(SessionScheduler):
                 found = judged.get(request_id) or _judgement(asked[request_id], generated)
                 verdicts[slot.name] = Verdict(found, logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
-        usual = _only_decodes(scheduler_output) and not self._is_dear(passed)
+        usual = _only_decodes(scheduler_output) and not self._is_dear(scheduler_output)
         learned = rows if rows > 0 and usual else None
         down = self._machine.ran(self._plan, verdicts, now, rows=learned)
         for _, slot in passed.values():

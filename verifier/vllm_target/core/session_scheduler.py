@@ -50,22 +50,25 @@ class SessionScheduler(Scheduler):
         die_with_parent()
 
     def add_request(self, request: Request) -> None:
-        """Open the session that the request carries."""
-        super().add_request(request)
+        """Open the session that the request carries, or refuse one whose name is taken."""
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
-        if FIELD in extra and self._slots.of(request.request_id) is None:
-            asked = Admission.unpack(extra[FIELD])
-            now, size = time.monotonic(), asked.vocabulary_size
-            prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
-            if asked.drawn_by_vllm:
-                _tell_output(request, asked.prompt_tokens)
-            opened = replace(asked.request, prompt=tuple(prompt))
-            self._machine.open(
-                asked.session, opened, asked.limits, vocabulary_size=size, now=now
-            )
-            session = self._machine.session(asked.session)
-            slot = SessionSlot(asked, session, prompt)
-            self._slots.add(request.request_id, slot)
+        packed = extra.get(FIELD)
+        if not isinstance(packed, bytes) or self._slots.of(request.request_id):
+            super().add_request(request)  # no session; clients may fill `extra` as they like
+            return
+        asked = Admission.unpack(packed)
+        if self._slots.request_of(asked.session):
+            self._emit(request, _refused(request, "a session of this name is running"))
+            return
+        super().add_request(request)
+        now, size = time.monotonic(), asked.vocabulary_size
+        prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
+        if asked.drawn_by_vllm:
+            _tell_output(request, asked.prompt_tokens)
+        opened = replace(asked.request, prompt=tuple(prompt))
+        self._machine.open(asked.session, opened, asked.limits, vocabulary_size=size, now=now)
+        slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
+        self._slots.add(request.request_id, slot)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         if slot := self._slots.remove(request.request_id):
@@ -158,6 +161,14 @@ class SessionScheduler(Scheduler):
         """Wake the core by the message it knows for that."""
         if self.engine is not None:
             self.engine.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+
+def _refused(request: Request, complaint: str) -> EngineCoreOutput:
+    """Return the only output of a session that is not opened."""
+    carried = {FIELD: [0, [], complaint]}
+    return EngineCoreOutput(
+        request.request_id, [], finish_reason=FinishReason.ABORT, kv_transfer_params=carried
+    )
 
 
 def _tell_output(request: Request, prompt_tokens: int) -> None:

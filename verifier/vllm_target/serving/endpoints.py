@@ -98,14 +98,16 @@ class Endpoints:
         async with service.host.running(), service.sessions.running(), port, stopping:
             yield
         await asyncio.to_thread(service.tracing.close)
+        if service.host.is_lost:  # vLLM noticed it first; by itself it would end with status 0
+            os._exit(1)
 
     async def _close(self) -> None:
         service = self.service
         end_within(service.settings.stop_timeout_s)
-        has_failed = service.host.state == "failed"
+        is_lost = service.host.is_lost
         await service.sessions.end_all()
         await service.host.stop()
-        if has_failed:
+        if is_lost:
             os._exit(1)  # vLLM's processes end with this one, also those that hang
         self._app.state.server.should_exit = True
 

@@ -172,8 +172,10 @@ class Engine:
 
 def _parameters(wanted: EngineRequest) -> SamplingParams:
     structured = wanted.structured
-    return SamplingParams(
+    made = SamplingParams(
         **wanted.sampling,
         output_kind=RequestOutputKind.DELTA,
         structured_outputs=StructuredOutputsParams(**structured) if structured else None,
     )
+    made.seed = wanted.sampling.get("seed")  # it takes -1 for none
+    return made

@@ -1,5 +1,7 @@
 """Checks at start that a session generates the same text with and without drafts.
 
+First the engine learns how long a pass takes, by its rows, so that no client pays for that.
+
 So a vLLM whose insides changed in a way that no missing name shows is noticed before a client
 meets it. The drafts are all right, wrong in the last token, or none; once greedy, once drawn.
 
@@ -20,6 +22,7 @@ import structlog
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
+    Fill,
     Finish,
     ModelFacts,
     Open,
@@ -27,6 +30,8 @@ from picospec.speculation.protocol.messages import (
     TokenId,
 )
 from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.verifying.latency import PassLatency, unmeasured
+from picospec.speculation.verifying.machine import MIN_PASS_S
 from picospec.verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12
@@ -47,6 +52,7 @@ async def self_test(target: Target) -> None:
 
     Not all need be: where rows are dear, or one pass was slow, they may not be worth it.
     """
+    await _measure(target)
     judged = 0
     for sampling in _SAMPLINGS:
         complaints: list[str] = []
@@ -61,6 +67,35 @@ async def self_test(target: Target) -> None:
             raise TargetFailed(f"self-test: {'; '.join(complaints)}")
     if not judged:
         raise TargetFailed("self-test: no draft was judged")
+
+
+async def _measure(target: Target) -> None:
+    """Run passes of one row, and of ever more. The engine's machine observes them itself."""
+    latency = PassLatency()
+    for rows in unmeasured(latency, target.facts.limits.max_verify):
+        try:
+            latency.observe(rows, max(MIN_PASS_S, await _pass_s(target, rows)))
+        except TimeoutError:
+            late = f"self-test: a pass of {rows} rows took more than {WITHIN_S:g} s"
+            raise TargetFailed(late) from None
+
+
+async def _pass_s(target: Target, rows: int) -> float:
+    """Run a session to its second pass, which has so many rows; return what that took."""
+    facts, drafts = target.facts, (0,) * (rows - 1)
+    fill: Fill = "never" if drafts else "always"
+    request = Open(
+        facts.model, facts.vocabulary, (0, 0), _SAMPLINGS[0], 0, 1 + rows, (), fill=fill
+    )
+    session, reads_prompt = f"self-test-{rows}-rows", True
+    async with asyncio.timeout(WITHIN_S), aclosing(target.serve(session, request)) as replies:
+        async for reply in replies:
+            if isinstance(commit := reply.message, Commit) and not reads_prompt:
+                return commit.pass_s
+            reads_prompt = False
+            if drafts:
+                await target.push(session, Framed(Draft(1, 1, 0, drafts)))
+    raise TargetFailed(f"self-test: {session} ended before its pass")
 
 
 def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:

@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from vllm.renderers.chat_utils import load_chat_template
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from picospec.gateway.app import HANDLERS, accounted
@@ -35,6 +34,7 @@ from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.serving.chats import as_served
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain_requests import charge
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -88,8 +88,9 @@ class Service:
 
     async def _status(self, _: Request) -> Response:
         """Answer what an edge shows of its verifier."""
+        state = "ok" if self.host.state == "ready" else self.host.state
         about = await self.sessions.about()
-        return json_response({"status": self.host.state, "version": VERSION, **about})
+        return json_response({"status": state, "version": VERSION, **about})
 
 
 def _target(
@@ -102,7 +103,7 @@ def _target(
         Engine(llm),
         settings.limits,
         metrics,
-        template=load_chat_template(args.chat_template),
+        as_served=partial(as_served, llm=llm, args=args),
         share_prefixes=settings.share_prefixes,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
         self_test=settings.vllm.get("self_test", True) if is_first else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,8 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
 class VllmTarget(Described):
     """Sessions on an engine that vLLM's own server has started, and will stop.
 
-    name: by which clients ask for the model. template: the chat template, if it is not the
-    model's own. self_test: None where another of vLLM's API servers runs it.
+    name: by which clients ask for the model. as_served: returns the model's tokenizer as
+    vLLM's server uses it. self_test: None where another of vLLM's API servers runs it.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class VllmTarget(Described):
         limits: Limits,
         metrics: PassMetrics,
         *,
-        template: str | None = None,
+        as_served: Callable[[TokenizerFile], TokenizerFile] | None = None,
         share_prefixes: bool = False,
         hashes: FileHashes | None = None,
         self_test: bool | None = True,
     ) -> None:
         super().__init__(limits, share_prefixes=share_prefixes)
         self._name = name
-        self._template = template
+        self._as_served = as_served
         self._hashes = hashes or FileHashes()
         self._self_test = self_test
         self._metrics = metrics
@@ -104,9 +104,9 @@ class VllmTarget(Described):
     def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
         """Return the target's tokenizer, and how many tokens it has. Raises CannotOpen."""
         model = self._engine.model
-        file = tokenizer_file(
-            directory_of(model.tokenizer, model.tokenizer_revision), self._template
-        )
+        file = tokenizer_file(directory_of(model.tokenizer, model.tokenizer_revision))
+        if self._as_served is not None:
+            file = self._as_served(file)
         return file, len(file.open().vocabulary.pieces)
 
     async def stop(self) -> None:

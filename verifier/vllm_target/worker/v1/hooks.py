@@ -3,13 +3,12 @@
 vLLM masks what a grammar forbids in the rows of draft tokens and in the row after them. Both
 kinds are taken where temperature and cuts would follow, with vLLM's own settings neutral; the
 judge applies ours to every row alike. This leaves unused what this vLLM gets wrong on CPUs:
-`expand_batch_to_tokens` returns uninitialised memory, and top-k fails on a step without draft
-tokens. A test notices when upstream mends the first.
+`expand_batch_to_tokens` returns uninitialised memory. A test notices when upstream mends that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -20,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler, sampler
+from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
+from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.judging import Judgement
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge
@@ -37,7 +38,10 @@ PLACEHOLDER = -1
 class Step:
     """One step's requests, and what became of them."""
 
-    requests: dict[str, VerifyRequest] = field(default_factory=dict)
+    sessions: Mapping[str, VerifyRequest] = field(default_factory=dict)
+    asked: Mapping[int, VerifyRequest] = field(default_factory=dict)
+    """What our judge draws, by the request's place in vLLM's batch."""
+
     judged: dict[str, Judgement] = field(default_factory=dict)
     last_rows: Tensor | None = None
     """float32[requests, V]: of each request, the row after its draft tokens."""
@@ -69,7 +73,11 @@ class Logits:
 
 
 class SamplerHooks:
-    """Wraps the runner's step and the two samplers. Without requests, vLLM's own code runs."""
+    """Wraps the runner's step and the two samplers, for the rows that our judge draws.
+
+    These are the rows of sessions, and the last rows of vLLM's own requests with a seed: so a
+    text is the same with and without an edge. All other rows are drawn by vLLM's own code.
+    """
 
     def __init__(self, runner: Any, tokens: int) -> None:
         self._runner = runner
@@ -77,10 +85,12 @@ class SamplerHooks:
         self._step = Step()
         self._wrap(runner, "execute_model", self._take_requests)
         self._wrap(runner, "sample_tokens", self._return_judgements)
-        self._wrap(runner.sampler.topk_topp_sampler, "forward", self._keep_last_rows)
+        self._wrap(runner, "_sample", self._sample)
+        self._wrap(runner.sampler.topk_topp_sampler, "forward", self._draw_last_rows)
         self._wrap(rejection_sampler, "apply_sampling_constraints", self._apply_none)
         self._names = signature(rejection_sampler.rejection_sample)
         self._wrap(rejection_sampler, "rejection_sample", self._judge_draft_rows)
+        _serve_all_parameters(runner)
         if runner.device.type == "cpu":
             _never_compile()
 
@@ -96,51 +106,96 @@ class SamplerHooks:
 
     def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
         output = stock(*args, **kwargs)
-        if self._step.requests and output is not None:
+        if self._step.sessions and output is not None:
             output.picospec_judged = self._step.judged
         self._step = Step()
         return output
 
-    def _keep_last_rows(self, stock: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self._step.requests:
-            return stock(logits, *args, **kwargs)
+    def _sample(self, stock: Stock, logits: Tensor, drafts: Any) -> Any:
+        """Let vLLM sample a step without draft tokens as it does without speculation: its
+        rejection sampler would copy all logits, and fails on top-k where it has no rows."""
+        return stock(logits, drafts if drafts and any(drafts.num_draft_tokens) else None)
+
+    def _draw_last_rows(
+        self, stock: Stock, logits: Tensor, generators: Mapping[int, Any], *cuts: Tensor | None
+    ) -> Any:
+        """Draw a token for each request. cuts: top-k and top-p of each row, None for none."""
+        self._step.asked = asked = self._asked(generators)
+        if not asked:
+            return stock(logits, generators, *cuts)
         self._step.last_rows = logits
-        if any(request.injected for request in self._step.requests.values()):
-            return torch.zeros(len(logits), dtype=torch.int64, device=logits.device), None
-        # without draft tokens, vLLM up to 0.31 calls no rejection sampler
-        tokens = self._judge(logits[:0], [0] * len(logits), 0)[:, 0]
+        drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        if theirs := [i for i in range(len(logits)) if i not in asked]:
+            at = upload(np.array(theirs), logits.device)
+            rows = [None if cut is None else cut[at] for cut in cuts]
+            drawn[at] = stock(logits[at], {}, *rows)[0].to(torch.int64)
+        if any(request.injected for request in asked.values()):
+            return drawn, None
+        tokens = self._judge(logits[:0], [0] * len(logits), 0, drawn)[:, 0]
         return tokens.clamp(min=0).to(torch.int64), None
 
-    def _apply_none(self, stock: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return logits if self._step.requests else stock(logits, *args, **kwargs)
+    def _asked(self, generators: Mapping[int, Any]) -> dict[int, VerifyRequest]:
+        """Return what our judge draws, by the request's place in vLLM's batch.
 
-    def _judge_draft_rows(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
-        if not self._step.requests:
-            return stock(*args, **kwargs)
-        given = self._names.bind(*args, **kwargs).arguments
-        return self._judge(
-            given["target_logits"], given["num_draft_tokens"], given["max_spec_len"]
-        )
-
-    def _judge(self, verify_rows: Tensor, counts: list[int], most: int) -> Tensor:
-        """Judge the step, once. verify_rows: float32[sum(counts), V], request after request.
-
-        Return the tokens of each request's pass: int32[requests, most + 1], padded.
+        generators: vLLM's, of its own requests with a seed; they are left as they are.
         """
-        ids, device = self._runner.input_batch.req_ids, verify_rows.device
-        places = [i for i in range(len(counts)) if ids[i] in self._step.requests]
-        requests = [self._step.requests[ids[i]] for i in places]
-        if not self._step.judged:
-            last = verify_rows if self._step.last_rows is None else self._step.last_rows
-            starts = list(accumulate(counts, initial=0))
-            logits = Logits(verify_rows, last, starts, counts, places, self._tokens)
-            judged = judge(requests, logits, lazily=device.type == "cpu")
-            self._step.judged = {ids[i]: each for i, each in zip(places, judged, strict=True)}
+        batch = self._runner.input_batch
+        seeded = {i: self._seeded(batch.req_ids[i], i) for i in generators}
+        return seeded | {
+            batch.req_id_to_index[name]: request
+            for name, request in self._step.sessions.items()
+        }
+
+    def _seeded(self, request_id: str, i: int) -> VerifyRequest:
+        """Return what remains to be done for a row after vLLM's penalties and temperature."""
+        params = self._runner.requests[request_id].sampling_params
+        left = Sampling(1.0, top_p=params.top_p, top_k=max(0, params.top_k), min_p=params.min_p)
+        at = int(self._runner.input_batch.num_tokens_no_spec[i]) - 1
+        return VerifyRequest(left, "coupled", params.seed % 2**64, at)
+
+    def _apply_none(self, _: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return logits
+
+    def _judge_draft_rows(self, _: Stock, *args: Any, **kwargs: Any) -> Tensor:
+        given = self._names.bind(*args, **kwargs).arguments
+        counts, drawn = given["num_draft_tokens"], given["bonus_token_ids"].view(-1)
+        return self._judge(given["target_logits"], counts, given["max_spec_len"], drawn)
+
+    def _judge(
+        self, verify_rows: Tensor, counts: list[int], most: int, drawn: Tensor
+    ) -> Tensor:
+        """Judge the step. verify_rows: float32[sum(counts), V], request after request.
+
+        drawn: int[requests], the tokens of rows that vLLM draws. Return the tokens of each
+        request: int32[requests, most + 1], padded.
+        """
+        step = self._step
+        ids = self._runner.input_batch.req_ids
+        starts = list(accumulate(counts, initial=0))
+        places, requests = list(step.asked), list(step.asked.values())
+        logits = Logits(verify_rows, step.last_rows, starts, counts, places, self._tokens)
+        judged = judge(requests, logits, lazily=verify_rows.device.type == "cpu")
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)
-        for i, request in zip(places, requests, strict=True):
-            generated = [*request.owed, *self._step.judged[ids[i]].tokens]
+        for i, request, judgement in zip(places, requests, judged, strict=True):
+            generated = [*request.owed, *judgement.tokens]
             tokens[i, : len(generated)] = generated
-        return upload(tokens, device)
+            step.judged[ids[i]] = judgement
+        ours = np.isin(np.arange(len(counts)), places)
+        result = upload(tokens, verify_rows.device)
+        result[:, 0] = torch.where(
+            upload(ours, verify_rows.device), result[:, 0], drawn.to(torch.int32)
+        )
+        return result
+
+
+def _serve_all_parameters(runner: Any) -> None:
+    """Give vLLM's own requests min_p and logit_bias: it leaves them out beside speculation,
+    whose rows they would miss, but these requests have no draft tokens."""
+    processors = runner.input_batch.logitsprocs
+    config, device = runner.vllm_config, runner.device
+    pinned = device.type == "cuda"
+    processors.argmax_invariant.append(MinPLogitsProcessor(config, device, pinned))
+    processors.non_argmax_invariant.append(LogitBiasLogitsProcessor(config, device, pinned))
 
 
 def _never_compile() -> None:

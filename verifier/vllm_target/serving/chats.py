@@ -1,0 +1,77 @@
+"""How vLLM's own server makes a prompt of a chat, and which settings it takes where a request
+has none: packed with the tokenizer, so that an edge makes the same."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.renderers.hf import (
+    HfRenderer,
+    resolve_chat_template,
+    resolve_chat_template_content_format,
+)
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from picospec.models.tokenizing.chat_template import joined
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+
+_NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
+'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
+) }}{% endif %}"""
+"""The template of a model for which vLLM has code instead, such as gpt-oss."""
+
+_A_TOOL: Final[list[dict[str, Any]]] = [{}]
+_ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})
+"""The variables of a template that each request to vLLM has."""
+
+
+def as_served(file: TokenizerFile, llm: AsyncLLM, args: Namespace) -> TokenizerFile:
+    """Return a model's tokenizer as vLLM's server uses it. args: vLLM's command line."""
+    renderer, model = llm.renderer, llm.vllm_config.model_config
+    given = args.default_chat_template_kwargs or {}
+    return msgspec.structs.replace(
+        file,
+        **_template(renderer, model, args),
+        variables={name: each for name, each in given.items() if name not in _ALWAYS_GIVEN},
+        hides_unused_tools=args.exclude_tools_when_tool_choice_none,
+        stop_tokens=sorted(_stop_tokens(renderer.get_eos_token_id(), model)),
+        defaults=_defaults(model),
+    )
+
+
+def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
+    """Return the template, made of two if vLLM takes another one for tools, and whether it
+    gets parts."""
+    if type(renderer) is not HfRenderer or "GptOssForCausalLM" in model.architectures:
+        return {"template": _NO_TEMPLATE}
+    named, tokenizer = load_chat_template(args.chat_template), renderer.get_tokenizer()
+    default, with_tools = (
+        resolve_chat_template(tokenizer, named, tools, model_config=model) or ""
+        for tools in (None, _A_TOOL)
+    )
+    form = resolve_chat_template_content_format(
+        named, None, args.chat_template_content_format, tokenizer, model_config=model
+    )
+    one = default if default == with_tools else joined(default, with_tools)
+    return {"template": one, "takes_parts": form == "openai"}
+
+
+def _stop_tokens(eos: int | None, model: Any) -> set[int]:
+    """Return what ends a turn: the tokenizer's end of text, and what the model's makers say."""
+    found = model.try_get_generation_config().get("eos_token_id")
+    named = found if isinstance(found, list) else [found]
+    return {token for token in (*named, eos) if token is not None}
+
+
+def _defaults(model: Any) -> Mapping[str, float]:
+    """Return the settings, with the most tokens that any answer may have."""
+    given = model.get_diff_sampling_param().items()
+    found = {name: value for name, value in given if not isinstance(value, bool)}
+    own = model.generation_config in ("auto", "vllm")
+    limits = model.override_generation_config if own else found
+    most = limits.get("max_new_tokens" if own else "max_tokens")
+    return found if most is None else {**found, "most_tokens": most}
