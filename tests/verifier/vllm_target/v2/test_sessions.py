@@ -68,7 +68,7 @@ async def test_preempted_sessions_say_the_same(target: VllmTarget, texts: Texts)
 
     answers = await asyncio.gather(
         *(
-            run(target, texts, names[i % 3], 1, Script(wrong=0.1 * (i % 3), seed=i))
+            run(target, texts, names[i % 3], 1, Script(wrong=1.0 - 0.1 * (i % 3), seed=i))
             for i in range(15)
         )
     )
