@@ -106,8 +106,8 @@ class EdgeEngine:
         return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        facts = await self._verifiers.facts()
-        if job.identity not in ("", facts.identity):
+        facts = (await self._verifiers.facts()).identified(job.identity)
+        if facts is None:
             raise Unavailable("the verifier is another one since the prompt was read")
         slot = self._slot(job)
         try:

@@ -7,7 +7,7 @@ by its target alone (the plain engine). The gateway treats both alike.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
@@ -155,6 +155,8 @@ class Described(Protocol):
     def identity(self) -> str: ...
     @property
     def vocabulary(self) -> str: ...
+    @property
+    def adapters(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,9 @@ class Facts:
     vocabulary: str = ""
     """The digest of the target's tokenizer; empty: any."""
 
+    adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """LoRA adapters, which requests name in the place of the model: their identity, by name."""
+
     @classmethod
     def of(cls, target: Described) -> Self:
         return cls(
@@ -191,7 +196,14 @@ class Facts:
             MappingProxyType(dict(target.defaults)),
             target.identity,
             target.vocabulary,
+            MappingProxyType(dict(target.adapters)),
         )
+
+    def named(self, model: str | None) -> Self:
+        """Return the facts of an adapter; these, if no adapter has that name."""
+        if model is None or (identity := self.adapters.get(model)) is None:
+            return self
+        return replace(self, model=model, identity=identity)
 
 
 Json = Mapping[str, object]

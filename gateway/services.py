@@ -89,9 +89,10 @@ class Services:
         """Return the engine's facts; raise NotFound for any model but the engine's.
 
         model: None, where a request names none, and the aliases mean the engine's too. So does
-        any name where the fallback answers, as clients name the model that is away.
+        any name where the fallback answers, as clients name the model that is away. An adapter
+        of the model is named as a model is.
         """
-        facts = await self.engine.facts()
+        facts = (await self.engine.facts()).named(model)
         if self.falls_back:
             return facts
         if model is not None and model != facts.model and model not in self.model_aliases:

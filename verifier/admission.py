@@ -34,9 +34,12 @@ def check(request: Open, facts: ModelFacts) -> None:
             param="version",
             code="unsupported_version",
         )
-    if request.model != facts.model:
+    names = (facts.model, *facts.adapters)
+    if request.model not in names:
         message = f"the model {request.model!r} does not exist; this verifier has"
-        raise NotFound(f"{message} {facts.model!r}", param="model", code="model_not_found")
+        known = ", ".join(map(repr, names))
+        raise NotFound(f"{message} {known}", param="model", code="model_not_found")
+    facts = facts.named(request.model)
     if request.vocabulary != facts.vocabulary:
         message = f"vocabulary: {request.vocabulary!r} is not the target's"
         raise VocabularyMismatch(f"{message} {facts.vocabulary!r}", param="vocabulary")

@@ -16,9 +16,9 @@ import msgspec
 
 from picospec.models.file_hashes import FileHashes
 
-SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json")
-"""The files of a model's directory that shape its texts. Its tokenizer has a digest of its
-own."""
+SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json", "adapter_config.json")
+"""The files that shape the texts of a model, or of an adapter, in its directory. Its tokenizer
+has a digest of its own."""
 
 
 def identity_of(*shapes: object) -> str:

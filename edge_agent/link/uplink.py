@@ -59,6 +59,7 @@ class Uplink:
         self.identity = ""
         """The identity of the facts fetched last; empty before."""
 
+        self._identities: set[str] = set()  # of the model and its adapters
         self._connection = connection
         self._metrics = metrics
         self._facts: ModelFacts | None = None
@@ -78,7 +79,12 @@ class Uplink:
             for _ in range(_FIRST_SAMPLES):
                 await self.check()
             self._facts, self.identity = facts, facts.identity
+            self._identities = {facts.identity, *facts.adapters.values()}
         return self._facts
+
+    def may_serve(self, identity: str) -> bool:
+        """Return whether it could go on with texts of that identity, as far as is known."""
+        return not self.identity or identity in self._identities
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""

@@ -74,7 +74,7 @@ class Verifiers:
         """Return the best verifier that can go on with texts of that identity, if any; one that
         is ready, if any is."""
         ranked = self._ranked(identity)
-        usable = (u for u in ranked if u.identity in ("", identity) and u not in without)
+        usable = (u for u in ranked if u.may_serve(identity) and u not in without)
         return next(usable, None)
 
     def place(self, uplink: Uplink) -> int:
@@ -86,8 +86,8 @@ class Verifiers:
 
         def cost(uplink: Uplink) -> tuple[bool, bool, float]:
             health, stays = uplink.health, uplink is self.current
-            differs = uplink.identity not in ("", identity)
-            return not health.ready, differs, health.cost_s - (STAY_S if stays else 0.0)
+            cost_s = health.cost_s - (STAY_S if stays else 0.0)
+            return not health.ready, not uplink.may_serve(identity), cost_s
 
         return sorted(self.uplinks, key=cost)
 

@@ -61,11 +61,11 @@ async def prometheus_metrics(services: Services, _: Request) -> Response:
 
 
 async def list_models(services: Services, request: Request) -> Response:
-    """Answer the engine's only model, under each of its names."""
+    """Answer the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
-    names = [facts.model, *sorted(services.model_aliases - {facts.model})]
-    models = [_model(services, facts, name) for name in names]
+    names = [facts.model, *sorted(services.model_aliases - {facts.model}), *facts.adapters]
+    models = [_model(services, facts.named(name), name) for name in names]
     return json_response({"object": "list", "data": models})
 
 

@@ -22,6 +22,9 @@ MAX_CONTEXT_TOKENS: Final = 1 << 24
 MAX_VERIFY: Final = 256
 """The most draft tokens that any verifier judges in one pass."""
 
+MAX_ADAPTERS: Final = 1024
+"""The most LoRA adapters that are served beside a model."""
+
 Judge = Literal["coupled", "separate"]
 TokenId = int
 Name = Annotated[str, Meta(max_length=1024)]
@@ -65,3 +68,21 @@ class ModelFacts(msgspec.Struct, frozen=True):
     identity: Name = ""
     """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
     that have the same one, either can go on with an answer that the other began."""
+
+    adapters: Annotated[dict[Name, Name], Meta(max_length=MAX_ADAPTERS)] = {}
+    """LoRA adapters of the model: by the name that a request gives as its `model`, the identity
+    of the texts. All else is the model's."""
+
+    def named(self, model: str) -> ModelFacts:
+        """Return the facts of an adapter; these, if no adapter has that name."""
+        if (identity := self.adapters.get(model)) is None:
+            return self
+        return msgspec.structs.replace(self, model=model, identity=identity, adapters={})
+
+    def identified(self, identity: str) -> ModelFacts | None:
+        """Return the facts of the model or adapter whose texts have an identity, or of the
+        model if it is empty."""
+        if identity in ("", self.identity):
+            return self
+        names = (name for name, each in self.adapters.items() if each == identity)
+        return next(map(self.named, names), None)

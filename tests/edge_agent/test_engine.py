@@ -143,6 +143,17 @@ async def test_a_prompt_that_was_made_for_another_model_is_not_sent(
     await deltas(engine(uplink, metrics).generate(replace(JOB, identity="now")))
 
 
+async def test_a_prompt_for_an_adapter_is_sent_to_that_adapter(metrics: EdgeMetrics) -> None:
+    uplink = FakeUplink(scripted(Finish("stop")))
+    adapters = {"other": "of-other", "styled": "of-styled"}
+    uplink.known = msgspec.structs.replace(FACTS, identity="now", adapters=adapters)
+
+    await deltas(engine(uplink, metrics).generate(replace(JOB, identity="of-styled")))
+
+    (opened,) = uplink.opened
+    assert (opened.model, opened.identity) == ("styled", "of-styled")
+
+
 async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_waiting(
     metrics: EdgeMetrics,
 ) -> None:

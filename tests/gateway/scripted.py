@@ -100,6 +100,7 @@ class ScriptedEngine:
     features: frozenset[str] = frozenset()
     context_tokens: int = CONTEXT_TOKENS
     defaults: Mapping[str, float] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics = COUNTED
     jobs: list[Job] = field(default_factory=list)
     closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -113,7 +114,7 @@ class ScriptedEngine:
             raise self.down
         stops = frozenset({END})
         facts = Facts(MODEL, self.context_tokens, stops, END + 1, self.features)
-        return replace(facts, defaults=self.defaults)
+        return replace(facts, defaults=self.defaults, adapters=self.adapters)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)

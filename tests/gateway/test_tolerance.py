@@ -178,3 +178,14 @@ async def test_the_list_of_models_has_every_name() -> None:
     assert [model["id"] for model in listed] == [MODEL, "gpt-4o", "z"]
     assert {model["root"] for model in listed} == {MODEL}
     assert found == listed[1]
+
+
+async def test_an_adapter_is_asked_for_as_a_model_is() -> None:
+    engine = ScriptedEngine(adapters={"styled": "of-styled"})
+    async with client_of(make_app(engine)) as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        answer = await client.post("/v1/chat/completions", json=CHAT | {"model": "styled"})
+
+    assert [model["id"] for model in listed] == [MODEL, "styled"]
+    assert answer.json()["model"] == "styled"
+    assert engine.jobs[0].identity == "of-styled"

@@ -75,7 +75,8 @@ def vllms(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     about = packages / "vllm-0.32.0+cpu.dist-info" / "METADATA"
     about.parent.mkdir()
     about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    environment = {**os.environ, "PYTHONPATH": str(packages), "VLLM_PLUGINS": ""}
+    path = os.pathsep.join((os.environ.get("PYTHONPATH", ""), str(packages)))
+    environment = {**os.environ, "PYTHONPATH": path, "VLLM_PLUGINS": ""}
     environment.pop("VLLM_USE_V2_MODEL_RUNNER", None)
     command = [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "launch", "render", str(directory),

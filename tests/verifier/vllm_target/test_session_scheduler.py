@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,26 @@ from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
+    from vllm.v1.engine import EngineCoreRequestType
+
+    from picospec.verifier.vllm_target.core.session_scheduler import stamp_arrivals
+
+    received: Queue[Any] = Queue()
+    stamp_arrivals(received)
+    messages = [
+        (EngineCoreRequestType.WAKEUP, None),
+        (EngineCoreRequestType.UTILITY, [0, 1, "picospec_figures", []]),
+        (EngineCoreRequestType.UTILITY, [0, 2, "picospec_push", ["s", b"frames"]]),
+    ]
+    for message in messages:
+        received.put_nowait(message)
+
+    (_, _), (_, figures), (_, push) = (received.get() for _ in messages)
+    assert figures[3] == []
+    assert push[3] == ["s", b"frames", pytest.approx(time.monotonic(), abs=5.0)]
 
 
 class RecordingMachine(VerifyMachine):

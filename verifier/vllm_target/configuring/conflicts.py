@@ -43,6 +43,7 @@ RULES: Final = (
     Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
     Rule("kv_transfer_config", lambda v: v is not None, _KV_STAYS),
     Rule("kv_offloading_size", lambda v: v is not None, _KV_STAYS),
+    Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
 
 

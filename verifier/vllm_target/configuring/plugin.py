@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,6 +21,7 @@ from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
 from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.configuring.width import most_drafts
 from picospec.verifier.vllm_target.launching import CONFIG, NAME
 
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
@@ -69,6 +71,7 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
             return asked
         choice = _choice(args, target_model_config, target_parallel_config, asked)
         _apply(choice, args, target_parallel_config)
+        _let_drain(args, settings())
         return asked or _no_proposals(choice, target_model_config, target_parallel_config)
 
     return create_speculative_config
@@ -93,7 +96,7 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
         )
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
-    max_verify = settings().limits.max_verify
+    max_verify = most_drafts(settings().limits.max_verify, args, asked)
     return Choice(runner, max_verify, "none" if asked is None else "operator")
 
 
@@ -129,6 +132,13 @@ def _apply(choice: Choice, args: Any, parallel: Any) -> None:
         grammars = args.structured_outputs_config = StructuredOutputsConfig(**grammars)
     if grammars.backend == "auto":
         grammars.backend = "guidance"  # what edges hold too
+
+
+def _let_drain(args: Any, ours: VerifierSettings) -> None:
+    """Have the parent of several API servers wait for them after a SIGTERM: unless vLLM's
+    setting says so, it kills them at once. One alone needs no such time."""
+    if args._api_process_count > 1 and not args.shutdown_timeout:
+        args.shutdown_timeout = ceil(ours.drain_timeout_s) + ours.stop_timeout_s
 
 
 def _no_proposals(choice: Choice, model: Any, parallel: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from random import SystemRandom
-from typing import Any
+from typing import Any, Final
 
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import (
@@ -34,6 +34,8 @@ from picospec.verifier.vllm_target.core.session_slot import (
     SlotTable,
 )
 from picospec.verifier.vllm_target.core.timer import Timer
+
+PUSH: Final = "picospec_push"
 
 
 class SessionScheduler(Scheduler):
@@ -80,15 +82,19 @@ class SessionScheduler(Scheduler):
         super()._preempt_request(*args, **kwargs)
 
     def attach(self, engine: EngineCore) -> bool:
-        """Wake this core and send through it between steps; False if this vLLM cannot."""
-        self.engine = engine
-        return hasattr(engine, "input_queue") and hasattr(engine, "output_queue")
+        """Wake this core and send through it between steps; False if this vLLM cannot. Each of
+        vLLM's API servers calls it."""
+        first, self.engine = self.engine is None, engine
+        if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
+            return False
+        if first:
+            stamp_arrivals(engine.input_queue)
+        return True
 
     def push(self, session: str, frames: bytes, arrived: float) -> str | None:
         """Hand messages to a session; return what is wrong with them: that ends the session.
 
-        arrived: when they reached the host, by its monotonic clock, which all its processes
-        share. A step may have passed since.
+        arrived: when they reached this process. A step may have passed since.
         """
         request_id = self._slots.request_of(session)
         slot = request_id and self._slots.of(request_id)
@@ -161,6 +167,21 @@ class SessionScheduler(Scheduler):
         """Wake the core by the message it knows for that."""
         if self.engine is not None:
             self.engine.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+
+def stamp_arrivals(received: Any) -> None:
+    """Let vLLM's queue of received messages give those for sessions the time. The API server
+    cannot: it may be on another host, whose clock is another. A step may pass until the core
+    takes them in."""
+    stock = received.put_nowait
+
+    def put_nowait(item: tuple[EngineCoreRequestType, Any]) -> None:
+        kind, request = item
+        if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
+            request[3].append(time.monotonic())
+        stock(item)
+
+    received.put_nowait = put_nowait
 
 
 def _refused(request: Request, complaint: str) -> EngineCoreOutput:

@@ -6,16 +6,17 @@ request socket, which also wakes it; outputs come back on its output socket.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import fields
+from operator import eq
 from typing import Any, Final
 
 import torch
 import vllm
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -25,6 +26,7 @@ from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
 from picospec.verifier.vllm_target.serving.parameters import EngineRequest
+from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
 """The parts of vLLM's settings of which no text depends, and the one that names the model's
@@ -36,7 +38,8 @@ class Engine:
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
-        self._steps = 0.0  # at the last heartbeat
+        self._ranks = Ranks(llm.engine_core)
+        self._steps: list[float] = []  # of each core, at the last heartbeat
 
     async def install(self, tokens: int) -> None:
         """Put the judge into the workers, and the door for messages into the core.
@@ -47,16 +50,16 @@ class Engine:
             if (known := self.model.get_vocab_size()) < tokens:
                 raise TargetFailed(f"the model knows {known} ids, its tokenizer has {tokens}")
             await self._llm.collective_rpc("picospec_install", args=(tokens,))
-            if not await self._call("attach"):
+            if not all(await self._ranks.call_all("attach")):
                 raise TargetFailed("this vLLM engine has no queues between its processes")
         except Exception as error:  # vLLM raises what it likes
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
 
     @property
     def most_sessions(self) -> int:
-        """How many requests it runs at once."""
+        """How many requests its cores run at once."""
         most: int = self._llm.vllm_config.scheduler_config.max_num_seqs
-        return most
+        return most * len(self._ranks)
 
     @property
     def drawn_by_vllm(self) -> bool:
@@ -105,6 +108,7 @@ class Engine:
         text: tuple[int, ...],
         wanted: EngineRequest,
         cache_salt: str | None = None,
+        adapter: LoRARequest | None = None,
     ) -> AsyncGenerator[OutgoingFrame]:
         """Yield the frames of one session, each once and in order, to the last.
 
@@ -119,12 +123,20 @@ class Engine:
         # rendered: text would go through a thread
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
-            outputs = self._llm.generate(rendered, _parameters(wanted), request_id=session)
-            async with aclosing(outputs):
-                async for output in outputs:
-                    for frame in await self._frames(session, due, output.kv_transfer_params):
-                        yield frame
-                        due += 1
+            with self._ranks.placed(session) as rank:
+                outputs = self._llm.generate(
+                    rendered,
+                    _parameters(wanted),
+                    request_id=session,
+                    lora_request=adapter,
+                    data_parallel_rank=rank,
+                )
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        carried = output.kv_transfer_params
+                        for frame in await self._frames(session, due, carried):
+                            yield frame
+                            due += 1
         except VLLMValidationError as error:
             raise Unservable(error.parameter or "request", str(error)) from error
         except ValueError as error:
@@ -144,30 +156,32 @@ class Engine:
         if complaint is not None:
             raise RemoteProtocolError(complaint)
         if first > due:
-            first, frames = due, await self._call("recall", session, due)
+            first, frames = due, await self._ranks.call(session, "recall", due)
         return [OutgoingFrame(*each) for each in frames[due - first :]]
 
     async def push(self, session: str, frames: bytes) -> str | None:
-        """Send messages; return what is wrong with them once the engine has taken them in:
-        between two steps, so it gets the time of arrival too."""
-        answer: str | None = await self._call("push", session, frames, time.monotonic())
+        """Send messages; return what is wrong with them once the engine has taken them in,
+        which it does between two steps."""
+        answer: str | None = await self._ranks.call(session, "push", frames)
         return answer
 
     async def figures(self) -> dict[str, float]:
-        """Return the scheduler's counts."""
-        counts: dict[str, float] = await self._call("figures")
-        return counts
+        """Return the schedulers' counts, of all cores together."""
+        return _together(await self._ranks.call_all("figures"))
 
     async def heartbeat(self) -> None:
-        """Return once the step that is running has ended and the workers have answered: by a
-        step since the last heartbeat, or else when they are asked."""
-        steps = (await self.figures())["steps"]
-        if steps == self._steps:
+        """Return once the steps that are running have ended and the workers have answered: by
+        a step of each core since the last heartbeat, or else when they are asked."""
+        steps = [figures["steps"] for figures in await self._ranks.call_all("figures")]
+        if not self._steps or any(map(eq, steps, self._steps)):
             await self._llm.collective_rpc("picospec_answer")
         self._steps = steps
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        return await self._llm.engine_core.call_utility_async(f"picospec_{method}", *arguments)
+
+def _together(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums; of `kv_usage`, which is a share, the mean."""
+    sums = {name: sum(each[name] for each in figures) for name in figures[0]}
+    return sums | {"kv_usage": sums["kv_usage"] / len(figures)}
 
 
 def _parameters(wanted: EngineRequest) -> SamplingParams:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,6 +35,8 @@ from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
 from picospec.verifier.vllm_target.serving.chats import as_served
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain_requests import charge
@@ -59,7 +62,8 @@ class Service:
         self.settings = settings
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
-        target = _target(settings, llm, args, PassMetrics(self.registry, metrics))
+        passes = PassMetrics(self.registry, metrics)
+        target = _target(settings, llm, args, passes, vllm_app.state)
         self.host = Host(target, drain, pass_timeout_s=settings.pass_timeout_s)
         self.sessions = Sessions(
             self.host, settings.sessions, SessionMetrics(self.registry, metrics)
@@ -72,7 +76,7 @@ class Service:
         tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
         known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
 
-        def app(of: Tenants, hosts: Collection[str] | None) -> Starlette:
+        def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
             before = accounted(
                 settings, of, metrics, session_paths=SESSION_PATHS, is_message=takes_drafts,
                 hosts=hosts, tracing=self.tracing,
@@ -81,7 +85,9 @@ class Service:
             made.router.redirect_slashes = False
             return made
 
-        on_vllms, on_ours = app(known_to_vllm, None), app(tenants, hosts_of(settings))
+        shown = for_vllms_port(routes, llm.engine_core.client_count, settings.port)
+        on_vllms = app(shown, known_to_vllm, None)
+        on_ours = app(routes, tenants, hosts_of(settings))
         on_ours.router.default = partial(_pass_on, vllm_app, keys[0] if keys else None)
         self.on_vllms_port = partial(_serve, on_vllms, args.root_path or "")
         self.on_our_port = partial(_serve, on_ours, args.root_path or "")
@@ -94,15 +100,22 @@ class Service:
 
 
 def _target(
-    settings: VerifierSettings, llm: AsyncLLM, args: Namespace, metrics: PassMetrics
+    settings: VerifierSettings,
+    llm: AsyncLLM,
+    args: Namespace,
+    metrics: PassMetrics,
+    state: State,
 ) -> VllmTarget:
     """Return the target, not started. It is called as vLLM calls the model."""
-    is_first = getattr(llm.engine_core, "client_index", 0) == 0
+    if (choice := Choice.of(llm.vllm_config)) is None:
+        raise ValueError("vLLM did not load picospec's general plugin; its log says why")
+    is_first = llm.engine_core.client_index == 0
     return VllmTarget(
         (args.served_model_name or [args.model])[0],
         Engine(llm),
-        settings.limits,
+        choice.narrowed(settings.limits),
         metrics,
+        adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),
         share_prefixes=settings.share_prefixes,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,15 +27,19 @@ from picospec.verifier.target import (
     TargetFailed,
     TargetFull,
     UnknownSession,
+    Unservable,
     asked_grammar,
     unservable,
 )
 from picospec.verifier.vllm_target.configuring import compat
+from picospec.verifier.vllm_target.serving.adapters import Adapters
 from picospec.verifier.vllm_target.serving.inflight import Inflight
 from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
 from picospec.verifier.vllm_target.serving.selftest import self_test
 
 if TYPE_CHECKING:  # vLLM is not there in every installation
+    from vllm.lora.request import LoRARequest
+
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
     from picospec.verifier.vllm_target.serving.engine import Engine
 
@@ -42,8 +47,9 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
 class VllmTarget(Described):
     """Sessions on an engine that vLLM's own server has started, and will stop.
 
-    name: by which clients ask for the model. as_served: returns the model's tokenizer as
-    vLLM's server uses it. self_test: None where another of vLLM's API servers runs it.
+    name: by which clients ask for the model. adapters: what vLLM has loaded. as_served: returns
+    the model's tokenizer as vLLM's server uses it. self_test: None where another of vLLM's API
+    servers runs it.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class VllmTarget(Described):
         limits: Limits,
         metrics: PassMetrics,
         *,
+        adapters: Mapping[str, LoRARequest] = MappingProxyType({}),
         as_served: Callable[[TokenizerFile], TokenizerFile] | None = None,
         share_prefixes: bool = False,
         hashes: FileHashes | None = None,
@@ -62,6 +69,7 @@ class VllmTarget(Described):
         self._name = name
         self._as_served = as_served
         self._hashes = hashes or FileHashes()
+        self._adapters = Adapters(adapters, self._hashes)
         self._self_test = self_test
         self._metrics = metrics
         self._engine = engine
@@ -82,6 +90,7 @@ class VllmTarget(Described):
         file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
         self.describe(self._name, file, engine.model.max_model_len, FEATURES, shapes)
+        await self._tell_adapters()
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
             await self_test(self)
@@ -116,8 +125,15 @@ class VllmTarget(Described):
         await self.close_grammars()
 
     async def heartbeat(self) -> None:
-        """Hear from the engine's core and workers."""
+        """Hear from the engine's cores and workers, and of adapters loaded lately."""
         await self._engine.heartbeat()
+        if self._adapters.have_changed:
+            await self._tell_adapters()
+
+    async def _tell_adapters(self) -> None:
+        facts, folder = self.facts, self._engine.download_dir
+        found = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
+        self._facts = msgspec.structs.replace(facts, adapters=found)
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
         """Try the request's grammar before vLLM does, which limits neither time nor memory.
@@ -139,6 +155,9 @@ class VllmTarget(Described):
         engine = self._engine
         if len(self._sessions) >= (room := engine.most_sessions):
             raise TargetFull(f"all {room} sequences are taken")
+        adapter = self._adapters.find(request.model)
+        if adapter is None and request.model != self.facts.model:
+            raise Unservable("model", f"the adapter {request.model!r} is no longer loaded")
         wanted = engine_request(
             session, request, self.facts, drawn_by_vllm=engine.drawn_by_vllm
         )
@@ -146,7 +165,7 @@ class VllmTarget(Described):
         try:
             text = (*request.prompt, *request.committed)
             owner = self.owner_of_prefixes(tenant, request)
-            frames = engine.generate(session, text, wanted, owner)
+            frames = engine.generate(session, text, wanted, owner, adapter)
             async with aclosing(frames):
                 async for outgoing in frames:
                     inflight.check()

