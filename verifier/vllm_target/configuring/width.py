@@ -18,13 +18,13 @@ def most_drafts(wanted: int, args: Any, asked: Any) -> int:
 
     args: vLLM's EngineArgs. asked: the operator's own SpeculativeConfig, if any.
     """
-    most = wanted
+    most, log = wanted, structlog.get_logger("verifier")
     if asked is not None:
+        log.warning("speculative_config_unused", method=asked.method, see="docs/vllm.md")
         most = min(most, _within("--speculative-config", asked.num_speculative_tokens + 1))
     if args.enable_lora:
         most = min(most, _within("--enable-lora", _rows_with_adapters(args)))
     if most < wanted:
-        log = structlog.get_logger("verifier")
         log.warning("max_verify_lowered", max_verify=most, see="docs/vllm.md")
     return most
 
