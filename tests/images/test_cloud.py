@@ -37,10 +37,6 @@ def test_the_command_of_the_header_starts_a_verifier_that_answers(tmp_path: Path
     )
     container = run(command.split(), KEYS)
     try:
-        health = until(URL, "/health", 200, 120, container)
-        assert health.json()["state"] == "loading"
-        assert container.check_health() == 0
-
         until(URL, "/ready", 200, 600, container)
 
         assert ask(URL, KEYS["PICOSPEC_API_KEYS"])

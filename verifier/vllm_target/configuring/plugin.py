@@ -21,6 +21,7 @@ from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
 from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.configuring.width import most_drafts
 from picospec.verifier.vllm_target.launching import CONFIG, NAME
 
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
@@ -84,7 +85,10 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
         choice = _choice(args, target_model_config, target_parallel_config, asked)
         _apply(choice, args, target_parallel_config)
         _let_drain(args, settings())
-        return asked or _no_proposals(choice, target_model_config, target_parallel_config)
+        if asked is not None:
+            _plan_for(asked)
+            return asked
+        return _no_proposals(choice, target_model_config, target_parallel_config)
 
     return create_speculative_config
 
@@ -108,8 +112,9 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
         )
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
-    head, ours = 0 if asked is None else asked.num_speculative_tokens, settings()
-    return Choice(runner, ours.limits.max_verify, head, ours.speculation.seed_exact)
+    ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
+    max_verify = most_drafts(ours.limits.max_verify, args)
+    return Choice(runner, max_verify, head, ours.speculation.seed_exact)
 
 
 def _serves_sessions(model: Any) -> bool:
@@ -152,6 +157,13 @@ def _let_drain(args: Any, ours: VerifierSettings) -> None:
     setting says so, it kills them at once. One alone needs no such time."""
     if args._api_process_count > 1 and not args.shutdown_timeout:
         args.shutdown_timeout = ceil(ours.drain_timeout_s) + ours.stop_timeout_s
+
+
+def _plan_for(asked: Any) -> None:
+    """Have vLLM capture the CUDA graphs of its own speculation, whose steps have fewer rows than
+    those that it makes place for."""
+    if asked.num_speculative_tokens_per_batch_size is None:
+        asked.num_speculative_tokens_per_batch_size = [(1, 1, asked.num_speculative_tokens)]
 
 
 def _no_proposals(choice: Choice, model: Any, parallel: Any) -> Any:

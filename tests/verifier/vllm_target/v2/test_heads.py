@@ -68,7 +68,8 @@ async def test_texts_are_those_without_speculation(
 
     assert [a.tokens for a in answers] == [texts[name, i % 3].tokens for i in range(4)]
     totals = [answer.finish.totals for answer in answers if answer.finish]
-    assert totals[0].own > 0, "the head serves a session without an edge's draft tokens"
+    if name != "schema":  # which forbids most of what a head proposes without it
+        assert totals[0].own > 0, "the head serves a session without an edge's draft tokens"
     assert totals[1].accepted > totals[1].own, "right draft tokens replace the head's"
 
 
