@@ -156,6 +156,7 @@ def test_a_request_carries_what_the_committed_text_changes() -> None:
 
 def test_a_recovered_token_is_owed_until_the_next_step() -> None:
     core = Core(judge="separate")
+    core.machine.latency.observe(1, 0.01)
     core.begin(0, 0)
     core.run(5)
     core.receive(Draft(1, 1, 0, (6, 7), q=(100, 100)))

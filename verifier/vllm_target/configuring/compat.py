@@ -37,12 +37,14 @@ USED: Final[Names] = {
     "vllm.config.parallel:ParallelConfig": ("worker_extension_cls",),
     "vllm.config.scheduler:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
     "vllm.config.speculative:SpeculativeConfig": (
-        "method", "num_speculative_tokens", "target_model_config", "target_parallel_config",
+        "method", "num_speculative_tokens", "num_speculative_tokens_per_batch_size",
+        "target_model_config", "target_parallel_config",
     ),
     "vllm.config.structured_outputs:StructuredOutputsConfig": ("backend",),
     "vllm.config.vllm:VllmConfig": (
         "additional_config", "attention_config", "compute_hash", "load_config", "lora_config",
-        "model_config", "observability_config", "parallel_config", "profiler_config",
+        "model_config", "num_speculative_tokens", "observability_config", "parallel_config",
+        "profiler_config",
         "scheduler_config", "speculative_config", "use_v2_model_runner", "watermark_config",
     ),
     "vllm.engine.arg_utils:EngineArgs": (
@@ -69,7 +71,8 @@ USED: Final[Names] = {
     "vllm.usage.usage_lib:UsageContext": ("OPENAI_API_SERVER",),
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("usage",),
     "vllm.v1.core.sched.output:SchedulerOutput": (
-        "num_scheduled_tokens", "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
+        "num_scheduled_tokens", "num_spec_tokens_to_schedule", "scheduled_spec_decode_tokens",
+        "total_num_scheduled_tokens",
     ),
     "vllm.v1.core.sched.request_queue:RequestQueue": ("add_request", "remove_request"),
     "vllm.v1.core.sched.scheduler:Scheduler": (
@@ -131,15 +134,19 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
     "v2": {
         "vllm.v1.worker.gpu.input_batch:InputBatch": ("req_ids",),
         "vllm.v1.worker.gpu.model_runner:GPUModelRunner": (
-            "prepare_inputs", "req_states", "sample", "sample_tokens", "sampler", "speculator",
-            "vocab_size",
+            "prepare_inputs", "rejection_sampler", "req_states", "sample", "sample_tokens",
+            "sampler", "speculator", "vllm_config", "vocab_size",
         ),
+        "vllm.v1.worker.gpu.model_runner:": ("init_speculator",),
         "vllm.v1.worker.gpu.async_utils:AsyncOutput": ("model_runner_output",),
         "vllm.v1.worker.gpu.sample.gumbel:": ("gumbel_sample",),
         "vllm.v1.worker.gpu.sample.output:SamplerOutput": ("sampled_token_ids",),
         "vllm.v1.worker.gpu.sample.sampler:Sampler": ("apply_sampling_params",),
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler:": (
             "gather_draft_sampled", "rejection_sample",
+        ),
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler": (
+            "num_speculative_steps",
         ),
         "vllm.v1.worker.gpu.spec_decode.speculator:BaseSpeculator": ("propose",),
         "vllm.v1.worker.gpu.states:RequestState": (

@@ -60,13 +60,13 @@ def register() -> None:
         VllmConfig.num_speculative_tokens = _wide_enough(VllmConfig.num_speculative_tokens)
 
 
-def _wide_enough(stock: property) -> property:
+def _wide_enough(stock: Any) -> property:
     """Widen what vLLM makes place for in a step; its own speculation keeps to its own setting,
     and proposes as many tokens as the operator asked for."""
 
     def num_speculative_tokens(config: Any) -> int:
         choice = Choice.of(config)
-        return int(stock.fget(config)) if choice is None else choice.width  # type: ignore[misc]
+        return int(stock.__get__(config)) if choice is None else choice.width
 
     return property(num_speculative_tokens)
 
@@ -160,8 +160,8 @@ def _let_drain(args: Any, ours: VerifierSettings) -> None:
 
 
 def _plan_for(asked: Any) -> None:
-    """Have vLLM capture the CUDA graphs of its own speculation, whose steps have fewer rows than
-    those that it makes place for."""
+    """Have vLLM capture the CUDA graphs of its own speculation, whose steps have fewer rows
+    than it makes place for."""
     if asked.num_speculative_tokens_per_batch_size is None:
         asked.num_speculative_tokens_per_batch_size = [(1, 1, asked.num_speculative_tokens)]
 
