@@ -45,8 +45,6 @@ MAX_DECODING: Final = 256
 """Opens of one tenant that may wait to be decoded. Most take milliseconds, the largest half a
 second."""
 
-_WAIT: Final = "Opens wait to be decoded"
-
 OPEN: Final = "/v1/speculate"
 SESSION_PATHS: Final = f"{OPEN}/"
 """What a session's paths begin with; its name follows."""

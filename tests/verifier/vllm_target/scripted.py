@@ -69,6 +69,8 @@ class Script:
     late_s: float = 0.0
     window: int = 24
     seed: int = 5
+    at_once: bool = False
+    """Whether it drafts before the first token is known."""
 
 
 @dataclass
@@ -127,15 +129,21 @@ async def drafted(
         aclosing(target.serve(session, request)) as messages,
         asyncio.TaskGroup() as tasks,
     ):
+
+        def extend() -> None:
+            while edge.may_extend and len(edge.chain) < script.window:
+                edge.extend(DraftToken(draft(edge.end), confidence=1.0))
+            if new := edge.flush():
+                tasks.create_task(_push(target, session, new, script.late_s))
+
+        if script.at_once:
+            extend()
         async for reply in messages:
             message = reply.message
             take_in(answer, message)
             if isinstance(message, Commit):
                 edge.receive(message)
-                while edge.may_extend and len(edge.chain) < script.window:
-                    edge.extend(DraftToken(draft(edge.end), confidence=1.0))
-                if new := edge.flush():
-                    tasks.create_task(_push(target, session, new, script.late_s))
+                extend()
     return answer
 
 

@@ -18,6 +18,7 @@ import vllm.config.vllm
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
+from vllm.usage.usage_lib import UsageContext
 
 from picospec.verifier.vllm_target.configuring import conflicts, plugin
 from picospec.verifier.vllm_target.configuring.choice import Choice
@@ -57,7 +58,9 @@ def configured(tmp_path: Path) -> Configure:
         (tmp_path / "config.json").write_text(json.dumps(model))
         small = {"load_format": "dummy", "max_model_len": 128, "enforce_eager": True}
         options = {"skip_tokenizer_init": True, **small, **options}
-        return EngineArgs(model=str(tmp_path), **options).create_engine_config()
+        return EngineArgs(model=str(tmp_path), **options).create_engine_config(
+            UsageContext.OPENAI_API_SERVER
+        )
 
     return configure
 
@@ -118,7 +121,29 @@ def test_speculation_of_the_operator_stays_on_v2(
     config = configured(speculative_config={"method": "ngram", "num_speculative_tokens": 3})
 
     assert config.speculative_config.num_speculative_tokens == 3
-    assert Choice.of(config) == Choice("v2", 32, "operator")
+    assert Choice.of(config) == Choice("v2", 2, "operator")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "requests", "max_verify"), [(2048, 256, 6), (None, 4, 32), (None, None, 14)]
+)
+def test_beside_adapters_a_session_has_its_share_of_a_steps_rows(
+    tokens: int | None,
+    requests: int | None,
+    max_verify: int,
+    registered: None,
+    configured: Configure,
+) -> None:
+    config = configured(enable_lora=True, max_num_batched_tokens=tokens, max_num_seqs=requests)
+
+    assert Choice.of(config) == Choice("v1", max_verify, "none")
+
+
+def test_where_a_session_would_have_no_rows_the_flag_is_named(
+    registered: None, configured: Configure
+) -> None:
+    with pytest.raises(conflicts.Conflict, match="--enable-lora"):
+        configured(enable_lora=True, max_num_batched_tokens=512, max_num_seqs=256)
 
 
 def test_what_the_operator_chose_stays(registered: None, configured: Configure) -> None:

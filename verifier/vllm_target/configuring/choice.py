@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+import msgspec
+
+from picospec.speculation.protocol.messages import Limits
+
 FIELD: Final = "picospec"
 """Our key in `additional_config`."""
 
@@ -22,6 +26,10 @@ class Choice:
 
     proposer: Literal["none", "operator"]
     """Who proposes draft tokens besides edges: nobody, or what --speculative-config names."""
+
+    def narrowed(self, limits: Limits) -> Limits:
+        """Return limits with as many draft tokens as this engine takes."""
+        return msgspec.structs.replace(limits, max_verify=self.max_verify)
 
     @property
     def width(self) -> int:

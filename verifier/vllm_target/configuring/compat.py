@@ -47,10 +47,11 @@ USED: Final[Names] = {
     ),
     "vllm.engine.arg_utils:EngineArgs": (
         "_api_process_count", "additional_config", "async_scheduling", "attention_config",
-        "create_speculative_config", "enable_elastic_ep", "enable_lora", "kv_offloading_size",
-        "kv_transfer_config", "logprobs_mode", "pipeline_parallel_size", "scheduler_cls",
-        "shutdown_timeout", "structured_outputs_config",
-        "use_fp64_gumbel", "watermark_config", "worker_extension_cls",
+        "create_speculative_config", "enable_elastic_ep", "enable_lora", "get_batch_defaults",
+        "kv_offloading_size", "kv_transfer_config", "logprobs_mode", "max_num_batched_tokens",
+        "max_num_seqs", "pipeline_parallel_size", "scheduler_cls", "shutdown_timeout",
+        "structured_outputs_config", "tensor_parallel_size", "use_fp64_gumbel",
+        "watermark_config", "worker_extension_cls",
     ),
     "vllm.envs:": ("VLLM_API_KEY", "VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND"),
     "vllm.exceptions:VLLMValidationError": ("parameter",),
@@ -65,6 +66,7 @@ USED: Final[Names] = {
         "logit_bias", "min_p", "min_tokens", "num_logprobs", "output_kind", "seed",
         "structured_outputs", "top_k", "top_p",
     ),
+    "vllm.usage.usage_lib:UsageContext": ("OPENAI_API_SERVER",),
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("usage",),
     "vllm.v1.core.sched.output:SchedulerOutput": (
         "num_scheduled_tokens", "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
@@ -86,7 +88,7 @@ USED: Final[Names] = {
     "vllm.v1.engine.async_llm:AsyncLLM": (
         "collective_rpc", "engine_core", "errored", "generate", "renderer", "vllm_config",
     ),
-    "vllm.v1.engine.core:EngineCore": ("scheduler",),
+    "vllm.v1.engine.core:EngineCore": ("check_for_draft_tokens", "scheduler"),
     "vllm.v1.engine.core:EngineCoreProc": ("input_queue", "output_queue"),
     "vllm.v1.engine.core_client:AsyncMPClient": (
         "_call_utility_async", "client_count", "client_index",

@@ -21,6 +21,7 @@ from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
 from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.configuring.width import most_drafts
 from picospec.verifier.vllm_target.launching import CONFIG, NAME
 
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
@@ -95,7 +96,7 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
         )
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
-    max_verify = settings().limits.max_verify
+    max_verify = most_drafts(settings().limits.max_verify, args, asked)
     return Choice(runner, max_verify, "none" if asked is None else "operator")
 
 

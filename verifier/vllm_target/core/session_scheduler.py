@@ -27,6 +27,7 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Pushed
 from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.vllm_target.admission import FIELD, Admission
+from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.session_slot import (
     OutgoingFrame,
@@ -87,6 +88,9 @@ class SessionScheduler(Scheduler):
         first, self.engine = self.engine is None, engine
         if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
             return False
+        choice = Choice.of(self.vllm_config)
+        if choice is None or choice.proposer == "none":
+            engine.check_for_draft_tokens = False  # else it asks the workers after each step
         if first:
             stamp_arrivals(engine.input_queue)
         return True

@@ -35,6 +35,7 @@ from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
 from picospec.verifier.vllm_target.serving.chats import as_served
 from picospec.verifier.vllm_target.serving.engine import Engine
@@ -106,11 +107,13 @@ def _target(
     state: State,
 ) -> VllmTarget:
     """Return the target, not started. It is called as vLLM calls the model."""
+    if (choice := Choice.of(llm.vllm_config)) is None:
+        raise ValueError("vLLM did not load picospec's general plugin; its log says why")
     is_first = llm.engine_core.client_index == 0
     return VllmTarget(
         (args.served_model_name or [args.model])[0],
         Engine(llm),
-        settings.limits,
+        choice.narrowed(settings.limits),
         metrics,
         adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),

@@ -24,6 +24,9 @@ BLOCKS = 20
 """Of 128 tokens; too few for fifteen sessions of two."""
 
 BLOCK_BYTES = 128 << 10
+STEP = len(prompts()[1]) - 1
+"""Most rows of a step: the last token of that prompt is left for another one."""
+
 HERE = Path(__file__).parent
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*"]
 
@@ -55,7 +58,8 @@ def texts(
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def target(directory: Path, texts: object) -> AsyncIterator[VllmTarget]:
     """The engine with our plugin. texts: that engine is gone by then."""
-    async with engine(directory, kv_cache_memory_bytes=BLOCKS * BLOCK_BYTES) as running:
+    small = {"kv_cache_memory_bytes": BLOCKS * BLOCK_BYTES, "max_num_batched_tokens": STEP}
+    async with engine(directory, **small) as running:
         served = make(running)
         await served.start()
         yield served

@@ -8,9 +8,12 @@ from contextlib import aclosing
 
 import pytest
 
+from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
-from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone
+from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone, served
 from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts, session
 
 pytestmark = ON_ENGINE
@@ -65,13 +68,37 @@ async def test_preempted_sessions_say_the_same(target: VllmTarget, texts: Texts)
 
     answers = await asyncio.gather(
         *(
-            run(target, texts, names[i % 3], 1, Script(wrong=0.1 * (i % 3), seed=i))
+            run(target, texts, names[i % 3], 1, Script(wrong=1.0 - 0.1 * (i % 3), seed=i))
             for i in range(15)
         )
     )
 
     assert (await target.figures())["preemptions"] > before
     assert [a.tokens for a in answers] == [texts[names[i % 3], 1].tokens for i in range(15)]
+
+
+async def test_a_pass_that_begins_inside_the_prompt_judges_its_drafts(
+    target: VllmTarget, texts: Texts
+) -> None:
+    """With penalties, for which the draft tokens count."""
+    whole = texts["penalties, T=0", 1].tokens
+    edge = DraftingSession(max_tokens=len(whole), stop_tokens=())
+    for token in whole[:8]:
+        edge.extend(DraftToken(token, confidence=1.0))
+    first = edge.flush()
+    request = session(target.facts, "penalties, T=0", 1, fill="never", max_tokens=9)
+
+    async def send() -> None:
+        await served(target, 1, within_s=60)
+        await target.push("inside", Framed(first))
+
+    sending = asyncio.create_task(send())
+    async with aclosing(target.serve("inside", request)) as replies:
+        messages = [reply.message async for reply in replies]
+    await sending
+
+    commit, _ = messages
+    assert (commit.tokens, commit.accepted) == (tuple(whole[:9]), 8)
 
 
 async def test_cancelled_sessions_leave_the_others_as_they_were(

@@ -14,8 +14,8 @@ from tests.verifier.vllm_target.v2.cases import CASES, MAX_TOKENS, Text, session
 
 pytestmark = ON_ENGINE
 SCRIPTS = (
-    Script(),
-    Script(wrong=1.0),
+    Script(late_s=0.05, at_once=True),
+    Script(wrong=1.0, late_s=0.05, at_once=True),
     Script(wrong=0.15, window=5),
     Script(window=2),
     Script(wrong=0.1, late_s=0.2),

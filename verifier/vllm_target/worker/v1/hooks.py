@@ -72,6 +72,17 @@ class Logits:
         return logits[: self.vocabulary_size]
 
 
+class Undrawn:
+    """Stands for a generator of vLLM's that nothing draws from. vLLM takes back what it drew
+    for a row inside a prompt; a generator on a CPU has no offset, and ends the worker there."""
+
+    def get_offset(self) -> int:
+        return 0
+
+    def set_offset(self, offset: int) -> None:
+        """Keep no offset."""
+
+
 class SamplerHooks:
     """Wraps the runner's step and the two samplers, for the rows that our judge draws.
 
@@ -117,10 +128,11 @@ class SamplerHooks:
         return stock(logits, drafts if drafts and any(drafts.num_draft_tokens) else None)
 
     def _draw_last_rows(
-        self, stock: Stock, logits: Tensor, generators: Mapping[int, Any], *cuts: Tensor | None
+        self, stock: Stock, logits: Tensor, generators: dict[int, Any], *cuts: Tensor | None
     ) -> Any:
         """Draw a token for each request. cuts: top-k and top-p of each row, None for none."""
         self._step.asked = asked = self._asked(generators)
+        generators.update(dict.fromkeys(generators, Undrawn()))
         if not asked:
             return stock(logits, generators, *cuts)
         self._step.last_rows = logits
@@ -135,10 +147,8 @@ class SamplerHooks:
         return tokens.clamp(min=0).to(torch.int64), None
 
     def _asked(self, generators: Mapping[int, Any]) -> dict[int, VerifyRequest]:
-        """Return what our judge draws, by the request's place in vLLM's batch.
-
-        generators: vLLM's, of its own requests with a seed; they are left as they are.
-        """
+        """Return what our judge draws, by the request's place in vLLM's batch. generators: of
+        vLLM's own requests with a seed."""
         batch = self._runner.input_batch
         seeded = {i: self._seeded(batch.req_ids[i], i) for i in generators}
         return seeded | {
