@@ -10,7 +10,7 @@
 #                                       6 to 8 minutes on two cores that others use too
 # make test-vllm-v2                     the same, and both judges on SmolLM2: half an hour there
 # make test-vllm-matrix                 one identity test on several versions of vLLM
-# make gpu-check [MODEL=NAME]           on a GPU host: judge, start-up, texts and speed in one report
+# make gpu-check [MODEL=NAME] [HEAD=JSON]   on a GPU host: judge, start-up, texts and speed in one report
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
@@ -145,7 +145,7 @@ gpu-check: .venv-vllm-gpu/.ready-gpu
 	@$(STEP) "draft model ready" $(VLLM_GPU)/picospec models pull --as draft qwen2.5-coder
 	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
 	@$(VLLM_GPU)/python -m picospec.bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
-		--vllm.kv-cache-memory-bytes 4294967296 $(ARGS)
+		--vllm.kv-cache-memory-bytes 4294967296 $(if $(HEAD),--head '$(HEAD)') $(ARGS)
 
 clean:
 	rm -rf .venv .venv-vllm .venv-vllm-gpu build dist *.egg-info .*_cache .hypothesis

@@ -46,10 +46,11 @@ class Client(Protocol):
 
 
 @asynccontextmanager
-async def plain(url: str, model: str) -> AsyncGenerator[Client]:
+async def plain(url: str) -> AsyncGenerator[Client]:
     """Open a client of the verifier's own API."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-        yield Plain(http, model)
+        listed = (await http.get("/v1/models")).raise_for_status().json()
+        yield Plain(http, listed["data"][0]["id"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ from picospec.bench.simulator.world import World
 from picospec.speculation.protocol.messages import Limits, ModelFacts
 
 ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
+PLAIN: Final = ("cloud",)
+"""The arms of a server that may have no sessions, such as vLLM's own."""
+
 PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")
 """The verifier's metrics of its passes: how many, their rows and their time."""
 
@@ -49,30 +52,31 @@ class Load:
     def device_s(self) -> Curve:
         return Curve({1: self.step_s, DEVICE_TWICE_AT: 2 * self.step_s})
 
-    async def rows(self, sessions: Sequence[int]) -> AsyncGenerator[Row]:
-        """Measure the arms at each number of sessions; each begins every other time. Raises
+    async def rows(
+        self, sessions: Sequence[int], arms: Sequence[str] = tuple(ARMS)
+    ) -> AsyncGenerator[Row]:
+        """Measure arms at each number of sessions; each begins every other time. Raises
         AnswerError, gateway.errors.ApiError or httpx.HTTPError."""
         link = Link((HOST, port(self.url)), Conditions(self.rtt_ms))
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as api, link:
-            known = (await api.get("/v1/model-facts")).raise_for_status()
-            facts = msgspec.json.decode(known.content, type=ModelFacts)
+            facts = await _facts(api) if arms != PLAIN else None
             for turn, count in enumerate(sessions):
                 asked = dealt(self.sources, count)
-                for arm in list(ARMS)[:: -1 if turn % 2 else 1]:
+                for arm in arms[:: -1 if turn % 2 else 1]:
                     async with AsyncExitStack() as stack:
                         clients = [
                             await self._client(stack, arm, f"http://{HOST}:{link.port}", facts)
                             for _ in asked
                         ]
                         row = await _measured(arm, clients, asked, api)
-                    predicted = self._predicted(arm, asked, facts.limits)
+                    predicted = self._predicted(arm, asked, facts.limits) if facts else None
                     yield msgspec.structs.replace(row, predicted=predicted)
 
     async def _client(
-        self, stack: AsyncExitStack, arm: str, url: str, facts: ModelFacts
+        self, stack: AsyncExitStack, arm: str, url: str, facts: ModelFacts | None
     ) -> Client:
-        if arm == "cloud":
-            return await stack.enter_async_context(plain(url, facts.model))
+        if facts is None or arm == "cloud":
+            return await stack.enter_async_context(plain(url))
         sources = {source.prompt: source for source in self.sources}
         drafter = ScriptedDrafter(sources, self.device_s, facts.vocabulary_size)
         return await stack.enter_async_context(scripted(url, drafter))
@@ -140,4 +144,9 @@ async def _all(
 async def _passes(api: httpx.AsyncClient) -> list[float]:
     text = (await api.get("/metrics")).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    return [float(values[f"picospec:{name}"]) for name in PASSES]
+    return [float(values.get(f"picospec:{name}", 0.0)) for name in PASSES]
+
+
+async def _facts(api: httpx.AsyncClient) -> ModelFacts:
+    known = (await api.get("/v1/model-facts")).raise_for_status()
+    return msgspec.json.decode(known.content, type=ModelFacts)

@@ -20,6 +20,7 @@ import typer
 
 from picospec.bench import options
 from picospec.bench.data.prompts import read
+from picospec.bench.gpu_check.engines import UNPLUGGED, Engines
 from picospec.bench.gpu_check.host import SIZES, host, kernels
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
@@ -33,32 +34,41 @@ ON_CPU: Final = (
 
 async def _run(check: Check, device: str, serving: Serving) -> None:
     if not await check.run("host", 60.0, partial(host, device)):
-        return check.skip("There is no GPU here.", "kernels", *PARTS)
+        return check.skip("There is no GPU here.", "kernels", UNPLUGGED, *PARTS)
     await check.run("kernels", 480.0, partial(kernels, device))
     if not serving.plan.target_model:
-        return check.skip("No `--target-model` was named.", *PARTS)
+        return check.skip("No `--target-model` was named.", UNPLUGGED, *PARTS)
+    await serving.engines.check_stock(check)
     await serving.check(check)
+    await serving.engines.check_merged(check, device)
 
 
 def main(
     context: typer.Context,
     device: Annotated[str, typer.Option(help="cuda, or cpu for a trial.")] = "cuda",
-    target: options.Engine = "vllm",
     target_model: Annotated[str, typer.Option(help="Name or directory.")] = "",
     draft_model: options.DraftModel = options.PAIR,
     per_family: options.PerFamily = 4,
     tokens: options.Tokens = 128,
+    sessions: Annotated[str, typer.Option(help="Numbers of them.")] = "1,16,64",
+    head: Annotated[str, typer.Option(help="vLLM's speculative_config of a head.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
 ) -> None:
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
     if device not in SIZES:
         raise typer.BadParameter(f"{device} is none of {', '.join(SIZES)}")
-    slots = {"PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}", "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
-    arguments = verifier_arguments(target, max(CLIENTS), context.args)
-    plan = ServicesPlan(target_model, draft_model, {}, target, arguments, environment=slots)
+    counts = list(map(int, sessions.split(",")))
+    settings = {
+        "PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}",
+        "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048",
+        "PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS": f"{2 * max(*CLIENTS, *counts)}",
+    }
+    arguments = verifier_arguments("vllm", max(*CLIENTS, *counts), context.args)
+    plan = ServicesPlan(target_model, draft_model, {}, "vllm", arguments, environment=settings)
     prompts = read(families=("code", "maths", "chat"), per_family=per_family)
     check = Check()
-    asyncio.run(_run(check, device, Serving(plan, prompts, tokens)))
+    engines = Engines(plan, prompts, tokens, counts, head)
+    asyncio.run(_run(check, device, Serving(plan, prompts, tokens, engines)))
     models = f"Target `{target_model}`, draft model `{draft_model}`." if target_model else ""
     report = check.report(*filter(None, (ON_CPU if device == "cpu" else "", models)))
     typer.echo(report)

@@ -15,10 +15,11 @@ import httpx
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.tables import markdown
+from picospec.bench.gpu_check.engines import ENGINE_S, Engines
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.identity.__main__ import LIKELIEST
 from picospec.bench.identity.answers import SEED, TIMEOUT_S, Answer, ask, noise_of
-from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, tally
+from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, judged, tally
 from picospec.bench.identity.ties import Parting, parting
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Client, Question, Reply
@@ -40,6 +41,7 @@ PARTS: Final = {
     "start-up": READY_WITHIN_S + 30.0,
     "identity": 300.0,
     "cloud against picospec": 300.0,
+    "sessions": ENGINE_S,
 }
 """The limits of the parts, in seconds."""
 
@@ -55,6 +57,9 @@ class Serving:
     tokens: int
     """Limit of an answer's length."""
 
+    engines: Engines
+    """What was measured of other engines, to which this one's loads are added."""
+
     async def check(self, check: Check) -> None:
         """Start the services once, and run all parts on them."""
         edges = {"picospec": EdgePlan(link=LINK), "bad": EDGES["bad"]}
@@ -63,7 +68,8 @@ class Serving:
         async with AsyncExitStack() as running:
             if not await check.run(start, start_s, partial(_start, running, services)):
                 return check.skip("The services did not start.", *dict(others))
-            for (name, limit_s), work in zip(others, (self._texts, self.speeds), strict=True):
+            works = (self._texts, self.speeds, self._sessions)
+            for (name, limit_s), work in zip(others, works, strict=True):
                 await check.run(name, limit_s, partial(work, services))
 
     async def _texts(self, services: Services) -> tuple[bool, str]:
@@ -79,10 +85,19 @@ class Serving:
         asking = partial(ask, tokens=self.tokens, likeliest=LIKELIEST)
         urls = services.verifier_url, services.edge_urls
         answers = [answer async for answer in compare(*urls, batches, asking, explained)]
+        stock = {answer.prompt: answer for answer in self.engines.texts}
+        answers += [
+            judged(replace(each, arm="plain, of stock vLLM's"), stock[each.prompt], explained)
+            for each in answers
+            if each.arm == "plain" and each.temperature == 0 and each.prompt in stock
+        ]
         lines = [f"- {line}" for line in tally(answers)]
         if idle := not any(answer.reply.accepted for answer in answers):
             lines.append("- No draft token was accepted, so this shows nothing.")
         return not (idle or any(map(is_defect, answers))), "\n".join(lines)
+
+    async def _sessions(self, services: Services) -> tuple[bool, str]:
+        return await self.engines.plugged(services.verifier_url)
 
     async def speeds(self, services: Services) -> tuple[bool, str]:
         """Ask both arms at each load, by turns, for texts whose prompts were read before."""

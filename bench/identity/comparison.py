@@ -55,9 +55,14 @@ async def compare(
         for arm, url in edge_urls.items():
             answers = await answers_of(url, arm, heat, prompts)
             for answer, plain in zip(answers, expected, strict=True):
-                same = answer.reply.text == plain.reply.text
-                parting = None if same else explain(plain, answer)
-                yield replace(answer, identical=same, parting=parting)
+                yield judged(answer, plain, explain)
+
+
+def judged(answer: Answer, plain: Answer, explain: Explain) -> Answer:
+    """Return an answer with how it compares with the plain engine's."""
+    same = answer.reply.text == plain.reply.text
+    parting = None if same else explain(plain, answer)
+    return replace(answer, identical=same, parting=parting)
 
 
 def is_defect(answer: Answer) -> bool:

@@ -16,6 +16,7 @@ PLAIN: Final = "cloud-vllm"
 NGRAM: Final = "cloud-ngram"
 SUFFIX: Final = "cloud-suffix"
 DRAFT: Final = "cloud-draft"
+HEAD: Final = "cloud-head"
 
 TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
 """Tokens that vLLM drafts at most for a pass, where the arm's name does not say."""
@@ -43,6 +44,9 @@ class Rival:
     tokens: int = 0
     """0: the arm is vLLM without speculation, the control."""
 
+    config: str = ""
+    """vLLM's `speculative_config` as JSON, where that is given whole."""
+
     @staticmethod
     def parse(text: str) -> Rival | None:
         """Read KIND or KIND:TOKENS; None if no rival is called so. Raises ValueError."""
@@ -62,6 +66,8 @@ class Rival:
     def speculation(self, draft_model: str) -> dict[str, str | float]:
         """Return vLLM's `speculative_config`; it is empty for vLLM without speculation."""
         match self.kind:
+            case "cloud-head":
+                return dict(json.loads(self.config))
             case "cloud-ngram":
                 method: dict[str, str | float] = {"method": "ngram", **_LOOKUP}
             case "cloud-draft":

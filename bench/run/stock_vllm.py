@@ -19,7 +19,7 @@ from picospec.bench import options
 from picospec.gateway.hosting.parent_death import program
 from picospec.verifier.__main__ import nested
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.launching import defaults, flags, module
+from picospec.verifier.vllm_target.launching import NAME, defaults, flags, module
 from picospec.verifier.vllm_target.launching import options as options_of
 
 
@@ -37,7 +37,11 @@ def main(
         chosen["speculative_config"] = speculating
         chosen["per_request_spec_decode_metrics"] = "summary"
     command = [sys.executable, *program(module()[0]), *module()[1:], *flags(chosen)]
-    os.execve(command[0], command, {**defaults(), **os.environ})
+    environment = {**defaults(), **os.environ}
+    if plugins := environment.get("VLLM_PLUGINS"):
+        others = (each for each in plugins.split(",") if each != NAME)
+        environment["VLLM_PLUGINS"] = ",".join(others)
+    os.execve(command[0], command, environment)
 
 
 if __name__ == "__main__":

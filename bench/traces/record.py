@@ -94,6 +94,17 @@ def traces(
             yield _trace(draft, subject, prompt, answer, p)
 
 
+def replayed(
+    draft_file: Path, answers: Sequence[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]
+) -> Iterator[Trace]:
+    """Draft along answers, each with its prompt, that have the draft model's vocabulary."""
+    with ExitStack() as stack:
+        model = stack.enter_context(closing(Model(draft_file)))
+        draft = stack.enter_context(closing(Context(model, CONTEXT_TOKENS)))
+        for subject, prompt, answer in answers:
+            yield _trace(draft, subject, prompt, answer, [])
+
+
 def _trace(
     draft: Context,
     subject: Subject,

@@ -11,7 +11,9 @@ from typing import cast
 
 import pytest
 
+from picospec.bench.capacity.figures import Figures, Row
 from picospec.bench.gpu_check import __main__ as command_line
+from picospec.bench.gpu_check.engines import PLUGGED, UNPLUGGED, Engines
 from picospec.bench.gpu_check.host import command, host
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.gpu_check.serving import PARTS, Serving
@@ -19,6 +21,12 @@ from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Reply
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.gateway.hosting.processes import ServiceDied
+
+ANY = ServicesPlan("any", "any", {})
+
+
+def engines(plan: ServicesPlan = ANY, head: str = "") -> Engines:
+    return Engines(plan, (), 8, (1, 16), head)
 
 
 async def fine() -> tuple[bool, str]:
@@ -115,9 +123,9 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
     monkeypatch.setenv("PATH", "/nowhere")
     check = Check()
 
-    await command_line._run(check, "cuda", Serving(ServicesPlan("any", "any", {}), (), 8))
+    await command_line._run(check, "cuda", Serving(ANY, (), 8, engines()))
 
-    assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 4]
+    assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 6]
     assert "nvidia-smi" in check.parts[0].found
 
 
@@ -134,10 +142,10 @@ async def test_services_that_do_not_start_are_a_failure_and_nothing_is_asked() -
     check = Check()
     plan = ServicesPlan("smollm2", "smollm2", {}, verifier_python="/nowhere/python")
 
-    await Serving(plan, (), 8).check(check)
+    await Serving(plan, (), 8, engines(plan)).check(check)
 
     assert [part.name for part in check.parts] == [*PARTS]
-    assert [part.verdict for part in check.parts] == ["FAIL", "not run", "not run"]
+    assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 3]
     assert "the verifier ended with status 1" in check.parts[0].found
 
 
@@ -168,10 +176,51 @@ async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
 ) -> None:
     edge = {("edge", 1): 1.0, ("edge", 8): edge_s}
     seconds = {("plain far away", 1): 2.0, ("plain far away", 8): 1.0, **edge}
-    serving = Scripted(ServicesPlan("any", "any", {}), (), 8, seconds=seconds)
+    serving = Scripted(ANY, (), 8, engines(), seconds=seconds)
 
     found = await serving.speeds(cast(Services, Links()))
 
     assert found[0] == right
     assert f"made 2.00 and {1 / edge_s:.2f} times as many tokens/s" in found[1]
     assert "| 1 | cloud | 5.0 | 250 |\n| 1 | picospec | 10.0 | 250 |" in found[1]
+
+
+def row(sessions: int, tokens_per_s: float) -> Row:
+    return Row(
+        sessions, "cloud", Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0), None, 0, 0, 0.5
+    )
+
+
+@pytest.mark.parametrize(("plugged", "right"), [(90.0, True), (89.0, False)])
+async def test_the_plugin_may_not_slow_down_requests_without_sessions(
+    plugged: float, right: bool
+) -> None:
+    found = engines()
+    for sessions in (1, 16):
+        found.measured[sessions, UNPLUGGED] = row(sessions, 100.0)
+        found.measured[sessions, PLUGGED] = row(sessions, 100.0)
+    found.measured[16, PLUGGED] = row(16, plugged)
+
+    verdict, table = await found.table()
+
+    assert verdict == right
+    assert f"| 16 | {PLUGGED} | {plugged:.1f} | {plugged / 100:.2f} |" in table
+
+
+async def test_a_load_without_stocks_answers_fails() -> None:
+    assert await engines().plugged("http://nowhere") == (
+        False, "stock vLLM gave no answers to replay."
+    )  # fmt: skip
+
+
+async def test_on_a_cpu_nothing_is_merged_and_a_table_without_loads_fails() -> None:
+    check = Check()
+
+    await engines(head='{"method": "eagle3"}').check_merged(check, "cpu")
+
+    assert [(part.name, part.verdict) for part in check.parts] == [
+        ("PicoSpec merged with n-gram", "not run"),
+        ("PicoSpec merged with head", "not run"),
+        ("all loads", "FAIL"),
+    ]
+    assert "PicoSpec merged with n-gram" in check.report()

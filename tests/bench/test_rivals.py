@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
+from typer import Context
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
@@ -16,6 +21,7 @@ from picospec.bench.data.files import load
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Results
 from picospec.bench.link.path import Conditions
+from picospec.bench.run import stock_vllm
 from picospec.bench.run.arms import parse
 from picospec.bench.run.measuring import Run
 from picospec.bench.run.plan import Plan, stints, turns
@@ -127,6 +133,26 @@ def test_options_are_spelt_as_vllms_command_line_has_them() -> None:
         "--dtype", "bfloat16", "--enforce-eager", "--no-enable-lora",
         "--max-model-len", "4096", "--speculative-config", '{"method": "ngram"}',
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "left"), [("picospec", ""), ("other,picospec", "other")])
+def test_stock_vllm_has_no_plugin_of_ours(
+    named: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Mapping[str, str]] = []
+    monkeypatch.setenv("VLLM_PLUGINS", named)
+    monkeypatch.setattr(os, "execve", lambda *of: started.append(of[2]))
+    context = cast(Context, SimpleNamespace(args=[]))
+
+    stock_vllm.main(context, "m", '{"method": "ngram"}', "127.0.0.1", 1)
+
+    assert started[0]["VLLM_PLUGINS"] == left
+
+
+def test_a_head_is_given_to_vllm_as_it_was_named() -> None:
+    config = '{"method": "eagle3", "num_speculative_tokens": 3}'
+
+    assert Rival("cloud-head", config=config).speculation("") == json.loads(config)
 
 
 async def test_one_engine_runs_at_a_time_and_all_are_compared_with_cloud(
