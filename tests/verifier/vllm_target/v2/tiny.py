@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+if TYPE_CHECKING:  # these are beside vLLM alone
+    import torch
 
 TOKENS = 512
 EOS = 1
@@ -35,6 +37,8 @@ CONFIG = {
 
 def make(directory: Path, *, padding: int = 0, seed: int = 0) -> Path:
     """Write the model. padding: ids of the model beyond its tokens, as likely as these."""
+    from safetensors.torch import save_file
+
     size = TOKENS + padding
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": size}))
@@ -62,6 +66,8 @@ def _tokenizer() -> Tokenizer:
 
 
 def _weights(size: int, seed: int) -> dict[str, torch.Tensor]:
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, columns: int, scale: float) -> torch.Tensor:
