@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.rig.asking import Answer
+from tests.faults.rig.asking import MODEL, Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.strikes import Strike, drain
 from tests.faults.striking import ask_again, struck
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 ENGINE = (
     "--target", "vllm", *SMALL, "--vllm.max-model-len", "1024", "--vllm.self-test", "false",
-    "--pass-timeout-s", "300",
+    "--pass-timeout-s", "300", "--served-name", MODEL,
 )  # fmt: skip
 ENDS = {"stop", "length", "tool_calls"}
 REOPENED = "picospec:edge_reopened_answers_total"
