@@ -46,6 +46,11 @@ _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
 """What anybody gets who asks without a key. Such requests share a log line, see LogLimit."""
 
 
+def is_open(path: str) -> bool:
+    """Whether anybody may ask for a path, without a key."""
+    return path in _OPEN_PATHS or path.startswith(PREFIX)
+
+
 class Accounts:
     """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
 
@@ -125,7 +130,7 @@ class Accounts:
         headers = Headers(scope=scope)
         check_head(headers, scope.get("http_version", ""), self._hosts)
         path, now = scope["path"], self._clock()
-        if path in _OPEN_PATHS or path.startswith(PREFIX):
+        if is_open(path):
             return
         account.tenant = self._tenants.of(headers.get("authorization", ""), now)
         session_paths = self._session_paths

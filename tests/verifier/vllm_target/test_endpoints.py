@@ -99,10 +99,12 @@ async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
     async def vllm(scope: Any, receive: object, send: object) -> None:
         seen.append(scope)
 
-    ours = scope(headers=[(b"authorization", b"Bearer ours"), (b"host", b"h")], app=1)
+    headers = [(b"authorization", b"Bearer ours"), (b"host", b"h")]
+    ours = scope("/docs", headers=headers, app=1)
 
-    await asked(partial(of("service")._pass_on, vllm, "theirs"), ours)
-    await asked(partial(of("service")._pass_on, vllm, None), ours)
+    for key in ("theirs", None):
+        bodies = of("bodies").Bodies(512, takes_media=False)
+        await asked(partial(of("service")._pass_on, vllm, bodies, key), ours)
 
     assert seen[0]["headers"] == [(b"host", b"h"), (b"authorization", b"Bearer theirs")]
     assert seen[1]["headers"] == ours["headers"]
@@ -155,8 +157,8 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
             yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
 
     llm: Any = SimpleNamespace(generate=generate)
-    of("plain_requests").charge(llm, share_prefixes=False)
-    params = SamplingParams(output_kind=RequestOutputKind[kind])
+    of("plain_requests").charge(llm, None, max_choices=2, share_prefixes=False)
+    params = SamplingParams(output_kind=RequestOutputKind[kind], n=2)
 
     async def vllm(*_: object) -> None:
         for prompt in ({"type": "token"}, {"type": "token", "cache_salt": "x"}):

@@ -141,6 +141,72 @@ async def test_a_body_of_100_mb_is_refused_while_others_are_served(served: Serve
     assert (large.status_code, other["choices"][0]["finish_reason"]) == (413, "length")
 
 
+CHOKING: dict[str, tuple[int, str, Any]] = {
+    "/v1/chat/completions": (400, "too_many_values", b'{"messages":[' + b"{}," * 300_000),
+    "/v1/completions?grammar": (400, "BadRequestError", {
+        "structured_outputs": {"json": {"type": "integer", "multipleOf": 1_000_003}},
+    }),
+    "/v1/completions?choices": (400, "BadRequestError", {"n": 16_000, "max_tokens": 1}),
+    "/v1/completions?prompts": (400, "BadRequestError", {"prompt": ["a"] * 1000}),
+    "/tokenize": (413, "request_too_large", {"prompt": "a b " * 500_000}),
+}  # fmt: skip
+"""Requests that take vLLM's own server seconds or gigabytes, most of them less than a megabyte:
+the status and the error they get."""
+
+
+@pytest.mark.parametrize("path", CHOKING)
+async def test_what_would_stop_vllm_is_refused_while_others_are_served(
+    served: Served, path: str
+) -> None:
+    status, code, more = CHOKING[path]
+    asked = {"model": MODEL, "prompt": "a", "max_tokens": 2}
+    content = more if isinstance(more, bytes) else json.dumps(asked | more).encode()
+
+    answer, other = await asyncio.gather(
+        served.ours.post(path, content=content, headers={"content-type": "application/json"}),
+        plain(served.ours, "one two", max_tokens=2),
+    )
+
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert code in (error["code"], error["type"])
+    assert other["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("path", "head", "status"),
+    [
+        ("/metrics", "", 200),
+        ("/metrics/", "", 401),
+        ("/metrics/../v1/models", "", 401),
+        ("/%76%31/models", "", 401),
+        ("/health", "host: b\r\n", 400),
+        ("/v1/models", f"authorization: Bearer {KEY}\r\n" * 2, 400),
+    ],
+)
+async def test_a_request_has_one_host_and_a_key(
+    served: Served, path: str, head: str, status: int
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.ours.base_url.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\n{head}\r\n".encode())
+
+    assert int((await reader.readline()).split()[1]) == status
+    writer.close()
+
+
+async def test_nobody_reads_or_ends_a_session_of_another_tenant(served: Served) -> None:
+    request = opening(served, [5, 6, 7], Sampling(temperature=0.0))
+    async with (
+        http2_client(str(served.ours.base_url), "other") as other,
+        opened(served.ours, request) as stream,
+    ):
+        path = f"/v1/speculate/{await stream.opened()}"
+        answers = [await other.request(how, path) for how in ("GET", "DELETE")]
+
+        assert [answer.status_code for answer in answers] == [404, 404]
+        assert await _last(stream) == "Finish"
+
+
 async def test_an_open_for_a_model_that_is_not_served_names_it(served: Served) -> None:
     request = replace(opening(served, [5, 6], Sampling()), model="another")
     for client in (served.ours, served.vllms):

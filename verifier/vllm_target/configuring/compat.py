@@ -31,8 +31,8 @@ USED: Final[Names] = {
     "vllm.config.load:LoadConfig": ("download_dir",),
     "vllm.config.model:ModelConfig": (
         "architectures", "generation_config", "get_diff_sampling_param", "get_vocab_size",
-        "is_diffusion", "is_encoder_decoder", "max_model_len", "override_generation_config",
-        "runner_type", "try_get_generation_config",
+        "is_diffusion", "is_encoder_decoder", "is_multimodal_model", "max_model_len",
+        "override_generation_config", "runner_type", "try_get_generation_config",
     ),
     "vllm.config.parallel:ParallelConfig": ("worker_extension_cls",),
     "vllm.config.scheduler:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
@@ -65,7 +65,7 @@ USED: Final[Names] = {
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
     "vllm.sampling_params:SamplingParams": (
         "_validate_spec_decode", "all_stop_token_ids", "allowed_token_ids", "extra_args",
-        "logit_bias", "min_p", "min_tokens", "num_logprobs", "output_kind", "seed",
+        "logit_bias", "min_p", "min_tokens", "n", "num_logprobs", "output_kind", "seed",
         "structured_outputs", "top_k", "top_p",
     ),
     "vllm.usage.usage_lib:UsageContext": ("OPENAI_API_SERVER",),

@@ -1,8 +1,8 @@
 """What vLLM's own API gets of ours: it drains, and whoever asks by our port is charged.
 
 A request that comes by our port has an Account, which counts its tokens where vLLM generates
-them; its KV is reused for its tenant alone. What comes by vLLM's port is vLLM's affair, until
-the service drains.
+them; its KV is reused for its tenant alone; its choices are limited, and its grammar is tried
+as those of sessions are. What comes by vLLM's port is vLLM's affair, until the service drains.
 """
 
 from __future__ import annotations
@@ -10,23 +10,37 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import ContextVar
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
+import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from picospec.gateway.account import Account
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError
+from picospec.gateway.errors import ApiError, Overloaded
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.responses import error_response
+from picospec.models.grammars.constraint import NAME, Constraint
 from picospec.verifier.identity import identity_of
 from picospec.verifier.routes import OPEN
+from picospec.verifier.target import Described, TargetFull, Unservable, unservable
 
-_ACCOUNT: Final[ContextVar[Account | None]] = ContextVar("picospec_account", default=None)
-"""Of the request that this task answers."""
+
+@dataclass(slots=True)
+class _Asking:
+    account: Account
+    choices: int = 0
+    """Those that run, of all its prompts."""
+
+
+_ASKING: Final[ContextVar[_Asking | None]] = ContextVar("picospec_asking", default=None)
+"""The request that this task answers."""
 
 
 class PlainRequests:
@@ -51,7 +65,7 @@ class PlainRequests:
             async with self._drain.answer():
                 if account is not None:
                     account.begin_answers(1)
-                _ACCOUNT.set(account)
+                _ASKING.set(None if account is None else _Asking(account))
                 await self._app(scope, receive, noting)
         except ApiError as error:
             failed = error if account is None else account.failed(error)
@@ -59,24 +73,56 @@ class PlainRequests:
                 await error_response(failed)(scope, receive, send)
 
 
-def charge(llm: AsyncLLM, *, share_prefixes: bool) -> None:
-    """Count what an engine generates for requests that have an Account."""
+def charge(llm: AsyncLLM, target: Described, *, max_choices: int, share_prefixes: bool) -> None:
+    """Count what an engine generates for requests that have an Account, and limit what it is
+    asked for. target: tries grammars."""
     stock = llm.generate
 
     def generate(
         prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput]:
-        account = _ACCOUNT.get()
-        if account is None:
+        if (asking := _ASKING.get()) is None:
             return stock(prompt, params, *args, **kwargs)
+        owner = asking.account.tenant.name
         if not share_prefixes and isinstance(prompt, dict):
-            owner, asked = account.tenant.name, prompt.get("cache_salt")
+            asked = prompt.get("cache_salt")
             salt = owner if asked is None else identity_of(owner, asked)
             prompt = {**prompt, "cache_salt": salt}
         outputs = stock(prompt, params, *args, **kwargs)
-        return _charged(account, outputs, params.output_kind)
+        charged = _charged(asking.account, outputs, params.output_kind)
+        return limited(asking, params, charged)
+
+    async def limited(
+        asking: _Asking, params: Any, outputs: AsyncGenerator[RequestOutput]
+    ) -> AsyncGenerator[RequestOutput]:
+        asking.choices += params.n
+        try:
+            if asking.choices > max_choices:
+                raise VLLMValidationError(f"more than {max_choices} choices", parameter="n")
+            await _check(target, params.structured_outputs, asking.account.tenant.name)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+        finally:
+            asking.choices -= params.n
 
     llm.generate = generate
+
+
+async def _check(target: Described, wanted: Any, tenant: str) -> None:
+    """Try a grammar, unless vLLM made it of a tag. Raises vLLM's errors."""
+    asked = {kind: getattr(wanted, kind, None) for kind in Constraint.__struct_fields__}
+    if isinstance(asked["json"], str):
+        asked["json"] = msgspec.Raw(asked["json"].encode())
+    if not (asked := {kind: each for kind, each in asked.items() if each is not None}):
+        return
+    try:
+        with unservable():
+            await target.grammars.check(msgspec.json.encode(asked), tenant)
+    except Unservable as error:
+        raise VLLMValidationError(error.reason, parameter=NAME) from error
+    except (TargetFull, Overloaded) as error:
+        raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
 
 
 async def _charged(

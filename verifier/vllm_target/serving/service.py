@@ -37,6 +37,7 @@ from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
+from picospec.verifier.vllm_target.serving.bodies import Bodies
 from picospec.verifier.vllm_target.serving.chats import as_served
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain_requests import charge
@@ -68,7 +69,12 @@ class Service:
         self.sessions = Sessions(
             self.host, settings.sessions, SessionMetrics(self.registry, metrics)
         )
-        charge(llm, share_prefixes=settings.share_prefixes)
+        charge(
+            llm,
+            target,
+            max_choices=settings.max_choices,
+            share_prefixes=settings.share_prefixes,
+        )
         self.tracing = open_tracing("picospec-verifier", settings)
         routes = [*Routes(self.host, self.sessions).all(), Route("/status", self._status)]
         of_tenants = TenantMetrics(self.registry)
@@ -88,7 +94,9 @@ class Service:
         shown = for_vllms_port(routes, llm.engine_core.client_count, settings.port)
         on_vllms = app(shown, known_to_vllm, None)
         on_ours = app(routes, tenants, hosts_of(settings))
-        on_ours.router.default = partial(_pass_on, vllm_app, keys[0] if keys else None)
+        model = llm.vllm_config.model_config
+        bodies = Bodies(model.max_model_len, model.is_multimodal_model)
+        on_ours.router.default = partial(_pass_on, vllm_app, bodies, keys[0] if keys else None)
         self.on_vllms_port = partial(_serve, on_vllms, args.root_path or "")
         self.on_our_port = partial(_serve, on_ours, args.root_path or "")
 
@@ -130,11 +138,11 @@ async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send
 
 
 async def _pass_on(
-    app: ASGIApp, key: str | None, scope: Scope, receive: Receive, send: Send
+    app: ASGIApp, bodies: Bodies, key: str | None, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Hand a request that was let in to vLLM's app, with vLLM's key where there is one."""
     given = {name: value for name, value in scope.items() if name not in ("app", "router")}
     if key is not None:
         others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
         given["headers"] = [*others, (b"authorization", f"Bearer {key}".encode())]
-    await app(given, receive, send)
+    await app(given, await bodies.taken(scope, receive), send)

@@ -1,0 +1,62 @@
+"""Bounds a body that comes by our port before vLLM parses it, in the loop that serves all.
+
+vLLM makes objects of a whole body, whatever it has: 60 MB of `{},` would take it minutes, and
+more memory than most hosts have. So would the tokens of 60 MB of text.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
+
+from picospec.gateway.middleware import is_open
+from picospec.gateway.request_body import read_body
+from picospec.gateway.routes.request import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
+from picospec.gateway.tenants.turns import Turns
+
+MAX_WAITING: Final = 32
+"""Large bodies of one tenant that may wait to be counted. It holds 64 MiB each at most."""
+
+_NO_JSON: Final = "multipart/form-data"
+"""What an audio file comes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    context_tokens: int
+    takes_media: bool
+    """Whether a body may have images, of which none has the size of a text."""
+
+    turns: Turns = field(
+        default_factory=partial(Turns, 1, MAX_WAITING, "bodies wait to be counted")
+    )
+    counter: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "counter"))
+
+    async def taken(self, scope: Scope, receive: Receive) -> Receive:
+        """Read a request's body; return what an app reads it by.
+
+        Raises InvalidRequest for more values than any client sends, Overloaded, or what
+        `read_body` raises: TooLarge for more text than the context holds.
+        """
+        if is_open(scope["path"]):  # vLLM reads none there, and strangers may ask
+            return receive
+        request = Request(scope, receive)
+        is_json = not request.headers.get("content-type", "").lower().startswith(_NO_JSON)
+        is_text = is_json and (not self.takes_media or scope["path"].endswith("/tokenize"))
+        limit_bytes = max(LEAST_LIMIT_BYTES, self.context_tokens * BYTES_A_TOKEN)
+        body = await read_body(request, limit_bytes if is_text else None)
+        if is_json and len(body) > SMALL_BYTES:
+            tenant = scope["state"]["account"].tenant
+            await self.turns.in_thread(tenant, self.counter, partial(check_structure, body))
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return unread.pop() if unread else await receive()
+
+        return again
