@@ -49,3 +49,30 @@ def apply_grammar_bitmask_kernel(
     tokens = torch.arange(vocab_size)
     forbidden = bitmask[active][:, tokens // 32] >> (tokens % 32) & 1 == 0
     logits[row[active]] = logits[row[active]].masked_fill(forbidden, -torch.inf)
+
+
+def ngram_scan_kernel(
+    tokens: Tensor, _0: int, slots: Tensor, lengths: Tensor, sampled: Tensor, scores: Tensor,
+    _1: int, longest_text: int, min_n: int, max_n: int, *_2: int, **_3: int,
+) -> None:  # fmt: skip
+    """Find the latest of the longest matches of a text's end, as vLLM encodes it."""
+    for row, slot in enumerate(slots.tolist()):
+        text = tokens[slot, : int(lengths[slot])].tolist()
+        scores[row] = 0
+        for n in range(min_n, max_n + 1) if int(sampled[row]) > 0 else ():
+            found = [i for i in range(len(text) - n) if text[i : i + n] == text[-n:]]
+            if found:
+                scores[row, 0] = n * (longest_text + 1) + found[-1] + 1
+
+
+def ngram_finalize_kernel(
+    tokens: Tensor, _0: int, slots: Tensor, lengths: Tensor, sampled: Tensor, last: Tensor,
+    scores: Tensor, _1: int, drafts: Tensor, longest_text: int, _2: int, most: int,
+    *_3: int, **_4: int,
+) -> None:  # fmt: skip
+    """Propose what followed the match. The interpreter fails on vLLM's."""
+    for row, slot in enumerate(slots.tolist()):
+        text, score = tokens[slot, : int(lengths[slot])].tolist(), int(scores[row].max()) - 1
+        start = sum(divmod(score, longest_text + 1)) if score >= 0 else len(text)
+        found = text[start : start + most]
+        drafts[row] = torch.tensor(found + [int(last[slot])] * (most - len(found)))

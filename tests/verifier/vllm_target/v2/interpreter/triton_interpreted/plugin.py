@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from triton_interpreted.kernels import apply_grammar_bitmask_kernel, gumbel_sample_kernel
+from triton_interpreted import kernels
 
 KERNELS = {
-    "sample.gumbel._gumbel_sample_kernel": gumbel_sample_kernel,
-    "structured_outputs._apply_grammar_bitmask_kernel": apply_grammar_bitmask_kernel,
+    "sample.gumbel._gumbel_sample_kernel": kernels.gumbel_sample_kernel,
+    "structured_outputs._apply_grammar_bitmask_kernel": kernels.apply_grammar_bitmask_kernel,
+    "spec_decode.ngram.speculator._ngram_scan_kernel": kernels.ngram_scan_kernel,
+    "spec_decode.ngram.speculator._ngram_finalize_kernel": kernels.ngram_finalize_kernel,
 }
 
 
