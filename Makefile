@@ -6,6 +6,7 @@
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
+# make test-vllm-engines                 several engines and workers at once, which want a core each
 # make test-vllm-v2-short [VERSION=0.33.0]   vLLM's Model Runner V2 in Triton's interpreter, on a tiny model:
 #                                       6 to 8 minutes on two cores that others use too
 # make test-vllm-v2                     the same, and both judges on SmolLM2: half an hour there
@@ -98,6 +99,11 @@ run-vllm: .venv-vllm/.ready-run
 test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
 		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py $(ARGS)
+
+.PHONY: test-vllm-engines
+test-vllm-engines: .venv-vllm/.ready-dev
+	@PICOSPEC_TEST_WORKERS=2 $(STEP) "several engines and workers of vLLM" \
+		$(VLLM)/pytest $(addprefix tests/verifier/vllm_target/test_, adapters.py api_servers.py) $(ARGS)
 
 # Triton's interpreter and its backend are for these tests only: installed, they would break V1.
 V2 := tests/verifier/vllm_target/v2

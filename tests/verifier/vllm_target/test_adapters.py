@@ -1,10 +1,11 @@
-"""On an engine of two workers (tensor parallel) a session's text is what vLLM says, also where
-it names a LoRA adapter as its model."""
+"""A session that names a LoRA adapter as its model has the text that vLLM says; with WORKERS
+also on an engine of two workers (tensor parallel)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +35,13 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
+WORKERS = int(os.environ.get("PICOSPEC_TEST_WORKERS", "1"))
+"""More of them want more cores: they wait for one another in busy loops."""
+
 NAME = "styled"
 RANK = 8
 OPTIONS = {
-    "tensor_parallel_size": 2,
+    "tensor_parallel_size": WORKERS,
     "enable_lora": True,
     "max_lora_rank": RANK,
     "max_loras": 2,

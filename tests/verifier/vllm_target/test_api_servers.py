@@ -25,10 +25,11 @@ from picospec.speculation.protocol.messages import (
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened, push, text_of
 from tests.verifier.vllm_target.plain_serve import MODEL, VLLMS_KEY, ready, vllm_serve
-from tests.verifier.vllm_target.test_adapters import NAME, RANK, adapter
+from tests.verifier.vllm_target.test_adapters import NAME, RANK, WORKERS, adapter
 
 pytestmark = [
     pytest.mark.vllm,
+    pytest.mark.skipif(WORKERS < 2, reason="make test-vllm-engines"),
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
