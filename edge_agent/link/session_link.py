@@ -46,7 +46,8 @@ from picospec.speculation.protocol.messages import (
 CANCEL_TIMEOUT_S: Final = 2.0
 
 SILENCE_S: Final = 3 * BEAT_S
-"""Time without a byte after which a stream is resumed, because its connection may be dead."""
+"""Time without a byte after which an open session's stream is resumed, because its connection
+may be dead."""
 
 
 class Link:
@@ -152,13 +153,19 @@ class Link:
             case _:
                 progress.nothing_came(time.monotonic())
 
+    @property
+    def _silence_s(self) -> float:
+        """How long the stream may be silent. It cannot be resumed before it is open, so a host
+        that is busy then is waited for as for the response."""
+        return SILENCE_S if self.opened else self._retries.open_timeout_s(0)
+
     async def _messages(self, response: httpx.Response) -> AsyncGenerator[Down]:
         """Yield the messages of one stream until it ends, is cut, or is silent for too long."""
         decoder, chunks = wire.Decoder(wire.MAX_DOWN_BYTES), response.aiter_raw()
         client = self._connection.client
         try:
             while True:
-                async with asyncio.timeout(SILENCE_S):
+                async with asyncio.timeout(self._silence_s):
                     chunk = await anext(chunks, b"")
                 if not chunk:
                     break

@@ -195,6 +195,8 @@ async def _stream(session: Session, send: Send, at: int) -> None:
     session.streams += 1
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"", "more_body": True})
+    if session.model == "busy":
+        await asyncio.sleep(1.5)
     count = 0
     async for message in _after(session, at):
         if session.model == "garbage" and count == 3:

@@ -84,6 +84,12 @@ async def test_a_session_is_opened_and_followed_to_its_finish(uplink: Uplink) ->
     assert committed(messages) == [target_at(i) for i in range(40)]
 
 
+async def test_a_busy_host_is_waited_for_until_the_session_is_open(uplink: Uplink) -> None:
+    messages = await everything(uplink.open(request("busy")))
+
+    assert committed(messages) == [target_at(i) for i in range(40)]
+
+
 async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_time(
     metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:

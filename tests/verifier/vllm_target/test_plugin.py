@@ -41,6 +41,8 @@ Configure = Callable[..., Any]
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin as vLLM loads it where VLLM_PLUGINS names it."""
+    for name in [name for name in os.environ if name.startswith("PICOSPEC_VERIFIER")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("VLLM_PLUGINS", "lora_resolver,picospec")
     for holder, name in (
         (EngineArgs, "create_speculative_config"),

@@ -191,6 +191,7 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
 
 
 def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
+    pytest.importorskip("vllm")
     from picospec.verifier.vllm_target.serving.chats import _NO_TEMPLATE
 
     with pytest.raises(ValueError, match="ask vLLM"):

@@ -23,6 +23,10 @@ def ours(name: str, chat: Chat) -> str | None:
         return None
 
 
+NOT_AS_TRANSFORMERS = ("forged", "developer")
+"""A spelt special token stays text here; of developers vLLM makes a system message."""
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_chat_renders_as_the_installed_transformers_renders_it(name: str) -> None:
     pytest.importorskip("transformers")
@@ -41,7 +45,7 @@ def test_smollm2s_chats_have_the_tokens_that_transformers_gives_them(directory: 
 
     compared = 0
     for name, chat in asked.items():
-        if name.startswith("forged") or rendered("smollm2", chat) is None:
+        if name.startswith(NOT_AS_TRANSFORMERS) or rendered("smollm2", chat) is None:
             continue
         options = {"add_generation_prompt": True} | chat.options
         expected = theirs.apply_chat_template(chat.messages, chat.tools or None, **options)

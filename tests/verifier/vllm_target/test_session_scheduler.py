@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
+    pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType
 
     from picospec.verifier.vllm_target.core.session_scheduler import stamp_arrivals
