@@ -41,8 +41,9 @@ Configure = Callable[..., Any]
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin as vLLM loads it where VLLM_PLUGINS names it."""
-    for name in [name for name in os.environ if name.startswith("PICOSPEC_VERIFIER")]:
-        monkeypatch.delenv(name)
+    ours = [name for name in os.environ if name.startswith("PICOSPEC_VERIFIER")]
+    for name in ("VLLM_USE_V2_MODEL_RUNNER", *ours):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VLLM_PLUGINS", "lora_resolver,picospec")
     for holder, name in (
         (EngineArgs, "create_speculative_config"),

@@ -80,7 +80,8 @@ def test_the_noise_is_equal_to_the_last_digits_of_float64(seed: int, at: int) ->
 
     drawn = torch_noise.gumbel(prefixes(seed, at), torch.from_numpy(tokens)[None])
 
-    np.testing.assert_allclose(drawn[0].numpy(), noise.gumbel(seed, at, tokens), rtol=1e-12)
+    expected = noise.gumbel(seed, at, tokens)  # near 0 a last digit is much of it
+    np.testing.assert_allclose(drawn[0].numpy(), expected, rtol=1e-12, atol=1e-15)
 
 
 @given(st.integers(0, 10**6), SAMPLINGS, SEEDS, PLACES)

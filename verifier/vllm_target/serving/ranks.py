@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from picospec.speculation.protocol.errors import RemoteProtocolError
+
 if TYPE_CHECKING:  # vLLM is not there in every installation
     from vllm.v1.engine.core_client import AsyncMPClient
 
@@ -31,7 +33,10 @@ class Ranks:
 
     @contextmanager
     def placed(self, session: str) -> Iterator[int]:
-        """Give a session a rank while it runs: that with the least to do."""
+        """Give a session a rank while it runs: that with the least to do. Raises
+        RemoteProtocolError if there is one of this name."""
+        if session in self._of:
+            raise RemoteProtocolError("there is a session of this name")
         rank = self._of[session] = self._least()
         try:
             yield rank
