@@ -116,8 +116,6 @@ test-vllm-v2-short: .venv-vllm/.ready-dev
 	@$(ON_V2) $(STEP) "tests on Model Runner V2" $(VLLM)/pytest -W default $(V2) $(ARGS)
 
 test-vllm-v2: test-vllm-v2-short
-	@$(ON_V2) PICOSPEC_TEST_HEADS=ngram $(STEP) "vLLM's n-gram on Model Runner V2" \
-		$(VLLM)/pytest -W default $(V2)/test_heads.py $(ARGS)
 	@$(ON_V2) $(STEP) "SmolLM2 on Model Runner V2" $(VLLM)/pytest -W default $(ON_SMOLLM2) $(ARGS)
 
 test-clients: test-clients-ready models

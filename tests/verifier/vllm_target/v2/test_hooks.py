@@ -33,6 +33,8 @@ def runner() -> Any:
         max_num_reqs=8,
     )
     return SimpleNamespace(
+        vllm_config=SimpleNamespace(additional_config={}),
+        rejection_sampler=SimpleNamespace(),
         req_states=states,
         vocab_size=PADDED,
         sampler=SimpleNamespace(apply_sampling_params=lambda logits, *args: logits),
