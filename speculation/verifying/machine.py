@@ -53,7 +53,7 @@ class Offer:
     wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
     held: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
     heads: Mapping[str, int] = field(default_factory=dict)
-    """Of those in `start`: sessions that judge so many tokens of the target's head instead."""
+    """Which sessions of `start` judge tokens of the target's head instead, and how many."""
 
 
 @dataclass(frozen=True, slots=True)
