@@ -65,9 +65,11 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from picospec.verifier.vllm_target.configuring.plugin import register
     from picospec.verifier.vllm_target.serving.engine import Engine
 
     os.environ |= {**ENVIRONMENT, **os.environ}
+    register()  # vLLM may have loaded its plugins before, without ours
     given = OPTIONS | {"enforce_eager": True} | options
     arguments = AsyncEngineArgs(model=str(directory), **given)
     llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
