@@ -20,15 +20,16 @@ def most_drafts(wanted: int, args: Any) -> int:
     """
     most, log = wanted, structlog.get_logger("verifier")
     if args.enable_lora:
-        most = min(most, _within("--enable-lora", _rows_with_adapters(args)))
+        most = min(most, _drafts_with_adapters(args))
     if most < wanted:
         log.warning("max_verify_lowered", max_verify=most, see="docs/vllm.md")
     return most
 
 
-def _within(flag: str, rows: int) -> int:
+def _drafts_with_adapters(args: Any) -> int:
+    rows = _rows_with_adapters(args)
     if rows <= _OTHERS:
-        raise Conflict(f"{flag}: {rows} rows a request leave no place for draft tokens")
+        raise Conflict(f"--enable-lora: {rows} rows a request leave no place for draft tokens")
     return rows - _OTHERS
 
 
