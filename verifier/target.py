@@ -21,6 +21,7 @@ from picospec.models.grammars.constraint import NAME
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
+    SPOKEN,
     Commit,
     Finish,
     Limits,
@@ -209,6 +210,8 @@ class Described:
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            protocol=SPOKEN[0],
+            newest_protocol=SPOKEN[-1],
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 

@@ -15,6 +15,7 @@ from typing import Literal, Self
 import msgspec
 
 from picospec.speculation.protocol.facts import PROTOCOL_VERSION as PROTOCOL_VERSION
+from picospec.speculation.protocol.facts import SPOKEN as SPOKEN
 from picospec.speculation.protocol.facts import Judge as Judge
 from picospec.speculation.protocol.facts import Limits as Limits
 from picospec.speculation.protocol.facts import ModelFacts as ModelFacts
@@ -67,6 +68,10 @@ class Open:
 
     predicted: tuple[TokenId, ...] = ()
     """What the client expects of the answer, for the verifier's own draft tokens."""
+
+    replaces: str = ""
+    """The session that this one takes the place of, because its stream was cut; empty: none.
+    Its name is a secret, and proves that whoever opens this one had it."""
 
     version: int = PROTOCOL_VERSION
 

@@ -1,14 +1,18 @@
-"""POST /v1/picospec/direct/chat/completions: the same chat, answered by the verifier alone.
+"""Answers of the verifier's own API, which are passed on as they come, without drafts.
 
-So a page that talks to the edge only can show that both answers are the same. The answer is
-passed on as it comes. The request needs a seed: without one, the answers would not be the same.
+POST /v1/picospec/direct/chat/completions is the same chat, answered by the verifier alone. So a
+page that talks to the edge only can show that both answers are the same. The request needs a
+seed: without one, they would not be.
+
+Where the verifier speaks another version of the protocol, as while one end is upgraded before
+the other, all chats and completions are answered in this way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -19,17 +23,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
+from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.account import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable
 from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
 from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.request import checked, parse
+from picospec.gateway.routes.request import GenerationRequest, checked, parse
 from picospec.gateway.services import Services
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
+
+UNDRAFTED: Final = "undrafted"
+"""What `x-picospec-fallback` and the log say of an answer that has no drafts because the ends
+speak different versions of the protocol."""
 
 _END_BYTES: Final = 4096
 """What is kept of an answer's end, which says how many tokens it took."""
@@ -54,18 +62,48 @@ _TOKENS: Final = re.compile(rb'"prompt_n":(\d+).*"predicted_n":(\d+)')
 
 
 async def relay(verifiers: Verifiers, services: Services, request: Request) -> Response:
-    """Have the verifier that is in use answer. Raises ApiError."""
+    """Have the verifier that is in use answer a chat with a seed. Raises ApiError."""
+    return await _relay(verifiers, "/v1/chat/completions", ChatRequest, services, request)
+
+
+async def relay_undrafted(
+    verifiers: Verifiers,
+    path: str,
+    schema: type[GenerationRequest],
+    services: Services,
+    request: Request,
+) -> Response:
+    """Have a verifier answer that opens no session for this edge. Raises ApiError."""
+    await verifiers.facts()  # it may have been upgraded
+    request.state.account.fallback = UNDRAFTED
+    return await _relay(verifiers, path, schema, services, request, needs_seed=False)
+
+
+async def _relay(
+    verifiers: Verifiers,
+    path: str,
+    schema: type[GenerationRequest],
+    services: Services,
+    request: Request,
+    *,
+    needs_seed: bool = True,
+) -> Response:
     services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
-    body = await parse(ChatRequest, services, request)
-    if body.seed is None:
+    body = await parse(schema, services, request)
+    if needs_seed and body.seed is None:
         raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
     facts = await services.facts_of(body.model)
     renamed = partial(_renamed, await request.body(), facts.model)
     asked = await checked(services, request, renamed)
-    account.begin_answers(body.n)
-    return _Relayed(verifiers.current, asked, account, services.drain)
+    account.begin_answers(body.n * body.prompt_count)
+    ask = partial(verifiers.current.ask, path, asked)
+    return _Relayed(ask, asked, account, services.drain)
+
+
+Ask = Callable[[], Awaitable[httpx.Response]]
+"""Returns an answer whose content is still to be read."""
 
 
 def _renamed(body: bytes, model: str) -> bytes:
@@ -80,9 +118,9 @@ def _renamed(body: bytes, model: str) -> bytes:
 class _Relayed(Response):
     """One answer, sent once. It ends the verifier's before it returns or raises."""
 
-    def __init__(self, uplink: Uplink, asked: bytes, account: Account, drain: Drain) -> None:
+    def __init__(self, ask: Ask, asked: bytes, account: Account, drain: Drain) -> None:
         super().__init__()
-        self._uplink = uplink
+        self._ask = ask
         self._asked = asked
         self._account = account
         self._drain = drain
@@ -106,7 +144,7 @@ class _Relayed(Response):
             self._count()
 
     async def _relay(self, send: Send) -> None:
-        answer = await self._uplink.chat(self._asked)
+        answer = await self._ask()
         try:
             async with asyncio.timeout(MAX_S):
                 await self._pass_on(answer, send)
@@ -142,10 +180,10 @@ class _Relayed(Response):
 async def _next(pieces: AsyncIterator[bytes]) -> bytes:
     """Return the next piece of an answer, or b"" at its end. Raises Unavailable."""
     try:
-        async with asyncio.timeout(CHAT_TIMEOUT_S):
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return await anext(pieces, b"")
     except TimeoutError as error:
-        raise Unavailable(f"the verifier sent nothing for {CHAT_TIMEOUT_S:g} s") from error
+        raise Unavailable(f"the verifier sent nothing for {ANSWER_TIMEOUT_S:g} s") from error
 
 
 def _start(answer: httpx.Response) -> Message:
