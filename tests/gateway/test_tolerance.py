@@ -6,7 +6,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.gateway.routes.parameters import SERVABLE
+from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.schemas.known import NEUTRAL
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
 

@@ -7,8 +7,8 @@ import pkgutil
 from dataclasses import is_dataclass
 
 from picospec import gateway
-from picospec.gateway.account import Account
-from picospec.gateway.routes.answer import Answer
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.answer import Answer
 
 
 def test_every_dataclass_but_the_account_is_frozen_and_all_have_slots() -> None:
