@@ -67,7 +67,7 @@ class Answer(ABC):
         """Return the origins of what each of its chunks shows."""
         return [told.text] if delta.text or delta.entries else []
 
-    def error(self, error: ApiError) -> Mapping[str, object]:
+    def error(self, error: ApiError) -> Mapping[str, Mapping[str, str | None]]:
         """Return the event of an error in a stream."""
         return error.body()
 
