@@ -22,8 +22,6 @@ from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *PARAMETERS})
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
 ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
-PARTS = ["text", "thinking", "image_url"]
-INNER = ["type", "function", "name", "json", "schema", "content", "text"]
 BODIES = [json.loads(path.read_text()) for path in (Path(__file__).parent / "data").iterdir()]
 
 values = st.sampled_from(ODD) | st.recursive(
