@@ -57,15 +57,6 @@ def test_a_burst_is_spread_over_a_pass_and_the_end_waits_for_nothing() -> None:
     ]  # fmt: skip
 
 
-def test_each_choice_has_a_pace_of_its_own() -> None:
-    shown: list[Shown] = [[], []]
-
-    run(show(choice(["a", "bc", "d"]), choice(["x", "y", "z"]), into=shown, steady=Steady()))
-
-    assert shown[0] == [(0.4, "a"), (0.8, "b"), (1.0, "c"), (1.2, "d")]
-    assert shown[1] == [(0.4, "x"), (0.8, "y"), (1.2, "z")]
-
-
 def test_the_first_burst_of_a_choice_has_the_pace_of_the_last_choice() -> None:
     steady = Steady()
     shown: Shown = []
