@@ -1,7 +1,7 @@
 """Each bad input gets the defined error, in OpenAI's shape; the engine never gets it.
 
-The bounds of single numbers are in test_parameters; here are fields that depend on one another, on
-the engine, or on what a request may cost.
+The bounds of single numbers are in test_parameters; here are fields that depend on one another,
+on the engine, or on what a request may cost.
 """
 
 from __future__ import annotations
