@@ -20,13 +20,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from picospec.edge_agent import direct
 from picospec.edge_agent.draft_model import loading
 from picospec.edge_agent.draft_model.drafter import Drafter
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.loading import MakeDrafter
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
-from picospec.edge_agent.link import direct
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
@@ -35,11 +35,11 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.hosting.tracing import open_tracing
-from picospec.gateway.routes.chat_completions import ChatRequest
 from picospec.gateway.routes.documents import Route as DocumentedRoute
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
@@ -123,6 +123,7 @@ def build(
         hosts=hosts_of(settings),
         tracing=tracing,
         fallback=fallback,
+        relay=partial(direct.undrafted, verifiers),
         routes=[
             DocumentedRoute(
                 "POST",

@@ -23,15 +23,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
+from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S, Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.request import checked, parse
+from picospec.gateway.doors.services import Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable
-from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.request import GenerationRequest, checked, parse
-from picospec.gateway.services import Services
+from picospec.gateway.http.client import connected, send_to_client
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
 
@@ -63,43 +63,38 @@ _TOKENS: Final = re.compile(rb'"prompt_n":(\d+).*"predicted_n":(\d+)')
 
 async def relay(verifiers: Verifiers, services: Services, request: Request) -> Response:
     """Have the verifier that is in use answer a chat with a seed. Raises ApiError."""
-    return await _relay(verifiers, "/v1/chat/completions", ChatRequest, services, request)
-
-
-async def relay_undrafted(
-    verifiers: Verifiers,
-    path: str,
-    schema: type[GenerationRequest],
-    services: Services,
-    request: Request,
-) -> Response:
-    """Have a verifier answer that opens no session for this edge. Raises ApiError."""
-    await verifiers.facts()  # it may have been upgraded
-    request.state.account.fallback = UNDRAFTED
-    return await _relay(verifiers, path, schema, services, request, needs_seed=False)
-
-
-async def _relay(
-    verifiers: Verifiers,
-    path: str,
-    schema: type[GenerationRequest],
-    services: Services,
-    request: Request,
-    *,
-    needs_seed: bool = True,
-) -> Response:
     services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
-    body = await parse(schema, services, request)
-    if needs_seed and body.seed is None:
+    body = await parse(ChatRequest, services, request)
+    if body.seed is None:
         raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
     facts = await services.facts_of(body.model)
-    renamed = partial(_renamed, await request.body(), facts.model)
+    account.begin_answers(body.n)
+    path = "/v1/chat/completions"
+    return await _relayed(verifiers.current, path, facts.model, services, request)
+
+
+async def undrafted(
+    verifiers: Verifiers, services: Services, request: Request, model: str
+) -> Response | None:
+    """Have the verifier in use answer, if it opens no sessions for this edge; None if it does.
+    Raises ApiError."""
+    if verifiers.speaks:
+        return None
+    request.state.account.fallback = UNDRAFTED
+    path = request.scope["path"]
+    return await _relayed(verifiers.current, path, model, services, request)
+
+
+async def _relayed(
+    uplink: Uplink, path: str, model: str, services: Services, request: Request
+) -> Response:
+    """Return the verifier's answer to a request that has been read and begun."""
+    renamed = partial(_renamed, await request.body(), model)
     asked = await checked(services, request, renamed)
-    account.begin_answers(body.n * body.prompt_count)
-    ask = partial(verifiers.current.ask, path, asked)
-    return _Relayed(ask, asked, account, services.drain)
+    ask = partial(uplink.ask, path, asked)
+    return _Relayed(ask, asked, request.state.account, services.drain)
 
 
 Ask = Callable[[], Awaitable[httpx.Response]]
@@ -130,7 +125,8 @@ class _Relayed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._drain.answer():
-                await cancel_on_disconnect(receive, lambda: self._relay(send))
+                async with connected(receive):
+                    await self._relay(send)
                 await send_to_client(send, _piece(b"", more=False))
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code

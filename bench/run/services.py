@@ -6,11 +6,12 @@ Every process is real: the services run as they are shipped, on loopback, each o
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -26,6 +27,9 @@ from picospec.gateway.hosting.settings_sources import as_environment
 
 LINKED = Conditions()
 """The conditions of a link until a turn sets them."""
+
+PORTS = range(10_000, 32_000)
+"""Ports below those that kernels choose from: Linux from 32,768, others from 49,152."""
 
 READY_WITHIN_S = 300.0
 """Limit of the time until all services are ready."""
@@ -201,10 +205,13 @@ class Services(Started):
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on now, and that the kernel gives to nobody: a
+    connection takes its own end from those above, be it to the very port that it asks for."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def port(url: str) -> int:

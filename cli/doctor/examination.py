@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -41,7 +40,6 @@ def examine(
         named |= {"verifier_urls": [url], "verifier_url": None}
     settings, store = load(config, os.environ, named), open_store(os.environ)
     here = [
-        machine.check_python(sys.version_info[:2]),
         machine.check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
         *([machine.check_gpu(machine.gpu_here(), can_use_gpu())] if has_llama() else []),
         machine.check_cores(),

@@ -19,15 +19,8 @@ from picospec.models.errors import ModelError, NoLlama, NotPulled
 from picospec.models.llama_library import INSTALL, check_llama
 from picospec.models.store import Store
 
-OLDEST_PYTHON: Final = (3, 11)
 TIMEOUT_S: Final = 3.0
 HOST: Final = "127.0.0.1"
-
-
-def check_python(version: tuple[int, int]) -> Finding:
-    """Check that the interpreter is not older than the project's oldest."""
-    remedy = "install Python 3.11 or newer, then: make clean setup"
-    return Finding("Python", version >= OLDEST_PYTHON, ".".join(map(str, version)), remedy)
 
 
 def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import ssl
-import time
-from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
 from picospec.cli.doctor.drafting import check_drafting
 from picospec.cli.doctor.finding import Finding, milliseconds
-from picospec.cli.doctor.tls import tls_context
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault
@@ -20,10 +14,7 @@ from picospec.models.store import Store
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-TIMEOUT_S: Final = 3.0
 ROUND_TRIPS: Final = 5
-SOON_DAYS: Final = 14
-"""A certificate that ends within so many days should be renewed."""
 
 
 async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
@@ -32,44 +23,12 @@ async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -
     settings: they name this verifier alone. The uplink is closed.
     """
     try:
-        certificate = await asyncio.to_thread(check_certificate, settings)
-        facts, reached = await _reach(uplink)
-        findings = [*reached, certificate]
+        facts, findings = await _reach(uplink)
         if facts is not None:
             findings += await check_drafting(settings, store, uplink, facts)
         return findings
     finally:
         await uplink.close()
-
-
-def check_certificate(settings: EdgeSettings) -> Finding:
-    """Check the verifier's certificate as the edge does, and when it ends."""
-    (url,) = settings.verifiers
-    if url.scheme == "http":
-        here = "none needed on this machine" if url.host in LOOPBACK else ""
-        return Finding("certificate", True, here or "none: what crosses the link can be read")
-    try:
-        address = (url.host or "", url.port or 443)
-        with (
-            socket.create_connection(address, TIMEOUT_S) as plain,
-            tls_context(settings).wrap_socket(plain, server_hostname=url.host) as secured,
-        ):
-            ends = str((secured.getpeercert() or {})["notAfter"])
-        return _validity(ends, time.time())
-    except ssl.SSLCertVerificationError as error:
-        remedy = "verifier_ca must name the PEM file of the authority that signed it"
-        return Finding("certificate", False, error.verify_message, remedy)
-    except OSError as error:
-        return Finding("certificate", False, str(error), "the verifier needs [tls] for https")
-
-
-def _validity(ends: str, now_s: float) -> Finding:
-    ends_s = ssl.cert_time_to_seconds(ends)
-    days = (ends_s - now_s) / 86400
-    found = f"valid until {datetime.fromtimestamp(ends_s, UTC):%Y-%m-%d}"
-    return Finding(
-        "certificate", days > SOON_DAYS, found, f"renew it: {days:.0f} days are left"
-    )
 
 
 async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
@@ -85,9 +44,19 @@ async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
     )
     return facts, [
         Finding("verifier", True, reached),
+        Finding("certificate", True, secrecy(uplink.url)),
         Finding("key", True, "accepted"),
         Finding("protocol", True, f"version {facts.protocol}"),
     ]
+
+
+def secrecy(url: str) -> str:
+    """Say who can read what crosses the link to a verifier that answers."""
+    if url.startswith("https:"):
+        return "accepted"
+    if urlsplit(url).hostname in LOOPBACK:
+        return "none needed on this machine"
+    return "none: what crosses the link can be read"
 
 
 def not_reached(error: ApiError, url: str) -> list[Finding]:
@@ -100,6 +69,9 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
         case "protocol_version":
             remedy = f"install one version of PicoSpec at both ends (here: {PROTOCOL_VERSION})"
             return [reached, key, Finding("protocol", False, error.message, remedy)]
+    if "certificate" in error.message:
+        remedy = "verifier_ca must name the PEM file of the authority that signed it"
+        return [reached, Finding("certificate", False, error.message, remedy)]
     if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
         return [Finding("verifier", True, "not running here; picospec up starts it")]
     remedy = "check the address, the firewall, and the verifier's own log"

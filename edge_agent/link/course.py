@@ -25,7 +25,7 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.request_body import LEAST_BYTES_PER_S
+from picospec.gateway.http.request_body import LEAST_BYTES_PER_S
 
 MAX_LOST: Final = 3
 """Sessions that may be lost at one position of the text; then the answer is given up. If it is

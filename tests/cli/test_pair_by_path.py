@@ -89,7 +89,7 @@ def test_the_target_runs_with_exact_weights(running: Running) -> None:
     assert found.name == "mine"
 
 
-def test_the_doctor_finds_the_way_to_the_verifier_and_predicts(
+def test_the_doctor_finds_the_way_to_the_verifier_and_times_it(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", KEY)
@@ -102,7 +102,7 @@ def test_the_doctor_finds_the_way_to_the_verifier_and_predicts(
     assert all(findings[subject].ok for subject in well)
     assert "identical" in findings["vocabulary"].found
     assert "a healthy edge has it" in findings[f"edge port {running.edge_port}"].found
-    assert "times as fast" in findings["speed-up"].found
+    assert "a token takes the target" in findings["speed"].found
 
 
 def test_the_doctor_says_that_a_key_is_wrong(
@@ -115,4 +115,4 @@ def test_the_doctor_says_that_a_key_is_wrong(
 
     assert findings["verifier"].ok
     assert not findings["key"].ok
-    assert "speed-up" not in findings
+    assert "speed" not in findings

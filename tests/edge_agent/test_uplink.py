@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from picospec.edge_agent.link.retry import Retries
 
 from picospec.edge_agent.link import uplink as uplink_module
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.retry import Retries
 from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics

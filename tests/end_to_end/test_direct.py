@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from picospec.edge_agent.link.direct import PATH
 
 from picospec.edge_agent import app as edge
 from picospec.edge_agent.link import direct
-from picospec.edge_agent.link.direct import PATH
 from picospec.edge_agent.settings import load as load_edge
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.drain import Drain

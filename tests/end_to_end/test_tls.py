@@ -24,13 +24,14 @@ from prometheus_client import CollectorRegistry
 
 from picospec.bench.run.services import free_port
 from picospec.cli.doctor.drafting import target_token_s
-from picospec.cli.doctor.verifier import check_certificate
+from picospec.cli.doctor.verifier import check_verifier
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.listening import check_listening
+from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, ROOT, fake_command
@@ -137,19 +138,25 @@ async def test_without_such_a_certificate_the_key_opens_nothing(
     await uplink.close()
 
 
-def test_the_doctor_shows_the_edges_certificate_too(verifier: str, files: Files) -> None:
-    assert check_certificate(settings(verifier, files, "edge")).ok
-
-
 async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
     verifier: str, files: Files
 ) -> None:
-    chosen = settings(verifier, files, "edge")
-    uplink = uplink_of(chosen)
-    facts = await uplink.facts()
+    uplink = uplink_of(settings(verifier, files, "edge"))
+
+    assert await target_token_s(uplink, await uplink.facts()) > 0
     await uplink.close()
 
-    assert await target_token_s(chosen, facts) > 0
+
+async def test_the_doctor_names_an_authority_that_did_not_sign(
+    verifier: str, files: Files
+) -> None:
+    other = {"verifier_ca": Path(files.path("edge-ca.pem"))}
+    chosen = settings(verifier, files, "edge").model_copy(update=other)
+
+    findings = await check_verifier(chosen, open_store({}), uplink_of(chosen))
+
+    assert [(each.subject, each.ok) for each in findings][1:] == [("certificate", False)]
+    assert "verifier_ca" in findings[1].remedy
 
 
 def test_the_edge_serves_by_tls_and_asks_for_a_certificate(files: Files) -> None:

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picospec.edge_agent.link.health import Health
 from prometheus_client import CollectorRegistry
 
 from picospec.bench.run.services import free_port
 from picospec.edge_agent.link import posts
-from picospec.edge_agent.link.health import Health
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.protocol import wire

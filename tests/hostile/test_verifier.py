@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from picospec.edge_agent.link.retry import Retries
 
 from picospec.edge_agent.app import build
 from picospec.edge_agent.link import connection, direct, progress, retry, session_link, uplink
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.retry import Retries
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import load

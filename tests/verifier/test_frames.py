@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from picospec.verifier.sessions.message_log import Cursor
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from picospec.gateway.drain import Drain
+from picospec.gateway.http.request_body import RequestBody
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.request_body import RequestBody
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
@@ -32,7 +33,6 @@ from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.metrics import PassMetrics, SessionMetrics
 from picospec.verifier.routes import Routes
 from picospec.verifier.sessions.account import SessionAccount
-from picospec.verifier.sessions.message_log import Cursor
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import Session
 from picospec.verifier.sessions.timeouts import Timeouts

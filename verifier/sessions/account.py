@@ -1,4 +1,4 @@
-"""Counts and times what one session commits, as gateway.account does for one request."""
+"""Counts and times what one session commits, as gateway.accounts.account does for a request."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone
-from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
+from picospec.gateway.http.client import connected, send_to_client
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import BEAT_S, Beat, Fault
 from picospec.verifier.sessions.session import Session
@@ -45,7 +45,8 @@ class Downstream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, lambda: self._stream(send))
+            async with connected(receive):
+                await self._stream(send)
             await _send(send, b"", more=False)  # a server reports the end as a departure
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code

@@ -16,15 +16,9 @@ from picospec.cli.doctor.machine import (
     check_gpu,
     check_models,
     check_port,
-    check_python,
 )
 from picospec.models.llama_library import Library
 from picospec.models.store import open_store
-
-
-@pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((4, 0), True)])
-def test_a_python_older_than_the_projects_fails(version: tuple[int, int], ok: bool) -> None:
-    assert check_python(version).ok is ok
 
 
 def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:

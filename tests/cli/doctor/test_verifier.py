@@ -3,86 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
-import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
+import httpx
 import pytest
-import trustme
 from prometheus_client import CollectorRegistry
 
-from picospec.cli.doctor.drafting import check_gain, check_vocabulary
-from picospec.cli.doctor.verifier import check_certificate, check_verifier, not_reached
+from picospec.cli.doctor.drafting import check_speed, check_vocabulary
+from picospec.cli.doctor.verifier import check_verifier, not_reached, secrecy
 from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.gateway.errors import ApiError, EngineFault, Unavailable
+from picospec.gateway.errors import ApiError, EngineFault, InvalidRequest, Unavailable
 from picospec.models.store import open_store
+from tests.edge_agent.engines import FACTS
 
 
-@contextmanager
-def tls(issued: trustme.LeafCert) -> Iterator[int]:
-    """Serve TLS handshakes with a certificate; yield the port."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    issued.configure_cert(context)
-    with socket.create_server(("127.0.0.1", 0)) as server:
+class Timed:
+    """An Uplink whose target answers at once, or fails."""
 
-        def handshakes() -> None:
-            while True:
-                try:
-                    plain, _ = server.accept()
-                except OSError:
-                    return
-                try:
-                    context.wrap_socket(plain, server_side=True).close()
-                except OSError:
-                    plain.close()
+    rtt_s = 0.05
 
-        threading.Thread(target=handshakes, daemon=True).start()
-        yield int(server.getsockname()[1])
-        server.shutdown(socket.SHUT_RDWR)
+    def __init__(self, error: ApiError | None = None) -> None:
+        self._error = error
+
+    async def chat(self, body: bytes) -> httpx.Response:
+        if self._error:
+            raise self._error
+        tokens = json.loads(body)["max_tokens"]
+        said = json.dumps({"usage": {"completion_tokens": tokens}}).encode()
+        return httpx.Response(200, stream=httpx.ByteStream(said))
 
 
-def settings(url: str, ca: Path | None = None) -> EdgeSettings:
-    return load(None, {}, {"verifier_url": url, "verifier_ca": ca, "draft_model": "smollm2"})
+def settings(url: str) -> EdgeSettings:
+    return load(None, {}, {"verifier_url": url, "draft_model": "smollm2"})
 
 
-def authority(folder: Path) -> tuple[trustme.CA, Path]:
-    ca, pem = trustme.CA(), folder / "ca.pem"
-    ca.cert_pem.write_to_path(str(pem))
-    return ca, pem
-
-
-def test_a_certificate_of_the_named_authority_is_valid_until_it_ends(tmp_path: Path) -> None:
-    ca, pem = authority(tmp_path)
-    with tls(ca.issue_cert("localhost")) as port:
-        known = check_certificate(settings(f"https://localhost:{port}", pem))
-        unknown = check_certificate(settings(f"https://localhost:{port}"))
-    soon = datetime.now(UTC) + timedelta(days=3)
-    with tls(ca.issue_cert("localhost", not_after=soon)) as port:
-        ending = check_certificate(settings(f"https://localhost:{port}", pem))
-    with tls(ca.issue_cert("elsewhere.example")) as port:
-        foreign = check_certificate(settings(f"https://localhost:{port}", pem))
-
-    assert known.ok
-    assert [each.ok for each in (unknown, ending, foreign)] == [False, False, False]
-    assert "verifier_ca" in unknown.remedy
-    assert "2 days" in ending.remedy or "3 days" in ending.remedy
-
-
-def test_a_service_without_tls_has_no_certificate() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as plain:
-        port = plain.getsockname()[1]
-        plain.close()
-        finding = check_certificate(settings(f"https://localhost:{port}"))
-
-    assert not finding.ok
-    assert check_certificate(settings("http://127.0.0.1:9000")).ok
-    assert "can be read" in check_certificate(settings("http://192.0.2.1")).found
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://192.0.2.1", "accepted"),
+        ("http://127.0.0.1:9000", "none needed"),
+        ("http://192.0.2.1", "can be read"),
+    ],
+)
+def test_a_link_without_tls_is_named_where_others_can_read_it(url: str, said: str) -> None:
+    assert said in secrecy(url)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +62,7 @@ def test_a_service_without_tls_has_no_certificate() -> None:
         (EngineFault("no", code="protocol_version"), "protocol", "one version of PicoSpec"),
         (EngineFault("not a verifier"), "verifier", "another service"),
         (Unavailable("no route"), "verifier", "firewall"),
+        (Unavailable("invalid peer certificate: Unknown"), "certificate", "verifier_ca"),
     ],
 )
 def test_what_stopped_the_edge_is_named_with_a_remedy(
@@ -124,11 +95,23 @@ def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
     assert not check_vocabulary("different", "separate").ok
 
 
-def test_a_draft_model_as_slow_as_the_target_gains_nothing() -> None:
-    quick = check_gain(pass_s=0.07, draft_s=0.02, rtt_s=0.05)
-    slow = check_gain(pass_s=0.07, draft_s=0.07, rtt_s=0.05)
+@pytest.mark.parametrize(("draft_s", "ok"), [(0.0, True), (10.0, False)])
+async def test_a_draft_model_as_slow_as_the_target_gains_nothing(
+    draft_s: float, ok: bool
+) -> None:
+    finding = await check_speed(cast(Uplink, Timed()), FACTS, draft_s)
 
-    assert quick.ok
-    assert "code 3" in quick.found
-    assert not slow.ok
-    assert "a smaller draft model" in slow.remedy
+    assert finding.ok is ok
+    assert "the round trip takes 50 ms" in finding.found
+    assert "a smaller draft model" in finding.remedy
+
+
+async def test_a_target_that_cannot_be_timed_is_said_with_the_reason() -> None:
+    no_template = await check_speed(
+        cast(Uplink, Timed(InvalidRequest("no template", param="messages"))), FACTS, 0.1
+    )
+    away = await check_speed(cast(Uplink, Timed(Unavailable("gone"))), FACTS, 0.1)
+
+    assert no_template.ok
+    assert "no template" in no_template.found
+    assert not away.ok

@@ -158,9 +158,13 @@ class Service:
         """Wait until it serves."""
         deadline = time.monotonic() + READY_WITHIN_S
         while not await self.serves(http):
-            assert self.alive, f"{self.name} has ended; see {self.log}"
-            assert time.monotonic() < deadline, f"{self.name} is not ready; see {self.log}"
+            assert self.alive, f"{self.name} has ended: {self.said()}"
+            assert time.monotonic() < deadline, f"{self.name} is not ready: {self.said()}"
             await asyncio.sleep(0.1)
+
+    def said(self) -> str:
+        """Return the end of its log."""
+        return self.log.read_text(errors="replace")[-3000:]
 
     async def serves(self, http: httpx.AsyncClient) -> bool:
         try:

@@ -1,0 +1,246 @@
+"""What applies to every route: an account, `Host`, keys, limits, and errors as responses.
+
+Of a request that is not let in, the body is not taken in, and there is not always a log line.
+
+The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from functools import partial
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from picospec.gateway.accounts.account import Account, Clock
+from picospec.gateway.errors import ClientGone, RateLimited
+from picospec.gateway.hosting.listening import check_head
+from picospec.gateway.http.request_body import RequestBody
+from picospec.gateway.http.responses import NOSNIFF, error_response
+from picospec.gateway.log_lines import LogLimit, shown
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tenants.origins import check_page
+from picospec.gateway.tenants.tenants import Tenants
+from picospec.gateway.tracing import Tracing
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+PAGE_PATHS: Final = "/page/"
+"""What the paths of the page's files begin with."""
+
+_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+_PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
+"""Paths that are asked for every few seconds: only a bug in them is logged."""
+
+IsMessage = Callable[[str], bool]
+"""Whether a path takes messages of a request that runs already. A message is no request of its
+own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a message
+that is on its way when the request ends gets one."""
+
+_REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
+"""What anybody gets who asks without a key. Such requests share a log line, see LogLimit."""
+
+
+def is_open(path: str) -> bool:
+    """Whether anybody may ask for a path, without a key."""
+    return path in _OPEN_PATHS or path.startswith(PAGE_PATHS)
+
+
+class Accounts:
+    """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
+
+    What is raised before an answer has begun becomes an error response; an exception that is no
+    ApiError becomes a 500, and its traceback is logged.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tenants: Tenants,
+        metrics: Metrics,
+        body_limit_bytes: int,
+        session_paths: str | None,
+        is_message: IsMessage,
+        hosts: Collection[str] | None,
+        origins: Collection[str],
+        clock: Clock,
+        tracing: Tracing,
+    ) -> None:
+        self._app = app
+        self._tenants = tenants
+        self._is_message = is_message
+        self._tracing = tracing
+        self._metrics = metrics
+        self._limit_bytes = body_limit_bytes
+        self._session_paths = session_paths
+        self._hosts = hosts
+        self._origins = origins
+        self._clock = clock
+        self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
+        self._log = structlog.get_logger("gateway")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        anonymous = self._tenants.anonymous
+        account = Account(
+            _request_id(scope), self._metrics, self._clock, self._clock(), anonymous
+        )
+        scope.setdefault("state", {})["account"] = account
+        if self._is_message(scope["path"]):
+            await self._serve(account, scope, receive, send)
+            return self._close_message(account, scope)
+        if scope["method"] == "POST":  # what else is asked for takes no time
+            headers, path = Headers(scope=scope), self._shown(scope["path"])
+            account.span = self._tracing.begin("request", headers, method="POST", path=path)
+        self._metrics.running.inc()
+        try:
+            await self._serve(account, scope, receive, send)
+        finally:
+            self._metrics.running.dec()
+            self._close(account, scope)
+
+    async def _serve(
+        self, account: Account, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            await self._run(account, scope, receive, partial(_send_with_id, account, send))
+        except Exception as fault:
+            account.fault = fault
+
+    async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        body = RequestBody(scope, receive, self._limit_bytes)
+        try:
+            self._admit(account, scope)
+            await self._app(scope, body.admitted(), send)
+        except Exception as raised:
+            if account.status:
+                raise
+            response = error_response(account.failed(raised))
+            await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
+
+    def _admit(self, account: Account, scope: Scope) -> None:
+        """Find out whose request it is, and count it. Raises ApiError."""
+        headers = Headers(scope=scope)
+        check_head(headers, scope.get("http_version", ""), self._hosts)
+        path, now = scope["path"], self._clock()
+        if is_open(path):
+            return
+        account.tenant = self._tenants.of(headers.get("authorization", ""), now)
+        session_paths = self._session_paths
+        account.strays = session_paths is not None and path.startswith(session_paths)
+        if not account.strays:
+            if not self._tenants.need_key:
+                check_page(headers, scope["method"], self._origins)
+            account.tenant.admit(now)
+
+    def _shown(self, path: str) -> str:
+        """Return a path as others may see it: without a session's name, which is a secret."""
+        if self._session_paths is None or not path.startswith(self._session_paths):
+            return shown(path)
+        _, slash, rest = path.removeprefix(self._session_paths).partition("/")
+        return shown(f"{self._session_paths}*{slash}{rest}")
+
+    def _close_message(self, account: Account, scope: Scope) -> None:
+        if account.status < HTTPStatus.BAD_REQUEST:
+            return
+        self._metrics.failed_messages.labels(str(account.status)).inc()
+        if self._strays_too_often(account):
+            self._tell(account)
+        elif account.status != HTTPStatus.NOT_FOUND:  # else its request has just ended
+            self._write(account, scope, account.status)
+
+    def _close(self, account: Account, scope: Scope) -> None:
+        status = account.status or ClientGone.status  # cancelled before any answer
+        self._metrics.requests.labels(str(status)).inc()
+        self._metrics.speculated(account.total())
+        if account.first_token_s is not None:
+            self._metrics.request_s.observe(account.elapsed_s)
+        account.close()
+        if account.error == RateLimited.code or self._strays_too_often(account):
+            self._tell(account)
+        elif account.fault or scope["path"] not in _PROBES:
+            self._write(account, scope, status)
+        account.end_span(status)
+
+    def _strays_too_often(self, account: Account) -> bool:
+        """Count a request for a session that does not exist; return whether it is one too many.
+
+        It has got a 404 all the same: an edge that asks for a session which was lost with its
+        verifier learns by that, at once, that its answer must go on in another one.
+        """
+        try:
+            if account.strays:
+                account.tenant.admit(self._clock())
+        except RateLimited:
+            return True
+        return False
+
+    def _write(self, account: Account, scope: Scope, status: int) -> None:
+        write = self._log.error if account.fault else self._log.info
+        is_refusal = self._is_refusal(account, status)
+        refused = self._refused[status].count(self._clock()) if is_refusal else 0
+        if is_refusal and not refused:
+            return
+        write(
+            "request",
+            request_id=account.request_id,
+            method=shown(scope["method"]),
+            path=self._shown(scope["path"]),
+            tenant=account.tenant.name,
+            status=status,
+            error=account.error,
+            **({"refused": refused} if refused else {}),
+            **({"ignored": account.ignored} if account.ignored else {}),
+            **({"fallback": account.fallback} if account.fallback else {}),
+            prompt_tokens=account.prompt_tokens,
+            completion_tokens=account.completion_tokens,
+            first_token_s=account.first_token_s and round(account.first_token_s, 6),
+            duration_s=round(account.elapsed_s, 6),
+            traceback=_traceback(account.fault),
+        )
+
+    def _is_refusal(self, account: Account, status: int) -> bool:
+        """Return whether anybody may cause such a line, as often as they like."""
+        if account.fault or account.tenant is not self._tenants.anonymous:
+            return False
+        return self._tenants.need_key or status in _REFUSALS
+
+    def _tell(self, account: Account) -> None:
+        tenant = account.tenant
+        if tenant.limited.count(self._clock()):
+            self._log.warning(
+                "rate_limited", tenant=tenant.name, limits=tenant.limits.model_dump()
+            )
+
+
+async def _send_with_id(account: Account, send: Send, message: Message) -> None:
+    if message["type"] == "http.response.start":
+        account.status = message["status"]
+        message = {**message}  # the stream's is a constant, and MutableHeaders writes to it
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = account.request_id
+        headers.update(NOSNIFF)
+        if account.ignored:
+            headers["x-picospec-ignored"] = ", ".join(account.ignored)
+        if account.fallback:
+            headers["x-picospec-fallback"] = account.fallback
+    await send(message)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+def _traceback(fault: Exception | None) -> str | None:
+    """Return text, because log renderers may print a traceback's variables: the prompt."""
+    return None if fault is None else "".join(traceback.format_exception(fault))

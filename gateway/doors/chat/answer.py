@@ -1,0 +1,99 @@
+"""The answer of POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from picospec.gateway.doors.answer import Answer, Entries, Json, finite
+from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+from picospec.gateway.speculation import Spans, Told
+
+
+class ChatAnswer(Answer):
+    id_prefix = "chatcmpl-"
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def first_chunk(self, delta: TextDelta) -> Json:
+        """Return the chunk with the role; `content` stays null in a message of calls only."""
+        content = "" if delta.parsed is None else None
+        return self._chunk({"role": "assistant", "content": content}, None, None)
+
+    def chunks(self, delta: TextDelta) -> list[Json]:
+        chunks = super().chunks(delta)
+        if delta.parsed is None:
+            return chunks
+        thoughts = delta.parsed.reasoning
+        before = [self._chunk({"reasoning_content": thoughts}, None, None)] if thoughts else []
+        calls = [_piece(piece) for piece in delta.parsed.calls]
+        after = [self._chunk({"tool_calls": [call]}, None, None) for call in calls]
+        return before + chunks + after
+
+    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
+        thoughts = delta.parsed is not None and delta.parsed.reasoning
+        before = [told.reasoning] if thoughts else []
+        return [*before, *super().spans(delta, told), *told.calls]
+
+    def text_chunk(self, text: str, entries: Entries) -> Json:
+        return self._chunk({"content": text}, self._logprobs(entries), None)
+
+    def last_chunk(self, finish: Finish) -> Json:
+        return self._chunk({}, None, finish)
+
+    def choice(self, whole: TextDelta) -> Json:
+        return {
+            "message": _message(whole),
+            "logprobs": self._logprobs(whole.entries),
+            "finish_reason": whole.finish,
+        }
+
+    def _chunk(self, delta: Json, logprobs: Json | None, finish: Finish | None) -> Json:
+        return {"delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, entries: Entries) -> Json | None:
+        if not self.wants_logprobs:
+            return None
+        return {"content": [_entry(entry) for entry in entries], "refusal": None}
+
+
+def _message(whole: TextDelta) -> Json:
+    """Return the message; what it may have besides content is there only if it does."""
+    message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
+    if whole.parsed is not None and whole.parsed.reasoning:
+        message["reasoning_content"] = whole.parsed.reasoning
+    if whole.parsed is not None and whole.parsed.calls:
+        message["content"] = whole.text or None
+        message["tool_calls"] = _calls(whole.parsed.calls)
+    return message
+
+
+def _calls(pieces: Sequence[CallPiece]) -> list[Json]:
+    texts: dict[int, str] = {}
+    for piece in pieces:
+        text = piece.text if isinstance(piece, CallArguments) else ""
+        texts[piece.index] = texts.get(piece.index, "") + text
+    starts = [piece for piece in pieces if isinstance(piece, CallStart)]
+    return [_call(start, texts[start.index]) for start in starts]
+
+
+def _piece(piece: CallPiece) -> Json:
+    """Return a piece of a call as a stream has it: `arguments` is to be joined by index."""
+    if isinstance(piece, CallStart):
+        return {"index": piece.index, **_call(piece, "")}
+    return {"index": piece.index, "function": {"arguments": piece.text}}
+
+
+def _call(start: CallStart, arguments: str) -> Json:
+    function = {"name": start.name, "arguments": arguments}
+    return {"id": start.id, "type": "function", "function": function}
+
+
+def _entry(entry: LogprobEntry) -> Json:
+    top = [_token(piece, logprob) for piece, logprob in entry.top]
+    return {**_token(entry.piece, entry.logprob), "top_logprobs": top}
+
+
+def _token(piece: bytes, logprob: float) -> Json:
+    text = piece.decode("utf-8", "backslashreplace")
+    return {"token": text, "logprob": finite(logprob), "bytes": list(piece)}

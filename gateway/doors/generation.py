@@ -1,0 +1,185 @@
+"""Answers a request for choices: turns it into jobs, and streams them from the engine."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.answer import Answer, json_answer
+from picospec.gateway.doors.event_stream import EventStream
+from picospec.gateway.doors.parameters import Parameters, check_parameters, shown_names
+from picospec.gateway.doors.request import GenerationRequest, TokenIds, checked, parse
+from picospec.gateway.doors.services import Services
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.grammars import structured
+from picospec.gateway.output.choice_stream import stream_choice
+from picospec.gateway.output.steady import singly
+from picospec.gateway.output.style import Style
+from picospec.gateway.ports import SEEDS, Facts, Job
+from picospec.gateway.speculation import Watch
+from picospec.gateway.tenants.reading import BoundedTokenizer
+
+
+async def generate(
+    schema: type[GenerationRequest],
+    make_answer: type[Answer],
+    services: Services,
+    request: Request,
+) -> Response:
+    """Generate the choices that the request asks for. Raises ApiError."""
+    services.drain.check()
+    account: Account = request.state.account
+    account.begin_answers(1)  # before the body is read, so that those on the way are bounded
+    body = await parse(schema, services, request)
+    services = await services.for_request(account)
+    facts = await services.facts_of(body.model)
+    given, account.ignored = await checked(services, request, partial(_given, body, facts))
+    if services.relay and (relayed := await services.relay(services, request, facts.model)):
+        account.begin_answers(body.n * body.prompt_count - 1)
+        return relayed
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    style = await services.style_of(tokenizer, account)
+    name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
+    jobs = await _jobs(services, body, facts, style, name, given.extras, account)
+    if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
+        account.field_names = structured.names_of(given.constrained_at or "tools", asked)
+    account.begin_answers(len(jobs) - 1)
+    wants_logprobs = body.wanted_logprobs is not None
+    answer = make_answer(
+        name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
+    )
+    stop_tokens = facts.stop_tokens.union(given.stop_tokens)
+    begin = services.engine.generate
+    streams = [
+        stream_choice(
+            index,
+            singly(begin(job)) if body.is_steady else begin(job),
+            body.reader(style, job.prompt, stop_tokens, given.min_tokens),
+        )
+        for index, job in enumerate(jobs)
+    ]
+    streams = await checked(services, request, partial(body.shown, streams, tokenizer))
+    if body.stream:
+        return EventStream(
+            answer,
+            streams,
+            account,
+            services.drain,
+            usage=body.include_usage,
+            watch=Watch() if body.is_watched else None,
+            order=services.steady.paced if body.is_steady else None,
+            keep_alive_s=services.keep_alive_s,
+        )
+    async with services.drain.answer():
+        return await json_answer(answer, streams, account, request.receive)
+
+
+def _given(body: GenerationRequest, facts: Facts) -> tuple[Parameters, tuple[str, ...]]:
+    """Return the parameters that no schema has, and the fields that have no effect, as the
+    client is shown them. Raises InvalidRequest."""
+    given = check_parameters(body.model_extra or {}, facts)
+    body.check_served(facts)
+    return given, shown_names((*given.ignored, *body.unknown_inside()))
+
+
+async def _jobs(
+    services: Services,
+    body: GenerationRequest,
+    facts: Facts,
+    style: Style,
+    name: str,
+    extras: Mapping[str, object],
+    account: Account,
+) -> list[Job]:
+    """Return the jobs `name`-0, `name`-1, ...; the choices of a
+    prompt are seeded with seed, seed + 1, ..."""
+    if body.prompt_count * body.n > services.max_choices:
+        raise InvalidRequest(
+            f"{body.prompt_count} prompts times n = {body.n} exceeds"
+            f" {services.max_choices} choices",
+            param="n" if body.prompt_count == 1 else "prompt",
+        )
+    prompts = await _read(services, body, facts, style, account)
+    extras_of = [_constrained(body, style, prompt, extras) for prompt in prompts]
+    limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]
+    sampling = body.sampling(facts.defaults)
+    seed = services.draw_seed() if body.seed is None else body.seed
+    return [
+        Job(
+            request_id=f"{name}-{index}",
+            prompt=prompts[index // body.n],
+            max_tokens=limits[index // body.n],
+            sampling=sampling,
+            seed=(seed + index % body.n) % SEEDS,
+            top_logprobs=body.wanted_logprobs,
+            extras=extras_of[index // body.n],
+            watched=body.is_watched,
+            span=account.span,
+            identity=facts.identity,
+            owner=account.tenant,
+        )
+        for index in range(len(prompts) * body.n)
+    ]
+
+
+async def _read(
+    services: Services, body: GenerationRequest, facts: Facts, style: Style, account: Account
+) -> tuple[TokenIds, ...]:
+    """Return the prompts as tokens, which are charged, as are those of a refused prompt."""
+    tokenizer = BoundedTokenizer(style.tokenizer, facts, body.prompt_field)
+    try:
+        prompts = await services.reader.read(account.tenant, partial(body.tokenise, tokenizer))
+    except BaseException:
+        account.took_prompt(tokenizer.charged)
+        raise
+    account.took_prompt(sum(map(len, prompts)))
+    return prompts
+
+
+def _constrained(
+    body: GenerationRequest, style: Style, prompt: TokenIds, extras: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return the extras of a job, in which the constraint is about its whole answer; the same
+    object if the answer is only content. Raises InvalidRequest."""
+    content = extras.get(structured.NAME)
+    given = content if isinstance(content, Mapping) else None
+    constraint = body.constraint(style, prompt, given)
+    if constraint is given:
+        return extras
+    return MappingProxyType({**extras, structured.NAME: constraint})
+
+
+def _max_tokens(
+    body: GenerationRequest, prompt: TokenIds, facts: Facts, extras: Mapping[str, object]
+) -> int:
+    """Return how many tokens may be generated, or raise InvalidRequest if it does not fit."""
+    field = body.prompt_field
+    if not prompt:
+        raise InvalidRequest("the prompt is empty", param=field)
+    if not 0 <= min(prompt) <= max(prompt) < facts.vocabulary_size:
+        raise InvalidRequest(
+            f"token ids must be from 0 to {facts.vocabulary_size - 1}", param=field
+        )
+    room = facts.context_tokens - len(prompt)
+    wanted = body.wanted_tokens
+    if room < (wanted or 1):
+        raise InvalidRequest(
+            f"the context has {facts.context_tokens} tokens; the prompt takes {len(prompt)}"
+            f" and the completion asks for {wanted or 1}",
+            param=field,
+            code="context_length_exceeded",
+        )
+    limits = (facts.defaults.get(name, room) for name in ("max_tokens", "most_tokens"))
+    usual, most = map(int, limits)
+    max_tokens = min(wanted or min(room, body.usual_tokens or usual), most)
+    least = extras.get("min_tokens")
+    if isinstance(least, int) and least > max_tokens:
+        raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")
+    return max_tokens

@@ -1,0 +1,108 @@
+"""What the routes of one app share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, Self
+
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import Response
+
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import NotFound
+from picospec.gateway.output.steady import Steady
+from picospec.gateway.output.style import Style, Styles
+from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+from picospec.gateway.tenants.reading import PromptReader
+from picospec.gateway.tenants.turns import Turns
+
+About = Callable[[], Awaitable[dict[str, object]]]
+"""Returns what /status says of one service alone."""
+
+
+async def nothing_more() -> dict[str, object]:
+    """Say nothing; see About."""
+    return {}
+
+
+Relay = Callable[["Services", Request, str], Awaitable[Response | None]]
+"""Returns what another service answers to a request for a model, whose body has been read; None
+where this one answers. Raises ApiError."""
+
+_WAITING: Final = 32
+"""Large bodies of one tenant that may wait to be checked: each is in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    engine: Engine
+    tokenizer: TokenizerSource
+    drain: Drain
+    registry: CollectorRegistry
+    reader: PromptReader
+    model_aliases: frozenset[str]
+    styles: Styles
+    max_choices: int
+    keep_alive_s: float
+    draw_seed: Callable[[], int]
+    started: int
+    """The Unix time at which the app was built, in seconds."""
+
+    checks: Turns = field(
+        default_factory=partial(Turns, 1, _WAITING, "large bodies wait to be checked")
+    )
+    checker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "checker"))
+    """Checks large bodies. One thread, because every running one makes the event loop wait for
+    the interpreter longer."""
+
+    steady: Steady = field(default_factory=Steady)
+    about: About = nothing_more
+    fallback: Fallback | None = None
+    relay: Relay | None = None
+    falls_back: bool = False
+    """Whether `engine` and `tokenizer` are the fallback's."""
+
+    async def for_request(self, account: Account) -> Self:
+        """Return the services that answer a request that begins now: these, or the same with
+        the fallback's engine. All of the request must be answered by what is returned."""
+        if self.fallback is None or not await self.fallback.is_needed():
+            return self
+        account.fallback = self.fallback.name
+        return replace(
+            self,
+            engine=self.fallback.engine,
+            tokenizer=self.fallback.tokenizer,
+            falls_back=True,
+        )
+
+    def begin(self, answers: int, facts: Facts) -> str | None:
+        """Begin answers; return their `system_fingerprint`, which only the fallback's have."""
+        if not self.falls_back or self.fallback is None:
+            return None
+        self.fallback.count_answers(answers)
+        return f"{self.fallback.name}:{facts.model}"
+
+    async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
+        if (style := self.styles.known(tokenizer)) is not None:
+            return style
+        return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
+
+    async def facts_of(self, model: str | None) -> Facts:
+        """Return the engine's facts; raise NotFound for any model but the engine's.
+
+        model: None, where a request names none, and the aliases mean the engine's too. So does
+        any name where the fallback answers, as clients name the model that is away. An adapter
+        of the model is named as a model is.
+        """
+        facts = (await self.engine.facts()).named(model)
+        if self.falls_back:
+            return facts
+        if model is not None and model != facts.model and model not in self.model_aliases:
+            message = f"the model {model!r} does not exist; this service has {facts.model!r}"
+            raise NotFound(message, param="model", code="model_not_found")
+        return facts

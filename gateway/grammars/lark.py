@@ -1,0 +1,149 @@
+"""Grammars that make a model write tool calls, in the Lark syntax of llguidance.
+
+What such a grammar accepts, the parser of the same format reads as calls. JSON has the spaces
+that chat templates give it, because models have learnt these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from picospec.gateway.grammars.json_schema import COMBINING, Schema
+from picospec.gateway.grammars.json_text import encode
+
+Special = Mapping[str, int]
+"""The texts that are special tokens in a model, with their ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """What a family of models writes around its reasoning."""
+
+    opening: str
+    closing: str
+
+
+_SPACING: Final = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+_STRING_KEYWORDS: Final = frozenset(
+    {"type", "title", "description", "default", "examples", "enum", "const", "$defs"}
+    | {"definitions", "minLength", "maxLength", "pattern"}
+)
+_ANY: Final = "(?s:.*)"
+
+
+def literal(text: str) -> str:
+    """Return a text as Lark quotes it."""
+    return encode(text)
+
+
+def marker(text: str, special: Special) -> str:
+    """Return a text that the model may have as a token, which the grammar must name then."""
+    return f"<[{special[text]}]>" if text in special else literal(text)
+
+
+def json_value(schema: Schema) -> str:
+    """Return a JSON value of the schema, as Lark rules have it."""
+    return "%json " + encode({**schema, "x-guidance": _SPACING})
+
+
+def arguments(schema: Schema) -> str:
+    """Return the object of a call's arguments: with those that are declared and no others. A
+    schema that asks for an object and declares none leaves them free."""
+    undeclared = schema.get("type") == "object" and "properties" not in schema
+    closed = {} if undeclared or COMBINING & schema.keys() else {"additionalProperties": False}
+    return json_value({**closed, **schema, "type": "object"})
+
+
+def string_until(rule: str, schema: Schema, end: str) -> str:
+    """Return Lark rules for `rule`: a string of the schema as plain text, and `end` after it.
+
+    The string does not contain the last line of `end`. Raises ValueError for a schema that asks
+    for more than a length and a pattern.
+    """
+    if unknown := schema.keys() - _STRING_KEYWORDS:
+        raise ValueError(f"{unknown.pop()} is not supported in this model's format of calls")
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(values, list):
+        return f"{rule}: {' | '.join(literal(f'{value}{end}') for value in values)}\n"
+    length = f"{_limit(schema, 'minLength') or 0},{_limit(schema, 'maxLength')}"
+    tag, close = escaped(end.split("\n")[-1]), escaped(end)
+    parts = [f"/(?s:.{{{length}}}){close}/", f"~/{_ANY}{tag}(?s:.+)/"]
+    if isinstance(pattern := schema.get("pattern"), str):
+        parts.append(f"/{_unanchored(pattern)}{close}/")
+    return f"{rule}[lazy]: {rule.upper()}\n{rule.upper()}: {' & '.join(parts)}\n"
+
+
+def _limit(schema: Schema, name: str) -> str:
+    limit = schema.get(name)
+    if limit is not None and type(limit) is not int:
+        raise ValueError(f"{name} must be an integer")
+    return "" if limit is None else str(limit)
+
+
+def _unanchored(pattern: str) -> str:
+    """Return a regular expression for the whole of a text in which `pattern` is found."""
+    before = "" if pattern.startswith("^") else _ANY
+    after = "" if pattern.endswith("$") else _ANY
+    inner = pattern.removeprefix("^").removesuffix("$")
+    return f"{before}(?:{_quoted(inner)}){after}"
+
+
+def _quoted(pattern: str) -> str:
+    """Return a regular expression as it is written between slashes."""
+    return re.sub(r"(\\.)|/", lambda at: at[1] or r"\/", pattern).replace("\n", r"\n")
+
+
+def repeated(call: str, before: str, *, parallel: bool) -> str:
+    """Return one call or, in parallel, several, with `before` in front of all but the first."""
+    return f"{call} ({before} {call})*" if parallel else call
+
+
+def escaped(text: str) -> str:
+    """Return a regular expression for a text, as it is written between slashes."""
+    return re.escape(text).replace("\n", "n").replace("/", r"\/")
+
+
+def content(constraint: Mapping[str, object]) -> str:
+    """Return the rule for `content` that keeps to a constraint. Raises ValueError."""
+    match constraint:
+        case {"json": Mapping() as schema}:
+            return f"content: {json_value(schema)}\n"
+        case {"json_object": True}:
+            return f"content: {json_value({'type': 'object'})}\n"
+        case {"regex": str(pattern)}:
+            return f"content: /{_quoted(pattern)}/\n"
+        case {"choice": list(texts)}:
+            return f"content: {' | '.join(literal(str(text)) for text in texts)}\n"
+    raise ValueError("a grammar of its own does not go with tools or reasoning")
+
+
+def free_text(trigger: str, special: Special, untagged: str) -> str:
+    """Return rules for `free`, text without calls, and `before`, text up to the first trigger.
+
+    untagged: how neither begins, as a regular expression.
+    """
+    unlike = f" & ~/{untagged}{_ANY}/" if untagged else ""
+    text = f"free: TEXT\nTEXT: /{_ANY}/{unlike}"
+    if not trigger:
+        return f"{text}\n"
+    if trigger in special:
+        return f"{text}\nbefore: TEXT {marker(trigger, special)}\n"
+    ends = f"{_ANY}{escaped(trigger)}"
+    return f"{text} & ~/{ends}{_ANY}/\nbefore[lazy]: BEFORE\nBEFORE: /{ends}/{unlike}\n"
+
+
+def reasoning(tags: Tags, special: Special) -> str:
+    """Return rules for `closing`, which is the rest of the reasoning, and `reasoning`."""
+    opening = marker(tags.opening, special)
+    rules = f"reasoning: {opening} closing\nGAP: /\\n{{0,2}}/\n"
+    if tags.closing in special:
+        closing = marker(tags.closing, special)
+        return f"{rules}closing: THOUGHT {closing} GAP\nTHOUGHT: /{_ANY}/\n"
+    return f"{rules}closing: thought GAP\nthought[lazy]: /{_ANY}{escaped(tags.closing)}/\n"
