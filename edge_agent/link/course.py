@@ -85,7 +85,7 @@ class Course:
         """Where the session was opened last."""
 
         self._again: Endpoint | None = None  # where to try once more, at once
-        self._may_repeat = True  # whether that was not done yet since a session was opened
+        self._may_repeat = True  # whether that was not done yet since the last token
         self._error: ApiError | None = None  # what the last session ended with
         self._is_over = False
         self._lost_at: float | None = None  # when a session was lost last
@@ -93,7 +93,7 @@ class Course:
         self._run = ""  # of the verifier that opened the last session
         self._is_suspect = False  # it was the link that broke, or this verifier's process
         self._pause_s = 0.0
-        self._waits = 0  # since a session was opened
+        self._waits = 0  # since the last token
         self._has_asked = False
 
     def choose(self, now: float) -> Endpoint | Wait | GiveUp:
@@ -133,11 +133,11 @@ class Course:
     def opened(self, session: str) -> bool:
         """The verifier has taken the session. Return whether it is the process that had the one
         before: then it was the link that lost it."""
-        run, self._tried, self._waits = session[:RUN_CHARACTERS], set(), 0
+        run, self._tried = session[:RUN_CHARACTERS], set()
         lives, self._run = run == self._run, run
         if lives and self._is_suspect:
             self._lost_here -= 1
-        self._is_suspect, self._may_repeat = False, True
+        self._is_suspect = False
         return lives
 
     def ended(self, error: ApiError, now: float, *, opened: bool, progressed: bool) -> None:
@@ -159,14 +159,15 @@ class Course:
         return error.how == "broken" or not self.is_elsewhere
 
     def _lost(self, error: ApiError, now: float, progressed: bool) -> None:
-        self._lost_at, self._waits = now, 0
+        self._lost_at = now
         self._pause_s = self._chance.uniform(0.0, JITTER_S)
         if self.endpoint is not None:
             self._tried = {self.endpoint}
             if error.error_code == IDLE:
                 self._barred.add(self.endpoint)
         if progressed:
-            self._lost_here = 0
+            self._lost_here = self._waits = 0
+            self._may_repeat = True
         self._lost_here += error.error_code != HANDOVER_FAULT
         self._is_suspect = isinstance(error, LinkDown)
         self._is_over = not isinstance(error, Unavailable | Overloaded)
