@@ -26,6 +26,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.http.request_body import LEAST_BYTES_PER_S
+from picospec.speculation.protocol.messages import RUN_CHARACTERS
 
 MAX_LOST: Final = 3
 """Sessions that may be lost at one position of the text; then the answer is given up. If it is
@@ -33,9 +34,6 @@ the answer that breaks verifiers, it must not break all of them."""
 
 HANDOVER_FAULT: Final = "shutting_down"
 """The Fault of a verifier that shuts down in order; it does not count towards MAX_LOST."""
-
-RUN_CHARACTERS: Final = 8
-"""How many characters all session names of one run of a verifier begin with."""
 
 JITTER_S: Final = 0.2
 """Longest wait before a lost session is opened elsewhere, so that all sessions of a verifier do

@@ -33,6 +33,7 @@ Judge = Literal["coupled", "separate"]
 TokenId = int
 Name = Annotated[str, Meta(max_length=1024)]
 Names = Annotated[list[Name], Meta(max_length=256)]
+Version = Annotated[int, Meta(ge=0, lt=1 << 16)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
 StopToken = Annotated[TokenId, Meta(ge=0, lt=MAX_VOCABULARY)]
@@ -67,10 +68,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     defaults: Annotated[dict[Name, float], Meta(max_length=64)] = {}
     """The sampling settings that the model's makers recommend, by their OpenAI names."""
 
-    protocol: int = PROTOCOL_VERSION
+    protocol: Version = PROTOCOL_VERSION
     """The oldest version that the verifier speaks: edges that know no other field read it."""
 
-    newest_protocol: int = 0
+    newest_protocol: Version = 0
     """The newest one; 0: it is the only one."""
 
     identity: Name = ""

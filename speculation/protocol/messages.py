@@ -25,6 +25,10 @@ BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
 a byte mean that the link or the verifier's process is lost."""
 
+RUN_CHARACTERS = 8
+"""How many characters the names of all sessions of one run of a verifier begin with: by them an
+edge knows one that was restarted, or is another one, from one that was out of reach."""
+
 MAX_PREDICTED = 16384
 """The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes 11
 megabytes in a session."""

@@ -56,7 +56,7 @@ def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         uplink: (
             "REQUEST_TIMEOUT_S",
             "TOKENIZER_TIMEOUT_S",
-            "CHAT_TIMEOUT_S",
+            "ANSWER_TIMEOUT_S",
             "CHECK_TIMEOUT_S",
         ),
         course: ("RESPONSE_TIMEOUT_S",),
