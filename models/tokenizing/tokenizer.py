@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
 from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.infill import Hole, infill_format
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
 

@@ -23,7 +23,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.otel import OtelTracing
-from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.hosting.settings import GatewaySettings
 from tests.edge_agent.engines import engine
 from tests.gateway.scripted import ByteTokenizer, client_of
 

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
+from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import (
     MAX_CHAT_BYTES,
     NONE,
@@ -33,7 +34,6 @@ from picospec.gateway.ports import (
     Statistics,
     Tokenizer,
 )
-from picospec.gateway.settings import GatewaySettings
 from picospec.gateway.speculation import Chain, Event, LinkUse, Pass
 from picospec.speculation.protocol.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of

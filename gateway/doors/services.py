@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
 from picospec.gateway.output.steady import Steady

@@ -22,13 +22,14 @@ from pydantic import (
 )
 from starlette.requests import Request
 
+from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
+from picospec.gateway.grammars.answer import Constraint
+from picospec.gateway.http.request_body import read_body
 from picospec.gateway.output.choice_stream import ChoiceStream, DeltaReader
 from picospec.gateway.output.detokenise import Detokeniser, Piece
-from picospec.gateway.output.grammar import Constraint
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts, Sampling, Tokenizer
-from picospec.gateway.request_body import read_body
 from picospec.gateway.schemas.base import (
     FIRST_ERROR,
     Flag,
@@ -39,7 +40,6 @@ from picospec.gateway.schemas.base import (
     unknown_fields,
 )
 from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
-from picospec.gateway.services import Services
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""
