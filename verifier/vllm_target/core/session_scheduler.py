@@ -21,7 +21,6 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Pushed
@@ -50,7 +49,6 @@ class SessionScheduler(Scheduler):
         self._timer = Timer(self._wake)
         self.steps = 0
         self.preemptions = 0
-        die_with_parent()
 
     def add_request(self, request: Request) -> None:
         """Open the session that the request carries, or refuse one whose name is taken."""
