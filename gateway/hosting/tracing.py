@@ -7,19 +7,13 @@ called (OTEL_SERVICE_NAME), and which requests are traced (OTEL_TRACES_SAMPLER).
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Protocol
 
 from picospec.gateway.tracing import NO_TRACING, Tracing
 
 
-class Switch(Protocol):
-    @property
-    def tracing(self) -> bool: ...
-
-
-def open_tracing(service: str, switch: Switch) -> Tracing:
+def open_tracing(service: str, *, wanted: bool) -> Tracing:
     """Return what traces, under the service's name unless the environment has another."""
-    return exporting(service) if switch.tracing else NO_TRACING
+    return exporting(service) if wanted else NO_TRACING
 
 
 def exporting(service: str) -> Tracing:

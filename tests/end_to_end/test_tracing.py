@@ -191,7 +191,8 @@ import sys
 import picospec.edge_agent.app, picospec.verifier.app
 from picospec.gateway.hosting import tracing as hosting
 from picospec.gateway.hosting.settings_sources import ServiceSettings
-hosting.open_tracing("x", ServiceSettings.load(None, {}, {}))
+settings = ServiceSettings.load(None, {}, {})
+hosting.open_tracing("x", wanted=settings.tracing)
 sys.exit("opentelemetry.sdk" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
