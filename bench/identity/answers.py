@@ -12,7 +12,7 @@ import numpy as np
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.identity.ties import Noise, Parting, TokenScores
 from picospec.bench.run.client import Client, Question, Reply
-from picospec.gateway.ports import NONE
+from picospec.gateway.tokenizer import NONE
 from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.sampling.noise import gumbel, place
 

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
 from picospec.bench.run.services import LINKED, EdgePlan
-from picospec.gateway.ports import NONE
+from picospec.gateway.tokenizer import NONE
 
 GAMMA: Final = 4
 """A round has so many tokens where the arm's name does not say; this is the paper's number."""

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from picospec.bench.data.prompts import sampling
-from picospec.gateway.ports import NONE
+from picospec.gateway.tokenizer import NONE
 
 
 class AnswerError(Exception):

@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.answer import Answer, json_answer
+from picospec.gateway.doors.body import checked, parse
 from picospec.gateway.doors.event_stream import EventStream
 from picospec.gateway.doors.parameters import Parameters, check_parameters, shown_names
-from picospec.gateway.doors.request import GenerationRequest, TokenIds, checked, parse
+from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
