@@ -151,7 +151,7 @@ class Constrained(RequestModel):
         """Yield where in the request each constraint is, and the constraint. Raises
         InvalidRequest."""
         if (form := self.response_format) is not None and (found := form.constraint()):
-            path = "schema" if form.bare is not None else "json_schema.schema"
+            path = "schema" if form.json_schema is None else "json_schema.schema"
             yield f"response_format.{path}" if "json" in found else "response_format", found
         if (outputs := self.structured_outputs) is not None:
             found = outputs.constraint()
