@@ -63,7 +63,7 @@ def build(
 
     Raises models.errors.ModelError, OSError.
     """
-    tracing = open_tracing("picospec-edge", settings)
+    tracing = open_tracing("picospec-edge", wanted=settings.tracing)
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)

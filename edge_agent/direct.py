@@ -26,8 +26,8 @@ from starlette.types import Message, Receive, Scope, Send
 from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S, Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.body import checked, parse
 from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.request import checked, parse
 from picospec.gateway.doors.services import Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable

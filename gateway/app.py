@@ -32,7 +32,7 @@ from picospec.gateway.http.request_body import MAX_BODY_BYTES
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.style import Styles
-from picospec.gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, answer_version, documents
 from picospec.gateway.routes.page import page
 from picospec.gateway.routes.status import (
@@ -52,6 +52,7 @@ from picospec.gateway.routes.tokens import (
 from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
+from picospec.gateway.tokenizer import TokenizerSource
 from picospec.gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (

@@ -17,7 +17,7 @@ from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.output.reasoning import is_opened, read_reasoning, tags_of
-from picospec.gateway.ports import Tokenizer
+from picospec.gateway.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

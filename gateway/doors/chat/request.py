@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -13,11 +14,12 @@ from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
 from picospec.gateway.grammars.answer import Constraint, Wanted
 from picospec.gateway.grammars.json_schema import schemas_of
-from picospec.gateway.output.choice_stream import DeltaReader
+from picospec.gateway.output.choice_stream import Reader
 from picospec.gateway.output.style import Style
-from picospec.gateway.ports import Facts, Tokenizer
+from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer
 from picospec.gateway.schemas.messages import ChatMessage
+from picospec.gateway.tokenizer import Tokenizer
 
 _EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _RESERVED: Final = frozenset(
@@ -64,7 +66,7 @@ class ChatRequest(GenerationRequest):
             raise ValueError("top_logprobs needs logprobs: true")
         return value
 
-    @property
+    @cached_property
     def tool_use(self) -> ToolUse:
         return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
@@ -79,7 +81,7 @@ class ChatRequest(GenerationRequest):
 
     def reader(
         self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
-    ) -> DeltaReader:
+    ) -> Reader:
         return style.reader(
             self._detokeniser(stop_tokens, min_tokens),
             prompt,

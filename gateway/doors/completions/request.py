@@ -13,8 +13,8 @@ from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.hosting.settings import MAX_CHOICES
 from picospec.gateway.output.choice_stream import ChoiceStream
-from picospec.gateway.ports import Tokenizer
 from picospec.gateway.schemas.base import Flag, Integer
+from picospec.gateway.tokenizer import Tokenizer
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:

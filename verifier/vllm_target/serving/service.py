@@ -75,7 +75,7 @@ class Service:
             max_choices=settings.max_choices,
             share_prefixes=settings.share_prefixes,
         )
-        self.tracing = open_tracing("picospec-verifier", settings)
+        self.tracing = open_tracing("picospec-verifier", wanted=settings.tracing)
         routes = [*Routes(self.host, self.sessions).all(), Route("/status", self._status)]
         of_tenants = TenantMetrics(self.registry)
         limits = settings.key_limits

@@ -34,7 +34,7 @@ from picospec.verifier.target import (
 from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.adapters import Adapters
 from picospec.verifier.vllm_target.serving.inflight import Inflight
-from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.serving.parameters import engine_request
 from picospec.verifier.vllm_target.serving.selftest import self_test
 
 if TYPE_CHECKING:  # vLLM is not there in every installation
@@ -89,7 +89,7 @@ class VllmTarget(Described):
         await engine.install(tokens)
         file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
-        self.describe(self._name, file, engine.model.max_model_len, FEATURES, shapes)
+        self.describe(self._name, file, engine.model.max_model_len, shapes)
         await self._tell_adapters()
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
@@ -144,7 +144,7 @@ class VllmTarget(Described):
             with unservable():
                 await self.grammars.check(asked, tenant)
 
-    async def figures(self) -> dict[str, float]:
+    async def figures(self) -> dict[str, int]:
         """Return the engine's counts: see SessionScheduler.figures."""
         return await self._engine.figures()
 
@@ -168,12 +168,10 @@ class VllmTarget(Described):
             frames = engine.generate(session, text, wanted, owner, adapter)
             async with aclosing(frames):
                 async for outgoing in frames:
-                    inflight.check()
                     reply = self._decoded(outgoing)
                     yield reply
                     if isinstance(reply.message, Finish):
                         return
-            inflight.check()
             raise TargetFailed("vLLM ended the session")
         finally:
             del self._sessions[session]
@@ -194,11 +192,10 @@ class VllmTarget(Described):
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session, and return before the engine has taken it in.
 
-        Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a
-        later push or from `serve`: the engine looks at messages between two steps.
+        Raises UnknownSession. What no honest edge sends raises RemoteProtocolError from
+        `serve`: the engine looks at messages between two steps.
         """
         inflight = self._sessions.get(session)
         if inflight is None:
             raise UnknownSession(f"no session {session}")
-        inflight.check()
         await inflight.send(partial(self._engine.push, session, message.frame))
