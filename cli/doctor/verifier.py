@@ -47,7 +47,7 @@ async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
         Finding("verifier", True, reached),
         Finding("certificate", True, secrecy(uplink.url)),
         Finding("key", True, "accepted"),
-        _spoken(facts),
+        spoken(facts),
     ]
 
 
@@ -60,7 +60,7 @@ def secrecy(url: str) -> str:
     return "none: what crosses the link can be read"
 
 
-def _spoken(facts: ModelFacts) -> Finding:
+def spoken(facts: ModelFacts) -> Finding:
     """Check that both ends speak one version of the protocol."""
     if facts.speaks:
         return Finding("protocol", True, f"version {PROTOCOL_VERSION}")

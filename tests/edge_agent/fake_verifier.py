@@ -91,7 +91,9 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         counts["different"] = len(set().union(*(s.names for s in sessions.values())))
         await _reply(send, 200, counts)
     elif path == "/v1/model-facts":
-        await _reply(send, 200, FACTS)
+        await _reply(send, 200, FACTS | {"protocol": 5} if NAME == "old" else FACTS)
+    elif path in ("/v1/chat/completions", "/v1/completions"):
+        await _reply(send, 200, {"path": path, "asked": json.loads(body)})
     elif (method, path) == ("POST", "/v1/speculate"):
         await _open(body, name, receive, send)
     else:
@@ -212,5 +214,6 @@ async def _body(receive: Receive) -> bytes:
 
 async def _reply(send: Send, status: int, value: object = None) -> None:
     body = b"" if value is None else json.dumps(value).encode()
-    await send({"type": "http.response.start", "status": status, "headers": []})
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

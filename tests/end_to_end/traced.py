@@ -83,6 +83,9 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
         while not all(uplink.endpoint.is_ready for uplink in uplinks):
             await verifiers.probe()
             await asyncio.sleep(0.01)
+    for uplink in uplinks:
+        await uplink.facts()
+        uplink.endpoint.rtt_s = 0.001  # however busy this host was: the first one is used
     app = create_app(
         engine(verifiers, metrics, NoDrafter()),
         tokenizer,
