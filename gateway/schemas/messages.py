@@ -21,7 +21,7 @@ from picospec.gateway.schemas.structure import check_structure
 Json = dict[str, object]
 
 _BILLING: Final = "x-anthropic-billing-header"
-"""How the line begins in which Claude Code says who pays. It differs in every request, and no
+"""The line in which Claude Code says who pays begins so. It differs in every request, and no
 prefix after it would be found again."""
 
 
