@@ -96,10 +96,6 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
         check_plain(settings, environ)
 
 
-def test_certificates_of_a_client_are_not_a_service_s_tls() -> None:
-    check_plain({"edge": {"client_key": "k"}}, {"PICOSPEC_EDGE__CLIENT_KEY": "k"})
-
-
 async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
     planned, console = plan(), quiet()
 

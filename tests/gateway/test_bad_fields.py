@@ -26,7 +26,6 @@ CHAT = {"model": MODEL, "messages": [USER]}
 FEATURES = frozenset({*SERVABLE, structured.NAME, "prediction"})
 LARGE = {"description": "a" * structured.MAX_BYTES}
 F = {"name": "f", "parameters": {"type": "object"}}
-NAMED = {"name": "s", "schema": {}}
 TOOLS = {"tools": [{"type": "function", "function": F}]}
 MISSING, UNSUPPORTED = "missing_required_parameter", "unsupported_parameter"
 TOO_LONG = "context_length_exceeded"
@@ -45,10 +44,6 @@ def calling(role: str, **call: object) -> dict[str, object]:
 
 def tool(**function: object) -> dict[str, object]:
     return {"tools": [{"type": "function", "function": {**F, **function}}]}
-
-
-def schema(given: object) -> dict[str, object]:
-    return {"response_format": {"type": "json_schema", "json_schema": {"schema": given}}}
 
 
 BAD_CHATS = [
@@ -82,7 +77,7 @@ BAD_CHATS = [
         {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
         "response_format.json_schema",
     ),
-    (schema(LARGE), "response_format.json_schema.schema"),
+    ({"guided_json": LARGE}, "guided_json"),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
     ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from picospec.bench.run.services import free_port
-from picospec.gateway.hosting.parent_death import bound_to_parent, die_with_parent
+from picospec.gateway.hosting.parent_death import bound_to_parent
 from tests.gateway.test_processes import FAKE, until_gone
 
 ROOT = Path(__file__).parents[2]
@@ -145,10 +145,6 @@ async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path
         pid = int(await printed.readline())
 
     assert await ends_with(parent, pid)
-
-
-def test_a_process_that_multiprocessing_did_not_start_is_not_watched() -> None:
-    assert not die_with_parent()
 
 
 def test_the_module_needs_the_standard_library_alone() -> None:
