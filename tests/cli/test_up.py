@@ -114,15 +114,6 @@ async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal(
     check_free(planned.verifier_port, "VERIFIER_PORT")
 
 
-async def test_an_end_that_dies_at_start_is_the_error_and_the_other_stops() -> None:
-    planned, console = plan(), quiet()
-
-    with pytest.raises(ServiceError, match="the edge ended with status 3\nno model"):
-        await up(planned, fakes(planned, "dies"), console)
-
-    check_free(planned.verifier_port, "VERIFIER_PORT")
-
-
 async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
     planned = plan()
     with socket.socket() as other:
