@@ -14,7 +14,7 @@ from picospec.speculation.protocol.messages import Sampling, TokenId
 from picospec.speculation.sampling.draft_sampler import DraftSampler, coupled
 
 READ: Final = (1, 2, 4, 8, 16)
-"""Tokens read in a step: one in a chain, more where the target went ahead of it."""
+"""A step reads so many tokens: one in a chain, more where the target went ahead of it."""
 
 REPEATS: Final = 8
 _GREEDY: Final = coupled(Sampling(temperature=0.0), seed=0, prompt_tokens=0)

@@ -21,22 +21,14 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from picospec.gateway.account import Clock
+from picospec.gateway.accounts.account import Clock
+from picospec.gateway.accounts.middleware import IsMessage
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError
-from picospec.gateway.middleware import IsMessage
-from picospec.gateway.ports import (
-    MAX_CHAT_BYTES,
-    NONE,
-    Delta,
-    Facts,
-    Job,
-    Json,
-    Statistics,
-    Tokenizer,
-)
-from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.ports import Delta, Facts, Job, Statistics
+from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from picospec.speculation.protocol.messages import TokenLogprob
 
 END = 256

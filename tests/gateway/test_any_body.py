@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.completions import CompletionRequest
-from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.parameters import PARAMETERS
 from picospec.gateway.routes.tokens import TokenizeRequest
 from picospec.gateway.schemas.known import NEUTRAL
 from picospec.gateway.schemas.messages import ChatMessage

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from picospec.gateway.routes.parameters import SERVABLE
-from picospec.gateway.schemas import structured
+from picospec.gateway.doors.parameters import SERVABLE
+from picospec.gateway.grammars import structured
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     END,

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from picospec.gateway.doors.keep_alive import COMMENT
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job
-from picospec.gateway.routes.keep_alive import COMMENT
 from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
 
 STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}

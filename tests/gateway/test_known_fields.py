@@ -8,9 +8,9 @@ from __future__ import annotations
 from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.completions import CompletionRequest
-from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.parameters import PARAMETERS
 from picospec.gateway.schemas.known import NEUTRAL
 
 KNOWN = {*PARAMETERS, *NEUTRAL, "n_cmpl", "n_predict", "repeat_penalty"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.ports import Json
+from picospec.gateway.tokenizer import Json
 from tests.gateway.scripted import ByteTokenizer, ask
 
 USER = {"role": "user", "content": "Hi"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from picospec.gateway.doors.parameters import SERVABLE
+from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Sampling, Statistics
-from picospec.gateway.routes.parameters import SERVABLE
-from picospec.gateway.schemas import structured
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, ask
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}

@@ -13,8 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Delta, Job, Json, Statistics
+from picospec.gateway.ports import Delta, Job, Statistics
 from picospec.gateway.tenants.reading import PLACES
+from picospec.gateway.tokenizer import Json
 from tests.gateway.scripted import (
     MODEL,
     ByteTokenizer,

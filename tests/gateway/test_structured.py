@@ -7,7 +7,7 @@ import json
 import pytest
 
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.schemas import structured
+from picospec.gateway.grammars import structured
 from tests.gateway.scripted import ScriptedEngine, ask
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.gateway.routes.parameters import SERVABLE
+from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.schemas.known import NEUTRAL
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,

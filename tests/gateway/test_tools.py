@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.tools import ToolUse
-from picospec.gateway.schemas import structured
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.chat.tools import ToolUse
+from picospec.gateway.grammars import structured
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
 
 USER = {"role": "user", "content": "Hi"}

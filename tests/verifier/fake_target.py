@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
+from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from picospec.speculation.protocol.messages import (
     Finish,
     Limits,

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.routes.chat_completions import ChatRequest
 from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
 from tests.gateway.test_watched_stream import TellingEngine
 
