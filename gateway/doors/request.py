@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from picospec.gateway.doors.parameters import Servable
 from picospec.gateway.grammars.answer import Constraint
 from picospec.gateway.output.choice_stream import ChoiceStream, Reader
 from picospec.gateway.output.detokenise import Detokeniser, Piece
@@ -80,7 +81,7 @@ class StreamOptions(RequestModel):
     """This is accepted and has no effect: chunks are never padded."""
 
 
-class GenerationRequest(RequestModel):
+class GenerationRequest(Servable):
     """A request for choices."""
 
     prompt_field: ClassVar[str]

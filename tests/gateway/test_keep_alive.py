@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from picospec.gateway.doors.keep_alive import COMMENT
+from picospec.gateway.doors.event_stream import COMMENT
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job
 from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
