@@ -39,7 +39,7 @@ async def checked(services: Services, request: Request, check: Callable[[], T]) 
     if len(await request.body()) <= SMALL_BYTES:
         return check()
     owner = request.state.account.tenant
-    return await services.checks.in_thread(owner, services.checker, check)
+    return await services.checks.run(owner, check)
 
 
 def _validated(schema: type[Body], body: bytes) -> Body:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Self
@@ -17,7 +16,7 @@ from picospec.gateway.output.steady import Steady
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback
 from picospec.gateway.tenants.reading import PromptReader
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
 About = Callable[[], Awaitable[dict[str, object]]]
@@ -48,10 +47,9 @@ class Services:
     started: int
     """The Unix time at which the app was built, in seconds."""
 
-    checks: Turns = field(
-        default_factory=partial(Turns, 1, _WAITING, "large bodies wait to be checked")
+    checks: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
-    checker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "checker"))
     """Checks large bodies. One thread, because every running one makes the event loop wait for
     the interpreter longer."""
 

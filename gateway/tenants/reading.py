@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Final, TypeVar
 
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Facts
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 
 PLACES: Final = 3
@@ -40,8 +39,7 @@ class PromptReader:
     """Runs templates and tokenisation, which would stall every stream for a long prompt."""
 
     def __init__(self) -> None:
-        self._turns = Turns(PLACES, MAX_WAITING, "prompts wait to be read")
-        self._threads = ThreadPoolExecutor(PLACES, thread_name_prefix="tokenizer")
+        self._turns = ThreadTurns(PLACES, MAX_WAITING, "prompts wait to be read")
 
     async def read(self, owner: object, work: Callable[[], T]) -> T:
         """Return what `work` returns in a thread. owner: the tenant whose turn it is.
@@ -50,7 +48,7 @@ class PromptReader:
         """
         try:
             async with asyncio.timeout(READ_TIMEOUT_S) as deadline:
-                return await self._turns.in_thread(owner, self._threads, work)
+                return await self._turns.run(owner, work)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
