@@ -87,18 +87,6 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
     assert counted == Counter(origins[:tokens])
 
 
-def test_a_character_that_is_never_complete_is_of_the_token_that_began_it() -> None:
-    pieces = [b"a", b"\xf0\x9f", b"\x98"]
-    reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
-
-    told = reader.read(
-        Delta((0, 1, 2), finish="stop", origins=("draft", "lookup", "target"))
-    ).told
-
-    assert told is not None
-    assert list(told.text) == [(1, "draft"), (1, "lookup")]
-
-
 def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:
     pieces = [b"\xe2\x82", b"\xac!", b"\xf0\x9f"]
     reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
