@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
-from picospec.gateway.speculation import Event, Origin
 from picospec.gateway.tokenizer import TokenizerSource
 from picospec.gateway.tracing import NO_SPAN, Span
+from picospec.gateway.watching import Event, Origin
 
 FinishReason = Literal["stop", "length"]
 

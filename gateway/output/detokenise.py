@@ -20,7 +20,7 @@ import msgspec
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.message import Parsed
 from picospec.gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
-from picospec.gateway.speculation import TARGET, Chain, Event, Origins, Told
+from picospec.gateway.watching import TARGET, Chain, Event, Origins, Told
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]

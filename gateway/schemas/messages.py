@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Unserved, missing
-from picospec.gateway.schemas.structure import check_structure
+from picospec.gateway.schemas.json_bounds import check_structure
 
 Json = dict[str, object]
 

@@ -18,7 +18,7 @@ from picospec.gateway.output.message import CallArguments, Message
 from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.output.reasoning import read_reasoning
 from picospec.gateway.ports import Delta
-from picospec.gateway.speculation import Chain, Spans
+from picospec.gateway.watching import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
 
 ORIGINS = ("draft", "lookup", "target")
