@@ -60,8 +60,6 @@ class LinkDown(Unavailable):
     """Nothing came from a verifier. how: `refused` where no process listens at its address,
     `broken` where the connection was, `silent` where it is there and carries nothing."""
 
-    code = "link_down"
-
     def __init__(self, message: str, how: Literal["refused", "broken", "silent"]) -> None:
         super().__init__(message)
         self.how = how
