@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import hosts_of
@@ -86,14 +87,11 @@ def build(
         PlainEngine(host),
         host.tokenizer,
         settings,
+        Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=tracing),
         registry=registry,
         metrics=gateway,
         lifespan=lifespan,
         drain=drain,
-        session_paths=SESSION_PATHS,
-        is_message=takes_drafts,
-        hosts=hosts_of(settings),
-        tracing=tracing,
         about=sessions.about,
     )
     app.router.routes[:0] = Routes(host, sessions).all()
