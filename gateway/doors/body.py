@@ -13,7 +13,7 @@ from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.schemas.base import invalid
-from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
+from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")

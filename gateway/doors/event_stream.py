@@ -27,7 +27,7 @@ from picospec.gateway.errors import ClientGone
 from picospec.gateway.http.client import connected, send_to_client
 from picospec.gateway.output.choice_stream import ChoiceStream, Order, together
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.speculation import Told, Watch
+from picospec.gateway.watching import Told, Watch
 
 COMMENT: Final = b": keep-alive\n\n"
 _START: Final[Message] = {

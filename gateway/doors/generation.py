@@ -24,8 +24,8 @@ from picospec.gateway.output.choice_stream import stream_choice
 from picospec.gateway.output.steady import singly
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
-from picospec.gateway.speculation import Watch
 from picospec.gateway.tenants.reading import BoundedTokenizer
+from picospec.gateway.watching import Watch
 
 
 async def generate(

@@ -20,7 +20,7 @@ from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
 About = Callable[[], Awaitable[dict[str, object]]]
-"""Returns what /status says of one service alone."""
+"""A function that returns what /status says of one service alone."""
 
 
 async def nothing_more() -> dict[str, object]:
@@ -29,7 +29,7 @@ async def nothing_more() -> dict[str, object]:
 
 
 _WAITING: Final = 32
-"""Large bodies of one tenant that may wait to be checked: each is in memory."""
+"""So many large bodies of one tenant may wait to be checked: each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,7 @@ class Services:
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
-    """Checks large bodies. One thread, because every running one makes the event loop wait for
-    the interpreter longer."""
+    """The turns in which large bodies are checked."""
 
     steady: Steady = field(default_factory=Steady)
     about: About = nothing_more

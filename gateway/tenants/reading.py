@@ -17,13 +17,13 @@ from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 
 PLACES: Final = 3
-"""Prompts that are read at once: one tenant's long ones take two places at most."""
+"""So many prompts are read at once; one tenant's long prompts take two places at most."""
 
 MAX_WAITING: Final = 256
-"""Prompts of one tenant that may wait to be read. Most take some milliseconds."""
+"""So many prompts of one tenant may wait to be read. Most take some milliseconds."""
 
 READ_TIMEOUT_S: Final = 60.0
-"""Longest time until a prompt has been read. One of 8 MB takes half of it."""
+"""A prompt that was not read after so many seconds is refused. One of 8 MB takes half of it."""
 
 BYTES_A_TOKEN: Final = 16
 """A text with more bytes for each token of the context does not fit into it in practice: most
@@ -65,7 +65,7 @@ class BoundedTokenizer:
         self.facts = facts
         self.field = field
         self.charged = 0
-        """Tokens to charge where a prompt is refused: those made, and an estimate of the
+        """A refused prompt is charged as so many tokens: those made, and an estimate of the
         others."""
 
     @property

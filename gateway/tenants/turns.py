@@ -31,7 +31,7 @@ class Turns:
         self._what = what
         self._running: Counter[object] = Counter()
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
-        """Owners in the order in which they are served next."""
+        """What waits, by owner; the owner that is served next comes first."""
 
     @asynccontextmanager
     async def take(self, owner: object) -> AsyncGenerator[None]:
