@@ -108,8 +108,7 @@ def _stand_back() -> None:
 
 
 def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
-    """Return the choice for an engine. Raises Conflict, or TargetFailed if this vLLM lacks what
-    sessions use. asked: the operator's own speculation."""
+    """Return the choice for an engine. asked: the operator's speculation. Raises Conflict."""
     conflicts.check(args, rust=envs.VLLM_USE_RUST_FRONTEND)
     runner = _runner(args, model, parallel, asked)
     if runner == "v1" and asked is not None:
