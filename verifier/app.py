@@ -16,6 +16,7 @@ import structlog
 from fastapi import FastAPI
 from rich.console import Console
 
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import hosts_of
@@ -55,14 +56,11 @@ def build(
         PlainEngine(verifier.host),
         verifier.host.tokenizer,
         settings,
+        Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=verifier.tracing),
         registry=verifier.registry,
         metrics=verifier.metrics,
         lifespan=lifespan,
         drain=verifier.drain,
-        session_paths=SESSION_PATHS,
-        is_message=takes_drafts,
-        hosts=hosts_of(settings),
-        tracing=verifier.tracing,
         about=verifier.sessions.about,
     )
     app.router.routes[:0] = verifier.routes

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from picospec.gateway.accounts.middleware import is_open
+from picospec.gateway.accounts.access import is_open
 from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import HANDLERS, accounted
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import check_listening, hosts_of
@@ -64,10 +65,8 @@ class Service(Verifier):
         known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
 
         def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
-            before = accounted(
-                settings, of, self.metrics, session_paths=SESSION_PATHS,
-                is_message=takes_drafts, hosts=hosts, tracing=self.tracing,
-            )  # fmt: skip
+            access = Access(SESSION_PATHS, takes_drafts, hosts, tracing=self.tracing)
+            before = accounted(settings, of, self.metrics, access)
             made = Starlette(routes=routes, middleware=before, exception_handlers=HANDLERS)
             made.router.redirect_slashes = False
             return made
