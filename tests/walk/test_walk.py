@@ -24,7 +24,7 @@ def walks() -> Walks:
 
 @pytest.mark.models
 def test_the_documented_walk_is_made_of_calls(walks: Walks) -> None:
-    assert missing(walks.draft_token, "llama.cpp") == []
+    assert missing(walks.answer, "llama.cpp") == []
     assert missing(Walk(frozenset()), "llama.cpp"), "the negative control"
 
 
