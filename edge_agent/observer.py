@@ -44,7 +44,7 @@ class Sent:
 
 
 class Link(Protocol):
-    """Where the answer's session is; see edge_agent.link.failover.Failover."""
+    """Where the answer's session is; see edge_agent.link.sessions.Sessions."""
 
     @property
     def verifier(self) -> int: ...

@@ -21,6 +21,7 @@ from picospec.models.grammars.constraint import NAME
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
+    SPOKEN,
     Commit,
     Finish,
     Limits,
@@ -35,11 +36,11 @@ from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.verifier.identity import identity_of
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
-"""The OpenAI parameters that targets serve beyond Sampling."""
+"""Targets serve these OpenAI parameters beyond Sampling."""
 
 T = TypeVar("T")
 Reply = Commit | Reject | Finish
-"""What a target sends to a session's edge."""
+"""A target sends these to a session's edge."""
 
 
 class TargetError(Exception):
@@ -212,6 +213,8 @@ class Described:
             features=list(FEATURES),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            protocol=SPOKEN[0],
+            newest_protocol=SPOKEN[-1],
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 

@@ -37,7 +37,7 @@ from picospec.verifier.vllm_target.serving.service import Service
 PATHS: Final = (
     f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",
 )  # fmt: skip
-"""Ours on vLLM's port, whose /health and /metrics are its own."""
+"""These are ours on vLLM's port, whose /health and /metrics are its own."""
 
 
 METHODS: Final = ("GET", "POST", "DELETE")
