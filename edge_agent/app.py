@@ -20,13 +20,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from picospec.edge_agent import direct
 from picospec.edge_agent.draft_model import loading
 from picospec.edge_agent.draft_model.drafter import Drafter
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.loading import MakeDrafter
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
-from picospec.edge_agent.link import direct
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
@@ -34,6 +34,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
@@ -117,12 +118,12 @@ def build(
         engine,
         tokenizer,
         settings,
+        Access(hosts=hosts_of(settings), tracing=tracing),
         registry=registry,
         lifespan=lifespan,
         drain=drain,
-        hosts=hosts_of(settings),
-        tracing=tracing,
         fallback=fallback,
+        relay=partial(direct.undrafted, verifiers),
         routes=[
             DocumentedRoute(
                 "POST",

@@ -32,16 +32,14 @@ Emit = Callable[[Commit], Awaitable[None]]
 
 class Link(Protocol):
     def events(self) -> AsyncGenerator[Down]:
-        """Open the session and yield the verifier's messages up to Finish. Raises ApiError."""
+        """Open the session and yield the verifier's messages up to Finish. Raises ApiError.
+        Closing it ends the session at the verifier."""
 
     def send(self, message: Pushed) -> None:
         """Have a message sent; never waits."""
 
     async def post(self) -> None:
         """Send what `send` is given, until cancelled."""
-
-    async def cancel(self) -> None:
-        """End the session at the verifier, if it has not ended."""
 
 
 class Sessions(Protocol):
@@ -88,10 +86,7 @@ class Driver:
         no task is left behind.
         """
         self._open()
-        try:
-            return await alongside(self._draft(), self._follow_all(emit))
-        finally:
-            await self._link.cancel()
+        return await alongside(self._draft(), self._follow_all(emit))
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""

@@ -43,7 +43,7 @@ _OTHER_VOCABULARY: Final = (
 
 
 class Route(Sessions, Protocol):
-    """What edge_agent.link.failover.Failover does."""
+    """What edge_agent.link.sessions.Sessions does."""
 
     @property
     def rtt_s(self) -> float:
@@ -55,7 +55,7 @@ class Route(Sessions, Protocol):
 
     @property
     def reopened(self) -> int:
-        """How often the answer went on in another session."""
+        """How often the answer went on at another verifier, or at one that was restarted."""
 
 
 class Verifiers(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final, Literal, Protocol
 
-from picospec.gateway.speculation import TARGET, Chain, Event, LinkUse, Origin, Pass
+from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.drafting.policy import DraftPolicy
@@ -44,7 +44,7 @@ class Sent:
 
 
 class Link(Protocol):
-    """Where the answer's session is; see edge_agent.link.failover.Failover."""
+    """Where the answer's session is; see edge_agent.link.sessions.Sessions."""
 
     @property
     def verifier(self) -> int: ...

@@ -5,7 +5,13 @@ from __future__ import annotations
 from math import isfinite
 
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, Sampling
+from picospec.speculation.protocol.messages import (
+    MAX_PREDICTED,
+    SPOKEN,
+    ModelFacts,
+    Open,
+    Sampling,
+)
 from picospec.speculation.protocol.opening import STOPPING
 
 MAX_STOP_TOKENS = 256
@@ -28,9 +34,9 @@ class VocabularyMismatch(ApiError):
 
 def check(request: Open, facts: ModelFacts) -> None:
     """Raise ApiError unless the target can serve this session."""
-    if request.version != facts.protocol:
+    if request.version not in SPOKEN:
         raise InvalidRequest(
-            f"version: this verifier speaks protocol {facts.protocol}, not {request.version}",
+            f"version: this verifier speaks protocol {SPOKEN[-1]}, not {request.version}",
             param="version",
             code="unsupported_version",
         )

@@ -2,8 +2,6 @@
 
 POST   /v1/speculate                     an Open; answers with the session's stream
 POST   /v1/speculate/{session}/drafts    Drafts and Redraws
-GET    /v1/speculate/{session}?from=     the stream again, from an output position on
-DELETE /v1/speculate/{session}           cancel
 GET    /v1/model-facts                   what the edge must know of the target
 GET    /health                           whether the process is alive and its target not lost
 GET    /ready                            whether sessions are opened, and how busy it is
@@ -13,7 +11,6 @@ GET    /v1/tokenizer                     the target's tokenizer, packed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +24,7 @@ from starlette.routing import Route
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.http.request_body import read_body
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from picospec.speculation.protocol.messages import Message, Open, Pushed
@@ -54,7 +51,7 @@ DRAFTS_BYTES: Final = 64 * 1024
 
 
 def takes_drafts(path: str) -> bool:
-    """gateway.accounts.middleware.IsMessage."""
+    """gateway.accounts.access.IsMessage."""
     return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
 
 
@@ -62,10 +59,9 @@ def takes_drafts(path: str) -> bool:
 class Routes:
     host: Host
     sessions: Sessions
-    decoding: Turns = field(
-        default_factory=partial(Turns, 1, MAX_DECODING, "Opens wait to be decoded")
+    decoding: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, MAX_DECODING, "Opens wait to be decoded")
     )
-    decoder: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "decoder"))
     """Decodes Opens. One thread, because each that runs makes the event loop wait longer."""
 
     def all(self) -> list[Route]:
@@ -74,16 +70,13 @@ class Routes:
         Routes are tried in order, and an app may have fifty more: so drafts, of which a session
         sends hundreds, have the first.
         """
-        session = f"{SESSION_PATHS}{{session}}"
         return [
-            Route(f"{session}/drafts", self.drafts, methods=["POST"]),
+            Route(f"{SESSION_PATHS}{{session}}/drafts", self.drafts, methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/v1/model-facts", self.facts, methods=["GET"]),
             Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),
             Route(OPEN, self.open, methods=["POST"]),
-            Route(session, self.resume, methods=["GET"]),
-            Route(session, self.cancel, methods=["DELETE"]),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -106,22 +99,21 @@ class Routes:
 
     async def open(self, request: Request) -> Response:
         account: Account = request.state.account
-        account.tenant.check_room(account.clock())
+        account.tenant.check_room(account.clock(), 0)  # it may replace one of the tenant's
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
         decode = partial(_opening, body)  # a long prompt takes a while
-        opening = await self.decoding.in_thread(account.tenant, self.decoder, decode)
+        opening = await self.decoding.run(account.tenant, decode)
         check(opening, facts)
         with _translated():
             session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
         account.tenant.spend(len(opening.committed), account.clock())  # they are prefilled, too
-        reader = session.read(session.log.start)
-        return Downstream(reader, account, session.opened)
+        return Downstream(session, account)
 
     async def drafts(self, request: Request) -> Response:
         session = self._find(request)
-        if session.log.ending:
+        if session.ending:
             raise NotFound("the session has ended", code="unknown_session")
         body = await read_body(request, DRAFTS_BYTES)
         try:
@@ -131,24 +123,8 @@ class Routes:
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
-    async def resume(self, request: Request) -> Response:
-        session = self._find(request)
-        position = request.query_params.get("from", "0")
-        if not (position.isascii() and position.isdigit() and len(position) < 10):
-            raise InvalidRequest("from: a position in the output", param="from")
-        try:
-            reader = session.read(int(position))
-        except ValueError as error:
-            raise InvalidRequest(f"from: {error}", param="from") from error
-        return Downstream(reader, request.state.account)
-
-    async def cancel(self, request: Request) -> Response:
-        session = self._find(request)
-        self.sessions.cancel(session.name, session.tenant)
-        return Response(status_code=204)
-
     def _find(self, request: Request) -> Session:
-        """Return the session that a request names, running or ended. Raises NotFound."""
+        """Return the session that a request names. Raises NotFound."""
         account: Account = request.state.account
         with _translated():
             session = self.sessions.find(request.path_params["session"], account.tenant)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from picospec.gateway.tenants.turns import Turns
 from picospec.gateway.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ from picospec.models.grammars.constraint import NAME
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
+    SPOKEN,
     Commit,
     Finish,
     Limits,
@@ -29,13 +30,17 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Reject,
 )
-from picospec.speculation.protocol.opening import SALT
+from picospec.speculation.protocol.opening import SALT, STOPPING
 from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.verifier.identity import identity_of
+
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
+"""Targets serve these OpenAI parameters beyond Sampling."""
 
 T = TypeVar("T")
 Reply = Commit | Reject | Finish
-"""What a target sends to a session's edge."""
+"""A target sends these to a session's edge."""
 
 
 class TargetError(Exception):
@@ -189,11 +194,10 @@ class Described:
         name: str,
         file: TokenizerFile,
         context_tokens: int,
-        features: Sequence[str],
         shapes: Sequence[object],
     ) -> None:
-        """Set all of these. features: the OpenAI parameters served beyond Sampling. shapes: the
-        weights, the engine and its settings, as far as they shape a text."""
+        """Set all of these. shapes: the weights, the engine and its settings, as far as they
+        shape a text."""
         tokenizer = file.open()
         self._tokenizer, self._packed = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
@@ -206,9 +210,11 @@ class Described:
             stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
             judges=["coupled", "separate"],
-            features=list(features),
+            features=list(FEATURES),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            protocol=SPOKEN[0],
+            newest_protocol=SPOKEN[-1],
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 

@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from picospec.gateway.errors import first_error
+from picospec.gateway.beside import beside
 from picospec.gateway.hosting.parent_death import bound_to_parent
 
 GRACE_S: Final = 15.0
@@ -33,14 +33,14 @@ LAST_LINES_S: Final = 5.0
 """How long the last lines of a service that has ended are waited for."""
 
 LAST_LINES: Final = 20
-"""Lines of output kept for the error of a service that ends or never gets ready."""
+"""So many lines of output are kept for the error of a service that ends or never gets ready."""
 
 RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
-"""Time before a service that failed is started again, for the first time, the second and so on;
-one that fails after the last is left alone."""
+"""A service that failed is started again after the first wait, and after the next ones if it
+fails again; one that fails after the last wait is left alone."""
 
-CALM_S: Final = 600.0
-"""A service that has run for so long has its restarts back."""
+RESTART_RESET_S: Final = 600.0
+"""After this uptime the restart counter of a service is reset."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """Longest line of output that is passed on; a longer one is dropped."""
@@ -79,10 +79,10 @@ class Service:
     """CPU cores that it may use; empty means any."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables it gets besides this process's own, which win."""
+    """These variables are added to the process's own, which win."""
 
     ready_path: str = "/ready"
-    """What answers 200 once it is ready."""
+    """This path answers 200 once the service is ready."""
 
 
 class Child:
@@ -149,7 +149,7 @@ class Child:
             try:
                 await self.died()
             except ServiceDied as death:
-                if time.monotonic() - began > CALM_S:
+                if time.monotonic() - began > RESTART_RESET_S:
                     waits_s = iter(RESTART_WAITS_S)
                 wait_s = next(waits_s, None)
                 if not restarts.is_set() or not death.status or wait_s is None:
@@ -207,15 +207,12 @@ async def keep_up(
 
     All have stopped when it returns or raises: a ServiceError, or what `meanwhile` raised.
     """
-    try:
-        async with asyncio.TaskGroup() as relays, AsyncExitStack() as running:
-            children = [
-                await running.enter_async_context(Child(service, on_line, relays))
-                for service in services
-            ]
-            await while_alive(children, stopped.wait(), meanwhile(), restarts=restarts)
-    except ExceptionGroup as group:
-        raise first_error(group) from None
+    async with beside() as relays, AsyncExitStack() as running:
+        children = [
+            await running.enter_async_context(Child(service, on_line, relays))
+            for service in services
+        ]
+        await while_alive(children, stopped.wait(), meanwhile(), restarts=restarts)
 
 
 async def while_alive(
@@ -229,19 +226,10 @@ async def while_alive(
     Raises ServiceDied, or what `until` or `meanwhile` raised; a NeverReady then quotes the
     last lines of the child that it names.
     """
+    deaths = [child.died_for_good(restarts) if restarts else child.died() for child in children]
     try:
-        async with asyncio.TaskGroup() as group:
-            deaths = [
-                child.died_for_good(restarts) if restarts else child.died()
-                for child in children
-            ]
-            tasks = [group.create_task(work) for work in (*deaths, *meanwhile)]
+        async with beside(*deaths, *meanwhile):
             await until
-            for task in tasks:
-                task.cancel()
-    except ExceptionGroup as errors:
-        error = first_error(errors)
-        if isinstance(error, NeverReady):
-            printed = {child.service.name: child.last_lines for child in children}
-            error = NeverReady(error.name, error.within_s, printed[error.name])
-        raise error from None
+    except NeverReady as error:
+        printed = {child.service.name: child.last_lines for child in children}
+        raise NeverReady(error.name, error.within_s, printed[error.name]) from None

@@ -2,8 +2,8 @@
 
 vLLM masks what a grammar forbids in the rows of draft tokens and in the row after them. Both
 kinds are taken where temperature and cuts would follow, with vLLM's own settings neutral; the
-judge applies ours to every row alike. This leaves unused what this vLLM gets wrong on CPUs:
-`expand_batch_to_tokens` returns uninitialised memory. A test notices when upstream mends that.
+judge applies ours to every row alike. This leaves unused what vLLM 0.32 gets wrong on CPUs:
+`expand_batch_to_tokens` returns uninitialised memory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload
 
 Stock = Callable[..., Any]
-"""What vLLM has in the place of one of our methods."""
+"""vLLM has this in the place of one of our methods."""
 
 PLACEHOLDER = -1
-"""vLLM's mark for "no token here" in what a sampler returns."""
+"""vLLM marks with it that a sampler returned no token there."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Step:
 
     sessions: Mapping[str, VerifyRequest] = field(default_factory=dict)
     asked: Mapping[int, VerifyRequest] = field(default_factory=dict)
-    """What our judge draws, by the request's place in vLLM's batch."""
+    """Our judge draws for these, by their place in vLLM's batch."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     last_rows: Sequence[Tensor] = ()
