@@ -100,9 +100,9 @@ def create_app(
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
-    The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
-    `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
-    registered there already. `draw_seed` returns the seed of a request that names none.
+    The caller may add routes: `Accounts` applies to them too. /metrics shows `registry`, or a
+    registry of the app's own if it is None; `metrics`, if given, must be registered there
+    already. `draw_seed` returns the seed of a request that names none.
 
     drain: counts the answers, and rejects new ones once it has begun. routes: those of
     this service alone. about: what /status says of it alone.
