@@ -104,11 +104,8 @@ class Driver:
             try:
                 return await self._follow(emit)
             except ApiError as error:
-                outcome = self._machine.lost()
-                if outcome.commit is not None:
-                    await emit(outcome.commit)
-                if outcome.finish is not None:
-                    return outcome.finish
+                if (finish := self._machine.lost()) is not None:
+                    return finish
                 if not self._machine.may_reopen:
                     raise
                 await self._sessions.again(error)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -33,13 +33,12 @@ from picospec.models.tokenizing.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftCounts
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judge import EdgeHalf
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import ModelFacts, Open, Totals
 from picospec.speculation.protocol.opening import opening
-
-_OTHER_VOCABULARY: Final = (
-    "judge: `separate` needs a draft model with the target's vocabulary; `coupled` takes any"
-)
+from picospec.speculation.sampling.draft_token import DraftSampler
 
 
 class Route(Sessions, Protocol):
@@ -91,6 +90,7 @@ class EdgeEngine:
         self._verifiers = verifiers
         self._drafter = drafter
         self._speculation = speculation
+        self._judge = JUDGES[speculation.judge]
         self._metrics = metrics
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
@@ -101,8 +101,11 @@ class EdgeEngine:
         facts = await self._verifiers.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
-        if self._speculation.judge == "separate" and self._pairing.relation == "different":
-            raise EngineFault(_OTHER_VOCABULARY)
+        if not self._judge.takes_any_draft and self._pairing.relation == "different":
+            raise EngineFault(
+                f"judge: `{self._speculation.judge}` needs a draft model with the target's"
+                " vocabulary"
+            )
         return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
@@ -138,11 +141,12 @@ class EdgeEngine:
         try:
             request = self._open(job, facts, slot)
             proposals = await self._proposals.find(request, job, facts)
-            model = self._model(proposals, facts, slot, chance)
+            half = self._judge.edge(proposals.request, iter(chance.random, None))
+            model = self._model(proposals, facts, slot, half.sampler)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         route = self._verifiers.answer(job.span)
-        machine = self._machine(job, facts, proposals, slot, chance, route)
+        machine = self._machine(job, facts, proposals, slot, half, route)
         deltas = Deltas(emit, machine, proposals.predicted)
         driver = Driver(machine, route, model, self._metrics)
         try:
@@ -165,14 +169,14 @@ class EdgeEngine:
         proposals: Proposals,
         facts: ModelFacts,
         slot: DraftSlot | None,
-        chance: np.random.Generator,
+        draw: DraftSampler,
     ) -> DraftModel | None:
         """Return what makes the answer's draft steps. Raises InvalidSetting, without a slot
         too."""
         translated = self._pairing.translation is not None
         drawn = facts.vocabulary_size if translated else self._draft_tokens
         mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
-        sampler = step_sampler(proposals.request, facts, chance, drawn, mask)
+        sampler = step_sampler(proposals.request, facts, draw, drawn, mask)
         return DraftModel(slot, sampler, proposals.request.prompt) if slot else None
 
     def _machine(
@@ -181,7 +185,7 @@ class EdgeEngine:
         facts: ModelFacts,
         proposals: Proposals,
         slot: DraftSlot | None,
-        chance: np.random.Generator,
+        half: EdgeHalf,
         route: Route,
     ) -> DraftMachine:
         how, request = self._speculation, proposals.request
@@ -192,8 +196,8 @@ class EdgeEngine:
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             facts.limits,
+            half,
             rtt_s=lambda: route.rtt_s,
-            u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=proposals.proposer,
             unused=self._unused,

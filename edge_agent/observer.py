@@ -95,9 +95,9 @@ class Observer:
         """Note what has become of the chain."""
         self.sent(outcome, now)
         commit = outcome.commit
-        if commit is not None and not (self._chain and self._chain[0].forced):
+        if commit is not None:
             self._events.append(self._pass(commit, now))
-        if self._session.epoch != self._epoch and not self._session.tail_owed:
+        if self._session.epoch != self._epoch:
             self._break(commit.tokens if commit else ())
         if commit is not None:
             known = len(self._session.committed)
@@ -198,12 +198,6 @@ class WatchedMachine(DraftMachine):
         self.observer.before()
         self.observer.bytes_down += len(encode(message))
         outcome = super().received(message)
-        self.observer.after(outcome, self._clock())
-        return outcome
-
-    def lost(self) -> Outcome:
-        self.observer.before()
-        outcome = super().lost()
         self.observer.after(outcome, self._clock())
         return outcome
 

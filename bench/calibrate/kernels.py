@@ -25,6 +25,7 @@ from typing import Annotated, Final
 import numpy as np
 import torch
 import typer
+from picospec.speculation.sampling.judging import Judgement, Rejection
 from torch import Tensor
 
 from picospec.bench import options
@@ -32,7 +33,6 @@ from picospec.bench.data.tables import grid, markdown
 from picospec.speculation.protocol.messages import Judge, Sampling
 from picospec.speculation.sampling.adjustments import Adjustment
 from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.sampling.judging import Judgement, Rejection
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge

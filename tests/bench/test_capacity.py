@@ -27,7 +27,7 @@ from picospec.bench.traces.files import Trace
 from picospec.bench.traces.record import Subject, traces
 from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftSampler
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import STREAMS, V, said
 

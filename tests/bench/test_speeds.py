@@ -30,7 +30,7 @@ from picospec.speculation.protocol.messages import (
     Opened,
     TokenId,
 )
-from picospec.speculation.sampling.draft_sampler import DraftSampler
+from picospec.speculation.sampling.draft_token import DraftSampler
 from picospec.speculation.sampling.draft_token import DraftToken
 
 ANSWER = tuple(range(100, 140))

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from picospec.speculation.sampling.judging import Judgement
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -24,7 +25,6 @@ from vllm.v1.request import Request
 
 from picospec.gateway.ports import UNLIKELY
 from picospec.speculation.protocol.messages import TokenLogprob
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked

@@ -21,11 +21,11 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from picospec.speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from torch import Tensor
 
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.rows import (
     Columns,

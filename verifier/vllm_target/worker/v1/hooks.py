@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from picospec.speculation.sampling.judging import Judgement
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler, sampler
 from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.judging import Judgement
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from picospec.speculation.sampling.judging import Judgement
 from torch import Tensor
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.judging import Judgement
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge
