@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from picospec.edge_agent.observer import LOOK_S, Observer, WatchedMachine
 from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
-from picospec.gateway.alongside import alongside
+from picospec.gateway.beside import alongside
 from picospec.gateway.ports import Delta, Statistics
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.proposing.prediction import Prediction

@@ -19,7 +19,7 @@ import structlog
 from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.step_sampler import StepSampler
-from picospec.gateway.alongside import alongside
+from picospec.gateway.beside import alongside
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome

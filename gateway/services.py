@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from picospec.gateway.account import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
+from picospec.gateway.output.steady import Steady
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
-from picospec.gateway.steady.forwarding import Steady
 from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.turns import Turns
 

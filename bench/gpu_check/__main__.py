@@ -1,7 +1,6 @@
 """Checks a GPU host in one run and writes one report, as `make gpu-check` does.
 
     python -m picospec.bench.gpu_check --target-model DIRECTORY --out gpu-check.md
-    python -m picospec.bench.gpu_check                    (the judge alone, without vLLM)
     python -m picospec.bench.gpu_check --device cpu --target-model DIRECTORY \
         --vllm.dtype float32
 
@@ -21,11 +20,12 @@ import typer
 from picospec.bench import options
 from picospec.bench.data.prompts import read
 from picospec.bench.gpu_check.engines import UNPLUGGED, Engines
-from picospec.bench.gpu_check.host import SIZES, host, kernels
+from picospec.bench.gpu_check.host import host
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
+DEVICES: Final = ("cuda", "cpu")
 ON_CPU: Final = (
     "> **This ran on a CPU** (`--device cpu`): it shows that the check works, and nothing of a "
     "GPU. Waits for the device are not counted, and no time is a GPU's."
@@ -34,8 +34,7 @@ ON_CPU: Final = (
 
 async def _run(check: Check, device: str, serving: Serving) -> None:
     if not await check.run("host", 60.0, partial(host, device)):
-        return check.skip("There is no GPU here.", "kernels", UNPLUGGED, *PARTS)
-    await check.run("kernels", 480.0, partial(kernels, device))
+        return check.skip("There is no GPU here.", UNPLUGGED, *PARTS)
     if not serving.plan.target_model:
         return check.skip("No `--target-model` was named.", UNPLUGGED, *PARTS)
     await serving.engines.check_stock(check)
@@ -55,8 +54,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
 ) -> None:
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
-    if device not in SIZES:
-        raise typer.BadParameter(f"{device} is none of {', '.join(SIZES)}")
+    if device not in DEVICES:
+        raise typer.BadParameter(f"{device} is none of {', '.join(DEVICES)}")
     counts = list(map(int, sessions.split(",")))
     settings = {
         "PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}",

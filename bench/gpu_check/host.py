@@ -1,9 +1,8 @@
-"""What is checked before any service runs: the host's GPUs, and the judge on them."""
+"""What is described before any service runs: the host and its GPUs."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -12,10 +11,6 @@ from picospec.bench.data.host import commit, this_host
 from picospec.bench.gpu_check.parts import fenced
 
 SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
-SIZES: Final = {"cuda": ("1,16,64", "32000,152064"), "cpu": ("2", "8000")}
-"""Sessions and vocabulary sizes of the steps that are judged, by device. Those for a CPU are
-small, as they only show that the check works."""
-
 LAST_LINES: Final = 20
 """Lines of a failed command's errors that the report quotes."""
 
@@ -34,14 +29,6 @@ async def host(device: str) -> tuple[bool, str]:
         options = f"--query-gpu={SMI}", "--format=csv,noheader"
         right, devices = await command("nvidia-smi", *options)
     return right, fenced("\n".join([*lines, f"GPUs ({SMI}):", devices]))
-
-
-async def kernels(device: str) -> tuple[bool, str]:
-    """Judge steps on the device and on the CPU, in a process whose memory is free then."""
-    sessions, vocabulary = SIZES[device]
-    sizes = "--sessions", sessions, "--vocabulary", vocabulary
-    module = "picospec.bench.calibrate.kernels"
-    return await command(sys.executable, "-m", module, "--device", device, *sizes)
 
 
 async def command(*words: str) -> tuple[bool, str]:

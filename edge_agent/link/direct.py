@@ -22,9 +22,9 @@ from starlette.types import Message, Receive, Scope, Send
 from picospec.edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.account import Account
+from picospec.gateway.client import connected, send_to_client
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable
-from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
 from picospec.gateway.routes.chat_completions import ChatRequest
 from picospec.gateway.routes.request import checked, parse
 from picospec.gateway.services import Services
@@ -92,7 +92,8 @@ class _Relayed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._drain.answer():
-                await cancel_on_disconnect(receive, lambda: self._relay(send))
+                async with connected(receive):
+                    await self._relay(send)
                 await send_to_client(send, _piece(b"", more=False))
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code

@@ -1,33 +1,31 @@
-"""Streams the choices of one request concurrently, for as long as the client is connected.
+"""Streams the choices of one request: one iterator, from the engine to the client.
 
-When one of these functions returns or raises, all it started has ended: the engine's generators
-are closed, which cancels their work on the edge and on the verifier.
+Whoever leaves a stream closes the engine's generators, which cancels their work on the edge and
+on the verifier.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
-from typing import Final, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, Protocol
 
-from starlette.types import Message, Receive, Send
-
-from picospec.gateway.alongside import alongside
-from picospec.gateway.errors import ClientGone, EngineFault, first_error
+from picospec.gateway.beside import beside
+from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Delta
 
-UNREAD_S: Final = 60.0
-"""How long a message may wait for a client that does not read. Server and system hold hundreds
-of kilobytes of a stream before it has to wait at all."""
+QUEUED: Final = 64
+"""Items of streams that run side by side which may wait for the client; a pass commits no more
+than 33 tokens by default."""
 
-T = TypeVar("T")
-ChoiceStream = AsyncGenerator[TextDelta]
-Emit = Callable[[int, TextDelta], Awaitable[None]]
-Put = Callable[[TextDelta], Awaitable[None]]
-Forward = Callable[[ChoiceStream, Put], Coroutine[None, None, None]]
-"""Puts every TextDelta of a stream, and closes it."""
+ChoiceStream = AsyncGenerator[tuple[int, TextDelta]]
+"""What choices show, each with the choice's index."""
+
+Arrivals = asyncio.Queue[tuple[int, TextDelta] | Exception]
+Order = Callable[[Arrivals, int], ChoiceStream]
+"""Yields what arrives of so many choices, until the last of them has ended."""
 
 
 class DeltaReader(Protocol):
@@ -36,7 +34,9 @@ class DeltaReader(Protocol):
     def read(self, delta: Delta) -> TextDelta: ...
 
 
-async def stream_choice(deltas: AsyncGenerator[Delta], reader: DeltaReader) -> ChoiceStream:
+async def stream_choice(
+    index: int, deltas: AsyncGenerator[Delta], reader: DeltaReader
+) -> ChoiceStream:
     """Yield the text of one choice. The engine's generator is closed before the last TextDelta.
 
     Raises what the engine raises, and EngineFault if it ends without a finish.
@@ -46,72 +46,45 @@ async def stream_choice(deltas: AsyncGenerator[Delta], reader: DeltaReader) -> C
             text_delta = reader.read(delta)
             if text_delta.finish is not None:
                 break
-            yield text_delta
+            yield index, text_delta
         else:
             raise EngineFault("the engine ended a choice without saying why")
-    yield text_delta
+    yield index, text_delta
 
 
-async def at_once(stream: ChoiceStream, put: Put) -> None:
-    """Pass on every TextDelta as soon as it is there."""
-    async with aclosing(stream):
-        async for delta in stream:
-            await put(delta)
+@asynccontextmanager
+async def together(
+    streams: Sequence[ChoiceStream], order: Order | None = None
+) -> AsyncGenerator[ChoiceStream]:
+    """Give all streams as one, and close them at the end. order: None for what comes first.
 
-
-async def merge(
-    streams: Sequence[ChoiceStream], emit: Emit, forward: Forward = at_once
-) -> None:
-    """Await `emit(index, delta)` for every TextDelta of every stream, one at a time.
-
-    A slow `emit` slows the streams down: at most one TextDelta of each waits in the queue. The
-    first error closes all streams and is raised as itself, when what its stream showed before
-    has been emitted.
+    A client that does not read stops the streams. An error of one ends all, when what came
+    before it has been read.
     """
-    queue: asyncio.Queue[tuple[int, TextDelta | Exception]] = asyncio.Queue(len(streams))
+    if len(streams) == 1 and order is None:
+        async with aclosing(streams[0]) as only:
+            yield only
+        return
+    arrived: Arrivals = asyncio.Queue(QUEUED)
+    ordered = (order or as_they_come)(arrived, len(streams))
+    async with beside(*(_read(stream, arrived) for stream in streams)), aclosing(ordered):
+        yield ordered
 
-    async def follow(index: int, stream: ChoiceStream) -> None:
-        try:
-            await forward(stream, lambda delta: queue.put((index, delta)))
-        except Exception as error:
-            await queue.put((index, error))
 
+async def as_they_come(arrived: Arrivals, choices: int) -> ChoiceStream:
+    """Yield everything at once."""
+    while choices:
+        item = await arrived.get()
+        if isinstance(item, Exception):
+            raise item
+        choices -= item[1].finish is not None
+        yield item
+
+
+async def _read(stream: ChoiceStream, arrived: Arrivals) -> None:
     try:
-        async with asyncio.TaskGroup() as group:
-            for index, stream in enumerate(streams):
-                group.create_task(follow(index, stream))
-            running = len(streams)
-            while running:
-                index, item = await queue.get()
-                if isinstance(item, Exception):
-                    raise item
-                await emit(index, item)
-                running -= item.finish is not None
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from errors
-
-
-async def cancel_on_disconnect(receive: Receive, work: Callable[[], Awaitable[T]]) -> T:
-    """Return what `work` returns; cancel it and raise ClientGone if the client disconnects.
-
-    The request's body must have been read.
-    """
-    return await alongside(_wait_for_disconnect(receive), work())
-
-
-async def send_to_client(send: Send, message: Message) -> None:
-    """Raise ClientGone when the server reports that the connection is closed, or when the
-    client reads nothing for so long that it is as good as gone."""
-    try:
-        async with asyncio.timeout(UNREAD_S):
-            await send(message)
-    except TimeoutError as error:
-        raise ClientGone(f"the client read nothing for {UNREAD_S:g} s") from error
-    except OSError as error:
-        raise ClientGone("the client went away") from error
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    raise ClientGone("the client went away")
+        async with aclosing(stream):
+            async for item in stream:
+                await arrived.put(item)
+    except Exception as error:  # raised again when what came before has been read
+        await arrived.put(error)

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from picospec.gateway.account import Account
-from picospec.gateway.output.choice_stream import ChoiceStream, cancel_on_disconnect, merge
+from picospec.gateway.client import connected
+from picospec.gateway.output.choice_stream import ChoiceStream, together
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import joined
 from picospec.gateway.ports import UNLIKELY
@@ -81,12 +82,10 @@ async def json_answer(
 ) -> Response:
     """Answer when all streams have ended. Raises ApiError, and ClientGone on a disconnect."""
     read: list[list[TextDelta]] = [[] for _ in streams]
-
-    async def emit(index: int, delta: TextDelta) -> None:
-        account.count(index, delta)
-        read[index].append(delta)
-
-    await cancel_on_disconnect(receive, lambda: merge(streams, emit))
+    async with connected(receive), together(streams) as deltas:
+        async for index, delta in deltas:
+            account.count(index, delta)
+            read[index].append(delta)
     choices = [{"index": i, **answer.choice(_joined(deltas))} for i, deltas in enumerate(read)]
     body = answer.body(choices, chunk=False)
     return json_response({**body, "usage": account.usage(), **account.extensions()})

@@ -52,9 +52,9 @@ def text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
 async def _echo(prompt: str, stream: ChoiceStream) -> ChoiceStream:
     """Yield the choice with the prompt before its first text."""
     async with aclosing(stream):
-        async for delta in stream:
+        async for index, delta in stream:
             told = delta.told and delta.told.after_prompt(len(prompt))
-            yield replace(delta, text=prompt + delta.text, told=told)
+            yield index, replace(delta, text=prompt + delta.text, told=told)
             prompt = ""
 
 

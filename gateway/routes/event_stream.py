@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -17,15 +18,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from picospec.gateway.account import Account
+from picospec.gateway.client import connected, send_to_client
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone
-from picospec.gateway.output.choice_stream import (
-    ChoiceStream,
-    Forward,
-    cancel_on_disconnect,
-    merge,
-    send_to_client,
-)
+from picospec.gateway.output.choice_stream import ChoiceStream, Order, together
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.routes.answer import Answer, Json
 from picospec.gateway.routes.keep_alive import COMMENT, keep_alive
@@ -57,7 +53,7 @@ class EventStream(Response):
         *,
         usage: bool,
         watch: Watch | None,
-        forward: Forward,
+        order: Order | None,
         keep_alive_s: float,
     ) -> None:
         super().__init__()
@@ -67,7 +63,7 @@ class EventStream(Response):
         self._drain = drain
         self._usage = usage
         self._watch = watch
-        self._forward = forward
+        self._order = order
         self._keep_alive_s = keep_alive_s
         self._has_status = False
         self._begun: set[int] = set()
@@ -78,7 +74,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._drain.answer():
-                await cancel_on_disconnect(receive, lambda: self._stream(send))
+                async with connected(receive) as tasks:
+                    await self._stream(send, tasks)
                 # The watch for a disconnect has ended, because servers report the end as one.
                 await send_to_client(send, self._end())
         except ClientGone as gone:
@@ -90,24 +87,21 @@ class EventStream(Response):
             with suppress(ClientGone):
                 await send_to_client(send, {**_events(error.body()), "more_body": False})
 
-    async def _stream(self, send: Send) -> None:
-        begun = asyncio.Event()
+    async def _stream(self, send: Send, tasks: asyncio.TaskGroup) -> None:
+        begun, comment = asyncio.Event(), partial(self._comment, send)
+        comments = tasks.create_task(keep_alive(begun, comment, self._keep_alive_s))
+        async with together(self._streams, self._order) as deltas:
+            async for index, delta in deltas:
+                if not begun.is_set():
+                    begun.set()
+                    await comments
+                    await self._send_status(send)
+                self._account.count(index, delta)
+                await send_to_client(send, _events(*self._chunks(index, delta)))
 
-        async def comment() -> None:
-            await self._send_status(send)
-            await send_to_client(send, {**_MORE, "body": COMMENT})
-
-        async def emit(index: int, delta: TextDelta) -> None:
-            if not begun.is_set():
-                begun.set()
-                await waiting
-                await self._send_status(send)
-            self._account.count(index, delta)
-            await send_to_client(send, _events(*self._chunks(index, delta)))
-
-        async with asyncio.TaskGroup() as group:
-            waiting = group.create_task(keep_alive(begun, comment, self._keep_alive_s))
-            await merge(self._streams, emit, self._forward)
+    async def _comment(self, send: Send) -> None:
+        await self._send_status(send)
+        await send_to_client(send, {**_MORE, "body": COMMENT})
 
     async def _send_status(self, send: Send) -> None:
         if not self._has_status:

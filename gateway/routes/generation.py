@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from picospec.gateway.account import Account
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.output.choice_stream import at_once, stream_choice
+from picospec.gateway.output.choice_stream import stream_choice
+from picospec.gateway.output.steady import singly
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
 from picospec.gateway.routes.answer import Answer, json_answer
@@ -23,7 +24,6 @@ from picospec.gateway.routes.request import GenerationRequest, TokenIds, checked
 from picospec.gateway.schemas import structured
 from picospec.gateway.services import Services
 from picospec.gateway.speculation import Watch
-from picospec.gateway.steady.forwarding import singly
 from picospec.gateway.tenants.reading import BoundedTokenizer
 
 
@@ -56,10 +56,11 @@ async def generate(
     begin = services.engine.generate
     streams = [
         stream_choice(
+            index,
             singly(begin(job)) if body.is_steady else begin(job),
             body.reader(style, job.prompt, stop_tokens, given.min_tokens),
         )
-        for job in jobs
+        for index, job in enumerate(jobs)
     ]
     streams = await checked(services, request, partial(body.shown, streams, tokenizer))
     if body.stream:
@@ -70,7 +71,7 @@ async def generate(
             services.drain,
             usage=body.include_usage,
             watch=Watch() if body.is_watched else None,
-            forward=services.steady.forward if body.is_steady else at_once,
+            order=services.steady.paced if body.is_steady else None,
             keep_alive_s=services.keep_alive_s,
         )
     async with services.drain.answer():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -112,21 +112,6 @@ class Adjustment:
         seen = self.seen and self.seen.after(output)
         return Adjustment(self.rules, self.position + len(output), seen)
 
-    def drafted(self, draft: Sequence[TokenId]) -> tuple[Tokens, Tokens, Logits]:
-        """Return what draft tokens from here on change of the penalties in the K + 1 rows of a
-        pass: rows int64[m], tokens int64[m], and what is subtracted there, float32[m].
-
-        It is in the place of what `less` has for a token, so that all rows of a pass can share
-        what this position has seen.
-        """
-        if self.seen is None:
-            return _NOTHING, _NOTHING, _NO_LOGITS
-        tokens, places = np.unique(np.asarray(draft, np.int64), return_inverse=True)
-        times = np.cumsum(places[:, None] == np.arange(len(tokens)), axis=0, dtype=np.float32)
-        rows, columns = np.nonzero(times)
-        counts = self.seen.counts_of(tokens)[columns] + times[rows, columns]
-        return rows + 1, tokens[columns], self._less(counts)
-
     @property
     def barred(self) -> Tokens:
         """The tokens that must not be generated here, unless nothing else is left."""
@@ -141,11 +126,10 @@ class Adjustment:
     @property
     def less(self) -> Logits:
         """What is subtracted from the logit of each of `penalised`: float32[n]."""
-        return _NO_LOGITS if self.seen is None else self._less(self.seen.counts)
-
-    def _less(self, counts: Logits) -> Logits:
-        once = np.where(counts > 0, self.rules.presence, np.float32(0.0))
-        return self.rules.frequency * counts + once
+        if self.seen is None:
+            return _NO_LOGITS
+        once = np.where(self.seen.counts > 0, self.rules.presence, np.float32(0.0))
+        return self.rules.frequency * self.seen.counts + once
 
     def apply(self, logits: Logits) -> Logits:
         """Return what logits (float32[V]) become; themselves where that is no change."""
@@ -154,27 +138,15 @@ class Adjustment:
             return logits
         changed = logits.copy()
         changed[rules.biased] += rules.bias
-        changed[seen] = penalise(changed[seen], rules.repetition, self.less)
+        scaled = changed[seen]
+        scaled *= np.where(scaled > 0, 1.0 / rules.repetition, rules.repetition)
+        changed[seen] = scaled - self.less
         if barred.size:
             kept = changed[barred]
             changed[barred] = -np.inf
             if changed.max() == -np.inf:
                 changed[barred] = kept
         return changed
-
-
-def penalise(
-    logits: Logits,
-    repetition: np.float32 | Logits,
-    less: Logits,
-    where: Callable[..., Any] = np.where,
-) -> Logits:
-    """Return the logits of seen tokens after all penalties. All are float32[n].
-
-    The worker of vLLM calls it with tensors, and with torch's `where`.
-    """
-    scaled: Logits = logits * where(logits > 0, 1.0 / repetition, repetition)
-    return scaled - less
 
 
 class _Follower:

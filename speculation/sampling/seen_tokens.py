@@ -30,11 +30,6 @@ class SeenTokens:
         tokens = np.unique(np.asarray(prompt, np.int64))
         return SeenTokens(tokens, np.zeros(len(tokens), np.float32))
 
-    def counts_of(self, tokens: Tokens) -> Logits:
-        """Return how often the answer has each of some tokens: float32[m]."""
-        counts: Logits = ((self.tokens == tokens[:, None]) * self.counts).sum(axis=1)
-        return counts
-
     def after(self, output: Sequence[TokenId]) -> SeenTokens:
         """Return what the text has with these output tokens more."""
         if len(output) > FEW:

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from picospec.gateway import client
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.output import choice_stream
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw
 from picospec.speculation.protocol.wire import Framed
@@ -74,7 +74,7 @@ async def test_a_session_without_drafts_or_replies_ends_when_idle() -> None:
 async def test_a_session_whose_edge_reads_nothing_is_free_after_the_resume_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choice_stream, "UNREAD_S", QUICK)
+    monkeypatch.setattr(client, "UNREAD_S", QUICK)
 
     async def never(*_: object) -> None:
         await asyncio.Event().wait()

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from picospec.gateway.account import Account
+from picospec.gateway.client import connected, send_to_client
 from picospec.gateway.errors import ClientGone
-from picospec.gateway.output.choice_stream import cancel_on_disconnect, send_to_client
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import BEAT_S, Beat, Opened
 from picospec.verifier.sessions.session import Reader
@@ -47,7 +47,8 @@ class Downstream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._reader:
             try:
-                await cancel_on_disconnect(receive, lambda: self._stream(send))
+                async with connected(receive):
+                    await self._stream(send)
                 await _send(send, b"", more=False)  # a server reports the end as a departure
             except ClientGone as gone:
                 self._account.status, self._account.error = gone.status, gone.code

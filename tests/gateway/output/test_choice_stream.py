@@ -7,18 +7,15 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from picospec.gateway.client import connected
 from picospec.gateway.errors import ClientGone, EngineFault
-from picospec.gateway.output.choice_stream import cancel_on_disconnect, merge, stream_choice
+from picospec.gateway.output.choice_stream import QUEUED, ChoiceStream, stream_choice, together
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
 from picospec.gateway.ports import Delta
 
 
 def detokeniser(stop: str) -> Detokeniser:
     return Detokeniser(lambda token: bytes([token]), stop_tokens=frozenset(), stops=[stop])
-
-
-async def discard(_: int, __: TextDelta) -> None:
-    return
 
 
 async def test_a_stop_string_closes_the_engine_before_the_last_text() -> None:
@@ -32,7 +29,7 @@ async def test_a_stop_string_closes_the_engine_before_the_last_text() -> None:
         finally:
             events.append("closed")
 
-    async for delta in stream_choice(engine(), detokeniser("c")):
+    async for _, delta in stream_choice(0, engine(), detokeniser("c")):
         events.append(delta.text)
 
     assert events == ["ab", "closed", ""]
@@ -43,88 +40,87 @@ async def test_an_engine_that_ends_without_a_finish_is_at_fault() -> None:
         yield Delta(tuple(b"ab"))
 
     with pytest.raises(EngineFault, match="without saying why"):
-        [delta async for delta in stream_choice(engine(), detokeniser("c"))]
+        [delta async for delta in stream_choice(0, engine(), detokeniser("c"))]
 
 
 async def test_every_stream_is_emitted_in_its_own_order() -> None:
-    emitted: list[tuple[int, str]] = []
-
-    async def stream(words: str) -> AsyncGenerator[TextDelta]:
+    async def stream(index: int, words: str) -> ChoiceStream:
         for word in words:
             await asyncio.sleep(0)
-            yield TextDelta(word, 1)
-        yield TextDelta("", 0, finish="stop")
+            yield index, TextDelta(word, 1)
+        yield index, TextDelta("", 0, finish="stop")
 
-    async def emit(index: int, delta: TextDelta) -> None:
-        emitted.append((index, delta.text))
-
-    await merge([stream("abc"), stream("xy")], emit)
+    async with together([stream(0, "abc"), stream(1, "xy")]) as deltas:
+        emitted = [(index, delta.text) async for index, delta in deltas]
 
     assert [text for index, text in emitted if index == 0] == ["a", "b", "c", ""]
     assert [text for index, text in emitted if index == 1] == ["x", "y", ""]
     assert emitted[:2] == [(0, "a"), (1, "x")]
 
 
-async def test_a_slow_client_slows_the_streams_down() -> None:
+@pytest.mark.parametrize(("choices", "most"), [(1, 1), (3, QUEUED + 4)])
+async def test_a_slow_client_slows_the_streams_down(choices: int, most: int) -> None:
     generated = 0
-    reading = asyncio.Semaphore(3)
 
-    async def stream() -> AsyncGenerator[TextDelta]:
+    async def stream() -> ChoiceStream:
         nonlocal generated
         while True:
             generated += 1
-            yield TextDelta("a", 1)
+            yield 0, TextDelta("a", 1)
             await asyncio.sleep(0)
 
-    async def emit(_: int, __: TextDelta) -> None:
-        await reading.acquire()
+    async def stall() -> None:
+        async with together([stream() for _ in range(choices)]) as deltas:
+            async for _ in deltas:
+                await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await merge([stream()], emit)
+        await asyncio.wait_for(stall(), 0.05)
 
-    assert generated <= 6  # three read, one being emitted, one queued, one yielded
+    assert generated <= most
 
 
 async def test_the_first_error_closes_all_streams_and_is_raised_as_itself() -> None:
     closed: list[str] = []
 
-    async def endless() -> AsyncGenerator[TextDelta]:
+    async def endless() -> ChoiceStream:
         try:
-            yield TextDelta("a", 1)
+            yield 0, TextDelta("a", 1)
             await asyncio.Event().wait()
         finally:
             closed.append("endless")
 
-    async def failing() -> AsyncGenerator[TextDelta]:
-        yield TextDelta("b", 1)
+    async def failing() -> ChoiceStream:
+        yield 1, TextDelta("b", 1)
         raise EngineFault("broken")
 
     with pytest.raises(EngineFault, match="broken"):
-        await merge([endless(), failing()], discard)
+        async with together([endless(), failing()]) as deltas:
+            [delta async for delta in deltas]
 
     assert closed == ["endless"]
     assert len(asyncio.all_tasks()) == 1
 
 
 async def test_an_error_comes_after_all_that_its_stream_showed_to_a_slow_client() -> None:
-    emitted = ""
+    emitted = ["", ""]
 
-    async def stream() -> AsyncGenerator[TextDelta]:
+    async def stream(index: int) -> ChoiceStream:
         for letter in "abc":
-            yield TextDelta(letter, 1)
+            yield index, TextDelta(letter, 1)
         raise EngineFault("lost")
 
-    async def emit(_: int, delta: TextDelta) -> None:
-        nonlocal emitted
-        for _ in range(3):
-            await asyncio.sleep(0)
-        emitted += delta.text
+    async def read_slowly() -> None:
+        async with together([stream(0), stream(1)]) as deltas:
+            async for index, delta in deltas:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                emitted[index] += delta.text
 
     with pytest.raises(EngineFault, match="lost"):
-        await merge([stream()], emit)
+        await read_slowly()
 
-    assert emitted == "abc"
+    assert "abc" in emitted
 
 
 async def test_work_is_cancelled_when_the_client_disconnects() -> None:
@@ -141,20 +137,19 @@ async def test_work_is_cancelled_when_the_client_disconnects() -> None:
             ended.set()
 
     with pytest.raises(ClientGone):
-        async with asyncio.timeout(1):
-            await cancel_on_disconnect(receive, work)
+        async with asyncio.timeout(1), connected(receive):
+            await work()
 
     assert ended.is_set()
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_the_result_of_work_that_ends_first_is_returned() -> None:
+async def test_work_that_ends_first_leaves_nothing_behind() -> None:
     async def receive() -> dict[str, object]:
         await asyncio.Event().wait()
         return {}
 
-    async def work() -> int:
-        return 7
+    async with connected(receive):
+        await asyncio.sleep(0)
 
-    assert await cancel_on_disconnect(receive, work) == 7
     assert len(asyncio.all_tasks()) == 1

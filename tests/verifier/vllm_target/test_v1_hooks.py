@@ -82,3 +82,24 @@ def test_a_step_without_draft_tokens_is_sampled_as_without_speculation(runner: A
 
     assert runner._sample(None, none) is None
     assert runner._sample(None, some) is some
+
+
+def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
+    runner: Any,
+) -> None:
+    drafted, last = torch.zeros(3, V + 2), torch.zeros(3, V)
+    drafted[0, 5] = drafted[1, 8] = drafted[2, 4] = 9.0  # of a forced token, and of two drafts
+    drafted[:, V:] = 99.0  # padding
+    last[0, 3] = 9.0
+    asked = VerifyRequest(Sampling(0.0), "coupled", 9, 4, (8, 4), forced=6)
+    runner.execute_model(SimpleNamespace(picospec_requests={"session": asked}))
+    drawn_last, _ = runner.sampler.topk_topp_sampler.forward(last, {}, None, None)
+
+    tokens = rejection_sampler.rejection_sample(
+        torch.tensor([6, 8, 4]), [3, 0, 0], 3, None, None, drafted, drawn_last[:, None], None
+    )
+
+    assert tokens.tolist() == [[6, 8, 4, 3], [STOCKS, -1, -1, -1], [STOCKS, -1, -1, -1]]
+    output = SimpleNamespace()
+    runner.hooks._return_judgements(lambda: output)
+    assert output.picospec_judged["session"].accepted == 2

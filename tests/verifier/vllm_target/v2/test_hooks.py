@@ -119,7 +119,7 @@ def test_separate_is_judged_by_its_own_rule_in_a_step_with_others(hooked: Any) -
     logits = torch.zeros(10, PADDED)
     logits[0, 7] = 20.0  # certain: accepted; the next draft token's p is 1/V: rejected
 
-    tokens = judged(hooked, logits, most_waits=20)
+    tokens = judged(hooked, logits, most_waits=2)
 
     assert tokens == [[7], [3], [5, 9], [1]]
     output = hooked.sample_tokens().model_runner_output

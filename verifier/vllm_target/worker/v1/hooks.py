@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from picospec.speculation.sampling.judging import Judgement
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler, sampler
 from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
 from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.sampling.judging import Judgement
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload
@@ -43,33 +44,8 @@ class Step:
     """What our judge draws, by the request's place in vLLM's batch."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
-    last_rows: Tensor | None = None
-    """float32[requests, V]: of each request, the row after its draft tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """The step's logits where vLLM left them. See `rows.StepLogits`."""
-
-    verify_rows: Tensor
-    """float32[sum(counts), V]: the rows of draft tokens, request after request."""
-
-    last_rows: Tensor
-    starts: Sequence[int]
-    counts: Sequence[int]
-    places: Sequence[int]
-    """Of each of our requests, its place in vLLM's batch."""
-
-    vocabulary_size: int
-    """The ids that are tokens; what a row has beyond them is padding, and is cut off."""
-
-    def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
-        return torch.stack([self._row(self.places[number], row) for number, row in wanted])
-
-    def _row(self, i: int, row: int) -> Tensor:
-        after_drafts = row == self.counts[i]
-        logits = self.last_rows[i] if after_drafts else self.verify_rows[self.starts[i] + row]
-        return logits[: self.vocabulary_size]
+    last_rows: Sequence[Tensor] = ()
+    """float32[V] each: of each request, the row after its draft tokens."""
 
 
 class Undrawn:
@@ -182,20 +158,24 @@ class SamplerHooks:
         step = self._step
         ids = self._runner.input_batch.req_ids
         starts = list(accumulate(counts, initial=0))
-        places, requests = list(step.asked), list(step.asked.values())
-        logits = Logits(verify_rows, step.last_rows, starts, counts, places, self._tokens)
-        judged = judge(requests, logits, lazily=verify_rows.device.type == "cpu")
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)
-        for i, request, judgement in zip(places, requests, judged, strict=True):
+        for i, request in step.asked.items():
+            rows = [*verify_rows[starts[i] : starts[i + 1]], step.last_rows[i]]
+            judgement = judge(request, partial(self._logits, rows))
             generated = [*request.owed, *judgement.tokens]
             tokens[i, : len(generated)] = generated
             step.judged[ids[i]] = judgement
-        ours = np.isin(np.arange(len(counts)), places)
+        ours = np.isin(np.arange(len(counts)), list(step.asked))
         result = upload(tokens, verify_rows.device)
         result[:, 0] = torch.where(
             upload(ours, verify_rows.device), result[:, 0], drawn.to(torch.int32)
         )
         return result
+
+    def _logits(self, rows: Sequence[Tensor], i: int) -> NDArray[np.float32]:
+        """Return a row without the padding of the vocabulary: float32[V]."""
+        found: NDArray[np.float32] = rows[i][: self._tokens].to(torch.float32).cpu().numpy()
+        return found
 
 
 def _serve_all_parameters(runner: Any) -> None:

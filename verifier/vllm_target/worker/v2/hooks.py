@@ -7,7 +7,7 @@ the rows of sessions that are judged `separate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -23,9 +23,8 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 from picospec.speculation.protocol.messages import TokenId
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload
-from picospec.verifier.vllm_target.worker.v2 import coupled
+from picospec.verifier.vllm_target.worker.v2 import coupled, separate
 from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judged, Others
 
 Stock = Callable[..., Any]
@@ -46,19 +45,6 @@ class Step:
 
     slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     """Of the rows that are being judged, request after request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """See `rows.StepLogits`. Row r of our i-th request is row starts[i] + r."""
-
-    rows: Tensor
-    starts: Sequence[int]
-    vocabulary_size: int
-
-    def take(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
-        rows = np.array([self.starts[number] + row for number, row in wanted])
-        return self.rows[upload(rows, self.rows.device), : self.vocabulary_size]
 
 
 class RunnerHooks:
@@ -165,7 +151,7 @@ class RunnerHooks:
         names = [name_of[slot] for slot in step.slots.tolist()]
         starts = accumulate((len(step.drafts.get(name, ())) + 1 for name in names), initial=0)
         found = [
-            (i, start, request)
+            (i, start + len(request.owed), request)
             for i, (name, start) in enumerate(zip(names, starts, strict=False))
             if (request := step.requests.get(name))
             if request.judge == "separate" and request.injected
@@ -173,8 +159,7 @@ class RunnerHooks:
         if not found:
             return
         places, firsts, requests = zip(*found, strict=True)
-        lazily = logits.device.type == "cpu"
-        judged = judge(requests, Logits(logits, firsts, self._tokens), lazily=lazily)
+        judged = separate.judge(requests, logits[:, : self._tokens], firsts)
         step.judged |= {names[i]: each for i, each in zip(places, judged, strict=True)}
         tokens = np.zeros((len(found), sampled.shape[1]), np.int64)
         lengths = np.zeros(len(found), np.int32)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from picospec.verifier.vllm_target.worker.noise import gumbel, prefixes_of
+from picospec.speculation.sampling.noise import gumbel
 
 
 def gumbel_sample_kernel(
@@ -26,9 +27,10 @@ def gumbel_sample_kernel(
         if APPLY_TEMPERATURE:
             values[drawn] /= temperature[drawn, None]
         place = pos[drawn].to(torch.int64) + ((1 << 30) if IS_DRAFTING else 0)
-        seed = seeds[mapping[drawn]]
-        words = torch.stack([seed, seed >> 32, place], dim=1).to(torch.int32)
-        noise = gumbel(prefixes_of(words), torch.arange(vocab_size)[None])
+        both = seeds[mapping[drawn]].tolist(), place.tolist()
+        tokens = np.arange(vocab_size)
+        each = [gumbel(s % 2**64, at, tokens) for s, at in zip(*both, strict=True)]
+        noise = torch.from_numpy(np.stack(each))
         values[drawn] += noise.to(torch.float32)
     blocks = local_max.shape[1]
     padded = values.new_full((len(values), blocks * BLOCK_SIZE), -torch.inf)

@@ -9,10 +9,10 @@ from contextlib import aclosing
 import pytest
 
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.output.choice_stream import merge
+from picospec.gateway.output.choice_stream import QUEUED, ChoiceStream, together
 from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.steady import Steady, singly
 from picospec.gateway.ports import Delta
-from picospec.gateway.steady.forwarding import QUEUED, Steady, singly
 from tests.gateway.steady.virtual_time import run
 
 PASS_S = 0.4
@@ -21,27 +21,26 @@ Shown = list[tuple[float, str]]
 
 
 async def choice(
-    bursts: Sequence[str], end: Exception | None = None
-) -> AsyncGenerator[TextDelta]:
+    bursts: Sequence[str], end: Exception | None = None, index: int = 0
+) -> ChoiceStream:
     """Yield bursts of characters, a pass apart."""
     for burst in bursts:
         await asyncio.sleep(PASS_S)
         for character in burst:
-            yield TextDelta(character, 1)
+            yield index, TextDelta(character, 1)
     if end is not None:
         raise end
-    yield FINISH
+    yield index, FINISH
 
 
-async def show(*streams: AsyncGenerator[TextDelta], into: list[Shown], steady: Steady) -> None:
+async def show(*streams: ChoiceStream, into: list[Shown], steady: Steady) -> None:
     """Note what comes of each stream, and when (s)."""
     clock = asyncio.get_running_loop().time
 
-    async def emit(index: int, delta: TextDelta) -> None:
-        if delta is not FINISH:
-            into[index].append((pytest.approx(clock()), delta.text))
-
-    await merge(streams, emit, steady.forward)
+    async with together(streams, steady.paced) as deltas:
+        async for index, delta in deltas:
+            if delta is not FINISH:
+                into[index].append((pytest.approx(clock()), delta.text))
 
 
 def test_a_burst_is_spread_over_a_pass_and_the_end_waits_for_nothing() -> None:
@@ -60,7 +59,14 @@ def test_a_burst_is_spread_over_a_pass_and_the_end_waits_for_nothing() -> None:
 def test_each_choice_has_a_pace_of_its_own() -> None:
     shown: list[Shown] = [[], []]
 
-    run(show(choice(["a", "bc", "d"]), choice(["x", "y", "z"]), into=shown, steady=Steady()))
+    run(
+        show(
+            choice(["a", "bc", "d"]),
+            choice(["x", "y", "z"], index=1),
+            into=shown,
+            steady=Steady(),
+        )
+    )
 
     assert shown[0] == [(0.4, "a"), (0.8, "b"), (1.0, "c"), (1.2, "d")]
     assert shown[1] == [(0.4, "x"), (0.8, "y"), (1.2, "z")]
@@ -89,7 +95,7 @@ def test_cancelling_closes_the_stream_while_tokens_are_held() -> None:
     closed: list[float] = []
     shown: Shown = []
 
-    async def watched() -> AsyncGenerator[TextDelta]:
+    async def watched() -> ChoiceStream:
         try:
             async with aclosing(choice(["a", "bcde", "f"])) as deltas:
                 async for delta in deltas:
@@ -111,21 +117,19 @@ def test_cancelling_closes_the_stream_while_tokens_are_held() -> None:
 def test_a_client_that_does_not_read_stops_the_engine() -> None:
     made = 0
 
-    async def endless() -> AsyncGenerator[TextDelta]:
+    async def endless() -> ChoiceStream:
         nonlocal made
         while True:
             made += 1
-            yield TextDelta("a", 1)
+            yield 0, TextDelta("a", 1)
 
-    async def stall(_: int, __: TextDelta) -> None:
-        await asyncio.Event().wait()
+    async def stall() -> None:
+        async with together([endless()], Steady().paced) as deltas:
+            async for _ in deltas:
+                await asyncio.Event().wait()
 
-    async def stalled() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(100):
-                await merge([endless()], stall, Steady().forward)
-
-    run(stalled())
+    with pytest.raises(TimeoutError):
+        run(asyncio.wait_for(stall(), 100))
 
     assert made <= 2 * QUEUED + 3
 

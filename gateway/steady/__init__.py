@@ -1,1 +1,0 @@
-"""A steady stream: tokens that came in one burst reach the client one after another."""

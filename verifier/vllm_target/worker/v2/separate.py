@@ -1,0 +1,65 @@
+"""Judges draft tokens `separate` where the logits are on an accelerator.
+
+The host waits twice a step: for the probability of each draft token, and for the distributions
+that the passes end with.
+
+    R  requests      n  their rows, request after request      V  vocabulary size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import GREEDY_BELOW, Distribution
+from picospec.speculation.sampling.judging import Judgement, judge_separate
+from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.upload import upload
+
+
+def judge(
+    requests: Sequence[VerifyRequest], logits: Tensor, starts: Sequence[int]
+) -> list[Judgement]:
+    """Return the outcome of each request's pass. logits: float[rows, V], after all that the
+    settings change of them but a temperature of 0. starts: of each request, the row that judges
+    its first draft token."""
+    lengths = [len(request.draft) + 1 for request in requests]
+    numbers = zip(starts, lengths, strict=True)
+    rows = np.concatenate([start + np.arange(length) for start, length in numbers])
+    greedy = [request.sampling.temperature < GREEDY_BELOW for request in requests]
+    device = logits.device
+    p = _p(logits[upload(rows, device)], upload(np.repeat(greedy, lengths), device))
+    tokens = np.array([token for request in requests for token in (*request.draft, 0)])
+    drafted = p.gather(1, upload(tokens, device)[:, None]).cpu().numpy()
+    firsts = np.cumsum([0, *lengths[:-1]])
+    passes = [
+        [*map(_single, request.draft, drafted[first:, 0]), _single(0, 1.0)]
+        for request, first in zip(requests, firsts, strict=True)
+    ]
+    ends = [_judged(*each).accepted for each in zip(requests, passes, strict=True)]
+    whole = p[upload(firsts + ends, device)].cpu().numpy()
+    for rows_known, end, found in zip(passes, ends, whole, strict=True):
+        kept = np.flatnonzero(found)
+        rows_known[end] = Distribution(kept, found[kept].astype(np.float64))
+    return [_judged(*each) for each in zip(requests, passes, strict=True)]
+
+
+def _p(rows: Tensor, greedy: Tensor) -> Tensor:
+    """Return the distributions of rows, as they are sent: float32[n, V]. greedy: bool[n]."""
+    best = rows.argmax(dim=1, keepdim=True)
+    certain = torch.zeros_like(rows, dtype=torch.float32).scatter_(1, best, 1.0)
+    drawn = torch.softmax(rows, dim=1, dtype=torch.float64).to(torch.float32)
+    return torch.where(greedy[:, None], certain, drawn)
+
+
+def _single(token: TokenId, p: float) -> Distribution:
+    """Return what is known of a row whose draft token may be accepted: that token's p."""
+    return Distribution(np.array([token]), np.array([p], np.float64))
+
+
+def _judged(request: VerifyRequest, rows: Sequence[Distribution]) -> Judgement:
+    return judge_separate(rows.__getitem__, request.draft, request.q, iter(request.u))
