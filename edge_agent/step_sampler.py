@@ -27,8 +27,7 @@ def step_sampler(
     """Return a session's. Raise InvalidSetting.
 
     draw: its judge's sampler. draft_tokens: the size of the draft model's vocabulary. Only ids
-    that are tokens of both
-    models are proposed. mask: that of the session's grammar.
+    that are tokens of both models are proposed. mask: that of the session's grammar.
     """
     size = facts.vocabulary_size
     common = min(size, draft_tokens)

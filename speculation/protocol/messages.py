@@ -92,8 +92,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """`separate`: the token that the edge drew in place of the rejected one."""
+    """`separate`: the token that the edge drew in place of the rejected one. epoch: of the
+    chain that follows it."""
 
+    epoch: int
     position: int
     token: TokenId
 
@@ -103,6 +105,7 @@ class Redraw:
     """`separate`: send the Reject at this position again, with fresh samples of the tail.
     draw: counts them from 1."""
 
+    epoch: int
     position: int
     draw: int
 

@@ -30,8 +30,7 @@ from picospec.speculation.protocol.messages import (
     Opened,
     TokenId,
 )
-from picospec.speculation.sampling.draft_token import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 ANSWER = tuple(range(100, 140))
 

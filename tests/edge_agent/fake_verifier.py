@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from picospec.speculation.sampling.judging import Judgement
+
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     PROTOCOL_VERSION,
@@ -25,7 +27,6 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Pushed,
 )
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.session import VerifyingSession
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]

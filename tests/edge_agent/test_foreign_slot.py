@@ -18,8 +18,7 @@ from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling import draft_sampler
-from picospec.speculation.sampling.draft_token import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, translation
 
 pytestmark = pytest.mark.models

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
+from picospec.speculation.sampling.judging import judge_coupled, judge_separate
+
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.drafting.policy import StreamPolicy
@@ -19,7 +21,6 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
 from picospec.speculation.sampling.distributions import Distribution, quantise
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.judging import judge_coupled, judge_separate
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
 from picospec.speculation.verifying.session import Pass, VerifyingSession

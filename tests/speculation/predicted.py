@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from picospec.speculation.protocol.messages import Limits, Open, Sampling, TokenId
 from picospec.speculation.sampling.judging import Judgement
+
+from picospec.speculation.protocol.messages import Limits, Open, Sampling, TokenId
 from picospec.speculation.verifying.session import VerifyingSession
 
 LIMITS = Limits(max_verify=4, max_ahead=16)

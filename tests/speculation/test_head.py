@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from picospec.speculation.sampling.judging import Judgement
 
 from picospec.speculation.protocol.messages import Commit, Draft
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.head import Head
 from picospec.speculation.verifying.machine import Offer, Verdict, VerifyMachine
 from tests.speculation.latencies import latency

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from picospec.speculation.sampling import distributions as distributions
-from picospec.speculation.sampling import judging
-from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
 from picospec.speculation.sampling.judging import (
     Rejection,
     as_sent,
     judge_coupled,
     judge_separate,
 )
+
+from picospec.speculation.sampling import distributions as distributions
+from picospec.speculation.sampling import judging
+from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
 from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
 
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from picospec.speculation.sampling.judging import Rejection, judge_separate
 
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.protocol.messages import Commit, Down, Limits, Open, Reject, Sampling
 from picospec.speculation.sampling import distributions as distributions
-from picospec.speculation.sampling.judging import Rejection, judge_separate
 from picospec.speculation.verifying import session as verifying
 from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation.markov import SIZE, TARGET, draft, pvalue

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from picospec.speculation.sampling.judging import Judgement
 
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.own_drafts import MAX_DROPPED
 from picospec.speculation.verifying.session import MAX_PENDING, VerifyingSession
 from tests.speculation.predicted import Alone

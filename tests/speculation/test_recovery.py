@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import pytest
+from picospec.speculation.sampling.judging import Rejection, as_sent, recover
 
 from picospec.speculation.protocol.errors import RemoteProtocolError, TailExhausted
 from picospec.speculation.protocol.messages import Reject
@@ -20,7 +21,6 @@ from picospec.speculation.sampling.distributions import (
     QuantisedDistribution,
     quantise,
 )
-from picospec.speculation.sampling.judging import Rejection, as_sent, recover
 from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
 
 NONE: Final = -1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picospec.speculation.sampling.judging import Judgement, judge_separate
 
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
@@ -30,7 +31,6 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.sampling import distributions
 from picospec.speculation.sampling.distributions import Distribution
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.judging import Judgement, judge_separate
 from picospec.speculation.verifying import session as verifying
 from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation import markov

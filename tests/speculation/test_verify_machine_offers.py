@@ -7,11 +7,11 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from picospec.speculation.sampling.judging import Rejection
 
 from picospec.speculation.protocol.messages import (
     Draft,
 )
-from picospec.speculation.sampling.judging import Rejection
 from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer
 from tests.speculation.latencies import latency
 from tests.speculation.verify_machines import (

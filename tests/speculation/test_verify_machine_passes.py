@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
+from picospec.speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
@@ -16,7 +17,6 @@ from picospec.speculation.protocol.messages import (
     TokenLogprob,
 )
 from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 from picospec.speculation.verifying.machine import Offer, Verdict
 from tests.speculation.latencies import latency
 from tests.speculation.verify_machines import (

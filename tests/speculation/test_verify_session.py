@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from picospec.speculation.sampling.judging import Judgement
 
 from picospec.speculation.protocol.errors import LocalProtocolError
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, TokenLogprob
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR
 from tests.speculation.verify_sessions import begin, generate, rejecting, session, state
 

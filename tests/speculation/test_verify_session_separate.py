@@ -7,11 +7,11 @@ from itertools import repeat
 from typing import Any
 
 import pytest
+from picospec.speculation.sampling.judging import Judgement, Rejection
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Redraw, Reject
 from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.sampling.judging import Judgement, Rejection
 from picospec.speculation.verifying.session import MAX_REDRAWS, VerifyingSession
 from tests.speculation.verify_sessions import P, begin, rejecting, session
 

@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 import numpy as np
+from picospec.speculation.sampling.judging import Judgement, Rejection
 
 from picospec.speculation.protocol.messages import Draft, Limits, Open, Sampling
 from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
-from picospec.speculation.sampling.judging import Judgement, Rejection
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 V = 100

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
+from picospec.speculation.sampling.judging import judge_coupled, judge_separate
 
 from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from picospec.speculation.protocol.messages import (
@@ -25,7 +26,6 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.judging import judge_coupled, judge_separate
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.session import VerifyingSession
 from picospec.verifier.target import Reply, TargetFailed, TargetFull, UnknownSession

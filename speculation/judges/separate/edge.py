@@ -62,9 +62,9 @@ class SeparateEdge:
         token = recover(reject, drafted.q, self._u, in_tail=self._draw > 0)
         if token is None:
             self._draw += 1
-            return Redraw(reject.position, self._draw)
+            return Redraw(reject.epoch, reject.position, self._draw)
         self._draw = 0
-        return Recovered(reject.position, token)
+        return Recovered(reject.epoch + 1, reject.position, token)
 
 
 def sampler(sampling: Sampling, u: Iterator[float]) -> DraftSampler:

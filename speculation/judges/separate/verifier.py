@@ -51,7 +51,7 @@ class SeparateVerifier:
 
     @property
     def owed_at(self) -> int | None:
-        return self._owed and self._owed.position
+        return None if self._owed is None else self._owed.position
 
     def check(self, draft: Draft) -> None:
         """Raise RemoteProtocolError unless each draft token has a weight."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from picospec.speculation.sampling.judging import Judgement, Rejection
 
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
@@ -22,7 +23,6 @@ from picospec.speculation.protocol.messages import (
     Sampling,
 )
 from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.judging import Judgement, Rejection
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
