@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 MAX_VOCABULARY: Final = 1 << 20
 """The most ids that are tokens: four times as many as the largest vocabularies have."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.judges.judge import Judgement
 
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
@@ -141,7 +141,7 @@ async def _open(body: bytes, called: str, send: Send) -> None:
 async def _run(session: Session) -> None:
     machine = session.machine
     while not machine.finished:
-        judged = machine.begin(len(machine.plan(4).draft))
+        judged = machine.begin(len(machine.plan(4)))
         await asyncio.sleep(PASS_S)
         truth = [target_at(judged.start + i) for i in range(len(judged.draft) + 1)]
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]

@@ -71,7 +71,7 @@ def test_shared_tokens_are_drawn_with_the_targets_noise(pair: Translation) -> No
         own = np.full(7, -50.0, np.float32)
         own[list(shared.values())] = row[list(shared)]
         found = distribution(own, Sampling(temperature=1.0))
-        expected = found.coupled(seed, place(len(PROMPT), 3))
+        expected = found.picked(seed, place(len(PROMPT), 3))
         where = Row([A, C, D], b"", [])
 
         agreed += shared[drawn(pair, row, sampler(seed=seed), where)] == expected

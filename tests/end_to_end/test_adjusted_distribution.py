@@ -84,7 +84,7 @@ class Session:
             self.edge.extend(self._sampler(context)(self._drafter[last], len(context)))
 
     def _pass(self, u: Iterator[float]) -> list[Down]:
-        judged = self.verifier.begin(len(self.verifier.plan(self._drafts).draft))
+        judged = self.verifier.begin(len(self.verifier.plan(self._drafts)))
         judged = replace(judged, u=tuple(next(u) for _ in range(len(judged.draft) + 1)))
         committed, request = tuple(self.verifier.committed), self.verifier.request
         last = [*PROMPT, *committed][-1]

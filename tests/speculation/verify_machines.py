@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from picospec.speculation.sampling.judging import Judgement
-
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import (
     Down,
     Draft,

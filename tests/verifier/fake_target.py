@@ -178,7 +178,7 @@ class FakeTarget:
             await running.news.wait()
             return
         await asyncio.sleep(0.1 if kind == SLOW else self._pass_s)
-        judged = machine.begin(len(machine.plan(4).draft))
+        judged = machine.begin(len(machine.plan(4)))
         prompt = request.prompt
 
         def row(i: int) -> Distribution:

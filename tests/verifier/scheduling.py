@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.judges.judge import Judgement
 from prometheus_client import CollectorRegistry
 
 from picospec.gateway.metrics import Metrics

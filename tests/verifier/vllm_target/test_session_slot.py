@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from picospec.speculation.sampling.judging import Judgement, Rejection
+from picospec.speculation.judges.judge import Judgement, Rejection
 
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
