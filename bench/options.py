@@ -12,7 +12,7 @@ from rich.console import Console
 from picospec.gateway.errors import first_error
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Settings of a command that hands options it does not know to the verifier."""
+"""A command with these settings hands options that it does not know to the verifier."""
 
 PAIR: Final = "qwen2.5-coder"
 

@@ -19,7 +19,7 @@ from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.protocol.messages import Limits
 
 MAX_GAMMA: Final = 16
-"""Draft tokens in the longest round: in the simulator longer ones are never the best."""
+"""No round has more draft tokens: in the simulator longer ones are never the best."""
 
 
 @dataclass(frozen=True, slots=True)

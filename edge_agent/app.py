@@ -35,11 +35,11 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.hosting.tracing import open_tracing
-from picospec.gateway.routes.chat_completions import ChatRequest
 from picospec.gateway.routes.documents import Route as DocumentedRoute
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
@@ -63,7 +63,7 @@ def build(
 
     Raises models.errors.ModelError, OSError.
     """
-    tracing = open_tracing("picospec-edge", settings)
+    tracing = open_tracing("picospec-edge", wanted=settings.tracing)
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)

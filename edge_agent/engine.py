@@ -29,7 +29,7 @@ from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unava
 from picospec.gateway.ports import Delta, Facts, Job
 from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Relation, Vocabulary
+from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftCounts
 from picospec.speculation.drafting.policy import StreamPolicy

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.responses import error_response, json_response
+from picospec.gateway.http.responses import error_response, json_response
 
 T = TypeVar("T")
 LOADING: Final = Unavailable("the edge is loading its draft model", code="loading")

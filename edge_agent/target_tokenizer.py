@@ -17,7 +17,7 @@ from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.errors import CannotOpen
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
-from picospec.models.tokenizing.vocabulary import Relation, Vocabulary, relate
+from picospec.models.vocabulary import Relation, Vocabulary, relate
 from picospec.speculation.protocol.messages import ModelFacts
 
 RETRY_S: Final = 2.0

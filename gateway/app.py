@@ -17,20 +17,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from picospec.gateway.account import Clock
+from picospec.gateway.accounts.account import Clock
+from picospec.gateway.accounts.middleware import Accounts, IsMessage
+from picospec.gateway.doors.chat.answer import ChatAnswer
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.answer import CompletionAnswer
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.generation import generate
+from picospec.gateway.doors.services import About, Services, nothing_more
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.http.request_body import MAX_BODY_BYTES
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.middleware import Accounts, IsMessage
 from picospec.gateway.output.style import Styles
-from picospec.gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
-from picospec.gateway.request_body import MAX_BODY_BYTES
-from picospec.gateway.responses import json_response
-from picospec.gateway.routes.chat_answer import ChatAnswer
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.completions import CompletionAnswer, CompletionRequest
+from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, answer_version, documents
-from picospec.gateway.routes.generation import generate
 from picospec.gateway.routes.page import page
 from picospec.gateway.routes.status import (
     health,
@@ -46,11 +49,10 @@ from picospec.gateway.routes.tokens import (
     detokenize,
     tokenize,
 )
-from picospec.gateway.services import About, Services, nothing_more
-from picospec.gateway.settings import GatewaySettings
 from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
+from picospec.gateway.tokenizer import TokenizerSource
 from picospec.gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (

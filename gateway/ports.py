@@ -1,4 +1,4 @@
-"""What the OpenAI API needs from the service that uses it: an Engine and a Tokenizer.
+"""What the OpenAI API needs from the service that uses it: an Engine, and perhaps a Fallback.
 
 The edge agent implements Engine by speculation with a verifier, and the verifier implements it
 by its target alone (the plain engine). The gateway treats both alike.
@@ -6,17 +6,16 @@ by its target alone (the plain engine). The gateway treats both alike.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
 from picospec.gateway.speculation import Event, Origin
+from picospec.gateway.tokenizer import TokenizerSource
 from picospec.gateway.tracing import NO_SPAN, Span
 
 FinishReason = Literal["stop", "length"]
-
-NONE: Final[Mapping[str, object]] = MappingProxyType({})
 
 HARMLESS: Final = ("prediction",)
 """Parameters that every engine serves, because they cannot change an answer."""
@@ -204,73 +203,6 @@ class Facts:
         if model is None or (identity := self.adapters.get(model)) is None:
             return self
         return replace(self, model=model, identity=identity)
-
-
-Json = Mapping[str, object]
-"""A JSON object, as a chat template gets it."""
-
-MAX_CHAT_BYTES: Final = 32 << 20
-"""Most bytes of a chat as a text, where nobody gives a smaller limit."""
-
-
-class Tokenizer(Protocol):
-    @property
-    def template(self) -> str:
-        """The chat template's text; empty if there is none."""
-
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the chat template shows tools to the model."""
-
-    @property
-    def hides_unused_tools(self) -> bool:
-        """Whether the target's server keeps tools that must not be called from the template."""
-
-    def chat(
-        self,
-        messages: Sequence[Json],
-        *,
-        tools: Sequence[Json] = (),
-        options: Json = NONE,
-        most_bytes: int = MAX_CHAT_BYTES,
-    ) -> list[int]:
-        """Return the chat's tokens, with the assistant's turn opened, or raise ValueError.
-
-        Raises OverflowError where the chat as a text has more than `most_bytes`, and OSError
-        where it cannot be made a text now.
-
-        messages: objects with `role`, `content` (a text, or parts of the type "text", which a
-        template gets joined unless it reads parts), and where there are any `tool_calls`,
-        `reasoning` and `reasoning_content`, `tool_call_id`, `name`. A tool call's `arguments`
-        are an object. tools: OpenAI's tool objects. options: more variables for the template.
-        """
-
-    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt.
-
-        special: markers in it become special tokens. begin: the tokens that begin every prompt
-        of this model come first.
-        """
-
-    def infill(self, prefix: str, suffix: str) -> list[int]:
-        """Return the tokens of a prompt for the text between two; markers in them stay text.
-
-        Raises ValueError if the model has no tokens for that.
-        """
-
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """Return a token's UTF-8 bytes, perhaps part of a character.
-
-        special: a special token has its spelling; otherwise it has b"".
-        """
-
-
-TokenizerSource = Callable[[str], Awaitable[Tokenizer]]
-"""Returns the target's tokenizer, which must have the digest Facts.vocabulary, unless that is
-empty; raises gateway.errors.Unavailable while there is none.
-
-`chat` and `encode` are called in worker threads while `piece` is called in the event loop's.
-"""
 
 
 class Fallback(Protocol):

@@ -1,58 +1,87 @@
-"""Where a request's time goes: spans, which become OpenTelemetry's if that is switched on.
+"""Where a request's time goes: spans of OpenTelemetry, which do nothing without its SDK.
 
 A span has a name, a beginning, an end and a few facts: numbers and codes, never any text of a
-prompt or an answer, and no key. Without tracing the spans are NO_SPAN, which does nothing.
+prompt or an answer, and no key. No provider of spans is made the process's own: FastAPI would
+send spans by it for every look at /ready, and the paths in them have the names of sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Fact = str | int | float | bool
+_W3C: Final = TraceContextTextMapPropagator()
+_CONVENTIONS: Final = {
+    "completion_tokens": "gen_ai.usage.output_tokens",
+    "error": "error.type",
+    "method": "http.request.method",
+    "model": "gen_ai.request.model",
+    "path": "url.path",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "status": "http.response.status_code",
+    "verifier": "url.full",
+}
+"""OpenTelemetry's own names of facts; any other is picospec.NAME."""
 
 
-class Span(Protocol):
+@dataclass(frozen=True, slots=True)
+class Span:
+    tracer: Tracer
+    span: trace.Span
+
     @property
     def headers(self) -> Mapping[str, str]:
         """What a request to another service must bear so that the trace goes on there (W3C)."""
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier, set_span_in_context(self.span, Context()))
+        return carrier
 
     def begin(self, name: str, **facts: Fact) -> Span:
         """Return a part of this span, which begins now."""
+        kind = SpanKind.CLIENT if "verifier" in facts else SpanKind.INTERNAL
+        context = set_span_in_context(self.span, Context())
+        part = self.tracer.start_span(name, context, kind, _attributes(facts))
+        return Span(self.tracer, part)
 
     def end(self, error: str | None = None, **facts: Fact) -> None:
         """End the span; one that has ended stays as it is. error: the code of what failed."""
+        if not self.span.is_recording():
+            return
+        if error is not None:
+            facts["error"] = error
+            self.span.set_status(Status(StatusCode.ERROR))
+        self.span.set_attributes(_attributes(facts))
+        self.span.end()
 
 
-class Tracing(Protocol):
+NO_SPAN: Final = Span(trace.NoOpTracer(), trace.INVALID_SPAN)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    tracer: Tracer
+    close: Callable[[], None]
+    """Sends what was not sent yet; it may take seconds."""
+
     def begin(self, name: str, headers: Mapping[str, str], **facts: Fact) -> Span:
         """Return a span that begins now. It goes on with the trace that a request's headers
         name, or begins one."""
-
-    def close(self) -> None:
-        """Send what was not sent yet; it may take seconds."""
-
-
-class NoSpan:
-    headers: Mapping[str, str] = MappingProxyType({})
-
-    def begin(self, name: str, **facts: Fact) -> Span:
-        return self
-
-    def end(self, error: str | None = None, **facts: Fact) -> None:
-        pass
+        if self is NO_TRACING:
+            return NO_SPAN
+        context = _W3C.extract(headers, Context())
+        span = self.tracer.start_span(name, context, SpanKind.SERVER, _attributes(facts))
+        return Span(self.tracer, span)
 
 
-NO_SPAN: Final = NoSpan()
+NO_TRACING: Final = Tracing(NO_SPAN.tracer, lambda: None)
 
 
-class NoTracing:
-    def begin(self, name: str, headers: Mapping[str, str], **facts: Fact) -> Span:
-        return NO_SPAN
-
-    def close(self) -> None:
-        pass
-
-
-NO_TRACING: Final = NoTracing()
+def _attributes(facts: Mapping[str, Fact]) -> dict[str, Fact]:
+    return {_CONVENTIONS.get(name, f"picospec.{name}"): fact for name, fact in facts.items()}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from picospec.models.errors import CannotDequantise
 from picospec.models.llama import Model
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 Weights = Literal["bfloat16", "float16", "float32"]
 

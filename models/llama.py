@@ -24,7 +24,7 @@ from picospec.models.deep_stack import on_stack
 from picospec.models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from picospec.models.llama_library import lib
 from picospec.models.segments import Limits, Segment, check
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 Cache = Literal["F16", "Q8_0"]
 Logits = NDArray[np.float32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 WEIGHT: Final = 0.25
-"""Weight of the latest observation."""
+"""The latest observation has this weight."""
 
 
 def smoothed(old: float | None, latest: float, weight: float = WEIGHT) -> float:

@@ -51,7 +51,7 @@ def build(
 
     tracing: None for what the settings say. The lifespan closes it.
     """
-    tracing = tracing or open_tracing("picospec-verifier", settings)
+    tracing = tracing or open_tracing("picospec-verifier", wanted=settings.tracing)
     registry = CollectorRegistry()
     gateway = Metrics(registry)
     drain = Drain()

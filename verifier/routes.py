@@ -24,9 +24,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import InvalidRequest, NotFound
-from picospec.gateway.request_body import read_body
+from picospec.gateway.http.request_body import read_body
 from picospec.gateway.tenants.turns import Turns
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
@@ -54,7 +54,7 @@ DRAFTS_BYTES: Final = 64 * 1024
 
 
 def takes_drafts(path: str) -> bool:
-    """gateway.middleware.IsMessage."""
+    """gateway.accounts.middleware.IsMessage."""
     return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
 
 

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from picospec.gateway.ports import Tokenizer
 from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.errors import CannotCheck, InvalidGrammar
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import NAME

@@ -17,7 +17,7 @@ import structlog
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Tokenizer
+from picospec.gateway.tokenizer import Tokenizer
 from picospec.verifier.target import Target
 
 State = Literal["loading", "ready", "draining", "failed", "stopping"]

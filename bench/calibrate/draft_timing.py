@@ -15,7 +15,7 @@ from picospec.speculation.protocol.messages import Sampling, TokenId
 from picospec.speculation.sampling.draft_token import DraftSampler
 
 READ: Final = (1, 2, 4, 8, 16)
-"""Tokens read in a step: one in a chain, more where the target went ahead of it."""
+"""A step reads so many tokens: one in a chain, more where the target went ahead of it."""
 
 REPEATS: Final = 8
 _GREEDY: Final = coupled.sampler(Sampling(temperature=0.0), seed=0, prompt_tokens=0)

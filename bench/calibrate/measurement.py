@@ -37,7 +37,7 @@ from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.messages import Commit, TokenId
 
 TIMED: Final = 2
-"""Prompts whose passes are timed; the first tokens of all prompts are."""
+"""Passes of so many prompts are timed; of all prompts the first token is."""
 
 STACK_DRAFTS: Final = 4
 DISTURBED_PASSES: Final = 12
@@ -48,7 +48,7 @@ class Measurement:
     plan: ServicesPlan
     prompts: Sequence[Prompt]
     tokens: int
-    """Length of an answer that is timed."""
+    """An answer that is timed has so many tokens."""
 
     console: Console
 

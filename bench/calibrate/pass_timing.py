@@ -41,14 +41,14 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 DRAFTS: Final = (1, 2, 4, 8, 16, 32)
 WARM_UP: Final = 2
-"""First Commits that are not counted: the prompt's, and one that may lack draft tokens."""
+"""So many first Commits do not count: the prompt's, and one that may lack draft tokens."""
 
 MAX_PASSES: Final = 12
 MIN_PASSES: Final = 3
 """Row counts with fewer passes are left out: they came about by chance."""
 
 POST_EVERY_S: Final = 0.02
-"""Time between two of the messages that disturb a pass."""
+"""Messages that disturb a pass follow one another in this time."""
 
 
 class TimingError(Exception):

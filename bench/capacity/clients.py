@@ -36,7 +36,7 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 
 TIMEOUT_S: Final = 600.0
-"""Limit of the time without a byte of a plain answer."""
+"""A plain answer fails when no byte of it has come for so long."""
 
 
 class Client(Protocol):
@@ -110,7 +110,7 @@ class ScriptedEdge:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedDrafter:
-    """A Drafter that is never full. sources: by their prompts. step_s: time of a step, by the
+    """This Drafter is never full. sources: by their prompts. step_s: time of a step, by the
     tokens it reads. vocabulary: number of the target's tokens."""
 
     sources: Mapping[tuple[TokenId, ...], Source]

@@ -27,21 +27,21 @@ class Answered:
     tokens: int
     passes: int
     scripted: int
-    """Tokens at the answer's beginning that are the trace's. Drafts after them are wrong."""
+    """So many tokens at the answer's beginning are the trace's; drafts after them are wrong."""
 
 
 class Figures(msgspec.Struct, frozen=True):
     tokens_per_s: float
-    """Of all clients together, from the first request to the end of the last answer."""
+    """All clients together have this rate, from the first request to the last answer's end."""
 
     slowest_tokens_per_s: float
-    """Of the client that had the fewest, over all its answers."""
+    """The client with the lowest rate over all its answers has this one."""
 
     passes_per_token: float
     gap_ms_p50: float
     gap_ms_p95: float
     scripted_share: float
-    """Share of the tokens that are the trace's."""
+    """This share of the tokens is the trace's."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -52,11 +52,11 @@ class Row(msgspec.Struct, frozen=True):
     measured: Figures
     predicted: Figures | None
     pass_rows: float
-    """Rows of a pass, those of all its sessions together, on average."""
+    """A pass has so many rows on average, those of all its sessions together."""
 
     pass_ms: float
     busy_share: float
-    """Share of one core that clients and link took. Near 1 it is they that are measured."""
+    """Clients and link took this share of one core. Near 1 it is they that are measured."""
 
 
 class Capacity(msgspec.Struct, frozen=True):

@@ -29,10 +29,10 @@ from picospec.speculation.protocol.messages import Limits, ModelFacts
 
 ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
 PLAIN: Final = ("cloud",)
-"""The arms of a server that may have no sessions, such as vLLM's own."""
+"""These arms can be asked of a server without sessions, such as vLLM's own."""
 
 PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")
-"""The verifier's metrics of its passes: how many, their rows and their time."""
+"""These metrics of the verifier say how many passes there were, their rows and their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,11 @@ class Load:
     sources: Sequence[Source]
     rtt_ms: float
     step_s: float
-    """Time of a draft step that reads one token; DEVICE_TWICE_AT tokens take twice as long."""
+    """A draft step that reads one token takes so long; DEVICE_TWICE_AT tokens take twice
+    that."""
 
     hosts: Hosts | None
-    """How fast the verifier is, to predict what it does; None: nothing is predicted."""
+    """The prediction takes the verifier to be this fast; with None nothing is predicted."""
 
     @property
     def device_s(self) -> Curve:

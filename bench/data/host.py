@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 BUSY_LOAD = 0.5
-"""One-minute load before the run above which a host counts as busy: its figures mean little."""
+"""A host with a higher one-minute load before the run counts as busy: its figures mean
+little."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -21,7 +22,7 @@ class Host(msgspec.Struct, frozen=True):
     system: str
     python: str
     load_before: float
-    """One-minute load average, before anything was started."""
+    """The one-minute load average was this before anything was started."""
 
     @property
     def busy(self) -> bool:

@@ -21,7 +21,7 @@ class Prompt(msgspec.Struct, frozen=True):
     prompt: str
     source: str = ""
     prediction: str = ""
-    """What the answer is expected to be; an OpenAI client would send it as `prediction`."""
+    """The answer is expected to be this; an OpenAI client would send it as `prediction`."""
 
 
 def sampling(temperature: float) -> Sampling:

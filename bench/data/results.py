@@ -19,20 +19,21 @@ from picospec.bench.data.statistics import geometric_mean
 Settings = dict[str, str | int | float | list[str]]
 
 Key = tuple[str, float, int]
-"""Identifies a question: prompt, temperature and repeat, the same for every arm and link."""
+"""A question has the same prompt, temperature and repeat for every arm and link."""
 
 SUMMED: Final = (
     "tokens", "seconds", "drafted", "accepted", "target_passes", "bytes_up", "bytes_down",
     "edge_cpu_s",
 )  # fmt: skip
-"""Fields of a cell that are the sums of its answers'."""
+"""These fields of a cell are sums of its answers'."""
 
 
 RESOLUTION_S: Final = 1e-5
-"""Times are kept to this: a shorter time between two of them may be rounding alone."""
+"""Times are kept to this; where two differ by less, rounding may be the reason."""
 
 WAITS_PASSES: Final = 1.5
-"""Passes of the target alone. In a longer gap between two arrivals a reader waits."""
+"""A reader waits in a gap between two arrivals that is longer than so many passes of the target
+alone."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ class Answer(msgspec.Struct, frozen=True):
     text: str
     tokens: int
     first_share: float
-    """Share of the text's characters that arrived first, in one piece; 0 without text."""
+    """The first piece has this share of the text's characters; 0 without text."""
 
     seconds: float
     ttft_ms: float
@@ -62,10 +63,10 @@ class Answer(msgspec.Struct, frozen=True):
     link_bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
-    """Core time that other virtual machines took meanwhile, see bench.data.host.stolen_s."""
+    """Other virtual machines took this core time meanwhile, see bench.data.host.stolen_s."""
 
     draft_model_tokens: int = 0
-    """Tokens that the draft model generated, judged or not; 0 in older files."""
+    """The draft model generated so many tokens, judged or not; 0 in older files."""
 
     @property
     def later(self) -> tuple[float, float]:
@@ -101,30 +102,31 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     prompts: int
     tokens: int
     seconds: float
-    """Sum of the whole answers' times, from request to end."""
+    """The whole answers took so long together, from request to end."""
 
     tokens_per_s: float
-    """Rate after the first text has arrived."""
+    """This is the rate after the first text has arrived."""
 
     speedup_vs_cloud: float
-    """Geometric mean over prompts and repeats of the ratio of tokens/s."""
+    """This is the geometric mean, over prompts and repeats, of the ratio of tokens/s."""
 
     ttft_ms_p50: float
     gap_ms_p50: float
-    """Gap between two arrivals of text: what comes in one piece has no gap inside."""
+    """Half of the gaps between two arrivals of text are shorter. Text that comes in one piece
+    has no gap inside."""
 
     gap_ms_p99: float
     waiting: float = 0.0
-    """Share of the time after the first text in which a reader waits, see `waiting`; 0 in older
+    """A reader waits in this share of the time after the first text, see `waiting`; 0 in older
     files."""
 
     drafted: int
-    """Draft tokens that the target judged."""
+    """The target judged so many draft tokens."""
 
     accepted: int
     target_passes: int
     bytes_up: int
-    """Bytes of the protocol's frames; 0 where there is no edge."""
+    """Frames of the protocol had so many bytes; 0 where there is no edge."""
 
     bytes_down: int
     edge_cpu_s: float
@@ -139,7 +141,8 @@ class Row(Cell, frozen=True, kw_only=True):
     """One measured cell."""
 
     identical_to_cloud: bool
-    """Whether every text is what `cloud` answered to the same prompt with the same seed."""
+    """It is true if every text is what `cloud` answered to the same prompt with the same
+    seed."""
 
 
 class Timed(Protocol):

@@ -14,25 +14,27 @@ class Speeds(msgspec.Struct, frozen=True):
     commit: str
     models: dict[str, str]
     pass_s: dict[int, float]
-    """Time from the start of a pass to that of the next, by rows, with draft tokens waiting."""
+    """With draft tokens waiting, a pass begins so long after the one before, by its rows."""
 
     drafting_s: dict[int, float]
     """The same while the draft model works: on one machine both ends share the memory."""
 
     draft_s: dict[int, float]
-    """Time of a draft model's step while the target works, by the tokens it reads."""
+    """While the target works, a step of the draft model takes so long, by the tokens it
+    reads."""
 
     alone_s: dict[int, float]
     """The same while the target is idle."""
 
     first_s: float
-    """Time from request to first token, for a prompt asked before, less its tokens' share."""
+    """The first token of a prompt that was asked before comes after this time and its tokens'
+    share."""
 
     prefill_s: float
-    """What each token of such a prompt adds."""
+    """Each token of such a prompt adds so much."""
 
     stack_s: float
-    """What software adds to a round trip: from a Commit to a pass over the answer to it."""
+    """Software adds so much to a round trip: from a Commit to a pass over the answer to it."""
 
     message_s: float
-    """What each message received adds to the pass that runs."""
+    """Each message that is received adds so much to the pass that runs."""

@@ -33,14 +33,15 @@ from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import TokenId
 
 ENGINE_S: Final = 900.0
-"""Limit of the time in which one engine starts and is measured."""
+"""One engine must start and be measured within this time."""
 
 RTT_MS: Final = 20.0
 STEP_S: Final = 0.024
-"""Round trip of the scripted edges, and the time of a step of their draft model."""
+"""The scripted edges have this round trip, and their draft model takes as long for a step."""
 
 MIN_RATIO: Final = 0.9
-"""Least tokens/s of requests without sessions, with the plugin over without it."""
+"""Requests without sessions must have this share of the tokens/s that they have without the
+plugin."""
 
 MAX_BUSY: Final = 0.9
 HEADLINE: Final = (
@@ -62,10 +63,10 @@ class Engines:
     tokens: int
     sessions: Sequence[int]
     head: str = ""
-    """vLLM's `speculative_config` of a head, as JSON; "": none."""
+    """vLLM's `speculative_config` of a head, as JSON; "" means that there is none."""
 
     texts: list[Answer] = field(default_factory=list)
-    """Stock vLLM's greedy answers to the prompts."""
+    """Stock vLLM answered the prompts so, at temperature 0."""
 
     sources: list[Source] = field(default_factory=list)
     measured: dict[tuple[int, str], Row] = field(default_factory=dict)

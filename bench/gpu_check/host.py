@@ -12,7 +12,7 @@ from picospec.bench.gpu_check.parts import fenced
 
 SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
 LAST_LINES: Final = 20
-"""Lines of a failed command's errors that the report quotes."""
+"""The report quotes so many lines of a failed command's errors."""
 
 
 async def host(device: str) -> tuple[bool, str]:

@@ -27,15 +27,15 @@ from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, Serv
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 LINK: Final = Conditions(rtt_ms=20.0)
-"""The link between user and GPU host where speeds are compared."""
+"""Speeds are compared over this link between user and GPU host."""
 
 CLIENTS: Final = (1, 8)
-"""The two loads: answers at once."""
+"""Speeds are compared with so many answers at once, one load after the other."""
 
 TURNS: Final = 2
 MIN_RATIO: Final = 0.9
-"""Least tokens/s of `picospec` over those of `cloud`. The product is not to be slower, and
-a dozen answers at a load differ by some percent from one time to the next."""
+"""`picospec` must have this share of the tokens/s of `cloud`. The product is not to be slower,
+and a dozen answers at a load differ by some percent from one time to the next."""
 
 PARTS: Final = {
     "start-up": READY_WITHIN_S + 30.0,
@@ -43,7 +43,7 @@ PARTS: Final = {
     "cloud against picospec": 300.0,
     "sessions": ENGINE_S,
 }
-"""The limits of the parts, in seconds."""
+"""Each part fails after so many seconds."""
 
 HEAD: Final = ("clients", "arm", "tokens/s in all", "first text, p50 ms")
 
@@ -55,10 +55,10 @@ class Serving:
     plan: ServicesPlan
     prompts: Sequence[Prompt]
     tokens: int
-    """Limit of an answer's length."""
+    """No answer is longer."""
 
     engines: Engines
-    """What was measured of other engines, to which this one's loads are added."""
+    """It keeps what was measured of other engines, and gets this one's loads."""
 
     async def check(self, check: Check) -> None:
         """Start the services once, and run all parts on them."""

@@ -32,7 +32,7 @@ from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 LIKELIEST = 20
-"""Tokens at each position whose log-probabilities explain a difference."""
+"""A difference is explained by the log-probabilities of so many tokens at each position."""
 
 
 def main(

@@ -12,13 +12,13 @@ import numpy as np
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.identity.ties import Noise, Parting, TokenScores
 from picospec.bench.run.client import Client, Question, Reply
-from picospec.gateway.ports import NONE
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.gateway.tokenizer import NONE
+from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.sampling.noise import gumbel, place
 
 SEED: Final = 7
 TIMEOUT_S: Final = 1800.0
-"""Limit of the time without an answer: many at once take a slow target long."""
+"""An answer fails after this time without a byte: many at once take a slow target long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Answer:
     temperature: float
     reply: Reply
     identical: bool | None = None
-    """Whether it is the plain engine's answer; None on the plain engine's own."""
+    """It is true if this is the plain engine's answer; None on the plain engine's own."""
 
     parting: Parting | None = None
 

@@ -22,14 +22,14 @@ EDGES = {
     "none": EdgePlan(drafter="none"),
     "separate": EdgePlan(judge="separate"),
 }
-"""The edges that can be asked for. With `late` the target never waits for draft tokens. With
-`bad` it waits for useless ones and judges them, where with `noise` it soon judges none."""
+"""These edges can be asked for. With `late` the target never waits for draft tokens. With `bad`
+it waits for useless ones and judges them, where with `noise` it soon judges none."""
 
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
-"""Ask(url, arm, prompt, temperature)."""
+"""It is called with url, arm, prompt and temperature, and asks for one answer."""
 
 Explain = Callable[[Answer, Answer], Parting | None]
-"""Explain(plain, edge): where two answers part."""
+"""It is called with the plain answer and an edge's, and says where they part."""
 
 
 async def compare(

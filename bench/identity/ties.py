@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RESOLUTION = 2.0**-10
-"""Unit in which log-probabilities are compared: coarser than their own rounding."""
+"""Log-probabilities are compared in this unit, which is coarser than their own rounding."""
 
 Noise = Callable[[int, bytes], float]
-"""Noise(position, piece): what sampling adds to a log-probability; 0 at temperature 0."""
+"""It is called with a position and a piece, and returns what sampling adds to the
+log-probability; 0 at temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class TokenScores:
     piece: bytes
     logprob: float
     likeliest: tuple[tuple[bytes, float], ...] = ()
-    """Pieces and log-probabilities, likeliest first. A special token's piece is empty."""
+    """These are pieces and log-probabilities, likeliest first. A special token's piece is
+    empty."""
 
     def of(self, piece: bytes) -> float | None:
         """Return a token's log-probability at this position, if it is known."""
@@ -51,8 +53,8 @@ class Parting:
     plain: str
     edge: str
     plain_gap: float | None
-    """By how much the plain engine's score of its own token exceeded its score of the edge's;
-    None if that is not among the likeliest."""
+    """The plain engine scored its own token by so much above the edge's; None if the edge's is
+    not among the likeliest."""
 
     edge_gap: float | None
     """The same the other way round, by the log-probabilities that the edge returned."""

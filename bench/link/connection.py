@@ -19,7 +19,7 @@ from typing import cast
 from picospec.bench.link.path import SEGMENT_BYTES, Path
 
 TICK_S = 0.001
-"""Resolution of the event loop's timers. A lane wakes half of it early and sends what is due
+"""The event loop's timers are no finer. A lane wakes half of it early and sends what is due
 half of it later, so that the error is symmetric and neighbours share a wake-up."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

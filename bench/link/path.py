@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from random import Random
 
 SEGMENT_BYTES = 1448
-"""TCP payload of an Ethernet frame with timestamps: what one loss delays."""
+"""An Ethernet frame with timestamps carries so many bytes of TCP: one loss delays as many."""
 
 MIN_RETRANSMIT_S = 0.2
-"""The floor of Linux's retransmission timeout."""
+"""Linux's retransmission timeout is at least this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Conditions:
     """A round trip takes rtt_ms +- jitter_ms; each direction draws half of the variation."""
 
     rate_mbit: float | None = None
-    """Megabits per second in each direction; None is an unlimited rate."""
+    """Each direction carries so many megabits per second; None means an unlimited rate."""
 
     loss: float = 0.0
-    """Probability that a segment is lost and sent again."""
+    """A segment is lost and sent again with this probability."""
 
     def __post_init__(self) -> None:
         if self.rtt_ms < 0:

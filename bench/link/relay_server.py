@@ -20,7 +20,7 @@ from picospec.bench.link.path import Conditions, Path
 HOST = "127.0.0.1"
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
-"""Limit per connection and direction: 100 Mbit/s over an RTT of 300 ms fill less."""
+"""A direction of a connection holds no more: 100 Mbit/s over an RTT of 300 ms fill less."""
 
 
 class Connection:
@@ -105,7 +105,8 @@ class Link:
         self.max_in_flight_bytes = max_in_flight_bytes
         self.connections: set[Connection] = set()
         self._ends: WeakSet[End] = WeakSet()
-        """The clients' sockets, also of connections that are over but not read to the end."""
+        """It has the clients' sockets, also of connections that are over but not read to the
+        end."""
 
         self._connecting: set[asyncio.Task[None]] = set()
         self._tasks = asyncio.TaskGroup()

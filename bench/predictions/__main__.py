@@ -35,10 +35,11 @@ RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")
 
 SHARES: Final = (0.6, 0.8, 1.5)
-"""Rates to be sustained, relative to the target's rate with one client alone."""
+"""Clients are counted who can have these rates, relative to the target's with one client
+alone."""
 
 Cells = Mapping[tuple[str, float], Sequence[SimulatedRow]]
-"""The rows of each operating point and temperature."""
+"""Each operating point and temperature has its rows here."""
 
 
 def single(over: Sequence[Group], point: str) -> list[SimulatedRow]:

@@ -18,7 +18,8 @@ from picospec.bench.simulator.table import SimulatedRow, speedups
 DPI = 90
 
 Panels = Mapping[tuple[str, str], Mapping[str, Mapping[float, float]]]
-"""By row and column of the figure: what each arm has at each place of the horizontal axis."""
+"""By row and column of the figure it says what each arm has at each place of the horizontal
+axis."""
 
 
 def draw(

@@ -8,10 +8,10 @@ from typing import Final
 from picospec.bench.data.results import Answer, Key, link_name
 
 REFERENCE: Final = "edge-only"
-"""The arm whose texts are not compared, because they are another model's."""
+"""This arm's texts are not compared, because they are another model's."""
 
 SHOWN: Final = 24
-"""Characters shown from where two texts part."""
+"""From where two texts part, so many characters are shown."""
 
 HEAD: Final = (
     "arm", "link", "prompt", "repeat", "at character", "cloud goes on", "the arm goes on"

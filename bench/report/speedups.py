@@ -8,13 +8,14 @@ from picospec.bench.data.results import Answer, Key, Results, references
 from picospec.bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
-"""Kinds of arms that have a round length."""
+"""These kinds of arms have a round length."""
 
 RIVALS = ("cloud-ngram", "cloud-suffix", "cloud-draft")
-"""Kinds of arms that are vLLM's own speculation, with the number of tokens that it drafts."""
+"""These kinds of arms are vLLM's own speculation; their number is that of the tokens it
+drafts."""
 
 Link = tuple[float, float | None]
-"""rtt_ms and rate_mbit."""
+"""A link is named by its rtt_ms and its rate_mbit."""
 
 
 class Comparison:

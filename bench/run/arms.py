@@ -10,16 +10,16 @@ from typing import Final, Literal
 from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
 from picospec.bench.run.services import LINKED, EdgePlan
-from picospec.gateway.ports import NONE
+from picospec.gateway.tokenizer import NONE
 
 GAMMA: Final = 4
-"""Tokens a round of an arm whose name does not say: the paper's."""
+"""A round has so many tokens where the arm's name does not say; this is the paper's number."""
 
 WATCHED: Final = MappingProxyType({"include_speculation": True})
-"""What the page asks for, to show how the text comes about."""
+"""The page asks for this too, to show how the text comes about."""
 
 STEADY: Final = MappingProxyType({"steady": True})
-"""What the page asks for too, so that its text does not come in bursts."""
+"""The page asks for this too, so that its text does not come in bursts."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
@@ -29,20 +29,20 @@ Predicts = Literal["", "own", "other"]
 class Arm:
     name: str
     place: Place
-    """cloud: the verifier's own API is asked through the link. far: the edge is on the user's
-    side of the link. near: the edge is on the verifier's side. alone: the draft model is asked
+    """At `cloud` the verifier's own API is asked through the link; at `far` the edge is on the
+    user's side of the link, at `near` on the verifier's; at `alone` the draft model is asked
     without a link."""
 
     edge: EdgePlan | None = None
     predicts: Predicts = ""
-    """Which text the request predicts, if the prompts have predictions: this prompt's own, or
-    that of another prompt of its family."""
+    """Where prompts have predictions, the request predicts this prompt's own, or that of
+    another prompt of its family."""
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """bench.run.client.Question.stream_options."""
+    """See bench.run.client.Question.stream_options."""
 
     rival: Rival | None = None
-    """What answers in place of this product's verifier; None: nothing does."""
+    """It answers in place of this product's verifier; with None the verifier does."""
 
     @property
     def engine(self) -> str:
@@ -71,7 +71,7 @@ _FIXED: Final = {
 }
 _ROUNDS: Final = ("sync", "paper", "colocated")
 _OTHER_DRAFT: Final = "picospec@"
-"""Begins the name of an arm that ends with a draft model: the product with that one."""
+"""An arm whose name begins so ends with a draft model: it is the product with that one."""
 
 NAMES: Final = (
     *_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS),

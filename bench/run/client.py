@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from picospec.bench.data.prompts import sampling
-from picospec.gateway.ports import NONE
+from picospec.gateway.tokenizer import NONE
 
 
 class AnswerError(Exception):
@@ -25,16 +25,17 @@ class Question:
     temperature: float
     seed: int
     tokens: int
-    """Limit of the answer's length."""
+    """The answer is no longer."""
 
     likeliest: int | None = None
-    """Tokens at each position whose log-probabilities are asked for; None: none."""
+    """The log-probabilities of so many tokens at each position are asked for; None asks for
+    none."""
 
     settings: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """More fields of the request."""
+    """The request has these fields too."""
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """What its `stream_options` have beyond `include_usage`."""
+    """Its `stream_options` have these beside `include_usage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +45,26 @@ class Reply:
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Arrivals of the pieces that hold text; a piece is what one target pass committed, or one
+    """Pieces that hold text arrived then; a piece is what one target pass committed, or one
     token of a steady stream."""
 
     first_share: float
-    """Share of the text's characters in the first piece; 0 without text."""
+    """The first piece has this share of the text's characters; 0 without text."""
 
     seconds: float
-    """Arrival of the finish reason, which ends the answer."""
+    """The finish reason, which ends the answer, arrived then."""
 
     drafted: int = 0
-    """Draft tokens that the target judged."""
+    """The target judged so many draft tokens."""
 
     accepted: int = 0
     target_passes: int = 0
-    """Where the service does not say it: one for each token that was no draft token."""
+    """Where the service does not say it, each token that was no draft token counts as one
+    pass."""
 
     prompt_tokens: int = 0
     logprobs: Sequence[dict[str, Any]] = ()
-    """What the API says of each token; empty unless log-probabilities were asked for."""
+    """The API said this of each token; it is empty unless log-probabilities were asked for."""
 
     @property
     def gaps_s(self) -> list[float]:

@@ -25,7 +25,8 @@ from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
 
 EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "4096"}
-"""Settings of every edge: each serves one answer at a time, and many share the memory."""
+"""Every edge has these settings: each serves one answer at a time, and many share the
+memory."""
 
 
 def run(

@@ -21,18 +21,18 @@ from picospec.edge_agent.draft_model.loading import find
 from picospec.models.store import open_store
 
 SETTLING_CHECKS = 24
-"""Health checks after a change of the link. Each is a sample of the edge's smoothed round trip
-(weight 1/8), so that 4 % of the old round trip is left."""
+"""An edge makes so many health checks after a change of the link. Each is a sample of its
+smoothed round trip (weight 1/8), so that 4 % of the old round trip is left."""
 
 SETTLING_S = 30.0
-"""Limit of the time for these checks."""
+"""These checks may take so long."""
 
 MAX_WARM_UPS = 24
-"""Limit of the requests by which one prompt is read. Each lets the draft model read another
-chunk of it (edge_agent.draft_model.llama_drafter)."""
+"""One prompt is read by so many requests at most. Each lets the draft model read another chunk
+of it (edge_agent.draft_model.llama_drafter)."""
 
 ANSWER_TIMEOUT_S = 600.0
-"""Limit of the time without a byte of an answer."""
+"""An answer fails when no byte of it has come for so long."""
 
 _BYTES = 'picospec:edge_link_bytes_total{direction="%s"}'
 _DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
@@ -43,15 +43,15 @@ class Costs:
     """Counters of one arm, or what one answer added to them."""
 
     bytes_up: float = 0.0
-    """Bytes of the protocol's frames, without HTTP; 0 where there is no edge."""
+    """Frames of the protocol had so many bytes, without HTTP; 0 where there is no edge."""
 
     bytes_down: float = 0.0
     link_bytes_up: float = 0.0
-    """Bytes that TCP carried over the link, HTTP included."""
+    """TCP carried so many bytes over the link, HTTP included."""
 
     link_bytes_down: float = 0.0
     draft_model_tokens: float = 0.0
-    """Tokens that the draft model generated, judged or not."""
+    """The draft model generated so many tokens, judged or not."""
 
     edge_cpu_s: float = 0.0
     stolen_s: float = 0.0
@@ -69,7 +69,7 @@ class LiveArm:
     link: Link | None
     edge: httpx.AsyncClient | None
     group: int | None
-    """The process group whose processor time counts as the edge's."""
+    """The processor time of this process group counts as the edge's."""
 
     async def ask(self, question: Question) -> tuple[Reply, Costs]:
         """Have both ends read the prompt; then measure."""

@@ -31,10 +31,10 @@ class Plan:
     tokens: int = 64
     repeats: int = 1
     seed: int = 7
-    """Seed of the first repeat; each later repeat has the next."""
+    """The first repeat has this seed; each later repeat has the next."""
 
     questions_per_engine: int = 3
-    """Questions that the arms of one engine answer before the next engine is started."""
+    """The arms of one engine answer so many questions before the next engine is started."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,18 +19,18 @@ DRAFT: Final = "cloud-draft"
 HEAD: Final = "cloud-head"
 
 TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
-"""Tokens that vLLM drafts at most for a pass, where the arm's name does not say."""
+"""vLLM drafts so many tokens at most for a pass, where the arm's name does not say."""
 
 _LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
-"""Tokens of an n-gram that must have occurred before."""
+"""An n-gram that must have occurred before has so many tokens."""
 
 _SUFFIX: Final = {
     "suffix_decoding_max_spec_factor": 4.0,
     "suffix_decoding_min_token_prob": 0.3,
     "suffix_decoding_max_cached_requests": 0,
 }
-"""Draft tokens for each token that matches; how often a draft token must have followed so far;
-and no answers of before, because the bench asks the same questions again."""
+"""vLLM drafts so many tokens for each that matches, where a draft token followed at least so
+often; it keeps no answers of before, because the bench asks the same questions again."""
 
 _PACKAGE: Final = "arctic-inference==0.1.1"
 _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arctic_inference'))"
@@ -42,10 +42,10 @@ class Rival:
 
     kind: str
     tokens: int = 0
-    """0: the arm is vLLM without speculation, the control."""
+    """With 0 the arm is vLLM without speculation, the control."""
 
     config: str = ""
-    """vLLM's `speculative_config` as JSON, where that is given whole."""
+    """This is vLLM's `speculative_config` as JSON, where it is given whole."""
 
     @staticmethod
     def parse(text: str) -> Rival | None:

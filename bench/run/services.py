@@ -26,13 +26,13 @@ from picospec.gateway.hosting.readiness import until_ready
 from picospec.gateway.hosting.settings_sources import as_environment
 
 LINKED = Conditions()
-"""The conditions of a link until a turn sets them."""
+"""A link has these conditions until a turn sets others."""
 
 PORTS = range(10_000, 32_000)
 """Ports below those that kernels choose from: Linux from 32,768, others from 49,152."""
 
 READY_WITHIN_S = 300.0
-"""Limit of the time until all services are ready."""
+"""All services must be ready within this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,17 @@ class EdgePlan:
     verifier_drafts: bool = True
     past_answers_tokens: int = 0
     link: Conditions | None = None
-    """The emulated link to the verifier, whose conditions can be changed; None: no link."""
+    """The way to the verifier is an emulated link whose conditions can be changed; None means
+    that there is no link."""
 
     colocated: bool = False
-    """Whether the edge runs on the verifier's cores."""
+    """It says whether the edge runs on the verifier's cores."""
 
     rounds: str = ""
-    """What bench.run.rounds runs in place of the product, such as "sync:4" or "useless"."""
+    """bench.run.rounds runs this in place of the product, such as "sync:4" or "useless"."""
 
     draft_model: str = ""
-    """Its draft model, if that is not the one of all edges."""
+    """This edge drafts with it; "" means the draft model of all edges."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -80,7 +81,7 @@ class ServicesPlan:
     target: str = "llama"
     verifier_arguments: Sequence[str] = ()
     verifier_python: str = sys.executable
-    """The Python that runs the verifier: vLLM has a virtual environment of its own."""
+    """The verifier runs with this Python: vLLM has a virtual environment of its own."""
 
     verifier_cores: frozenset[int] = field(default_factory=lambda: pins().verifier)
     edge_cores: frozenset[int] = field(default_factory=lambda: pins().edge)
@@ -89,10 +90,10 @@ class ServicesPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     rival: Rival | None = None
-    """What is started in place of the verifier; None: the verifier is."""
+    """It is started in place of the verifier; with None the verifier is."""
 
     cloud_draft_model: str = ""
-    """The draft model of a rival that has one, as vLLM reads it."""
+    """A rival that has a draft model has this one, as vLLM reads it."""
 
     @property
     def models(self) -> dict[str, str]:
@@ -149,7 +150,7 @@ class Services(Started):
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
         self.pids: dict[str, int] = {}
-        """Process groups: "verifier", and each edge by its name."""
+        """It has the process group of the "verifier", and of each edge by its name."""
 
     async def _start(self) -> None:
         relays = await self.enter_async_context(asyncio.TaskGroup())

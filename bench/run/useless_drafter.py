@@ -20,7 +20,7 @@ from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistri
 from picospec.speculation.sampling.draft_token import DraftToken
 
 STEP_S: Final = 0.02
-"""Duration of a step: about what a draft model of 0.5 billion weights takes on one core."""
+"""A step takes so long: about what a draft model of 0.5 billion weights takes on one core."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class UselessDrafter:
     vocabulary_size: int
     chance: np.random.Generator
     separate: bool
-    """Whether each token needs its distribution."""
+    """It says whether each token needs its distribution."""
 
     context_tokens: int = 1 << 30
     stuck: bool = False

@@ -33,13 +33,14 @@ MAX_WIDTH: Final = 0.06
 """The 95 % interval must begin at MIN_RATIO or above; a wider one needs more prompts."""
 
 BENCH_OPTIONS: Final = ("--arms", "cloud,picospec", "--rtt", "10,100", "--repeats", "1")
-"""Options of `bench run` that hold unless the command line says otherwise."""
+"""`bench run` has these options unless the command line says otherwise."""
 
 Turn = tuple[str, Path]
-"""Whose turn it is, "old" or "new", and the file of the prompts that it runs on."""
+"""It says whose turn it is, "old" or "new", and names the file of the prompts that it runs
+on."""
 
 Key = tuple[str, str, float, float, int]
-"""Arm, prompt, round trip in ms, temperature, repeat."""
+"""An answer is found by arm, prompt, round trip in ms, temperature and repeat."""
 
 
 class Measured(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from picospec.speculation.protocol.messages import Draft, Pushed
 from picospec.speculation.sampling.draft_token import DraftToken
 
 ROUNDING: Final = 1e-9
-"""Share of a step by which a step may end late and count: sums of times are not exact."""
+"""A step may end late by this share of a step and count: sums of times are not exact."""
 
 
 def branches_by_depth(branches: int, gamma: int, acceptance: float) -> list[int]:
@@ -64,7 +64,7 @@ class CachingEdge(Edge):
         self._round_start, self._sent_s = 0, 0.0
         self._epoch = 0
         self._cached_end = 0
-        """The position up to which draft tokens are in the cache."""
+        """Draft tokens up to this position are in the cache."""
 
         self._first_epoch = 0
         """Steps of an earlier epoch were ended by a hit."""

@@ -22,7 +22,7 @@ from picospec.bench.simulator.world import World
 from picospec.bench.traces.files import Trace
 
 WITHIN: Final = 0.10
-"""Largest relative difference at which a prediction counts as in agreement."""
+"""A prediction counts as in agreement up to this relative difference."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,28 +21,29 @@ class Arm:
     name: str = "cloud"
     fill: Fill = "always"
     policy: DraftPolicy | None = None
-    """None: nothing is drafted."""
+    """With None nothing is drafted."""
 
     own_drafts: bool = False
-    """Whether the verifier proposes draft tokens too."""
+    """It says whether the verifier proposes draft tokens too."""
 
     lookup: bool = False
-    """Whether tokens are also proposed by prompt lookup."""
+    """It says whether tokens are also proposed by prompt lookup."""
 
     gamma: int = 0
-    """Draft tokens in a round; 0 where there are no rounds."""
+    """A round has so many draft tokens; 0 where there are no rounds."""
 
     branches: int = 0
-    """Branches drafted besides the chain while a round is away, see bench.simulator.acespec."""
+    """So many branches are drafted beside the chain while a round is away, see
+    bench.simulator.acespec."""
 
     colocated: bool = False
-    """Whether the draft model runs on the target's host."""
+    """It says whether the draft model runs on the target's host."""
 
     waits: bool = False
-    """Whether the target rests while the draft model works."""
+    """It says whether the target rests while the draft model works."""
 
     steady: bool = False
-    """Whether the answer reaches the user as a steady stream."""
+    """It says whether the answer reaches the user as a steady stream."""
 
 
 def sync(gamma: int) -> Arm:

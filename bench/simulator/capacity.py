@@ -20,17 +20,17 @@ from picospec.bench.simulator.world import World, simulate
 CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
 RTT_MS: Final = 20.0
 ANSWERS: Final = 3
-"""Answers that each client asks for at least: one of every family."""
+"""Each client asks for at least so many answers: one of every family."""
 
 ROWS: Final = 1024
-"""Limit of a pass, as serving engines limit the tokens of a step."""
+"""A pass has no more rows, as serving engines limit the tokens of a step."""
 
 SHARED: Final[Mapping[str, Sequence[Arm]]] = {
     "cloud": [Arm()],
     "picospec": [picospec()],
     "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
 }
-"""Arms whose verifier is shared, each tried at the round lengths given."""
+"""The verifier of these arms is shared; each is tried at the round lengths given."""
 
 
 class Crowd(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Crowd(msgspec.Struct, frozen=True):
     arm: str
     clients: int
     tokens_per_s: float
-    """The rate of one client."""
+    """One client has this rate."""
 
     gamma: int | None
 

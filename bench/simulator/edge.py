@@ -23,7 +23,7 @@ class Answer:
     source: Source
     asked_s: float
     arrivals: list[tuple[float, int]] = field(default_factory=list)
-    """When tokens came (seconds from asking), and how many."""
+    """It says when tokens came (seconds from asking), and how many."""
 
     drafted: int = 0
     edge_cpu_s: float = 0.0

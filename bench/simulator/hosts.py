@@ -12,41 +12,44 @@ from picospec.bench.data.speeds import Speeds
 from picospec.bench.simulator.clock import Curve
 
 DEVICE_TWICE_AT: Final = 16
-"""Tokens that a step of the user's device reads in twice the time of one: an assumption."""
+"""A step of the user's device reads so many tokens in twice the time of one; this is an
+assumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
     pass_s: Curve
-    """Time of a target pass, by the rows of all its sessions together."""
+    """A target pass takes so long, by the rows of all its sessions together."""
 
     draft_s: Curve
-    """Time of a draft step while the target works, by the tokens it reads: one, or more after
-    the target went ahead of the draft model."""
+    """A draft step takes so long while the target works, by the tokens it reads: one, or more
+    after the target went ahead of the draft model."""
 
     drafting_s: Curve | None = None
-    """Time of a target pass while the draft model works all the time, where both share a
-    memory, by rows; None: as `pass_s`."""
+    """A target pass takes so long, by its rows, while the draft model works all the time and
+    both share a memory; None means `pass_s`."""
 
     alone_s: Curve | None = None
-    """Time of a draft step while the target is idle, where both share a memory; None: as
+    """A draft step takes so long while the target is idle and both share a memory; None means
     `draft_s`."""
 
     prefill_s: float = 0.0
-    """The target's time for a token of the prompt."""
+    """The target takes so long for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
     colocated_s: Curve | None = None
-    """Time of a draft step on the target's host, by sessions; None: as on the device."""
+    """A draft step on the target's host takes so long, by sessions; None means as long as on
+    the device."""
 
     first_s: float = 0.0
-    """Time of a session's first pass, besides its prompt's tokens."""
+    """A session's first pass takes so much longer, besides its prompt's tokens."""
 
     stack_s: float = 0.0
-    """What software adds to every round trip."""
+    """Software adds so much to every round trip."""
 
     message_s: float = 0.0
-    """What each message received adds to the pass that runs, where both share a core."""
+    """Each message that is received adds so much to the pass that runs, where both share a
+    core."""
 
     def lost_s(self, rows: int, drafting_s: float) -> float:
         """Return by how much a draft model that works so long prolongs a pass."""
@@ -86,15 +89,15 @@ def gpu(
 
 
 TWICE_AT: Final = 256
-"""Rows of a pass that takes twice as long as one over a single row."""
+"""A pass over so many rows takes twice as long as one over a single row."""
 
 POINTS: Final[Mapping[str, Hosts]] = {
     f"{target:g}/{draft:g} ms": gpu(target / 1e3, draft / 1e3, colocated / 1e3, TWICE_AT)
     for target, draft, colocated in ((72, 24, 8), (146, 43, 14.3), (10, 5, 1.7), (10, 10, 3.3))
 }
-"""Operating points: a target on a GPU, a draft model on a device, and the same draft model on
-the GPU, three times as fast. Each is named after the time of a token of the target, and of the
-draft model on the device. The first two are those of arXiv:2603.19133; the others have an
+"""An operating point has a target on a GPU, a draft model on a device, and the same draft model
+on the GPU, three times as fast. Each is named after the time of a token of the target, and of
+the draft model on the device. The first two are those of arXiv:2603.19133; the others have an
 engine of 10 ms a token."""
 
 

@@ -60,7 +60,7 @@ class Source:
         self._after_miss = list(after_miss) or [()] * len(self.tokens)
         self.ranks = list(ranks) or [inf] * len(self.tokens)
         self.distributions = [Distribution(np.array([t]), np.ones(1)) for t in self.tokens]
-        """The target's distributions as its noise left them: the one token it generates."""
+        """The target's noise left these of its distributions: the one token it generates."""
 
     @property
     def acceptance(self) -> float:

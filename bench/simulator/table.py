@@ -19,7 +19,8 @@ from picospec.bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BRANCHES: Final = (2, 4, 8, 15, 30)
-"""Branches that `acespec` is tried with, besides none: 1 and 60 are hardly ever the best."""
+"""`acespec` is tried with so many branches, and with none: 1 and 60 are hardly ever the
+best."""
 
 ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
     "sync": [sync],
@@ -27,7 +28,7 @@ ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
     "acespec": [paper, *(partial(acespec, branches=count) for count in BRANCHES)],
     "colocated": [colocated],
 }
-"""How the arms of each kind are made at a gamma; of several, each prompt has its best."""
+"""Arms of each kind are made so at a gamma; of several, each prompt has its best."""
 
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),

@@ -30,10 +30,10 @@ class World:
     conditions: Conditions
     limits: Limits = field(default_factory=Limits)
     rows: int = 256
-    """The most rows of one pass."""
+    """One pass has no more rows."""
 
     seed: int = 0
-    """Of the link's jitter and losses."""
+    """The link's jitter and losses are drawn from it."""
 
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:

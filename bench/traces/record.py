@@ -30,10 +30,12 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import place
 
 KEPT: Final = 256
-"""Tokens kept of each distribution: they hold more than 99.9 % of nearly every one."""
+"""So many tokens of each distribution are kept: they hold more than 99.9 % of nearly every
+one."""
 
 AFTER_MISS: Final = 16
-"""Draft tokens kept after a miss: a few more than are drafted before its Commit arrives."""
+"""So many draft tokens are kept after a miss: a few more than are drafted before its Commit
+arrives."""
 
 CONTEXT_TOKENS: Final = 4096
 
@@ -47,7 +49,7 @@ class Subject:
     temperature: float
     seed: int
     reply: Answer | None = None
-    """What a run's target answered; None: the target has yet to generate."""
+    """A run's target answered this; with None the target has yet to generate."""
 
 
 def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:

@@ -18,14 +18,14 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import ApiError, InvalidRequest
+from picospec.models.drafts import fitting_draft
 from picospec.models.errors import ModelError, NoLlama
-from picospec.models.fetching.drafts import fitting_draft
 from picospec.models.llama import Context, Model
 from picospec.models.llama_library import INSTALL
 from picospec.models.segments import Segment
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
-from picospec.models.tokenizing.vocabulary import Relation, Vocabulary, relate
+from picospec.models.vocabulary import Relation, Vocabulary, relate
 from picospec.speculation.protocol.messages import Judge, ModelFacts
 
 DRAFT_STEPS: Final = 12

@@ -7,8 +7,8 @@ from picospec.edge_agent.fallback.draft_engine import FEATURES, DraftEngine
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import TokenizerSource
 from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tokenizer import TokenizerSource
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer import Tokenizer

@@ -21,13 +21,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.gateway.account import Account
-from picospec.gateway.client import connected, send_to_client
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.body import checked, parse
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.services import Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.request import checked, parse
-from picospec.gateway.services import Services
+from picospec.gateway.http.client import connected, send_to_client
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
 

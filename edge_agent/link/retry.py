@@ -10,7 +10,7 @@ import httpx
 import stamina
 
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.request_body import LEAST_BYTES_PER_S
+from picospec.gateway.http.request_body import LEAST_BYTES_PER_S
 
 MAX_WAIT_S: Final = 0.5
 """Longest wait between two attempts, so that a link that is back is found soon."""

@@ -9,8 +9,8 @@ from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from picospec.gateway.client import UNREAD_S
 from picospec.gateway.hosting.connections.crowd import Crowd
+from picospec.gateway.http.client import UNREAD_S
 
 REQUEST_S: Final = 30.0
 """How long the head of a request may take, from the connection or from its first byte, in

@@ -8,12 +8,8 @@ A parent that is killed outright cannot stop its children, so each child watches
   COMMAND; both settings outlast exec.
 * end_with_parent is for the server's worker. It sends a signal by which open streams end with
   an error, and ends the process after a grace period.
-* die_with_parent is for vLLM's core and workers. It sends SIGKILL, because they have nothing to
-  finish and would keep the device's memory; and has the kernel do so (Linux only), which ends a
-  process that is stopped, too.
 
-This module runs before each service starts, and as a plugin in each process of vLLM; therefore
-it imports nothing heavy.
+This module runs before each service starts; therefore it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,14 +19,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 POLL_S: Final = 0.5
 """Time between two checks of the parent: how long a process may outlive it."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_KILLER: Final = "picospec-die-with-parent"
 
 
 def program(module: str, *arguments: str) -> tuple[str, ...]:
@@ -47,29 +42,16 @@ def bound_to_parent(command: Sequence[str], cores: Collection[int]) -> list[str]
 
 def end_with_parent(number: signal.Signals, grace_s: float) -> None:
     """Send a signal to this process when its parent is gone; end it `grace_s` later."""
+    parent = _starter() or os.getppid()
 
-    def end() -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
         os.kill(os.getpid(), number)
         time.sleep(grace_s)
         os._exit(1)
 
-    _when_gone(_starter() or os.getppid(), end, "picospec-end-with-parent")
-
-
-def die_with_parent() -> bool:
-    """Send SIGKILL to this process when its parent is gone.
-
-    Return False, and do nothing, where multiprocessing did not start this process; a second
-    call does nothing either. vLLM calls this as a plugin when a process starts, so that it
-    holds while the model loads; our scheduler and worker call it again, because the plugin may
-    not be installed.
-    """
-    if (parent := _starter()) is None:
-        return False
-    if not any(thread.name == _KILLER for thread in threading.enumerate()):
-        _ask_kernel(signal.SIGKILL)
-        _when_gone(parent, lambda: os.kill(os.getpid(), signal.SIGKILL), _KILLER)
-    return True
+    threading.Thread(target=watch, name="picospec-end-with-parent", daemon=True).start()
 
 
 def _starter() -> int | None:
@@ -79,17 +61,6 @@ def _starter() -> int | None:
 
     parent = multiprocessing.parent_process()
     return None if parent is None else parent.pid
-
-
-def _when_gone(parent: int, end: Callable[[], None], name: str) -> None:
-    """Call `end`, from a thread, when `parent` is not this process's parent any more."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_S)
-        end()
-
-    threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def _ask_kernel(number: signal.Signals) -> None:

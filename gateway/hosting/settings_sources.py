@@ -20,8 +20,8 @@ from pydantic_settings import (
 )
 
 from picospec.gateway.hosting.logs import LogFormat
+from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.hosting.tracing import check_installed
-from picospec.gateway.settings import GatewaySettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 

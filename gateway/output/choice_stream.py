@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.ports import Delta
 
 QUEUED: Final = 64
@@ -23,19 +24,15 @@ than 33 tokens by default."""
 ChoiceStream = AsyncGenerator[tuple[int, TextDelta]]
 """What choices show, each with the choice's index."""
 
+Reader = Detokeniser | OutputParser
+
 Arrivals = asyncio.Queue[tuple[int, TextDelta] | Exception]
 Order = Callable[[Arrivals, int], ChoiceStream]
 """Yields what arrives of so many choices, until the last of them has ended."""
 
 
-class DeltaReader(Protocol):
-    """A Detokeniser, or a parser of what one shows."""
-
-    def read(self, delta: Delta) -> TextDelta: ...
-
-
 async def stream_choice(
-    index: int, deltas: AsyncGenerator[Delta], reader: DeltaReader
+    index: int, deltas: AsyncGenerator[Delta], reader: Reader
 ) -> ChoiceStream:
     """Yield the text of one choice. The engine's generator is closed before the last TextDelta.
 

@@ -6,22 +6,14 @@ Some templates open the reasoning in the prompt, so that the model only writes i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 
 _TAIL_TOKENS: Final = 8
 """Enough for an opening tag that is no token of its own, and the space after it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tags:
-    """What a family of models writes around its reasoning."""
-
-    opening: str
-    closing: str
 
 
 _KNOWN: Final = (Tags("<think>", "</think>"), Tags("[THINK]", "[/THINK]"))

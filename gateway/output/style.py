@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from picospec.gateway.grammars.answer import Constraint, Wanted, grammar
+from picospec.gateway.grammars.json_schema import Schemas
+from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.detokenise import Detokeniser, Piece
 from picospec.gateway.output.formats.base import Format, pass_content
 from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
-from picospec.gateway.output.grammar import Constraint, Wanted, grammar
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 from picospec.gateway.output.parser import OutputParser
-from picospec.gateway.output.reasoning import Tags, is_opened, read_reasoning, tags_of
-from picospec.gateway.output.schemas import Schemas
-from picospec.gateway.ports import Tokenizer
+from picospec.gateway.output.reasoning import is_opened, read_reasoning, tags_of
+from picospec.gateway.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

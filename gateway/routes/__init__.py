@@ -1,1 +1,1 @@
-"""The routes of the OpenAI API, one module each, and what they share."""
+"""The routes that generate nothing: tokens, models, states, documents and the page."""

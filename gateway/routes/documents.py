@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from picospec.gateway.responses import json_response
-from picospec.gateway.routes.parameters import PARAMETERS
-from picospec.gateway.routes.request import GenerationRequest
+from picospec.gateway.doors.parameters import PARAMETERS
+from picospec.gateway.doors.request import GenerationRequest
+from picospec.gateway.doors.services import Services
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.schemas.base import RequestModel
-from picospec.gateway.services import Services
 
 Json = dict[str, Any]
 Handler = Callable[[Services, Request], Awaitable[Response]]

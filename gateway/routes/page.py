@@ -19,10 +19,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.accounts.middleware import PAGE_PATHS
+from picospec.gateway.doors.services import Services
 from picospec.gateway.routes.documents import Route
-from picospec.gateway.services import Services
-
-PREFIX: Final = "/page/"
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
@@ -51,7 +50,7 @@ def page() -> tuple[Route, ...]:
         Route(
             "GET", path, "A file of the page", partial(_answer, file), answer_type="text/html"
         )
-        for path, file in _read(files("picospec.gateway") / "page", PREFIX)
+        for path, file in _read(files("picospec.gateway") / "page", PAGE_PATHS)
     )
 
 

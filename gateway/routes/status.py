@@ -12,11 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.ports import Facts
-from picospec.gateway.responses import json_response
 from picospec.gateway.routes.documents import VERSION
-from picospec.gateway.services import Services
 
 _LINKS: Final = {"docs": "/docs", "metrics": "/metrics", "openapi": "/openapi.json"}
 

@@ -14,18 +14,19 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.body import checked, parse
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import text_of
+from picospec.gateway.doors.parameters import check_parameters
+from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.gateway.responses import json_response
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.completions import text_of
-from picospec.gateway.routes.parameters import check_parameters
-from picospec.gateway.routes.request import checked, parse
+from picospec.gateway.http.responses import json_response
+from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from picospec.gateway.schemas.messages import ChatMessage
-from picospec.gateway.services import Services
 from picospec.gateway.tenants.reading import BoundedTokenizer
+from picospec.gateway.tokenizer import Tokenizer
 
 
 class TokenizeRequest(RequestModel):

@@ -13,8 +13,9 @@ from itertools import chain
 from typing import Final, TypeVar
 
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
-from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
+from picospec.gateway.ports import Facts
 from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 
 PLACES: Final = 3
 """Prompts that are read at once: one tenant's long ones take two places at most."""

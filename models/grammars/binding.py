@@ -15,7 +15,7 @@ from typing import Final
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
 from picospec.models.errors import InvalidGrammar
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 Matcher = LLMatcher
 MatcherTokens = LLTokenizer

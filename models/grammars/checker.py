@@ -13,7 +13,7 @@ from picospec.models.confined import command, environment
 from picospec.models.errors import CannotCheck
 from picospec.models.grammars.constraint import Constraint
 from picospec.models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 MAX_LINE_BYTES: Final = 1 << 24
 """Most bytes of an answer, which has the text of a grammar."""

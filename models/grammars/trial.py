@@ -29,7 +29,7 @@ from picospec.models.grammars.binding import (
     make_tokenizer,
     reason_of,
 )
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
 """Most processor time of an attempt. Grammars that clients send take 1 to 50 ms."""

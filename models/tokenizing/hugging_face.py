@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 
 from picospec.models.errors import CannotOpen
 from picospec.models.tokenizing.chat_template import joined
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 _TEMPLATES: Final = {
     "default": "chat_template.jinja",

@@ -42,7 +42,7 @@ class Overrun(ValueError):
 
 
 class Renderer:
-    """A models.tokenizing.tokenizer.Template. variables: see ChatTemplate. Raises ValueError if
+    """A ChatTemplate that renders elsewhere. variables: see there. Raises ValueError if
     the template cannot be read, or OSError if no process can be started."""
 
     def __init__(self, text: str, variables: Json) -> None:

@@ -16,10 +16,11 @@ from itertools import chain, count
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
+from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
 from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.infill import Hole, infill_format
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.tokenizing.renderer import Renderer
+from picospec.models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
 
@@ -42,22 +43,6 @@ class Encoder(Protocol):
         """Return the tokens of text alone. special: markers become special tokens."""
 
 
-class Template(Protocol):
-    """A chat template, see models.tokenizing.chat_template.ChatTemplate."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def takes_tools(self) -> bool: ...
-    def render(
-        self,
-        messages: Sequence[Json],
-        tools: Sequence[Json],
-        options: Json,
-        most_bytes: int = MAX_BYTES,
-    ) -> str: ...
-
-
 class Tokenizer:
     """The tokenizer of one target. template: None if its model was not made for chats. The
     others: see TokenizerFile."""
@@ -65,7 +50,7 @@ class Tokenizer:
     def __init__(
         self,
         encoder: Encoder,
-        template: Template | None,
+        template: ChatTemplate | Renderer | None,
         *,
         takes_parts: bool = False,
         hides_unused_tools: bool = False,

@@ -78,7 +78,7 @@ class DraftMachine:
         self._unfinished_s = 0.0  # time of steps whose draft token a later one completes
         self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
         self._opened_at = 0
-        """The position at which the session began; the pass there also read the prompt."""
+        """The session began at this position; the pass there also read the prompt."""
 
         self._tally = Tally()
 

@@ -12,7 +12,7 @@ class DraftStep:
     """One step asked of the draft model."""
 
     context: list[TokenId]
-    """Output tokens that the step follows: the committed ones and the chain."""
+    """The step follows these output tokens: the committed ones and the chain."""
 
     ahead: list[TokenId]  # tokens that the step also reads behind its context
     epoch: int

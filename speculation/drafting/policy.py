@@ -12,7 +12,7 @@ from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.protocol.messages import Limits
 
 MAX_UNSENT_SHARE: Final = 1 / 8
-"""Share of the draft tokens away that may wait to be sent: the passes that are about to start
+"""This share of the draft tokens away may wait to be sent: the passes that are about to start
 have enough of those. Each message costs either end a millisecond or two of processor time."""
 
 
@@ -50,7 +50,8 @@ class StreamPolicy:
 
     settings: DraftSettings = DraftSettings()
     may_rest: bool = True
-    """False with fill `never`: a verifier that must have a draft token would wait for ever."""
+    """It is false with fill `never`: a verifier that must have a draft token would wait for
+    ever."""
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
         return self._may_extend(session, latencies, window(limits, latencies))

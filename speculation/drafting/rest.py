@@ -17,21 +17,23 @@ from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.latencies import Latencies
 
 MAX_MISSES: Final = 6
-"""Misses in a row before the edge rests. Found with `python -m picospec.bench.simulator`: 4
-slows chat with poor drafts by 2 %, 6 does not."""
+"""The edge rests after so many misses in a row. Found with `python -m
+picospec.bench.simulator`: 4 slows chat with poor drafts by 2 %, 6 does not."""
 
 MAX_UNUSED: Final = 24
-"""Unused Commits in a row before the edge rests, beyond those that a round trip may hold. Found
-with `python -m picospec.bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %."""
+"""The edge rests after so many unused Commits in a row, beyond those that a round trip may
+hold. Found with `python -m picospec.bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5
+%."""
 
 MAX_REST_TOKENS: Final = 32
-"""Committed tokens after which a resting edge tries again at the latest."""
+"""A resting edge tries again after so many committed tokens at the latest."""
 
 PROBE_TOKENS: Final = 8
-"""Committed tokens during which an edge tries again whose drafts were unused."""
+"""An edge whose drafts were unused tries again during so many committed tokens."""
 
 MAX_DOUBLINGS: Final = 2
-"""How often MAX_REST_TOKENS is doubled for unused drafts: once for each try that failed too."""
+"""MAX_REST_TOKENS is doubled so often at most for unused drafts, once for each try that failed
+too."""
 
 
 def should_rest(session: DraftingSession, latencies: Latencies) -> bool:

@@ -34,7 +34,7 @@ class DraftingSession:
         self.chain: list[DraftToken] = []
         self.misses = 0  # chains in a row whose first draft token was rejected
         self.unused = unused
-        """Commits in a row that agreed with the chain and took nothing from it."""
+        """So many Commits in a row agreed with the chain and took nothing from it."""
 
         self.away = 0  # draft tokens that were sent and that no Commit has confirmed yet
         self._broke_at = 0

@@ -12,7 +12,7 @@ from picospec.speculation.protocol.messages import Commit, Finish, Totals
 class Tally:
     def __init__(self) -> None:
         self.totals = Totals()
-        """From the Commits of all sessions so far."""
+        """The Commits of all sessions so far add up to this."""
 
         self._before = Totals()  # the part of it that lost sessions have counted
 

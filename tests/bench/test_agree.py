@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from picospec.bench.__main__ import app
-from picospec.bench.data.files import save
 from picospec.bench.data.results import Results
 from picospec.bench.simulator.agree import Agreement, compare, predict, summary
 from picospec.bench.simulator.hosts import gpu
@@ -44,12 +39,6 @@ def test_a_prediction_has_the_runs_cells_that_the_simulator_knows() -> None:
     ]  # fmt: skip
 
 
-def test_a_trace_is_cut_to_the_tokens_of_the_answer() -> None:
-    found = list(predict(measured(), [trace("a")], gpu(0.1, 0.01)))
-
-    assert {row.tokens for row in found} == {10}
-
-
 @pytest.mark.parametrize("traces", [[], [trace("b")], [trace("a", 5)], [trace("a", 30, 1.0)]])
 def test_a_prompt_without_a_long_enough_trace_is_named(traces: list[Trace]) -> None:
     with pytest.raises(ValueError, match="no trace of a has 10 tokens at T = 0"):
@@ -73,14 +62,3 @@ def test_ten_per_cent_on_either_side_agree() -> None:
     ]
 
     assert summary(cells) == ["picospec: 2 of 4 cells within 10%"]
-
-
-def test_the_command_reads_a_run_and_says_in_how_many_cells_it_agrees(tmp_path: Path) -> None:
-    save(measured(), tmp_path / "out.json")
-    trace("a").save(tmp_path)
-    arguments = ["--traces", str(tmp_path), "--hosts", "72/24"]
-
-    done = CliRunner().invoke(app, ["agree", str(tmp_path / "out.json"), *arguments])
-
-    assert done.exit_code == 0, done.output
-    assert "picospec: 0 of 1 cells" in done.output

@@ -72,9 +72,3 @@ def test_a_run_that_cannot_be_is_refused_before_anything_starts(
 
     assert result.exit_code == 2
     assert named in result.output
-
-
-def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "missing.json")])
-
-    assert result.exit_code == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,13 @@ from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
 from picospec.bench.capacity.clients import ScriptedDrafter
-from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures, predict
+from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures
 from picospec.bench.capacity.loading import Load, dealt
 from picospec.bench.data.files import load as read
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.link.path import Conditions
 from picospec.bench.run.services import Services, ServicesPlan, free_port
-from picospec.bench.simulator.arms import Arm, picospec
 from picospec.bench.simulator.clock import Curve
-from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.source import Source, synthetic, traced
-from picospec.bench.simulator.world import World
 from picospec.bench.traces.files import Trace
 from picospec.bench.traces.record import Subject, traces
 from picospec.models.store import open_store
@@ -32,7 +27,6 @@ from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import STREAMS, V, said
 
 TOKENS = 24
-CONSTANT = World(gpu(0.1, 0.01), Conditions())
 
 
 def trace(family: str, prompt: tuple[TokenId, ...]) -> Trace:
@@ -76,17 +70,6 @@ def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path, url:
     assert "| 3 | `picospec` |" in result.output
 
 
-def test_traces_at_other_temperatures_are_no_load(tmp_path: Path) -> None:
-    replace(trace("code", (STREAMS, 5)), temperature=1.0).save(tmp_path)
-
-    result = CliRunner().invoke(
-        app, ["capacity", "--traces", str(tmp_path), "--json", str(tmp_path / "out.json")]
-    )
-
-    assert result.exit_code == 2
-    assert "no traces at this temperature" in result.output
-
-
 def sampler(_: object) -> DraftSampler:
     raise AssertionError("a script needs no sampler")
 
@@ -119,17 +102,6 @@ async def test_a_script_drafts_what_the_trace_has_and_then_what_no_text_has() ->
     assert times.read == [1, 2, 1]
 
 
-async def test_a_script_reads_what_the_target_went_ahead_with() -> None:
-    source = Source((1,), [10, 11, 12, 13], [10, 11, 12, 13], [1.0] * 4)
-    times = Times()
-    slot = ScriptedDrafter({(1,): source}, times, V).take([1])
-
-    await slot.step([1], sampler)
-    await slot.step([1, 10, 11, 12], sampler)
-
-    assert times.read == [1, 3]
-
-
 def answered(asked_s: float, arrivals_s: list[float], tokens: int) -> Answered:
     return Answered(asked_s, arrivals_s[-1], arrivals_s, tokens, len(arrivals_s), tokens // 2)
 
@@ -156,24 +128,6 @@ def test_clients_begin_at_different_questions_and_a_few_ask_them_all() -> None:
     assert dealt(sources, 1) == [sources]
     assert dealt(sources, 3) == [sources[:3], sources[1:4], sources[2:]]
     assert dealt(sources, 7)[6] == sources[1:4]
-
-
-def test_clients_that_share_constant_passes_are_predicted_to_have_one_each() -> None:
-    found = predict(CONSTANT, Arm(), [[synthetic(0.5, 20)]] * 4)
-
-    seconds = 21 * 0.1  # the first one's first pass began before the others had asked
-    assert found.tokens_per_s == pytest.approx(4 * 20 / seconds)
-    assert found.slowest_tokens_per_s == pytest.approx(20 / seconds)
-    assert found.passes_per_token == 1.0
-
-
-def test_the_slowest_client_predicted_is_the_one_whose_drafts_are_wrong() -> None:
-    right, wrong = synthetic(1.0, 20), synthetic(0.0, 20)
-
-    found = predict(CONSTANT, picospec(), [[right, right], [wrong, wrong], [right, right]])
-
-    assert found.slowest_tokens_per_s == pytest.approx(1 / 0.1, rel=0.1)
-    assert found.tokens_per_s > 2 * found.slowest_tokens_per_s
 
 
 @pytest.mark.models

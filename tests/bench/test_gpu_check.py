@@ -14,9 +14,9 @@ import pytest
 from picospec.bench.capacity.figures import Figures, Row
 from picospec.bench.gpu_check import __main__ as command_line
 from picospec.bench.gpu_check.engines import PLUGGED, UNPLUGGED, Engines
-from picospec.bench.gpu_check.host import command, host
+from picospec.bench.gpu_check.host import command
 from picospec.bench.gpu_check.parts import Check
-from picospec.bench.gpu_check.serving import PARTS, Serving
+from picospec.bench.gpu_check.serving import Serving
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Reply
 from picospec.bench.run.services import Services, ServicesPlan
@@ -79,15 +79,6 @@ async def test_a_part_that_takes_too_long_fails() -> None:
     assert "not done within 0.01 s" in check.parts[0].found
 
 
-async def test_a_part_that_is_not_run_says_why_and_is_no_failure() -> None:
-    check = Check()
-
-    check.skip("No model was named.", "identity")
-
-    assert "## identity: not run\n\nNo model was named." in check.report()
-    assert not check.failed
-
-
 async def test_a_command_that_fails_shows_its_last_errors_where_it_printed_nothing() -> None:
     failing = "import sys; print('a figure' * int(sys.argv[1])); sys.exit('no such device')"
 
@@ -96,25 +87,6 @@ async def test_a_command_that_fails_shows_its_last_errors_where_it_printed_nothi
     right, found = await command(sys.executable, "-c", failing, "0")
     assert not right
     assert found == "```\nno such device\n```"
-
-
-async def test_a_command_does_not_outlive_its_part() -> None:
-    runs, ended = asyncio.Event(), asyncio.Event()
-
-    async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        runs.set()
-        await reader.read()
-        ended.set()
-        writer.close()
-
-    async with await asyncio.start_server(told, "127.0.0.1", 0) as server, asyncio.timeout(60):
-        port = server.sockets[0].getsockname()[1]
-        waiting = f"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"
-        part = asyncio.create_task(command(sys.executable, "-c", waiting))
-        await runs.wait()
-        part.cancel()
-        await ended.wait()
-        await asyncio.wait([part])
 
 
 async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
@@ -127,26 +99,6 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
 
     assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 5]
     assert "nvidia-smi" in check.parts[0].found
-
-
-async def test_a_host_is_described_by_what_its_figures_depend_on() -> None:
-    right, found = await host("cpu")
-
-    assert right
-    assert "cores" in found
-    assert "commit" in found
-    assert "llama-cpp-python" in found
-
-
-async def test_services_that_do_not_start_are_a_failure_and_nothing_is_asked() -> None:
-    check = Check()
-    plan = ServicesPlan("smollm2", "smollm2", {}, verifier_python="/nowhere/python")
-
-    await Serving(plan, (), 8, engines(plan)).check(check)
-
-    assert [part.name for part in check.parts] == [*PARTS]
-    assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 3]
-    assert "the verifier ended with status 1" in check.parts[0].found
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +157,6 @@ async def test_the_plugin_may_not_slow_down_requests_without_sessions(
 
     assert verdict == right
     assert f"| 16 | {PLUGGED} | {plugged:.1f} | {plugged / 100:.2f} |" in table
-
-
-async def test_a_load_without_stocks_answers_fails() -> None:
-    assert await engines().plugged("http://nowhere") == (
-        False, "stock vLLM gave no answers to replay."
-    )  # fmt: skip
 
 
 async def test_on_a_cpu_nothing_is_merged_and_a_table_without_loads_fails() -> None:

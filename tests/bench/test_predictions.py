@@ -9,9 +9,8 @@ import pytest
 from picospec.bench.predictions import __main__ as predictions
 from picospec.bench.predictions.__main__ import ARMS, RTTS_MS
 from picospec.bench.predictions.plots import draw
-from picospec.bench.simulator import capacity as capacities
-from picospec.bench.simulator.capacity import CLIENTS, Crowd, capacity, crowds
-from picospec.bench.simulator.hosts import POINTS, gpu
+from picospec.bench.simulator.capacity import CLIENTS, Crowd, capacity
+from picospec.bench.simulator.hosts import POINTS
 from picospec.bench.simulator.source import synthetic
 from picospec.bench.simulator.table import Group
 
@@ -31,25 +30,6 @@ def test_capacity_lies_between_the_numbers_simulated(
     found = [crowd(1, 20.0), crowd(11, 10.0), crowd(1, 99.0, arm="picospec")]
 
     assert capacity(found, "cloud", tokens_per_s) == pytest.approx(clients)
-
-
-def test_rows_cost_in_proportion() -> None:
-    curve = gpu(0.1, 0.01, twice_at=256).pass_s
-
-    assert [curve.of(rows) for rows in (1, 256, 511)] == pytest.approx([0.1, 0.2, 0.3])
-
-
-def test_clients_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacities, "CLIENTS", (1, 32))
-    monkeypatch.setattr(capacities, "ANSWERS", 1)
-
-    found = list(crowds([synthetic(0.8, 12)], POINT, POINTS[POINT]))
-
-    assert [(c.arm, c.clients) for c in found] == [
-        (arm, count) for count in (1, 32) for arm in ("cloud", "picospec", "colocated")
-    ]
-    rates = {(c.arm, c.clients): c.tokens_per_s for c in found}
-    assert all(rates[arm, 32] < rates[arm, 1] for arm in ("cloud", "picospec", "colocated"))
 
 
 @pytest.mark.filterwarnings("default")  # a font cache may be written

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from picospec.bench.data.statistics import Mean, mean
 from picospec.bench.report.costs import figures
 from picospec.bench.report.differences import first_difference
 from picospec.bench.report.markdown import markdown
-from picospec.bench.report.plots import draw
 from picospec.bench.report.speedups import Comparison
 from tests.bench.answers import answer, results
 
@@ -95,12 +93,6 @@ def test_a_page_names_host_models_commit_and_every_arm() -> None:
     assert "Other work" not in page
 
 
-def test_a_busy_machine_is_reported_first() -> None:
-    page = markdown(results(answer("cloud", 4.0), load=3.0))
-
-    assert page.index("Other work ran on this machine") < page.index("a processor")
-
-
 def test_an_arm_is_compared_with_each_rival_at_its_best_round_by_link() -> None:
     page = markdown(
         results(
@@ -134,51 +126,8 @@ def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
     }
 
 
-def test_an_arm_that_was_not_asked_over_a_link_has_no_figures_there() -> None:
-    compared = Comparison(results(answer("cloud", 4.0)), 0.0)
-
-    found = figures(compared, "picospec", (10.0, None))
-
-    assert list(found.values()) == [""] * 6
-
-
-def test_another_text_is_shown_from_where_it_parts() -> None:
-    page = markdown(
-        results(
-            answer("cloud", 4.0, text="The sky is blue | deep."),
-            answer("picospec", 1.0, text="The sky is grey."),
-            answer("edge-only", 1.0, text="A sky."),
-        )
-    )
-
-    assert r"| picospec | 10 ms | p | 0 | 11 | `'blue \| deep.'` | `'grey.'` |" in page.replace(
-        r"\|", r"\|"
-    )
-    assert "| edge-only | 10 ms | p | 0 |" not in page
-
-
-def test_same_texts_are_not_listed() -> None:
-    page = markdown(results(answer("cloud", 4.0), answer("picospec", 1.0)))
-
-    assert "Other texts" not in page
-
-
 @pytest.mark.parametrize(
     ("one", "other", "at"), [("abc", "abd", 2), ("ab", "abc", 2), ("", "a", 0)]
 )
 def test_texts_part_at_the_first_character_that_differs(one: str, other: str, at: int) -> None:
     assert first_difference(one, other) == at == first_difference(other, one)
-
-
-@pytest.mark.filterwarnings("default")  # a font cache may be written
-def test_the_speed_ups_are_drawn(tmp_path: Path) -> None:
-    found = [
-        answer(arm, seconds, family=family, rtt_ms=rtt_ms)
-        for arm, seconds in (("cloud", 4.0), ("picospec", 1.0), ("edge-only", 0.5))
-        for family in ("code", "chat")
-        for rtt_ms in (10.0, 100.0)
-    ]
-
-    draw(results(*found), tmp_path / "out-speedup.png")
-
-    assert (tmp_path / "out-speedup.png").stat().st_size > 1000

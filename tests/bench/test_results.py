@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,40 +10,13 @@ from picospec.bench.data.files import load, save
 from picospec.bench.data.results import Results, rows, waiting
 from tests.bench.answers import answer, results
 
-FIELDS = [
-    "arm",
-    "family",
-    "rtt_ms",
-    "rate_mbit",
-    "temperature",
-    "prompts",
-    "tokens",
-    "seconds",
-    "tokens_per_s",
-    "speedup_vs_cloud",
-    "ttft_ms_p50",
-    "gap_ms_p50",
-    "gap_ms_p99",
-    "waiting",
-    "drafted",
-    "accepted",
-    "target_passes",
-    "bytes_up",
-    "bytes_down",
-    "edge_cpu_s",
-    "identical_to_cloud",
-]
 
-
-def test_the_file_has_the_documented_fields(tmp_path: Path) -> None:
+def test_a_file_reads_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     found = results(answer("cloud", 4.0), answer("picospec", 1.0))
 
     save(found, path)
 
-    written = json.loads(path.read_text())
-    assert {"host", "commit", "models", "rows"} <= written.keys()
-    assert list(written["rows"][0]) == FIELDS
     assert load(path, Results) == found
 
 

@@ -45,13 +45,6 @@ def rival(name: str) -> Rival:
     return found
 
 
-def test_an_arm_without_a_number_drafts_the_best_one_found() -> None:
-    named = [arm.name for arm in parse("cloud,cloud-ngram,cloud-draft:2,cloud-vllm")]
-
-    assert named == ["cloud", f"cloud-ngram:{rival('cloud-ngram').tokens}", "cloud-draft:2",
-                     "cloud-vllm"]  # fmt: skip
-
-
 @pytest.mark.parametrize("text", ["cloud-ngram:0", "cloud-draft:x", "cloud-vllm:3"])
 def test_a_rival_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=text):
@@ -67,12 +60,6 @@ def test_vllm_is_told_the_method_and_the_number_of_tokens() -> None:
         "method": "draft_model", "model": "/models/small", "num_speculative_tokens": 2
     }  # fmt: skip
     assert rival("cloud-vllm").speculation("") == {}
-
-
-def test_suffix_decoding_keeps_no_answer_of_before() -> None:
-    suffix = rival("cloud-suffix").speculation("")
-
-    assert suffix["suffix_decoding_max_cached_requests"] == 0
 
 
 def test_engines_take_turns_and_the_last_one_goes_on() -> None:
@@ -96,12 +83,6 @@ def test_nothing_is_asked_twice_or_left_out() -> None:
     asked = list(turns(whole))
     assert len(dealt) == len(asked)
     assert all(turn in dealt for turn in asked)
-
-
-def test_a_run_of_one_engine_is_started_once() -> None:
-    whole = plan("cloud,picospec,sync:4", prompts=5)
-
-    assert stints(whole) == [list(turns(whole))]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +128,6 @@ def test_stock_vllm_has_no_plugin_of_ours(
     stock_vllm.main(context, "m", '{"method": "ngram"}', "127.0.0.1", 1)
 
     assert started[0]["VLLM_PLUGINS"] == left
-
-
-def test_a_head_is_given_to_vllm_as_it_was_named() -> None:
-    config = '{"method": "eagle3", "num_speculative_tokens": 3}'
-
-    assert Rival("cloud-head", config=config).speculation("") == json.loads(config)
 
 
 async def test_one_engine_runs_at_a_time_and_all_are_compared_with_cloud(

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
-
 import pytest
-from prometheus_client import CollectorRegistry
 
 from picospec.bench.round_policy import RoundPolicy
-from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.protocol.messages import (
     Commit,
-    Down,
     Draft,
-    Finish,
     Limits,
     Open,
     Pushed,
@@ -23,8 +16,6 @@ from picospec.speculation.protocol.messages import (
     TokenId,
 )
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.edge_agent import driven
-from tests.edge_agent.fakes import CountingSlot, ScriptedLink
 
 SYNC, PAPER = RoundPolicy(3), RoundPolicy(3, overlaps=True)
 
@@ -90,25 +81,6 @@ def test_paper_drafts_the_next_round_and_sends_it_when_the_last_was_accepted() -
     assert drafted == 3 + 4  # one more, which the bonus token confirms
     assert after is not None
     assert after.tokens == (4, 5, 6)
-
-
-async def test_paper_drafts_in_the_products_driver_while_a_round_is_away() -> None:
-    drafted = asyncio.Event()
-
-    async def note(context: Sequence[TokenId]) -> None:
-        if len(context) == len(driven.PROMPT) + 6:
-            drafted.set()
-
-    async def slow(link: ScriptedLink) -> AsyncGenerator[Down]:
-        await link.until_sent(3)
-        await drafted.wait()
-        yield Finish("stop")
-
-    metrics = EdgeMetrics(CollectorRegistry())
-    edge = driven.Edge(metrics, ScriptedLink(slow), CountingSlot(wait=note), policy=PAPER)
-
-    assert await edge.run() == Finish("stop")
-    assert edge.emitted == []
 
 
 def test_paper_drops_the_next_round_when_the_last_was_rejected() -> None:

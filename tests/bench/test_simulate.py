@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from math import inf
 from operator import eq
 from pathlib import Path
 
@@ -15,18 +14,13 @@ from typer.testing import CliRunner
 from picospec.bench.__main__ import app
 from picospec.bench.data.prompts import sampling
 from picospec.bench.link.path import Conditions
-from picospec.bench.simulator.arms import Arm, paper
 from picospec.bench.simulator.edge import Answer, steadied
-from picospec.bench.simulator.hosts import gpu, hosts_of
+from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from picospec.bench.simulator.table import (
-    BRANCHES,
     GAMMAS,
     Group,
-    candidates,
-    groups,
     rows,
-    speedups,
 )
 from picospec.bench.simulator.world import World
 from picospec.bench.traces.files import Trace
@@ -78,28 +72,6 @@ def test_draft_tokens_of_another_distribution_miss_where_the_trace_has_it() -> N
     assert accepted(source) == 0
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_missed_token_has_a_rank_among_those_the_draft_model_prefers_next(
-    temperature: float,
-) -> None:
-    same = trace(temperature)
-    other = replace(same, draft_tokens=np.roll(same.draft_tokens, 1, axis=1))
-
-    source = traced(other)
-
-    drafts = [source.draft(source.tokens[:i]).token for i in range(len(source.tokens))]
-    missed = [drafted != token for drafted, token in zip(drafts, source.tokens, strict=True)]
-    assert [rank >= 0 for rank in source.ranks] == missed
-    assert temperature or source.ranks == [0] * len(missed)
-
-
-def test_a_target_token_that_a_trace_does_not_hold_has_no_rank() -> None:
-    same = trace(0.0)
-    other = replace(same, draft_tokens=same.draft_tokens + V)
-
-    assert traced(other).ranks == [inf] * len(same.tokens)
-
-
 def test_after_its_own_miss_the_draft_model_drafts_what_the_trace_has() -> None:
     same = trace(0.0, n=3)
     other = replace(
@@ -127,19 +99,6 @@ def test_after_a_miss_every_draft_token_misses() -> None:
     assert source.draft([0, 9]).token not in source.tokens
 
 
-def test_rounds_are_tried_at_every_gamma_unless_one_is_named() -> None:
-    assert [arm.gamma for arm in candidates("sync")] == list(GAMMAS)
-    assert candidates("paper:4") == [paper(4)]
-    assert {arm.branches for arm in candidates("acespec:4")} == {0, *BRANCHES}
-    assert [type(arm) for arm in candidates("cloud")] == [Arm]
-
-
-@pytest.mark.parametrize("name", ["", "bus", "sync:x", "sync:0", "cloud:4"])
-def test_an_arm_that_does_not_exist_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match="no arm"):
-        candidates(name)
-
-
 def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
     group = Group("code", 0.0, [synthetic(1.0, 60)])
 
@@ -153,49 +112,6 @@ def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
         for gamma in GAMMAS
         for row in rows(GPU, [group], [20.0], [f"sync:{gamma}"])
     )
-
-
-def test_acespec_has_the_best_number_of_branches_for_each_prompt_and_one_gamma() -> None:
-    world = World(gpu(0.1, 0.01, twice_at=256), Conditions())
-    right, wrong = synthetic(1.0, 60), synthetic(0.5, 60, hits=1.0)
-
-    (paper, both), (only_right,), (only_wrong,) = (
-        list(rows(world, [Group("code", 0.0, sources)], [20.0], names))
-        for sources, names in (
-            ([right, wrong], ["paper:8", "acespec:8"]),
-            ([right], ["paper:8"]),
-            ([wrong], ["acespec:8"]),
-        )
-    )
-
-    best = (only_right.tokens_per_s * only_wrong.tokens_per_s) ** 0.5
-    assert both.tokens_per_s == pytest.approx(best)
-    assert both.tokens_per_s > 1.05 * paper.tokens_per_s
-
-
-def test_the_mean_over_families_is_geometric() -> None:
-    groups = [Group(f, 0.0, [synthetic(a, 60)]) for f, a in (("code", 1.0), ("chat", 0.5))]
-
-    table = speedups(list(rows(GPU, groups, [20.0], ["sync:4"])))
-
-    code, chat = table["sync:4", "code"][20.0], table["sync:4", "chat"][20.0]
-    assert table["sync:4", "all"][20.0] == pytest.approx((code * chat) ** 0.5)
-
-
-@pytest.mark.parametrize("text", ["", "72", "72/", "72/24/8", "a/b", "gpu"])
-def test_hosts_that_cannot_be_are_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - the text is not ours for a bad float
-        hosts_of(text)
-
-
-def test_traces_are_grouped_by_temperature_and_family(tmp_path: Path) -> None:
-    for family in ("maths", "code"):
-        for temperature in (1.0, 0.0):
-            trace(temperature, family, n=4).save(tmp_path)
-
-    found = groups(tmp_path, ["maths"])
-
-    assert [(g.family, g.temperature) for g in found] == [("maths", 0.0), ("maths", 1.0)]
 
 
 def test_the_command_prints_a_table_and_writes_rows(tmp_path: Path) -> None:
@@ -233,14 +149,3 @@ def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> N
     shown = [(1.0, 3), (1.4, 1), (1.5, 1), (1.6, 1), (1.7, 1), (1.8, 1), (2.0, 1), (2.4, 2)]
     assert steady.arrivals == [(pytest.approx(at_s), count) for at_s, count in shown]
     assert (steady.tokens, steady.later) == (answer.tokens, answer.later)
-
-
-def test_the_steady_arm_is_as_fast_and_waits_no_longer() -> None:
-    group = Group("code", 1.0, [synthetic(0.95, 64, seed) for seed in range(2)])
-
-    found = rows(GPU, [group], [50.0], ["picospec", "picospec-steady"])
-    plain, steady = found
-
-    assert steady.seconds == plain.seconds
-    assert steady.waiting <= plain.waiting
-    assert steady.gap_ms_p50 < plain.gap_ms_p50

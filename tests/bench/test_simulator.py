@@ -10,15 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.bench.link.path import Conditions
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from picospec.bench.simulator.clock import Clock, Curve
 from picospec.bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from picospec.bench.simulator.source import WRONG, Source, synthetic
-from picospec.bench.simulator.world import World, simulate
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier.settings import MAX_VERIFY
-from tests.bench import closed_forms
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps_s
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
@@ -79,61 +76,23 @@ def test_every_arm_commits_all_of_the_targets_answer(
     assert all(gap_ms >= 0 for gap_ms in answer.gaps_ms)
 
 
-def mean(values: list[int]) -> float:
-    return sum(values) / len(values)
-
-
 @pytest.mark.parametrize("rtt_ms", [0, 50, 200])
-@pytest.mark.parametrize("gamma", [1, 4, 8])
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 0.9, 1.0])
-def test_a_synchronous_round_takes_drafting_a_round_trip_and_a_pass(
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.0, 1), (0.6, 4), (0.9, 8), (1.0, 4)])
+def test_a_round_takes_drafting_a_round_trip_and_a_pass_unless_its_drafting_was_hidden(
     alpha: float, gamma: int, rtt_ms: float
 ) -> None:
-    answer = run(sync(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
-
-    tokens = [count for _, count in answer.arrivals[2:-20]]
-    assert whole_gaps_s(answer) == {rounded(gamma * DRAFT_S + rtt_ms / 1000 + PASS_S)}
-    assert mean(tokens) == pytest.approx(closed_forms.round_tokens(alpha, gamma), rel=0.1)
-    assert answer.tokens_per_s == pytest.approx(
-        closed_forms.sync_rate(
-            alpha, gamma, draft_s=DRAFT_S, rtt_s=rtt_ms / 1000, pass_s=PASS_S
-        ),
-        rel=0.1,
-    )
-
-
-@pytest.mark.parametrize("rtt_ms", [0, 50, 200])
-@pytest.mark.parametrize(
-    ("alpha", "gamma"), [(0.6, 2), (0.6, 8), (0.9, 4), (0.9, 8), (1.0, 4), (1.0, 16)]
-)
-def test_a_published_round_hides_its_drafting_when_the_last_one_was_accepted(
-    alpha: float, gamma: int, rtt_ms: float
-) -> None:
-    answer = run(paper(gamma), synthetic(alpha, 800, seed=3), rtt_ms=rtt_ms)
-
+    """As published, drafting is hidden where the round before was accepted."""
     away_s = rtt_ms / 1000 + PASS_S
-    hit = rounded(max(away_s, (gamma + 1) * DRAFT_S))
-    miss = rounded(away_s + gamma * DRAFT_S)
-    assert whole_gaps_s(answer) == ({hit} if alpha == 1 else {hit, miss})
-    assert answer.tokens_per_s == pytest.approx(
-        closed_forms.paper_rate(
-            alpha, gamma, draft_s=DRAFT_S, rtt_s=rtt_ms / 1000, pass_s=PASS_S
-        ),
-        rel=0.1,
+    miss, hit = away_s + gamma * DRAFT_S, max(away_s, (gamma + 1) * DRAFT_S)
+    source = synthetic(alpha, 800, seed=3)
+
+    synchronous, published = (
+        whole_gaps_s(run(arm, source, rtt_ms=rtt_ms)) for arm in (sync(gamma), paper(gamma))
     )
 
-
-@pytest.mark.parametrize(("alpha", "gamma"), [(0.7, 3), (0.9, 6)])
-@pytest.mark.parametrize("side", [-1, 1])
-def test_sync_loses_to_the_cloud_beyond_the_critical_round_trip(
-    alpha: float, gamma: int, side: int
-) -> None:
-    bound_s = closed_forms.critical_rtt_s(alpha, gamma, draft_s=DRAFT_S, pass_s=PASS_S)
-    rtt_ms = 1000 * bound_s * (1 + 0.12 * side)
-
-    answer = run(sync(gamma), synthetic(alpha, 800, seed=5), rtt_ms=rtt_ms)
-
-    assert (answer.tokens_per_s < 1 / PASS_S) == (side > 0)
+    assert synchronous == {rounded(miss)}
+    assert published <= {rounded(hit), rounded(miss)}
+    assert rounded(hit) in published or alpha < 0.9
 
 
 @pytest.mark.parametrize("rtt_ms", [0, 300])
@@ -149,27 +108,6 @@ def test_a_colocated_draft_model_may_be_faster_than_on_the_device() -> None:
     answer = run(colocated(4), synthetic(1.0, 1000), hosts=hosts)
 
     assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.002), rel=0.01)
-
-
-def test_colocated_sessions_draft_and_verify_together() -> None:
-    clients = [[synthetic(1.0, 100)] for _ in range(8)]
-
-    answers = simulate(World(GPU, Conditions()), colocated(4), clients)
-
-    assert all(
-        a.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.02) for a in answers
-    )
-
-
-def test_colocated_draft_steps_cost_more_for_more_sessions() -> None:
-    hosts = replace(GPU, colocated_s=Curve({1: 0.01, 9: 0.09}))
-    clients = [[synthetic(1.0, 500)] for _ in range(5)]
-
-    answers = simulate(World(hosts, Conditions()), colocated(4), clients)
-
-    assert all(
-        a.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.05), rel=0.02) for a in answers
-    )
 
 
 @pytest.mark.parametrize("tokens", [64, 300])

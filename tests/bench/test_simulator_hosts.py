@@ -7,30 +7,11 @@ from dataclasses import replace
 import pytest
 
 from picospec.bench.link.path import Conditions
-from picospec.bench.simulator.arms import Arm, colocated, paper, picospec, sync
+from picospec.bench.simulator.arms import Arm, paper, picospec, sync
 from picospec.bench.simulator.clock import Curve
-from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.source import synthetic
 from picospec.bench.simulator.world import World, simulate
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run
-
-
-def test_software_makes_a_round_trip_longer() -> None:
-    plain = run(sync(4), synthetic(1.0, 200), rtt_ms=20)
-
-    slower = run(sync(4), synthetic(1.0, 200), hosts=replace(GPU, stack_s=0.02))
-
-    assert slower.tokens_per_s == pytest.approx(plain.tokens_per_s)
-
-
-def test_an_edge_that_waits_for_the_target_drafts_while_it_rests() -> None:
-    source, hosts = synthetic(1.0, 400), replace(GPU, alone_s=Curve({1: 0.005}))
-
-    for arm in (sync(4), colocated(4)):
-        assert run(arm, source, hosts=hosts).tokens_per_s == pytest.approx(
-            5 / (PASS_S + 4 * 0.005), rel=0.02
-        )
-    assert run(picospec(), source, hosts=hosts).seconds == run(picospec(), source).seconds
 
 
 def test_a_message_that_arrives_makes_the_pass_that_runs_longer() -> None:
@@ -41,14 +22,6 @@ def test_a_message_that_arrives_makes_the_pass_that_runs_longer() -> None:
     assert run(sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
         run(sync(2), source).tokens_per_s
     )
-
-
-def test_the_first_pass_takes_what_the_host_says() -> None:
-    hosts = replace(GPU, first_s=0.5, prefill_s=0.01)
-
-    answer = run(Arm(), synthetic(0.0, 20, prompt_tokens=30), hosts=hosts)
-
-    assert answer.ttft_s == pytest.approx(0.8)
 
 
 def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_that_runs() -> None:
@@ -81,12 +54,3 @@ def test_sessions_share_the_passes_of_a_verifier() -> None:
 
     assert len(answers) == 4
     assert all(a.tokens_per_s == pytest.approx(1 / PASS_S, rel=0.05) for a in answers)
-
-
-def test_rows_of_a_pass_cost_all_its_sessions() -> None:
-    dear = gpu(PASS_S, DRAFT_S, twice_at=2)
-    clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
-
-    answers = simulate(World(dear, Conditions()), Arm(), clients)
-
-    assert all(a.tokens_per_s == pytest.approx(1 / 0.4, rel=0.1) for a in answers)

@@ -11,11 +11,9 @@ from picospec.bench.calibrate import draft_timing
 from picospec.bench.calibrate.pass_timing import (
     Drafted,
     Question,
-    TimingError,
     _run,
     curve,
     line,
-    period_s,
 )
 from picospec.bench.data.files import load, save
 from picospec.bench.data.host import Host
@@ -73,14 +71,6 @@ def test_speeds_are_hosts_to_the_simulator(tmp_path: Path) -> None:
     assert (hosts.stack_s, hosts.message_s) == (0.003, 0.001)
 
 
-def test_a_file_of_something_else_is_no_speeds(tmp_path: Path) -> None:
-    path = tmp_path / "other.json"
-    path.write_text("{}")
-
-    with pytest.raises(ValueError, match=r"other\.json"):
-        load(path, Speeds)
-
-
 def test_a_pass_has_as_many_rows_as_its_commit_has_tokens() -> None:
     commits = [
         *(commit(1, 5, accepted=4, pass_s=seconds) for seconds in (0.2, 0.3, 0.9)),
@@ -89,15 +79,6 @@ def test_a_pass_has_as_many_rows_as_its_commit_has_tokens() -> None:
     ]
 
     assert curve(commits) == pytest.approx({3: 0.11, 5: 0.31})
-
-
-def test_a_size_seen_by_chance_is_left_out() -> None:
-    assert curve([commit(1, 5, accepted=4)] * 2) == {}
-
-
-def test_no_passes_cannot_be_timed() -> None:
-    with pytest.raises(TimingError):
-        period_s([])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator
 import uvicorn
 
 from picospec.gateway.app import create_app
+from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
-from picospec.gateway.settings import GatewaySettings
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file

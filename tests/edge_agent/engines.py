@@ -16,7 +16,7 @@ from picospec.gateway.errors import ApiError
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Relation, Vocabulary
+from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.protocol.messages import (
     Down,
     ModelFacts,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from picospec.speculation.judges.judge import Judgement
-
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     PROTOCOL_VERSION,

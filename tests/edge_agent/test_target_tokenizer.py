@@ -19,7 +19,7 @@ from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.protocol.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.edge_agent.foreign import model

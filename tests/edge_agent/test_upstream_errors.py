@@ -8,7 +8,7 @@ import pytest
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.upstream_errors import from_response, reason, unreachable
 from picospec.gateway.errors import ApiError, EngineFault, Forbidden, Overloaded, RateLimited
-from picospec.gateway.responses import error_response
+from picospec.gateway.http.responses import error_response
 
 
 async def test_a_sessions_name_is_in_no_error_of_the_transport_that_is_shown() -> None:

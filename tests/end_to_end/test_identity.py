@@ -16,7 +16,7 @@ from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.identity.answers import Answer, ask
 from picospec.bench.identity.comparison import EDGES, batched, compare
 from picospec.bench.run.services import Services, ServicesPlan
-from picospec.gateway.ports import NONE
+from picospec.gateway.tokenizer import NONE
 
 pytestmark = pytest.mark.models
 

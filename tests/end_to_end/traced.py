@@ -22,8 +22,8 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.app import create_app
-from picospec.gateway.hosting.otel import OtelTracing
-from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.tracing import Tracing
 from tests.edge_agent.engines import engine
 from tests.gateway.scripted import ByteTokenizer, client_of
 
@@ -35,7 +35,7 @@ class Recorder:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracing = OtelTracing(provider)
+        self.tracing = Tracing(provider.get_tracer("picospec"), provider.shutdown)
 
     @property
     def spans(self) -> list[ReadableSpan]:

@@ -15,28 +15,20 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from picospec.gateway.account import Clock
+from picospec.gateway.accounts.account import Clock
+from picospec.gateway.accounts.middleware import IsMessage
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError
-from picospec.gateway.middleware import IsMessage
-from picospec.gateway.ports import (
-    MAX_CHAT_BYTES,
-    NONE,
-    Delta,
-    Facts,
-    Job,
-    Json,
-    Statistics,
-    Tokenizer,
-)
-from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.ports import Delta, Facts, Job, Statistics
+from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from picospec.speculation.protocol.messages import TokenLogprob
 
 END = 256
@@ -176,6 +168,20 @@ def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.A
     transport = httpx.ASGITransport(app=app)
     headers = {"content-type": "application/json", **(headers or {})}
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
+
+
+async def ask(
+    body: Mapping[str, object],
+    engine: ScriptedEngine | None = None,
+    *,
+    path: str = "",
+    headers: Mapping[str, str] | None = None,
+    **app: Any,  # noqa: ANN401 - what make_app takes
+) -> httpx.Response:
+    """Return what one request gets of an app of its own. path: by default that of the body."""
+    door = path or ("/v1/chat/completions" if "messages" in body else "/v1/completions")
+    async with client_of(make_app(engine or ScriptedEngine(), **app), headers) as client:
+        return await client.post(door, json=body)
 
 
 class Server(uvicorn.Server):

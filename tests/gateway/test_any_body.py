@@ -7,23 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.completions import CompletionRequest
-from picospec.gateway.routes.parameters import PARAMETERS
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.parameters import PARAMETERS
 from picospec.gateway.routes.tokens import TokenizeRequest
 from picospec.gateway.schemas.known import NEUTRAL
 from picospec.gateway.schemas.messages import ChatMessage
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import ScriptedEngine, ask
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *PARAMETERS})
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
 ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
-PARTS = ["text", "thinking", "image_url"]
-INNER = ["type", "function", "name", "json", "schema", "content", "text"]
 BODIES = [json.loads(path.read_text()) for path in (Path(__file__).parent / "data").iterdir()]
 
 values = st.sampled_from(ODD) | st.recursive(
@@ -57,17 +54,9 @@ def replaced(body: object, data: st.DataObject) -> Any:  # noqa: ANN401 - JSON
     return body
 
 
-def answer(path: str, body: object) -> httpx.Response:
-    async def post() -> httpx.Response:
-        app = make_app(ScriptedEngine(features=frozenset(PARAMETERS), context_tokens=4096))
-        async with client_of(app) as client:
-            return await client.post(path, json=body)
-
-    return asyncio.run(post())
-
-
-def check(path: str, body: object) -> None:
-    found = answer(path, body)
+def check(path: str, body: Any) -> None:  # noqa: ANN401 - JSON
+    engine = ScriptedEngine(features=frozenset(PARAMETERS), context_tokens=4096)
+    found = asyncio.run(ask(body, engine, path=path))
 
     assert found.status_code in (200, 400, 404), (body, found.text)
     if found.status_code == 400 and isinstance(body, dict):

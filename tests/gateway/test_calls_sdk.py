@@ -70,15 +70,6 @@ async def test_calls_are_the_same_streamed_or_not(ask: type) -> None:
     assert answer.usage.completion_tokens == len(TWO) + 1
 
 
-@pytest.mark.parametrize("ask", [streamed, asked])
-async def test_a_message_of_calls_only_has_null_for_content(ask: type) -> None:
-    async with sdk(CALL % "Oslo") as client:
-        answer = await ask(client, tools=[WEATHER])
-
-    message = answer.choices[0].message
-    assert (message.content, message.refusal, len(message.tool_calls)) == (None, None, 1)
-
-
 async def test_a_stream_shows_the_name_first_and_then_arguments_as_they_come() -> None:
     async with sdk(CALL % "Oslo") as client:
         stream = await client.chat.completions.create(
@@ -94,16 +85,6 @@ async def test_a_stream_shows_the_name_first_and_then_arguments_as_they_come() -
     assert {(piece.index, piece.id, piece.type) for piece in later} == {(0, None, None)}
     assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["tool_calls"]
     assert not any(chunk.delta.content for chunk in chunks)
-
-
-@pytest.mark.parametrize("ask", [streamed, asked])
-async def test_one_call_ends_the_answer_if_calls_must_not_be_parallel(ask: type) -> None:
-    async with sdk(TWO) as client:
-        answer = await ask(client, tools=[WEATHER], parallel_tool_calls=False)
-
-    assert len(answer.choices[0].message.tool_calls) == 1
-    assert answer.choices[0].finish_reason == "tool_calls"
-    assert answer.usage.completion_tokens < len(TWO)
 
 
 @pytest.mark.parametrize("ask", [streamed, asked])
@@ -127,39 +108,6 @@ async def test_reasoning_is_apart_from_content_and_counted(ask: type) -> None:
     message = answer.choices[0].message
     assert (message.content, message.reasoning_content) == ("Hi", "why")
     assert answer.usage.completion_tokens_details.reasoning_tokens == 14
-
-
-async def test_a_stream_of_reasoning_comes_before_its_content() -> None:
-    async with sdk("<think>why</think>Hi", THINKING) as client:
-        stream = await client.chat.completions.create(model=MODEL, messages=ASK, stream=True)
-        deltas = [chunk.choices[0].delta async for chunk in stream]
-
-    shown = [(getattr(delta, "reasoning_content", None), delta.content) for delta in deltas]
-    assert shown == [(None, None), ("wh", None), ("y", None), (None, "Hi"), (None, None)]
-
-
-async def test_reasoning_stays_in_the_text_if_the_client_wants_it_there() -> None:
-    async with sdk("<think>why</think>Hi", THINKING) as client:
-        answer = await asked(client, extra_body={"reasoning_format": "none"})
-
-    assert answer.choices[0].message.content == "<think>why</think>Hi"
-
-
-async def test_the_log_probabilities_are_those_of_the_content() -> None:
-    async with sdk("<think>why</think>Hi\n" + CALL % "Oslo", THINKING) as client:
-        answer = await asked(client, tools=[WEATHER], logprobs=True)
-
-    assert [entry.token for entry in answer.choices[0].logprobs.content] == ["H", "i"]
-
-
-async def test_the_format_of_calls_can_be_set() -> None:
-    async with sdk(
-        '[TOOL_CALLS]weather[ARGS]{"city": "Oslo"}', tool_format="mistral"
-    ) as client:
-        answer = await asked(client, tools=[WEATHER])
-
-    assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["weather"]
-    assert len(answer.choices[0].message.tool_calls[0].id) == 9
 
 
 @pytest.mark.parametrize(

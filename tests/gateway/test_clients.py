@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
 
 DATA = Path(__file__).parent / "data"
 IGNORED = {
@@ -27,11 +27,9 @@ AGENTS = ("cline", "continue_agent", "zed_agent", "open_webui", "opencode")
 @pytest.mark.parametrize("name", sorted(path.stem for path in DATA.iterdir()))
 async def test_the_request_of_a_client_is_served(name: str) -> None:
     body = json.loads((DATA / f"{name}.json").read_text())
-    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     tokenizer = ByteTokenizer()
-    app = make_app(ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
-    async with client_of(app) as client:
-        answer = await client.post(path, json=body)
+
+    answer = await ask(body, ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
 
     assert answer.status_code == 200, answer.text
     assert answer.text.endswith("data: [DONE]\n\n")

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from picospec.gateway import request_body
 from picospec.gateway.hosting import http1
+from picospec.gateway.http import request_body
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 PATH = "/v1/chat/completions"
@@ -138,7 +138,7 @@ async def test_of_a_refused_body_only_so_much_is_read(monkeypatch: pytest.Monkey
 async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.client.UNREAD_S", SOON_S)
+    monkeypatch.setattr("picospec.gateway.http.client.UNREAD_S", SOON_S)
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     body = json.dumps(STREAM).encode()
     async with connection(engine) as (_, writer):

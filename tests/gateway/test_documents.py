@@ -13,7 +13,7 @@ import pytest
 
 from picospec.gateway.app import ROUTES
 from picospec.gateway.routes.documents import openapi
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import ScriptedEngine, ask, client_of, make_app
 
 DATA = sorted((Path(__file__).parent / "data").iterdir())
 USER = {"role": "user", "content": "Hi"}
@@ -53,8 +53,7 @@ def test_what_clients_send_fits_the_published_schema(path: Path) -> None:
 async def test_what_breaks_the_published_schema_is_a_400(
     path: str, body: dict[str, object], where: str
 ) -> None:
-    async with client_of(make_app(ScriptedEngine())) as client:
-        answer = await client.post(path, json=body)
+    answer = await ask(body, path=path)
 
     assert answer.status_code == 400
     assert errors_of(path, body) == [where]
@@ -83,10 +82,3 @@ async def test_the_page_shows_every_path_and_loads_nothing() -> None:
     assert all(f"{route.method} " in answer.text for route in ROUTES)
     assert re.findall(r"(?:src|href)=['\"]?([^'\" >]+)", answer.text) == ["openapi.json"]
     assert "<script" not in answer.text
-
-
-async def test_the_version_is_the_packages() -> None:
-    async with client_of(make_app(ScriptedEngine())) as client:
-        answer = await client.get("/version")
-
-    assert answer.json() == {"version": version("picospec")}

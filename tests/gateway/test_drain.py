@@ -11,7 +11,7 @@ import pytest
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Draining
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_app
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAM = CHAT | {"stream": True}
@@ -127,7 +127,4 @@ async def test_a_hurry_ends_the_wait_for_work() -> None:
 
 async def test_a_timeout_of_the_engines_own_is_no_end_of_draining() -> None:
     engine = ScriptedEngine((), then=TimeoutError("slow"))
-    async with client_of(make_app(engine)) as client:
-        answer = await client.post("/v1/chat/completions", json=CHAT)
-
-    assert answer.status_code == 500
+    assert (await ask(CHAT, engine)).status_code == 500

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from picospec.gateway.doors.keep_alive import COMMENT, keep_alive
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job
-from picospec.gateway.routes.keep_alive import COMMENT, keep_alive
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app, served
+from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
 
 STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
@@ -26,10 +26,9 @@ class Slow(ScriptedEngine):
 
 
 async def answer(
-    engine: ScriptedEngine, body: object = STREAM, s: float = 0.02
+    engine: ScriptedEngine, body: dict[str, object] = STREAM, s: float = 0.02
 ) -> httpx.Response:
-    async with client_of(make_app(engine, keep_alive_s=s)) as client:
-        return await client.post("/v1/chat/completions", json=body)
+    return await ask(body, engine, keep_alive_s=s)
 
 
 @pytest.mark.parametrize("choices", [1, 3])

@@ -12,7 +12,7 @@ import pytest
 from picospec.edge_agent.settings import load
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
-from picospec.gateway.ports import Tokenizer
+from picospec.gateway.tokenizer import Tokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine
 
 KEYED = {"PICOSPEC_API_KEYS": "one"}

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
 from picospec.gateway.output.formats.base import Format
 from picospec.gateway.output.formats.choose import FORMATS
 from picospec.gateway.output.message import CallArguments, Message
 from picospec.gateway.output.parser import OutputParser
-from picospec.gateway.output.reasoning import Tags, read_reasoning
+from picospec.gateway.output.reasoning import read_reasoning
 from picospec.gateway.ports import Delta
 from picospec.gateway.speculation import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
 
 ORIGINS = ("draft", "lookup", "target")
 TEXT = "ab€\U0001f600c\u0301\n"
-STOP_TOKEN = 10_000
 
 
 def pieces_of(raw: bytes, cuts: Sequence[int]) -> list[bytes]:
@@ -97,28 +97,6 @@ def test_a_character_that_is_never_complete_is_of_the_token_that_began_it() -> N
 
     assert told is not None
     assert list(told.text) == [(1, "draft"), (1, "lookup")]
-
-
-def test_without_origins_all_tokens_are_the_targets() -> None:
-    reader = Detokeniser(
-        lambda _: b"x", stop_tokens=frozenset({STOP_TOKEN}), stops=(), watched=True
-    )
-
-    told = reader.read(Delta((1, 2, STOP_TOKEN), finish="stop")).told
-
-    assert told is not None
-    assert list(told.text) == [(2, "target")]
-    assert told.tokens == {"target": 3}
-
-
-def test_a_choice_that_nobody_watches_tells_nothing() -> None:
-    reader = Detokeniser(lambda _: b"x", stop_tokens=frozenset(), stops=())
-
-    delta = reader.read(
-        Delta((1,), origins=("draft",), events=(Chain(0, 1, 1, False, (2,)),), finish="stop")
-    )
-
-    assert delta.told is None
 
 
 def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from picospec.gateway.hosting.otel import exporting
+from picospec.gateway.hosting.tracing import exporting
 
 
 class Collector(ThreadingHTTPServer):

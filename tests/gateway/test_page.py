@@ -18,16 +18,11 @@ SERVED = [
     path for path in sorted(PAGE.rglob("*")) if path.suffix in (".html", ".css", ".js", ".svg")
 ]
 DIGESTS = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in SERVED}
-LARGEST_BYTES = 300_000
 
 
 def address(path: Path) -> str:
     name = path.relative_to(PAGE).as_posix()
     return "/" if name == "index.html" else f"/page/{name}"
-
-
-def test_the_page_has_less_than_300_kb_in_all() -> None:
-    assert sum(path.stat().st_size for path in SERVED) < LARGEST_BYTES
 
 
 @pytest.mark.parametrize("path", SERVED, ids=address)
@@ -100,19 +95,3 @@ def test_each_vendored_library_is_the_one_that_its_record_names() -> None:
     for name, record in LIBRARIES.items():
         assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == record["sha256"]
         assert (VENDOR / record["licence_file"]).stat().st_size > 1000
-
-
-def test_the_readme_opens_with_a_small_picture_of_the_page() -> None:
-    root = PAGE.parents[1]
-    opening = (root / "README.md").read_text().split("\n## ")[0]
-
-    assert "](docs/page.png)" in opening
-    assert 10_000 < (root / "docs" / "page.png").stat().st_size < 200_000
-
-
-def test_each_file_is_in_the_wheel() -> None:
-    project = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["picospec.gateway"]
-    packed = {path for pattern in patterns for path in PAGE.parent.glob(pattern)}
-
-    assert set(SERVED) <= packed

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from picospec.bench.run.services import free_port
-from picospec.gateway.hosting.parent_death import bound_to_parent, die_with_parent
+from picospec.gateway.hosting.parent_death import bound_to_parent
 from tests.gateway.test_processes import FAKE, until_gone
 
 ROOT = Path(__file__).parents[2]
@@ -96,33 +96,6 @@ async def test_a_bound_command_does_not_start_when_its_parent_is_gone_already() 
     assert (process.returncode, output) == (1, b"")
 
 
-@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=ONLY_LINUX)])
-async def test_a_multiprocessing_child_dies_with_its_parent(
-    tmp_path: Path, stopped: bool
-) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import multiprocessing, os, time\n"
-        "from picospec.gateway.hosting.parent_death import die_with_parent\n"
-        "def child():\n"
-        "    print(os.getpid(), die_with_parent(), die_with_parent(), flush=True)\n"
-        "    time.sleep(60)\n"
-        "if __name__ == '__main__':\n"
-        "    multiprocessing.get_context('spawn').Process(target=child).start()\n"
-        "    time.sleep(60)\n"
-    )
-    parent, printed = await start(str(script))
-    async with asyncio.timeout(20):
-        pid, *watches = (await printed.readline()).decode().split()
-    if stopped:
-        os.kill(int(pid), signal.SIGSTOP)
-
-    gone = await ends_with(parent, int(pid))
-
-    assert watches == ["True", "True"]
-    assert gone
-
-
 @ONLY_LINUX
 async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
@@ -145,10 +118,6 @@ async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path
         pid = int(await printed.readline())
 
     assert await ends_with(parent, pid)
-
-
-def test_a_process_that_multiprocessing_did_not_start_is_not_watched() -> None:
-    assert not die_with_parent()
 
 
 def test_the_module_needs_the_standard_library_alone() -> None:

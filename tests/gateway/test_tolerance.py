@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.gateway.routes.parameters import SERVABLE
+from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.schemas.known import NEUTRAL
-from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import (
+    CONTEXT_TOKENS,
+    MODEL,
+    ScriptedEngine,
+    ask,
+    client_of,
+    make_app,
+)
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 OF_CHAT = {"messages", "tools", "tool_choice", "chat_template_kwargs", "top_logprobs"}
@@ -35,19 +41,9 @@ UNSERVED = {
 """A value of each parameter that some engine may serve."""
 
 
-async def post(
-    body: dict[str, object],
-    engine: ScriptedEngine | None = None,
-    path: str = "/v1/chat/completions",
-    **settings: object,
-) -> httpx.Response:
-    async with client_of(make_app(engine or ScriptedEngine(), **settings)) as client:
-        return await client.post(path, json=body)
-
-
 @pytest.mark.parametrize(("name", "value"), NEUTRAL_VALUES)
 async def test_each_neutral_value_is_accepted(name: str, value: object) -> None:
-    answer = await post(CHAT | {name: value})
+    answer = await ask(CHAT | {name: value})
 
     assert answer.status_code == 200
     assert "x-picospec-ignored" not in answer.headers
@@ -55,7 +51,7 @@ async def test_each_neutral_value_is_accepted(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NEUTRAL if name not in OF_CHAT])
 async def test_any_other_value_of_such_a_field_is_a_400_that_names_it(name: str) -> None:
-    answer = await post(CHAT | {name: {"any": "other"}})
+    answer = await ask(CHAT | {name: {"any": "other"}})
 
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, name)
@@ -66,7 +62,7 @@ async def test_any_other_value_of_such_a_field_is_a_400_that_names_it(name: str)
 async def test_what_only_chats_have_is_a_400_in_a_completion(name: str) -> None:
     engine = ScriptedEngine()
 
-    answer = await post({"prompt": "a", name: [1]}, engine, "/v1/completions")
+    answer = await ask({"prompt": "a", name: [1]}, engine, path="/v1/completions")
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
     assert engine.jobs == []
@@ -76,7 +72,7 @@ async def test_what_only_chats_have_is_a_400_in_a_completion(name: str) -> None:
 async def test_what_this_engine_does_not_serve_is_a_400_that_names_it(name: str) -> None:
     engine = ScriptedEngine()
 
-    answer = await post(CHAT | {name: UNSERVED[name]}, engine)
+    answer = await ask(CHAT | {name: UNSERVED[name]}, engine)
 
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, name)
@@ -108,7 +104,7 @@ async def test_neutral_values_and_nulls_leave_no_trace() -> None:
         "seed": None,
     }
 
-    answer = await post(CHAT | neutral, engine)
+    answer = await ask(CHAT | neutral, engine)
 
     assert answer.status_code == 200
     assert engine.jobs[0].extras == {}
@@ -131,7 +127,7 @@ async def test_what_was_ignored_is_in_a_header_and_once_in_the_log(stream: bool)
         "colour": "red",
     }
     with capture_logs() as logs:
-        answer = await post(body)
+        answer = await ask(body)
 
     ignored = (
         "response_format.style, store, service_tier, cache_prompt, repeat_last_n, user, colour"
@@ -143,14 +139,14 @@ async def test_what_was_ignored_is_in_a_header_and_once_in_the_log(stream: bool)
     assert [", ".join(entry["ignored"]) for entry in logs] == [
         answer.headers["x-picospec-ignored"]
     ]
-    assert "x-picospec-ignored" not in (await post(CHAT | {"stream": stream})).headers
+    assert "x-picospec-ignored" not in (await ask(CHAT | {"stream": stream})).headers
 
 
 async def test_names_in_the_header_are_few_short_and_clean() -> None:
     names = ["a\r\nset-cookie: b", "é", "c" * 65, "", *(f"field{i}" for i in range(100))]
 
     with capture_logs() as logs:
-        answer = await post(CHAT | dict.fromkeys(names, 1))
+        answer = await ask(CHAT | dict.fromkeys(names, 1))
 
     shown = answer.headers["x-picospec-ignored"].split(", ")
     assert shown == ["?", *(f"field{i}" for i in range(31))]
@@ -161,10 +157,10 @@ async def test_names_in_the_header_are_few_short_and_clean() -> None:
 async def test_the_model_may_be_left_out_or_have_another_name() -> None:
     aliases = {"model_aliases": ["gpt-4o", MODEL]}
     answers = [
-        await post(CHAT | body, **aliases)
+        await ask(CHAT | body, **aliases)
         for body in ({}, {"model": "gpt-4o"}, {"model": MODEL})
     ]
-    unknown = await post(CHAT | {"model": "gpt-4"}, **aliases)
+    unknown = await ask(CHAT | {"model": "gpt-4"}, **aliases)
 
     assert [answer.json()["model"] for answer in answers] == [MODEL] * 3
     assert unknown.status_code == 404

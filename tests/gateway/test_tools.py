@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.tools import ToolUse
-from picospec.gateway.schemas import structured
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.chat.tools import ToolUse
+from picospec.gateway.grammars import structured
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
 
 USER = {"role": "user", "content": "Hi"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -64,22 +64,21 @@ async def test_the_template_gets_the_tools_unless_the_target_hides_unused_ones(
     body: dict[str, object], expected: object
 ) -> None:
     tokenizer = ByteTokenizer(hides_unused_tools="hides" in body)
-    app = make_app(ScriptedEngine(features=GRAMMAR), tokenizer=tokenizer)
-    async with client_of(app) as client:
-        answer = await client.post("/v1/chat/completions", json={"messages": [USER], **body})
+    engine = ScriptedEngine(features=GRAMMAR)
+
+    answer = await ask({"messages": [USER], **body}, engine, tokenizer=tokenizer)
 
     assert answer.status_code == 200
     assert tokenizer.rendered[0]["tools"] == expected
 
 
 async def test_tools_without_a_place_in_the_template_are_a_400() -> None:
-    app = make_app(ScriptedEngine(), tokenizer=ByteTokenizer(takes_tools=False))
-    async with client_of(app) as client:
-        body = {"messages": [USER], "tools": [TOOL_F]}
-        answers = [
-            await client.post("/v1/chat/completions", json=body | {"tool_choice": choice})
-            for choice in ("auto", "none")
-        ]
+    body = {"messages": [USER], "tools": [TOOL_F]}
+
+    answers = [
+        await ask(body | {"tool_choice": choice}, tokenizer=ByteTokenizer(takes_tools=False))
+        for choice in ("auto", "none")
+    ]
 
     assert [answer.status_code for answer in answers] == [400, 200]
     assert answers[0].json()["error"]["param"] == "tools"
@@ -96,48 +95,11 @@ NEEDS_GRAMMAR = [
 async def test_a_promise_that_only_a_grammar_keeps_needs_an_engine_with_one(
     body: dict[str, object], param: str
 ) -> None:
-    answers = []
-    for features in (frozenset(), GRAMMAR):
-        async with client_of(make_app(ScriptedEngine(features=features))) as client:
-            body = {"messages": [USER], **body}
-            answers.append(await client.post("/v1/chat/completions", json=body))
+    answers = [
+        await ask({"messages": [USER], **body}, ScriptedEngine(features=features))
+        for features in (frozenset(), GRAMMAR)
+    ]
 
     assert [answer.status_code for answer in answers] == [400, 200]
     error = answers[0].json()["error"]
     assert (error["param"], error["code"]) == (param, "unsupported_parameter")
-
-
-LARGE = {"description": "a" * structured.MAX_BYTES}
-BAD = [
-    ({"tools": TOOL_F}, "tools"),
-    ({"tools": [TOOL_F] * 129}, "tools"),
-    ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
-    ({"tools": [{"type": "function"}]}, "tools.0.function"),
-    ({"tools": [{"function": F}]}, "tools.0.type"),
-    ({"tools": [strict(name=None)]}, "tools.0.function.name"),
-    ({"tools": [strict(name="a b")]}, "tools.0.function.name"),
-    ({"tools": [strict(name="a" * 65)]}, "tools.0.function.name"),
-    ({"tools": [strict(description=7)]}, "tools.0.function.description"),
-    ({"tools": [strict(parameters=[])]}, "tools.0.function.parameters"),
-    ({"tools": [strict(parameters=LARGE)]}, "tools.0.function.parameters"),
-    ({"tools": [strict(strict="yes")]}, "tools.0.function.strict"),
-    ({"tools": [TOOL_F], "tool_choice": "any"}, "tool_choice.type"),
-    ({"tools": [TOOL_F], "tool_choice": 7}, "tool_choice"),
-    ({"tools": [TOOL_F], "tool_choice": {"type": "function"}}, "tool_choice.function"),
-    ({"tools": [TOOL_F], "tool_choice": NAMED}, "tool_choice"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"tools": [], "tool_choice": NAMED}, "tool_choice"),
-    ({"tools": [TOOL_F], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
-]
-
-
-@pytest.mark.parametrize(("body", "param"), BAD)
-async def test_a_bad_tool_is_a_400_that_names_the_field(
-    body: dict[str, object], param: str
-) -> None:
-    engine = ScriptedEngine(features=GRAMMAR)
-    async with client_of(make_app(engine)) as client:
-        answer = await client.post("/v1/chat/completions", json={"messages": [USER], **body})
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert engine.jobs == []

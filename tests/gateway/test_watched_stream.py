@@ -11,7 +11,7 @@ import pytest
 
 from picospec.gateway.ports import Delta, Job
 from picospec.gateway.speculation import Chain, LinkUse, Pass
-from tests.gateway.scripted import COUNTED, END, ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import COUNTED, END, ScriptedEngine, ask
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}
 WATCHED = {"include_speculation": True}
@@ -33,9 +33,8 @@ class TellingEngine(ScriptedEngine):
         yield Delta((END,), finish="stop", origins=("draft",), statistics=COUNTED)
 
 
-async def chunks(body: dict[str, object], path: str = "/v1/chat/completions") -> list[Any]:
-    async with client_of(make_app(TellingEngine())) as client:
-        answer = await client.post(path, json=body)
+async def chunks(body: dict[str, object]) -> list[Any]:
+    answer = await ask(body, TellingEngine())
     assert answer.status_code == 200, answer.text
     events = answer.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -116,14 +115,12 @@ async def test_each_choice_has_events_and_counts_of_its_own() -> None:
 @pytest.mark.parametrize(
     "options", [None, {"include_usage": True}, {"include_speculation": False}]
 )
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("asked", [ASK, {"prompt": "Hi", "stream": True, "seed": 3}])
 async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that_tells(
-    options: dict[str, bool] | None, path: str
+    options: dict[str, bool] | None, asked: dict[str, object]
 ) -> None:
-    ask = ASK if "chat" in path else {"prompt": "Hi", "stream": True, "seed": 3}
-
-    plain = await chunks({**ask, "stream_options": options}, path)
-    told = await chunks({**ask, "stream_options": {**(options or {}), **WATCHED}}, path)
+    plain = await chunks({**asked, "stream_options": options})
+    told = await chunks({**asked, "stream_options": {**(options or {}), **WATCHED}})
 
     usage = options is not None and "include_usage" in options
     rest = [c for c in told if c["choices"] or (usage and c is told[-1])]
@@ -138,9 +135,9 @@ def without(chunk: dict[str, Any]) -> str:
 
 
 async def test_characters_of_an_echoed_prompt_are_of_no_token() -> None:
-    ask = {"prompt": "Hi", "stream": True, "echo": True, "stream_options": WATCHED}
-
-    told = await chunks(ask, "/v1/completions")
+    told = await chunks(
+        {"prompt": "Hi", "stream": True, "echo": True, "stream_options": WATCHED}
+    )
 
     first = next(c for c in told if c["choices"])
     assert first["choices"][0]["text"] == "HiQ"
@@ -150,10 +147,7 @@ async def test_characters_of_an_echoed_prompt_are_of_no_token() -> None:
 
 async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
     engine = ScriptedEngine()
-    async with client_of(make_app(engine)) as client:
-        answer = await client.post(
-            "/v1/chat/completions", json={**ASK, "stream_options": WATCHED}
-        )
+    answer = await ask({**ASK, "stream_options": WATCHED}, engine)
 
     assert engine.jobs[0].watched
     said = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line[6:7] == "{"]
@@ -166,10 +160,7 @@ async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
 
 async def test_an_answer_that_is_not_streamed_tells_nothing() -> None:
     engine = TellingEngine()
-    async with client_of(make_app(engine)) as client:
-        answer = await client.post(
-            "/v1/chat/completions", json={**ASK, "stream": False, "stream_options": WATCHED}
-        )
+    answer = await ask({**ASK, "stream": False, "stream_options": WATCHED}, engine)
 
     assert not engine.jobs[0].watched
     assert "speculation" not in answer.json()

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
 from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.routes.request import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
 from picospec.gateway.schemas.structure import (
     MAX_CONTAINERS,
     MAX_STRINGS,

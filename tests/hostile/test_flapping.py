@@ -11,8 +11,9 @@ import pytest
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.gateway.settings import GatewaySettings
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.ports import Facts
+from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.messages import ModelFacts

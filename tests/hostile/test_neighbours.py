@@ -17,12 +17,12 @@ from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import EdgeGrammars
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import Overloaded, RateLimited
+from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Job, Sampling
-from picospec.gateway.settings import GatewaySettings
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.gateway.tenants.turns import Turns

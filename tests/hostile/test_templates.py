@@ -17,7 +17,7 @@ import pytest
 from picospec.models.confined import environment
 from picospec.models.tokenizing.renderer import Renderer
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 BOOM = (

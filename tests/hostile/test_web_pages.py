@@ -31,11 +31,6 @@ HEADS = {
     "JSON of another kind": ({"content-type": "application/problem+json"}, 200),
 }
 
-REFUSALS = {
-    403: ("origin_not_allowed", "cors_origins"),
-    415: ("unsupported_media_type", "content-type: application/json"),
-}
-
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
 @pytest.mark.parametrize("who", HEADS)

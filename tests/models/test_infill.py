@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from tests.models.test_tokenizer import BOS, ByteModel
 
 

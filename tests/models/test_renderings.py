@@ -18,7 +18,7 @@ import pytest
 from picospec.models.tokenizing.chat_template import ChatTemplate, joined
 from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
 from tests.models.make_renderings import RENDERINGS, TODAY
 

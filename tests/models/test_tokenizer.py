@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 START, END, BOS = 256, 257, 258
 MARKERS = {"<|im_start|>": START, "<|im_end|>": END, "<s>": BOS}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models.tokenizing.vocabulary import Vocabulary, relate
+from picospec.models.vocabulary import Vocabulary, relate
 
 WORDS = Vocabulary(
     pieces=(b"<|im_end|>", b"</s>", b"hello", b"<tool_call>"),

@@ -9,7 +9,7 @@ import sys
 import msgspec
 
 from picospec.gateway.hosting.serving import serve
-from picospec.gateway.ports import Tokenizer
+from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.messages import ModelFacts
 from picospec.verifier.app import build

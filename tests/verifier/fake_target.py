@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 from picospec.speculation.sampling.judging import judge_coupled, judge_separate
 
-from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json, Tokenizer
+from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from picospec.speculation.protocol.messages import (
     Finish,
     Limits,

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from picospec.speculation.judges.judge import Judgement
 from prometheus_client import CollectorRegistry
 
 from picospec.gateway.metrics import Metrics
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
 from picospec.verifier.llama_target.judging import Part

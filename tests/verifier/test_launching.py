@@ -13,6 +13,7 @@ import pytest
 from picospec.verifier.__main__ import main
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target import launching
+from picospec.verifier.vllm_target.configuring.choice import CONFIG, SOCKET
 
 Launched = tuple[list[str], dict[str, str]]
 
@@ -65,7 +66,7 @@ def test_the_table_becomes_flags_and_the_rest_reaches_our_plugin(
     assert command[command.index("--lora-modules") :][:3] == ["--lora-modules", "a=b", "c=d"]
     assert "--enable-lora" in command
     assert not any("self-test" in each for each in command)
-    settings = VerifierSettings.load(Path(environment[launching.CONFIG]), {}, {})
+    settings = VerifierSettings.load(Path(environment[CONFIG]), {}, {})
     assert settings.vllm["max_model_len"] == 512
     assert environment["PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS"] == "3"
     assert environment["PICOSPEC_VERIFIER__PORT"] == "9123"
@@ -75,10 +76,12 @@ def test_the_table_becomes_flags_and_the_rest_reaches_our_plugin(
 def test_vllms_own_port_is_there_only_if_it_is_named(
     launched: Callable[..., Launched],
 ) -> None:
-    private, _ = launched(model="m")
+    private, environment = launched(model="m")
     named, _ = launched("--vllm.port", "8001", model="m")
 
-    assert Path(value(private, "--uds")).parent.stat().st_mode & 0o077 == 0
+    folder = Path(value(private, "--uds")).parent
+    assert folder == Path(environment[SOCKET])
+    assert folder.stat().st_mode & 0o077 == 0
     assert "--uds" not in named
     assert (value(named, "--host"), value(named, "--port")) == ("127.0.0.1", "8001")
 
@@ -103,4 +106,21 @@ def test_where_vllm_is_missing_a_line_says_how_to_get_it(
     monkeypatch.setattr(launching, "find_spec", lambda _: None)
 
     with pytest.raises(SystemExit, match="pip install"):
+        launching.launch(VerifierSettings(target="vllm"), None, {})
+
+
+@pytest.mark.parametrize("group", launching.PLUGINS)
+def test_an_installation_without_our_plugins_is_refused(
+    group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "find_spec", bool)
+    stock = launching.entry_points
+    monkeypatch.setattr(
+        launching,
+        "entry_points",
+        lambda *, group: stock(group="nothing" if group == lacking else group),
+    )
+    lacking = group
+
+    with pytest.raises(SystemExit, match=f"no {group} here: install it again"):
         launching.launch(VerifierSettings(target="vllm"), None, {})

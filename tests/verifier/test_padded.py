@@ -17,7 +17,7 @@ from picospec.gateway.ports import Job, Sampling
 from picospec.models.llama import Context, Model
 from picospec.models.segments import Segment
 from picospec.models.store import Found, open_store
-from picospec.models.tokenizing.vocabulary import relate
+from picospec.models.vocabulary import relate
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.target import LlamaTarget

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway import client
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
+from picospec.gateway.http import client
 from picospec.gateway.metrics import Metrics
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft, Fault, Finish, Message, Open, Redraw

@@ -14,9 +14,9 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.gateway.account import Account
-from picospec.gateway.client import connected, send_to_client
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone
+from picospec.gateway.http.client import connected, send_to_client
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import BEAT_S, Beat, Opened
 from picospec.verifier.sessions.session import Reader

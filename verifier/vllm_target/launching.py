@@ -18,15 +18,10 @@ from typing import Any, Final, NoReturn
 
 from picospec.gateway.hosting.parent_death import program
 from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET
 
-NAME: Final = "picospec"
-"""Our plugins' name in VLLM_PLUGINS."""
-
-CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
-"""The variable by which our plugin finds the settings file."""
-
-PRIVATE: Final = "picospec-vllm-"
-"""How the folder is named that has the socket in place of vLLM's own port."""
+PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
+"""The groups that have ours. Without them vLLM would start, and serve none of our routes."""
 
 _ALLOW_LIST: Final = "VLLM_PLUGINS"
 _OWN_PORT: Final = frozenset({"host", "port", "uds"})
@@ -39,11 +34,18 @@ def launch(
     environment."""
     if find_spec("vllm") is None:
         sys.exit("verifier: vLLM is not installed here: pip install 'picospec[cloud]'")
+    for group in PLUGINS:
+        if NAME not in entry_points(group=group).names:
+            sys.exit(f"verifier: picospec has no {group} here: install it again")
     ours = {CONFIG: str(config.absolute())} if config else {}
     ours |= _variables("PICOSPEC_VERIFIER", overrides)
     environment = {**defaults(), **os.environ, **ours}
     environment[_ALLOW_LIST] = _allowed(environment.get(_ALLOW_LIST))
-    command = [sys.executable, *program(module()[0]), *module()[1:], *flags(options(settings))]
+    named = options(settings)
+    if not _OWN_PORT & named.keys():
+        environment[SOCKET] = tempfile.mkdtemp(prefix="picospec-vllm-")
+        named["uds"] = f"{environment[SOCKET]}/socket"
+    command = [sys.executable, *program(module()[0]), *module()[1:], *flags(named)]
     os.execve(command[0], command, environment)
 
 
@@ -59,9 +61,7 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
         **({"enforce-eager": True} if _is_for_cpus() else {}),
         **table,
     }
-    if not _OWN_PORT & table.keys():
-        found["uds"] = f"{tempfile.mkdtemp(prefix=PRIVATE)}/socket"
-    elif "uds" not in table:
+    if "port" in table:
         found.setdefault("host", "127.0.0.1")
     return found
 

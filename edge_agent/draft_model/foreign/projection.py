@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
 

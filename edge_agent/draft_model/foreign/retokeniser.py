@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.sampling.noise import Tokens
 
 Tokenize = Callable[[str], list[int]]

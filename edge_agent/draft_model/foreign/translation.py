@@ -9,7 +9,7 @@ from itertools import groupby
 from picospec.edge_agent.draft_model.foreign.projection import Projection
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.protocol.messages import TokenId
 
 

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+from picospec.gateway.grammars.answer import CallGrammar
+from picospec.gateway.grammars.json_schema import Schemas
 from picospec.gateway.output.incoming import Incoming, Malformed, Steps
-from picospec.gateway.output.lark import Special
 from picospec.gateway.output.message import Message
-from picospec.gateway.output.schemas import Schemas
 
 
-class Format(ABC):
-    """How a family of models writes tool calls."""
+class Format(CallGrammar):
+    """How a family of models writes tool calls: the grammar, and the parser."""
 
     markers: ClassVar[tuple[str, ...]]
     """Texts that are special tokens in some models. The parser must see them all the same."""
 
-    trigger: ClassVar[str]
-    """What comes before the first call, or "" if calls are just the beginning of the answer."""
-
-    untagged: ClassVar[str] = ""
-    """A regular expression for how an answer begins that may be a call without a trigger."""
-
     id_length: ClassVar[int | None] = None
     """The number of letters and digits of which an id consists; None: any id will do."""
-
-    also: ClassVar[str] = ""
-    """What else an answer may be under a grammar that does not require calls, in Lark."""
 
     @abstractmethod
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         """Parse the answer. It may return early when `out` is complete."""
-
-    @abstractmethod
-    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        """Return Lark rules for `calls`: what comes after the trigger.
-
-        Raises ValueError for a schema that this format cannot express.
-        """
 
 
 def read_calls(

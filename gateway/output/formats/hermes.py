@@ -9,6 +9,8 @@ import re
 from functools import partial
 from typing import Final
 
+from picospec.gateway.grammars.json_schema import Schemas
+from picospec.gateway.grammars.lark import Special, marker, repeated
 from picospec.gateway.output.formats.base import Format, read_calls
 from picospec.gateway.output.formats.json_calls import (
     UNTAGGED,
@@ -17,9 +19,7 @@ from picospec.gateway.output.formats.json_calls import (
     read_untagged,
 )
 from picospec.gateway.output.incoming import Incoming, Steps
-from picospec.gateway.output.lark import Special, marker, repeated
 from picospec.gateway.output.message import Message
-from picospec.gateway.output.schemas import Schemas
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"

@@ -10,12 +10,12 @@ import re
 from collections.abc import Container
 from typing import Final
 
+from picospec.gateway.grammars.json_schema import Schemas
+from picospec.gateway.grammars.json_text import decode
+from picospec.gateway.grammars.lark import arguments, literal
 from picospec.gateway.output.extent import read_value, stream_value
 from picospec.gateway.output.incoming import Incoming, Malformed, Steps
-from picospec.gateway.output.json_text import decode
-from picospec.gateway.output.lark import arguments, literal
 from picospec.gateway.output.message import Message
-from picospec.gateway.output.schemas import Schemas
 
 _ARGUMENTS: Final = ("arguments", "parameters")
 UNTAGGED: Final = r"\s*(```(json)?)?\s*\{"

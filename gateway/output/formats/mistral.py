@@ -6,6 +6,8 @@ import re
 from functools import partial
 from typing import Final
 
+from picospec.gateway.grammars.json_schema import Schemas
+from picospec.gateway.grammars.lark import Special, literal, marker, repeated
 from picospec.gateway.output.formats.base import Format, read_calls
 from picospec.gateway.output.formats.json_calls import (
     JsonCall,
@@ -14,9 +16,7 @@ from picospec.gateway.output.formats.json_calls import (
     stream_arguments,
 )
 from picospec.gateway.output.incoming import Incoming, Malformed, Steps
-from picospec.gateway.output.lark import Special, literal, marker, repeated
 from picospec.gateway.output.message import Message
-from picospec.gateway.output.schemas import Schemas
 
 _OPEN: Final = "[TOOL_CALLS]"
 _ID: Final = "[CALL_ID]"

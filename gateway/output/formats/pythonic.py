@@ -11,13 +11,13 @@ import re
 import warnings
 from typing import Final
 
+from picospec.gateway.grammars.json_schema import Schema, Schemas, parameters
+from picospec.gateway.grammars.json_text import decode, encode
+from picospec.gateway.grammars.lark import Special, json_value, literal, repeated
 from picospec.gateway.output.extent import PYTHON, read_value
 from picospec.gateway.output.formats.base import Format, pass_content
 from picospec.gateway.output.incoming import Incoming, Malformed, Steps
-from picospec.gateway.output.json_text import decode, encode
-from picospec.gateway.output.lark import Special, json_value, literal, repeated
 from picospec.gateway.output.message import Message
-from picospec.gateway.output.schemas import Schema, Schemas, parameters
 
 _NAME: Final = re.compile(r"[\w.-]*")
 _WORD: Final = re.compile(r"\w*")

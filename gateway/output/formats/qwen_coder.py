@@ -10,20 +10,7 @@ import re
 from functools import partial
 from typing import Final
 
-from picospec.gateway.output.extent import read_value
-from picospec.gateway.output.formats.base import Format, read_calls
-from picospec.gateway.output.incoming import Incoming, Malformed, Steps
-from picospec.gateway.output.json_text import decode, encode
-from picospec.gateway.output.lark import (
-    Special,
-    json_value,
-    literal,
-    marker,
-    repeated,
-    string_until,
-)
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.schemas import (
+from picospec.gateway.grammars.json_schema import (
     Schema,
     Schemas,
     kind_of,
@@ -31,6 +18,19 @@ from picospec.gateway.output.schemas import (
     parameters,
     properties,
 )
+from picospec.gateway.grammars.json_text import decode, encode
+from picospec.gateway.grammars.lark import (
+    Special,
+    json_value,
+    literal,
+    marker,
+    repeated,
+    string_until,
+)
+from picospec.gateway.output.extent import read_value
+from picospec.gateway.output.formats.base import Format, read_calls
+from picospec.gateway.output.incoming import Incoming, Malformed, Steps
+from picospec.gateway.output.message import Message
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from picospec.gateway.client import connected
 from picospec.gateway.errors import ClientGone, EngineFault
+from picospec.gateway.http.client import connected
 from picospec.gateway.output.choice_stream import QUEUED, ChoiceStream, stream_choice, together
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
 from picospec.gateway.ports import Delta

@@ -180,13 +180,6 @@ def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) 
     assert shown == [*text, ""]
 
 
-def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
-    shown, tokens = read(b"a\xe2\x82", [b"a\xe2\x82"], ())
-
-    assert "".join(shown) == "a\ufffd"
-    assert tokens == 3
-
-
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         StopStrings(["a", ""])

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from picospec.gateway.grammars.answer import Constraint, Wanted, grammar
+from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.formats.choose import FORMATS, FormatName
-from picospec.gateway.output.grammar import Constraint, Wanted, grammar
-from picospec.gateway.output.reasoning import Tags
 from tests.gateway.output.grammars import Grammar, ids, validates
 from tests.gateway.output.reading import read
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from picospec.gateway.grammars.answer import Wanted
 from picospec.gateway.output.detokenise import Detokeniser, Piece
 from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
 from picospec.gateway.output.formats.hermes import Hermes
 from picospec.gateway.output.formats.mistral import Mistral
-from picospec.gateway.output.grammar import Wanted
 from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Delta

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.routes.chat_completions import ChatRequest
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app, served
+from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
 from tests.gateway.test_watched_stream import TellingEngine
 
 USER = {"role": "user", "content": "Hi"}
@@ -23,16 +23,13 @@ CALLS = (
     b'<think>why</think>so <tool_call>{"name": "f", "ar',
     b'guments": {"a": "\xc3\xa7"}}</tool_call>',
 )
-PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 
 
 async def events(
     engine: ScriptedEngine, body: dict[str, Any], options: dict[str, bool]
 ) -> list[Any]:
     """Return the stream's chunks, and "[DONE]" if it ends with that."""
-    path = PATHS["messages" if "messages" in body else "prompt"]
-    async with client_of(make_app(engine, tool_format="hermes")) as client:
-        answer = await client.post(path, json={**body, "stream_options": options})
+    answer = await ask({**body, "stream_options": options}, engine, tool_format="hermes")
     assert answer.status_code == 200, answer.text
     assert "x-picospec-ignored" not in answer.headers
     data = [event.removeprefix("data: ") for event in answer.text.split("\n\n")[:-1]]
@@ -99,13 +96,6 @@ async def test_it_says_what_the_stream_says_that_is_not_steady(
 
     assert told(steady) == told(plain)
     assert len(steady) > len(plain)
-
-
-async def test_every_chunk_of_text_is_of_one_token() -> None:
-    chunks = await events(ScriptedEngine([b"Hel", b"lo"]), CHAT, {"steady": True})
-
-    texts = [c["choices"][0]["delta"].get("content") for c in chunks[:-1]]
-    assert [text for text in texts if text] == list("Hello")
 
 
 async def test_a_stop_string_closes_the_engine_before_the_text_is_shown() -> None:

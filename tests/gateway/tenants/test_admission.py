@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.request_body import STRANGERS_BYTES
+from picospec.gateway.http.request_body import STRANGERS_BYTES
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}

@@ -89,7 +89,7 @@ def test_a_digest_that_only_begins_alike_admits_nobody(monkeypatch: pytest.Monke
     def begins_alike(key: bytes) -> bytes:
         return b"12345678" + key
 
-    monkeypatch.setattr("picospec.gateway.settings.digest_of", begins_alike)
+    monkeypatch.setattr("picospec.gateway.hosting.settings.digest_of", begins_alike)
     found = tenants(None, "right")
     monkeypatch.setattr("picospec.gateway.tenants.tenants.digest_of", begins_alike)
 

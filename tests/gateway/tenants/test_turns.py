@@ -95,8 +95,3 @@ async def test_a_thread_keeps_its_place_when_nobody_waits_for_it_any_more() -> N
         goes_on.set()
 
         assert await second == 2
-
-
-async def test_an_owner_may_be_none() -> None:
-    async with asyncio.timeout(5), Turns(1, 1, "pieces of work wait").take(None):
-        pass

@@ -9,7 +9,7 @@ import numpy as np
 from picospec.models.grammars.binding import make_tokenizer
 from picospec.models.grammars.grammar import Grammar, GrammarState
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 
 _LONGER = (
     *["ab", "ba", "aab", "bb", "abab", "true", "false", "null", "name", "value", "é", "€"],

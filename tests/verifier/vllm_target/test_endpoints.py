@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants.keys import KeyLimits

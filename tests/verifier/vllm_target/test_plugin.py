@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,16 +14,18 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
 
 import vllm.config.vllm
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.core import EngineCoreProc
 
+from picospec.verifier.vllm_target import dying
 from picospec.verifier.vllm_target.configuring import conflicts, plugin
-from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 GENERATES = {
@@ -48,6 +52,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for holder, name in (
         (EngineArgs, "create_speculative_config"),
         (SamplingParams, "_validate_spec_decode"),
+        (EngineCoreProc, "run_engine_core"),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name))  # undone after the test
     plugin.register()
@@ -85,7 +90,7 @@ def test_the_width_is_that_of_our_settings(
     registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (file := tmp_path / "settings.toml").write_text("speculation.max_verify = 7")
-    monkeypatch.setenv(plugin.CONFIG, str(file))
+    monkeypatch.setenv(CONFIG, str(file))
 
     assert configured().speculative_config.num_speculative_tokens == 8
 
@@ -226,7 +231,7 @@ def test_the_front_end_in_rust_is_refused(
 
 def test_the_entry_point_is_this_plugin() -> None:
     (found,) = (
-        each for each in entry_points(group="vllm.general_plugins") if each.name == plugin.NAME
+        each for each in entry_points(group="vllm.general_plugins") if each.name == NAME
     )
 
     assert found.load() is plugin.register
@@ -266,3 +271,33 @@ def test_several_api_servers_are_given_time_to_drain(
     given = configured(_api_process_count=count, shutdown_timeout=asked)
 
     assert given.shutdown_timeout == timeout_s
+
+
+def test_vllms_core_and_workers_import_nothing_of_the_gateway() -> None:
+    script = """
+import sys
+from picospec.verifier.vllm_target.configuring.plugin import register
+register()
+import picospec.verifier.vllm_target.core.scheduler
+import picospec.verifier.vllm_target.worker.v1.hooks
+print(*(name for name in sys.modules if name.startswith("picospec.gateway")))
+"""
+    environment = {**os.environ, "VLLM_PLUGINS": "picospec"}
+
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+
+    assert ran.stdout == "\n", ran.stderr
+
+
+def test_a_core_is_bound_to_its_parent_and_the_private_socket_is_gone(
+    registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "private").mkdir()
+    monkeypatch.setenv(SOCKET, str(folder))
+
+    configured()
+
+    assert EngineCoreProc.run_engine_core is dying.run_engine_core
+    assert not folder.exists()

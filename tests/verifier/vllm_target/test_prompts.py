@@ -21,10 +21,10 @@ import httpx
 import pytest
 
 from picospec.bench.run.services import free_port
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.ports import Sampling
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.parameters import SERVABLE
 from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.routes.chat_completions import ChatRequest
-from picospec.gateway.routes.completions import CompletionRequest
-from picospec.gateway.routes.parameters import PARAMETERS
-from picospec.gateway.routes.request import GenerationRequest
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.parameters import PARAMETERS
+from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.schemas.known import NEUTRAL
 
 chat = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from picospec.speculation.judges.judge import Judgement, Rejection
 
+from picospec.speculation.judges.judge import Judgement, Rejection
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     Commit,
@@ -27,7 +27,7 @@ from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
 from picospec.verifier.vllm_target.admission import Admission
-from picospec.verifier.vllm_target.core.session_slot import RECENT_FRAMES, SessionSlot
+from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 PROMPT_TOKENS = 10
@@ -216,19 +216,6 @@ def test_a_step_while_a_recovered_token_is_awaited_generates_nothing() -> None:
     assert request.silent
     assert request.forced is None
     assert core.offered() is None
-
-
-def test_frames_are_numbered_and_the_latest_are_at_hand() -> None:
-    core = Core(max_tokens=100)
-    for token in range(1, 31):
-        core.begin(token - 1, 0)
-        core.run(token)
-
-    first, frames = core.slot.recent
-
-    assert first == 30 - RECENT_FRAMES
-    assert frames == core.slot.frames[first:]
-    assert [m.start for m in core.sent if isinstance(m, Commit)] == list(range(30))
 
 
 def test_only_the_first_frame_of_a_pass_tells_what_it_took() -> None:

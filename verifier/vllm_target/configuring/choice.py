@@ -12,8 +12,15 @@ import msgspec
 
 from picospec.speculation.protocol.messages import Limits
 
-FIELD: Final = "picospec"
-"""Our key in `additional_config`."""
+NAME: Final = "picospec"
+"""Our plugins' name in VLLM_PLUGINS, and our key in `additional_config`."""
+
+CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
+"""The variable by which our plugin finds the settings file."""
+
+SOCKET: Final = "PICOSPEC_VLLM_SOCKET"
+"""The variable that names the folder of the socket that vLLM opens in the place of a port that
+nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +48,11 @@ class Choice:
 
     def added_to(self, carried: dict[str, Any]) -> dict[str, Any]:
         """Return `additional_config` with this choice in it."""
-        return {**carried, FIELD: asdict(self)}
+        return {**carried, NAME: asdict(self)}
 
     @staticmethod
     def of(vllm_config: Any) -> Choice | None:
         """Return what was chosen; None where the engine serves no sessions."""
         carried = vllm_config.additional_config
-        found = carried.get(FIELD) if isinstance(carried, dict) else None
+        found = carried.get(NAME) if isinstance(carried, dict) else None
         return None if found is None else Choice(**found)

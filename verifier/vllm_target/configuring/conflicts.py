@@ -17,7 +17,7 @@ _EXTENSIONS: Final = ("", *EXTENSIONS.values())
 
 
 class Conflict(ValueError):
-    """The operator asked vLLM for something that leaves no place for sessions."""
+    """This vLLM, or what the operator asks of it, leaves no place for sessions."""
 
 
 @dataclass(frozen=True, slots=True)

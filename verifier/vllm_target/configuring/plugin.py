@@ -13,16 +13,18 @@ from functools import wraps
 from importlib import import_module
 from math import ceil
 from pathlib import Path
-from typing import Any, Final, Literal
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import vllm.envs as envs
 
-from picospec.gateway.hosting.parent_death import die_with_parent
-from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
-from picospec.verifier.vllm_target.configuring.choice import Choice
+from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.configuring.width import most_drafts
-from picospec.verifier.vllm_target.launching import CONFIG, NAME
+from picospec.verifier.vllm_target.dying import bind_cores, die_with_parent
+
+if TYPE_CHECKING:
+    from picospec.verifier.settings import VerifierSettings
 
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -36,10 +38,13 @@ speculation: those of steps of one row a request."""
 
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
-    """Return our settings inside vLLM: of the environment, and of the file that it names.
+    """Return our settings inside vLLM: of the environment, and of the file that it names. Only
+    its server has any: what they read by is not imported elsewhere.
 
     Raises pydantic.ValidationError, OSError, ValueError (TOML).
     """
+    from picospec.verifier.settings import VerifierSettings
+
     path = environ.get(CONFIG)
     return VerifierSettings.load(Path(path) if path else None, environ, {"target": "vllm"})
 
@@ -84,6 +89,8 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
             return asked
         choice = _choice(args, target_model_config, target_parallel_config, asked)
         _apply(choice, args, target_parallel_config)
+        if folder := os.environ.pop(SOCKET, None):  # vLLM has it open
+            rmtree(folder, ignore_errors=True)
         _let_drain(args, settings())
         if asked is not None:
             _plan_for(asked)
@@ -141,6 +148,7 @@ def _apply(choice: Choice, args: Any, parallel: Any) -> None:
     """Set the engine options that are still to be read, and those of the workers."""
     from vllm.config import StructuredOutputsConfig
 
+    bind_cores()
     args.scheduler_cls, args.async_scheduling = conflicts.SCHEDULER, False
     extension = conflicts.EXTENSIONS[choice.runner]
     args.worker_extension_cls = parallel.worker_extension_cls = extension

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -22,7 +22,6 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from picospec.gateway.ports import UNLIKELY
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.verifying.machine import PassPlan, Verdict
@@ -35,6 +34,10 @@ from picospec.verifier.vllm_target.core.session_scheduler import (
 )
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
+
+UNLIKELY: Final = -9999.0
+"""The log-probability that stands for minus infinity, as in OpenAI's API: the protocol has
+finite numbers only."""
 
 Passed = dict[str, tuple[Request, SessionSlot]]
 """By request: the sessions of a step that sampled."""

@@ -21,7 +21,6 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from picospec.gateway.hosting.parent_death import die_with_parent
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Pushed
@@ -29,11 +28,7 @@ from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.vllm_target.admission import FIELD, Admission
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
-from picospec.verifier.vllm_target.core.session_slot import (
-    OutgoingFrame,
-    SessionSlot,
-    SlotTable,
-)
+from picospec.verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
 from picospec.verifier.vllm_target.core.timer import Timer
 
 PUSH: Final = "picospec_push"
@@ -50,7 +45,6 @@ class SessionScheduler(Scheduler):
         self._timer = Timer(self._wake)
         self.steps = 0
         self.preemptions = 0
-        die_with_parent()
 
     def add_request(self, request: Request) -> None:
         """Open the session that the request carries, or refuse one whose name is taken."""
@@ -61,7 +55,7 @@ class SessionScheduler(Scheduler):
             return
         asked = Admission.unpack(packed)
         if self._slots.request_of(asked.session):
-            self._emit(request, _refused(request, "a session of this name is running"))
+            self._emit(request, _refused(request, asked.session))
             return
         super().add_request(request)
         now, size = time.monotonic(), asked.vocabulary_size
@@ -98,16 +92,16 @@ class SessionScheduler(Scheduler):
             stamp_arrivals(engine.input_queue)
         return True
 
-    def push(self, session: str, frames: bytes, arrived: float) -> str | None:
-        """Hand messages to a session; return what is wrong with them: that ends the session.
+    def push(self, session: str, frames: bytes, arrived: float) -> None:
+        """Hand messages to a session. What is wrong with them ends it, and goes out as its
+        complaint.
 
         arrived: when they reached this process. A step may have passed since.
         """
         request_id = self._slots.request_of(session)
         slot = request_id and self._slots.of(request_id)
         if not request_id or not slot:
-            return None
-        sent = len(slot.frames)
+            return
         try:
             for message in wire.Decoder().feed(frames):
                 if not isinstance(message, Pushed):
@@ -115,14 +109,9 @@ class SessionScheduler(Scheduler):
                 slot.send(self._machine.received(session, message, arrived=arrived))
         except RemoteProtocolError as error:
             slot.complaint = str(error)
-        if slot.complaint or len(slot.frames) > sent:
+        if slot.complaint or slot.frames:
             request = self.requests[request_id]
             self._emit(request, self._output(request, slot))
-        return slot.complaint
-
-    def recall(self, session: str, first: int) -> list[OutgoingFrame]:
-        """Return what a session sent, from its `first`-th frame on."""
-        return self._slots.recall(session, first)
 
     def figures(self) -> dict[str, float]:
         """Return counts for tests and metrics. kv_usage: from 0 to 1."""
@@ -191,9 +180,9 @@ def stamp_arrivals(received: Any) -> None:
     received.put_nowait = put_nowait
 
 
-def _refused(request: Request, complaint: str) -> EngineCoreOutput:
-    """Return the only output of a session that is not opened."""
-    carried = {FIELD: [0, [], complaint]}
+def _refused(request: Request, session: str) -> EngineCoreOutput:
+    """Return the only output of a session whose name is taken."""
+    carried = {FIELD: [session, [], "a session of this name is running"]}
     return EngineCoreOutput(
         request.request_id, [], finish_reason=FinishReason.ABORT, kv_transfer_params=carried
     )
@@ -213,14 +202,14 @@ def has_read_its_text(request: Request) -> bool:
 
 
 def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
-    """Let an output carry its session's latest frames: [first's number, frames, complaint].
+    """Let an output carry what its session sends: [session, frames, complaint].
 
     vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
     frames, so vLLM need not carry them too.
     """
-    first, frames = slot.recent
+    frames, slot.frames = slot.frames, []
     carried: dict[str, Any] = output.kv_transfer_params or {}
-    output.kv_transfer_params = {**carried, FIELD: [first, frames, slot.complaint]}
+    output.kv_transfer_params = {**carried, FIELD: [slot.name, frames, slot.complaint]}
     output.new_logprobs = None
 
 
@@ -229,5 +218,4 @@ EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
 EngineCore.picospec_push = lambda core, session, frames, arrived: core.scheduler.push(
     session, frames, arrived
 )
-EngineCore.picospec_recall = lambda core, session, first: core.scheduler.recall(session, first)
 EngineCore.picospec_figures = lambda core: core.scheduler.figures()

@@ -4,15 +4,13 @@ The committed tokens may be one ahead of vLLM's: a recovered token is committed 
 sends it, and vLLM is told in the next step, by a draft token that is accepted whatever its
 probability. Until then the slot *owes* it.
 
-Everything sent is kept as numbered frames until the session is forgotten. vLLM merges outputs
-for a slow reader and keeps only the last value of each side field, so an output carries the
-latest frames, and a reader who finds a gap asks for the missing ones.
+What it sends are frames, which leave with the next output of vLLM's request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Down, TokenId
@@ -20,12 +18,6 @@ from picospec.speculation.sampling.adjustments import Adjustment
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
-
-RECENT_FRAMES: Final = 16
-"""Frames carried by each output; four would do for a reader who is never a step behind."""
-
-REMEMBERED: Final = 256
-"""Finished sessions whose frames can still be asked for."""
 
 
 class OutgoingFrame(NamedTuple):
@@ -57,6 +49,8 @@ class SessionSlot:
         worker knows."""
 
         self.frames: list[OutgoingFrame] = []
+        """What has not left yet."""
+
         self.complaint: str | None = None
         """What the edge did that no honest edge does; the session is over."""
 
@@ -67,12 +61,6 @@ class SessionSlot:
     @property
     def over(self) -> bool:
         return self.session.finished is not None or self.complaint is not None
-
-    @property
-    def recent(self) -> tuple[int, list[OutgoingFrame]]:
-        """The latest frames, and the number of the first of them."""
-        first = max(0, len(self.frames) - RECENT_FRAMES)
-        return first, self.frames[first:]
 
     def owed(self, tokens: int) -> tuple[TokenId, ...]:
         """Return the committed tokens that vLLM does not know: one at most. tokens: how many it
@@ -119,12 +107,11 @@ class SessionSlot:
 
 
 class SlotTable:
-    """Which session has which vLLM request, and the frames of sessions that ended lately."""
+    """Which session has which vLLM request."""
 
     def __init__(self) -> None:
         self._slots: dict[str, SessionSlot] = {}
         self._requests: dict[str, str] = {}
-        self._past: dict[str, list[OutgoingFrame]] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -138,23 +125,11 @@ class SlotTable:
         return self._slots.get(request_id)
 
     def request_of(self, session: str) -> str | None:
-        """Return the request of a running session."""
+        """Return the id of the request that a running session has."""
         return self._requests.get(session)
 
     def remove(self, request_id: str) -> SessionSlot | None:
-        """Free a request's slot and return it; its frames are remembered for a while."""
-        slot = self._slots.pop(request_id, None)
-        if slot is None:
-            return None
-        self._requests.pop(slot.name, None)
-        self._past[slot.name] = slot.frames
-        if len(self._past) > REMEMBERED:
-            del self._past[next(iter(self._past))]
+        """Free a request's slot and return it."""
+        if slot := self._slots.pop(request_id, None):
+            del self._requests[slot.name]
         return slot
-
-    def recall(self, session: str, first: int) -> list[OutgoingFrame]:
-        """Return what a session sent, from its `first`-th frame on."""
-        request_id = self._requests.get(session)
-        if request_id is None:
-            return self._past.get(session, [])[first:]
-        return self._slots[request_id].frames[first:]

@@ -14,9 +14,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from picospec.gateway.middleware import is_open
-from picospec.gateway.request_body import read_body
-from picospec.gateway.routes.request import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from picospec.gateway.accounts.middleware import is_open
+from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from picospec.gateway.http.request_body import read_body
 from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
 from picospec.gateway.tenants.turns import Turns
 

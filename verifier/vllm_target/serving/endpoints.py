@@ -13,12 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -35,7 +33,6 @@ from picospec.gateway.hosting.serving import check_free, served_beside
 from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
 from picospec.verifier.routes import OPEN
 from picospec.verifier.vllm_target.configuring.plugin import settings as read_settings
-from picospec.verifier.vllm_target.launching import PRIVATE
 from picospec.verifier.vllm_target.serving.plain_requests import PlainRequests
 from picospec.verifier.vllm_target.serving.service import Service
 
@@ -93,7 +90,6 @@ class Endpoints:
             second_is_at_once=True,
         )
         logging.getLogger("uvicorn.access").addFilter(_names_no_session)
-        _remove_private(self._app.state.args.uds)
         port = served_beside(settings, service.on_our_port)
         async with service.host.running(), service.sessions.running(), port, stopping:
             yield
@@ -135,9 +131,3 @@ class _Of(Collector):
 def _names_no_session(record: logging.LogRecord) -> bool:
     """Keep sessions' names, which are secrets, out of uvicorn's log; ours has these lines."""
     return OPEN not in record.getMessage()
-
-
-def _remove_private(socket: str | None) -> None:
-    """Remove the socket that vLLM had to have although nobody wants its port."""
-    if socket and Path(socket).parent.name.startswith(PRIVATE):
-        shutil.rmtree(Path(socket).parent, ignore_errors=True)

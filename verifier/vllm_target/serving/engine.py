@@ -6,9 +6,10 @@ request socket, which also wakes it; outputs come back on its output socket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import fields
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
 from operator import eq
 from typing import Any, Final
 
@@ -33,6 +34,24 @@ SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
 folder, which may differ from host to host."""
 
 
+@dataclass(slots=True)
+class _Inbox:
+    """What has come from a session's core and was not read yet."""
+
+    frames: list[OutgoingFrame] = field(default_factory=list)
+    complaint: str | None = None
+
+    def taken(self) -> list[OutgoingFrame]:
+        """Return the frames once each. Raises RemoteProtocolError for a dishonest message."""
+        if self.complaint is not None:
+            raise RemoteProtocolError(self.complaint)
+        found, self.frames = self.frames, []
+        return found
+
+
+_NOTHING: Final = "", (), None
+
+
 class Engine:
     """Raises TargetFailed from every method when vLLM fails."""
 
@@ -40,6 +59,9 @@ class Engine:
         self._llm = llm
         self._ranks = Ranks(llm.engine_core)
         self._steps: list[float] = []  # of each core, at the last heartbeat
+        self._inboxes: dict[str, _Inbox] = {}
+        outputs = llm.output_processor
+        outputs.process_outputs = partial(self._collect, outputs.process_outputs)
 
     async def install(self, tokens: int) -> None:
         """Put the judge into the workers, and the door for messages into the core.
@@ -119,11 +141,10 @@ class Engine:
         comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
         not do, RemoteProtocolError for a message that no honest edge sends.
         """
-        due = 0
         # rendered: text would go through a thread
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
-            with self._ranks.placed(session) as rank:
+            with self._ranks.placed(session) as rank, self._receiving(session) as inbox:
                 outputs = self._llm.generate(
                     rendered,
                     _parameters(wanted),
@@ -132,11 +153,9 @@ class Engine:
                     data_parallel_rank=rank,
                 )
                 async with aclosing(outputs):
-                    async for output in outputs:
-                        carried = output.kv_transfer_params
-                        for frame in await self._frames(session, due, carried):
+                    async for _ in outputs:
+                        for frame in inbox.taken():
                             yield frame
-                            due += 1
         except VLLMValidationError as error:
             raise Unservable(error.parameter or "request", str(error)) from error
         except ValueError as error:
@@ -146,24 +165,29 @@ class Engine:
         except Exception as error:
             raise TargetFailed(f"vLLM failed: {error}") from error
 
-    async def _frames(
-        self, session: str, due: int, carried: Mapping[str, Any] | None
-    ) -> list[OutgoingFrame]:
-        """Return the frames from `due` on; what an output no longer carries is asked for."""
-        if not carried or FIELD not in carried:
-            return []
-        first, frames, complaint = carried[FIELD]
-        if complaint is not None:
-            raise RemoteProtocolError(complaint)
-        if first > due:
-            first, frames = due, await self._ranks.call(session, "recall", due)
-        return [OutgoingFrame(*each) for each in frames[due - first :]]
+    @contextmanager
+    def _receiving(self, session: str) -> Iterator[_Inbox]:
+        self._inboxes[session] = _Inbox()
+        try:
+            yield self._inboxes[session]
+        finally:
+            del self._inboxes[session]
 
-    async def push(self, session: str, frames: bytes) -> str | None:
-        """Send messages; return what is wrong with them once the engine has taken them in,
-        which it does between two steps."""
-        answer: str | None = await self._ranks.call(session, "push", frames)
-        return answer
+    def _collect(
+        self, stock: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Take what sessions sent from the core's outputs. vLLM merges outputs for a reader who
+        is slow, and would keep the last one's alone."""
+        for output in outputs:
+            session, frames, complaint = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
+            if inbox := self._inboxes.get(session):
+                inbox.frames += [OutgoingFrame(*each) for each in frames]
+                inbox.complaint = complaint
+        return stock(outputs, *args, **kwargs)
+
+    async def push(self, session: str, frames: bytes) -> None:
+        """Send messages; return once the engine has taken them in, between two steps."""
+        await self._ranks.call(session, "push", frames)
 
     async def figures(self) -> dict[str, float]:
         """Return the schedulers' counts, of all cores together."""

@@ -23,8 +23,8 @@ from picospec.gateway.app import HANDLERS, accounted
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import check_listening, hosts_of
 from picospec.gateway.hosting.tracing import open_tracing
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.responses import json_response
 from picospec.gateway.routes.documents import VERSION
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
@@ -75,7 +75,7 @@ class Service:
             max_choices=settings.max_choices,
             share_prefixes=settings.share_prefixes,
         )
-        self.tracing = open_tracing("picospec-verifier", settings)
+        self.tracing = open_tracing("picospec-verifier", wanted=settings.tracing)
         routes = [*Routes(self.host, self.sessions).all(), Route("/status", self._status)]
         of_tenants = TenantMetrics(self.registry)
         limits = settings.key_limits

@@ -168,12 +168,10 @@ class VllmTarget(Described):
             frames = engine.generate(session, text, wanted, owner, adapter)
             async with aclosing(frames):
                 async for outgoing in frames:
-                    inflight.check()
                     reply = self._decoded(outgoing)
                     yield reply
                     if isinstance(reply.message, Finish):
                         return
-            inflight.check()
             raise TargetFailed("vLLM ended the session")
         finally:
             del self._sessions[session]
@@ -194,11 +192,10 @@ class VllmTarget(Described):
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session, and return before the engine has taken it in.
 
-        Raises UnknownSession. What no honest edge sends raises RemoteProtocolError, from a
-        later push or from `serve`: the engine looks at messages between two steps.
+        Raises UnknownSession. What no honest edge sends raises RemoteProtocolError from
+        `serve`: the engine looks at messages between two steps.
         """
         inflight = self._sessions.get(session)
         if inflight is None:
             raise UnknownSession(f"no session {session}")
-        inflight.check()
         await inflight.send(partial(self._engine.push, session, message.frame))

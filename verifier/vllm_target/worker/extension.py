@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from picospec.gateway.hosting.parent_death import die_with_parent
-
 
 class PicoWorkerExtension:
     """Mixed into vLLM's worker on any platform; `picospec_install` is called once, by RPC."""
@@ -16,10 +14,8 @@ class PicoWorkerExtension:
     def picospec_install(self, tokens: int) -> None:
         """Put the judge in place. tokens: how many of the model's ids are tokens."""
         runner = self.model_runner
-        if hasattr(runner, "picospec_hooks"):
-            return
-        runner.picospec_hooks = _hooks(runner)(runner, tokens)
-        die_with_parent()
+        if not hasattr(runner, "picospec_hooks"):
+            runner.picospec_hooks = _hooks(runner)(runner, tokens)
 
     def picospec_answer(self) -> None:
         """Do nothing, to show that the worker lives."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive
 
-from picospec.gateway.account import Account
-from picospec.gateway.client import connected
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.errors import ApiError
+from picospec.gateway.http.client import connected
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.choice_stream import ChoiceStream, together
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import joined
 from picospec.gateway.ports import UNLIKELY
-from picospec.gateway.responses import json_response
 from picospec.gateway.speculation import Spans, Told
 
 Json = dict[str, object]
@@ -65,6 +66,10 @@ class Answer(ABC):
     def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
         """Return the origins of what each of its chunks shows."""
         return [told.text] if delta.text or delta.entries else []
+
+    def error(self, error: ApiError) -> Mapping[str, Mapping[str, str | None]]:
+        """Return the event of an error in a stream."""
+        return error.body()
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...

@@ -10,14 +10,15 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
 from picospec.gateway.output.steady import Steady
 from picospec.gateway.output.style import Style, Styles
-from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+from picospec.gateway.ports import Engine, Facts, Fallback
 from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns what /status says of one service alone."""

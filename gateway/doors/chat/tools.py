@@ -12,8 +12,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from picospec.gateway.grammars.structured import Schema
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, missing
-from picospec.gateway.schemas.structured import Schema
 
 Json = Mapping[str, object]
 

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from picospec.gateway.output.json_text import encode
-from picospec.gateway.output.reasoning import Tags
-from picospec.gateway.output.schemas import COMBINING, Schema
+from picospec.gateway.grammars.json_schema import COMBINING, Schema
+from picospec.gateway.grammars.json_text import encode
 
 Special = Mapping[str, int]
 """The texts that are special tokens in a model, with their ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """What a family of models writes around its reasoning."""
+
+    opening: str
+    closing: str
+
 
 _SPACING: Final = {
     "whitespace_flexible": False,

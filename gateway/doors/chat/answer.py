@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from picospec.gateway.doors.answer import Answer, Entries, Json, finite
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
-from picospec.gateway.routes.answer import Answer, Entries, Json, finite
 from picospec.gateway.speculation import Spans, Told
 
 

@@ -20,19 +20,21 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from picospec.gateway.account import Account, Clock
+from picospec.gateway.accounts.account import Account, Clock
 from picospec.gateway.errors import ClientGone, RateLimited
 from picospec.gateway.hosting.listening import check_head
+from picospec.gateway.http.request_body import RequestBody
+from picospec.gateway.http.responses import NOSNIFF, error_response
 from picospec.gateway.log_lines import LogLimit, shown
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.request_body import RequestBody
-from picospec.gateway.responses import NOSNIFF, error_response
-from picospec.gateway.routes.page import PREFIX
 from picospec.gateway.tenants.origins import check_page
 from picospec.gateway.tenants.tenants import Tenants
 from picospec.gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+PAGE_PATHS: Final = "/page/"
+"""What the paths of the page's files begin with."""
+
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
@@ -48,7 +50,7 @@ _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
 
 def is_open(path: str) -> bool:
     """Whether anybody may ask for a path, without a key."""
-    return path in _OPEN_PATHS or path.startswith(PREFIX)
+    return path in _OPEN_PATHS or path.startswith(PAGE_PATHS)
 
 
 class Accounts:

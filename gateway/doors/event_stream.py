@@ -17,14 +17,14 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.gateway.account import Account
-from picospec.gateway.client import connected, send_to_client
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.answer import Answer, Json
+from picospec.gateway.doors.keep_alive import COMMENT, keep_alive
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone
+from picospec.gateway.http.client import connected, send_to_client
 from picospec.gateway.output.choice_stream import ChoiceStream, Order, together
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.routes.answer import Answer, Json
-from picospec.gateway.routes.keep_alive import COMMENT, keep_alive
 from picospec.gateway.speculation import Told, Watch
 
 _START: Final[Message] = {
@@ -85,7 +85,9 @@ class EventStream(Response):
                 raise
             error = self._account.failed(raised)
             with suppress(ClientGone):
-                await send_to_client(send, {**_events(error.body()), "more_body": False})
+                await send_to_client(
+                    send, {**_events(self._answer.error(error)), "more_body": False}
+                )
 
     async def _stream(self, send: Send, tasks: asyncio.TaskGroup) -> None:
         begun, comment = asyncio.Event(), partial(self._comment, send)

@@ -7,17 +7,18 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from picospec.gateway.doors.chat.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
+from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.output.choice_stream import DeltaReader
-from picospec.gateway.output.grammar import Constraint, Wanted
-from picospec.gateway.output.schemas import schemas_of
+from picospec.gateway.grammars import structured
+from picospec.gateway.grammars.answer import Constraint, Wanted
+from picospec.gateway.grammars.json_schema import schemas_of
+from picospec.gateway.output.choice_stream import Reader
 from picospec.gateway.output.style import Style
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.gateway.routes.request import GenerationRequest, TokenIds
-from picospec.gateway.routes.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
-from picospec.gateway.schemas import structured
+from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer
 from picospec.gateway.schemas.messages import ChatMessage
+from picospec.gateway.tokenizer import Tokenizer
 
 _EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _RESERVED: Final = frozenset(
@@ -79,7 +80,7 @@ class ChatRequest(GenerationRequest):
 
     def reader(
         self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
-    ) -> DeltaReader:
+    ) -> Reader:
         return style.reader(
             self._detokeniser(stop_tokens, min_tokens),
             prompt,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
-from picospec.models.fetching.drafts import fitting_draft
+from picospec.models.drafts import fitting_draft
 from picospec.models.llama import Model
 from picospec.models.store import Store, open_store
-from picospec.models.tokenizing.vocabulary import Vocabulary
+from picospec.models.vocabulary import Vocabulary
 from tests.models.test_store import NoHub
 
 ABC = Vocabulary((b"a", b"b", b"c"), frozenset(), frozenset())

@@ -11,18 +11,19 @@ from types import MappingProxyType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.account import Account
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.answer import Answer, json_answer
+from picospec.gateway.doors.body import checked, parse
+from picospec.gateway.doors.event_stream import EventStream
+from picospec.gateway.doors.parameters import Parameters, check_parameters, shown_names
+from picospec.gateway.doors.request import GenerationRequest, TokenIds
+from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.grammars import structured
 from picospec.gateway.output.choice_stream import stream_choice
 from picospec.gateway.output.steady import singly
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
-from picospec.gateway.routes.answer import Answer, json_answer
-from picospec.gateway.routes.event_stream import EventStream
-from picospec.gateway.routes.parameters import Parameters, check_parameters, shown_names
-from picospec.gateway.routes.request import GenerationRequest, TokenIds, checked, parse
-from picospec.gateway.schemas import structured
-from picospec.gateway.services import Services
 from picospec.gateway.speculation import Watch
 from picospec.gateway.tenants.reading import BoundedTokenizer
 

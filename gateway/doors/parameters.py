@@ -17,8 +17,8 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Facts
-from picospec.gateway.schemas import structured
 from picospec.gateway.schemas.base import Flag, Integer, Number, invalid
 from picospec.gateway.schemas.known import NEUTRAL, is_neutral
 from picospec.gateway.schemas.messages import Prediction, text_of

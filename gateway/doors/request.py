@@ -1,4 +1,4 @@
-"""Reads request bodies, and checks the fields that chat completions and completions share.
+"""The fields that chat completions and completions share.
 
 A field that no schema has is checked by `parameters`.
 """
@@ -8,38 +8,31 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Final, TypeVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
     Field,
     StringConstraints,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
-from starlette.requests import Request
 
-from picospec.gateway.errors import ApiError
-from picospec.gateway.output.choice_stream import ChoiceStream, DeltaReader
+from picospec.gateway.grammars.answer import Constraint
+from picospec.gateway.output.choice_stream import ChoiceStream, Reader
 from picospec.gateway.output.detokenise import Detokeniser, Piece
-from picospec.gateway.output.grammar import Constraint
 from picospec.gateway.output.style import Style
-from picospec.gateway.ports import Facts, Sampling, Tokenizer
-from picospec.gateway.request_body import read_body
+from picospec.gateway.ports import Facts, Sampling
 from picospec.gateway.schemas.base import (
     FIRST_ERROR,
     Flag,
     Integer,
     Number,
     RequestModel,
-    invalid,
     unknown_fields,
 )
-from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
-from picospec.gateway.services import Services
+from picospec.gateway.tokenizer import Tokenizer
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""
@@ -51,15 +44,6 @@ LEAST_TEMPERATURE: Final = 0.01
 """A lower one, but for 0, is this one, as in vLLM: logits are divided by it."""
 
 TokenIds = tuple[int, ...]
-Body = TypeVar("Body", bound=BaseModel)
-T = TypeVar("T")
-
-LEAST_LIMIT_BYTES: Final = 1 << 20
-"""The limit of bodies for a short context, or one that is not known."""
-
-BYTES_A_TOKEN: Final = 32
-"""The limit of bodies grows with the context by so much. In JSON a token has about 5 bytes, and
-as escapes of UTF-16 about 12; the rest is room for what surrounds the texts."""
 
 
 def _as_list(value: object) -> object:
@@ -157,7 +141,7 @@ class GenerationRequest(RequestModel):
 
     def reader(
         self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
-    ) -> DeltaReader:
+    ) -> Reader:
         """Return what reads one choice; `prompt` is the one that it continues."""
         return self._detokeniser(stop_tokens, min_tokens)(style.tokenizer.piece)
 
@@ -219,40 +203,3 @@ class GenerationRequest(RequestModel):
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""
         return [name for name in unknown_fields(self) if name not in (self.model_extra or ())]
-
-
-async def parse(schema: type[Body], services: Services, request: Request) -> Body:
-    """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
-    `checked` raise."""
-    body = await read_body(request, await _limit_bytes(services, request))
-    return await checked(services, request, partial(_validated, schema, body))
-
-
-async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
-    """Return what `check` makes of a request whose body has been read: at once if it is small,
-    else in a thread, one after the other. Raises Overloaded, or what `check` raises."""
-    if len(await request.body()) <= SMALL_BYTES:
-        return check()
-    owner = request.state.account.tenant
-    return await services.checks.in_thread(owner, services.checker, check)
-
-
-def _validated(schema: type[Body], body: bytes) -> Body:
-    check_structure(body)
-    try:
-        return schema.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(error) from None
-
-
-async def _limit_bytes(services: Services, request: Request) -> int:
-    """Return the most bytes that a body may have: what the context holds, as far as the engine
-    can say how long it is. It is not asked about a body that is short enough for any."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) <= LEAST_LIMIT_BYTES:
-        return LEAST_LIMIT_BYTES
-    try:
-        facts = await services.engine.facts()
-    except ApiError:  # the fallback may answer, or else the request fails once it was checked
-        return LEAST_LIMIT_BYTES
-    return max(LEAST_LIMIT_BYTES, facts.context_tokens * BYTES_A_TOKEN)

@@ -1,20 +1,20 @@
 """The grammar of an answer: its reasoning, and then content, calls, or either.
 
-A constraint is what `gateway.schemas.structured` makes of a request. It is about the content
+A constraint is what `gateway.grammars.structured` makes of a request. It is about the content
 alone, so where a model may reason before, or call a tool instead, it becomes a part of a larger
 grammar.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from picospec.gateway.output import lark
-from picospec.gateway.output.formats.base import Format
-from picospec.gateway.output.lark import Special
-from picospec.gateway.output.reasoning import Tags
-from picospec.gateway.output.schemas import Schemas
+from picospec.gateway.grammars import lark
+from picospec.gateway.grammars.json_schema import Schemas
+from picospec.gateway.grammars.lark import Special, Tags
 
 Constraint = Mapping[str, object]
 
@@ -36,8 +36,28 @@ class Wanted:
     """What content keeps to; None: it is free."""
 
 
+class CallGrammar(ABC):
+    """How a family of models writes tool calls, as a grammar tells it."""
+
+    trigger: ClassVar[str]
+    """What comes before the first call, or "" if calls are just the beginning of the answer."""
+
+    untagged: ClassVar[str] = ""
+    """A regular expression for how an answer begins that may be a call without a trigger."""
+
+    also: ClassVar[str] = ""
+    """What else an answer may be under a grammar that does not require calls, in Lark."""
+
+    @abstractmethod
+    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
+        """Return Lark rules for `calls`: what comes after the trigger.
+
+        Raises ValueError for a schema that this format cannot express.
+        """
+
+
 def grammar(
-    wanted: Wanted, form: Format, special: Special, tags: Tags | None, *, opened: bool
+    wanted: Wanted, form: CallGrammar, special: Special, tags: Tags | None, *, opened: bool
 ) -> str:
     """Return the Lark grammar of an answer.
 
@@ -62,7 +82,7 @@ def _reasoning(tags: Tags | None, *, opened: bool) -> str:
     return "closing" if opened else "reasoning?"
 
 
-def _answer(wanted: Wanted, form: Format, special: Special) -> str:
+def _answer(wanted: Wanted, form: CallGrammar, special: Special) -> str:
     trigger = lark.marker(form.trigger, special) if form.trigger else ""
     if not wanted.tools:
         return "content"

@@ -8,7 +8,7 @@ from typing import Final
 from picospec.models.errors import ModelError
 from picospec.models.llama import Model
 from picospec.models.store import Store
-from picospec.models.tokenizing.vocabulary import Vocabulary, relate
+from picospec.models.vocabulary import Vocabulary, relate
 
 MIN_RATIO: Final = 2
 """How many times as large as its draft model a target must be: below, drafting takes so long

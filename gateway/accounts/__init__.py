@@ -1,0 +1,1 @@
+"""Admits each request, and accounts for it."""

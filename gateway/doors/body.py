@@ -1,0 +1,63 @@
+"""Reads and checks the bodies of requests: large ones in a thread, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from picospec.gateway.doors.services import Services
+from picospec.gateway.errors import ApiError
+from picospec.gateway.http.request_body import read_body
+from picospec.gateway.schemas.base import invalid
+from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
+
+Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
+
+LEAST_LIMIT_BYTES: Final = 1 << 20
+"""The limit of bodies for a short context, or one that is not known."""
+
+BYTES_A_TOKEN: Final = 32
+"""The limit of bodies grows with the context by so much. In JSON a token has about 5 bytes, and
+as escapes of UTF-16 about 12; the rest is room for what surrounds the texts."""
+
+
+async def parse(schema: type[Body], services: Services, request: Request) -> Body:
+    """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
+    `checked` raise."""
+    body = await read_body(request, await _limit_bytes(services, request))
+    return await checked(services, request, partial(_validated, schema, body))
+
+
+async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
+    """Return what `check` makes of a request whose body has been read: at once if it is small,
+    else in a thread, one after the other. Raises Overloaded, or what `check` raises."""
+    if len(await request.body()) <= SMALL_BYTES:
+        return check()
+    owner = request.state.account.tenant
+    return await services.checks.in_thread(owner, services.checker, check)
+
+
+def _validated(schema: type[Body], body: bytes) -> Body:
+    check_structure(body)
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+async def _limit_bytes(services: Services, request: Request) -> int:
+    """Return the most bytes that a body may have: what the context holds, as far as the engine
+    can say how long it is. It is not asked about a body that is short enough for any."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) <= LEAST_LIMIT_BYTES:
+        return LEAST_LIMIT_BYTES
+    try:
+        facts = await services.engine.facts()
+    except ApiError:  # the fallback may answer, or else the request fails once it was checked
+        return LEAST_LIMIT_BYTES
+    return max(LEAST_LIMIT_BYTES, facts.context_tokens * BYTES_A_TOKEN)

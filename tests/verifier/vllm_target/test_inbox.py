@@ -1,0 +1,71 @@
+"""What a session's core sends reaches its reader once and in order, however slow that is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
+
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.verifier.vllm_target.admission import FIELD
+from picospec.verifier.vllm_target.serving.engine import Engine
+from picospec.verifier.vllm_target.serving.parameters import EngineRequest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+ASKED = EngineRequest({"max_tokens": 9}, None)
+
+
+def output(session: str, *frames: bytes, complaint: str | None = None) -> Any:
+    carried = {FIELD: [session, [(frame, 0, 0) for frame in frames], complaint], "theirs": 1}
+    return SimpleNamespace(kv_transfer_params=carried)
+
+
+class Llm(SimpleNamespace):
+    """An engine whose reader sees one output for each batch of the core's."""
+
+    def __init__(self, *batches: list[Any]) -> None:
+        self._batches = batches
+        stock = SimpleNamespace(process_outputs=lambda outputs: len(outputs))
+        core = SimpleNamespace(core_engines=[b"0"], client_count=1, client_index=0)
+        super().__init__(output_processor=stock, engine_core=core)
+
+    async def generate(self, *args: object, **kwargs: object) -> AsyncGenerator[object]:
+        for batch in self._batches:
+            assert self.output_processor.process_outputs(batch) == len(batch)
+            yield "vLLM's own"
+
+
+async def read(llm: Any, session: str = "s") -> list[bytes]:
+    return [each.frame async for each in Engine(llm).generate(session, (1,), ASKED)]
+
+
+async def test_outputs_that_vllm_merges_lose_no_frame() -> None:
+    others = SimpleNamespace(kv_transfer_params=None)
+    llm = Llm([output("s", b"a"), others, output("s", b"b", b"c")], [], [output("s", b"d")])
+
+    assert await read(llm) == [b"a", b"b", b"c", b"d"]
+
+
+async def test_frames_of_a_session_that_nobody_reads_here_are_dropped() -> None:
+    assert await read(Llm([output("t", b"a"), output("s", b"b")])) == [b"b"]
+
+
+async def test_a_complaint_ends_the_session_as_its_edges_fault() -> None:
+    with pytest.raises(RemoteProtocolError, match="not a token"):
+        await read(Llm([output("s", complaint="Draft.tokens: not a token")]))
+
+
+async def test_a_name_that_is_taken_leaves_the_session_that_has_it_alone() -> None:
+    engine = Engine(Llm([output("s", b"a")], [output("s", b"b")]))
+    first = engine.generate("s", (1,), ASKED)
+    assert (await anext(first)).frame == b"a"
+
+    with pytest.raises(RemoteProtocolError, match="this name"):
+        await anext(engine.generate("s", (1,), ASKED))
+
+    assert (await anext(first)).frame == b"b"
+    await first.aclose()
