@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
-from picospec.edge_agent.observer import LOOK_S, Observer, WatchedMachine
+from picospec.edge_agent.observer import LOOK_S, AnswerObserver
 from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
 from picospec.gateway.beside import alongside
 from picospec.gateway.ports import Delta, Statistics
-from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.prediction import Prediction
 from picospec.speculation.protocol.messages import Commit, Finish, TokenId
 
@@ -20,16 +20,22 @@ Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Deltas:
-    """machine: a WatchedMachine if the client watches the answer. predicted: the tokens that
-    the client expects in it."""
+    """session: the edge's record of the answer. observer: set if the client watches it.
+    predicted: the tokens that the client expects in it."""
 
-    def __init__(self, emit: Emit, machine: DraftMachine, predicted: Sequence[TokenId]) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        session: DraftingSession,
+        predicted: Sequence[TokenId],
+        observer: AnswerObserver | None = None,
+    ) -> None:
         self._statistics = Statistics()
         self._emit = emit
         self._untold: deque[Delta] = deque()
-        self._session = machine.session
+        self._session = session
         self._prediction = Prediction(predicted) if predicted else None
-        self._observer = machine.observer if isinstance(machine, WatchedMachine) else None
+        self._observer = observer
 
     async def committed(self, commit: Commit) -> None:
         """Emit tokens that were not known before."""
@@ -63,7 +69,7 @@ class Deltas:
             return await answer
         return await alongside(self._look(observer), answer)
 
-    async def _look(self, observer: Observer) -> None:
+    async def _look(self, observer: AnswerObserver) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             if events := observer.look(time.monotonic()):

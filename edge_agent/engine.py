@@ -5,8 +5,7 @@ The model that clients see is the verifier's; the draft model only decides how f
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import Protocol
@@ -20,7 +19,7 @@ from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.driver import DraftModel, Driver, Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.observer import WatchedMachine
+from picospec.edge_agent.observer import AnswerObserver
 from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
 from picospec.edge_agent.speculation import Speculation
@@ -146,8 +145,9 @@ class EdgeEngine:
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         route = self._verifiers.answer(job.span)
-        machine = self._machine(job, facts, proposals, slot, half, route)
-        deltas = Deltas(emit, machine, proposals.predicted)
+        machine = self._machine(facts, proposals, slot, half, route)
+        observer = AnswerObserver(machine, route) if job.watched else None
+        deltas = Deltas(emit, machine.session, proposals.predicted, observer)
         driver = Driver(machine, route, model, self._metrics)
         try:
             finish = await deltas.watch(driver.run(deltas.committed))
@@ -181,7 +181,6 @@ class EdgeEngine:
 
     def _machine(
         self,
-        job: Job,
         facts: ModelFacts,
         proposals: Proposals,
         slot: DraftSlot | None,
@@ -189,10 +188,7 @@ class EdgeEngine:
         route: Route,
     ) -> DraftMachine:
         how, request = self._speculation, proposals.request
-        make: Callable[..., DraftMachine] = DraftMachine
-        if job.watched:
-            make = partial(WatchedMachine, clock=time.monotonic, link=route)
-        return make(
+        return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             facts.limits,

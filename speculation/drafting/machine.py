@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 
-from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Outcome
+from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Observer, Outcome
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.drafting.tally import Tally
@@ -81,6 +81,7 @@ class DraftMachine:
         """The session began at this position; the pass there also read the prompt."""
 
         self._tally = Tally()
+        self.observer = Observer()
 
     @property
     def latencies(self) -> Latencies:
@@ -88,6 +89,11 @@ class DraftMachine:
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: a step is being made."""
+        outcome = self._next(now, busy=busy)
+        self.observer.decided(outcome, now)
+        return outcome
+
+    def _next(self, now: float, *, busy: bool) -> Outcome:
         if busy:
             return Outcome()
         send: list[Pushed] = []
@@ -179,6 +185,12 @@ class DraftMachine:
 
     def received(self, message: Down) -> Outcome:
         """Take in a message. Raise RemoteProtocolError for what no honest verifier sends."""
+        self.observer.before(message)
+        outcome = self._received(message)
+        self.observer.after(outcome)
+        return outcome
+
+    def _received(self, message: Down) -> Outcome:
         match message:
             case Opened(limits=limits):
                 self.limits = limits
@@ -231,6 +243,7 @@ class DraftMachine:
     def opening(self) -> Open:
         """Return the Open of a session that generates the rest of the answer. Its verifier has
         no draft token yet, so the whole chain will be sent."""
+        self.observer.opened()
         self.session.away = 0
         self._opened_at = len(self.session.committed)
         return replace(self._request, committed=tuple(self.session.committed))

@@ -128,7 +128,7 @@ async def _open(body: bytes, called: str, send: Send) -> None:
         await _reply(send, status, {"error": error})
         return
     limits = Limits(max_verify=4, max_ahead=16, resume_window_s=3.0)
-    machine = VerifyingSession(request, limits, vocabulary_size=VOCABULARY)
+    machine = VerifyingSession(request, limits, vocabulary_size=VOCABULARY, u=iter(()))
     session = Session(machine, NAME or request.model, names={called})
     name = f"s{len(sessions)}-{os.getpid()}"
     sessions[name] = session

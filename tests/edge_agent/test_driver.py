@@ -223,7 +223,7 @@ async def test_posts_that_fail_end_the_job(metrics: EdgeMetrics) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [Commit(0, 5, (1,)), Reject(0, 3, ((5, 1.0),), 0.0)],
+    [Commit(0, 5, (1,)), Reject(0, 3, 0, ((5, 1.0),), 0.0)],
     ids=["a gap", "a rejection of nothing"],
 )
 async def test_a_verifier_that_breaks_the_protocol_is_a_fault(

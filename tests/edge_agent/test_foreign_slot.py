@@ -16,8 +16,8 @@ from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import draft_sampler
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, translation
 
@@ -27,7 +27,7 @@ PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"
 
 
 def greedy(_: Sequence[int]) -> DraftSampler:
-    return draft_sampler.coupled(Sampling(temperature=0.0), 0, 1)
+    return coupled.sampler(Sampling(temperature=0.0), 0, 1)
 
 
 class Pair:

@@ -235,7 +235,7 @@ def test_a_session_that_waits_has_no_index_of_what_its_client_expects() -> None:
     """The index of 16,384 tokens takes 11 MB. It grows with the answer, so that only sessions
     that generate have one."""
     request = opening(own_drafts=True, predicted=tuple(range(MAX_PREDICTED)))
-    session = VerifyingSession(request, Limits(), vocabulary_size=MAX_PREDICTED)
+    session = VerifyingSession(request, Limits(), vocabulary_size=MAX_PREDICTED, u=iter(()))
 
     assert session._own is not None
     assert session._own._prediction is not None

@@ -6,7 +6,7 @@ offers, preempts sessions and reads prompts in passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -41,12 +41,11 @@ class EdgeDriver:
     right: float
     looks_up: bool
     limits: Limits
-    make_machine: Callable[..., DraftMachine] = DraftMachine
 
     def __post_init__(self) -> None:
         lookup = PromptLookup(self.request.prompt) if self.looks_up else None
         self.rtt_s = self.chance.choice([0.0, 0.1])
-        self.machine = self.make_machine(
+        self.machine = DraftMachine(
             self.request,
             StreamPolicy(may_rest=self.request.fill != "never"),
             self.limits,

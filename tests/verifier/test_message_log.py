@@ -95,7 +95,7 @@ def test_portions_add_up_to_the_whole(sizes: list[int], reads: list[bool]) -> No
 
 def test_a_reject_is_read_once_and_only_while_it_is_the_latest_message() -> None:
     log, early = Log(), Cursor(0)
-    log.add(Framed(Reject(0, 0, ((1, 1.0),), 0.0)))
+    log.add(Framed(Reject(0, 0, 0, ((1, 1.0),), 0.0)))
 
     assert [type(m.message) for m in log.read(early)] == [Reject]
     assert log.read(early) == []

@@ -208,10 +208,10 @@ async def test_asking_for_more_of_the_tail_does_not_postpone_the_replacement() -
         session = await sessions.open(opening(judge="separate", fill="never"))
         await session.push([Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))])
         reading = asyncio.create_task(ending(session))
-        for epoch in range(1, 7):
+        for draw in range(1, 7):
             await asyncio.sleep(0.06)
             if session.log.ending is None:
-                await session.push([Framed(Redraw(epoch, 0))])
+                await session.push([Framed(Redraw(0, 0, draw))])
 
         assert reading.done()
         assert (await reading).code == "replacement_timeout"
@@ -221,8 +221,8 @@ async def test_a_hundred_redraws_leave_one_reject_to_read() -> None:
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(judge="separate", fill="never"))
         await session.push([Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))])
-        for epoch in range(1, 101):
-            await session.push([Framed(Redraw(epoch, 0))])
+        for draw in range(1, 101):
+            await session.push([Framed(Redraw(0, 0, draw))])
         await asyncio.sleep(QUICK)
 
         with session.read(0) as reader:
