@@ -9,7 +9,14 @@ from random import Random
 import pytest
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Draft, Pushed, Redraw, Reject
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Pushed,
+    Recovered,
+    Redraw,
+    Reject,
+)
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -29,19 +36,19 @@ pytestmark = ON_ENGINE
 
 FLOOD_S = 30.0
 LIES_PER_S = 200
-LIES = {
+LIES: dict[str, Pushed] = {
     "a token that is none": Draft(1, 0, 0, (10**9,)),
     "no tokens": Draft(1, 0, 0, ()),
     "far ahead": Draft(1, 5000, 0, (5,)),
     "a chain from nowhere": Draft(1, 3, 90, (5,)),
-    "a forced token nobody awaits": Draft(1, 0, 0, (5,), q=(), forced=True),
+    "a recovered token nobody awaits": Recovered(1, 0, 5),
     "q in a coupled session": Draft(1, 0, 0, (5,), q=(99,)),
     "more than is kept": Draft(1, 0, 0, tuple(range(100))),
 }
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-async def test_a_lie_ends_its_own_session(target: VllmTarget, lie: Draft) -> None:
+async def test_a_lie_ends_its_own_session(target: VllmTarget, lie: Pushed) -> None:
     request = opening(target, PROMPTS[0], GREEDY, fill="never")
 
     async def tell() -> None:
@@ -55,7 +62,7 @@ async def test_a_lie_ends_its_own_session(target: VllmTarget, lie: Draft) -> Non
 
 
 @pytest.mark.parametrize("token", [49152, 2**40])
-async def test_a_forced_token_that_cannot_be_is_refused(target: VllmTarget, token: int) -> None:
+async def test_a_wrong_recovered_token_is_refused(target: VllmTarget, token: int) -> None:
     request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
 
     async def forge() -> None:
@@ -65,9 +72,7 @@ async def test_a_forced_token_that_cannot_be_is_refused(target: VllmTarget, toke
                 if isinstance(message, Commit):
                     await target.push("forger", Framed(Draft(1, 1, 0, (7,), q=(65536,))))
                 if isinstance(message, Reject):
-                    await target.push(
-                        "forger", Framed(Draft(2, 1, 0, (token,), q=(), forced=True))
-                    )
+                    await target.push("forger", Framed(Recovered(2, 1, token)))
 
     with pytest.raises(RemoteProtocolError):
         await forge()
@@ -108,7 +113,7 @@ async def lie_for(target: VllmTarget, seconds: float) -> int:
         serving = asyncio.create_task(plain(target, session, request))
         await asyncio.sleep(0)
         for _ in range(20):
-            message: Pushed = random.choice([*LIES.values(), Redraw(1, 3)])
+            message: Pushed = random.choice([*LIES.values(), Redraw(1, 3, 1)])
             if random.random() < 0.5:
                 tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
                 message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)
