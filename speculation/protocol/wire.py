@@ -83,7 +83,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     3: record(Draft, **DRAFT, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(messages.Redraw, epoch=UINT, position=UINT, draw=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
-    6: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
+    7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
     16: record(messages.Opened, session=SESSION, limits=bounded(LIMITS, messages.Limits)),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
@@ -98,7 +98,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
-    messages.Open: 1, messages.Redraw: 4, messages.Recovered: 6, messages.Opened: 16,
+    messages.Open: 1, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
     messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
 }  # fmt: skip
 
