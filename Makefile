@@ -1,5 +1,6 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test
+# make test-quick   without models, browsers, the bench and what waits for real deadlines: a minute and a half
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
 # make check   formatting, lint, types, import rules
@@ -46,6 +47,15 @@ run: models
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
 	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not faults and not images" $(ARGS)
+
+# Two cores share the tests; ARGS come last, so they may name files.
+PARTS ?= 2
+QUICK := not (models or slow or vllm or clients or faults or images)
+
+.PHONY: test-quick
+test-quick: .venv/.ready-dev
+	@$(STEP) "quick tests" scripts/test-parts.sh $(PARTS) $(BIN)/pytest -q -m "$(QUICK)" \
+		--ignore tests/bench --ignore tests/page --ignore tests/packaging $(ARGS)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .

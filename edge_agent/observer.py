@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal, Protocol
 
-from picospec.gateway.speculation import TARGET, Chain, Event, LinkUse, Origin, Pass
+from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Observer, Outcome
 from picospec.speculation.protocol.messages import Commit, Down, Draft, TokenId

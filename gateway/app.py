@@ -214,4 +214,4 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
 
 
 HANDLERS: Final[dict[Any, Any]] = {HTTPException: _http_exception}
-"""Answers that Starlette itself would give."""
+"""These handlers replace the answers that Starlette itself would give."""

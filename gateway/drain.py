@@ -14,7 +14,8 @@ from typing import Final
 from picospec.gateway.errors import Draining, Unavailable
 
 TOLD_S: Final = 1.0
-"""Longest wait for clients to be told that their answers end; one may not be reading."""
+"""So long the service waits at most for clients to be sent the end of their answers; one may
+not be reading."""
 
 
 class Drain:
@@ -25,7 +26,7 @@ class Drain:
         """Whether new work is rejected."""
 
         self.over = asyncio.Event()
-        """Is set when draining has begun and no longer waits for work."""
+        """This event is set when draining has begun and no longer waits for work."""
 
         self._running = 0
         self._answers: dict[asyncio.Task[object], asyncio.Timeout] = {}

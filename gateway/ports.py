@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
-from picospec.gateway.speculation import Event, Origin
 from picospec.gateway.tokenizer import TokenizerSource
 from picospec.gateway.tracing import NO_SPAN, Span
+from picospec.gateway.watching import Event, Origin
 
 FinishReason = Literal["stop", "length"]
 
@@ -68,14 +68,14 @@ class Job:
     """The client wants to know what speculation does; an engine without it tells nothing."""
 
     span: Span = NO_SPAN
-    """The request's span: what the engine does for it are parts of that."""
+    """The request's span; what the engine does for the job becomes parts of it."""
 
     identity: str = ""
     """Facts.identity of the model for which the prompt was made; empty: any."""
 
     owner: Owner | None = None
-    """None: nobody is known. What an engine remembers of an answer, no other owner may notice,
-    unless the settings share it."""
+    """Whoever asked; None if nobody is known. What an engine remembers of an answer, no other
+    owner may notice, unless the settings share it."""
 
 
 UNLIKELY: Final = -9999.0
@@ -129,7 +129,7 @@ class Delta:
     any Delta, an engine should send them with each."""
 
     origins: tuple[Origin, ...] | None = None
-    """One a token, if the job is watched; None: the target had them all."""
+    """The origin of each token, if the job is watched; None: the target had them all."""
 
     events: tuple[Event, ...] = ()
     """What happened before these tokens, if the job is watched."""
@@ -176,13 +176,14 @@ class Facts:
     that leave them out."""
 
     identity: str = ""
-    """Changes when the model, its tokenizer or its engine do."""
+    """A text that changes when the model, its tokenizer or its engine do."""
 
     vocabulary: str = ""
     """The digest of the target's tokenizer; empty: any."""
 
     adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """LoRA adapters, which requests name in the place of the model: their identity, by name."""
+    """LoRA adapters: the identity of each, by the name that requests give in place of the
+    model's."""
 
     @classmethod
     def of(cls, target: Described) -> Self:

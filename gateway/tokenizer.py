@@ -12,7 +12,7 @@ Json = Mapping[str, object]
 NONE: Final[Json] = MappingProxyType({})
 
 MAX_CHAT_BYTES: Final = 32 << 20
-"""Most bytes of a chat as a text, where nobody gives a smaller limit."""
+"""A chat as a text has at most so many bytes, where nobody gives a smaller limit."""
 
 
 class Tokenizer(Protocol):
@@ -68,8 +68,6 @@ class Tokenizer(Protocol):
 
 
 TokenizerSource = Callable[[str], Awaitable[Tokenizer]]
-"""Returns the target's tokenizer, which must have the digest Facts.vocabulary, unless that is
-empty; raises gateway.errors.Unavailable while there is none.
-
-`chat` and `encode` are called in worker threads while `piece` is called in the event loop's.
-"""
+"""A function that returns the target's tokenizer, which must have the digest Facts.vocabulary,
+unless that is empty; it raises gateway.errors.Unavailable while there is none. `chat` and
+`encode` are called in worker threads while `piece` is called in the event loop's."""

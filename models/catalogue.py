@@ -57,10 +57,11 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     licence: str = ""
     bytes: int = 0
-    """0 if unknown."""
+    """The size of the file; 0 if unknown."""
 
     sha256: str = ""
-    """Empty if unknown: the hub's own is checked then. Models in wheels must have it."""
+    """The hash of the file; if it is empty, the hub's own is checked. Models in wheels must
+    have it."""
 
     repository: str = ""
     """The name of its repository on the model hub; empty if it has none."""

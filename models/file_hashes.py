@@ -22,7 +22,8 @@ SLOW_BYTES: Final = 1 << 28
 """Size from which on reading a file is logged: it takes a second or more."""
 
 Kept = dict[str, tuple[list[int], str]]
-"""By path: size, time of change and inode, and the hash of the file that had these."""
+"""What is kept by path: the file's size, time of change and inode, and the hash of the file
+that had these."""
 
 
 class FileHashes:

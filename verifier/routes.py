@@ -13,7 +13,6 @@ GET    /v1/tokenizer                     the target's tokenizer, packed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +26,7 @@ from starlette.routing import Route
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.http.request_body import read_body
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from picospec.speculation.protocol.messages import Message, Open, Pushed
@@ -62,10 +61,9 @@ def takes_drafts(path: str) -> bool:
 class Routes:
     host: Host
     sessions: Sessions
-    decoding: Turns = field(
-        default_factory=partial(Turns, 1, MAX_DECODING, "Opens wait to be decoded")
+    decoding: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, MAX_DECODING, "Opens wait to be decoded")
     )
-    decoder: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "decoder"))
     """Decodes Opens. One thread, because each that runs makes the event loop wait longer."""
 
     def all(self) -> list[Route]:
@@ -110,7 +108,7 @@ class Routes:
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
         decode = partial(_opening, body)  # a long prompt takes a while
-        opening = await self.decoding.in_thread(account.tenant, self.decoder, decode)
+        opening = await self.decoding.run(account.tenant, decode)
         check(opening, facts)
         with _translated():
             session = await self.sessions.open(opening, account.tenant, account.span)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from picospec.gateway.tenants.turns import Turns
 from picospec.gateway.tokenizer import Tokenizer
@@ -30,9 +30,13 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Reject,
 )
-from picospec.speculation.protocol.opening import SALT
+from picospec.speculation.protocol.opening import SALT, STOPPING
 from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.verifier.identity import identity_of
+
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
+"""The OpenAI parameters that targets serve beyond Sampling."""
 
 T = TypeVar("T")
 Reply = Commit | Reject | Finish
@@ -189,11 +193,10 @@ class Described:
         name: str,
         file: TokenizerFile,
         context_tokens: int,
-        features: Sequence[str],
         shapes: Sequence[object],
     ) -> None:
-        """Set all of these. features: the OpenAI parameters served beyond Sampling. shapes: the
-        weights, the engine and its settings, as far as they shape a text."""
+        """Set all of these. shapes: the weights, the engine and its settings, as far as they
+        shape a text."""
         tokenizer = file.open()
         self._tokenizer, self._packed = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
@@ -206,7 +209,7 @@ class Described:
             stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
             judges=list(JUDGES),
-            features=list(features),
+            features=list(FEATURES),
             padding=vocabulary.padding,
             defaults=file.defaults,
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),

@@ -24,10 +24,10 @@ class Account:
     clock: Clock
     started_s: float
     tenant: Tenant
-    """Whose request it is; the anonymous tenant's until a key was found."""
+    """The tenant whose request it is; the anonymous one until a key was found."""
 
     strays: bool = False
-    """Whether the path names a session, and no session of the tenant has that name."""
+    """Whether the path names a session that the tenant does not have."""
 
     answers: int = 0
     """The answers that the tenant began for this request; they end with it."""
@@ -53,7 +53,8 @@ class Account:
     """Fields of the request that cannot change the answer and had no effect."""
 
     field_names: Mapping[str, str] = field(default_factory=dict)
-    """The client's names, by the engine's, of fields that have several; errors get them."""
+    """Fields that have several names, with the client's name by the engine's; errors use the
+    client's."""
 
     span: Span = NO_SPAN
     first_token_s: float | None = None

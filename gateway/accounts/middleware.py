@@ -33,19 +33,20 @@ from picospec.gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PAGE_PATHS: Final = "/page/"
-"""What the paths of the page's files begin with."""
+"""The paths of the page's files begin with this."""
 
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 
 IsMessage = Callable[[str], bool]
-"""Whether a path takes messages of a request that runs already. A message is no request of its
-own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a message
-that is on its way when the request ends gets one."""
+"""Tells whether a path takes messages of a request that runs already. A message is no request
+of its own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a
+message that is on its way when the request ends gets one."""
 
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
-"""What anybody gets who asks without a key. Such requests share a log line, see LogLimit."""
+"""Anybody who asks without a key can get these statuses. Such requests share a log line, see
+LogLimit."""
 
 
 def is_open(path: str) -> bool:

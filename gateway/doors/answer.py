@@ -18,7 +18,7 @@ from picospec.gateway.output.choice_stream import ChoiceStream, together
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import joined
 from picospec.gateway.ports import UNLIKELY
-from picospec.gateway.speculation import Spans, Told
+from picospec.gateway.watching import Spans, Told
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]

@@ -13,7 +13,7 @@ from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.schemas.base import invalid
-from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
+from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -39,7 +39,7 @@ async def checked(services: Services, request: Request, check: Callable[[], T]) 
     if len(await request.body()) <= SMALL_BYTES:
         return check()
     owner = request.state.account.tenant
-    return await services.checks.in_thread(owner, services.checker, check)
+    return await services.checks.run(owner, check)
 
 
 def _validated(schema: type[Body], body: bytes) -> Body:

@@ -3,12 +3,15 @@
 The status is sent with the first event, or with a comment that keeps the connection alive. An
 error before it gets a status of its own; an error after it becomes an event
 `data: {"error": ...}`, and the stream ends without [DONE].
+
+A long prompt may take minutes to read. Proxies and clients give up on a connection on which
+nothing comes for so long; clients skip a comment, as the standard of server-sent events says.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -19,14 +22,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.answer import Answer, Json
-from picospec.gateway.doors.keep_alive import COMMENT, keep_alive
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone
 from picospec.gateway.http.client import connected, send_to_client
 from picospec.gateway.output.choice_stream import ChoiceStream, Order, together
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.speculation import Told, Watch
+from picospec.gateway.watching import Told, Watch
 
+COMMENT: Final = b": keep-alive\n\n"
 _START: Final[Message] = {
     "type": "http.response.start",
     "status": 200,
@@ -163,3 +166,15 @@ def _events(*objects: object, done: bool = False) -> Message:
     encoded = [msgspec.json.encode(item) for item in objects]
     body = b"".join(b"data: %b\n\n" % event for event in encoded + [b"[DONE]"] * done)
     return {**_MORE, "body": body, "more_body": not done}
+
+
+async def keep_alive(
+    begun: asyncio.Event, comment: Callable[[], Awaitable[None]], interval_s: float
+) -> None:
+    """Await `comment()` every `interval_s` seconds until `begun` is set."""
+    while not begun.is_set():
+        try:
+            async with asyncio.timeout(interval_s):
+                await begun.wait()
+        except TimeoutError:
+            await comment()

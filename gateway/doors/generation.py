@@ -15,7 +15,7 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.answer import Answer, json_answer
 from picospec.gateway.doors.body import checked, parse
 from picospec.gateway.doors.event_stream import EventStream
-from picospec.gateway.doors.parameters import Parameters, check_parameters, shown_names
+from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
@@ -24,8 +24,8 @@ from picospec.gateway.output.choice_stream import stream_choice
 from picospec.gateway.output.steady import singly
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
-from picospec.gateway.speculation import Watch
 from picospec.gateway.tenants.reading import BoundedTokenizer
+from picospec.gateway.watching import Watch
 
 
 async def generate(
@@ -82,7 +82,7 @@ async def generate(
 def _given(body: GenerationRequest, facts: Facts) -> tuple[Parameters, tuple[str, ...]]:
     """Return the parameters that no schema has, and the fields that have no effect, as the
     client is shown them. Raises InvalidRequest."""
-    given = check_parameters(body.model_extra or {}, facts)
+    given = parameters_of(body, facts)
     body.check_served(facts)
     return given, shown_names((*given.ignored, *body.unknown_inside()))
 

@@ -1,4 +1,4 @@
-"""Checks the parameters that the schemas do not have.
+"""The parameters that some engines serve, and those that none does.
 
 A parameter that would change the output is never ignored. It gets a 400 that names it, unless
 its value is neutral (`presence_penalty: 0`) or the engine serves it (`Facts.features`); in that
@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field
 
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Facts
-from picospec.gateway.schemas.base import Flag, Integer, Number, invalid
+from picospec.gateway.schemas.base import Flag, Integer, Number
 from picospec.gateway.schemas.known import NEUTRAL, is_neutral
 from picospec.gateway.schemas.messages import Prediction, text_of
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
+Repetition = Annotated[Number, Field(ge=0.01, le=2)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -43,51 +44,46 @@ def _few_biases(value: object) -> object:
     return value
 
 
-SERVABLE: Final[Mapping[str, TypeAdapter[Any]]] = {
-    "presence_penalty": TypeAdapter(Penalty),
-    "frequency_penalty": TypeAdapter(Penalty),
-    "repetition_penalty": TypeAdapter(Annotated[Number, Field(ge=0.01, le=2)]),
-    "logit_bias": TypeAdapter(
-        Annotated[
-            dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)
-        ]
-    ),
-    "min_tokens": TypeAdapter(Annotated[Integer, Field(ge=0)]),
-    "ignore_eos": TypeAdapter(Flag),
-    "stop_token_ids": TypeAdapter(
-        Annotated[list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)]
-    ),
-}
-"""Parameters that an engine may serve, with the checks of their values. It may also serve
-`structured_outputs`, to which all fields of `structured.FIELDS` lead, and `prediction`."""
+class Servable(structured.Constrained):
+    """Parameters that an engine may serve (`Facts.features`). An engine that does not takes
+    those values alone that change nothing: the defaults."""
 
-_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    **NEUTRAL,
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), (0,)),
-    "repetition_penalty": (1,),
-    "ignore_eos": (False,),
-    "logit_bias": ({},),
-    "stop_token_ids": ([],),
-    "grammar": ("",),
-}
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Repetition = 1.0
+    repeat_penalty: Repetition = 1.0
+    """llama-server's name of `repetition_penalty`."""
+
+    logit_bias: Annotated[
+        dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)
+    ] = Field(default_factory=dict)
+    min_tokens: Annotated[Integer, Field(ge=0)] = 0
+    ignore_eos: Flag = False
+    stop_token_ids: Annotated[
+        list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)
+    ] = Field(default_factory=list)
+    prediction: Prediction | None = None
+
+
+SERVABLE: Final = (
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+)
+"""The names of those that change the output, besides `structured_outputs`."""
 
 _OTHER_NAMES: Final[Mapping[str, str]] = {
     "n_cmpl": "n",
     "n_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
 }
-"""llama-server's names. The schema reads the first two; what it left was given twice."""
-
-_PREDICTION: Final = TypeAdapter(Prediction)
-PARAMETERS: Final[Mapping[str, TypeAdapter[Any]]] = {
-    **SERVABLE,
-    **structured.ADAPTERS,
-    "prediction": _PREDICTION,
-}
-"""All of them, with the checks of their values."""
+"""llama-server's names. A request that has both, has one of them too many."""
 
 _PENALTIES: Final = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
-
 
 _SHOWABLE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_SHOWN: Final = 32
@@ -111,39 +107,24 @@ class Parameters:
     """Before so many tokens nothing ends it."""
 
 
-def check_parameters(given: Mapping[str, object], facts: Facts) -> Parameters:
-    """Check the fields that no schema has. Raises InvalidRequest for one that is not served."""
-    if len(given) > MAX_UNKNOWN:
-        raise InvalidRequest(f"the body has more than {MAX_UNKNOWN} fields that are not known")
-    extras: dict[str, Any] = {}
-    ignored: list[str] = []
-    constrained_at = ""
-    for name, value in given.items():
-        meant = _one_name(name, given)
-        if is_neutral(value, _NEUTRAL.get(meant, ())):
-            continue
-        if name in structured.FIELDS:
-            ignored += _constrain(extras, name, value, facts)
-            if not constrained_at and structured.NAME in extras:
-                constrained_at = structured.path_of(name, value, extras[structured.NAME])
-        elif meant in SERVABLE:
-            _require(meant, facts, name)
-            extras[meant] = _checked(meant, value, facts, name)
-        elif name == "prediction" and name in facts.features:
-            extras[name] = _predicted(value)
-        elif name in NEUTRAL:
-            raise _unsupported(name)
-        else:
-            ignored.append(name)
-    _check_window(given, extras)
-    _add_defaults(given, extras, facts)
-    stop_tokens = frozenset(extras.get("stop_token_ids", ()))
+def parameters_of(body: Servable, facts: Facts) -> Parameters:
+    """Return what a request asks for beyond the settings that every engine serves. Raises
+    InvalidRequest for a field that is not served."""
+    ignored = _ignored(body.model_extra or {})
+    if body.prediction is not None and "prediction" not in facts.features:
+        ignored.append("prediction")
+    extras = _adjustments(body, facts)
+    _check_window(body.model_extra or {}, extras)
+    _add_defaults(body, extras, facts)
+    constrained_at, constraint = _constraint(body, facts)
+    if constraint is not None:
+        extras[structured.NAME] = constraint
     return Parameters(
         MappingProxyType(extras),
         tuple(ignored),
         constrained_at,
-        stop_tokens,
-        extras.get("min_tokens", 0),
+        frozenset(body.stop_token_ids),
+        body.min_tokens,
     )
 
 
@@ -153,31 +134,49 @@ def shown_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(safe))[:MAX_SHOWN]
 
 
-def _predicted(value: object) -> str:
-    """Return the text that the client expects. It changes no answer, only its speed."""
-    try:
-        return text_of(_PREDICTION.validate_python(value).content)
-    except ValidationError as error:
-        raise invalid(error, under="prediction") from None
+def _ignored(given: Mapping[str, object]) -> list[str]:
+    """Return the names of fields that no schema has and that cannot change the output; raise
+    InvalidRequest for one that would."""
+    if len(given) > MAX_UNKNOWN:
+        raise InvalidRequest(f"the body has more than {MAX_UNKNOWN} fields that are not known")
+    for name, value in given.items():
+        if name in _OTHER_NAMES:
+            raise _twice(name)
+        if name in NEUTRAL and not is_neutral(value, NEUTRAL[name]):
+            raise _unsupported(name)
+    return [name for name in given if name not in NEUTRAL]
 
 
-def _one_name(name: str, given: Mapping[str, object]) -> str:
-    meant = _OTHER_NAMES.get(name, name)
-    if meant != name and (meant in given or meant not in SERVABLE):
-        raise InvalidRequest(f"{name} means {meant}: give one of them", param=name)
-    return meant
+def _adjustments(body: Servable, facts: Facts) -> dict[str, Any]:
+    if {"repeat_penalty", "repetition_penalty"} <= body.model_fields_set:
+        raise _twice("repeat_penalty")
+    extras: dict[str, Any] = {}
+    for name in (*SERVABLE, "repeat_penalty"):
+        field, value = Servable.model_fields[name], getattr(body, name)
+        if value != field.get_default(call_default_factory=True):
+            meant = _OTHER_NAMES.get(name, name)
+            _require(meant, facts, name)
+            extras[meant] = value
+    _check_tokens("logit_bias", [(str(t), t) for t in body.logit_bias], facts)
+    _check_tokens(
+        "stop_token_ids", [(str(i), t) for i, t in enumerate(body.stop_token_ids)], facts
+    )
+    if body.prediction is not None and "prediction" in facts.features:
+        extras["prediction"] = text_of(body.prediction.content)
+    return extras
 
 
-def _constrain(extras: dict[str, Any], name: str, value: object, facts: Facts) -> list[str]:
-    """Put the constraint that a field asks for into `extras`; return what it ignored."""
-    constraint, ignored = structured.constraint_of(name, value)
-    if constraint is None:
-        return ignored
-    _require(structured.NAME, facts, name)
-    if structured.NAME in extras:
-        raise InvalidRequest(f"{name}: only one field may constrain the output", param=name)
-    extras[structured.NAME] = constraint
-    return ignored
+def _constraint(body: Servable, facts: Facts) -> tuple[str, structured.Constraint | None]:
+    """Return where the constraint is, and the constraint, if the request has one."""
+    found: tuple[str, structured.Constraint | None] = "", None
+    for path, constraint in body.constraints():
+        name = path.partition(".")[0]
+        _require(structured.NAME, facts, name)
+        if found[1] is not None:
+            message = f"{name}: only one field may constrain the output"
+            raise InvalidRequest(message, param=name)
+        found = path, constraint
+    return found
 
 
 def _check_window(given: Mapping[str, object], extras: Mapping[str, object]) -> None:
@@ -191,12 +190,18 @@ def _check_window(given: Mapping[str, object], extras: Mapping[str, object]) -> 
         )
 
 
-def _add_defaults(given: Mapping[str, object], extras: dict[str, Any], facts: Facts) -> None:
+def _add_defaults(body: Servable, extras: dict[str, Any], facts: Facts) -> None:
     """Add the model's own penalties that the request leaves out."""
-    asked = {_OTHER_NAMES.get(name, name) for name in given}
+    asked = {_OTHER_NAMES.get(name, name) for name in body.model_fields_set}
     for name in (_PENALTIES - asked) & facts.defaults.keys() & facts.features:
-        if not is_neutral(default := facts.defaults[name], _NEUTRAL[name]):
+        if (default := facts.defaults[name]) != Servable.model_fields[name].default:
             extras[name] = default
+
+
+def _check_tokens(name: str, tokens: Sequence[tuple[str, int]], facts: Facts) -> None:
+    for place, token in tokens:
+        if token >= facts.vocabulary_size:
+            raise InvalidRequest(f"no such token: {token}", param=f"{name}.{place}")
 
 
 def _require(feature: str, facts: Facts, name: str) -> None:
@@ -209,14 +214,5 @@ def _unsupported(name: str) -> InvalidRequest:
     return InvalidRequest(message, param=name, code="unsupported_parameter")
 
 
-def _checked(meant: str, value: object, facts: Facts, name: str) -> object:
-    try:
-        checked = SERVABLE[meant].validate_python(value)
-    except ValidationError as error:
-        raise invalid(error, under=name) from None
-    if meant in ("logit_bias", "stop_token_ids"):
-        for index, token in enumerate(checked):
-            if token >= facts.vocabulary_size:
-                place = token if meant == "logit_bias" else index
-                raise InvalidRequest(f"no such token: {token}", param=f"{name}.{place}")
-    return checked
+def _twice(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} means {_OTHER_NAMES[name]}: give one of them", param=name)

@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from picospec.gateway.doors.parameters import Servable
 from picospec.gateway.grammars.answer import Constraint
 from picospec.gateway.output.choice_stream import ChoiceStream, Reader
 from picospec.gateway.output.detokenise import Detokeniser, Piece
@@ -41,7 +42,8 @@ MAX_STOPS: Final = 16
 Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS), FIRST_ERROR]
 
 LEAST_TEMPERATURE: Final = 0.01
-"""A lower one, but for 0, is this one, as in vLLM: logits are divided by it."""
+"""Temperatures between 0 and this count as this one, as in vLLM, because logits are divided by
+it."""
 
 TokenIds = tuple[int, ...]
 
@@ -60,12 +62,12 @@ Limit = Annotated[
         _minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
     ),
 ]
-"""A number of tokens; -1, as llama-server takes it, is no limit."""
+"""A number of tokens; -1 means that there is no limit, as in llama-server."""
 
 Seed = Annotated[
     Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(_minus_one_is_none)
 ]
-"""At -1 one is drawn, as vLLM and llama-server do."""
+"""A seed; at -1 one is drawn, as in vLLM and llama-server."""
 
 
 class StreamOptions(RequestModel):
@@ -80,7 +82,7 @@ class StreamOptions(RequestModel):
     """This is accepted and has no effect: chunks are never padded."""
 
 
-class GenerationRequest(RequestModel):
+class GenerationRequest(Servable):
     """A request for choices."""
 
     prompt_field: ClassVar[str]

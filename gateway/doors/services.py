@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Self
@@ -17,11 +16,11 @@ from picospec.gateway.output.steady import Steady
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback
 from picospec.gateway.tenants.reading import PromptReader
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
 About = Callable[[], Awaitable[dict[str, object]]]
-"""Returns what /status says of one service alone."""
+"""A function that returns what /status says of one service alone."""
 
 
 async def nothing_more() -> dict[str, object]:
@@ -30,7 +29,7 @@ async def nothing_more() -> dict[str, object]:
 
 
 _WAITING: Final = 32
-"""Large bodies of one tenant that may wait to be checked: each is in memory."""
+"""So many large bodies of one tenant may wait to be checked: each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +47,10 @@ class Services:
     started: int
     """The Unix time at which the app was built, in seconds."""
 
-    checks: Turns = field(
-        default_factory=partial(Turns, 1, _WAITING, "large bodies wait to be checked")
+    checks: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
-    checker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "checker"))
-    """Checks large bodies. One thread, because every running one makes the event loop wait for
-    the interpreter longer."""
+    """The turns in which large bodies are checked."""
 
     steady: Steady = field(default_factory=Steady)
     about: About = nothing_more

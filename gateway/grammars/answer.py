@@ -24,7 +24,7 @@ class Wanted:
     """What an answer may be, besides reasoning."""
 
     tools: Schemas
-    """What may be called."""
+    """The functions that may be called."""
 
     required: bool
     """There is a call, and no content."""
@@ -33,7 +33,7 @@ class Wanted:
     """There may be several calls."""
 
     content: Constraint | None
-    """What content keeps to; None: it is free."""
+    """The constraint that content keeps to; None: it is free."""
 
 
 class CallGrammar(ABC):

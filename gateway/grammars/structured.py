@@ -10,15 +10,15 @@ here; whether it can be compiled is for the engine to find out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
 
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.schemas.base import Flag, RequestModel, Unserved, invalid, unknown_fields
+from picospec.gateway.schemas.base import Flag, RequestModel, Unserved
 
 NAME: Final = "structured_outputs"
 """The name of the constraint in Job.extras and in Facts.features."""
@@ -122,55 +122,46 @@ class StructuredOutputs(RequestModel):
         return given
 
 
+_KINDS: Final[Mapping[str, str]] = {
+    "guided_json": "json",
+    "guided_json_object": "json_object",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "grammar": "grammar",
+}
+"""The kind of constraint that a field's value is."""
+
+
+class Constrained(RequestModel):
+    """The fields that ask for structured output."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_json_object: Flag | None = None
+    guided_regex: _Text | None = None
+    guided_choice: _Choice | None = None
+    guided_grammar: _Text | None = None
+    json_schema: Schema | None = None
+    grammar: Annotated[_Text | None, BeforeValidator(lambda text: text or None)] = None
+
+    def constraints(self) -> Iterator[tuple[str, Constraint]]:
+        """Yield where in the request each constraint is, and the constraint. Raises
+        InvalidRequest."""
+        if (form := self.response_format) is not None and (found := form.constraint()):
+            path = "schema" if form.json_schema is None else "json_schema.schema"
+            yield f"response_format.{path}" if "json" in found else "response_format", found
+        if (outputs := self.structured_outputs) is not None:
+            found = outputs.constraint()
+            yield f"structured_outputs.{next(iter(found))}", found
+        for name, kind in _KINDS.items():
+            if (value := getattr(self, name)) not in (None, False):
+                yield name, {kind: value}
+
+
 def names_of(path: str, constraint: Mapping[str, object]) -> Mapping[str, str]:
     """Return the client's names for the fields that an engine's errors about it name."""
     kind = next(iter(constraint))
     return {f"{NAME}.{kind}": path, NAME: path}
-
-
-def path_of(name: str, value: object, constraint: Constraint) -> str:
-    """Return where in the request the constraint is that the field `name` asks for."""
-    match name, value:
-        case "response_format", {"json_schema": dict()}:
-            return f"{name}.json_schema.schema"
-        case "response_format", {"schema": dict() | str()}:
-            return f"{name}.schema"
-        case "structured_outputs", _:
-            return f"{name}.{next(iter(constraint))}"
-    return name
-
-
-def _as(kind: str) -> Callable[[object], Constraint | None]:
-    return lambda value: {kind: value} if value is not False else None
-
-
-_FIELDS: Final[Mapping[str, tuple[TypeAdapter[Any], Callable[[Any], Constraint | None]]]] = {
-    "response_format": (TypeAdapter(ResponseFormat), ResponseFormat.constraint),
-    "structured_outputs": (TypeAdapter(StructuredOutputs), StructuredOutputs.constraint),
-    "guided_json": (TypeAdapter(Schema), _as("json")),
-    "guided_json_object": (TypeAdapter(Flag), _as("json_object")),
-    "guided_regex": (TypeAdapter(_Text), _as("regex")),
-    "guided_choice": (TypeAdapter(_Choice), _as("choice")),
-    "guided_grammar": (TypeAdapter(_Text), _as("grammar")),
-    "json_schema": (TypeAdapter(Schema), _as("json")),
-    "grammar": (TypeAdapter(_Text), _as("grammar")),
-}
-FIELDS: Final = frozenset(_FIELDS)
-"""The fields that ask for structured output."""
-
-ADAPTERS: Final = {name: adapter for name, (adapter, _) in _FIELDS.items()}
-"""The checks of their values."""
-
-
-def constraint_of(name: str, value: object) -> tuple[Constraint | None, list[str]]:
-    """Return what a field of FIELDS asks for, None if for nothing, and what it ignores.
-
-    Raises InvalidRequest.
-    """
-    adapter, convert = _FIELDS[name]
-    try:
-        checked = adapter.validate_python(value)
-    except ValidationError as error:
-        raise invalid(error, under=name) from None
-    inside = unknown_fields(checked, f"{name}.") if isinstance(checked, RequestModel) else []
-    return convert(checked), inside

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 Core = frozenset[int]
-"""The CPUs of one core."""
+"""A core, as the set of its CPUs."""
 
 _TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")

@@ -19,8 +19,8 @@ from picospec.gateway.tenants.keys import all_keys
 
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SINGLE: Final = ("host", "authorization")
-"""Headers of which a request has one at most (RFC 9112, 3.2; RFC 9110, 11.6.2). A proxy in
-front might read another one than this service."""
+"""A request has each of these headers once at most (RFC 9112, 3.2; RFC 9110, 11.6.2): a proxy
+in front might read another one than this service."""
 
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "[::1]")
 

@@ -36,7 +36,7 @@ class _Stderr(io.TextIOBase):
 
 
 _OF_LINES: Final = "traceback"
-"""The field whose text has several lines."""
+"""The text of this field has several lines."""
 
 
 def _escaped(_: object, __: str, event: EventDict) -> EventDict:

@@ -21,7 +21,7 @@ HOST: Final = "127.0.0.1"
 TIMEOUT_S: Final = 4.0
 
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
-"""How an alert and a message of the handshake begin (RFC 8446, 5.1)."""
+"""An alert and a message of the handshake begin so (RFC 8446, 5.1)."""
 
 
 def trouble(port: int, environ: Mapping[str, str]) -> str:

@@ -33,14 +33,14 @@ LAST_LINES_S: Final = 5.0
 """How long the last lines of a service that has ended are waited for."""
 
 LAST_LINES: Final = 20
-"""Lines of output kept for the error of a service that ends or never gets ready."""
+"""So many lines of output are kept for the error of a service that ends or never gets ready."""
 
 RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
-"""Time before a service that failed is started again, for the first time, the second and so on;
-one that fails after the last is left alone."""
+"""A service that failed is started again after the first wait, and after the next ones if it
+fails again; one that fails after the last wait is left alone."""
 
-CALM_S: Final = 600.0
-"""A service that has run for so long has its restarts back."""
+RESTART_RESET_S: Final = 600.0
+"""After this uptime the restart counter of a service is reset."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """Longest line of output that is passed on; a longer one is dropped."""
@@ -79,10 +79,10 @@ class Service:
     """CPU cores that it may use; empty means any."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables it gets besides this process's own, which win."""
+    """These variables are added to the process's own, which win."""
 
     ready_path: str = "/ready"
-    """What answers 200 once it is ready."""
+    """This path answers 200 once the service is ready."""
 
 
 class Child:
@@ -149,7 +149,7 @@ class Child:
             try:
                 await self.died()
             except ServiceDied as death:
-                if time.monotonic() - began > CALM_S:
+                if time.monotonic() - began > RESTART_RESET_S:
                     waits_s = iter(RESTART_WAITS_S)
                 wait_s = next(waits_s, None)
                 if not restarts.is_set() or not death.status or wait_s is None:

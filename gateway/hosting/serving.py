@@ -34,7 +34,7 @@ from picospec.gateway.hosting.parent_death import end_with_parent
 from picospec.gateway.hosting.settings_sources import ServerSettings
 
 AT_ONCE: Final = signal.SIGUSR1
-"""Has a worker stop without waiting for its running work."""
+"""This signal has a worker stop without waiting for its running work."""
 
 CLOSE_S: Final = 2.0
 """How long a port that is served beside another may take to close."""

@@ -18,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from picospec.gateway.errors import ClientGone, RequestTimeout, TooLarge
 
 MAX_BODY_BYTES: Final = 64 << 20
-"""The limit of bodies where no setting and no route has a lower one: the text of a context of
-two million tokens."""
+"""Bodies have at most so many bytes where no setting and no route has a lower limit. It is the
+text of a context of two million tokens."""
 
 PATIENCE_S: Final = 30.0
 """How long a body may take, in seconds, besides the time for what has come of it. A client

@@ -18,17 +18,17 @@ from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.ports import Delta
 
 QUEUED: Final = 64
-"""Items of streams that run side by side which may wait for the client; a pass commits no more
-than 33 tokens by default."""
+"""So many items of streams that run side by side may wait for the client; a pass commits no
+more than 33 tokens by default."""
 
 ChoiceStream = AsyncGenerator[tuple[int, TextDelta]]
-"""What choices show, each with the choice's index."""
+"""Yields what choices show, each with the choice's index."""
 
 Reader = Detokeniser | OutputParser
 
 Arrivals = asyncio.Queue[tuple[int, TextDelta] | Exception]
 Order = Callable[[Arrivals, int], ChoiceStream]
-"""Yields what arrives of so many choices, until the last of them has ended."""
+"""A function that yields what arrives of so many choices, until the last of them has ended."""
 
 
 async def stream_choice(

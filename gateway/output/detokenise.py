@@ -20,7 +20,7 @@ import msgspec
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.message import Parsed
 from picospec.gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
-from picospec.gateway.speculation import TARGET, Chain, Event, Origins, Told
+from picospec.gateway.watching import TARGET, Chain, Event, Origins, Told
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]
@@ -55,7 +55,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     """The rest of the message, if a parser reads this choice; `text` is then its content."""
 
     told: Told | None = None
-    """What it tells of speculation, if the choice is watched."""
+    """What this delta tells of speculation, if the choice is watched."""
 
 
 class Detokeniser:
@@ -76,7 +76,8 @@ class Detokeniser:
         watched: bool = False,
     ) -> None:
         self.origins = Origins() if watched else None
-        """Of the text that is shown and withheld; None if the choice is not watched."""
+        """The origins of the text that is shown and withheld; None if the choice is not
+        watched."""
 
         self._piece = piece
         self._hidden = frozenset[int]() if include_stop else stop_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from picospec.gateway.speculation import Positions
+from picospec.gateway.watching import Positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 WEIGHT: Final = 0.25
-"""Weight of the latest interval in the running mean."""
+"""The latest interval has this weight in the running mean."""
 
 LONGEST_S: Final = 1.0
-"""Most that an interval counts, in seconds: after an outage the next burst is not held long."""
+"""An interval counts as this at most, in seconds: after an outage the next burst is not held
+long."""
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from picospec.gateway.output.detokenise import (
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import CallArguments, Message, Parsed
 from picospec.gateway.ports import Delta
-from picospec.gateway.speculation import Told
+from picospec.gateway.watching import Told
 
 Parse = Callable[[Incoming, Message], Steps[None]]
 

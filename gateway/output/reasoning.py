@@ -13,7 +13,7 @@ from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 
 _TAIL_TOKENS: Final = 8
-"""Enough for an opening tag that is no token of its own, and the space after it."""
+"""So many tokens hold an opening tag that is no token of its own, and the space after it."""
 
 
 _KNOWN: Final = (Tags("<think>", "</think>"), Tags("[THINK]", "[/THINK]"))

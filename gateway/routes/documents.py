@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from picospec.gateway.doors.parameters import PARAMETERS
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.doors.services import Services
 from picospec.gateway.http.responses import json_response
@@ -111,20 +110,12 @@ def _operation(route: Route) -> Json:
 
 
 def _schemas(routes: Sequence[Route]) -> Json:
-    """Return the bodies' schemas; those of answers to generate have PARAMETERS, too."""
-    bodies = {route.body.__name__: route.body for route in routes if route.body is not None}
-    adapters: Mapping[str, TypeAdapter[Any]] = {
-        **PARAMETERS,
-        **{name: TypeAdapter(body) for name, body in bodies.items()},
-    }
-    found, shared = TypeAdapter.json_schemas(
-        [(name, "validation", adapter) for name, adapter in adapters.items()],
+    """Return the bodies' schemas."""
+    _, shared = models_json_schema(
+        [(route.body, "validation") for route in routes if route.body is not None],
         ref_template="#/components/schemas/{model}",
     )
-    schemas: Json = dict(shared["$defs"])
-    for name, body in bodies.items():
-        if issubclass(body, GenerationRequest):
-            schemas[name]["properties"] |= {p: found[p, "validation"] for p in PARAMETERS}
+    schemas: Json = shared["$defs"]
     return schemas
 
 

@@ -18,7 +18,7 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, parse
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import text_of
-from picospec.gateway.doors.parameters import check_parameters
+from picospec.gateway.doors.parameters import parameters_of
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.http.responses import json_response
@@ -78,8 +78,7 @@ async def tokenize(services: Services, request: Request) -> Response:
     made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
     if body.messages:
         chat = await parse(ChatRequest, services, request)
-        given = chat.model_extra or {}
-        await checked(services, request, partial(check_parameters, given, facts))
+        await checked(services, request, partial(parameters_of, chat, facts))
         made = partial(_chat_tokens, chat, tokenizer)
     answer = partial(_tokens_answer, body, facts, tokenizer, made)
     return await services.reader.read(account.tenant, answer)

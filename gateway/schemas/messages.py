@@ -16,12 +16,12 @@ from pydantic import (
 from pydantic_core import from_json
 
 from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Unserved, missing
-from picospec.gateway.schemas.structure import check_structure
+from picospec.gateway.schemas.json_bounds import check_structure
 
 Json = dict[str, object]
 
 _BILLING: Final = "x-anthropic-billing-header"
-"""How the line begins in which Claude Code says who pays. It differs in every request, and no
+"""The line in which Claude Code says who pays begins so. It differs in every request, and no
 prefix after it would be found again."""
 
 

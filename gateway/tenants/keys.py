@@ -40,10 +40,11 @@ class KeyLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sessions: Count | None = None
-    """Answers at once. A request for several choices takes one for each."""
+    """So many answers may run at once. A request for several choices takes one for each."""
 
     requests_a_minute: Count | None = None
-    """Requests. Those that belong to an open session are not counted."""
+    """So many requests may begin in a minute. Those that belong to an open session are not
+    counted."""
 
     tokens_a_minute: Count | None = None
     """Tokens of prompts and answers. They are counted as they come, so an answer begins while

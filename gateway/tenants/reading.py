@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Final, TypeVar
 
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Facts
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 
 PLACES: Final = 3
-"""Prompts that are read at once: one tenant's long ones take two places at most."""
+"""So many prompts are read at once; one tenant's long prompts take two places at most."""
 
 MAX_WAITING: Final = 256
-"""Prompts of one tenant that may wait to be read. Most take some milliseconds."""
+"""So many prompts of one tenant may wait to be read. Most take some milliseconds."""
 
 READ_TIMEOUT_S: Final = 60.0
-"""Longest time until a prompt has been read. One of 8 MB takes half of it."""
+"""A prompt that was not read after so many seconds is refused. One of 8 MB takes half of it."""
 
 BYTES_A_TOKEN: Final = 16
 """A text with more bytes for each token of the context does not fit into it in practice: most
@@ -40,8 +39,7 @@ class PromptReader:
     """Runs templates and tokenisation, which would stall every stream for a long prompt."""
 
     def __init__(self) -> None:
-        self._turns = Turns(PLACES, MAX_WAITING, "prompts wait to be read")
-        self._threads = ThreadPoolExecutor(PLACES, thread_name_prefix="tokenizer")
+        self._turns = ThreadTurns(PLACES, MAX_WAITING, "prompts wait to be read")
 
     async def read(self, owner: object, work: Callable[[], T]) -> T:
         """Return what `work` returns in a thread. owner: the tenant whose turn it is.
@@ -50,7 +48,7 @@ class PromptReader:
         """
         try:
             async with asyncio.timeout(READ_TIMEOUT_S) as deadline:
-                return await self._turns.in_thread(owner, self._threads, work)
+                return await self._turns.run(owner, work)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -67,7 +65,7 @@ class BoundedTokenizer:
         self.facts = facts
         self.field = field
         self.charged = 0
-        """Tokens to charge where a prompt is refused: those made, and an estimate of the
+        """A refused prompt is charged as so many tokens: those made, and an estimate of the
         others."""
 
     @property

@@ -19,7 +19,8 @@ Limit = Literal["sessions", "requests", "tokens"]
 MINUTE_S: Final = 60.0
 
 ROUNDING_S: Final = 1e-6
-"""A shorter wait is none, but what rounding left: who waited as long as told is let in."""
+"""Waits below this count as zero: rounding may leave a remainder for a client that waited
+exactly `retry-after`."""
 
 
 class TenantMetrics:
@@ -51,8 +52,8 @@ class Tenant:
     def __init__(self, name: str, limits: KeyLimits, metrics: TenantMetrics) -> None:
         self.name = name
         self.limited = LogLimit()
-        """Of the log lines that say that this tenant is at a limit, for whoever writes them.
-        The requests that are turned away have no lines of their own."""
+        """Limits the log lines that say that this tenant is at a limit; whoever writes them
+        asks it. The requests that are turned away have no lines of their own."""
 
         self._answers = 0
         self._metrics = metrics

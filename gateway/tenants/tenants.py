@@ -17,7 +17,8 @@ from picospec.gateway.tenants.keys_file import KeysFile
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 
 PREFIX_BYTES: Final = 8
-"""Bytes of a digest by which a key is looked up; the whole digest is compared after that."""
+"""A key is looked up by so many bytes of its digest; the whole digest is compared after
+that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Tenants:
         metrics: TenantMetrics,
     ) -> None:
         self.anonymous = Tenant("anonymous", limits, metrics)
-        """Of requests that need no key."""
+        """The tenant that requests without a key are charged to, where none is needed."""
 
         self._digests = digests
         self._file = file
@@ -51,8 +52,8 @@ class Tenants:
         self._metrics = metrics
         self._by_prefix: dict[bytes, _Holder] = {}
         self._tenants: dict[str, Tenant] = {}
-        """By name, also those whose key was taken away: it may come back, and an editor may
-        write the file in two steps. Their sessions still run."""
+        """Tenants by name. Those whose key was taken away stay: their sessions still run, and
+        the key may come back, as an editor may write the file in two steps."""
 
         self._unread = LogLimit()
         self._take_over(all_keys(digests, file))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import TypeVar
@@ -31,7 +31,7 @@ class Turns:
         self._what = what
         self._running: Counter[object] = Counter()
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
-        """Owners in the order in which they are served next."""
+        """What waits, by owner; the owner that is served next comes first."""
 
     @asynccontextmanager
     async def take(self, owner: object) -> AsyncGenerator[None]:
@@ -41,26 +41,6 @@ class Turns:
             yield
         finally:
             self._end(owner)
-
-    async def in_thread(self, owner: object, executor: Executor, work: Callable[[], T]) -> T:
-        """Return what `work` returns in a thread; its place is free when the thread is.
-
-        Raises Overloaded, or what `work` raises.
-        """
-        await self._begin(owner)
-        loop = asyncio.get_running_loop()
-
-        def ended(_: Future[T]) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and with it all turns
-                loop.call_soon_threadsafe(self._end, owner)
-
-        try:
-            running = executor.submit(work)
-        except BaseException:
-            self._end(owner)
-            raise
-        running.add_done_callback(ended)
-        return await asyncio.wrap_future(running)
 
     async def _begin(self, owner: object) -> None:
         queue = self._waiting.setdefault(owner, deque())
@@ -100,3 +80,31 @@ class Turns:
         """Return the owner that is served next, if any may be; it can be None."""
         may_run = (o for o in self._waiting if self._running[o] < self._most_running)
         return list(islice(may_run, 1))
+
+
+class ThreadTurns(Turns):
+    """Turns in threads of their own: one for each place."""
+
+    def __init__(self, threads: int, most_waiting: int, what: str) -> None:
+        super().__init__(threads, most_waiting, what)
+        self._threads = ThreadPoolExecutor(threads)
+
+    async def run(self, owner: object, work: Callable[[], T]) -> T:
+        """Return what `work` returns in a thread; its place is free when the thread is.
+
+        Raises Overloaded, or what `work` raises.
+        """
+        await self._begin(owner)
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it all turns
+                loop.call_soon_threadsafe(self._end, owner)
+
+        try:
+            running = self._threads.submit(work)
+        except BaseException:
+            self._end(owner)
+            raise
+        running.add_done_callback(ended)
+        return await asyncio.wrap_future(running)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import httpx2
 
 _CONNECT_S: Final = 3.0
-"""A machine that cannot reach the hub should try the next source soon."""
+"""A connection that takes longer is given up: a machine that cannot reach the hub should try
+the next source soon."""
 
 _NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
 """What huggingface_hub and this module raise at an answer of another form than a hub's."""

@@ -19,11 +19,12 @@ MAX_LINE_BYTES: Final = 1 << 24
 """Most bytes of an answer, which has the text of a grammar."""
 
 START_TIMEOUT_S: Final = 60.0
-"""The start takes a fifth of a second on an idle machine."""
+"""A process that has not started after so many seconds is given up. The start takes a fifth of
+a second on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 30.0
-"""Most time of an attempt. Its own limit is processor time, for which a busy machine takes
-longer."""
+"""An attempt that has no result after so many seconds is given up. Its own limit is processor
+time, for which a busy machine takes longer."""
 
 
 class Checker:

@@ -17,7 +17,8 @@ from picospec.models.grammars.trial import Outcome
 from picospec.models.tokenizing.tokenizer import Tokenizer
 
 VERDICTS: Final = 64
-"""Constraints of which is known whether they are grammars: half a megabyte each at most."""
+"""Of so many constraints it is known whether they are grammars; each takes half a megabyte at
+most."""
 
 COMPILED: Final = 16
 """Grammars that are kept compiled. Most take a megabyte; some grow to a hundred."""
@@ -26,7 +27,7 @@ MAX_WAITING: Final = 32
 """Constraints of one owner that may wait to be tried, which takes a second each at worst."""
 
 WAITING: Final = "grammars wait to be tried"
-"""What errors call them."""
+"""Errors call waiting constraints so."""
 
 Turn = Callable[[object], AbstractAsyncContextManager[None]]
 """turn(owner) is entered when it is the owner's turn, and left when the work is done. There is

@@ -41,7 +41,7 @@ class GrammarState:
         self._matcher = matcher
         self._tokens: list[int] = []  # those that the matcher has consumed
         self.is_outside = False
-        """Whether the last tokens followed may not stand there."""
+        """Whether the tokens followed last are not allowed where they stand."""
 
         self._forced: list[int] | None = None
 

@@ -42,16 +42,18 @@ STACK_BYTES: Final = 2 << 20
 
 TEXTS: Final = 3
 TEXT_TOKENS: Final = 100
-"""How many texts an attempt generates, and their length."""
+"""An attempt generates so many texts, of so many tokens each."""
 
 TRIED: Final = 512
-"""The shortest tokens: one of them is generated wherever one may follow."""
+"""So many of the shortest tokens are tried first: one of them is generated wherever one may
+follow."""
 
 MIN_BYTES: Final = 224
-"""Bytes that are tokens in any model that can write every text."""
+"""So many single bytes are tokens in any model that can write every text."""
 
 _STRUCTURE: Final = b'"{}[],:0'
-"""Bytes that are generated in every other place where they may stand, to get to its end."""
+"""These bytes are generated in every other place where they may stand, so that a text gets to
+its end."""
 
 _LISTS: Final = ("prefixItems", "anyOf", "oneOf", "allOf")
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")

@@ -29,8 +29,8 @@ _FORMATS: Final[Sequence[Sequence[str | Hole]]] = (
     (" <PRE>", Hole.PREFIX, " <SUF>", Hole.SUFFIX, " <MID>"),  # as llama.cpp spells them
     ("[SUFFIX]", Hole.SUFFIX, "[PREFIX]", Hole.PREFIX),
 )
-"""Those of Qwen and CodeGemma, StarCoder and Granite, SantaCoder, DeepSeek, CodeLlama (twice)
-and Codestral, each from its model's documentation."""
+"""The formats of Qwen and CodeGemma, StarCoder and Granite, SantaCoder, DeepSeek, CodeLlama
+(twice) and Codestral, each from its model's documentation."""
 
 
 def infill_format(vocabulary: Vocabulary) -> Sequence[int | Hole] | None:

@@ -19,14 +19,15 @@ from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
 from picospec.models.tokenizing.rendering import CPU_S
 
 START_TIMEOUT_S: Final = 60.0
-"""The start takes a fifth of a second on an idle machine."""
+"""A process that has not started after so many seconds is given up. The start takes a fifth of
+a second on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 10.0
-"""Most time of a chat. The process limits its processor time, for which a busy machine takes
-longer."""
+"""A chat that is not rendered after so many seconds is given up. The process limits its
+processor time, for which a busy machine takes longer."""
 
 _MAX_ESCAPED: Final = 6
-"""Bytes of JSON for a byte of text, at most."""
+"""A byte of text takes at most so many bytes of JSON."""
 
 _MAX_OTHER_BYTES: Final = 1 << 20
 """Most bytes of an answer besides a text."""

@@ -62,7 +62,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     makers recommend, or the target's server. No answer has more tokens than `most_tokens`."""
 
     variables: dict[str, Any] = {}
-    """More that the chat template gets where a request does not say otherwise."""
+    """More variables for the chat template, where a request does not set them."""
 
     takes_parts: bool = False
     """Whether the chat template gets the content of a message as parts, and else as a text."""

@@ -10,21 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.capacity.clients import ScriptedDrafter
 from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures
-from picospec.bench.capacity.loading import Load, dealt
+from picospec.bench.capacity.loading import Load
 from picospec.bench.data.files import load as read
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.run.services import Services, ServicesPlan, free_port
-from picospec.bench.simulator.clock import Curve
-from picospec.bench.simulator.source import Source, synthetic, traced
+from picospec.bench.simulator.source import traced
 from picospec.bench.traces.files import Trace
 from picospec.bench.traces.record import Subject, traces
 from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_token import DraftSampler
 from tests.verifier.conftest import fake_command, serving
-from tests.verifier.fake_target import STREAMS, V, said
+from tests.verifier.fake_target import STREAMS, said
 
 TOKENS = 24
 
@@ -70,38 +67,6 @@ def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path, url:
     assert "| 3 | `picospec` |" in result.output
 
 
-def sampler(_: object) -> DraftSampler:
-    raise AssertionError("a script needs no sampler")
-
-
-class Times(Curve):
-    """Remembers for how many tokens it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__({1: 0.0})
-        self.read: list[int] = []
-
-    def of(self, rows: int) -> float:
-        self.read.append(rows)
-        return super().of(rows)
-
-
-async def test_a_script_drafts_what_the_trace_has_and_then_what_no_text_has() -> None:
-    source = Source((1, 2), [10, 11, 12, 13], [10, 11, 12, 13], [1.0] * 4)
-    times = Times()
-    slot = ScriptedDrafter({(1, 2): source}, times, V).take([1, 2])
-
-    first = await slot.step([1, 2], sampler)
-    two = await slot.step([1, 2, 10], sampler, ahead=[11])
-    after_another_text = await slot.step([1, 2, 10, 11, 50], sampler)
-
-    assert [[each.token for each in drafts] for drafts in (first, two)] == [[10], [11, 12]]
-    [wrong] = after_another_text
-    assert wrong.token != 13
-    assert wrong.token < V
-    assert times.read == [1, 2, 1]
-
-
 def answered(asked_s: float, arrivals_s: list[float], tokens: int) -> Answered:
     return Answered(asked_s, arrivals_s[-1], arrivals_s, tokens, len(arrivals_s), tokens // 2)
 
@@ -120,14 +85,6 @@ def test_figures_are_over_all_clients_and_the_slowest_is_one_client() -> None:
         gap_ms_p95=pytest.approx(3700.0),
         scripted_share=0.5,
     )
-
-
-def test_clients_begin_at_different_questions_and_a_few_ask_them_all() -> None:
-    sources = [synthetic(0.5, 4, prompt_tokens=n) for n in range(5)]
-
-    assert dealt(sources, 1) == [sources]
-    assert dealt(sources, 3) == [sources[:3], sources[1:4], sources[2:]]
-    assert dealt(sources, 7)[6] == sources[1:4]
 
 
 @pytest.mark.models

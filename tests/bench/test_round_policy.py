@@ -18,7 +18,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.sampling.draft_token import DraftToken
 
-SYNC, PAPER = RoundPolicy(3), RoundPolicy(3, overlaps=True)
+PAPER = RoundPolicy(3, overlaps=True)
 
 
 class Edge:
@@ -50,26 +50,6 @@ class Edge:
         self.machine.received(Commit(session.epoch, len(session.committed), tokens))
 
 
-@pytest.mark.parametrize("policy", [SYNC, PAPER])
-def test_a_round_is_sent_whole(policy: RoundPolicy) -> None:
-    edge = Edge(policy)
-
-    early = edge.draft(most=2)
-    sent = edge.draft(most=1)
-
-    assert early is None
-    assert sent is not None
-    assert sent.tokens == (0, 1, 2)
-
-
-def test_sync_does_not_draft_while_a_round_is_away() -> None:
-    edge = Edge(SYNC)
-    edge.draft()
-
-    assert edge.draft() is None
-    assert len(edge.session.chain) == 3
-
-
 def test_paper_drafts_the_next_round_and_sends_it_when_the_last_was_accepted() -> None:
     edge = Edge(PAPER)
     edge.draft()
@@ -95,33 +75,6 @@ def test_paper_drops_the_next_round_when_the_last_was_rejected() -> None:
 
     assert after is not None
     assert (after.epoch, after.start, after.tokens) == (1, 2, (2, 3, 4))
-
-
-def test_a_round_that_is_judged_in_part_is_still_away() -> None:
-    edge = Edge(SYNC)
-    edge.draft()
-
-    edge.receive(0, 1)
-
-    assert edge.draft() is None
-    assert len(edge.session.chain) == 1
-
-
-def test_the_last_round_is_as_short_as_the_answer() -> None:
-    edge = Edge(RoundPolicy(8), max_tokens=2)
-
-    sent = edge.draft()
-
-    assert sent is not None
-    assert sent.tokens == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "policy"),
-    [("sync:4", RoundPolicy(4)), ("paper:16", RoundPolicy(16, overlaps=True))],
-)
-def test_a_policy_has_a_name(text: str, policy: RoundPolicy) -> None:
-    assert RoundPolicy.parse(text) == policy
 
 
 @pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
-from picospec.bench.calibrate import draft_timing
 from picospec.bench.calibrate.pass_timing import (
     Drafted,
     Question,
@@ -26,9 +25,7 @@ from picospec.speculation.protocol.messages import (
     Finish,
     Limits,
     Opened,
-    TokenId,
 )
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 ANSWER = tuple(range(100, 140))
 
@@ -126,31 +123,3 @@ async def test_every_pass_of_a_timed_session_judges_what_was_asked_for(ahead: bo
     assert link.cancelled
     furthest = [draft.start + len(draft.tokens) for draft in link.drafts]
     assert furthest[:2] == [5, 10]
-
-
-class FakeSlot:
-    """Remembers how many tokens each step had to read."""
-
-    context_tokens = 512
-
-    def __init__(self) -> None:
-        self.read: list[int] = []
-        self._held = 0
-
-    async def step(self, context: Sequence[TokenId], pick: DraftSampler) -> DraftToken:
-        self.read.append(max(1, len(context) - self._held))
-        self._held = len(context)
-        return DraftToken(0, 1.0)
-
-    def leave(self) -> None: ...
-
-
-async def test_the_steps_that_are_timed_read_what_they_are_filed_under() -> None:
-    slot = FakeSlot()
-
-    found = await draft_timing.steps(slot, Question((1, 2, 3), ANSWER))
-
-    assert tuple(found) == draft_timing.READ
-    assert slot.read[2::2] == [
-        n for n in draft_timing.READ for _ in range(draft_timing.REPEATS)
-    ]

@@ -37,16 +37,20 @@ def event(content: str, **told: object) -> str:
     return f"data: {json.dumps({'choices': choices, **said})}\n\n"
 
 
-def service(*events: str, status: int = 200) -> httpx.AsyncClient:
-    """A client of a service that answers every chat with these events."""
+def service(
+    *events: str,
+    status: int = 200,
+    models: str = '{"data": [{"id": "m", "owned_by": "picospec"}]}',
+    asked: list[dict[str, Any]] | None = None,
+) -> httpx.AsyncClient:
+    """A client of a service that answers every chat with these events, and notes the bodies."""
 
     def respond(request: httpx.Request) -> httpx.Response:
-        match request.url.path:
-            case "/v1/models":
-                model = {"id": "m", "owned_by": "picospec"}
-                return httpx.Response(200, json={"object": "list", "data": [model]})
-            case _:
-                return httpx.Response(status, text="".join(events))
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, text=models)
+        if asked is not None:
+            asked.append(json.loads(request.content))
+        return httpx.Response(status, text="".join(events))
 
     transport = httpx.MockTransport(respond)
     return httpx.AsyncClient(transport=transport, base_url="http://edge")
@@ -91,22 +95,16 @@ async def test_an_answer_that_fails_says_why(
 
 @pytest.mark.parametrize("body", ["<html>", '{"data": []}', '{"data": null}', "[]"])
 async def test_a_service_without_a_list_of_models_is_a_clear_error(body: str) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=body))
-    async with httpx.AsyncClient(transport=transport, base_url="http://web") as client:
+    async with service(models=body) as client:
         with pytest.raises(ChatError, match="no OpenAI-compatible service"):
             await first_model(client)
 
 
 async def test_what_other_services_leave_empty_is_no_error() -> None:
-    def respond(request: httpx.Request) -> httpx.Response:
-        models = {"data": [{"id": "m", "owned_by": None}]}
-        text = 'data: {"choices": null}\n\n' + event("hi") + DONE
-        return httpx.Response(
-            200, text=json.dumps(models) if "models" in request.url.path else text
-        )
+    models = '{"data": [{"id": "m", "owned_by": null}]}'
+    events = ('data: {"choices": null}\n\n', event("hi"), DONE)
 
-    transport = httpx.MockTransport(respond)
-    async with httpx.AsyncClient(transport=transport, base_url="http://other") as client:
+    async with service(*events, models=models) as client:
         assert await answer(client, TURNS, Console(file=io.StringIO())) == "hi"
 
 
@@ -134,53 +132,30 @@ async def test_a_service_that_is_not_there_is_a_clear_error() -> None:
 
 
 async def test_the_whole_conversation_is_sent() -> None:
-    bodies: list[bytes] = []
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        bodies.append(request.content)
-        return httpx.Response(200, text="data: [DONE]\n\n")
-
+    asked: list[dict[str, Any]] = []
     turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-    transport = httpx.MockTransport(respond)
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+
+    async with service(DONE, asked=asked) as client:
         pieces = [piece async for piece in stream_answer(client, MODEL, turns)]
 
     assert pieces == []
-    assert b'"messages":[{"role":"user","content":"a"},{"role":"assistant"' in bodies[0]
+    said = [(message["role"], message["content"]) for message in asked[0]["messages"]]
+    assert said == [("user", "a"), ("assistant", "b"), ("user", "c")]
 
 
 @pytest.mark.parametrize(
-    ("owner", "asks"), [("picospec", True), ("openai", False), ("", False)]
+    ("owner", "steady"), [("picospec", True), ("picospec", False), ("", True)]
 )
-async def test_only_a_service_that_tells_of_speculation_is_asked_to(
-    owner: str, asks: bool
+async def test_only_a_service_that_tells_of_speculation_is_asked_to_and_steadily_if_wanted(
+    owner: str, steady: bool
 ) -> None:
-    bodies: list[dict[str, object]] = []
+    asked: list[dict[str, Any]] = []
 
-    def respond(request: httpx.Request) -> httpx.Response:
-        bodies.append(json.loads(request.content))
-        return httpx.Response(200, text=DONE)
+    async with service(DONE, asked=asked) as client:
+        [_ async for _ in stream_answer(client, Model("m", owner), TURNS, steady=steady)]
 
-    transport = httpx.MockTransport(respond)
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-        [piece async for piece in stream_answer(client, Model("m", owner), TURNS)]
-
-    assert ("stream_options" in bodies[0]) is asks
-
-
-@pytest.mark.parametrize("steady", [True, False])
-async def test_the_text_is_steady_unless_the_user_wants_it_as_it_comes(steady: bool) -> None:
-    bodies: list[dict[str, Any]] = []
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        bodies.append(json.loads(request.content))
-        return httpx.Response(200, text=DONE)
-
-    transport = httpx.MockTransport(respond)
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-        [piece async for piece in stream_answer(client, MODEL, TURNS, steady=steady)]
-
-    assert bodies[0]["stream_options"]["steady"] is steady
+    expected = {"include_speculation": True, "steady": steady} if owner else None
+    assert asked[0].get("stream_options") == expected
 
 
 def terminal(*, colours: bool = True) -> Console:

@@ -56,16 +56,6 @@ def test_a_settings_file_that_is_not_there_is_one_clear_line() -> None:
     assert "Traceback" not in result.output
 
 
-def test_a_table_of_tls_is_one_clear_line_that_names_it(tmp_path: Path) -> None:
-    file = tmp_path / "local.toml"
-    file.write_text('[edge.tls]\ncertificate = "chain.pem"\nkey = "key.pem"\n')
-
-    result = runner.invoke(app, ["up", "--config", str(file)])
-
-    assert result.exit_code == 1
-    assert result.output.startswith("[edge.tls]: ")
-
-
 def test_ports_come_from_the_environment() -> None:
     result = runner.invoke(app, ["up"], env={"EDGE_PORT": "not-a-port"})
 
@@ -110,10 +100,3 @@ def test_a_doctor_who_is_told_of_no_model_needs_none_here(
         "models of qwen2.5-coder-1.5b-q8_0": True,
     }
     assert found("qwen2.5-coder") == {"models of qwen2.5-coder": False}
-
-
-def test_the_help_names_every_command() -> None:
-    result = runner.invoke(app, ["--help"])
-
-    for name in ("up", "edge", "verifier", "chat", "models", "doctor"):
-        assert name in result.output

@@ -102,16 +102,6 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
     assert arguments["edge"] == ("--draft", "auto")
 
 
-def test_how_vllm_is_installed_is_said_as_it_works_without_a_package_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
-
-    with pytest.raises(ServiceError, match=r"pip install '\.\[cloud,llama\]'"):
-        prepare(Wanted(str(tmp_path)), store, QUIET)
-
-
 def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="gpt"):
         prepare(Wanted("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), QUIET)

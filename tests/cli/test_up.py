@@ -96,10 +96,6 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
         check_plain(settings, environ)
 
 
-def test_certificates_of_a_client_are_not_a_service_s_tls() -> None:
-    check_plain({"edge": {"client_key": "k"}}, {"PICOSPEC_EDGE__CLIENT_KEY": "k"})
-
-
 async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
     planned, console = plan(), quiet()
 
@@ -115,15 +111,6 @@ async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal(
     assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in printed(console)
     assert "edge | stopping" in printed(console)
     check_free(planned.edge_port, "EDGE_PORT")
-    check_free(planned.verifier_port, "VERIFIER_PORT")
-
-
-async def test_an_end_that_dies_at_start_is_the_error_and_the_other_stops() -> None:
-    planned, console = plan(), quiet()
-
-    with pytest.raises(ServiceError, match="the edge ended with status 3\nno model"):
-        await up(planned, fakes(planned, "dies"), console)
-
     check_free(planned.verifier_port, "VERIFIER_PORT")
 
 

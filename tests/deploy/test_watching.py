@@ -142,32 +142,6 @@ def test_a_query_of_what_does_not_exist_is_noticed(wrong: str) -> None:
         test_each_query_names_series_and_labels_that_exist(wrong)
 
 
-def test_a_query_that_is_no_promql_is_noticed() -> None:
-    with pytest.raises(ValueError, match="type matrix"):
-        selectors("rate(picospec:requests_total)")
-
-
-def test_each_alert_says_what_happened_and_what_it_means() -> None:
-    names = [rule.alert for rule in rules()]
-
-    assert len(set(names)) == len(names)
-    assert all(len(rule.annotations) == 2 for rule in rules())
-
-
-def test_the_dashboards_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
-    panels = dashboard()["panels"]
-    cells = [
-        (panel["gridPos"]["x"] + dx, panel["gridPos"]["y"] + dy)
-        for panel in panels
-        for dx in range(panel["gridPos"]["w"])
-        for dy in range(panel["gridPos"]["h"])
-    ]
-
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    assert len(set(cells)) == len(cells)
-    assert max(x for x, _ in cells) == 23
-
-
 def test_the_dashboards_variables_are_looked_up_where_they_exist() -> None:
     for variable in dashboard()["templating"]["list"]:
         if variable["type"] == "query":

@@ -11,7 +11,7 @@ from picospec.edge_agent import deltas as making
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta
-from picospec.gateway.speculation import Chain, Event, LinkUse, Pass
+from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.speculation.protocol.messages import Commit, Finish, Totals
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fakes import ScriptedLink, on, quiet, scripted, sent

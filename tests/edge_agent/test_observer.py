@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.edge_agent.observer import AnswerObserver
-from picospec.gateway.speculation import Chain, LinkUse, Origin, Pass
+from picospec.gateway.watching import Chain, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.drafting.policy import StreamPolicy

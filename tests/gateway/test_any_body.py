@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.parameters import PARAMETERS
 from picospec.gateway.routes.tokens import TokenizeRequest
 from picospec.gateway.schemas.known import NEUTRAL
 from picospec.gateway.schemas.messages import ChatMessage
 from tests.gateway.scripted import ScriptedEngine, ask
 
-FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *PARAMETERS})
+FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
 ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
 BODIES = [json.loads(path.read_text()) for path in (Path(__file__).parent / "data").iterdir()]
@@ -55,7 +54,7 @@ def replaced(body: object, data: st.DataObject) -> Any:  # noqa: ANN401 - JSON
 
 
 def check(path: str, body: Any) -> None:  # noqa: ANN401 - JSON
-    engine = ScriptedEngine(features=frozenset(PARAMETERS), context_tokens=4096)
+    engine = ScriptedEngine(features=frozenset(FIELDS), context_tokens=4096)
     found = asyncio.run(ask(body, engine, path=path))
 
     assert found.status_code in (200, 400, 404), (body, found.text)

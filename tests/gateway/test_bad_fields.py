@@ -26,7 +26,6 @@ CHAT = {"model": MODEL, "messages": [USER]}
 FEATURES = frozenset({*SERVABLE, structured.NAME, "prediction"})
 LARGE = {"description": "a" * structured.MAX_BYTES}
 F = {"name": "f", "parameters": {"type": "object"}}
-NAMED = {"name": "s", "schema": {}}
 TOOLS = {"tools": [{"type": "function", "function": F}]}
 MISSING, UNSUPPORTED = "missing_required_parameter", "unsupported_parameter"
 TOO_LONG = "context_length_exceeded"
@@ -47,10 +46,6 @@ def tool(**function: object) -> dict[str, object]:
     return {"tools": [{"type": "function", "function": {**F, **function}}]}
 
 
-def schema(given: object) -> dict[str, object]:
-    return {"response_format": {"type": "json_schema", "json_schema": {"schema": given}}}
-
-
 BAD_CHATS = [
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens"),
     ({"max_tokens": 4, "n_predict": 4}, "n_predict"),
@@ -58,6 +53,7 @@ BAD_CHATS = [
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop": ""}, "stop.0"),
     ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
     ({"model": ""}, "model"),
@@ -82,7 +78,7 @@ BAD_CHATS = [
         {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
         "response_format.json_schema",
     ),
-    (schema(LARGE), "response_format.json_schema.schema"),
+    ({"guided_json": LARGE}, "guided_json"),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
     ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
@@ -133,6 +129,7 @@ BAD_TEXTS = [
     ({"prompt": ["a"] * 3, "n": 6}, "prompt", "invalid_value"),
     ({"prompt": "a" * CONTEXT_TOKENS}, "prompt", TOO_LONG),
     ({"best_of": 2}, "best_of", UNSUPPORTED),
+    ({"logprobs": 21}, "logprobs", "invalid_value"),
     ({"messages": []}, "messages", UNSUPPORTED),
     ({"suffix": "z", "prompt": ["a", [5]]}, "suffix", "invalid_value"),
     ({"echo": True, "logprobs": 0}, "echo", "invalid_value"),

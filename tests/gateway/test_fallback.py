@@ -105,13 +105,6 @@ async def test_an_answer_of_the_engine_itself_says_nothing(
     assert fallback.counted == 0
 
 
-async def test_without_a_fallback_the_answer_is_an_error() -> None:
-    async with client(away(), None) as asked:
-        answer = await asked.post("/v1/chat/completions", json=CHAT)
-
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "verifier_unavailable")
-
-
 async def test_an_answer_that_runs_never_goes_on_in_the_fallback(fallback: Fallback) -> None:
     fallback.needed = False
     engine = ScriptedEngine(then=Unavailable("the verifier went away"))

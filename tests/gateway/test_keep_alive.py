@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from picospec.gateway.doors.keep_alive import COMMENT, keep_alive
+from picospec.gateway.doors.event_stream import COMMENT
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job
 from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
@@ -65,20 +65,6 @@ async def test_a_client_that_goes_away_while_it_waits_closes_the_generator() -> 
 
         async with asyncio.timeout(1):
             await engine.closed.acquire()
-
-
-async def test_without_an_event_comments_come_at_each_interval() -> None:
-    begun, comments = asyncio.Event(), 0
-
-    async def comment() -> None:
-        nonlocal comments
-        comments += 1
-        if comments == 3:
-            begun.set()
-
-    await keep_alive(begun, comment, 0.001)
-
-    assert comments == 3
 
 
 async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> None:

@@ -10,10 +10,9 @@ from openai.types.chat import completion_create_params as chats
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.parameters import PARAMETERS
 from picospec.gateway.schemas.known import NEUTRAL
 
-KNOWN = {*PARAMETERS, *NEUTRAL, "n_cmpl", "n_predict", "repeat_penalty"}
+KNOWN = {*NEUTRAL, "n_cmpl", "n_predict"}
 
 OPENAI_HARMLESS = {
     "metadata",

@@ -18,7 +18,7 @@ from picospec.gateway.output.message import CallArguments, Message
 from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.output.reasoning import read_reasoning
 from picospec.gateway.ports import Delta
-from picospec.gateway.speculation import Chain, Spans
+from picospec.gateway.watching import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
 
 ORIGINS = ("draft", "lookup", "target")
@@ -85,18 +85,6 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
     assert text.startswith(visible)
     assert [o for delta in shown for o in expand(delta.told.text)] == expected  # type: ignore[union-attr]
     assert counted == Counter(origins[:tokens])
-
-
-def test_a_character_that_is_never_complete_is_of_the_token_that_began_it() -> None:
-    pieces = [b"a", b"\xf0\x9f", b"\x98"]
-    reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
-
-    told = reader.read(
-        Delta((0, 1, 2), finish="stop", origins=("draft", "lookup", "target"))
-    ).told
-
-    assert told is not None
-    assert list(told.text) == [(1, "draft"), (1, "lookup")]
 
 
 def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:

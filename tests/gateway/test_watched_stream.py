@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from picospec.gateway.ports import Delta, Job
-from picospec.gateway.speculation import Chain, LinkUse, Pass
+from picospec.gateway.watching import Chain, LinkUse, Pass
 from tests.gateway.scripted import COUNTED, END, ScriptedEngine, ask
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}

@@ -13,7 +13,7 @@ import pytest
 
 from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
 from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.schemas.structure import (
+from picospec.gateway.schemas.json_bounds import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,

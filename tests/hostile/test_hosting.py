@@ -59,15 +59,6 @@ async def test_requests_without_a_key_share_a_line_a_minute_that_counts_them(
     assert [(line["status"], line["refused"]) for line in lines] == [(status, 1), (status, 50)]
 
 
-async def test_a_request_with_a_key_has_a_line_of_its_own() -> None:
-    async with client_of(make_app(ScriptedEngine(), api_keys=["right"]), KEY) as client:
-        with capture_logs() as lines:
-            for _ in range(5):
-                await client.get("/nothing")
-
-    assert [line["status"] for line in lines] == [404] * 5
-
-
 @pytest.mark.parametrize("form", ["console", "json"])
 async def test_a_path_is_cut_and_steers_no_terminal(
     form: logs.LogFormat, monkeypatch: pytest.MonkeyPatch

@@ -17,11 +17,8 @@ from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import EdgeGrammars
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import Overloaded, RateLimited
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Job, Sampling
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
@@ -29,8 +26,7 @@ from picospec.gateway.tenants.turns import Turns
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import Constraint
 from picospec.models.grammars.trial import Outcome
-from picospec.speculation.protocol.messages import MAX_PREDICTED, Finish, Limits, Open
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.protocol.messages import Finish, Limits, Open
 from picospec.verifier.llama_target.kv_slots import KvSlots
 from picospec.verifier.plain_engine import PlainEngine
 from picospec.verifier.target import Described
@@ -192,21 +188,6 @@ async def test_no_answer_begins_once_those_that_run_have_used_up_a_minutes_token
         assert isinstance(last, Finish)
 
 
-def test_an_answers_tokens_are_counted_as_they_come_and_once() -> None:
-    registry = CollectorRegistry()
-    ann = Tenant("ann", KeyLimits(tokens_a_minute=3), TenantMetrics(registry))
-    account = Account("r", Metrics(registry), lambda: 0.0, 0.0, ann)
-    account.begin_answers(2)
-    for _ in range(3):
-        account.count(0, TextDelta("x", tokens=1))
-
-    with pytest.raises(RateLimited):
-        ann.check_room(0.0)
-    account.count(1, TextDelta("y", tokens=2))
-    account.close()
-    assert registry.get_sample_value("picospec:tenant_tokens_total", {"tenant": "ann"}) == 5
-
-
 @pytest.mark.parametrize(
     ("known", "shared", "told"),
     [(True, False, True), (True, True, False), (False, False, False)],
@@ -229,17 +210,6 @@ async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: 
     assert owners[0] == owners[2]
     assert (owners[0] != owners[1]) == told
     assert owners[0] != verifier.owner_of_prefixes("other edge", request)
-
-
-def test_a_session_that_waits_has_no_index_of_what_its_client_expects() -> None:
-    """The index of 16,384 tokens takes 11 MB. It grows with the answer, so that only sessions
-    that generate have one."""
-    request = opening(own_drafts=True, predicted=tuple(range(MAX_PREDICTED)))
-    session = VerifyingSession(request, Limits(), vocabulary_size=MAX_PREDICTED, u=iter(()))
-
-    assert session._own is not None
-    assert session._own._prediction is not None
-    assert session._own._prediction._predicted._indexed == 0
 
 
 @pytest.mark.parametrize(

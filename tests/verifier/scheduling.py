@@ -70,7 +70,7 @@ class Sessions:
         self.machine = VerifyMachine(iter(()))
         self._names = itertools.count()
         self.scheduler = Scheduler(
-            engine,
+            engine,  # type: ignore[arg-type]
             self.machine,
             thread,
             PassMetrics(registry, Metrics(registry)),

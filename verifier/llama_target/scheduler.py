@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from math import inf
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from picospec.models.errors import GrammarFailed
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.verifying.machine import Offer, Verdict, VerifyMachine
-from picospec.verifier.llama_target.judging import Part
+from picospec.speculation.verifying.machine import Offer, VerifyMachine
+from picospec.verifier.llama_target.engine import Engine
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
 from picospec.verifier.metrics import PassMetrics
@@ -29,20 +28,12 @@ Clock = Callable[[], float]
 """Seconds, monotonic."""
 
 
-class Passes(Protocol):
-    """What the scheduler needs of the Engine: both calls block, and run in its thread."""
-
-    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None: ...
-
-    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]: ...
-
-
 class Scheduler:
     """settings: max_rows bounds one pass, prefill_rows one piece of a prompt."""
 
     def __init__(
         self,
-        engine: Passes,
+        engine: Engine,
         machine: VerifyMachine,
         thread: Executor,
         metrics: PassMetrics,

@@ -8,21 +8,17 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import SystemRandom
-from typing import Final
 
 import structlog
 
 from picospec.models.errors import CannotCheck
 from picospec.models.file_hashes import FileHashes
-from picospec.models.grammars.constraint import NAME
 from picospec.models.llama_library import check_llama
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed
-from picospec.speculation.protocol.opening import SALT, STOPPING
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.llama_target.engine import Engine
@@ -42,9 +38,6 @@ from picospec.verifier.target import (
     started,
     unservable,
 )
-
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
-"""OpenAI parameters served beyond Sampling."""
 
 
 class LlamaTarget(Described):
@@ -204,7 +197,7 @@ class LlamaTarget(Described):
         found = self._find()
         engine = self._engine = Engine(found.path, self._settings, self._hashes)
         file = tokenizer_file(found.path, self._template)
-        self.describe(found.name, file, engine.context_tokens, FEATURES, engine.shapes)
+        self.describe(found.name, file, engine.context_tokens, engine.shapes)
         most = min(self._limits.max_verify, engine.context_tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from picospec.gateway.doors.answer import Answer, Entries, Json, finite
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
-from picospec.gateway.speculation import Spans, Told
+from picospec.gateway.watching import Spans, Told
 
 
 class ChatAnswer(Answer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -65,7 +66,7 @@ class ChatRequest(GenerationRequest):
             raise ValueError("top_logprobs needs logprobs: true")
         return value
 
-    @property
+    @cached_property
     def tool_use(self) -> ToolUse:
         return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 

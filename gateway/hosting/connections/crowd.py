@@ -18,7 +18,7 @@ class Crowd:
         self._most = most
         self._open = 0
         self._idle: dict[asyncio.Transport, None] = {}
-        """In the order in which they became idle."""
+        """The idle connections, in the order in which they became idle."""
 
     def enter(self, transport: asyncio.Transport) -> None:
         """Take in a connection, which is idle."""

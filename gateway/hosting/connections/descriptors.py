@@ -21,9 +21,9 @@ MOST: Final = 65_536
 this a process takes long to start others, because it closes all descriptors for them."""
 
 RESERVED: Final = 1024
-"""Descriptors beside those of connections. An edge needs about 40, and three for each trial of
-a grammar; a verifier about 30, and vLLM's service about 200. The rest is for connections that
-were accepted and are yet to be counted."""
+"""So many descriptors are kept for what is no counted connection. An edge needs about 40, and
+three for each trial of a grammar; a verifier about 30, and vLLM's service about 200. The rest
+is for connections that were accepted and are yet to be counted."""
 
 MAX_CONNECTIONS: Final = 8192
 """An edge has one connection to each verifier, and a client of HTTP/1.1 one for each answer.

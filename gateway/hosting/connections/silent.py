@@ -19,11 +19,12 @@ FIRST_S: Final = 30.0
 """How long the first bytes of a connection may take, in seconds: as long as the edge allows."""
 
 FIRST_CROWDED_S: Final = 3.0
-"""The same, in seconds, while there are more than half of the connections that may be: several
-round trips of any link."""
+"""The same, while more than half of the connections that may be are taken. It is several round
+trips of any link."""
 
 FIRST_BYTES: Final = 24
-"""The preface of HTTP/2 (RFC 9113, 3.4). Nothing shorter is a request in HTTP/1.1."""
+"""A connection counts as silent until so many bytes have come: the preface of HTTP/2 (RFC 9113,
+3.4) has them, and nothing shorter is a request in HTTP/1.1."""
 
 LOOK_S: Final = 1.0
 """Time between two looks, in seconds. One takes a millisecond, and 30 ms with 2,048

@@ -33,7 +33,7 @@ _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
     (re.compile(r'<\|python_tag\|>|"parameters": dictionary'), "llama"),
     (re.compile(r"\[\w+\(\w+="), "pythonic"),
 )
-"""What the templates of a family contain. The first that is found decides."""
+"""The templates of a family contain its sign. The first sign that is found decides."""
 
 
 def choose(template: str) -> FormatName:

@@ -19,7 +19,7 @@ from picospec.gateway.output.message import Message
 
 _ARGUMENTS: Final = ("arguments", "parameters")
 UNTAGGED: Final = r"\s*(```(json)?)?\s*\{"
-"""How text begins that `read_untagged` may find to be a call, as a regular expression."""
+"""Text that `read_untagged` may find to be a call begins so, as a regular expression."""
 
 _SEPARATOR: Final = re.compile(r"[\s;]*")
 _FIELDS: Final = frozenset({"name", "type", "id", *_ARGUMENTS})

@@ -41,15 +41,6 @@ def test_a_stop_token_is_counted_and_not_shown() -> None:
     assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
 
 
-@pytest.mark.parametrize(("include_stop", "text"), [(False, "a"), (True, "a!")])
-def test_a_stop_token_with_a_text_is_shown_if_asked_for(include_stop: bool, text: str) -> None:
-    choice = detokeniser(include_stop=include_stop)
-
-    read = choice.read(Delta((ord("a"), EXCLAIMED), finish="stop"))
-
-    assert (read.text, read.tokens) == (text, 2)
-
-
 def test_a_stop_string_ends_the_choice_though_the_engine_ran_out_of_room() -> None:
     read = detokeniser(["b"]).read(Delta(tuple(b"abc"), finish="length"))
 

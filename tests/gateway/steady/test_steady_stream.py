@@ -98,16 +98,6 @@ async def test_it_says_what_the_stream_says_that_is_not_steady(
     assert len(steady) > len(plain)
 
 
-async def test_a_stop_string_closes_the_engine_before_the_text_is_shown() -> None:
-    engine = ScriptedEngine([b"abSTOP"], pause=asyncio.Event().wait)
-
-    async with asyncio.timeout(5):
-        chunks = await events(engine, {**CHAT, "stop": "STOP"}, {"steady": True})
-
-    assert "".join(told(chunks)["text 0"]) == "ab"
-    assert not engine.closed.locked()
-
-
 def test_an_answer_that_is_not_streamed_is_not_steady() -> None:
     options = {"steady": True}
 

@@ -194,18 +194,6 @@ async def test_without_keys_all_clients_share_the_services_limits() -> None:
     assert statuses(answers) == [200, 200, 429]
 
 
-async def test_a_key_that_is_taken_away_opens_nothing_more(file: Path) -> None:
-    clock = Time()
-    app = make_app(ScriptedEngine((b"x",)), clock=clock, keys_file=file)
-    async with client_of(app) as client:
-        before = await ask(client, ANN)
-        await asyncio.to_thread(file.write_text, table("ben"))
-        clock.now += 1.0
-        after = [await ask(client, ANN), await ask(client, BEN)]
-
-    assert statuses([before, *after]) == [200, 401, 200]
-
-
 async def test_a_key_that_is_gone_for_one_look_comes_back_to_what_it_has_used(
     file: Path,
 ) -> None:
@@ -256,15 +244,3 @@ async def test_a_flood_of_requests_over_the_limit_is_one_line_of_the_log(file: P
     for lines in (logs, later):
         assert [line["event"] for line in lines].count("rate_limited") == 1
         assert len(lines) == 7
-
-
-async def test_an_engine_can_tell_the_answers_of_two_keys_apart(file: Path) -> None:
-    engine = ScriptedEngine((b"x",))
-    async with client_of(make_app(engine, keys_file=file)) as client:
-        for who in (ANN, BEN, ANN):
-            await ask(client, who)
-
-    ann, ben, ann_again = (job.owner for job in engine.jobs)
-    assert ann is ann_again
-    assert ann is not ben
-    assert None not in (ann, ben)

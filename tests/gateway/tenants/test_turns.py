@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.gateway.errors import Overloaded
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants.turns import ThreadTurns, Turns
 
 
 @given(
@@ -82,16 +81,15 @@ async def test_too_much_of_one_owner_is_refused_and_another_is_let_in() -> None:
 
 
 async def test_a_thread_keeps_its_place_when_nobody_waits_for_it_any_more() -> None:
-    turns, goes_on = Turns(1, 4, "wait"), threading.Event()
-    with ThreadPoolExecutor(2) as executor:
-        first = asyncio.create_task(turns.in_thread("a", executor, goes_on.wait))
-        await asyncio.sleep(0)
-        second = asyncio.create_task(turns.in_thread("b", executor, lambda: 2))
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.sleep(0.05)
-        assert not second.done()
+    turns, goes_on = ThreadTurns(1, 4, "wait"), threading.Event()
+    first = asyncio.create_task(turns.run("a", goes_on.wait))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(turns.run("b", lambda: 2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0.05)
+    assert not second.done()
 
-        goes_on.set()
+    goes_on.set()
 
-        assert await second == 2
+    assert await second == 2

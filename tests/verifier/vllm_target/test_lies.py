@@ -9,14 +9,7 @@ from random import Random
 import pytest
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import (
-    Commit,
-    Draft,
-    Pushed,
-    Recovered,
-    Redraw,
-    Reject,
-)
+from picospec.speculation.protocol.messages import Draft, Pushed, Recovered, Redraw
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -36,46 +29,28 @@ pytestmark = ON_ENGINE
 
 FLOOD_S = 30.0
 LIES_PER_S = 200
-LIES: dict[str, Pushed] = {
-    "a token that is none": Draft(1, 0, 0, (10**9,)),
-    "no tokens": Draft(1, 0, 0, ()),
-    "far ahead": Draft(1, 5000, 0, (5,)),
-    "a chain from nowhere": Draft(1, 3, 90, (5,)),
-    "a recovered token nobody awaits": Recovered(1, 0, 5),
-    "q in a coupled session": Draft(1, 0, 0, (5,), q=(99,)),
-    "more than is kept": Draft(1, 0, 0, tuple(range(100))),
-}
+LIES: tuple[Pushed, ...] = (
+    Draft(1, 0, 0, (10**9,)),
+    Draft(1, 0, 0, ()),
+    Draft(1, 5000, 0, (5,)),
+    Draft(1, 3, 90, (5,)),
+    Recovered(1, 0, 5),
+    Draft(1, 0, 0, (5,), q=(99,)),
+    Draft(1, 0, 0, tuple(range(100))),
+)
+"""What no honest edge sends; tests of the session say why of each."""
 
 
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-async def test_a_lie_ends_its_own_session(target: VllmTarget, lie: Pushed) -> None:
+async def test_a_lie_ends_its_own_session(target: VllmTarget) -> None:
     request = opening(target, PROMPTS[0], GREEDY, fill="never")
 
     async def tell() -> None:
         async with aclosing(target.serve("liar", request)) as said:
             async for _ in said:
-                await target.push("liar", Framed(lie))
+                await target.push("liar", Framed(LIES[0]))
 
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError, match="not a token"):
         await tell()
-    await gone(target)
-
-
-@pytest.mark.parametrize("token", [49152, 2**40])
-async def test_a_wrong_recovered_token_is_refused(target: VllmTarget, token: int) -> None:
-    request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
-
-    async def forge() -> None:
-        async with aclosing(target.serve("forger", request)) as said:
-            async for reply in said:
-                message = reply.message
-                if isinstance(message, Commit):
-                    await target.push("forger", Framed(Draft(1, 1, 0, (7,), q=(65536,))))
-                if isinstance(message, Reject):
-                    await target.push("forger", Framed(Recovered(2, 1, token)))
-
-    with pytest.raises(RemoteProtocolError):
-        await forge()
     await gone(target)
 
 
@@ -113,7 +88,7 @@ async def lie_for(target: VllmTarget, seconds: float) -> int:
         serving = asyncio.create_task(plain(target, session, request))
         await asyncio.sleep(0)
         for _ in range(20):
-            message: Pushed = random.choice([*LIES.values(), Redraw(1, 3, 1)])
+            message: Pushed = random.choice([*LIES, Redraw(1, 3, 1)])
             if random.random() < 0.5:
                 tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
                 message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)

@@ -10,9 +10,9 @@ import pytest
 
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.verifier.target import Unservable
+from picospec.verifier.target import FEATURES, Unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
-from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.serving.parameters import engine_request
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
 

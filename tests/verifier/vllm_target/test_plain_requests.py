@@ -4,7 +4,6 @@ with the same seed and settings says the same."""
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
 from random import Random
@@ -12,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.vllm_target.admission import FIELD
-from picospec.verifier.vllm_target.serving.parameters import engine_request
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
@@ -152,22 +149,6 @@ async def test_a_held_session_delays_no_other_request(target: VllmTarget) -> Non
     assert len(found) == 32
     session.cancel()
     await gone(target)
-
-
-async def test_a_session_name_that_is_taken_is_refused_and_the_first_goes_on(
-    target: VllmTarget,
-) -> None:
-    request = opening(target, PROMPTS[0], GREEDY)
-    first = asyncio.create_task(plain(target, "taken", request))
-    await served(target, 1, 20.0)
-    wanted = engine_request("taken", request, target.facts)
-
-    frames = target._engine.generate("taken", request.prompt, wanted)
-    with pytest.raises(RemoteProtocolError, match="of this name"):
-        async with aclosing(frames):
-            await anext(frames)
-
-    assert len((await first).tokens) == request.max_tokens
 
 
 async def test_a_clients_own_extra_argument_of_our_name_makes_no_session(

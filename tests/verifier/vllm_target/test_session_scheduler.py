@@ -24,7 +24,7 @@ from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.vllm_target.admission import Admission
-from picospec.verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
+from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -67,14 +67,14 @@ class Scheduler(SimpleNamespace):
     def __init__(self) -> None:
         request = Open("m", "v", (), Sampling(), 0, 9, ())
         admission = Admission("s", request, 1, Limits(), LogitSettings(), 100)
-        machine, slots = RecordingMachine(), SlotTable()
+        machine = RecordingMachine()
         machine.open("s", request, Limits(), vocabulary_size=100, now=0.0)
         self.slot = SessionSlot(admission, machine.session("s"))
-        slots.add("r", self.slot)
         self.emitted: list[str] = []
         super().__init__(
             _machine=machine,
-            _slots=slots,
+            _slots={"r": self.slot},
+            _request_of={"s": "r"},
             requests={"r": "the request"},
             _output=lambda request, slot: "an output",
             _emit=lambda request, output: self.emitted.append(request),

@@ -60,7 +60,7 @@ class PicoScheduler(SessionScheduler):
             return
         super().update_draft_token_ids(draft_token_ids)
         for request_id in draft_token_ids.req_ids:
-            slot, request = self._slots.of(request_id), self.requests.get(request_id)
+            slot, request = self._slots.get(request_id), self.requests.get(request_id)
             if slot is None or request is None:
                 continue
             proposed, request.spec_token_ids = request.spec_token_ids, []
@@ -102,7 +102,7 @@ class PicoScheduler(SessionScheduler):
         ready = {
             slot.name: (request, slot)
             for request in self.running
-            if (slot := self._slots.of(request.request_id)) and has_read_its_text(request)
+            if (slot := self._slots.get(request.request_id)) and has_read_its_text(request)
         }
         rows = self.scheduler_config.max_num_batched_tokens
         others = len(self.running) - len(ready)
@@ -123,7 +123,7 @@ class PicoScheduler(SessionScheduler):
         what the worker must know to judge it."""
         sampled, taken, heads = [], {}, {}
         for request_id in output.num_scheduled_tokens:
-            slot, request = self._slots.of(request_id), self.requests[request_id]
+            slot, request = self._slots.get(request_id), self.requests[request_id]
             if slot is None or request.num_computed_tokens < request.num_tokens:
                 continue
             if not self.structured_output_manager.accept_tokens(request, slot.untold()):
@@ -131,7 +131,6 @@ class PicoScheduler(SessionScheduler):
             owed = slot.owed(request.num_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
             sampled.append((request_id, slot, owed))
-            slot.proposed = []
             if slot.name in self._heads:
                 taken[slot.name], heads[slot.name] = 0, injected
             elif slot.may_begin(owed, injected):
@@ -154,7 +153,7 @@ class PicoScheduler(SessionScheduler):
             request_id: (request, slot)
             for request_id in asked
             if (request := self.requests.get(request_id)) and not request.is_finished()
-            if (slot := self._slots.of(request_id))
+            if (slot := self._slots.get(request_id))
         }
         verdicts = {}
         for request_id, (request, slot) in passed.items():

@@ -28,7 +28,7 @@ from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.vllm_target.admission import FIELD, Admission
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
-from picospec.verifier.vllm_target.core.session_slot import SessionSlot, SlotTable
+from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.core.timer import Timer
 
 PUSH: Final = "picospec_push"
@@ -40,7 +40,8 @@ class SessionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine: EngineCore | None = None
-        self._slots = SlotTable()
+        self._slots: dict[str, SessionSlot] = {}  # by request
+        self._request_of: dict[str, str] = {}  # by session
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._timer = Timer(self._wake)
         self.steps = 0
@@ -50,11 +51,11 @@ class SessionScheduler(Scheduler):
         """Open the session that the request carries, or refuse one whose name is taken."""
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         packed = extra.get(FIELD)
-        if not isinstance(packed, bytes) or self._slots.of(request.request_id):
+        if not isinstance(packed, bytes) or self._slots.get(request.request_id):
             super().add_request(request)  # no session; clients may fill `extra` as they like
             return
         asked = Admission.unpack(packed)
-        if self._slots.request_of(asked.session):
+        if asked.session in self._request_of:
             self._emit(request, _refused(request, asked.session))
             return
         super().add_request(request)
@@ -65,17 +66,18 @@ class SessionScheduler(Scheduler):
         opened = replace(asked.request, prompt=tuple(prompt))
         self._machine.open(asked.session, opened, asked.limits, vocabulary_size=size, now=now)
         slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
-        self._slots.add(request.request_id, slot)
+        self._slots[request.request_id] = slot
+        self._request_of[slot.name] = request.request_id
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        if slot := self._slots.remove(request.request_id):
+        if slot := self._slots.pop(request.request_id, None):
+            del self._request_of[slot.name]
             self._machine.close(slot.name)
         return super()._free_request(request, *args, **kwargs)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.preemptions += 1
-        if slot := self._slots.of(request.request_id):
-            slot.proposed = []
+        if slot := self._slots.get(request.request_id):
             self._machine.proposed(slot.name, 0)
         super()._preempt_request(request, *args, **kwargs)
 
@@ -98,10 +100,9 @@ class SessionScheduler(Scheduler):
 
         arrived: when they reached this process. A step may have passed since.
         """
-        request_id = self._slots.request_of(session)
-        slot = request_id and self._slots.of(request_id)
-        if not request_id or not slot:
+        if (request_id := self._request_of.get(session)) is None:
             return
+        slot = self._slots[request_id]
         try:
             for message in wire.Decoder().feed(frames):
                 if not isinstance(message, Pushed):
@@ -113,15 +114,10 @@ class SessionScheduler(Scheduler):
             request = self.requests[request_id]
             self._emit(request, self._output(request, slot))
 
-    def figures(self) -> dict[str, float]:
-        """Return counts for tests and metrics. kv_usage: from 0 to 1."""
-        return {
-            "steps": self.steps,
-            "sessions": len(self._slots),
-            "preemptions": self.preemptions,
-            "waiting": len(self.waiting),
-            "kv_usage": self.kv_cache_manager.usage,
-        }
+    def figures(self) -> dict[str, int]:
+        """Return counts that show whether the core moves."""
+        sessions = len(self._slots)
+        return {"steps": self.steps, "sessions": sessions, "preemptions": self.preemptions}
 
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
         """Return an output of our own, without tokens, with the session's latest frames."""
@@ -148,7 +144,7 @@ class SessionScheduler(Scheduler):
             return False
         if self.engine is None or must_step(self):
             return True
-        slots = [self._slots.of(request.request_id) for request in self.running]
+        slots = [self._slots.get(request.request_id) for request in self.running]
         sessions = [slot.name for slot in slots if slot]
         if len(sessions) < len(slots) or not all(map(has_read_its_text, self.running)):
             return True

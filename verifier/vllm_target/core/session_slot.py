@@ -45,8 +45,8 @@ class SessionSlot:
             admission.settings, prompt, admission.request.stop_tokens
         )
         self.proposed: list[TokenId] = []
-        """What vLLM's own speculation has proposed after the text; -1 for tokens that only the
-        worker knows."""
+        """What vLLM's own speculation proposed last; -1 for tokens that only the worker knows.
+        The machine knows how many of them still follow the text."""
 
         self.frames: list[OutgoingFrame] = []
         """What has not left yet."""
@@ -104,32 +104,3 @@ class SessionSlot:
         for message in messages:
             self.frames.append(OutgoingFrame(wire.encode(message), judged, rows))
             judged = rows = 0
-
-
-class SlotTable:
-    """Which session has which vLLM request."""
-
-    def __init__(self) -> None:
-        self._slots: dict[str, SessionSlot] = {}
-        self._requests: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def add(self, request_id: str, slot: SessionSlot) -> None:
-        self._slots[request_id] = slot
-        self._requests[slot.name] = request_id
-
-    def of(self, request_id: str) -> SessionSlot | None:
-        """Return a request's slot; None for requests that are no sessions."""
-        return self._slots.get(request_id)
-
-    def request_of(self, session: str) -> str | None:
-        """Return the id of the request that a running session has."""
-        return self._requests.get(session)
-
-    def remove(self, request_id: str) -> SessionSlot | None:
-        """Free a request's slot and return it."""
-        if slot := self._slots.pop(request_id, None):
-            del self._requests[slot.name]
-        return slot

@@ -6,7 +6,6 @@ more memory than most hosts have. So would the tokens of 60 MB of text.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -17,8 +16,8 @@ from starlette.types import Message, Receive, Scope
 from picospec.gateway.accounts.middleware import is_open
 from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
 from picospec.gateway.http.request_body import read_body
-from picospec.gateway.schemas.structure import SMALL_BYTES, check_structure
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
+from picospec.gateway.tenants.turns import ThreadTurns
 
 MAX_WAITING: Final = 32
 """Large bodies of one tenant that may wait to be counted. It holds 64 MiB each at most."""
@@ -33,10 +32,9 @@ class Bodies:
     takes_media: bool
     """Whether a body may have images, of which none has the size of a text."""
 
-    turns: Turns = field(
-        default_factory=partial(Turns, 1, MAX_WAITING, "bodies wait to be counted")
+    counting: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, MAX_WAITING, "bodies wait to be counted")
     )
-    counter: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "counter"))
 
     async def taken(self, scope: Scope, receive: Receive) -> Receive:
         """Read a request's body; return what an app reads it by.
@@ -53,7 +51,7 @@ class Bodies:
         body = await read_body(request, limit_bytes if is_text else None)
         if is_json and len(body) > SMALL_BYTES:
             tenant = scope["state"]["account"].tenant
-            await self.turns.in_thread(tenant, self.counter, partial(check_structure, body))
+            await self.counting.run(tenant, partial(check_structure, body))
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:

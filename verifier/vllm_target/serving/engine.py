@@ -6,7 +6,7 @@ request socket, which also wakes it; outputs come back on its output socket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -58,7 +58,7 @@ class Engine:
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
         self._ranks = Ranks(llm.engine_core)
-        self._steps: list[float] = []  # of each core, at the last heartbeat
+        self._steps: list[int] = []  # of each core, at the last heartbeat
         self._inboxes: dict[str, _Inbox] = {}
         outputs = llm.output_processor
         outputs.process_outputs = partial(self._collect, outputs.process_outputs)
@@ -189,9 +189,10 @@ class Engine:
         """Send messages; return once the engine has taken them in, between two steps."""
         await self._ranks.call(session, "push", frames)
 
-    async def figures(self) -> dict[str, float]:
+    async def figures(self) -> dict[str, int]:
         """Return the schedulers' counts, of all cores together."""
-        return _together(await self._ranks.call_all("figures"))
+        found = await self._ranks.call_all("figures")
+        return {name: sum(each[name] for each in found) for name in found[0]}
 
     async def heartbeat(self) -> None:
         """Return once the steps that are running have ended and the workers have answered: by
@@ -200,12 +201,6 @@ class Engine:
         if not self._steps or any(map(eq, steps, self._steps)):
             await self._llm.collective_rpc("picospec_answer")
         self._steps = steps
-
-
-def _together(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sums; of `kv_usage`, which is a share, the mean."""
-    sums = {name: sum(each[name] for each in figures) for name in figures[0]}
-    return sums | {"kv_usage": sums["kv_usage"] / len(figures)}
 
 
 def _parameters(wanted: EngineRequest) -> SamplingParams:

@@ -8,19 +8,15 @@ elsewhere by our judge, with vLLM's own settings neutral.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from picospec.models.grammars.constraint import NAME, Constraint
+from picospec.models.grammars.constraint import Constraint
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from picospec.speculation.protocol.opening import SALT, STOPPING
-from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS, LogitSettings
+from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.verifier.target import asked_grammar, unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
-
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
-"""OpenAI parameters served beyond Sampling."""
 
 
 @dataclass(frozen=True, slots=True)

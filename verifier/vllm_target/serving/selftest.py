@@ -71,31 +71,15 @@ async def self_test(target: Target) -> None:
 
 async def _measure(target: Target) -> None:
     """Run passes of one row, and of ever more. The engine's machine observes them itself."""
-    latency = PassLatency()
-    for rows in unmeasured(latency, target.facts.limits.max_verify):
-        try:
-            latency.observe(rows, max(MIN_PASS_S, await _pass_s(target, rows)))
-        except TimeoutError:
-            late = f"self-test: a pass of {rows} rows took more than {WITHIN_S:g} s"
-            raise TargetFailed(late) from None
-
-
-async def _pass_s(target: Target, rows: int) -> float:
-    """Run a session to its second pass, which has so many rows; return what that took."""
-    facts, drafts = target.facts, (0,) * (rows - 1)
-    fill: Fill = "never" if drafts else "always"
-    request = Open(
-        facts.model, facts.vocabulary, (0, 0), _SAMPLINGS[0], 0, 1 + rows, (), fill=fill
-    )
-    session, reads_prompt = f"self-test-{rows}-rows", True
-    async with asyncio.timeout(WITHIN_S), aclosing(target.serve(session, request)) as replies:
-        async for reply in replies:
-            if isinstance(commit := reply.message, Commit) and not reads_prompt:
-                return commit.pass_s
-            reads_prompt = False
-            if drafts:
-                await target.push(session, Framed(Draft(1, 1, 0, drafts)))
-    raise TargetFailed(f"self-test: {session} ended before its pass")
+    facts, latency = target.facts, PassLatency()
+    for rows in unmeasured(latency, facts.limits.max_verify):
+        fill: Fill = "never" if rows > 1 else "always"
+        prompt, most = (0, 0), 1 + rows
+        request = Open(
+            facts.model, facts.vocabulary, prompt, _SAMPLINGS[0], 0, most, (), fill=fill
+        )
+        said, _ = await _run(target, f"{rows}-rows", request, (0,) * rows, commits=2)
+        latency.observe(rows, max(MIN_PASS_S, said[-1].pass_s))
 
 
 def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:
@@ -107,39 +91,53 @@ def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:
 async def _compare(target: Target, request: Open) -> tuple[str | None, int]:
     """Return what drafts changed in the text of a request, if anything, and how many were
     judged."""
-    plain, _ = await _run(target, "plain", request, ())
+    name = f"{request.seed}-{request.sampling.temperature:g}"
+    plain = _text(await _run(target, f"{name}-plain", request))
     right = plain[:DRAFTED]
     wrong = [*right[:-1], (right[-1] + 1) % target.facts.vocabulary_size]
     judged = 0
-    for name, drafts in {"right": right, "wrong": wrong}.items():
-        found, finish = await _run(target, name, request, drafts)
-        judged += finish.totals.judged
-        if found != plain:
-            return f"with {name} drafts {found}, without {plain}", judged
+    for kind, drafts in {"right": right, "wrong": wrong}.items():
+        said, finish = await _run(target, f"{name}-{kind}", request, drafts)
+        judged += finish.totals.judged if finish else 0
+        if (found := _text((said, finish))) != plain:
+            return f"with {kind} drafts {found}, without {plain}", judged
     return None, judged
 
 
+Said = tuple[list[Commit], Finish | None]
+
+
+def _text(said: Said) -> list[TokenId]:
+    return [token for commit in said[0] for token in commit.tokens]
+
+
 async def _run(
-    target: Target, name: str, request: Open, drafts: Sequence[TokenId]
-) -> tuple[list[TokenId], Finish]:
-    """Run a session whose edge sends its drafts once it has the first token."""
-    tokens: list[TokenId] = []
-    session = f"self-test-{request.seed}-{request.sampling.temperature:g}-{name}"
+    target: Target,
+    name: str,
+    request: Open,
+    drafts: Sequence[TokenId] = (),
+    *,
+    commits: int | None = None,
+) -> Said:
+    """Run a session to its end, or to as many commits. Its edge sends its drafts once it has
+    the first token."""
+    session, said = f"self-test-{name}", list[Commit]()
     replies = target.serve(session, request)
     try:
         async with asyncio.timeout(WITHIN_S), aclosing(replies):
             async for reply in replies:
-                message = reply.message
-                if isinstance(message, Finish):
-                    return tokens, message
+                if isinstance(message := reply.message, Finish):
+                    return said, message
                 if isinstance(message, Commit):
-                    first, count = not tokens, len(message.tokens)
-                    tokens.extend(message.tokens)
-                    if first and drafts:
+                    said.append(message)
+                    count = len(message.tokens)
+                    if len(said) == 1 and drafts[count:]:
                         draft = Draft(1, count, 0, tuple(drafts[count:]))
                         await target.push(session, Framed(draft))
+                    if len(said) == commits:
+                        return said, None
     except TimeoutError:
         raise TargetFailed(
-            f"self-test: {session} said {len(tokens)} of {TOKENS} tokens in {WITHIN_S:g} s"
+            f"self-test: {session} had {len(said)} commits in {WITHIN_S:g} s"
         ) from None
     raise TargetFailed("self-test: the session had no Finish")

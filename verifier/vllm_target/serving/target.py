@@ -34,7 +34,7 @@ from picospec.verifier.target import (
 from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.adapters import Adapters
 from picospec.verifier.vllm_target.serving.inflight import Inflight
-from picospec.verifier.vllm_target.serving.parameters import FEATURES, engine_request
+from picospec.verifier.vllm_target.serving.parameters import engine_request
 from picospec.verifier.vllm_target.serving.selftest import self_test
 
 if TYPE_CHECKING:  # vLLM is not there in every installation
@@ -89,7 +89,7 @@ class VllmTarget(Described):
         await engine.install(tokens)
         file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
-        self.describe(self._name, file, engine.model.max_model_len, FEATURES, shapes)
+        self.describe(self._name, file, engine.model.max_model_len, shapes)
         await self._tell_adapters()
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
@@ -144,7 +144,7 @@ class VllmTarget(Described):
             with unservable():
                 await self.grammars.check(asked, tenant)
 
-    async def figures(self) -> dict[str, float]:
+    async def figures(self) -> dict[str, int]:
         """Return the engine's counts: see SessionScheduler.figures."""
         return await self._engine.figures()
 

@@ -2,8 +2,8 @@
 
 vLLM masks what a grammar forbids in the rows of draft tokens and in the row after them. Both
 kinds are taken where temperature and cuts would follow, with vLLM's own settings neutral; the
-judge applies ours to every row alike. This leaves unused what this vLLM gets wrong on CPUs:
-`expand_batch_to_tokens` returns uninitialised memory. A test notices when upstream mends that.
+judge applies ours to every row alike. This leaves unused what vLLM 0.32 gets wrong on CPUs:
+`expand_batch_to_tokens` returns uninitialised memory.
 """
 
 from __future__ import annotations

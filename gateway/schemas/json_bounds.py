@@ -13,20 +13,24 @@ from typing import Final
 from picospec.gateway.errors import InvalidRequest
 
 MAX_CONTAINERS: Final = 32_768
-"""Objects and arrays: 4,096 messages with a part and a tool call each have 25,000."""
+"""A body may have so many objects and arrays: 4,096 messages with a part and a tool call each
+have 25,000."""
 
 MAX_STRINGS: Final = 98_304
-"""Strings, among them the names of fields: such messages have 70,000."""
+"""A body may have so many strings, among them the names of fields: such messages have
+70,000."""
 
 MAX_VALUES: Final = 1 << 19
-"""Values in all, less the first of each object and array: two prompts of 262,144 token ids."""
+"""A body may have so many values, not counting the first of each object and array: two prompts
+of 262,144 token ids have them."""
 
 SMALL_BYTES: Final = 64 * 1024
 """A text of so many bytes is parsed within milliseconds, whatever it holds, and not counted. It
 may be a prompt of 10,000 tokens."""
 
 PIECE_BYTES: Final = 1 << 18
-"""So much is counted at once. It takes a few milliseconds, in which no other thread runs."""
+"""So many bytes are counted at once. It takes a few milliseconds, in which no other thread
+runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 Origin = str
-"""Who had a token first, see docs/api.md."""
+"""Names who had a token first, see docs/api.md."""
 
 TARGET: Final = "target"
 PROMPT: Final = "prompt"
 Spans = Sequence[tuple[int, Origin]]
-"""Numbers of characters that follow one another, each with their origin."""
+"""Runs of characters, each as its length and its origin."""
 
 Positions = Sequence[int]
 """For each character of a text that is shown, its place in the text that the model wrote."""
@@ -32,13 +32,13 @@ class Chain(msgspec.Struct, frozen=True):
     epoch: int
     position: int
     tokens: int
-    """The number of its tokens."""
+    """How many tokens the chain has."""
 
     broken: bool
-    """It was wrong; `position` is that of its first wrong token."""
+    """Whether the chain was wrong; `position` is then that of its first wrong token."""
 
     ids: tuple[int, ...] = ()
-    """Its first tokens, of which the gateway makes the text."""
+    """The chain's first tokens, of which the gateway makes `text`."""
 
     text: str = ""
 
@@ -66,7 +66,7 @@ class LinkUse(msgspec.Struct, frozen=True):
     bytes_up: int
     bytes_down: int
     verifier: int
-    """Its place in the edge's list, from 0."""
+    """The verifier's place in the edge's list, from 0."""
 
     reopened: int
 
@@ -90,7 +90,7 @@ class Told(msgspec.Struct, frozen=True):
     text: Spans = ()
     reasoning: Spans = ()
     calls: Sequence[Spans] = ()
-    """Of each piece of a call."""
+    """The origins of each piece of a call."""
 
     events: Sequence[Event] = ()
 
