@@ -44,8 +44,21 @@ class Link(Protocol):
         """End the session at the verifier, if it has not ended."""
 
 
-class Sessions(Protocol):
-    """Where the sessions of one answer are opened, one after another."""
+class Route(Protocol):
+    """Where the sessions of one answer are opened, one after another: what
+    edge_agent.link.failover.Failover does."""
+
+    @property
+    def rtt_s(self) -> float:
+        """The round trip to the verifier of the session that was opened last."""
+
+    @property
+    def verifier(self) -> int:
+        """That verifier's place in the edge's list, from 0."""
+
+    @property
+    def reopened(self) -> int:
+        """How often the answer went on in another session."""
 
     def open(self, request: Open) -> Link:
         """Return a link that opens this session when its events are read."""
@@ -70,12 +83,12 @@ class Driver:
     def __init__(
         self,
         machine: DraftMachine,
-        sessions: Sessions,
+        route: Route,
         model: DraftModel | None,
         metrics: EdgeMetrics,
     ) -> None:
         self._machine = machine
-        self._sessions = sessions
+        self._route = route
         self._link: Link
         self._model = model
         self._metrics = metrics
@@ -95,7 +108,7 @@ class Driver:
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""
-        self._link = self._sessions.open(self._machine.opening())
+        self._link = self._route.open(self._machine.opening())
         self._changed.set()
 
     async def _follow_all(self, emit: Emit) -> Finish:
@@ -108,7 +121,7 @@ class Driver:
                     return finish
                 if not self._machine.may_reopen:
                     raise
-                await self._sessions.again(error)
+                await self._route.again(error)
             self._open()
 
     async def _follow(self, emit: Emit) -> Finish:

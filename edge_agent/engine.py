@@ -12,14 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
+from picospec.edge_agent.answer import Answer, Emit
 from picospec.edge_agent.as_generator import as_generator
-from picospec.edge_agent.deltas import Deltas, Emit
 from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
 from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.driver import DraftModel, Driver, Sessions
+from picospec.edge_agent.driver import DraftModel, Route
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.observer import AnswerObserver
 from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
 from picospec.edge_agent.speculation import Speculation
@@ -30,30 +29,13 @@ from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftCounts
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judge import EdgeHalf
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import ModelFacts, Open, Totals
+from picospec.speculation.protocol.messages import ModelFacts, Open
 from picospec.speculation.protocol.opening import opening
 from picospec.speculation.sampling.draft_token import DraftSampler
-
-
-class Route(Sessions, Protocol):
-    """What edge_agent.link.failover.Failover does."""
-
-    @property
-    def rtt_s(self) -> float:
-        """The round trip to the verifier of the session that was opened last."""
-
-    @property
-    def verifier(self) -> int:
-        """That verifier's place in the edge's list, from 0."""
-
-    @property
-    def reopened(self) -> int:
-        """How often the answer went on in another session."""
 
 
 class Verifiers(Protocol):
@@ -136,26 +118,22 @@ class EdgeEngine:
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
     ) -> None:
-        chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
-            request = self._open(job, facts, slot)
-            proposals = await self._proposals.find(request, job, facts)
-            half = self._judge.edge(proposals.request, iter(chance.random, None))
-            model = self._model(proposals, facts, slot, half.sampler)
+            answer = await self._answer(job, facts, slot)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
+        await answer.run(emit)
+        self._unused = answer.session.unused
+
+    async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
+        """Return an answer that is yet to run. Raises InvalidSetting."""
+        chance = np.random.default_rng()  # independent of other answers and of the verifier
+        proposals = await self._proposals.find(self._open(job, facts, slot), job, facts)
+        half = self._judge.edge(proposals.request, iter(chance.random, None))
+        model = self._model(proposals, facts, slot, half.sampler)
         route = self._verifiers.answer(job.span)
         machine = self._machine(facts, proposals, slot, half, route)
-        observer = AnswerObserver(machine, route) if job.watched else None
-        deltas = Deltas(emit, machine.session, proposals.predicted, observer)
-        driver = Driver(machine, route, model, self._metrics)
-        try:
-            finish = await deltas.watch(driver.run(deltas.committed))
-        finally:
-            proposals.keep(machine.session.committed)
-        self._unused = machine.session.unused
-        self._count(machine.counts, finish.totals)
-        await deltas.finished(finish, logprobs=job.top_logprobs is not None)
+        return Answer(job, proposals, machine, route, model, self._metrics)
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
         how = self._speculation
@@ -199,15 +177,6 @@ class EdgeEngine:
             unused=self._unused,
             vocabulary_size=facts.vocabulary_size,
         )
-
-    def _count(self, counts: DraftCounts, totals: Totals) -> None:
-        accepted = totals.accepted - totals.own
-        self._metrics.drafted.inc(counts.drafted)
-        self._metrics.looked_up.inc(counts.looked_up)
-        self._metrics.stale.inc(counts.stale_steps)
-        self._metrics.accepted.inc(accepted)
-        self._metrics.verifiers_own.inc(totals.own)
-        self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     async def close(self) -> None:
         """End what the engine started."""

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
+from picospec.edge_agent.driver import Route
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Observer, Outcome
@@ -42,27 +43,18 @@ class Sent:
     at_s: float
 
 
-class Link(Protocol):
-    """Where the answer's session is; see edge_agent.link.failover.Failover."""
-
-    @property
-    def verifier(self) -> int: ...
-    @property
-    def reopened(self) -> int: ...
-
-
 class AnswerObserver(Observer):
     """It follows `machine`, which calls it, and returns what is new to a client. clock:
     monotonic, in seconds."""
 
     def __init__(
-        self, machine: DraftMachine, link: Link, clock: Callable[[], float] = time.monotonic
+        self, machine: DraftMachine, route: Route, clock: Callable[[], float] = time.monotonic
     ) -> None:
         machine.observer = self
         self._machine = machine
         self._clock = clock
         self._session = machine.session
-        self._link = link
+        self._route = route
         self.bytes_up = self.bytes_down = 0  # of frames
         self._chain: Sequence[DraftToken] = ()  # before the message
         self._epoch = 0
@@ -135,7 +127,7 @@ class AnswerObserver(Observer):
         told, quiet_s = self._link_told, now - self._link_told_at_s
         if told is None or quiet_s >= LINK_S:
             rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
-            link = LinkUse(rtt_ms, *used, self._link.verifier, self._link.reopened)
+            link = LinkUse(rtt_ms, *used, self._route.verifier, self._route.reopened)
             if link != told or quiet_s >= QUIET_S:
                 self._link_told, self._link_told_at_s = link, now
                 yield link
