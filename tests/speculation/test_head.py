@@ -79,4 +79,4 @@ def test_who_judges_every_draft_token_takes_none_of_the_head(judge: str, fill: s
     open_(verifier, "a", judge, fill=fill)
     verifier.proposed("a", 3)
 
-    assert not verifier.offer(["a"], 9.0, rows=9, without_drafts=["a"]).heads
+    assert verifier.session("a").head_room == 0
