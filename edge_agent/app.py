@@ -34,6 +34,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
@@ -117,11 +118,10 @@ def build(
         engine,
         tokenizer,
         settings,
+        Access(hosts=hosts_of(settings), tracing=tracing),
         registry=registry,
         lifespan=lifespan,
         drain=drain,
-        hosts=hosts_of(settings),
-        tracing=tracing,
         fallback=fallback,
         routes=[
             DocumentedRoute(

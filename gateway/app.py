@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from picospec.gateway.accounts.account import Clock
-from picospec.gateway.accounts.middleware import Accounts, IsMessage
+from picospec.gateway.accounts.access import Access
+from picospec.gateway.accounts.middleware import Accounts
 from picospec.gateway.doors.chat.answer import ChatAnswer
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.answer import CompletionAnswer
@@ -28,7 +28,6 @@ from picospec.gateway.doors.services import About, Services, nothing_more
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.http.request_body import MAX_BODY_BYTES
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.style import Styles
@@ -53,7 +52,6 @@ from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
 from picospec.gateway.tokenizer import TokenizerSource
-from picospec.gateway.tracing import NO_TRACING, Tracing
 
 ROUTES: Final = (
     Route(
@@ -81,24 +79,22 @@ ROUTES: Final = (
     Route("GET", "/version", "The version of this service", answer_version),
 )
 
+ANY: Final = Access()
+
 
 def create_app(
     engine: Engine,
     tokenizer: TokenizerSource,
     settings: GatewaySettings,
+    access: Access = ANY,
     *,
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
     drain: Drain | None = None,
-    session_paths: str | None = None,
-    hosts: Collection[str] | None = None,
-    clock: Clock = time.monotonic,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
-    is_message: IsMessage = lambda _: False,
     routes: Sequence[Route] = (),
     about: About = nothing_more,
-    tracing: Tracing = NO_TRACING,
     fallback: Fallback | None = None,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
@@ -110,8 +106,8 @@ def create_app(
     drain: counts the answers, and rejects new ones once it has begun. routes: those of
     this service alone. about: what /status says of it alone.
 
-    session_paths: what the paths begin with that are followed by a session's name. hosts: the
-    names in `Host` that are answered; None for any. fallback: answers while `engine` cannot.
+    fallback: answers while `engine` cannot.
+
     Raises gateway.tenants.keys.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
@@ -123,16 +119,7 @@ def create_app(
         title="PicoSpec",
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
-        middleware=accounted(
-            settings,
-            tenants,
-            metrics,
-            session_paths=session_paths,
-            is_message=is_message,
-            hosts=hosts,
-            clock=clock,
-            tracing=tracing,
-        ),
+        middleware=accounted(settings, tenants, metrics, access),
         exception_handlers=HANDLERS,
     )
     services = Services(
@@ -160,26 +147,16 @@ def accounted(
     settings: GatewaySettings,
     tenants: Tenants,
     metrics: Metrics,
-    *,
-    session_paths: str | None = None,
-    is_message: IsMessage = lambda _: False,
-    hosts: Collection[str] | None = None,
-    clock: Clock = time.monotonic,
-    tracing: Tracing = NO_TRACING,
+    access: Access,
 ) -> list[Middleware]:
     """Return what stands before every route; see `create_app`. An app that has it has HANDLERS,
     too."""
     accounts = Middleware(
         Accounts,
+        settings=settings,
         tenants=tenants,
         metrics=metrics,
-        body_limit_bytes=settings.body_limit_bytes or MAX_BODY_BYTES,
-        session_paths=session_paths,
-        is_message=is_message,
-        hosts=hosts,
-        origins=settings.cors_origins,
-        clock=clock,
-        tracing=tracing,
+        access=access,
     )
     return [*_cors(settings), accounts]
 

@@ -26,7 +26,7 @@ from picospec.models.errors import NotPulled, SourceFailed, UnknownModel
 from picospec.models.fetching.blobs import Blobs
 from picospec.models.fetching.hub import Hub
 from picospec.models.fetching.reference import HubReference, parse
-from picospec.models.fetching.sources import Folder, Progress, Repositories, Source
+from picospec.models.fetching.sources import Folder, Progress, Source
 from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
 from picospec.models.fetching.wheels import Wheels
 from picospec.models.gguf import is_exact
@@ -58,7 +58,7 @@ class Store:
     """
 
     def __init__(
-        self, root: Path, catalogue: Catalogue, sources: Sequence[Source], hub: Repositories
+        self, root: Path, catalogue: Catalogue, sources: Sequence[Source], hub: Hub
     ) -> None:
         self.root = root
         self.catalogue = catalogue

@@ -5,26 +5,22 @@ This is the service of llama.cpp's target. vLLM's runs in vLLM's own (vllm_targe
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import partial
 
 import structlog
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.hosting.serving import AT_ONCE
-from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
-from picospec.gateway.hosting.tracing import open_tracing
-from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import Tracing
 from picospec.models.errors import NotPulled
 from picospec.models.fetching.progress_bar import progress_bar
@@ -33,13 +29,12 @@ from picospec.models.gguf import is_exact
 from picospec.models.obtaining import obtain
 from picospec.models.store import Found, Store, open_store
 from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.plain_engine import PlainEngine
-from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
-from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.routes import SESSION_PATHS, takes_drafts
+from picospec.verifier.service import Verifier
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.target import Target
-from picospec.verifier.target_host import Host
 
 
 def build(
@@ -51,52 +46,24 @@ def build(
 
     tracing: None for what the settings say. The lifespan closes it.
     """
-    tracing = tracing or open_tracing("picospec-verifier", wanted=settings.tracing)
-    registry = CollectorRegistry()
-    gateway = Metrics(registry)
-    drain = Drain()
-    host = Host(
-        make(PassMetrics(registry, gateway)),
-        drain,
-        load_timeout_s=settings.load_timeout_s,
-        pass_timeout_s=settings.pass_timeout_s,
-    )
-    sessions = Sessions(host, settings.sessions, SessionMetrics(registry, gateway))
+    verifier = Verifier(settings, make, Drain(), tracing)
+    stop_server = partial(os.kill, os.getpid(), signal.SIGINT)
 
-    async def close() -> None:
-        end_within(settings.stop_timeout_s)
-        await sessions.end_all()
-        await host.stop()
-        os.kill(os.getpid(), signal.SIGINT)  # the server's signal
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        stopping = stopped_by_signals(
-            drain,
-            settings.drain_timeout_s,
-            close,
-            at_once=AT_ONCE,
-            second_is_at_once=False,
-        )
-        async with host.running(), sessions.running(), stopping:
-            yield
-        await asyncio.to_thread(tracing.close)
+    def lifespan(_: FastAPI) -> AbstractAsyncContextManager[None]:
+        return verifier.running(stop_server, at_once=AT_ONCE, second_is_at_once=False)
 
     app = create_app(
-        PlainEngine(host),
-        host.tokenizer,
+        PlainEngine(verifier.host),
+        verifier.host.tokenizer,
         settings,
-        registry=registry,
-        metrics=gateway,
+        Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=verifier.tracing),
+        registry=verifier.registry,
+        metrics=verifier.metrics,
         lifespan=lifespan,
-        drain=drain,
-        session_paths=SESSION_PATHS,
-        is_message=takes_drafts,
-        hosts=hosts_of(settings),
-        tracing=tracing,
-        about=sessions.about,
+        drain=verifier.drain,
+        about=verifier.sessions.about,
     )
-    app.router.routes[:0] = Routes(host, sessions).all()
+    app.router.routes[:0] = verifier.routes
     return app
 
 

@@ -17,8 +17,8 @@ import msgspec
 from picospec.models.file_hashes import FileHashes
 
 SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json", "adapter_config.json")
-"""The files that shape the texts of a model, or of an adapter, in its directory. Its tokenizer
-has a digest of its own."""
+"""These files of a directory shape the texts of a model or an adapter. A tokenizer has a digest
+of its own."""
 
 
 def identity_of(*shapes: object) -> str:

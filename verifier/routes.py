@@ -53,7 +53,7 @@ DRAFTS_BYTES: Final = 64 * 1024
 
 
 def takes_drafts(path: str) -> bool:
-    """gateway.accounts.middleware.IsMessage."""
+    """gateway.accounts.access.IsMessage."""
     return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
 
 

@@ -36,11 +36,11 @@ from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.verifier.identity import identity_of
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
-"""The OpenAI parameters that targets serve beyond Sampling."""
+"""Targets serve these OpenAI parameters beyond Sampling."""
 
 T = TypeVar("T")
 Reply = Commit | Reject | Finish
-"""What a target sends to a session's edge."""
+"""A target sends these to a session's edge."""
 
 
 class TargetError(Exception):

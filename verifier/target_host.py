@@ -23,7 +23,7 @@ from picospec.verifier.target import Target
 State = Literal["loading", "ready", "draining", "failed", "stopping"]
 
 CHECK_S: Final = 1.0
-"""Longest time until a lost target is noticed, in seconds."""
+"""A lost target is noticed after so many seconds at most."""
 
 HEARTBEAT_S: Final = 5.0
 """Time between two heartbeats of the target, in seconds: it adds to the time until one that

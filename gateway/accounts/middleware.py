@@ -11,7 +11,6 @@ import re
 import traceback
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -20,38 +19,25 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from picospec.gateway.accounts.account import Account, Clock
+from picospec.gateway.accounts.access import Access, is_open
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone, RateLimited
 from picospec.gateway.hosting.listening import check_head
-from picospec.gateway.http.request_body import RequestBody
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.http.request_body import MAX_BODY_BYTES, RequestBody
 from picospec.gateway.http.responses import NOSNIFF, error_response
 from picospec.gateway.log_lines import LogLimit, shown
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants.origins import check_page
 from picospec.gateway.tenants.tenants import Tenants
-from picospec.gateway.tracing import Tracing
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-PAGE_PATHS: Final = "/page/"
-"""The paths of the page's files begin with this."""
-
-_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 _PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
-
-IsMessage = Callable[[str], bool]
-"""Tells whether a path takes messages of a request that runs already. A message is no request
-of its own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a
-message that is on its way when the request ends gets one."""
 
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
 """Anybody who asks without a key can get these statuses. Such requests share a log line, see
 LogLimit."""
-
-
-def is_open(path: str) -> bool:
-    """Whether anybody may ask for a path, without a key."""
-    return path in _OPEN_PATHS or path.startswith(PAGE_PATHS)
 
 
 class Accounts:
@@ -65,26 +51,17 @@ class Accounts:
         self,
         app: ASGIApp,
         *,
+        settings: GatewaySettings,
         tenants: Tenants,
         metrics: Metrics,
-        body_limit_bytes: int,
-        session_paths: str | None,
-        is_message: IsMessage,
-        hosts: Collection[str] | None,
-        origins: Collection[str],
-        clock: Clock,
-        tracing: Tracing,
+        access: Access,
     ) -> None:
         self._app = app
+        self._settings = settings
         self._tenants = tenants
-        self._is_message = is_message
-        self._tracing = tracing
         self._metrics = metrics
-        self._limit_bytes = body_limit_bytes
-        self._session_paths = session_paths
-        self._hosts = hosts
-        self._origins = origins
-        self._clock = clock
+        self._access = access
+        self._clock = access.clock
         self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
         self._log = structlog.get_logger("gateway")
 
@@ -96,12 +73,14 @@ class Accounts:
             _request_id(scope), self._metrics, self._clock, self._clock(), anonymous
         )
         scope.setdefault("state", {})["account"] = account
-        if self._is_message(scope["path"]):
+        if self._access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
         if scope["method"] == "POST":  # what else is asked for takes no time
-            headers, path = Headers(scope=scope), self._shown(scope["path"])
-            account.span = self._tracing.begin("request", headers, method="POST", path=path)
+            headers, path = Headers(scope=scope), self._access.shown(scope["path"])
+            account.span = self._access.tracing.begin(
+                "request", headers, method="POST", path=path
+            )
         self._metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
@@ -118,7 +97,7 @@ class Accounts:
             account.fault = fault
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
-        body = RequestBody(scope, receive, self._limit_bytes)
+        body = RequestBody(scope, receive, self._settings.body_limit_bytes or MAX_BODY_BYTES)
         try:
             self._admit(account, scope)
             await self._app(scope, body.admitted(), send)
@@ -131,24 +110,17 @@ class Accounts:
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
         headers = Headers(scope=scope)
-        check_head(headers, scope.get("http_version", ""), self._hosts)
+        check_head(headers, scope.get("http_version", ""), self._access.hosts)
         path, now = scope["path"], self._clock()
         if is_open(path):
             return
         account.tenant = self._tenants.of(headers.get("authorization", ""), now)
-        session_paths = self._session_paths
+        session_paths = self._access.session_paths
         account.strays = session_paths is not None and path.startswith(session_paths)
         if not account.strays:
             if not self._tenants.need_key:
-                check_page(headers, scope["method"], self._origins)
+                check_page(headers, scope["method"], self._settings.cors_origins)
             account.tenant.admit(now)
-
-    def _shown(self, path: str) -> str:
-        """Return a path as others may see it: without a session's name, which is a secret."""
-        if self._session_paths is None or not path.startswith(self._session_paths):
-            return shown(path)
-        _, slash, rest = path.removeprefix(self._session_paths).partition("/")
-        return shown(f"{self._session_paths}*{slash}{rest}")
 
     def _close_message(self, account: Account, scope: Scope) -> None:
         if account.status < HTTPStatus.BAD_REQUEST:
@@ -195,7 +167,7 @@ class Accounts:
             "request",
             request_id=account.request_id,
             method=shown(scope["method"]),
-            path=self._shown(scope["path"]),
+            path=self._access.shown(scope["path"]),
             tenant=account.tenant.name,
             status=status,
             error=account.error,

@@ -19,7 +19,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts.middleware import PAGE_PATHS
+from picospec.gateway.accounts.access import PAGE_PATHS
 from picospec.gateway.doors.services import Services
 from picospec.gateway.routes.documents import Route
 

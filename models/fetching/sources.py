@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -30,16 +30,6 @@ class Source(Protocol):
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         """Write the model to `partial`, which may hold its first bytes. Raises SourceFailed."""
-
-
-class Repositories(Protocol):
-    """A hub that can be asked what it has."""
-
-    def files(self, repository: str) -> Mapping[str, ModelFile]:
-        """Return the repository's GGUF files by their names. Raises SourceFailed."""
-
-    def directory(self, repository: str) -> Path:
-        """Fetch what vLLM reads of a repository, and return its place. Raises SourceFailed."""
 
 
 class Folder:

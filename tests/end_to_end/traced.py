@@ -21,6 +21,7 @@ from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.tracing import Tracing
@@ -87,7 +88,7 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
         engine(verifiers, metrics, NoDrafter()),
         tokenizer,
         GatewaySettings(),
-        tracing=recorder.tracing,
+        Access(tracing=recorder.tracing),
     )
     async with client_of(app) as client:
         yield client

@@ -21,8 +21,8 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from picospec.gateway.accounts.access import Access, IsMessage
 from picospec.gateway.accounts.account import Clock
-from picospec.gateway.accounts.middleware import IsMessage
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError
@@ -156,11 +156,9 @@ def make_app(
         engine,
         source,
         given,
-        clock=clock,
+        Access(session_paths, is_message, clock=clock),
         drain=drain,
         draw_seed=lambda: 41,
-        is_message=is_message,
-        session_paths=session_paths,
     )
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from picospec.edge_agent.settings import load
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
 from picospec.gateway.tokenizer import Tokenizer
@@ -71,7 +72,7 @@ async def status(said: str, environ: dict[str, str] | None = None, **settings: o
         return ByteTokenizer()
 
     given = load(None, environ or {}, settings)
-    app = create_app(ScriptedEngine(), source, given, hosts=hosts_of(given))
+    app = create_app(ScriptedEngine(), source, given, Access(hosts=hosts_of(given)))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         answer = await client.get("/v1/models", headers={"host": said})

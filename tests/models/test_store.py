@@ -20,6 +20,7 @@ from picospec.models.errors import (
     WrongHash,
 )
 from picospec.models.fetching import blobs as blobs_module
+from picospec.models.fetching.hub import Hub
 from picospec.models.fetching.sources import Folder, Progress, Source
 from picospec.models.fetching.wheels import Wheels
 from picospec.models.store import Found, Store, open_store
@@ -41,7 +42,7 @@ class Fake:
         partial.write_bytes(self.act)
 
 
-class NoHub:
+class NoHub(Hub):
     def files(self, repository: str) -> dict[str, ModelFile]:
         raise SourceFailed("no hub")
 

@@ -12,7 +12,6 @@ import pytest_asyncio
 from picospec.gateway.errors import InvalidRequest
 from picospec.speculation.protocol.messages import Open
 from picospec.verifier.plain_engine import opening
-from picospec.verifier.target import Unservable
 from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import TOKENS
 from tests.verifier.served_llama import PROMPTS, TEMPERATURES, job_of, plain, serving, tokens_of
@@ -69,10 +68,3 @@ async def test_a_wrong_setting_is_a_400_that_names_it(host: Host) -> None:
         await plain(host, job_of(host, PROMPTS[0], 0.0, presence_penalty=3))
 
     assert raised.value.param == "presence_penalty"
-
-
-async def test_a_wrong_min_tokens_is_refused_by_its_name(host: Host) -> None:
-    request = opening(job_of(host, PROMPTS[0], 0.0), host.ready().facts)
-
-    with pytest.raises(Unservable, match="min_tokens"):
-        await anext(host.ready().serve("wrong", at_least(request, TOKENS + 1)))

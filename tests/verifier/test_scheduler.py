@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from picospec.speculation.protocol.messages import Commit
 from picospec.verifier.target import TargetFailed
 from tests.verifier.scheduling import (
     TOKEN,
@@ -102,21 +101,6 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
 
     assert all(sum(1 + drafts for _, drafts in parts) <= 10 for parts in engine.passes)
     assert len(engine.passes[0]) == 3
-
-
-async def test_without_fill_in_passes_nothing_is_generated_before_a_draft_arrives() -> None:
-    engine = RecordingEngine()
-    async with scheduling(engine) as sessions:
-        slot = sessions.open(prompt=(1,), fill="never")
-        sessions.place(slot, 0)
-        await asyncio.sleep(0.02)
-        assert engine.passes == []
-
-        sessions.receive(slot, TOKEN, TOKEN)
-        first = await slot.next()
-
-    assert isinstance(first, Commit)
-    assert first.accepted == 2
 
 
 async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:

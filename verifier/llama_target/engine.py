@@ -46,7 +46,7 @@ class Engine:
             cache=cache,
         )
         self.shapes = (engine(), weights_of(path, hashes), threads, cache)
-        """What shapes a text."""
+        """Everything that shapes a text is in it."""
 
         self._judged_rows = 0  # of the session that is judged
         self._cheapest_row_s = inf

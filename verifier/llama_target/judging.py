@@ -23,18 +23,18 @@ class Part:
 
     sequence: int
     held: int
-    """Tokens before `last`, prompt included; they are in the KV cache already."""
+    """So many tokens before `last`, prompt included, are in the KV cache already."""
 
     last: TokenId
-    """The last token that was committed, or the prompt's last."""
+    """It was committed last, or ends the prompt."""
 
     judged: Pass
     request: Open
     adjust: Adjust | None = None
-    """What the request changes of the logits; None: nothing."""
+    """Applies what the request changes of the logits; None changes nothing."""
 
     committed: tuple[TokenId, ...] = ()
-    """The output tokens before the pass; empty where nothing is adjusted."""
+    """The pass follows these output tokens; they are left out where nothing is adjusted."""
 
     @property
     def tokens(self) -> tuple[TokenId, ...]:

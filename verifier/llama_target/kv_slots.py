@@ -18,7 +18,8 @@ class KvSlots:
     def __init__(self, count: int) -> None:
         self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
-        """Of what free sequences hold. None: nobody is known, which is an owner like others."""
+        """Says whose tokens a free sequence holds. None, where nobody is known, is an owner
+        like others."""
 
     @property
     def free(self) -> int:

@@ -25,7 +25,7 @@ from picospec.verifier.target import TargetFailed
 
 T = TypeVar("T")
 Clock = Callable[[], float]
-"""Seconds, monotonic."""
+"""Returns seconds that never run backwards."""
 
 
 class Scheduler:

@@ -32,16 +32,16 @@ class Slot:
         self.owner = owner
         self.request: Open = session.request
         self.sequence: int
-        """Its sequence in the KV cache; set before the scheduler has the slot."""
+        """It has this sequence of the KV cache, from before the scheduler has the slot on."""
 
         self.opening = (*self.request.prompt, *self.request.committed)
-        """The text that the session begins with; all but its last token is prefilled."""
+        """The session begins with this text; all but its last token is prefilled."""
 
         self.prefilled = 0
-        """Tokens of it in the KV cache."""
+        """So many tokens of it are in the KV cache."""
 
         self.held_since: float | None = None
-        """When its pass began to be held; None while it is not."""
+        """Its pass has been held since then; None while it is not."""
 
         self._session = session
         self._adjust = adjust

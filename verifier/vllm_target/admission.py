@@ -11,7 +11,7 @@ from picospec.speculation.protocol.messages import Limits, Open
 from picospec.speculation.sampling.logit_settings import LogitSettings
 
 FIELD: Final = "picospec"
-"""The key of our entry in SamplingParams.extra_args and in outputs' kv_transfer_params."""
+"""Our entry has this key in SamplingParams.extra_args and in outputs' kv_transfer_params."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Admission:
     prompt_tokens: int
     limits: Limits
     settings: LogitSettings
-    """What the request's extras change of the logits."""
+    """The request's extras ask for these changes of the logits."""
 
     vocabulary_size: int
     drawn_by_vllm: bool = False

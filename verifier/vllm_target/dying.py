@@ -17,12 +17,12 @@ import time
 from typing import Any, Final
 
 POLL_S: Final = 0.5
-"""Time between two checks of the parent: how long a process may outlive it."""
+"""The parent is looked for so often, in seconds: a process outlives it no longer."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _KILLER: Final = "picospec-die-with-parent"
 STOCK: Final = "picospec_stock"
-"""Where vLLM's own function is in a process that was forked from one that has ours."""
+"""vLLM's own function has this name in a process that was forked from one that has ours."""
 
 
 def die_with_parent() -> bool:

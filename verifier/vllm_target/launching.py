@@ -21,7 +21,7 @@ from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
-"""The groups that have ours. Without them vLLM would start, and serve none of our routes."""
+"""Ours are in these groups. Without them vLLM would start, and serve none of our routes."""
 
 _ALLOW_LIST: Final = "VLLM_PLUGINS"
 _OWN_PORT: Final = frozenset({"host", "port", "uds"})

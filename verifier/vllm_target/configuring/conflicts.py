@@ -1,4 +1,5 @@
-"""Flags of vLLM with which sessions cannot be served. Each is named before a model loads."""
+"""Flags of vLLM with which sessions cannot be served, or only with fewer draft tokens. Each is
+named before a model loads."""
 
 from __future__ import annotations
 
@@ -6,12 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
+
 SCHEDULER: Final = "picospec.verifier.vllm_target.core.scheduler.PicoScheduler"
 EXTENSIONS: Final = {
     "v1": "picospec.verifier.vllm_target.worker.extension.PicoWorkerExtension",
     "v2": "picospec.verifier.vllm_target.worker.v2.extension.PicoWorkerExtension",
 }
-"""By the model runner."""
+"""Each model runner has its own."""
+
+_OTHERS: Final = 2
+"""A session has so many rows beside those of its draft tokens: a forced token before them, and
+after them the one that is drawn."""
 
 _EXTENSIONS: Final = ("", *EXTENSIONS.values())
 
@@ -23,10 +30,10 @@ class Conflict(ValueError):
 @dataclass(frozen=True, slots=True)
 class Rule:
     option: str
-    """A field of EngineArgs."""
+    """It is a field of EngineArgs."""
 
     broken: Callable[[Any], bool]
-    """Whether its value is refused."""
+    """It tells of a value whether that is refused."""
 
     why: str
 
@@ -63,3 +70,25 @@ def check(args: Any, *, rust: bool) -> None:
     for rule in RULES:
         if rule.broken(getattr(args, rule.option)):
             raise Conflict(f"{rule.flag} cannot be used with VLLM_PLUGINS=picospec: {rule.why}")
+
+
+def most_drafts(wanted: int, args: Any) -> int:
+    """Return `wanted`, or less where an engine has fewer rows for a request: with adapters vLLM
+    wants a step to have rows for `max_num_seqs` requests of full width. Raises Conflict.
+
+    args: vLLM's EngineArgs. What is not set is a server's default.
+    """
+    if not args.enable_lora:
+        return wanted
+    from vllm.usage.usage_lib import UsageContext
+
+    defaults = args.get_batch_defaults(args.tensor_parallel_size)
+    tokens, requests = (each[UsageContext.OPENAI_API_SERVER] for each in defaults)
+    rows = (args.max_num_batched_tokens or tokens) // (args.max_num_seqs or requests)
+    if rows <= _OTHERS:
+        raise Conflict(f"--enable-lora: {rows} rows a request leave no place for draft tokens")
+    most = min(wanted, rows - _OTHERS)
+    if most < wanted:
+        log = structlog.get_logger("verifier")
+        log.warning("max_verify_lowered", max_verify=most, see="docs/vllm.md")
+    return int(most)

@@ -20,7 +20,6 @@ import vllm.envs as envs
 
 from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
 from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
-from picospec.verifier.vllm_target.configuring.width import most_drafts
 from picospec.verifier.vllm_target.dying import bind_cores, die_with_parent
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ def _stand_back() -> None:
 
 
 def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
-    """Return the choice for an engine. Raises Conflict, or TargetFailed if this vLLM lacks what
-    sessions use. asked: the operator's own speculation."""
+    """Return the choice for an engine. asked: the operator's speculation. Raises Conflict."""
     conflicts.check(args, rust=envs.VLLM_USE_RUST_FRONTEND)
     runner = _runner(args, model, parallel, asked)
     if runner == "v1" and asked is not None:
@@ -120,7 +118,7 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
-    max_verify = most_drafts(ours.limits.max_verify, args)
+    max_verify = conflicts.most_drafts(ours.limits.max_verify, args)
     return Choice(runner, max_verify, head, ours.speculation.seed_exact)
 
 

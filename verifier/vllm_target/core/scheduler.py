@@ -40,7 +40,7 @@ UNLIKELY: Final = -9999.0
 finite numbers only."""
 
 Passed = dict[str, tuple[Request, SessionSlot]]
-"""By request: the sessions of a step that sampled."""
+"""It has the sessions of a step that sampled, by request."""
 
 
 class PicoScheduler(SessionScheduler):

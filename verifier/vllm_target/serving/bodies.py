@@ -13,17 +13,17 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from picospec.gateway.accounts.middleware import is_open
+from picospec.gateway.accounts.access import is_open
 from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
 from picospec.gateway.tenants.turns import ThreadTurns
 
 MAX_WAITING: Final = 32
-"""Large bodies of one tenant that may wait to be counted. It holds 64 MiB each at most."""
+"""So many large bodies of one tenant may wait to be counted, of 64 MiB each at most."""
 
 _NO_JSON: Final = "multipart/form-data"
-"""What an audio file comes in."""
+"""Audio files come in bodies of this type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ listens. vLLM's SIGTERM drains, and only then its server ends.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -30,7 +29,6 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.serving import check_free, served_beside
-from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
 from picospec.verifier.routes import OPEN
 from picospec.verifier.vllm_target.configuring.plugin import settings as read_settings
 from picospec.verifier.vllm_target.serving.plain_requests import PlainRequests
@@ -39,7 +37,7 @@ from picospec.verifier.vllm_target.serving.service import Service
 PATHS: Final = (
     f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",
 )  # fmt: skip
-"""Ours on vLLM's port, whose /health and /metrics are its own."""
+"""These are ours on vLLM's port, whose /health and /metrics are its own."""
 
 
 METHODS: Final = ("GET", "POST", "DELETE")
@@ -81,29 +79,17 @@ class Endpoints:
     @asynccontextmanager
     async def _living(self) -> AsyncGenerator[None]:
         """Serve our port while vLLM's server runs, and drain before it ends."""
-        service, settings = self.service, self.service.settings
-        stopping = stopped_by_signals(
-            self._drain,
-            settings.drain_timeout_s,
-            self._close,
-            at_once=signal.SIGINT,
-            second_is_at_once=True,
-        )
+        service = self.service
         logging.getLogger("uvicorn.access").addFilter(_names_no_session)
-        port = served_beside(settings, service.on_our_port)
-        async with service.host.running(), service.sessions.running(), port, stopping:
+        port = served_beside(service.settings, service.on_our_port)
+        running = service.running(self._end, at_once=signal.SIGINT, second_is_at_once=True)
+        async with running, port:
             yield
-        await asyncio.to_thread(service.tracing.close)
         if service.host.is_lost:  # vLLM noticed it first; by itself it would end with status 0
             os._exit(1)
 
-    async def _close(self) -> None:
-        service = self.service
-        end_within(service.settings.stop_timeout_s)
-        is_lost = service.host.is_lost
-        await service.sessions.end_all()
-        await service.host.stop()
-        if is_lost:
+    def _end(self) -> None:
+        if self.service.host.is_lost:
             os._exit(1)  # vLLM's processes end with this one, also those that hang
         self._app.state.server.should_exit = True
 

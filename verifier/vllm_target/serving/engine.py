@@ -30,8 +30,8 @@ from picospec.verifier.vllm_target.serving.parameters import EngineRequest
 from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
-"""The parts of vLLM's settings of which no text depends, and the one that names the model's
-folder, which may differ from host to host."""
+"""No text depends on these parts of vLLM's settings; one names the model's folder, which may
+differ from host to host."""
 
 
 @dataclass(slots=True)

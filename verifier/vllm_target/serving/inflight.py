@@ -9,8 +9,8 @@ from typing import Final
 from picospec.verifier.target import TargetFailed
 
 MAX_IN_FLIGHT: Final = 64
-"""Most messages of a session that the engine has not taken in. It takes them in between two
-steps; an edge that sends more within a step waits."""
+"""So many messages of a session may be on their way to the engine, which takes them in between
+two steps. An edge that sends more within a step waits."""
 
 
 class Inflight:

@@ -24,7 +24,7 @@ class EngineRequest:
     """What vLLM's own request for a session is made of."""
 
     sampling: dict[str, Any]
-    """Keywords of SamplingParams; `structured` holds those of StructuredOutputsParams."""
+    """It has keywords of SamplingParams; `structured` has those of StructuredOutputsParams."""
 
     structured: dict[str, Any] | None
 

@@ -36,11 +36,11 @@ from picospec.verifier.target import Described, TargetFull, Unservable, unservab
 class _Asking:
     account: Account
     choices: int = 0
-    """Those that run, of all its prompts."""
+    """So many choices run, of all its prompts."""
 
 
 _ASKING: Final[ContextVar[_Asking | None]] = ContextVar("picospec_asking", default=None)
-"""The request that this task answers."""
+"""This task answers that request."""
 
 
 class PlainRequests:

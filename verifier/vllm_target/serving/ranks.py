@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
     from vllm.v1.engine.core_client import AsyncMPClient
 
 METHOD: Final = "picospec_{}"
-"""How the methods are called that `core` gives to vLLM's core."""
+"""`core` gives methods of such names to vLLM's core."""
 
 
 class Ranks:

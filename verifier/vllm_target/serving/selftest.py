@@ -36,13 +36,13 @@ from picospec.verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12
 DRAFTED: Final = 9
-"""How many of TOKENS are drafted; if one is wrong, it is the last of these."""
+"""So many of TOKENS are drafted; if one is wrong, it is the last of these."""
 
 PROMPTS: Final = 4
 PROMPT_TOKENS: Final = 32
 
 WITHIN_S: Final = 120.0
-"""Time limit of one session: one that generates nothing must not keep the service loading."""
+"""A session may take so long: one that generates nothing must not keep the service loading."""
 
 _SAMPLINGS: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
 

@@ -9,7 +9,6 @@ from functools import partial
 
 import vllm.envs as envs
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.datastructures import State
@@ -19,22 +18,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import HANDLERS, accounted
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import check_listening, hosts_of
-from picospec.gateway.hosting.tracing import open_tracing
 from picospec.gateway.http.responses import json_response
-from picospec.gateway.metrics import Metrics
 from picospec.gateway.routes.documents import VERSION
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
 from picospec.models.file_hashes import FileHashes
 from picospec.models.store import open_store
-from picospec.verifier.metrics import PassMetrics, SessionMetrics
-from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
-from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.routes import SESSION_PATHS, takes_drafts
+from picospec.verifier.service import Verifier
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
 from picospec.verifier.vllm_target.serving.bodies import Bodies
@@ -44,7 +41,7 @@ from picospec.verifier.vllm_target.serving.plain_requests import charge
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 
-class Service:
+class Service(Verifier):
     """settings: ours. args: vLLM's command line. Raises OSError or ValueError for a setting."""
 
     def __init__(
@@ -60,33 +57,16 @@ class Service:
             secrets = tuple(map(SecretStr, keys))
             settings = settings.model_copy(update={"api_keys": secrets})
         check_listening(settings)
-        self.settings = settings
-        self.registry = CollectorRegistry()
-        metrics = Metrics(self.registry)
-        passes = PassMetrics(self.registry, metrics)
-        target = _target(settings, llm, args, passes, vllm_app.state)
-        self.host = Host(target, drain, pass_timeout_s=settings.pass_timeout_s)
-        self.sessions = Sessions(
-            self.host, settings.sessions, SessionMetrics(self.registry, metrics)
-        )
-        charge(
-            llm,
-            target,
-            max_choices=settings.max_choices,
-            share_prefixes=settings.share_prefixes,
-        )
-        self.tracing = open_tracing("picospec-verifier", wanted=settings.tracing)
-        routes = [*Routes(self.host, self.sessions).all(), Route("/status", self._status)]
+        super().__init__(settings, partial(_target, settings, llm, args, vllm_app.state), drain)
+        routes = [*self.routes, Route("/status", self._status)]
         of_tenants = TenantMetrics(self.registry)
         limits = settings.key_limits
         tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
         known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
 
         def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
-            before = accounted(
-                settings, of, metrics, session_paths=SESSION_PATHS, is_message=takes_drafts,
-                hosts=hosts, tracing=self.tracing,
-            )  # fmt: skip
+            access = Access(SESSION_PATHS, takes_drafts, hosts, tracing=self.tracing)
+            before = accounted(settings, of, self.metrics, access)
             made = Starlette(routes=routes, middleware=before, exception_handlers=HANDLERS)
             made.router.redirect_slashes = False
             return made
@@ -111,14 +91,15 @@ def _target(
     settings: VerifierSettings,
     llm: AsyncLLM,
     args: Namespace,
-    metrics: PassMetrics,
     state: State,
+    metrics: PassMetrics,
 ) -> VllmTarget:
-    """Return the target, not started. It is called as vLLM calls the model."""
+    """Return the target, not started. It is called as vLLM calls the model, and tries what
+    vLLM's own API is asked for, too."""
     if (choice := Choice.of(llm.vllm_config)) is None:
         raise ValueError("vLLM did not load picospec's general plugin; its log says why")
     is_first = llm.engine_core.client_index == 0
-    return VllmTarget(
+    target = VllmTarget(
         (args.served_model_name or [args.model])[0],
         Engine(llm),
         choice.narrowed(settings.limits),
@@ -129,6 +110,9 @@ def _target(
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
         self_test=settings.vllm.get("self_test", True) if is_first else None,
     )
+    shared, most = settings.share_prefixes, settings.max_choices
+    charge(llm, target, max_choices=most, share_prefixes=shared)
+    return target
 
 
 async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -30,10 +30,10 @@ from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload
 
 Stock = Callable[..., Any]
-"""What vLLM has in the place of one of our methods."""
+"""vLLM has this in the place of one of our methods."""
 
 PLACEHOLDER = -1
-"""vLLM's mark for "no token here" in what a sampler returns."""
+"""vLLM marks with it that a sampler returned no token there."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Step:
 
     sessions: Mapping[str, VerifyRequest] = field(default_factory=dict)
     asked: Mapping[int, VerifyRequest] = field(default_factory=dict)
-    """What our judge draws, by the request's place in vLLM's batch."""
+    """Our judge draws for these, by their place in vLLM's batch."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     last_rows: Sequence[Tensor] = ()

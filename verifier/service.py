@@ -1,0 +1,77 @@
+"""The service, whoever runs its server: a target, its sessions, and the routes over them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
+from picospec.gateway.hosting.tracing import open_tracing
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tracing import Tracing
+from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.routes import Routes
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.target import Target
+from picospec.verifier.target_host import Host
+
+
+class Verifier:
+    """make: returns the target, not started. tracing: None for what the settings say."""
+
+    def __init__(
+        self,
+        settings: VerifierSettings,
+        make: Callable[[PassMetrics], Target],
+        drain: Drain,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.settings = settings
+        self.drain = drain
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.host = Host(
+            make(PassMetrics(self.registry, self.metrics)),
+            drain,
+            load_timeout_s=settings.load_timeout_s,
+            pass_timeout_s=settings.pass_timeout_s,
+        )
+        counted = SessionMetrics(self.registry, self.metrics)
+        self.sessions = Sessions(self.host, settings.sessions, counted)
+        self.routes = Routes(self.host, self.sessions).all()
+        self.tracing = tracing or open_tracing("picospec-verifier", wanted=settings.tracing)
+
+    @asynccontextmanager
+    async def running(
+        self,
+        end: Callable[[], None],
+        *,
+        at_once: signal.Signals,
+        second_is_at_once: bool,
+    ) -> AsyncGenerator[None]:
+        """Serve sessions. After a signal drain, end what is left, stop the target, and call
+        `end`, which ends the server."""
+        settings = self.settings
+
+        async def close() -> None:
+            end_within(settings.stop_timeout_s)
+            await self.sessions.end_all()
+            await self.host.stop()
+            end()
+
+        stopping = stopped_by_signals(
+            self.drain,
+            settings.drain_timeout_s,
+            close,
+            at_once=at_once,
+            second_is_at_once=second_is_at_once,
+        )
+        async with self.host.running(), self.sessions.running(), stopping:
+            yield
+        await asyncio.to_thread(self.tracing.close)
