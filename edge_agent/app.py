@@ -20,13 +20,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from picospec.edge_agent import direct
 from picospec.edge_agent.draft_model import loading
 from picospec.edge_agent.draft_model.drafter import Drafter
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.loading import MakeDrafter
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
-from picospec.edge_agent.link import direct
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
@@ -123,6 +123,7 @@ def build(
         lifespan=lifespan,
         drain=drain,
         fallback=fallback,
+        relay=partial(direct.undrafted, verifiers),
         routes=[
             DocumentedRoute(
                 "POST",

@@ -32,7 +32,8 @@ Emit = Callable[[Commit], Awaitable[None]]
 
 class Link(Protocol):
     def events(self) -> AsyncGenerator[Down]:
-        """Open the session and yield the verifier's messages up to Finish. Raises ApiError."""
+        """Open the session and yield the verifier's messages up to Finish. Raises ApiError.
+        Closing it ends the session at the verifier."""
 
     def send(self, message: Pushed) -> None:
         """Have a message sent; never waits."""
@@ -40,13 +41,10 @@ class Link(Protocol):
     async def post(self) -> None:
         """Send what `send` is given, until cancelled."""
 
-    async def cancel(self) -> None:
-        """End the session at the verifier, if it has not ended."""
-
 
 class Route(Protocol):
     """Where the sessions of one answer are opened, one after another: what
-    edge_agent.link.failover.Failover does."""
+    edge_agent.link.sessions.Sessions does."""
 
     @property
     def rtt_s(self) -> float:
@@ -58,7 +56,7 @@ class Route(Protocol):
 
     @property
     def reopened(self) -> int:
-        """How often the answer went on in another session."""
+        """How often the answer went on at another verifier, or at one that was restarted."""
 
     def open(self, request: Open) -> Link:
         """Return a link that opens this session when its events are read."""
@@ -101,10 +99,7 @@ class Driver:
         no task is left behind.
         """
         self._open()
-        try:
-            return await alongside(self._draft(), self._follow_all(emit))
-        finally:
-            await self._link.cancel()
+        return await alongside(self._draft(), self._follow_all(emit))
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""

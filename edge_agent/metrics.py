@@ -30,7 +30,8 @@ class EdgeMetrics:
         stale = "Draft steps whose context was no longer valid when they ended."
         own = "Draft tokens accepted that the verifier proposed itself."
         step = "Time from asking the draft model for a step to its end."
-        reopened = "Sessions opened to go on with an answer whose session was lost."
+        resumed = "Sessions opened again at a verifier that was only out of reach."
+        reopened = "Sessions opened to go on with an answer whose verifier was lost."
         link_bytes = "Bytes of frames, without HTTP: up, down, and open for the prompts."
         self.drafted = counter("draft_tokens", "Tokens the draft model drafted.")
         self.looked_up = counter("lookup_tokens", looked_up)
@@ -41,7 +42,7 @@ class EdgeMetrics:
         self.step_s = histogram("draft_step_seconds", step, _STEP_BUCKETS)
         self.link_bytes = counter("link_bytes", link_bytes, "direction")
         self.posts = counter("draft_posts", "Requests that carried drafts.")
-        self.resumes = counter("link_resumes", "Streams resumed after a cut.")
+        self.resumes = counter("link_resumes", resumed)
         self.reopens = counter("reopened_answers", reopened)
         self.fallback_answers = counter(
             "fallback_answers", "Answers of the draft model alone, without a verifier."

@@ -30,8 +30,11 @@ class Uplink(Protocol):
 
 
 class TargetTokenizer:
-    """A gateway.ports.TokenizerSource. draft: None without a draft model. translate: returns
-    what a draft model of another vocabulary needs."""
+    """A gateway.tokenizer.TokenizerSource.
+
+    draft: None without a draft model. translate: returns what a draft model of another
+    vocabulary needs.
+    """
 
     def __init__(
         self,

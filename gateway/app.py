@@ -24,7 +24,7 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.answer import CompletionAnswer
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.generation import generate
-from picospec.gateway.doors.services import About, Services, nothing_more
+from picospec.gateway.doors.services import About, Relay, Services, nothing_more
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -96,17 +96,18 @@ def create_app(
     routes: Sequence[Route] = (),
     about: About = nothing_more,
     fallback: Fallback | None = None,
+    relay: Relay | None = None,
 ) -> FastAPI:
     """Return the OpenAI API of `engine`.
 
-    The caller may add routes: `middleware.Accounts` applies to them too. /metrics shows
-    `registry`, or a registry of the app's own if it is None; `metrics`, if given, must be
-    registered there already. `draw_seed` returns the seed of a request that names none.
+    The caller may add routes: `Accounts` applies to them too. /metrics shows `registry`, or a
+    registry of the app's own if it is None; `metrics`, if given, must be registered there
+    already. `draw_seed` returns the seed of a request that names none.
 
     drain: counts the answers, and rejects new ones once it has begun. routes: those of
     this service alone. about: what /status says of it alone.
 
-    fallback: answers while `engine` cannot.
+    fallback: answers while `engine` cannot. relay: has another service answer.
 
     Raises gateway.tenants.keys.InvalidKeys.
     """
@@ -135,6 +136,7 @@ def create_app(
         draw_seed=draw_seed,
         started=int(time.time()),
         fallback=fallback,
+        relay=relay,
         about=about,
     )
     documented = (*ROUTES, *routes)

@@ -6,7 +6,13 @@ from math import isfinite
 
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, Sampling
+from picospec.speculation.protocol.messages import (
+    MAX_PREDICTED,
+    SPOKEN,
+    ModelFacts,
+    Open,
+    Sampling,
+)
 from picospec.speculation.protocol.opening import STOPPING
 
 MAX_STOP_TOKENS = 256
@@ -29,9 +35,10 @@ class VocabularyMismatch(ApiError):
 
 def check(request: Open, facts: ModelFacts) -> None:
     """Raise ApiError unless the target can serve this session."""
-    if request.version != facts.protocol:
+    if request.version not in SPOKEN or request.version < JUDGES[request.judge].since:
         raise InvalidRequest(
-            f"version: this verifier speaks protocol {facts.protocol}, not {request.version}",
+            f"version: this verifier judges `{request.judge}` by protocol {SPOKEN[-1]},"
+            f" not {request.version}",
             param="version",
             code="unsupported_version",
         )

@@ -2,8 +2,6 @@
 
 POST   /v1/speculate                     an Open; answers with the session's stream
 POST   /v1/speculate/{session}/drafts    Drafts and Redraws
-GET    /v1/speculate/{session}?from=     the stream again, from an output position on
-DELETE /v1/speculate/{session}           cancel
 GET    /v1/model-facts                   what the edge must know of the target
 GET    /health                           whether the process is alive and its target not lost
 GET    /ready                            whether sessions are opened, and how busy it is
@@ -72,16 +70,13 @@ class Routes:
         Routes are tried in order, and an app may have fifty more: so drafts, of which a session
         sends hundreds, have the first.
         """
-        session = f"{SESSION_PATHS}{{session}}"
         return [
-            Route(f"{session}/drafts", self.drafts, methods=["POST"]),
+            Route(f"{SESSION_PATHS}{{session}}/drafts", self.drafts, methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/v1/model-facts", self.facts, methods=["GET"]),
             Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),
             Route(OPEN, self.open, methods=["POST"]),
-            Route(session, self.resume, methods=["GET"]),
-            Route(session, self.cancel, methods=["DELETE"]),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -104,7 +99,7 @@ class Routes:
 
     async def open(self, request: Request) -> Response:
         account: Account = request.state.account
-        account.tenant.check_room(account.clock())
+        account.tenant.check_room(account.clock(), 0)  # it may replace one of the tenant's
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
         decode = partial(_opening, body)  # a long prompt takes a while
@@ -114,12 +109,11 @@ class Routes:
             session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
         account.tenant.spend(len(opening.committed), account.clock())  # they are prefilled, too
-        reader = session.read(session.log.start)
-        return Downstream(reader, account, session.opened)
+        return Downstream(session, account)
 
     async def drafts(self, request: Request) -> Response:
         session = self._find(request)
-        if session.log.ending:
+        if session.ending:
             raise NotFound("the session has ended", code="unknown_session")
         body = await read_body(request, DRAFTS_BYTES)
         try:
@@ -129,24 +123,8 @@ class Routes:
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
-    async def resume(self, request: Request) -> Response:
-        session = self._find(request)
-        position = request.query_params.get("from", "0")
-        if not (position.isascii() and position.isdigit() and len(position) < 10):
-            raise InvalidRequest("from: a position in the output", param="from")
-        try:
-            reader = session.read(int(position))
-        except ValueError as error:
-            raise InvalidRequest(f"from: {error}", param="from") from error
-        return Downstream(reader, request.state.account)
-
-    async def cancel(self, request: Request) -> Response:
-        session = self._find(request)
-        self.sessions.cancel(session.name, session.tenant)
-        return Response(status_code=204)
-
     def _find(self, request: Request) -> Session:
-        """Return the session that a request names, running or ended. Raises NotFound."""
+        """Return the session that a request names. Raises NotFound."""
         account: Account = request.state.account
         with _translated():
             session = self.sessions.find(request.path_params["session"], account.tenant)

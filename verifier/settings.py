@@ -45,9 +45,6 @@ class SessionSettings(Table):
     idle_timeout_s: Seconds = 60.0
     """Ends a session that, later on, gets no draft while nothing is generated."""
 
-    resume_window_s: Seconds = 30.0
-    """Ends a session without a reader. A finished one can be read again for as long."""
-
     max_age_s: Seconds = 7200.0
     """Ends a session that is older, whatever it does, so that none holds its slot for ever."""
 
@@ -116,7 +113,6 @@ class VerifierSettings(ServerSettings):
             self.speculation.max_verify or MAX_VERIFY[self.target],
             self.speculation.max_ahead,
             self.sessions.idle_timeout_s,
-            self.sessions.resume_window_s,
         )
 
 

@@ -22,6 +22,7 @@ from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
+    SPOKEN,
     Commit,
     Finish,
     Limits,
@@ -212,6 +213,8 @@ class Described:
             features=list(FEATURES),
             padding=vocabulary.padding,
             defaults=file.defaults,
+            protocol=SPOKEN[0],
+            newest_protocol=SPOKEN[-1],
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 

@@ -78,7 +78,7 @@ class Host:
         return Unavailable(f"the model is {self.state}", code=self.state)
 
     async def tokenizer(self, vocabulary: str) -> Tokenizer:
-        """gateway.ports.TokenizerSource."""
+        """gateway.tokenizer.TokenizerSource."""
         return self.ready().tokenizer
 
     @asynccontextmanager

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from picospec.edge_agent.driver import Link
+from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.protocol.messages import (
@@ -111,9 +111,8 @@ class Verifier:
     def _link(self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always") -> Link:
         model, vocabulary = self.facts.model, self.facts.vocabulary
         greedy = Sampling(temperature=0.0)
-        return self.uplink.open(
-            Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
-        )
+        asked = Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
+        return Link(self.uplink, asked)
 
 
 class Drafted:
@@ -158,7 +157,6 @@ async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
                 if isinstance(message, Finish) or (script and script.done):
                     break
         posting.cancel()
-    await link.cancel()
     return commits
 
 

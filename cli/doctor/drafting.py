@@ -35,6 +35,7 @@ TARGET_TOKENS: Final = 17
 """Tokens that the target is asked for, to be timed."""
 
 PROMPT: Final = "Count to one hundred."
+CHATS: Final = "/v1/chat/completions"
 ANSWER_S: Final = 60.0
 """The longest time that an answer of the target is waited for."""
 
@@ -142,6 +143,6 @@ async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[fl
     }
     began_s = time.perf_counter()
     async with asyncio.timeout(ANSWER_S):
-        response = await whole(await uplink.chat(msgspec.json.encode(asked)))
+        response = await whole(await uplink.ask(CHATS, msgspec.json.encode(asked)))
     seconds = time.perf_counter() - began_s
     return seconds, int(response.json()["usage"]["completion_tokens"])

@@ -14,6 +14,7 @@ from picospec.models.store import Store
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+ONE_VERSION: Final = "install one version of PicoSpec at both ends"
 ROUND_TRIPS: Final = 5
 
 
@@ -46,7 +47,7 @@ async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
         Finding("verifier", True, reached),
         Finding("certificate", True, secrecy(uplink.url)),
         Finding("key", True, "accepted"),
-        Finding("protocol", True, f"version {facts.protocol}"),
+        spoken(facts),
     ]
 
 
@@ -59,16 +60,21 @@ def secrecy(url: str) -> str:
     return "none: what crosses the link can be read"
 
 
+def spoken(facts: ModelFacts) -> Finding:
+    """Check that both ends speak one version of the protocol."""
+    if facts.speaks:
+        return Finding("protocol", True, f"version {PROTOCOL_VERSION}")
+    found = f"the verifier speaks version {facts.protocol}, this edge {PROTOCOL_VERSION}"
+    return Finding("protocol", False, f"{found}: answers have no drafts", ONE_VERSION)
+
+
 def not_reached(error: ApiError, url: str) -> list[Finding]:
     """Say how far the edge came, and what stopped it."""
-    reached, key = Finding("verifier", True, f"{url} answers"), Finding("key", True, "accepted")
+    reached = Finding("verifier", True, f"{url} answers")
     match error.error_code:
         case "verifier_unauthorized":
             remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
             return [reached, Finding("key", False, error.message, remedy)]
-        case "protocol_version":
-            remedy = f"install one version of PicoSpec at both ends (here: {PROTOCOL_VERSION})"
-            return [reached, key, Finding("protocol", False, error.message, remedy)]
     if "certificate" in error.message:
         remedy = "verifier_ca must name the PEM file of the authority that signed it"
         return [reached, Finding("certificate", False, error.message, remedy)]

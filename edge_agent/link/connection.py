@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property, partial
+from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 
@@ -27,11 +28,14 @@ from pyqwest import (
 )
 from pyqwest.httpx import AsyncPyqwestTransport
 
-from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, within
+from picospec.edge_agent.link import upstream_errors
+from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, whole, within
+from picospec.gateway.errors import EngineFault, Unavailable
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
 REQUEST_TIMEOUT_S: Final = 5.0
+OPEN_PATH: Final = "/v1/speculate"
 SESSION_HEADER: Final = "picospec-session"
 
 
@@ -42,7 +46,7 @@ def session_headers() -> dict[str, str]:
 
 
 class Connection:
-    """It is made at its first use, and given up by `renew`.
+    """A Transport. It is made at its first use, and given up by `renew`.
 
     http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
@@ -102,26 +106,61 @@ class Connection:
         if self.client is silent:
             self._connect()
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        """Send drafts, without httpx, which would take three times the processor time.
+    @asynccontextmanager
+    async def open(
+        self, frame: bytes, headers: Mapping[str, str], within_s: float
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        client = self.client
+        request = client.build_request(
+            "POST", OPEN_PATH, headers=headers, content=frame, timeout=None
+        )
+        try:
+            async with asyncio.timeout(within_s):
+                response = await client.send(request, stream=True)
+                if response.status_code != HTTPStatus.OK:
+                    raise upstream_errors.from_response(await whole(response))
+            try:
+                yield response.aiter_raw()
+            finally:
+                await response.aclose()
+        except (TimeoutError, httpx.TransportError) as error:
+            if isinstance(error, TimeoutError):
+                self.renew(client)
+            raise upstream_errors.unreachable(self.url, error) from error
 
-        headers: those of the session. Raises httpx.TransportError.
-        """
-        silent = self.client
+    async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:
+        # without httpx, which would take three times the processor time
+        silent, url = self.client, f"{self.url}{OPEN_PATH}/{session}/drafts"
         try:
             with _transport_errors():
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     async with self._transport.poster.stream(
-                        "POST", self.url + path, {**self._headers, **headers}, body
+                        "POST", url, {**self._headers, **headers}, frames
                     ) as response:
                         content = await within(MAX_ANSWER_BYTES, response.content)
-                        return httpx.Response(response.status, content=content)
-        except TimeoutError as error:
-            self.renew(silent)
-            raise httpx.ReadTimeout("no answer") from error
+        except (TimeoutError, httpx.TransportError) as error:
+            if isinstance(error, TimeoutError):
+                self.renew(silent)
+            raise upstream_errors.unreachable(self.url, error) from error
+        return _was_taken(httpx.Response(response.status, content=content))
 
     async def close(self) -> None:
         await self.client.aclose()
+
+
+def _was_taken(response: httpx.Response) -> bool:
+    """Return whether drafts were taken. Raises Unavailable, or EngineFault for an error."""
+    match response.status_code:
+        case HTTPStatus.NO_CONTENT:
+            return True
+        case HTTPStatus.NOT_FOUND:
+            return False
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            raise Unavailable("the verifier takes no drafts now")
+    error = upstream_errors.from_response(response)
+    if isinstance(error, Unavailable):
+        raise error
+    raise EngineFault(f"the verifier does not take a draft: {error.message}")
 
 
 class _Transport(httpx.AsyncBaseTransport):

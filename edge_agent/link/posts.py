@@ -7,17 +7,10 @@ it has already received, so a request that failed is simply sent again.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import httpx
-
-from picospec.edge_agent.link import upstream_errors
-from picospec.edge_agent.link.health import Health
-from picospec.edge_agent.link.retry import attempts
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import EngineFault, Unavailable
+from picospec.gateway.errors import Unavailable
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Pushed
 
@@ -29,8 +22,12 @@ MAX_MESSAGES: Final = 64
 """Most messages of a request, which a verifier takes in within a millisecond or two: hundreds
 may wait where the way up was cut, and the way down was not."""
 
-Post = Callable[[str, bytes], Awaitable[httpx.Response]]
-"""Post(path, body) raises httpx.TransportError. It is called for every few draft tokens."""
+PAUSES_S: Final = (0.0, 0.1, 1.0)
+"""How long a request that failed waits before each further attempt. When the last one fails,
+the session is given up, and opened anew."""
+
+Post = Callable[[str, bytes], Awaitable[None]]
+"""Post(session, frames) raises gateway.errors.ApiError."""
 
 
 class Posts:
@@ -40,10 +37,8 @@ class Posts:
     within its window.
     """
 
-    def __init__(self, post: Post, health: Health, metrics: EdgeMetrics) -> None:
-        self._send = post
-        self._health = health
-        self._metrics = metrics
+    def __init__(self, post: Post) -> None:
+        self._post = post
         self._epoch = 0
         self._waiting: list[Pushed] = []
         self._sendable = asyncio.Event()
@@ -56,12 +51,8 @@ class Posts:
         self._waiting.append(message)
         self._sendable.set()
 
-    async def run(self, path: str, window_s: float) -> None:
-        """Send to `path` until cancelled.
-
-        window_s: how long a failed request is tried again. Raises Unavailable, or EngineFault
-        when the verifier answers a draft with an error.
-        """
+    async def run(self, session: str) -> None:
+        """Send until cancelled. Raises gateway.errors.ApiError."""
         room = asyncio.Semaphore(IN_FLIGHT)
         async with asyncio.TaskGroup() as posts:
             while True:
@@ -71,41 +62,20 @@ class Posts:
                 del self._waiting[:MAX_MESSAGES]
                 if not self._waiting:
                     self._sendable.clear()
-                body = b"".join(map(wire.encode, messages))
-                posts.create_task(self._deliver(path, body, self._epoch, window_s, room))
+                frames = b"".join(map(wire.encode, messages))
+                posts.create_task(self._deliver(session, frames, self._epoch, room))
 
     async def _deliver(
-        self, path: str, body: bytes, epoch: int, window_s: float, room: asyncio.Semaphore
+        self, session: str, frames: bytes, epoch: int, room: asyncio.Semaphore
     ) -> None:
         try:
-            try:
-                await self._post(path, body)
-            except (httpx.TransportError, Unavailable):
-                async for attempt in attempts(window_s):
-                    with attempt:
-                        if epoch == self._epoch:
-                            await self._post(path, body)
-        except httpx.TransportError as error:
-            why = upstream_errors.reason(error)
-            raise Unavailable(f"the drafts reach no verifier: {why}") from error
+            for pause_s in PAUSES_S:
+                try:
+                    return await self._post(session, frames)
+                except Unavailable:
+                    await asyncio.sleep(pause_s)
+                    if epoch != self._epoch:
+                        return  # the messages are void
+            await self._post(session, frames)
         finally:
             room.release()
-
-    async def _post(self, path: str, body: bytes) -> None:
-        begun = time.monotonic()
-        self._metrics.posts.inc()
-        self._metrics.link_bytes.labels("up").inc(len(body))
-        response = await self._send(path, body)
-        match response.status_code:
-            case 204:
-                self._health.answered(begun)
-                self._metrics.rtt_s.set(self._health.rtt_s)
-            case 404:
-                pass  # the session has just ended, and the stream says how
-            case 429:
-                raise Unavailable("the verifier takes no drafts now")
-            case _:
-                error = upstream_errors.from_response(response)
-                if isinstance(error, Unavailable):
-                    raise error
-                raise EngineFault(f"the verifier does not take a draft: {error.message}")

@@ -19,16 +19,20 @@ LATE_S: Final = 30.0
 first. A draft that was on its way may have extended the verifier's timeout."""
 
 MAX_IDLE: Final = 4096
-"""The most messages and resumptions in a row without a token. Beats are 2,100 in the longest
+"""The most messages and cuts in a row without a token. Beats are 2,100 in the longest
 wait; more messages than that only take this machine's time."""
 
 IDLE: Final = "idle_timeout"
 
 
 class Progress:
-    """now: when the session begins."""
+    """It lasts across sessions that one process of a verifier opens one after another."""
 
     def __init__(self, now: float) -> None:
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """A verifier begins, which may have to read the prompt."""
         self._since = now
         self._allowed_s = FIRST_TOKEN_S + LATE_S
         self._idle = 0

@@ -1,4 +1,4 @@
-"""A verifier as the edge sees it: its connection, facts and health, a Link for each session."""
+"""A verifier as the edge sees it: its connection, its facts, and whether it is ready."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Annotated, Final
 
 import httpx
 import msgspec
+import structlog
 from msgspec import Meta
 
 from picospec.edge_agent.link import upstream_errors
 from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
-from picospec.edge_agent.link.health import Health
+from picospec.edge_agent.link.fleet import Endpoint, Event
 from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, ask, whole
-from picospec.edge_agent.link.retry import Retries
-from picospec.edge_agent.link.session_link import Link
-from picospec.edge_agent.link.session_trace import SessionTrace
+from picospec.edge_agent.link.transport import Transport
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
-from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts, Open
+from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and comes once."""
@@ -32,11 +31,9 @@ _FIRST_SAMPLES: Final = 3
 CHECK_TIMEOUT_S: Final = 1.0
 """A verifier that takes longer to say whether it is ready is as good as away."""
 
-CHAT_TIMEOUT_S: Final = 600.0
+ANSWER_TIMEOUT_S: Final = 600.0
 """Longest time until a chat's answer begins, and until each next piece of it comes. One that is
 not streamed begins at its end."""
-
-ALONE: Final = Retries()
 
 
 class _ReadyBody(msgspec.Struct):
@@ -51,40 +48,58 @@ class VerifierStatus(msgspec.Struct):
 
 
 class Uplink:
-    """It owns the connection. number: see Health."""
+    """It owns the connection. number: the verifier's place in the settings, from 0. Its address
+    is in no metric, since anybody may read these."""
 
     def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
         self.url = connection.url
-        self.health = Health(number, metrics)
-        self.identity = ""
-        """The identity of the facts fetched last; empty before."""
-
-        self._identities: set[str] = set()  # of the model and its adapters
+        self.endpoint = Endpoint(number)
+        self.transport: Transport = connection
+        self.metrics = metrics
+        self.sessions = metrics.verifier_sessions.labels(str(number))
+        self._ready_gauge = metrics.verifier_ready.labels(str(number))
+        self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
         self._connection = connection
-        self._metrics = metrics
         self._facts: ModelFacts | None = None
 
     @property
     def rtt_s(self) -> float:
         """The smoothed round trip to the verifier; 0 until it is known."""
-        return self.health.rtt_s
+        return self.endpoint.rtt_s
+
+    @property
+    def protocol(self) -> int | None:
+        """The oldest version that the verifier speaks; None until its facts are known."""
+        return self._facts.protocol if self._facts else None
+
+    def note(self, event: Event) -> None:
+        """Note what has happened to the verifier."""
+        self.endpoint.note(event)
+        self._ready_gauge.set(self.endpoint.is_ready)
+
+    def answered(self, begun: float, event: Event) -> None:
+        """Note an answer to a request that began at that time, and its round trip."""
+        self.note(event)
+        self.endpoint.timed(time.monotonic() - begun)
+        self._rtt_gauge.set(self.endpoint.rtt_s)
 
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.
 
-        Raises Unavailable, or EngineFault when the two ends cannot work together.
+        Raises Unavailable, or EngineFault when it is no verifier.
         """
         if self._facts is None:
             facts = self._read(await self._get("/v1/model-facts", REQUEST_TIMEOUT_S))
             for _ in range(_FIRST_SAMPLES):
                 await self.check()
-            self._facts, self.identity = facts, facts.identity
-            self._identities = {facts.identity, *facts.adapters.values()}
+            self._facts = facts
+            self.endpoint.describe(facts)
+            if not facts.speaks:
+                structlog.get_logger("edge_agent").warning(
+                    "undrafted", verifier=self.url, protocol=facts.protocol,
+                    own=PROTOCOL_VERSION, remedy="install one version at both ends",
+                )  # fmt: skip
         return self._facts
-
-    def may_serve(self, identity: str) -> bool:
-        """Return whether it could go on with texts of that identity, as far as is known."""
-        return not self.identity or identity in self._identities
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
@@ -100,12 +115,10 @@ class Uplink:
             if isinstance(error, Draining):  # its address may lead to another one by now
                 self._connection.renew(client)
             self.forget()
-            self.health.set_reachable(False)
-            self.health.set_draining(isinstance(error, Draining))
+            self.note(Event.DRAINS if isinstance(error, Draining) else Event.LOST)
             raise
-        self.health.set_draining(False)
-        self.health.load = _load(response)
-        self.health.answered(begun)
+        self.endpoint.load = _load(response)
+        self.answered(begun, Event.IS_READY)
 
     async def status(self) -> VerifierStatus:
         """Return what the verifier says of itself; nothing if it does not."""
@@ -115,16 +128,16 @@ class Uplink:
         except (ApiError, msgspec.MsgspecError):
             return VerifierStatus()
 
-    async def chat(self, body: bytes) -> httpx.Response:
-        """Put a chat to the verifier's own API. Return the answer, whose content is still to be
-        read. Raises ApiError."""
+    async def ask(self, path: str, body: bytes) -> httpx.Response:
+        """Put a request to the verifier's own API. Return the answer, whose content is still to
+        be read. Raises ApiError."""
         client = self._connection.client
         headers = {"content-type": "application/json"}
         request = client.build_request(
-            "POST", "/v1/chat/completions", content=body, headers=headers, timeout=None
+            "POST", path, content=body, headers=headers, timeout=None
         )
         try:
-            async with asyncio.timeout(CHAT_TIMEOUT_S):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 response = await client.send(request, stream=True)
                 if response.status_code == HTTPStatus.OK:
                     return response
@@ -134,13 +147,6 @@ class Uplink:
         except httpx.TransportError as error:
             raise upstream_errors.unreachable(self.url, error) from error
         raise upstream_errors.from_response(response)
-
-    def open(
-        self, request: Open, retries: Retries = ALONE, trace: SessionTrace | None = None
-    ) -> Link:
-        """Return a link that opens this session when its events are read."""
-        trace = trace or SessionTrace.untraced(request)
-        return Link(self._connection, self.health, request, self._metrics, retries, trace)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
@@ -178,11 +184,6 @@ class Uplink:
             raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
             raise EngineFault(f"{self.url} names a stop token that is no token")
-        if facts.protocol != PROTOCOL_VERSION:
-            raise EngineFault(
-                f"the verifier uses protocol {facts.protocol}, this edge {PROTOCOL_VERSION}",
-                code="protocol_version",
-            )
         return facts
 
 

@@ -7,7 +7,7 @@ request. A wrong key, or a draft model with another vocabulary, is a fault of th
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 import httpx
 import msgspec
@@ -56,6 +56,15 @@ class _Body(msgspec.Struct):
     error: _Error
 
 
+class LinkDown(Unavailable):
+    """Nothing came from a verifier. how: `refused` where no process listens at its address,
+    `broken` where the connection was, `silent` where it is there and carries nothing."""
+
+    def __init__(self, message: str, how: Literal["refused", "broken", "silent"]) -> None:
+        super().__init__(message)
+        self.how = how
+
+
 def from_response(response: httpx.Response) -> ApiError:
     """Translate an error response, whose body must have been read."""
     error, status = _read(response), response.status_code
@@ -89,10 +98,13 @@ def from_fault(message: Fault) -> ApiError:
     return kind(f"the verifier ended the session: {error.message}", code=error.code)
 
 
-def unreachable(url: httpx.URL | str, error: Exception) -> Unavailable:
+def unreachable(url: httpx.URL | str, error: Exception) -> LinkDown:
     """Return the error for a verifier that cannot be reached."""
-    why = "connection refused" if is_connection_refused(error) else reason(error)
-    return Unavailable(f"no verifier answers at {url} ({why})")
+    silent = isinstance(error, TimeoutError | httpx.TimeoutException)
+    if _is_connection_refused(error):
+        return LinkDown(f"no verifier answers at {url} (connection refused)", "refused")
+    why = f"no verifier answers at {url} ({reason(error)})"
+    return LinkDown(why, "silent" if silent else "broken")
 
 
 def reason(error: Exception) -> str:
@@ -101,7 +113,7 @@ def reason(error: Exception) -> str:
     return _SESSION.sub(r"\1*", f"{type(error).__name__}: {error}")
 
 
-def is_connection_refused(error: Exception) -> bool:
+def _is_connection_refused(error: Exception) -> bool:
     """Return whether the host is there, and no process listens on the port."""
     return isinstance(error, httpx.ConnectError) and "refused" in str(error).lower()
 

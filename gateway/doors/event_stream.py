@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -44,64 +45,53 @@ _START: Final[Message] = {
 _MORE: Final[Message] = {"type": "http.response.body", "more_body": True}
 
 
+@dataclass(eq=False)
 class EventStream(Response):
     """One answer, sent once. It closes `streams` before it returns or raises."""
 
-    def __init__(
-        self,
-        answer: Answer,
-        streams: Sequence[ChoiceStream],
-        account: Account,
-        drain: Drain,
-        *,
-        usage: bool,
-        watch: Watch | None,
-        order: Order | None,
-        keep_alive_s: float,
-    ) -> None:
-        super().__init__()
-        self._answer = answer
-        self._streams = streams
-        self._account = account
-        self._drain = drain
-        self._usage = usage
-        self._watch = watch
-        self._order = order
-        self._keep_alive_s = keep_alive_s
-        self._has_status = False
-        self._begun: set[int] = set()
-        """Choices of which a chunk was made."""
+    answer: Answer
+    streams: Sequence[ChoiceStream]
+    account: Account
+    drain: Drain
+    usage: bool
+    watch: Watch | None
+    order: Order | None
+    keep_alive_s: float
+    _has_status: bool = field(default=False, init=False)
+    _begun: set[int] = field(default_factory=set, init=False)
+    """Choices of which a chunk was made."""
 
-        self._running = len(streams)
+    _ended: int = field(default=0, init=False)
+    """How many choices have finished."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with self._drain.answer():
+            async with self.drain.answer():
                 async with connected(receive) as tasks:
                     await self._stream(send, tasks)
                 # The watch for a disconnect has ended, because servers report the end as one.
                 await send_to_client(send, self._end())
         except ClientGone as gone:
-            self._account.status, self._account.error = gone.status, gone.code
+            self.account.status, self.account.error = gone.status, gone.code
         except Exception as raised:
             if not self._has_status:
                 raise
-            error = self._account.failed(raised)
+            error = self.account.failed(raised)
             with suppress(ClientGone):
                 await send_to_client(
-                    send, {**_events(self._answer.error(error)), "more_body": False}
+                    send, {**_events(self.answer.error(error)), "more_body": False}
                 )
 
     async def _stream(self, send: Send, tasks: asyncio.TaskGroup) -> None:
         begun, comment = asyncio.Event(), partial(self._comment, send)
-        comments = tasks.create_task(keep_alive(begun, comment, self._keep_alive_s))
-        async with together(self._streams, self._order) as deltas:
+        comments = tasks.create_task(keep_alive(begun, comment, self.keep_alive_s))
+        async with together(self.streams, self.order) as deltas:
             async for index, delta in deltas:
                 if not begun.is_set():
                     begun.set()
                     await comments
                     await self._send_status(send)
-                self._account.count(index, delta)
+                self.account.count(index, delta)
                 await send_to_client(send, _events(*self._chunks(index, delta)))
 
     async def _comment(self, send: Send) -> None:
@@ -115,30 +105,30 @@ class EventStream(Response):
 
     def _end(self) -> Message:
         last: Json = {}
-        if self._usage:
-            last |= {"usage": self._account.usage(), **self._account.extensions()}
-        if self._watch is not None:
-            last["speculation"] = self._watch.totals() | self._account.speculation()
-        ends = [{**self._answer.body([], chunk=True), **last}] if last else []
+        if self.usage:
+            last |= {"usage": self.account.usage(), **self.account.extensions()}
+        if self.watch is not None:
+            last["speculation"] = self.watch.totals() | self.account.speculation()
+        ends = [{**self.answer.body([], chunk=True), **last}] if last else []
         return _events(*ends, done=True)
 
     def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
-        first = self._answer.first_chunk(delta) if index not in self._begun else None
+        first = self.answer.first_chunk(delta) if index not in self._begun else None
         self._begun.add(index)
         if first is not None:
             yield self._chunk(index, first)
-        chunks = self._answer.chunks(delta)
-        if self._watch is not None and delta.told is not None:
-            yield from self._watched(index, delta, chunks, self._watch, delta.told)
+        chunks = self.answer.chunks(delta)
+        if self.watch is not None and delta.told is not None:
+            yield from self._watched(index, delta, chunks, self.watch, delta.told)
         else:
             yield from (self._chunk(index, chunk) for chunk in chunks)
         if delta.finish is not None:
-            self._running -= 1
-            last = self._chunk(index, self._answer.last_chunk(delta.finish))
-            if self._watch is not None and (tokens := self._watch.count(index)):
+            self._ended += 1
+            last = self._chunk(index, self.answer.last_chunk(delta.finish))
+            if self.watch is not None and (tokens := self.watch.count(index)):
                 last["speculation"] = {"tokens": tokens}
-            ends_answer = not self._running and not self._usage
-            yield {**last, **self._account.extensions()} if ends_answer else last
+            ends_answer = self._ended == len(self.streams) and not self.usage
+            yield {**last, **self.account.extensions()} if ends_answer else last
 
     def _watched(
         self, index: int, delta: TextDelta, chunks: Sequence[Json], watch: Watch, told: Told
@@ -146,7 +136,7 @@ class EventStream(Response):
         """Yield a chunk for each event, and those of the text with their origins."""
         for event in watch.take(index, told):
             yield {**self._body([]), "speculation": event}
-        for chunk, spans in zip(chunks, self._answer.spans(delta, told), strict=True):
+        for chunk, spans in zip(chunks, self.answer.spans(delta, told), strict=True):
             tokens = watch.count(index)
             yield {
                 **self._chunk(index, chunk),
@@ -157,8 +147,8 @@ class EventStream(Response):
         return self._body([{"index": index, **choice}])
 
     def _body(self, choices: Sequence[Json]) -> Json:
-        body = self._answer.body(choices, chunk=True)
-        return {**body, "usage": None} if self._usage else body
+        body = self.answer.body(choices, chunk=True)
+        return {**body, "usage": None} if self.usage else body
 
 
 def _events(*objects: object, done: bool = False) -> Message:

@@ -42,6 +42,9 @@ async def generate(
     services = await services.for_request(account)
     facts = await services.facts_of(body.model)
     given, account.ignored = await checked(services, request, partial(_given, body, facts))
+    if services.relay and (relayed := await services.relay(services, request, facts.model)):
+        account.begin_answers(body.n * body.prompt_count - 1)
+        return relayed
     tokenizer = await services.tokenizer(facts.vocabulary)
     style = await services.style_of(tokenizer, account)
     name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.drain import Drain
@@ -27,6 +29,10 @@ async def nothing_more() -> dict[str, object]:
     """Say nothing; see About."""
     return {}
 
+
+Relay = Callable[["Services", Request, str], Awaitable[Response | None]]
+"""Returns what another service answers to a request for a model, whose body has been read; None
+where this one answers. Raises ApiError."""
 
 _WAITING: Final = 32
 """So many large bodies of one tenant may wait to be checked: each is in memory."""
@@ -55,6 +61,7 @@ class Services:
     steady: Steady = field(default_factory=Steady)
     about: About = nothing_more
     fallback: Fallback | None = None
+    relay: Relay | None = None
     falls_back: bool = False
     """Whether `engine` and `tokenizer` are the fallback's."""
 

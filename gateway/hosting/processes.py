@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from picospec.gateway.errors import first_error
+from picospec.gateway.beside import beside
 from picospec.gateway.hosting.parent_death import bound_to_parent
 
 GRACE_S: Final = 15.0
@@ -207,15 +207,12 @@ async def keep_up(
 
     All have stopped when it returns or raises: a ServiceError, or what `meanwhile` raised.
     """
-    try:
-        async with asyncio.TaskGroup() as relays, AsyncExitStack() as running:
-            children = [
-                await running.enter_async_context(Child(service, on_line, relays))
-                for service in services
-            ]
-            await while_alive(children, stopped.wait(), meanwhile(), restarts=restarts)
-    except ExceptionGroup as group:
-        raise first_error(group) from None
+    async with beside() as relays, AsyncExitStack() as running:
+        children = [
+            await running.enter_async_context(Child(service, on_line, relays))
+            for service in services
+        ]
+        await while_alive(children, stopped.wait(), meanwhile(), restarts=restarts)
 
 
 async def while_alive(
@@ -229,19 +226,10 @@ async def while_alive(
     Raises ServiceDied, or what `until` or `meanwhile` raised; a NeverReady then quotes the
     last lines of the child that it names.
     """
+    deaths = [child.died_for_good(restarts) if restarts else child.died() for child in children]
     try:
-        async with asyncio.TaskGroup() as group:
-            deaths = [
-                child.died_for_good(restarts) if restarts else child.died()
-                for child in children
-            ]
-            tasks = [group.create_task(work) for work in (*deaths, *meanwhile)]
+        async with beside(*deaths, *meanwhile):
             await until
-            for task in tasks:
-                task.cancel()
-    except ExceptionGroup as errors:
-        error = first_error(errors)
-        if isinstance(error, NeverReady):
-            printed = {child.service.name: child.last_lines for child in children}
-            error = NeverReady(error.name, error.within_s, printed[error.name])
-        raise error from None
+    except NeverReady as error:
+        printed = {child.service.name: child.last_lines for child in children}
+        raise NeverReady(error.name, error.within_s, printed[error.name]) from None

@@ -81,7 +81,7 @@ class Tokenizer:
         most_bytes: int = MAX_BYTES,
     ) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened. See
-        gateway.ports.Tokenizer."""
+        gateway.tokenizer.Tokenizer."""
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
         shown = shaped(messages, self.template, takes_parts=self._takes_parts)
@@ -96,7 +96,7 @@ class Tokenizer:
         return _beginning(self._encoder.begins_chat, tokens)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt. See gateway.ports.Tokenizer."""
+        """Return the tokens of a raw prompt. See gateway.tokenizer.Tokenizer."""
         tokens = self._encoder.tokenize(text, special)
         return _beginning(self._encoder.begins_raw, tokens) if begin else tokens
 

@@ -68,7 +68,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """Whether the chat template gets the content of a message as parts, and else as a text."""
 
     hides_unused_tools: bool = False
-    """See gateway.ports.Tokenizer."""
+    """See gateway.tokenizer.Tokenizer."""
 
     @property
     def digest(self) -> str:

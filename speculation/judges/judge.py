@@ -122,3 +122,6 @@ class Judge:
 
     has_logprobs: bool
     """Whether each committed token has a row of the target, and so log-probabilities."""
+
+    since: int
+    """The oldest version of the protocol in which it has the messages of today."""

@@ -12,9 +12,11 @@ from picospec.speculation.judges.separate.verifier import SeparateVerifier
 from picospec.speculation.protocol.messages import Judge as Name
 
 JUDGES: Final[Mapping[Name, Judge]] = {
-    "coupled": Judge(CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True),
+    "coupled": Judge(
+        CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True, since=5
+    ),
     "separate": Judge(
-        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False
+        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False, since=6
     ),
 }
 

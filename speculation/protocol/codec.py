@@ -20,6 +20,7 @@ from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFr
 MAX_VARINT_BYTES: Final = 9  # 63 bits
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -191,6 +192,17 @@ def bounded(fields: Codec[T], kind: type[T]) -> Codec[T]:
             raise reader.fail(f"{kind.__name__}: {error}") from None
 
     return Codec(fields.write, read)
+
+
+def reserving(fields: Codec[T], last: Codec[V], value: V) -> Codec[T]:
+    """Fields, and a last one that is sent with this value and has no meaning any more."""
+
+    def read(reader: Reader) -> T:
+        known = fields.read(reader)
+        last.read(reader)
+        return known
+
+    return Codec(lambda known: fields.write(known) + last.write(value), read)
 
 
 def record(kind: type[T], **fields: Codec[Any]) -> Codec[T]:

@@ -11,7 +11,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION: Final = 6
+
+SPOKEN: Final = (5, 6)
+"""The versions in which a verifier serves edges. One of version 5 asks for the rest of a stream
+that was cut, gets a 404, and opens the answer anew, as one of version 6 does at once."""
 
 MAX_VOCABULARY: Final = 1 << 20
 """The most ids that are tokens: four times as many as the largest vocabularies have."""
@@ -29,6 +33,7 @@ Judge = Literal["coupled", "separate"]
 TokenId = int
 Name = Annotated[str, Meta(max_length=1024)]
 Names = Annotated[list[Name], Meta(max_length=256)]
+Version = Annotated[int, Meta(ge=0, lt=1 << 16)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
 StopToken = Annotated[TokenId, Meta(ge=0, lt=MAX_VOCABULARY)]
@@ -44,7 +49,6 @@ class Limits(msgspec.Struct, frozen=True):
     """The most draft tokens beyond the last committed one that the verifier keeps."""
 
     idle_timeout_s: Seconds = 60.0
-    resume_window_s: Seconds = 30.0
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -64,7 +68,12 @@ class ModelFacts(msgspec.Struct, frozen=True):
     defaults: Annotated[dict[Name, float], Meta(max_length=64)] = {}
     """The sampling settings that the model's makers recommend, by their OpenAI names."""
 
-    protocol: int = PROTOCOL_VERSION
+    protocol: Version = PROTOCOL_VERSION
+    """The oldest version that the verifier speaks: edges that know no other field read it."""
+
+    newest_protocol: Version = 0
+    """The newest one; 0: it is the only one."""
+
     identity: Name = ""
     """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
     that have the same one, either can go on with an answer that the other began."""
@@ -72,6 +81,11 @@ class ModelFacts(msgspec.Struct, frozen=True):
     adapters: Annotated[dict[Name, Name], Meta(max_length=MAX_ADAPTERS)] = {}
     """LoRA adapters of the model: by the name that a request gives as its `model`, the identity
     of the texts. All else is the model's."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the verifier speaks this package's version of the protocol."""
+        return PROTOCOL_VERSION in (self.protocol, self.newest_protocol)
 
     def named(self, model: str) -> ModelFacts:
         """Return the facts of an adapter; these, if no adapter has that name."""

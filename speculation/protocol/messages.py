@@ -15,6 +15,7 @@ from typing import Literal, Self
 import msgspec
 
 from picospec.speculation.protocol.facts import PROTOCOL_VERSION as PROTOCOL_VERSION
+from picospec.speculation.protocol.facts import SPOKEN as SPOKEN
 from picospec.speculation.protocol.facts import Judge as Judge
 from picospec.speculation.protocol.facts import Limits as Limits
 from picospec.speculation.protocol.facts import ModelFacts as ModelFacts
@@ -23,6 +24,10 @@ from picospec.speculation.protocol.facts import TokenId as TokenId
 BEAT_S = 0.3
 """Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
 a byte mean that the link or the verifier's process is lost."""
+
+RUN_CHARACTERS = 8
+"""How many characters the names of all sessions of one run of a verifier begin with: by them an
+edge knows one that was restarted, or is another one, from one that was out of reach."""
 
 MAX_PREDICTED = 16384
 """The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes 11
@@ -67,6 +72,10 @@ class Open:
 
     predicted: tuple[TokenId, ...] = ()
     """What the client expects of the answer, for the verifier's own draft tokens."""
+
+    replaces: str = ""
+    """The session that this one takes the place of, because its stream was cut; empty: none.
+    Its name is a secret, and proves that whoever opens this one had it."""
 
     version: int = PROTOCOL_VERSION
 

@@ -33,11 +33,12 @@ from picospec.speculation.protocol.codec import (
     one_of,
     pair,
     record,
+    reserving,
     rest,
 )
 from picospec.speculation.protocol.codec import MAX_VARINT_BYTES as MAX_VARINT_BYTES
 from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
-from picospec.speculation.protocol.messages import Commit, Draft, Message
+from picospec.speculation.protocol.messages import Commit, Draft, Message, Open
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""
@@ -59,8 +60,17 @@ SPARSE = many(pair(UINT, FLOAT32))
 LOGPROB = record(messages.TokenLogprob, logprob=FLOAT32, top=SPARSE)
 COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "filled": UINT}
 TOTALS = record(messages.Totals, **COUNTS, own=UINT)
-TIMEOUTS: Final[Fields] = {"idle_timeout_s": FLOAT32, "resume_window_s": FLOAT32}
-LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, **TIMEOUTS)
+LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32)
+RESUME_WINDOW_S: Final = 1.0
+"""How long an edge of version 5 tries to deliver drafts; others do not read it."""
+
+OPEN: Final[Fields] = {
+    "version": UINT, "model": TEXT, "vocabulary": TEXT, "identity": TEXT, "prompt": many(UINT),
+    "committed": many(UINT), "sampling": json(messages.Sampling), "seed": WORD,
+    "max_tokens": UINT, "stop_tokens": many(UINT), "judge": one_of(get_args(messages.Judge)),
+    "fill": one_of(get_args(messages.Fill)), "top_logprobs": maybe(UINT),
+    "own_drafts": BOOL, "predicted": many(UINT),
+}  # fmt: skip
 SESSION = form("[A-Za-z0-9_-]{1,64}")
 """The name of a session, which becomes a part of paths."""
 
@@ -72,19 +82,17 @@ def _near(kind: int) -> Codec[Draft]:
 
 
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
-    1: record(
-        messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, identity=TEXT,
-        prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=WORD,
-        max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
-        fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT),
-        own_drafts=BOOL, predicted=many(UINT),
-    ),
+    1: record(messages.Open, **OPEN),
     2: record(Draft, **DRAFT, tokens=rest(UINT)),
     3: record(Draft, **DRAFT, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(messages.Redraw, epoch=UINT, position=UINT, draw=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
+    6: record(messages.Open, **OPEN, replaces=TEXT),
     7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
-    16: record(messages.Opened, session=SESSION, limits=bounded(LIMITS, messages.Limits)),
+    16: record(
+        messages.Opened, session=SESSION,
+        limits=reserving(bounded(LIMITS, messages.Limits), FLOAT32, RESUME_WINDOW_S),
+    ),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(
@@ -98,13 +106,15 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
-    messages.Open: 1, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
+    messages.Open: 6, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
     messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
 }  # fmt: skip
 
 
 def _layout_of(message: Message) -> int:
     match message:
+        case Open(version=5):
+            return 1
         case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
             return 64 + NEAR * pauses + behind
         case Draft(q=None, pauses=pauses):

@@ -92,7 +92,6 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.drafts: list[Draft] = []
-        self.cancelled = False
 
     async def post(self) -> None: ...
 
@@ -109,9 +108,6 @@ class FakeLink:
             committed += count + 1
         yield Finish("length")
 
-    async def cancel(self) -> None:
-        self.cancelled = True
-
 
 @pytest.mark.parametrize("ahead", [True, False])
 async def test_every_pass_of_a_timed_session_judges_what_was_asked_for(ahead: bool) -> None:
@@ -120,6 +116,5 @@ async def test_every_pass_of_a_timed_session_judges_what_was_asked_for(ahead: bo
     commits = await _run(link, Drafted(Question((1,), ANSWER), 4, ahead))
 
     assert [len(commit.tokens) for commit in commits[1:7]] == [5] * 6
-    assert link.cancelled
     furthest = [draft.start + len(draft.tokens) for draft in link.drafts]
     assert furthest[:2] == [5, 10]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,8 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     PROTOCOL_VERSION,
-    Commit,
     Down,
     Fault,
-    Finish,
     Limits,
     Open,
     Opened,
@@ -36,6 +35,7 @@ NAME = ""
 
 VOCABULARY = 1000
 PASS_S = 0.01
+LIMITS = Limits(max_verify=4, max_ahead=16)
 
 
 def target_at(position: int) -> int:
@@ -46,22 +46,26 @@ def target_at(position: int) -> int:
 class Session:
     machine: VerifyingSession
     model: str
-    sent: list[Down] = field(default_factory=list)
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    task: asyncio.Task[None] | None = None
-    streams: int = 0
+    runs: bool = True
     posts: int = 0
     names: set[str] = field(default_factory=set)
     """What the requests of the session call it."""
 
 
 sessions: dict[str, Session] = {}
-cancelled: list[str] = []
-draining: list[str] = []
-strays: list[str] = []
-"""Requests of sessions that are not here."""
+"""All that were opened here."""
 
+RUN = f"{os.getpid():08d}"
+"""What the names of this process's sessions begin with."""
+
+cuts: Counter[str] = Counter()
+cancelled: list[str] = []
+replaced: list[str] = []
+draining: list[str] = []
 """It is not empty once no more sessions are opened."""
+
+strays: list[str] = []
+"""Requests of sessions that were not opened here."""
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -81,24 +85,19 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await _reply(send, 503, DRAINING) if draining else await _reply(send, 200)
     elif path == "/seen":
         counts = {"opened": len(sessions), "cancelled": len(cancelled), "strays": len(strays)}
+        counts["replaced"] = len(replaced)
         counts["posts"] = sum(session.posts for session in sessions.values())
         counts["names"] = sum(len(session.names) for session in sessions.values())
         counts["different"] = len(set().union(*(s.names for s in sessions.values())))
         await _reply(send, 200, counts)
     elif path == "/v1/model-facts":
-        await _reply(send, 200, FACTS)
+        await _reply(send, 200, FACTS | {"protocol": 5} if NAME == "old" else FACTS)
+    elif path in ("/v1/chat/completions", "/v1/completions"):
+        await _reply(send, 200, {"path": path, "asked": json.loads(body)})
     elif (method, path) == ("POST", "/v1/speculate"):
-        await _open(body, name, send)
-    elif method == "POST":
-        await _drafts(path.split("/")[3], body, send)
-    elif method == "GET":
-        start = int(scope["query_string"].decode().partition("=")[2])
-        await _resume(path.split("/")[3], start, send)
+        await _open(body, name, receive, send)
     else:
-        cancelled.append(path)
-        if session is not None:
-            session.task.cancel()  # type: ignore[union-attr]
-        await _reply(send, 204)
+        await _drafts(session, body, send)
 
 
 FACTS = {
@@ -119,25 +118,58 @@ ERRORS = {
 }  # fmt: skip
 
 
-async def _open(body: bytes, called: str, send: Send) -> None:
+async def _open(body: bytes, called: str, receive: Receive, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if (name := "draining" if draining else NAME or request.model) in ERRORS:
-        status, code = ERRORS[name]
-        error = {"message": f"it is {name}", "type": "x", "param": "p", "code": code}
+    if (kind := "draining" if draining else NAME or request.model) in ERRORS:
+        status, code = ERRORS[kind]
+        error = {"message": f"it is {kind}", "type": "x", "param": "p", "code": code}
         await _reply(send, status, {"error": error})
         return
-    limits = Limits(max_verify=4, max_ahead=16, resume_window_s=3.0)
-    machine = VerifyingSession(request, limits, vocabulary_size=VOCABULARY, u=iter(()))
-    session = Session(machine, NAME or request.model, names={called})
-    name = f"s{len(sessions)}-{os.getpid()}"
+    if request.replaces in sessions:
+        replaced.append(request.replaces)
+    machine = VerifyingSession(request, LIMITS, vocabulary_size=VOCABULARY, u=iter(()))
+    session = Session(machine, kind, names={called})
+    name = f"{RUN}-{len(sessions)}"
     sessions[name] = session
-    session.sent.append(Opened(name, limits))
-    session.task = asyncio.create_task(_run(session))
-    await _stream(session, send, 0)
+    stream = asyncio.create_task(_stream(session, name, called, send))
+    gone = asyncio.create_task(_left(receive))
+    await asyncio.wait([stream, gone], return_when=asyncio.FIRST_COMPLETED)
+    if not stream.done():
+        cancelled.append(name)
+    session.runs = False
+    stream.cancel()
+    gone.cancel()
 
 
-async def _run(session: Session) -> None:
+async def _left(receive: Receive) -> None:
+    """Return once the client has left."""
+    await receive()
+
+
+async def _stream(session: Session, name: str, called: str, send: Send) -> None:
+    """Send what the machine commits; a model that cuts ends three times before the end."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
+    if session.model == "busy":
+        await asyncio.sleep(1.5)
+    count = 0
+    async for message in _messages(session, name):
+        if session.model == "garbage" and count == 3:
+            await send(_chunk(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
+        frame = wire.encode(message)
+        if session.model == "cut" and count == 5 and cuts[called] < 3:
+            cuts[called] += 1
+            await send(_chunk(frame[: len(frame) // 2]))
+            break
+        await send(_chunk(frame))
+        count += 1
+    session.runs = False
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
+    yield Opened(name, LIMITS)
     machine = session.machine
     while not machine.finished:
         judged = machine.begin(len(machine.plan(4)))
@@ -149,19 +181,14 @@ async def _run(session: Session) -> None:
         if session.model == "poisoned" and judged.start > 5:
             os._exit(1)
         if session.model == "fault" and judged.start > 5:
-            down = [Fault("shutting_down", "going home", retryable=True)]
-        await _send_down(session, down)
+            yield Fault("shutting_down", "going home", retryable=True)
+            return
+        for message in down:
+            yield message
 
 
-async def _send_down(session: Session, down: list[Down]) -> None:
-    async with session.changed:
-        session.sent.extend(down)
-        session.changed.notify_all()
-
-
-async def _drafts(name: str, body: bytes, send: Send) -> None:
-    session = sessions.get(name)
-    if session is None:
+async def _drafts(session: Session | None, body: bytes, send: Send) -> None:
+    if session is None or not session.runs:
         return await _reply(send, 404, {"error": {"message": "unknown session"}})
     session.posts += 1
     if session.model == "flaky" and session.posts % 2:
@@ -170,55 +197,6 @@ async def _drafts(name: str, body: bytes, send: Send) -> None:
         assert isinstance(message, Pushed)
         session.machine.receive(message)
     await _reply(send, 204)
-
-
-async def _resume(name: str, start: int, send: Send) -> None:
-    session = sessions.get(name)
-    if session is None or session.model == "forgetful":
-        return await _reply(send, 404, {"error": {"message": "unknown session"}})
-    if session.model == "limited":
-        return await _reply(send, 429, {"error": {"message": "too many requests"}})
-    at = next(
-        (
-            i
-            for i, message in enumerate(session.sent)
-            if isinstance(message, Commit) and message.start + len(message.tokens) > start
-        ),
-        len(session.sent),
-    )
-    await _stream(session, send, 0 if session.model == "repeating" else at)
-
-
-async def _stream(session: Session, send: Send, at: int) -> None:
-    """Send the messages from `at` on; a model that cuts ends after some of them."""
-    cuts = session.model in ("cut", "repeating", "forgetful", "limited")
-    session.streams += 1
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"", "more_body": True})
-    if session.model == "busy":
-        await asyncio.sleep(1.5)
-    count = 0
-    async for message in _after(session, at):
-        if session.model == "garbage" and count == 3:
-            await send(_chunk(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
-        frame = wire.encode(message)
-        if cuts and count == 5 and session.streams < 4:
-            await send(_chunk(frame[: len(frame) // 2]))
-            break
-        await send(_chunk(frame))
-        count += 1
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _after(session: Session, at: int) -> AsyncIterator[Down]:
-    while True:
-        async with session.changed:
-            while len(session.sent) <= at:
-                await session.changed.wait()
-        yield (message := session.sent[at])
-        if isinstance(message, Finish | Fault):
-            return
-        at += 1
 
 
 def _chunk(data: bytes) -> dict[str, Any]:
@@ -236,5 +214,6 @@ async def _body(receive: Receive) -> bytes:
 
 async def _reply(send: Send, status: int, value: object = None) -> None:
     body = b"" if value is None else json.dumps(value).encode()
-    await send({"type": "http.response.start", "status": status, "headers": []})
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 
 from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.errors import ApiError
@@ -72,13 +73,18 @@ class ScriptedLink:
 
     def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
         self.sent: list[Pushed] = []
-        self.cancelled = 0
+        self.closed = 0
         self.posting = False
         self._script = script
         self._changed = asyncio.Event()
 
-    def events(self) -> AsyncGenerator[Down]:
-        return self._script(self)
+    async def events(self) -> AsyncGenerator[Down]:
+        try:
+            async with aclosing(self._script(self)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self.closed += 1
 
     def send(self, message: Pushed) -> None:
         self.sent.append(message)
@@ -90,9 +96,6 @@ class ScriptedLink:
             await asyncio.Event().wait()
         finally:
             self.posting = False
-
-    async def cancel(self) -> None:
-        self.cancelled += 1
 
     @property
     def drafted(self) -> list[TokenId]:

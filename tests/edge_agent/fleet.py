@@ -40,7 +40,7 @@ async def using(
     urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
 ) -> AsyncIterator[Verifiers]:
     connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
-    uplinks = [Uplink(connection, metrics) for connection in connections]
+    uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
     verifiers = Verifiers(uplinks, metrics, deadline_s)
     watch = asyncio.create_task(verifiers.watch())
     await verifiers.probe()

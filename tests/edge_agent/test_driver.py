@@ -134,7 +134,7 @@ async def test_a_link_that_fails_is_an_error_and_nothing_is_left(metrics: EdgeMe
         await Edge(metrics, link, CountingSlot()).run()
 
     assert len(asyncio.all_tasks()) == 1
-    assert link.cancelled == 1
+    assert link.closed == 1
 
 
 async def test_posts_that_fail_end_the_job(metrics: EdgeMetrics) -> None:
@@ -174,7 +174,7 @@ async def test_cancelling_ends_the_session_at_the_verifier_and_leaves_no_task(
     await asyncio.wait([job])
 
     assert job.cancelled()
-    assert link.cancelled == 1
+    assert link.closed == 1
     assert len(asyncio.all_tasks()) == 1
 
 

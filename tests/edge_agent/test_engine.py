@@ -205,6 +205,6 @@ async def test_closing_early_cancels_the_session_and_leaves_no_task(
     async with asyncio.timeout(2), aclosing(stream):
         await anext(stream)
 
-    assert uplink.link.cancelled == 1
+    assert uplink.link.closed == 1
     assert drafter.slot.left == 1
     assert len(asyncio.all_tasks()) == 1

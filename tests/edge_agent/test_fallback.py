@@ -12,6 +12,7 @@ from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.fallback.draft_engine import FEATURES, DraftEngine
 from picospec.edge_agent.fallback.fallback import DraftFallback
+from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
@@ -172,7 +173,7 @@ async def test_it_is_needed_when_no_verifier_can_be_reached(fallback: DraftFallb
 async def test_it_is_needed_though_a_verifier_answered_just_now(
     fallback: DraftFallback,
 ) -> None:
-    fallback._verifiers.uplinks[0].health.answered(0.0)
+    fallback._verifiers.uplinks[0].note(Event.IS_READY)
 
     assert await fallback.is_needed()
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
+from picospec.gateway.errors import first_error
+from picospec.gateway.tracing import NO_SPAN
+from picospec.speculation.protocol.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
 from tests.edge_agent.processes import Process
@@ -41,20 +43,26 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-async def session(uplink: Uplink, model: str = "cut", tokens: int = 40) -> list[int]:
-    """Send drafts for a session, whose stream is cut thrice by `cut`, and return its text."""
-    link = uplink.open(Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,)))
-    text: list[int] = []
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        posting = tasks.create_task(link.post())
-        async for message in link.events():
-            if isinstance(message, Commit):
-                text[message.start :] = message.tokens
-                at = message.start + len(message.tokens)
-                link.send(Draft(0, at, at, (target_at(at),)))
-            if isinstance(message, Finish):
+async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) -> list[int]:
+    """Send drafts for an answer, whose stream is cut thrice by `cut`, and return its text."""
+    sessions, text = verifiers.answer(NO_SPAN), list[int]()
+    while True:
+        known = tuple(text)
+        link = sessions.open(
+            Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,), committed=known)
+        )
+        try:
+            async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+                posting = tasks.create_task(link.post())
+                async for message in link.events():
+                    if isinstance(message, Commit):
+                        text[message.start :] = message.tokens
+                        at = message.start + len(message.tokens)
+                        link.send(Draft(0, at, at - len(known), (target_at(at),)))
                 posting.cancel()
-    return text
+            return text
+        except* LinkDown as errors:
+            await sessions.again(first_error(errors))  # type: ignore[arg-type]
 
 
 def without_header(configuration: str) -> str:
@@ -87,14 +95,16 @@ async def test_all_requests_of_a_session_reach_the_same_verifier(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
     async with together(name, metrics, tmp_path, kind="cut") as (processes, verifiers):
-        texts = await asyncio.gather(*(session(verifiers.uplinks[0]) for _ in range(SESSIONS)))
+        texts = await asyncio.gather(*(session(verifiers) for _ in range(SESSIONS)))
         counts = await counted(processes)
 
     assert all(text == TEXT[:40] for text in texts)
-    assert [count["strays"] for count in counts] == [0, 0]
-    assert sum(count["opened"] for count in counts) == SESSIONS
+    # drafts that are on their way when a stream is cut: nginx asks the other verifier for them
+    assert sum(count["strays"] for count in counts) <= SESSIONS
+    assert sum(count["opened"] for count in counts) == 4 * SESSIONS
+    assert sum(count["different"] for count in counts) == SESSIONS
     assert all(count["opened"] > 0 for count in counts)
-    assert metrics.resumes._value.get() >= SESSIONS
+    assert metrics.resumes._value.get() == 3 * SESSIONS
 
 
 async def test_without_the_header_requests_go_astray(
@@ -104,7 +114,7 @@ async def test_without_the_header_requests_go_astray(
         processes,
         verifiers,
     ):
-        each = (session(verifiers.uplinks[0]) for _ in range(SESSIONS))
+        each = (session(verifiers) for _ in range(SESSIONS))
         await asyncio.gather(*each, return_exceptions=True)
         counts = await counted(processes)
 
@@ -132,15 +142,14 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
     async with together(name, metrics, tmp_path) as (processes, verifiers):
-        uplink = verifiers.uplinks[0]
-        before = [asyncio.create_task(session(uplink, "", LONG)) for _ in range(SESSIONS)]
+        before = [asyncio.create_task(session(verifiers, "", LONG)) for _ in range(SESSIONS)]
         while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
             await asyncio.sleep(0.05)
         async with Connection(processes[0].url, key=None, ca_certificate=None).client as it:
             await it.post("/drain")
         (had, _) = [count["opened"] for count in await counted(processes)]
         await asyncio.sleep(NOTICED_S)
-        after = await asyncio.gather(*(session(uplink, "", 40) for _ in range(SESSIONS)))
+        after = await asyncio.gather(*(session(verifiers, "", 40) for _ in range(SESSIONS)))
         texts = await asyncio.gather(*before)
         counts = await counted(processes)
 

@@ -74,16 +74,19 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
     """Give a client of an edge that uses these verifiers, without a draft model."""
     metrics = EdgeMetrics(CollectorRegistry())
     connections = [Connection(url, key=None, ca_certificate=None) for url in urls]
-    uplinks = [Uplink(connection, metrics) for connection in connections]
+    uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
     verifiers = Verifiers(uplinks, metrics, 10.0)
 
     async def tokenizer(_: str) -> ByteTokenizer:
         return ByteTokenizer()
 
     async with asyncio.timeout(10):
-        while not all(uplink.health.ready for uplink in uplinks):
+        while not all(uplink.endpoint.is_ready for uplink in uplinks):
             await verifiers.probe()
             await asyncio.sleep(0.01)
+    for uplink in uplinks:
+        await uplink.facts()
+        uplink.endpoint.rtt_s = 0.001  # however busy this host was: the first one is used
     app = create_app(
         engine(verifiers, metrics, NoDrafter()),
         tokenizer,

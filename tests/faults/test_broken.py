@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from picospec.edge_agent.link.failover import MAX_LOST
+from picospec.edge_agent.link.course import MAX_LOST
 from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report

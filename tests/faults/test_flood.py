@@ -24,7 +24,7 @@ from tests.faults.rig.world import FOLDER, Plan, World
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
-PLAN = Plan(verifiers=1, slots=8, resume_window_s=3.0, folder=FOLDER / "flood")
+PLAN = Plan(verifiers=1, slots=8, folder=FOLDER / "flood")
 SHORT_S, LONG_S = 3.0, 60.0
 TURNS = 4
 """Parts of the long form, by turns with the valid load: its host may be busy with more."""

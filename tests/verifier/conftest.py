@@ -71,9 +71,7 @@ def fake_command(port: int, **settings: object) -> list[str]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     port = free_port()
-    with serving(
-        fake_command(port, sessions={"max_sessions": 64, "resume_window_s": 1.0}), port
-    ):
+    with serving(fake_command(port, sessions={"max_sessions": 64}), port):
         yield f"http://127.0.0.1:{port}"
 
 

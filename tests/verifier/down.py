@@ -61,16 +61,6 @@ async def opened(client: httpx.AsyncClient, request: Open) -> AsyncIterator[Stre
         yield Stream(response)
 
 
-@asynccontextmanager
-async def resumed(
-    client: httpx.AsyncClient, session: str, position: int
-) -> AsyncIterator[Stream]:
-    path = f"/v1/speculate/{session}?from={position}"
-    async with client.stream("GET", path) as response:
-        assert response.status_code == 200
-        yield Stream(response)
-
-
 async def push(client: httpx.AsyncClient, session: str, *messages: Pushed) -> httpx.Response:
     content = b"".join(map(wire.encode, messages))
     path = f"/v1/speculate/{session}/drafts"

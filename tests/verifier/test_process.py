@@ -18,7 +18,7 @@ from picospec.bench.run.services import free_port
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Fault, Finish
 from tests.verifier.conftest import ROOT, fake_command, http2_client, running, serving, until
-from tests.verifier.down import opened, push, resumed, text_of
+from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import HANGS, SLOW, STALLS, opening, said
 
 
@@ -87,12 +87,14 @@ async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> N
     port = free_port()
     request = opening(prompt=(SLOW,), max_tokens=15)
     with serving(fake_command(port, drain_timeout_s=60.0), port) as process:
-        async with http2_client(f"http://127.0.0.1:{port}") as client:
-            async with opened(client, request) as stream:
-                session = await stream.opened()
-                await stream.next()
-                os.killpg(process.pid, signal.SIGTERM)  # as systemd does: to all processes
-                await until(partial(drains, client))
+        async with (
+            http2_client(f"http://127.0.0.1:{port}") as client,
+            opened(client, request) as stream,
+        ):
+            session = await stream.opened()
+            messages = [await stream.next()]
+            os.killpg(process.pid, signal.SIGTERM)  # as systemd does: to all processes
+            await until(partial(drains, client))
             refused = [
                 await client.get("/ready"),
                 await client.post("/v1/speculate", content=wire.encode(request)),
@@ -100,8 +102,7 @@ async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> N
             ]
             health = await client.get("/health")
             pushed = await push(client, session, Draft(0, 0, 0, (1,)))
-            async with resumed(client, session, 0) as again:
-                messages = await again.rest()
+            messages += await stream.rest()
         await gone(process.pid, within_s=5)
 
     for answer in refused:

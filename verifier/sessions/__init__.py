@@ -1,1 +1,1 @@
-"""Sessions between the routes and the target: their tasks, timeouts, logs and readers."""
+"""Sessions between the routes and the target: their tasks, timeouts and streams."""

@@ -1,7 +1,4 @@
-"""Counts and times what one session commits, as gateway.accounts.account does for one request.
-
-A session outlives the request that opened it, when its edge resumes it by another one.
-"""
+"""Counts and times what one session commits, as gateway.accounts.account does for a request."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Headers go out with the first body message, so there is one at once. While there is nothing to
 send a Beat is sent now and then, so that the edge soon notices a lost link or process. The
-stream ends after a Finish or a Fault, when another reader takes over, or when the client goes
-away.
+stream ends after a Finish or a Fault, or when the client goes away: the session ends with it.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone
 from picospec.gateway.http.client import connected, send_to_client
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import BEAT_S, Beat, Opened
-from picospec.verifier.sessions.session import Reader
+from picospec.speculation.protocol.messages import BEAT_S, Beat, Fault
+from picospec.verifier.sessions.session import Session
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 
 _BEAT: Final = wire.encode(Beat())
+_GONE: Final = Fault("cancelled", "nobody reads the session's stream")
 _START: Final[Message] = {
     "type": "http.response.start",
     "status": 200,
@@ -36,30 +36,30 @@ _START: Final[Message] = {
 
 
 class Downstream(Response):
-    """Sends what one reader reads, and owns the reader."""
+    """Owns the session: it ends when this does."""
 
-    def __init__(self, reader: Reader, account: Account, opened: Opened | None = None) -> None:
+    def __init__(self, session: Session, account: Account) -> None:
         super().__init__()
-        self._reader = reader
+        self._session = session
         self._account = account
-        self._first = b"" if opened is None else wire.encode(opened)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._reader:
-            try:
-                async with connected(receive):
-                    await self._stream(send)
-                await _send(send, b"", more=False)  # a server reports the end as a departure
-            except ClientGone as gone:
-                self._account.status, self._account.error = gone.status, gone.code
+        try:
+            async with connected(receive):
+                await self._stream(send)
+            await _send(send, b"", more=False)  # a server reports the end as a departure
+        except ClientGone as gone:
+            self._account.status, self._account.error = gone.status, gone.code
+        finally:
+            self._session.cancel(_GONE)
 
     async def _stream(self, send: Send) -> None:
         await send_to_client(send, _START)
-        await _send(send, self._first)
+        await _send(send, wire.encode(self._session.opened))
         while True:
             try:
                 async with asyncio.timeout(BEAT_S):
-                    entries = await self._reader.read()
+                    entries = await self._session.read()
             except TimeoutError:
                 await _send(send, _BEAT)
                 continue

@@ -1,8 +1,8 @@
 """Bounds what an edge may send of one session, in proportion to what it is sent.
 
 Between two replies a correct edge sends the tokens of one chain, which has at most max_ahead of
-them: a Commit breaks the chain once, or makes room for as many more as it confirms. Only a lost
-link makes it send some again.
+them: a Commit breaks the chain once, or makes room for as many more as it confirms. Only a
+request that failed makes it send some again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ CHAINS_A_REPLY: Final = 2
 """Chains that a Commit or a Reject allows: twice what a correct edge sends."""
 
 CHAINS_AT_FIRST: Final = 16
-"""Chains that are allowed beyond those. The first chain needs one. An edge whose requests time
-out after 5 s sends those of its chain six times within the 30 s for which it tries."""
+"""Chains that are allowed beyond those. The first chain needs one. An edge sends a request that
+failed four times at most."""
 
 
 class DraftBudget:

@@ -1,4 +1,4 @@
-"""All sessions: admits, finds and cancels them, and forgets those whose time is over."""
+"""All sessions that run: admits, finds and ends them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import structlog
@@ -37,8 +37,9 @@ class Sessions:
         self._metrics = metrics
         self._clock = clock
         self._running: dict[str, Session] = {}
-        self._ended: dict[str, Session] = {}
-        """Oldest first; each can be read again for the resume window."""
+        self._run = secrets.token_urlsafe(6)
+        """What the names of all sessions begin with: edges know by it that this process was
+        only out of reach, and has not been started anew."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -62,12 +63,14 @@ class Sessions:
     async def open(
         self, request: Open, tenant: Tenant | None = None, span: Span = NO_SPAN
     ) -> Session:
-        """Start a session of a tenant, to whom alone `find` will give it.
+        """Start a session of a tenant, to whom alone `find` will give it. The session that it
+        replaces ends first, and leaves its place and its KV cache.
 
         span: of the request that opens it. Raises TargetFull, Unservable, Overloaded, or
         Unavailable while loading.
         """
         target = self._host.ready()
+        await self._end_replaced(request.replaces, tenant)
         with ExitStack() as undo:
             if tenant is not None:
                 tenant.begin(self._clock())  # before the check, of which few can run at once
@@ -77,8 +80,8 @@ class Sessions:
             self._host.drain.enter()  # after all that may raise, or no drain would end
             undo.pop_all()
         now = self._clock()
-        opened = Opened(secrets.token_urlsafe(12), target.facts.limits)
-        timeouts = Timeouts(self._settings, now, now, now)
+        opened = Opened(self._run + secrets.token_urlsafe(12), target.facts.limits)
+        timeouts = Timeouts(self._settings, now, now)
         account = SessionAccount(self._metrics.gateway, _span(span, request), now)
         session = Session(opened, request, target, timeouts, account, self._clock, tenant)
         self._running[session.name] = session
@@ -89,6 +92,15 @@ class Sessions:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session
+
+    async def _end_replaced(self, name: str, tenant: Tenant | None) -> None:
+        """End a session whose edge goes on in another one, if it is still here: the connection
+        of its stream may be dead, and nobody has noticed."""
+        with suppress(UnknownSession):
+            replaced = self.find(name, tenant)
+            replaced.cancel(Fault("cancelled", "another session takes its place"))
+            if replaced.task is not None:
+                await asyncio.wait([replaced.task])
 
     def _check_room(self) -> None:
         if len(self._running) >= self._settings.max_sessions:
@@ -106,17 +118,12 @@ class Sessions:
         return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
 
     def find(self, name: str, tenant: Tenant | None = None) -> Session:
-        """Return a session of this tenant that runs or ended lately. Raises UnknownSession,
-        also for another tenant's session, as if it did not exist."""
-        session = self._running.get(name) or self._ended.get(name)
+        """Return a session of this tenant that runs. Raises UnknownSession, also for another
+        tenant's session, as if it did not exist."""
+        session = self._running.get(name)
         if session is None or session.tenant is not tenant:
             raise UnknownSession(f"there is no session {name!r}")
         return session
-
-    def cancel(self, name: str, tenant: Tenant | None = None) -> None:
-        """End a session, or forget one that has ended. Raises UnknownSession."""
-        self.find(name, tenant).cancel(Fault("cancelled", "the edge cancelled the session"))
-        self._ended.pop(name, None)
 
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
         del self._running[session.name]
@@ -125,18 +132,13 @@ class Sessions:
         if session.tenant is not None:
             session.tenant.end()
         session.end(Fault("cancelled", "cancelled before it began"))
-        session.account.close(session.log.ending)
+        session.account.close(session.ending)
         if session.turned_away:
             return
-        if isinstance(session.log.ending, Fault):
-            self._metrics.faults.labels(session.log.ending.code).inc()
+        if isinstance(session.ending, Fault):
+            self._metrics.faults.labels(session.ending.code).inc()
         if not task.cancelled() and (bug := task.exception()):
             structlog.get_logger("verifier").error("session failed", exc_info=bug)
-        self._ended[session.name] = session
-        if len(self._ended) > self._settings.max_sessions:
-            del self._ended[next(iter(self._ended))]
-        loop, window_s = asyncio.get_running_loop(), self._settings.resume_window_s
-        loop.call_later(window_s, self._ended.pop, session.name, None)
 
 
 def _span(span: Span, request: Open) -> Span:

@@ -1,7 +1,7 @@
-"""One session between the routes and the target: its task, its log, its reader, its timeouts.
+"""One session between the routes and the target: its task, what it has to send, its timeouts.
 
-A session has at most one reader; a new one takes over. Without a reader it goes on until a
-timeout ends it. However it ends, its log ends with a Finish or a Fault.
+A session lives as long as the stream that opened it. However it ends, the last that is read of
+it is a Finish or a Fault.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from typing import Final, Self
+from typing import Final
 
 from picospec.gateway.tenants.tenant import Tenant
 from picospec.speculation.protocol.errors import RemoteProtocolError
@@ -25,7 +25,6 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.draft_budget import DraftBudget
-from picospec.verifier.sessions.message_log import Cursor, Entry, Log
 from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.target import (
     Reply,
@@ -37,12 +36,15 @@ from picospec.verifier.target import (
 )
 
 Clock = Callable[[], float]
+Entry = Framed[Reply | Fault]
 
 PUSH_S: Final = 0.001
 """Time after which a session that hands messages up lets all others go on, in seconds."""
 
 
 class Session:
+    """It keeps what its stream has not sent yet, which the answer's length bounds."""
+
     def __init__(
         self,
         opened: Opened,
@@ -56,7 +58,7 @@ class Session:
         self.opened = opened
         self.tenant = tenant
         self.name = opened.session
-        self.log = Log(len(request.committed))
+        self.ending: Finish | Fault | None = None
         self.turned_away: TargetFull | Unservable | None = None
         """Why the target did not begin; None if it did."""
 
@@ -68,10 +70,11 @@ class Session:
         self._timer: asyncio.Timeout | None = None
         self._expiry = timeouts.expiry()[1]
         """What the timer ends the session with. It is not asked for when the timer has fired:
-        an edge that comes back a moment later must not change the reason."""
+        a draft that comes a moment later must not change the reason."""
 
         self.task: asyncio.Task[None] | None = None
-        self._reader: Reader | None = None
+        self._news: list[Entry] = []
+        self._changed = asyncio.Event()
         self._cause: Fault | None = None
         self._budget = DraftBudget(opened.limits.max_ahead)
         self._pushing = asyncio.Lock()
@@ -83,7 +86,7 @@ class Session:
 
     def cancel(self, cause: Fault) -> None:
         """End the session, unless it has ended. Its KV is free within a pass."""
-        if self.task and not self.log.ending and self._cause is None:
+        if self.task and not self.ending and self._cause is None:
             self._cause = cause
             self.task.cancel()
 
@@ -113,6 +116,14 @@ class Session:
                 await asyncio.sleep(0)
                 pause_at = now() + PUSH_S
 
+    async def read(self) -> list[Entry]:
+        """Return what is new, once there is something; [] when nothing more will come."""
+        while not (self._news or self.ending):
+            self._changed.clear()
+            await self._changed.wait()
+        news, self._news = self._news, []
+        return news
+
     async def _run(self) -> None:
         try:
             tenant = self.tenant.name if self.tenant else None
@@ -136,7 +147,6 @@ class Session:
             raise bug
 
     def _record(self, reply: Framed[Reply]) -> None:
-        self.log.add(reply)
         now, timeouts = self._clock(), self._timeouts
         timeouts.active_at, timeouts.started = now, True
         match reply.message:
@@ -150,78 +160,24 @@ class Session:
                 self._budget.replied()
                 if timeouts.rejected_at is None:
                     timeouts.rejected_at = now
-            case Finish():
+            case Finish() as finish:
                 self.account.finished(now)
+                self.ending = finish
         self._rearm()
-        self._wake_reader()
+        self._send(reply)
 
     def end(self, fault: Fault) -> None:
-        """Close the log, if it is open."""
-        if self.log.ending is None:
-            self.log.add(Framed(fault))
-        self._wake_reader()
+        """End what is read of it with a Fault, if it has not ended."""
+        if self.ending is None:
+            self.ending = fault
+            self._send(Framed(fault))
+
+    def _send(self, entry: Entry) -> None:
+        self._news.append(entry)
+        self._changed.set()
 
     def _rearm(self) -> None:
-        if self._timer and not self._timer.expired() and self.log.ending is None:
+        if self._timer and not self._timer.expired() and self.ending is None:
             expires_at, self._expiry = self._timeouts.expiry()
             left_s = expires_at - self._clock()
             self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
-
-    def read(self, position: int) -> Reader:
-        """Return a reader from an output position on; it takes over from the one before.
-
-        Raises ValueError for a position beyond the log.
-        """
-        first, end = self.log.start, self.log.tokens
-        if not first <= position <= end:
-            raise ValueError(f"position {position} is not in {first}..{end}")
-        before, self._reader = self._reader, Reader(self, position)
-        if before:
-            before.wake()
-        self._timeouts.unread_since = None
-        self._rearm()
-        return self._reader
-
-    def is_read_by(self, reader: Reader) -> bool:
-        return self._reader is reader
-
-    def leave(self, reader: Reader) -> None:
-        """A reader goes; the session waits for another."""
-        if self._reader is reader:
-            self._reader = None
-            self._timeouts.unread_since = self._clock()
-            self._rearm()
-
-    def _wake_reader(self) -> None:
-        if self._reader:
-            self._reader.wake()
-
-
-class Reader:
-    """Follows one session's log. A context manager: leaving it starts the resume window."""
-
-    def __init__(self, session: Session, position: int) -> None:
-        self._session = session
-        self._cursor = Cursor(position)
-        self._changed = asyncio.Event()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._session.leave(self)
-
-    def wake(self) -> None:
-        """There may be something to read."""
-        self._changed.set()
-
-    async def read(self) -> list[Entry]:
-        """Return what is new, once there is something; [] when nothing more will come."""
-        while self._session.is_read_by(self):
-            if entries := self._session.log.read(self._cursor):
-                return entries
-            if self._cursor.ended:
-                break
-            self._changed.clear()
-            await self._changed.wait()
-        return []

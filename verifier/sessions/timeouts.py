@@ -19,9 +19,6 @@ class Timeouts:
     active_at: float
     """When the last draft arrived or the last reply was generated."""
 
-    unread_since: float | None
-    """When the last reader left; None while there is one."""
-
     started: bool = False
     """Whether the target has sent a reply."""
 
@@ -31,8 +28,7 @@ class Timeouts:
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session ends if nothing happens, and the Fault it then ends with."""
         at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
-        retryable = code == "cancelled"  # the edge was away, and may go on with the answer
-        return at + wait_s, Fault(code, f"{text} {wait_s:g} s", retryable)
+        return at + wait_s, Fault(code, f"{text} {wait_s:g} s")
 
     def _rules(self) -> Iterator[tuple[float, float, str, str]]:
         """Yield since when a wait lasts, how long it may, and the Fault's code and text."""
@@ -40,9 +36,6 @@ class Timeouts:
         idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
         yield self.active_at, idle_s, "idle_timeout", said
         yield self.opened_at, allowed.max_age_s, "max_age", "an answer may take at most"
-        if self.unread_since is not None:
-            said = "nobody resumed the session within"
-            yield self.unread_since, allowed.resume_window_s, "cancelled", said
         if self.rejected_at is not None:
             said = "no replacement for the rejected token within"
             yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", said

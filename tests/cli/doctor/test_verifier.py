@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import cast
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from picospec.cli.doctor.drafting import check_speed, check_vocabulary
-from picospec.cli.doctor.verifier import check_verifier, not_reached, secrecy
+from picospec.cli.doctor.verifier import check_verifier, not_reached, secrecy, spoken
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
@@ -31,7 +32,7 @@ class Timed:
     def __init__(self, error: ApiError | None = None) -> None:
         self._error = error
 
-    async def chat(self, body: bytes) -> httpx.Response:
+    async def ask(self, path: str, body: bytes) -> httpx.Response:
         if self._error:
             raise self._error
         tokens = json.loads(body)["max_tokens"]
@@ -59,7 +60,6 @@ def test_a_link_without_tls_is_named_where_others_can_read_it(url: str, said: st
     ("error", "subject", "remedy"),
     [
         (EngineFault("no", code="verifier_unauthorized"), "key", "PICOSPEC_VERIFIER_KEY"),
-        (EngineFault("no", code="protocol_version"), "protocol", "one version of PicoSpec"),
         (EngineFault("not a verifier"), "verifier", "another service"),
         (Unavailable("no route"), "verifier", "firewall"),
         (Unavailable("invalid peer certificate: Unknown"), "certificate", "verifier_ca"),
@@ -73,6 +73,16 @@ def test_what_stopped_the_edge_is_named_with_a_remedy(
     assert all(finding.ok for finding in before)
     assert (last.subject, last.ok) == (subject, False)
     assert remedy in last.remedy
+
+
+@pytest.mark.parametrize(
+    ("protocol", "newest", "ok"), [(6, 0, True), (5, 6, True), (5, 0, False)]
+)
+def test_a_verifier_of_another_version_is_named(protocol: int, newest: int, ok: bool) -> None:
+    found = spoken(msgspec.structs.replace(FACTS, protocol=protocol, newest_protocol=newest))
+
+    assert found.ok is ok
+    assert "one version of PicoSpec" in found.remedy or ok
 
 
 def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tests.models.chats import TEMPLATES, Json
 FOLDER: Final = ROOT / "build" / "faults"
 PASS_TIMEOUT_S: Final = 6.0
 SETTLED_WITHIN_S: Final = 20.0
-"""A session whose edge is gone ends when its resume window does; then nothing may be left."""
+"""A session ends when its stream is known to be gone; then nothing may be left."""
 
 
 REFUSES_S: Final = 2.0
@@ -48,7 +48,6 @@ class Plan:
     edge_descriptors: int | None = None
     """The edge's limit, if not that of the tests."""
 
-    resume_window_s: float = 10.0
     folder: Path = FOLDER / "campaign"
     deadline_s: float = 45.0
 
@@ -211,7 +210,7 @@ def _verifier_options(plan: Plan) -> tuple[str, ...]:
         "--model", "smollm2", "--llama.threads", "1", "--llama.slots", str(plan.slots),
         "--llama.context-tokens", "2048", "--chat-template", str(TEMPLATES / "qwen2.5.jinja"),
         "--pass-timeout-s", str(PASS_TIMEOUT_S),
-        "--sessions.resume-window-s", str(plan.resume_window_s), *plan.verifier_options,
+        *plan.verifier_options,
     )  # fmt: skip
 
 

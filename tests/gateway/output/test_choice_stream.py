@@ -80,6 +80,26 @@ async def test_a_slow_client_slows_the_streams_down(choices: int, most: int) -> 
     assert generated <= most
 
 
+@pytest.mark.parametrize("choices", [1, 2])
+async def test_whoever_leaves_has_closed_all_streams(choices: int) -> None:
+    closed: list[int] = []
+
+    async def endless(index: int) -> ChoiceStream:
+        try:
+            while True:
+                yield index, TextDelta("a", 1)
+        finally:
+            await asyncio.sleep(0)  # as the end of a session does
+            closed.append(index)
+
+    streams = [endless(index) for index in range(choices)]
+    async with together(streams) as deltas:
+        await anext(deltas)
+
+    assert sorted(closed) == list(range(choices))
+    assert len(asyncio.all_tasks()) == 1
+
+
 async def test_the_first_error_closes_all_streams_and_is_raised_as_itself() -> None:
     closed: list[str] = []
 

@@ -1,14 +1,18 @@
-"""POST /v1/picospec/direct/chat/completions: the same chat, answered by the verifier alone.
+"""Answers of the verifier's own API, which are passed on as they come, without drafts.
 
-So a page that talks to the edge only can show that both answers are the same. The answer is
-passed on as it comes. The request needs a seed: without one, the answers would not be the same.
+POST /v1/picospec/direct/chat/completions is the same chat, answered by the verifier alone. So a
+page that talks to the edge only can show that both answers are the same. The request needs a
+seed: without one, they would not be.
+
+Where the verifier speaks another version of the protocol, as while one end is upgraded before
+the other, all chats and completions are answered in this way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -19,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.edge_agent.link.uplink import CHAT_TIMEOUT_S, Uplink
+from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S, Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, parse
@@ -30,6 +34,10 @@ from picospec.gateway.errors import ClientGone, InvalidRequest, Unavailable
 from picospec.gateway.http.client import connected, send_to_client
 
 PATH: Final = "/v1/picospec/direct/chat/completions"
+
+UNDRAFTED: Final = "undrafted"
+"""What `x-picospec-fallback` and the log say of an answer that has no drafts because the ends
+speak different versions of the protocol."""
 
 _END_BYTES: Final = 4096
 """What is kept of an answer's end, which says how many tokens it took."""
@@ -54,7 +62,7 @@ _TOKENS: Final = re.compile(rb'"prompt_n":(\d+).*"predicted_n":(\d+)')
 
 
 async def relay(verifiers: Verifiers, services: Services, request: Request) -> Response:
-    """Have the verifier that is in use answer. Raises ApiError."""
+    """Have the verifier that is in use answer a chat with a seed. Raises ApiError."""
     services.drain.check()
     account: Account = request.state.account
     account.tenant.check_room(account.clock())
@@ -62,10 +70,35 @@ async def relay(verifiers: Verifiers, services: Services, request: Request) -> R
     if body.seed is None:
         raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
     facts = await services.facts_of(body.model)
-    renamed = partial(_renamed, await request.body(), facts.model)
-    asked = await checked(services, request, renamed)
     account.begin_answers(body.n)
-    return _Relayed(verifiers.current, asked, account, services.drain)
+    path = "/v1/chat/completions"
+    return await _relayed(verifiers.current, path, facts.model, services, request)
+
+
+async def undrafted(
+    verifiers: Verifiers, services: Services, request: Request, model: str
+) -> Response | None:
+    """Have the verifier in use answer, if it opens no sessions for this edge; None if it does.
+    Raises ApiError."""
+    if verifiers.speaks:
+        return None
+    request.state.account.fallback = UNDRAFTED
+    path = request.scope["path"]
+    return await _relayed(verifiers.current, path, model, services, request)
+
+
+async def _relayed(
+    uplink: Uplink, path: str, model: str, services: Services, request: Request
+) -> Response:
+    """Return the verifier's answer to a request that has been read and begun."""
+    renamed = partial(_renamed, await request.body(), model)
+    asked = await checked(services, request, renamed)
+    ask = partial(uplink.ask, path, asked)
+    return _Relayed(ask, asked, request.state.account, services.drain)
+
+
+Ask = Callable[[], Awaitable[httpx.Response]]
+"""Returns an answer whose content is still to be read."""
 
 
 def _renamed(body: bytes, model: str) -> bytes:
@@ -80,9 +113,9 @@ def _renamed(body: bytes, model: str) -> bytes:
 class _Relayed(Response):
     """One answer, sent once. It ends the verifier's before it returns or raises."""
 
-    def __init__(self, uplink: Uplink, asked: bytes, account: Account, drain: Drain) -> None:
+    def __init__(self, ask: Ask, asked: bytes, account: Account, drain: Drain) -> None:
         super().__init__()
-        self._uplink = uplink
+        self._ask = ask
         self._asked = asked
         self._account = account
         self._drain = drain
@@ -107,7 +140,7 @@ class _Relayed(Response):
             self._count()
 
     async def _relay(self, send: Send) -> None:
-        answer = await self._uplink.chat(self._asked)
+        answer = await self._ask()
         try:
             async with asyncio.timeout(MAX_S):
                 await self._pass_on(answer, send)
@@ -143,10 +176,10 @@ class _Relayed(Response):
 async def _next(pieces: AsyncIterator[bytes]) -> bytes:
     """Return the next piece of an answer, or b"" at its end. Raises Unavailable."""
     try:
-        async with asyncio.timeout(CHAT_TIMEOUT_S):
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return await anext(pieces, b"")
     except TimeoutError as error:
-        raise Unavailable(f"the verifier sent nothing for {CHAT_TIMEOUT_S:g} s") from error
+        raise Unavailable(f"the verifier sent nothing for {ANSWER_TIMEOUT_S:g} s") from error
 
 
 def _start(answer: httpx.Response) -> Message:

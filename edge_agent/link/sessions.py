@@ -1,0 +1,135 @@
+"""The sessions of one answer, one after another: it opens them where the Course says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Protocol
+
+from picospec.edge_agent.link.connection import session_headers
+from picospec.edge_agent.link.course import Course, GiveUp, Wait
+from picospec.edge_agent.link.fleet import Endpoint, Fleet
+from picospec.edge_agent.link.progress import Progress
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.session_trace import SessionTrace
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import ApiError
+from picospec.gateway.tracing import Fact, Span
+from picospec.speculation.protocol.messages import Open, Opened
+
+
+class Known(Protocol):
+    """What edge_agent.link.verifiers.Verifiers knows."""
+
+    @property
+    def fleet(self) -> Fleet: ...
+    @property
+    def uplinks(self) -> Sequence[Uplink]: ...
+    async def probe(self) -> None:
+        """Ask all verifiers whether they are ready."""
+
+
+class Sessions:
+    """deadline_s: see Course. span: of the answer's trace."""
+
+    def __init__(
+        self, known: Known, metrics: EdgeMetrics, deadline_s: float, span: Span
+    ) -> None:
+        self._known = known
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+        self._span = span
+        self._course: Course
+        self._chosen: Endpoint | None = None  # where the next session is opened
+        self._uplink = known.uplinks[known.fleet.current.number]
+        self._link: Link
+        self._headers = session_headers()
+        self._progress = Progress(time.monotonic())
+        self._ended_by: ApiError | None = None  # what the session before ended by
+        self._session = ""  # that the verifier in use opened last
+        self._lost = False  # whether a session was lost
+        self.reopened = 0
+        """How often the answer went on at another verifier, or at one that was restarted."""
+
+    @property
+    def rtt_s(self) -> float:
+        """The round trip to the verifier in use."""
+        return self._uplink.rtt_s
+
+    @property
+    def verifier(self) -> int:
+        """The place in the edge's list of the verifier in use."""
+        return self._uplink.endpoint.number
+
+    def open(self, request: Open) -> Link:
+        """Return a link that opens this session when its events are read. Raises Unavailable
+        where no verifier can take it."""
+        if self._chosen is None:
+            fleet, chance = self._known.fleet, Random()
+            self._course = Course(fleet, request.identity, self._deadline_s, chance)
+            self._chosen = self._take(self._course.choose(time.monotonic()))
+        chosen, self._chosen = self._chosen, None
+        self._go(self._known.uplinks[chosen.number])
+        self._link = Link(
+            self._uplink,
+            replace(request, replaces=self._session),
+            within_s=self._course.patience_s(4 * len(request.prompt)),
+            headers=self._headers,
+            progress=self._progress,
+            trace=self._trace(request),
+            opened=self._opened,
+        )
+        return self._link
+
+    def _take(self, step: Endpoint | Wait | GiveUp) -> Endpoint:
+        if not isinstance(step, Endpoint):
+            raise step.error if isinstance(step, GiveUp) else TypeError("nothing was asked yet")
+        return step
+
+    def _go(self, uplink: Uplink) -> None:
+        """Use a verifier. One that has merely been out of reach is asked by the same name, so
+        that a proxy finds it again, and by its session, which it may still hold."""
+        if uplink is not self._uplink:
+            self._session = ""
+        if uplink is not self._uplink or not isinstance(self._ended_by, LinkDown):
+            self._headers = session_headers()
+        self._uplink = uplink
+
+    def _trace(self, request: Open) -> SessionTrace:
+        facts: dict[str, Fact] = {"verifier": self._uplink.url, "rtt_s": self._uplink.rtt_s}
+        if self._ended_by is None:
+            return SessionTrace(self._span, "open", request, **facts)
+        after = self._ended_by.error_code
+        return SessionTrace(self._span, "re-open", request, after=after, **facts)
+
+    def _opened(self, message: Opened) -> None:
+        lives = self._course.opened(message.session)
+        if lives:
+            self._metrics.resumes.inc()
+        else:
+            self._progress.begin(time.monotonic())
+            if self._lost:
+                self._metrics.reopens.inc()
+                self.reopened += 1
+        self._session = message.session
+
+    async def again(self, error: ApiError) -> None:
+        """The session ended with this error: wait until another may be opened for the rest of
+        the answer, or raise why there is none."""
+        link, self._ended_by = self._link, error
+        self._lost = self._lost or link.opened
+        self._course.ended(
+            error, time.monotonic(), opened=link.opened, progressed=link.progressed
+        )
+        while isinstance(step := self._course.choose(time.monotonic()), Wait):
+            await asyncio.sleep(step.seconds)
+            if step.asks:
+                await self._known.probe()
+        if isinstance(step, GiveUp):
+            raise step.error
+        self._chosen = step

@@ -1,0 +1,304 @@
+"""Whatever befalls verifiers and links, an answer is the target's text, up to one error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from picospec.edge_agent.link.fleet import Event
+from picospec.gateway.errors import (
+    ApiError,
+    Draining,
+    EngineFault,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
+from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, TOKENS, FakeVerifier, World, run
+
+Befall = Callable[[FakeVerifier], Awaitable[None]]
+
+
+async def cut(verifier: FakeVerifier) -> None:
+    verifier.cut()
+
+
+async def fall_silent(verifier: FakeVerifier) -> None:
+    verifier.silent = True
+    await asyncio.sleep(3.0)
+    verifier.silent = False
+
+
+async def restart(verifier: FakeVerifier) -> None:
+    verifier.kill()
+    await asyncio.sleep(4.0)
+    verifier.up = True
+
+
+async def drain(verifier: FakeVerifier) -> None:
+    verifier.draining = True
+    await asyncio.sleep(6.0)
+    verifier.draining = False
+    verifier.run += 1
+
+
+LINK, PROCESS = (cut, fall_silent), (restart, drain)
+
+
+async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> None:
+    """Let so many faults befall any verifiers within ten seconds."""
+    chance = Random(seed)
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(number):
+            await asyncio.sleep(chance.uniform(0.0, 20.0 / number))
+            tasks.create_task(chance.choice(faults)(chance.choice(world.verifiers)))
+
+
+async def answered(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> object:
+    """Return the text, or the error and what came before it."""
+    text: list[int] = []
+    async with asyncio.TaskGroup() as tasks:
+        meanwhile = tasks.create_task(befallen(world, seed, faults, number))
+        try:
+            await world.answer(text)
+        except Unavailable as error:
+            assert text == TEXT[: len(text)]
+            return error
+        finally:
+            await meanwhile
+    assert not any(verifier.sessions for verifier in world.verifiers)
+    return text
+
+
+@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_what_befalls_links_costs_time_alone(seed: int, count: int, number: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(answered(World(count), seed, LINK, number), patch) == TEXT
+
+
+@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 8))
+@settings(max_examples=100, deadline=None)
+def test_what_befalls_processes_costs_time_or_one_error(
+    seed: int, count: int, number: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = run(answered(World(count), seed, (*LINK, *PROCESS), number), patch)
+
+    assert found == TEXT or "3 verifiers were lost at one token" in str(found)
+
+
+def seen(
+    monkeypatch: pytest.MonkeyPatch,
+    world: World,
+    befalls: Callable[[World], Awaitable[object]] | None = None,
+    tokens: int = TOKENS,
+) -> list[int]:
+    """Return an answer that something befalls after twenty tokens."""
+    text: list[int] = []
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(world.answer(text, tokens))
+            if befalls is not None:
+                while len(text) < 20 and not answering.done():  # noqa: ASYNC110 - virtual
+                    await asyncio.sleep(PASS_S)
+                await befalls(world)
+
+    try:
+        run(main(), monkeypatch)
+    except* ApiError as errors:
+        raise errors.exceptions[0] from None
+    return text
+
+
+def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2)
+
+    async def one_cut(_: World) -> None:
+        world.verifiers[0].cut()
+
+    assert seen(monkeypatch, world, one_cut) == TEXT
+    assert [verifier.opened for verifier in world.verifiers] == [2, 0]
+    assert world.gap_s < 2 * RTT_S + PASS_S
+    assert len(world.verifiers[0].names) == 1
+    assert world.metrics.resumes._value.get() == 1
+    assert world.metrics.reopens._value.get() == 0
+
+
+def test_where_a_link_is_silent_another_verifier_goes_on_within_a_second_and_a_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2)
+
+    async def silence(_: World) -> None:
+        world.verifiers[0].silent = True
+
+    assert seen(monkeypatch, world, silence) == TEXT
+    assert world.verifiers[1].opened == 1
+    assert world.gap_s < 1.5
+    assert world.metrics.reopens._value.get() == 1
+
+
+def test_a_silent_link_that_is_the_only_one_is_opened_anew_and_frees_what_it_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1)
+
+    async def silence(_: World) -> None:
+        await fall_silent(world.verifiers[0])
+
+    assert seen(monkeypatch, world, silence) == TEXT
+    assert world.metrics.reopens._value.get() == 0
+
+
+def test_a_prompt_that_takes_longer_to_read_than_the_link_holds_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1)
+    world.verifiers[0].first_token_s = 120.0
+
+    async def cuts(_: World) -> None:
+        for _ in range(10):
+            await asyncio.sleep(10.0)
+            world.verifiers[0].cut()
+            world.verifiers[0].first_token_s -= 10.0  # the prefix cache keeps what was read
+
+    async def main() -> list[int]:
+        text: list[int] = []
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(cuts(world))
+            await world.answer(text)
+        return text
+
+    assert run(main(), monkeypatch) == TEXT
+    assert world.verifiers[0].opened == 11
+
+
+def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1)
+    world.verifiers[0].first_token_s = 1e6
+
+    async def cuts(_: World) -> None:
+        while True:
+            await asyncio.sleep(10.0)
+            world.verifiers[0].cut()
+
+    async def main() -> None:
+        cutting = asyncio.create_task(cuts(world))
+        try:
+            await world.answer([])
+        finally:
+            cutting.cancel()
+
+    with pytest.raises(Unavailable, match="no token for 6"):
+        run(main(), monkeypatch)
+
+
+def test_an_answer_that_breaks_verifiers_does_not_break_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(4)
+    for verifier in world.verifiers:
+        verifier.poisoned = True
+
+    with pytest.raises(Unavailable, match="3 verifiers"):
+        seen(monkeypatch, world)
+
+    assert sum(verifier.up for verifier in world.verifiers) == 1
+
+
+def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2, deadline_s=7.0)
+
+    async def kill(_: World) -> None:
+        for verifier in world.verifiers:
+            verifier.kill()
+
+    with pytest.raises(Unavailable, match="refused"):
+        seen(monkeypatch, world, kill)
+
+    assert 6.9 < world.gap_s < 8.0
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Overloaded("full"),
+        Unavailable("loading"),
+        Draining("draining"),
+        EngineFault("locked"),
+        Unavailable("other", code="identity_mismatch"),
+    ],
+    ids=str,
+)
+def test_a_new_answer_begins_where_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch, refusal: ApiError
+) -> None:
+    world = World(2)
+    world.verifiers[0].refusal = refusal
+
+    assert seen(monkeypatch, world) == TEXT
+    assert world.verifiers[1].opened == 1
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("full"), Draining("draining")], ids=str)
+def test_a_new_answer_that_nobody_takes_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, refusal: ApiError
+) -> None:
+    world = World(2)
+    for verifier in world.verifiers:
+        verifier.refusal = refusal
+
+    with pytest.raises(type(refusal)):
+        seen(monkeypatch, world)
+
+    assert world.gap_s < 4 * RTT_S
+
+
+def test_a_request_that_no_verifier_can_take_is_asked_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2)
+    world.verifiers[0].refusal = InvalidRequest("no")
+
+    with pytest.raises(InvalidRequest):
+        seen(monkeypatch, world)
+
+    assert world.verifiers[1].opened == 0
+
+
+def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2)
+    world.verifiers[0].draining = True
+    world.uplinks[1].note(Event.LOST)  # as it was at the last probe
+
+    assert seen(monkeypatch, world) == TEXT
+
+
+def test_a_full_verifier_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1)
+
+    async def kill_and_fill(_: World) -> None:
+        only = world.verifiers[0]
+        only.kill()
+        only.up, only.refusal = True, Overloaded("full", retry_after_s=3)
+        await asyncio.sleep(5.0)
+        only.refusal = None
+
+    assert seen(monkeypatch, world, kill_and_fill) == TEXT
+    assert world.gap_s >= 3.0
+    assert world.verifiers[0].opened == 2
