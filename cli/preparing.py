@@ -18,12 +18,12 @@ from rich.console import Console
 from picospec.edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
 from picospec.gateway.hosting.cores import Pins, compute_threads
 from picospec.gateway.hosting.processes import ServiceError
-from picospec.models.drafts import fitting_draft
 from picospec.models.errors import NotPulled
 from picospec.models.fetching.progress_bar import progress_bar
 from picospec.models.fetching.reference import parse
 from picospec.models.llama import Model
 from picospec.models.llama_library import check_llama
+from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store
 
 Settings = Mapping[str, Mapping[str, object]]

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from http import HTTPStatus
 from typing import Final
 
-import httpx
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from picospec.edge_agent.link.connection import Response as Answering
 from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S, Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.accounts.account import Account
@@ -97,8 +98,8 @@ async def _relayed(
     return _Relayed(ask, asked, request.state.account, services.drain)
 
 
-Ask = Callable[[], Awaitable[httpx.Response]]
-"""Returns an answer whose content is still to be read."""
+Ask = Callable[[], AbstractAsyncContextManager[Answering]]
+"""Gives an answer whose content is still to be read."""
 
 
 def _renamed(body: bytes, model: str) -> bytes:
@@ -140,20 +141,15 @@ class _Relayed(Response):
             self._count()
 
     async def _relay(self, send: Send) -> None:
-        answer = await self._ask()
         try:
-            async with asyncio.timeout(MAX_S):
+            async with asyncio.timeout(MAX_S), self._ask() as answer:
                 await self._pass_on(answer, send)
-        except httpx.TransportError as error:
-            raise Unavailable(f"the verifier went away: {error}") from error
         except TimeoutError as error:
             raise Unavailable(f"the verifier takes more than {MAX_S:g} s") from error
-        finally:
-            await answer.aclose()
 
-    async def _pass_on(self, answer: httpx.Response, send: Send) -> None:
+    async def _pass_on(self, answer: Answering, send: Send) -> None:
         await send_to_client(send, _start(answer))
-        pieces, taken = answer.aiter_raw(), 0
+        pieces, taken = answer.content, 0
         while piece := await _next(pieces):
             taken += len(piece)
             if taken > MAX_BYTES:
@@ -173,16 +169,16 @@ class _Relayed(Response):
             self._account.completion_tokens = self._events
 
 
-async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+async def _next(pieces: AsyncIterator[bytes | bytearray | memoryview]) -> bytes:
     """Return the next piece of an answer, or b"" at its end. Raises Unavailable."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            return await anext(pieces, b"")
+            return bytes(await anext(pieces, b""))
     except TimeoutError as error:
         raise Unavailable(f"the verifier sent nothing for {ANSWER_TIMEOUT_S:g} s") from error
 
 
-def _start(answer: httpx.Response) -> Message:
+def _start(answer: Answering) -> Message:
     """Return the head of an answer that is passed on. Raises Unavailable."""
     said, _, _ = answer.headers.get("content-type", "").partition(";")
     if (kind := _TYPES.get(said.strip().lower())) is None:

@@ -20,9 +20,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from picospec.models.deep_stack import on_stack
 from picospec.models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
-from picospec.models.llama_library import lib
+from picospec.models.llama_library import lib, on_stack
 from picospec.models.segments import Limits, Segment, check
 from picospec.models.vocabulary import Vocabulary
 

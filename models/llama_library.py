@@ -7,16 +7,29 @@ NoLlama, which says what installs it.
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from picospec.models.errors import CannotQuantise, NoLlama
 
 Quantisation = Literal["Q4_0", "Q8_0"]
+
+MIN_STACK_BYTES: Final = 1 << 20
+"""The smallest stack: what the interpreter itself needs of it is a fraction."""
+
+PAGE_BYTES: Final = 1 << 16
+"""Sizes of stacks are multiples of it, on any system."""
+
+T = TypeVar("T")
+
+_setting: Final = threading.Lock()
+"""The size of new threads' stacks is a setting of the whole process."""
 
 INSTALL: Final = "pip install 'picospec[llama]'"
 
@@ -26,7 +39,7 @@ class Library:
 
     def __init__(self, name: str = "llama_cpp.llama_cpp") -> None:
         self._name = name
-        self._loading = Lock()
+        self._loading = threading.Lock()
         self._module: ModuleType | None = None
 
     def __getattr__(self, name: str) -> object:
@@ -101,3 +114,32 @@ def quantise(source: Path, target: Path, kind: Quantisation) -> None:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def on_stack(most_bytes: int, work: Callable[[], T]) -> T:
+    """Return what `work` returns, which recurses as deep as its input is long: it has a thread
+    whose stack has so many bytes; what is used of them takes memory.
+
+    Raises ValueError where there is no room for the stack.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="deep-stack")
+    try:
+        with _setting:
+            usual = threading.stack_size(
+                MIN_STACK_BYTES + -(-most_bytes // PAGE_BYTES) * PAGE_BYTES
+            )
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(usual)
+    except RuntimeError as error:
+        raise ValueError(f"no stack of {most_bytes} bytes: {error}") from error
+    return done.result()

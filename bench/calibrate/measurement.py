@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -56,7 +56,8 @@ class Measurement:
         """Raises ServiceError, ModelError, TimingError, or gateway.errors.ApiError."""
         host = this_host()
         file = find(self.plan.draft_model, open_store(os.environ))
-        async with Services(self.plan) as services, _uplink(services.verifier_url) as uplink:
+        async with Services(self.plan) as services:
+            uplink = _uplink(services.verifier_url)
             with closing(Model(file)) as model:
                 facts = await uplink.facts()
                 tokenizer = TokenizerFile.unpack(await uplink.tokenizer()).open()
@@ -113,14 +114,9 @@ class Measurement:
         return curve(found)
 
 
-@asynccontextmanager
-async def _uplink(url: str) -> AsyncGenerator[Uplink]:
+def _uplink(url: str) -> Uplink:
     connection = Connection(url, key=None, ca_certificate=None)
-    uplink = Uplink(connection, EdgeMetrics(CollectorRegistry()))
-    try:
-        yield uplink
-    finally:
-        await uplink.close()
+    return Uplink(connection, EdgeMetrics(CollectorRegistry()))
 
 
 async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:

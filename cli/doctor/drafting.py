@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import closing
 from statistics import median
@@ -13,15 +14,15 @@ import msgspec
 
 from picospec.cli.doctor.finding import Finding, milliseconds
 from picospec.edge_agent.draft_model.loading import AUTO, NONE, threads_of
-from picospec.edge_agent.link.reading import whole
+from picospec.edge_agent.link.connection import whole
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import ApiError, InvalidRequest
-from picospec.models.drafts import fitting_draft
 from picospec.models.errors import ModelError, NoLlama
 from picospec.models.llama import Context, Model
 from picospec.models.llama_library import INSTALL
+from picospec.models.obtaining import fitting_draft
 from picospec.models.segments import Segment
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
@@ -142,7 +143,10 @@ async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[fl
         "temperature": 0,
     }
     began_s = time.perf_counter()
-    async with asyncio.timeout(ANSWER_S):
-        response = await whole(await uplink.ask(CHATS, msgspec.json.encode(asked)))
+    async with (
+        asyncio.timeout(ANSWER_S),
+        uplink.ask(CHATS, msgspec.json.encode(asked)) as response,
+    ):
+        answer = await whole(response)
     seconds = time.perf_counter() - began_s
-    return seconds, int(response.json()["usage"]["completion_tokens"])
+    return seconds, int(json.loads(answer.content)["usage"]["completion_tokens"])

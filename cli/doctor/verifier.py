@@ -21,15 +21,12 @@ ROUND_TRIPS: Final = 5
 async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
     """Check what can be checked; what depends on a check that failed is left out.
 
-    settings: they name this verifier alone. The uplink is closed.
+    settings: they name this verifier alone.
     """
-    try:
-        facts, findings = await _reach(uplink)
-        if facts is not None:
-            findings += await check_drafting(settings, store, uplink, facts)
-        return findings
-    finally:
-        await uplink.close()
+    facts, findings = await _reach(uplink)
+    if facts is not None:
+        findings += await check_drafting(settings, store, uplink, facts)
+    return findings
 
 
 async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:

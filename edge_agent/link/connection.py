@@ -1,8 +1,8 @@
 """One HTTP/2 connection to a verifier. Only this file imports pyqwest.
 
-Its httpx transport keeps httpx's API, resets a stream that is closed early, and opens a new
-connection when a server recycles the old one. Whatever keeps a request from its verifier is an
-httpx.TransportError here, also where this process has no file descriptor left.
+It resets a stream that is left early, and opens a new connection when a server recycles the old
+one. Whatever keeps a request from its verifier is a LinkDown, also where this process has no
+file descriptor left.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property, partial
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import MappingProxyType
 from typing import Final
 
-import httpx
 from pyqwest import (
     Client,
     HTTPTransport,
@@ -26,17 +25,22 @@ from pyqwest import (
     RemoteProtocolError,
     WriteError,
 )
-from pyqwest.httpx import AsyncPyqwestTransport
+from pyqwest import Response as Response
 
 from picospec.edge_agent.link import upstream_errors
-from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, whole, within
+from picospec.edge_agent.link.upstream_errors import Answer, LinkDown
 from picospec.gateway.errors import EngineFault, Unavailable
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
 REQUEST_TIMEOUT_S: Final = 5.0
-OPEN_PATH: Final = "/v1/speculate"
 SESSION_HEADER: Final = "picospec-session"
+OPEN_PATH: Final = "/v1/speculate"
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+MAX_ANSWER_BYTES: Final = 1 << 20
+"""The most bytes of an answer that is no stream and no tokenizer. The longest are facts with
+1,024 stop tokens and 256 features."""
 
 
 def session_headers() -> dict[str, str]:
@@ -52,9 +56,6 @@ class Connection:
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
     chain and the key (PEM) that it shows a verifier that asks for them.
     """
-
-    client: httpx.AsyncClient
-    """Raises httpx.TransportError."""
 
     def __init__(
         self,
@@ -86,113 +87,105 @@ class Connection:
             enable_brotli=False,
             enable_zstd=False,
         )
-        self._connect()
-        self._transport.made  # noqa: B018 - a certificate that is none is an error at the start
+        self.client: Client | None = Client(self._make())  # a wrong certificate is an error
 
-    def _connect(self) -> None:
-        self._transport = _Transport(self._make)
-        self.client = httpx.AsyncClient(
-            base_url=self.url,
-            transport=self._transport,
-            headers=self._headers,
-            timeout=REQUEST_TIMEOUT_S,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept
-        )
-
-    def renew(self, silent: httpx.AsyncClient) -> None:
+    def renew(self, silent: Client | None) -> None:
         """Have later requests make a new connection, because nothing comes over this one: a
         dead one is noticed in minutes only. silent: the client whose request found it so; of
         several requests the first one renews it."""
         if self.client is silent:
-            self._connect()
+            self.client = None
+
+    def _made(self) -> Client:
+        if self.client is None:
+            try:
+                self.client = Client(self._make())
+            except RuntimeError as error:
+                raise ConnectionError(str(error)) from error
+        return self.client
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        within_s: float | None = None,
+    ) -> AsyncGenerator[Response]:
+        """Give an answer of which the head came within that time, and the content is still to
+        be read. Raises LinkDown, also in place of a TimeoutError of whoever reads it."""
+        client, url = self.client, self.url + path
+        try:
+            client = self._made()
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(within_s):
+                    answer = client.stream(method, url, {**self._headers, **headers}, body)
+                    response = await stack.enter_async_context(answer)
+                yield response
+        except (OSError, ReadError, WriteError, RemoteProtocolError) as error:
+            if isinstance(error, TimeoutError):
+                self.renew(client)
+            raise upstream_errors.unreachable(self.url, error) from error
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        within_s: float = REQUEST_TIMEOUT_S,
+        most_bytes: int = MAX_ANSWER_BYTES,
+    ) -> Answer:
+        """Return a whole answer. Raises LinkDown, also for one that is longer."""
+        client = self.client
+        try:
+            async with (
+                asyncio.timeout(within_s),
+                self.stream(method, path, body, headers) as response,
+            ):
+                return await whole(response, most_bytes)
+        except TimeoutError as error:
+            self.renew(client)
+            raise upstream_errors.unreachable(self.url, error) from error
 
     @asynccontextmanager
     async def open(
         self, frame: bytes, headers: Mapping[str, str], within_s: float
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        client = self.client
-        request = client.build_request(
-            "POST", OPEN_PATH, headers=headers, content=frame, timeout=None
-        )
-        try:
-            async with asyncio.timeout(within_s):
-                response = await client.send(request, stream=True)
-                if response.status_code != HTTPStatus.OK:
-                    raise upstream_errors.from_response(await whole(response))
-            try:
-                yield response.aiter_raw()
-            finally:
-                await response.aclose()
-        except (TimeoutError, httpx.TransportError) as error:
-            if isinstance(error, TimeoutError):
-                self.renew(client)
-            raise upstream_errors.unreachable(self.url, error) from error
+        asked = self.stream("POST", OPEN_PATH, frame, headers, within_s=within_s)
+        async with asked as response:
+            if response.status != HTTPStatus.OK:
+                async with asyncio.timeout(within_s):
+                    raise upstream_errors.from_answer(await whole(response))
+            yield (bytes(piece) async for piece in response.content)
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:
-        # without httpx, which would take three times the processor time
-        silent, url = self.client, f"{self.url}{OPEN_PATH}/{session}/drafts"
-        try:
-            with _transport_errors():
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    async with self._transport.poster.stream(
-                        "POST", url, {**self._headers, **headers}, frames
-                    ) as response:
-                        content = await within(MAX_ANSWER_BYTES, response.content)
-        except (TimeoutError, httpx.TransportError) as error:
-            if isinstance(error, TimeoutError):
-                self.renew(silent)
-            raise upstream_errors.unreachable(self.url, error) from error
-        return _was_taken(httpx.Response(response.status, content=content))
-
-    async def close(self) -> None:
-        await self.client.aclose()
+        answer = await self.ask("POST", f"{OPEN_PATH}/{session}/drafts", frames, headers)
+        match answer.status:
+            case HTTPStatus.NO_CONTENT:
+                return True
+            case HTTPStatus.NOT_FOUND:
+                return False
+            case HTTPStatus.TOO_MANY_REQUESTS:
+                raise Unavailable("the verifier takes no drafts now")
+        error = upstream_errors.from_answer(answer)
+        if isinstance(error, Unavailable):
+            raise error
+        raise EngineFault(f"the verifier does not take a draft: {error.message}")
 
 
-def _was_taken(response: httpx.Response) -> bool:
-    """Return whether drafts were taken. Raises Unavailable, or EngineFault for an error."""
-    match response.status_code:
-        case HTTPStatus.NO_CONTENT:
-            return True
-        case HTTPStatus.NOT_FOUND:
-            return False
-        case HTTPStatus.TOO_MANY_REQUESTS:
-            raise Unavailable("the verifier takes no drafts now")
-    error = upstream_errors.from_response(response)
-    if isinstance(error, Unavailable):
-        raise error
-    raise EngineFault(f"the verifier does not take a draft: {error.message}")
-
-
-class _Transport(httpx.AsyncBaseTransport):
-    """pyqwest's, which the first request makes: where that fails, the request fails."""
-
-    def __init__(self, make: Callable[[], HTTPTransport]) -> None:
-        self._make = make
-
-    @cached_property
-    def made(self) -> HTTPTransport:
-        return self._make()
-
-    @cached_property
-    def poster(self) -> Client:
-        return Client(self.made)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        with _transport_errors():
-            return await AsyncPyqwestTransport(self.made).handle_async_request(request)
-
-
-@contextmanager
-def _transport_errors() -> Iterator[None]:
-    """Raise pyqwest's errors as httpx's; a TimeoutError stays one."""
-    try:
-        yield
-    except (ConnectionError, RuntimeError) as error:  # the latter where none can be made
-        raise httpx.ConnectError(str(error)) from error
-    except TimeoutError:
-        raise
-    except (OSError, ReadError, WriteError, RemoteProtocolError) as error:
-        raise httpx.NetworkError(str(error)) from error
+async def whole(response: Response, most_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+    """Return an answer with all of its body, which is taken as it is: unpacked, a few bytes
+    could become many. The caller limits the time. Raises LinkDown where it is longer."""
+    body = bytearray()
+    async for piece in response.content:
+        body += piece
+        if len(body) > most_bytes:
+            raise LinkDown(f"the verifier sends an answer of more than {most_bytes} bytes")
+    return Answer(response.status, bytes(body), response.headers.get("retry-after", ""))
 
 
 def system_authorities() -> bytes:

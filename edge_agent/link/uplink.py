@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Final
 
-import httpx
 import msgspec
 import structlog
 from msgspec import Meta
 
 from picospec.edge_agent.link import upstream_errors
-from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
+from picospec.edge_agent.link.connection import (
+    MAX_ANSWER_BYTES,
+    REQUEST_TIMEOUT_S,
+    Connection,
+    Response,
+    whole,
+)
 from picospec.edge_agent.link.fleet import Endpoint, Event
-from picospec.edge_agent.link.reading import MAX_ANSWER_BYTES, ask, whole
 from picospec.edge_agent.link.transport import Transport
+from picospec.edge_agent.link.upstream_errors import Answer
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
@@ -128,58 +135,42 @@ class Uplink:
         except (ApiError, msgspec.MsgspecError):
             return VerifierStatus()
 
-    async def ask(self, path: str, body: bytes) -> httpx.Response:
-        """Put a request to the verifier's own API. Return the answer, whose content is still to
+    @asynccontextmanager
+    async def ask(self, path: str, body: bytes) -> AsyncGenerator[Response]:
+        """Put a request to the verifier's own API. Give the answer, whose content is still to
         be read. Raises ApiError."""
-        client = self._connection.client
         headers = {"content-type": "application/json"}
-        request = client.build_request(
-            "POST", path, content=body, headers=headers, timeout=None
-        )
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                response = await client.send(request, stream=True)
-                if response.status_code == HTTPStatus.OK:
-                    return response
-                response = await whole(response)
-        except TimeoutError as error:
-            raise Unavailable(f"the verifier at {self.url} does not answer") from error
-        except httpx.TransportError as error:
-            raise upstream_errors.unreachable(self.url, error) from error
-        raise upstream_errors.from_response(response)
+        asked = self._connection.stream("POST", path, body, headers, within_s=ANSWER_TIMEOUT_S)
+        async with asked as response:
+            if response.status != HTTPStatus.OK:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    raise upstream_errors.from_answer(await whole(response))
+            yield response
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
         self._facts = None
 
-    async def close(self) -> None:
-        await self._connection.close()
-
     async def _get(
         self, path: str, within_s: float, most_bytes: int = MAX_ANSWER_BYTES
-    ) -> httpx.Response:
-        client = self._connection.client
-        try:
-            response = await ask(client, "GET", path, within_s, most_bytes=most_bytes)
-        except httpx.ReadTimeout as error:
-            self._connection.renew(client)
-            raise Unavailable(f"the verifier at {self.url} does not answer") from error
-        except httpx.TransportError as error:
-            raise upstream_errors.unreachable(self.url, error) from error
-        self._check(response)
-        return response
+    ) -> Answer:
+        answer = await self._connection.ask(
+            "GET", path, within_s=within_s, most_bytes=most_bytes
+        )
+        self._check(answer)
+        return answer
 
-    def _check(self, response: httpx.Response) -> None:
-        if response.status_code != 200:
-            answered = upstream_errors.from_response(response)
+    def _check(self, answer: Answer) -> None:
+        if answer.status != HTTPStatus.OK:
+            answered = upstream_errors.from_answer(answer)
             if isinstance(answered, EngineFault | Unavailable | Overloaded):
                 raise answered
             # the client did not make this request, and must not be blamed for it
             raise Unavailable(f"the verifier does not answer as one: {answered.message}")
 
-    def _read(self, response: httpx.Response) -> ModelFacts:
+    def _read(self, answer: Answer) -> ModelFacts:
         try:
-            facts = msgspec.json.decode(response.content, type=ModelFacts)
+            facts = msgspec.json.decode(answer.content, type=ModelFacts)
         except msgspec.MsgspecError as error:
             raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
@@ -187,9 +178,9 @@ class Uplink:
         return facts
 
 
-def _load(response: httpx.Response) -> float:
+def _load(answer: Answer) -> float:
     """Return the verifier's load; 0 where it does not say, as behind some proxies."""
     try:
-        return msgspec.json.decode(response.content, type=_ReadyBody).load
+        return msgspec.json.decode(answer.content, type=_ReadyBody).load
     except msgspec.MsgspecError:
         return 0.0

@@ -7,9 +7,9 @@ request. A wrong key, or a draft model with another vocabulary, is a fault of th
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final, Literal
 
-import httpx
 import msgspec
 
 from picospec.gateway.errors import (
@@ -60,14 +60,25 @@ class LinkDown(Unavailable):
     """Nothing came from a verifier. how: `refused` where no process listens at its address,
     `broken` where the connection was, `silent` where it is there and carries nothing."""
 
-    def __init__(self, message: str, how: Literal["refused", "broken", "silent"]) -> None:
+    def __init__(
+        self, message: str, how: Literal["refused", "broken", "silent"] = "broken"
+    ) -> None:
         super().__init__(message)
         self.how = how
 
 
-def from_response(response: httpx.Response) -> ApiError:
-    """Translate an error response, whose body must have been read."""
-    error, status = _read(response), response.status_code
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a verifier has answered, with all of its body."""
+
+    status: int
+    content: bytes
+    retry_after: str = ""
+
+
+def from_answer(answer: Answer) -> ApiError:
+    """Translate an answer that is an error."""
+    error, status = _read(answer), answer.status
     match status:
         case 400 | 404 | 413:
             return _OF_THE_CLIENT[status](error.message, param=error.param, code=error.code)
@@ -83,7 +94,7 @@ def from_response(response: httpx.Response) -> ApiError:
                 f"the verifier is another one now: {error.message}", code=error.code
             )
         case 429:
-            return Overloaded(error.message, retry_after_s=_retry_after_s(response))
+            return Overloaded(error.message, retry_after_s=_retry_after_s(answer.retry_after))
         case 503 if error.code == Draining.code:
             return Draining(f"the verifier is draining: {error.message}")
         case 502 | 503 | 504:
@@ -98,13 +109,13 @@ def from_fault(message: Fault) -> ApiError:
     return kind(f"the verifier ended the session: {error.message}", code=error.code)
 
 
-def unreachable(url: httpx.URL | str, error: Exception) -> LinkDown:
+def unreachable(url: str, error: Exception) -> LinkDown:
     """Return the error for a verifier that cannot be reached."""
-    silent = isinstance(error, TimeoutError | httpx.TimeoutException)
-    if _is_connection_refused(error):
+    if isinstance(error, TimeoutError):
+        return LinkDown(f"the verifier at {url} does not answer", "silent")
+    if isinstance(error, ConnectionError) and "refused" in str(error).lower():
         return LinkDown(f"no verifier answers at {url} (connection refused)", "refused")
-    why = f"no verifier answers at {url} ({reason(error)})"
-    return LinkDown(why, "silent" if silent else "broken")
+    return LinkDown(f"no verifier answers at {url} ({reason(error)})")
 
 
 def reason(error: Exception) -> str:
@@ -113,18 +124,12 @@ def reason(error: Exception) -> str:
     return _SESSION.sub(r"\1*", f"{type(error).__name__}: {error}")
 
 
-def _is_connection_refused(error: Exception) -> bool:
-    """Return whether the host is there, and no process listens on the port."""
-    return isinstance(error, httpx.ConnectError) and "refused" in str(error).lower()
-
-
-def _read(response: httpx.Response) -> _Error:
+def _read(answer: Answer) -> _Error:
     try:
-        return msgspec.json.decode(response.content, type=_Body).error
+        return msgspec.json.decode(answer.content, type=_Body).error
     except msgspec.MsgspecError:
-        return _Error(f"{response.status_code} {response.reason_phrase}")
+        return _Error(f"it answered {answer.status}")
 
 
-def _retry_after_s(response: httpx.Response) -> int:
-    value = response.headers.get("retry-after", "")
+def _retry_after_s(value: str) -> int:
     return min(int(value), MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", value) else 1

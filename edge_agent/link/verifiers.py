@@ -145,8 +145,6 @@ class Verifiers:
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait([self._probing])
-        for uplink in self.uplinks:
-            await uplink.close()
 
 
 def _ms(seconds: float) -> float:

@@ -12,7 +12,6 @@ import sys
 from contextlib import suppress
 from typing import Final, Literal, TextIO, cast
 
-import stamina.instrumentation
 import structlog
 from structlog.typing import EventDict, ExcInfo
 
@@ -58,11 +57,7 @@ def _traceback(out: TextIO, raised: ExcInfo) -> None:
 
 
 def configure(log_format: LogFormat) -> None:
-    """Set up structlog for this process.
-
-    Stamina's own lines are left out: they have whole URLs, and with them sessions' names.
-    """
-    stamina.instrumentation.set_on_retry_hooks(())
+    """Set up structlog for this process."""
     console = [
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,5 +82,5 @@ class Answer:
 
 async def seen(url: str) -> dict[str, int]:
     """What a fake verifier has counted."""
-    async with Connection(url, key=None, ca_certificate=None).client as client:
-        return dict((await client.get("/seen")).json())
+    answer = await Connection(url, key=None, ca_certificate=None).ask("GET", "/seen")
+    return dict(json.loads(answer.content))

@@ -145,8 +145,7 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
         before = [asyncio.create_task(session(verifiers, "", LONG)) for _ in range(SESSIONS)]
         while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
             await asyncio.sleep(0.05)
-        async with Connection(processes[0].url, key=None, ca_certificate=None).client as it:
-            await it.post("/drain")
+        await Connection(processes[0].url, key=None, ca_certificate=None).ask("POST", "/drain")
         (had, _) = [count["opened"] for count in await counted(processes)]
         await asyncio.sleep(NOTICED_S)
         after = await asyncio.gather(*(session(verifiers, "", 40) for _ in range(SESSIONS)))

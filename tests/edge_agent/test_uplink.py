@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -42,10 +41,9 @@ from tests.edge_agent.processes import Process
 
 
 @pytest.fixture
-async def uplink(verifier: Process, metrics: EdgeMetrics) -> AsyncIterator[Uplink]:
+async def uplink(verifier: Process, metrics: EdgeMetrics) -> Uplink:
     up = Uplink(Connection(verifier.url, key=None, ca_certificate=None), metrics)
-    yield up
-    await up.close()
+    return up
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
@@ -99,7 +97,6 @@ async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_tim
         async with asyncio.timeout(0.9):
             with pytest.raises(Unavailable):
                 await up.tokenizer()
-        await up.close()
 
 
 async def test_a_cut_stream_is_a_broken_link(uplink: Uplink) -> None:
@@ -205,4 +202,3 @@ async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
         await everything(uplink, request())
 
     assert time.monotonic() - begun < 0.5
-    await uplink.close()

@@ -197,7 +197,7 @@ class World:
         ]
         self.fleet = Fleet([uplink.endpoint for uplink in self.uplinks])
         self.deadline_s = deadline_s
-        self.gap_s = 0.0
+        self._last_s = self.gap_s = 0.0
         """The longest time between two tokens."""
 
         for uplink in self.uplinks:
@@ -218,6 +218,7 @@ class World:
     async def answer(self, text: list[int], tokens: int = TOKENS) -> None:
         """Generate an answer into `text`. Raises ApiError."""
         sessions = Sessions(self, self.metrics, self.deadline_s, NO_SPAN)
+        self._last_s = asyncio.get_running_loop().time()
         request = Open("m", "v", (1, 2), Sampling(), 5, tokens, (7,), identity="i")
         while not await self._follow(sessions, request, text):
             pass
@@ -225,20 +226,19 @@ class World:
     async def _follow(self, sessions: Sessions, request: Open, text: list[int]) -> bool:
         link = sessions.open(replace(request, committed=tuple(text)))
         now = asyncio.get_running_loop().time
-        last_s = now()
         try:
             async with aclosing(link.events()) as events:
                 async for message in events:
                     if isinstance(message, Commit):
                         assert message.start == len(text)
                         text += message.tokens
-                        self.gap_s = max(self.gap_s, now() - last_s)
-                        last_s = now()
+                        self.gap_s = max(self.gap_s, now() - self._last_s)
+                        self._last_s = now()
                     if isinstance(message, Finish):
                         return True
         except ApiError as error:
             try:
                 await sessions.again(error)
             finally:
-                self.gap_s = max(self.gap_s, now() - last_s)
+                self.gap_s = max(self.gap_s, now() - self._last_s)
         return False

@@ -119,7 +119,6 @@ async def test_an_edge_with_a_certificate_of_the_right_authority_gets_its_text(
     link = Link(uplink, opening(prompt=(STREAMS, 5), max_tokens=5))
     messages: list[Down] = [message async for message in link.events()]
     was_there = await uplink.transport.post("none", b"", {})
-    await uplink.close()
 
     assert facts.model == "fake"
     committed = [token for m in messages if isinstance(m, Commit) for token in m.tokens]
@@ -136,7 +135,6 @@ async def test_without_such_a_certificate_the_key_opens_nothing(
 
     with pytest.raises(Unavailable):
         await uplink.check()
-    await uplink.close()
 
 
 async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
@@ -145,7 +143,6 @@ async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
     uplink = uplink_of(settings(verifier, files, "edge"))
 
     assert await target_token_s(uplink, await uplink.facts()) > 0
-    await uplink.close()
 
 
 async def test_the_doctor_names_an_authority_that_did_not_sign(

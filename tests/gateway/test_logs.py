@@ -24,17 +24,6 @@ except RuntimeError:
     structlog.get_logger("x").error("failed", exc_info=True)
 """
 
-RETRIES = """
-import stamina
-from picospec.gateway.hosting import logs
-
-logs.configure("console")
-for attempt in stamina.retry_context(on=OSError, attempts=2, wait_initial=0, wait_jitter=0):
-    with attempt:
-        if attempt.num == 1:
-            raise OSError("http://host/v1/speculate/my-session")
-"""
-
 LOGS = """
 import structlog
 from picospec.gateway.hosting import logs
@@ -65,12 +54,3 @@ def test_a_full_disk_fails_nobody_who_logs() -> None:
         )  # fmt: skip
 
     assert ended.stdout == "went on\n"
-
-
-def test_a_retry_logs_no_session() -> None:
-    command = [sys.executable, "-c", RETRIES]
-    ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
-    )
-
-    assert "my-session" not in ended.stderr

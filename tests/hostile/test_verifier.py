@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -90,7 +91,8 @@ async def post(up: Uplink) -> None:
 
 
 async def chat(up: Uplink) -> None:
-    await (await up.ask("/v1/chat/completions", b"{}")).aclose()
+    async with up.ask("/v1/chat/completions", b"{}"):
+        pass
 
 
 USES: dict[str, Callable[[Uplink], Coroutine[Any, Any, object]]] = {
@@ -129,8 +131,6 @@ async def test_each_answer_is_read_up_to_a_limit(
         assert said != "nothing" or (route, how) in HARMLESS, how
         if limit == "size" and (route in ("facts", "ready", "drafts") or "error" in how):
             assert "an answer of more than" in said, how
-        assert not up._connection.client.cookies
-        await up.close()
 
     await asyncio.gather(*map(meet, ATTACKS[limit]))
 
@@ -140,7 +140,6 @@ async def test_what_may_fail_unnoticed_ends_in_time(url: str, metrics: EdgeMetri
         up = Uplink(Connection(f"{url}/status+{how}", key=None, ca_certificate=None), metrics)
         async with asyncio.timeout(DEADLINE_S + BUSY_S):
             assert await up.status() == uplink.VerifierStatus()
-        await up.close()
 
     await asyncio.gather(*map(meet, HOW))
 
@@ -151,7 +150,6 @@ async def test_facts_out_of_bounds_are_an_error(url: str, metrics: EdgeMetrics) 
 
         with pytest.raises(EngineFault):
             await up.facts()
-        await up.close()
 
 
 async def test_a_session_that_brings_nothing_or_what_is_wrong_ends_with_one_error(
@@ -227,7 +225,7 @@ async def test_a_page_of_the_verifier_is_no_page_of_the_edge(url: str, tmp_path:
     ],
 )
 def test_only_json_and_events_are_passed_on(said: str, passed: str | None) -> None:
-    answer = httpx.Response(200, headers={"content-type": said} if said else {})
+    answer = SimpleNamespace(headers={"content-type": said} if said else {})
 
     if passed is None:
         with pytest.raises(Unavailable):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
-import httpx
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
@@ -24,6 +26,10 @@ from picospec.models.store import open_store
 from tests.edge_agent.engines import FACTS
 
 
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
 class Timed:
     """An Uplink whose target answers at once, or fails."""
 
@@ -32,12 +38,13 @@ class Timed:
     def __init__(self, error: ApiError | None = None) -> None:
         self._error = error
 
-    async def ask(self, path: str, body: bytes) -> httpx.Response:
+    @asynccontextmanager
+    async def ask(self, path: str, body: bytes) -> AsyncIterator[object]:
         if self._error:
             raise self._error
         tokens = json.loads(body)["max_tokens"]
         said = json.dumps({"usage": {"completion_tokens": tokens}}).encode()
-        return httpx.Response(200, stream=httpx.ByteStream(said))
+        yield SimpleNamespace(status=200, headers={}, content=_pieces(said))
 
 
 def settings(url: str) -> EdgeSettings:

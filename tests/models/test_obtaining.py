@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
-from picospec.models.drafts import fitting_draft
 from picospec.models.llama import Model
+from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store, open_store
 from picospec.models.vocabulary import Vocabulary
 from tests.models.test_store import NoHub
