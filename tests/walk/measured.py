@@ -48,6 +48,8 @@ class Walks:
 
     draft_token: Walk
     request: Walk
+    answer: Walk
+    """Both ends called this from the request to its end, which has every draft token in it."""
 
 
 async def ask(url: str) -> tuple[float, float]:
@@ -95,9 +97,10 @@ async def measure(
             asked_s = time.monotonic() - BUCKET_S
             first_s, last_s = await ask(edge)
             await asyncio.sleep(0.2)
+            answer = walk(into, asked_s, time.monotonic())
             request = walk(into, asked_s, time.monotonic(), [services.pids["edge"]])
             token = walk(into, first_s, last_s)
-    return Walks(without(token, idle), without(request, idle))
+    return Walks(without(token, idle), without(request, idle), answer)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
