@@ -96,7 +96,8 @@ class Course:
 
     def choose(self, now: float) -> Endpoint | Wait | GiveUp:
         """Return where to open the next session, or how long to wait and then call again."""
-        if self._error is not None and self._is_over:
+        late = self._lost_at is not None and now >= self._lost_at + self._deadline_s
+        if self._error is not None and (self._is_over or late):
             return GiveUp(self._error)
         if self._again is not None:
             self.endpoint, self._again = self._again, None
@@ -117,8 +118,7 @@ class Course:
                 self._has_asked = True
                 return Wait(0.0)  # one that was restarted just now may be ready
             return GiveUp(error)
-        left_s = self._lost_at + self._deadline_s - now
-        if left_s <= 0.0 or self._choose(set()) is None:
+        if self._choose(set()) is None:
             return GiveUp(error)
         mean_s = min(MAX_WAIT_S, MIN_WAIT_S * 2**self._waits)
         wait_s = mean_s * self._chance.uniform(0.5, 1.5)
@@ -126,7 +126,7 @@ class Course:
             wait_s += error.retry_after_s
         self._waits += 1
         self._tried.clear()
-        return Wait(min(wait_s, left_s))
+        return Wait(min(wait_s, self._lost_at + self._deadline_s - now))
 
     def opened(self, session: str) -> bool:
         """The verifier has taken the session. Return whether it is the process that had the one
@@ -157,7 +157,8 @@ class Course:
         return error.how == "broken" or not self.is_elsewhere
 
     def _lost(self, error: ApiError, now: float, progressed: bool) -> None:
-        self._lost_at = now
+        if progressed or error.error_code != HANDOVER_FAULT or self._lost_at is None:
+            self._lost_at = now
         self._pause_s = self._chance.uniform(0.0, JITTER_S)
         if self.endpoint is not None:
             self._tried = {self.endpoint}

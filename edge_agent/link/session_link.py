@@ -16,7 +16,7 @@ import structlog
 
 from picospec.edge_agent.link import upstream_errors
 from picospec.edge_agent.link.connection import session_headers
-from picospec.edge_agent.link.course import RESPONSE_TIMEOUT_S
+from picospec.edge_agent.link.course import HANDOVER_FAULT, RESPONSE_TIMEOUT_S
 from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.link.posts import Posts
 from picospec.edge_agent.link.progress import Progress
@@ -156,7 +156,9 @@ class Link:
             case Commit(start=start, tokens=tokens) if start + len(tokens) > self.position:
                 self.position = start + len(tokens)
                 self._progress.token_came(time.monotonic(), self._limits)
-            case Fault():
+            case Fault(code=code):
+                if code == HANDOVER_FAULT:
+                    self._uplink.note(Event.DRAINS)
                 raise upstream_errors.from_fault(message)
             case _:
                 self._progress.nothing_came(time.monotonic())

@@ -78,7 +78,9 @@ class Sessions:
         self._link = Link(
             self._uplink,
             replace(request, replaces=self._session),
-            within_s=self._course.patience_s(4 * len(request.prompt)),
+            within_s=self._course.patience_s(
+                4 * len(request.prompt + request.committed + request.predicted)
+            ),
             headers=self._headers,
             progress=self._progress,
             trace=self._trace(request),

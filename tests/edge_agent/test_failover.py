@@ -11,7 +11,6 @@ import signal
 import pytest
 
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import Drain
@@ -86,43 +85,6 @@ async def test_a_single_verifier_that_is_restarted_goes_on(metrics: EdgeMetrics)
             await asyncio.wait(restarts)
 
     assert metrics.reopens._value.get() == 1
-
-
-async def test_an_answer_that_breaks_verifiers_does_not_break_all(metrics: EdgeMetrics) -> None:
-    with running(*["poisoned"] * 4) as processes:
-        async with using([p.url for p in processes], metrics) as verifiers:
-            with pytest.raises(Unavailable, match="3 verifiers"):
-                await Answer(verifiers, metrics).run()
-
-        await asyncio.sleep(0.3)  # the last one may still be about to end
-        assert sum(p.running.poll() is None for p in processes) == 1
-
-
-async def test_a_verifier_that_drains_keeps_its_sessions_and_gets_no_other(
-    metrics: EdgeMetrics,
-) -> None:
-    with running("", "") as processes:
-        async with using([p.url for p in processes], metrics) as verifiers:
-            drained = verifiers.current.url
-
-            async def drain() -> None:
-                await told(verifiers.current.url, "/drain")
-                new = Answer(verifiers, metrics, 20)
-                assert await new.run() == TEXT[:20]
-                best = verifiers.fleet.choose("")
-                assert best
-                assert verifiers.uplinks[best.number].url != drained
-
-            answer = Answer(verifiers, metrics)
-            assert await answer.run(drain) == TEXT
-
-            await verifiers.probe()
-            for uplink in verifiers.uplinks:
-                uplink.note(Event.ANSWERED)  # a draft of a session that runs
-            ready = {uplink.url: uplink.endpoint.is_ready for uplink in verifiers.uplinks}
-
-    assert metrics.reopens._value.get() == 0
-    assert ready == {p.url: p.url != drained for p in processes}
 
 
 async def test_an_answer_that_is_cut_off_ends_its_session(metrics: EdgeMetrics) -> None:

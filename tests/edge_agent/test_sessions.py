@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picospec.edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S
 from picospec.edge_agent.link.fleet import Event
 from picospec.gateway.errors import (
     ApiError,
@@ -53,6 +54,7 @@ LINK, PROCESS = (cut, fall_silent), (restart, drain)
 async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> None:
     """Let so many faults befall any verifiers within ten seconds."""
     chance = Random(seed)
+    await asyncio.sleep(3 * RTT_S)  # an answer that has not begun waits for nothing
     async with asyncio.TaskGroup() as tasks:
         for _ in range(number):
             await asyncio.sleep(chance.uniform(0.0, 20.0 / number))
@@ -131,6 +133,46 @@ def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
     assert len(world.verifiers[0].names) == 1
     assert world.metrics.resumes._value.get() == 1
     assert world.metrics.reopens._value.get() == 0
+
+
+def test_where_a_process_is_gone_another_verifier_goes_on_and_the_first_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2)
+
+    async def kill(_: World) -> None:
+        world.verifiers[0].kill()
+
+    assert seen(monkeypatch, world, kill) == TEXT
+    assert [verifier.asked for verifier in world.verifiers] == [2, 1]
+    assert world.gap_s < JITTER_S + 3 * RTT_S + PASS_S
+
+
+def test_a_new_answer_over_a_connection_that_died_while_it_was_idle_begins_on_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1)
+    world.verifiers[0].silent = True
+
+    async def main() -> list[int]:
+        text: list[int] = []
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.answer(text))
+            await asyncio.sleep(RESPONSE_TIMEOUT_S - 1.0)
+            world.verifiers[0].silent = False
+        return text
+
+    assert run(main(), monkeypatch) == TEXT
+
+
+def test_verifiers_that_hand_an_answer_over_have_not_lost_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(5)
+    for verifier in world.verifiers[:4]:
+        verifier.hands_over = True
+
+    assert seen(monkeypatch, world) == TEXT
 
 
 def test_where_a_link_is_silent_another_verifier_goes_on_within_a_second_and_a_half(

@@ -89,7 +89,11 @@ class FakeVerifier:
     poisoned: bool = False
     """Its process ends with each session after six tokens."""
 
+    hands_over: bool = False
+    """It ends each session at once, as one that is told to stop a second time."""
+
     first_token_s: float = 0.0
+    asked: int = 0
     run: int = 0
     opened: int = 0
     replaced: list[str] = field(default_factory=list)
@@ -117,6 +121,7 @@ class FakeVerifier:
     async def open(
         self, frame: bytes, headers: Mapping[str, str], within_s: float
     ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked += 1
         (request,) = wire.Decoder().feed(frame)
         assert isinstance(request, Open)
         await self._answer(within_s)
@@ -164,7 +169,7 @@ class FakeVerifier:
             if self.poisoned and start > 5:
                 self.kill()
                 raise LinkDown("its process ended", "broken")
-            if self.draining and start % 50 == 49:
+            if self.hands_over or (self.draining and start % 50 == 49):
                 yield wire.encode(Fault("shutting_down", "it goes home", retryable=True))
                 return
             for message in session.resolve(Judgement((target_at(start),), 0)):
