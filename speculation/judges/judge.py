@@ -34,7 +34,7 @@ class Rejection:
 
     token: TokenId
     p: Distribution
-    """The whole p that judged it."""
+    """This whole p judged it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Noise(NamedTuple):
 
     seed: int
     at: int
-    """`noise.place` of the first row."""
+    """The first row has this `noise.place`."""
 
 
 class Rule(Protocol):
@@ -71,7 +71,7 @@ class EdgeHalf(Protocol):
     """One answer's, at the edge."""
 
     sampler: DraftSampler
-    """Draws the draft tokens."""
+    """It draws the draft tokens."""
 
     sends_at_once: bool
     """Whether each draft token is sent as soon as it is drawn, whatever the policy says."""

@@ -34,7 +34,7 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import Floats, Tokens
 
 CANDIDATES: Final = 32
-"""Tokens in q. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
+"""q has so many tokens. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
 
 
 class SeparateEdge:
@@ -44,7 +44,7 @@ class SeparateEdge:
         self.sampler = sampler(request.sampling, u)
         self._u = u
         self._draw = 0
-        """How many times more samples were asked for since a token was drawn."""
+        """More samples were asked for so many times since a token was drawn."""
 
     @property
     def may_move(self) -> bool:
