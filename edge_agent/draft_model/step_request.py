@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_sampler import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 
 @dataclass(slots=True)

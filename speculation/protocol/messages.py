@@ -1,6 +1,6 @@
 """The messages that the two ends of a session exchange, as values without bytes or sockets.
 
-    up     Open, Draft, Redraw
+    up     Open, Draft, Recovered, Redraw
     down   Opened, Commit, Reject, Finish, Fault, Beat
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
@@ -94,19 +94,29 @@ class Draft:
     q: tuple[int, ...] | None = None
     """`separate`: the weight of each token in the q that it was drawn from, in 1/65536."""
 
-    forced: bool = False  # `separate`: tokens[0] is the recovered token; it is no draft token
     pauses: bool = False
     """No more follow until the edge knows of more committed tokens: the verifier need not wait
     for them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Redraw:
-    """`separate`: send the Reject at this position again, with fresh samples of the tail. It
-    begins an epoch, which the answer has too: so a repeated answer differs from a fresh one."""
+class Recovered:
+    """`separate`: the token that the edge drew in place of the rejected one. epoch: of the
+    chain that follows it."""
 
     epoch: int
     position: int
+    token: TokenId
+
+
+@dataclass(frozen=True, slots=True)
+class Redraw:
+    """`separate`: send the Reject at this position again, with fresh samples of the tail.
+    draw: counts them from 1."""
+
+    epoch: int
+    position: int
+    draw: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +175,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """`separate`: the draft token at `position` was rejected; the edge draws the recovered
-    token from this p. Every probability is a float32, as in the p that rejected."""
+    """`separate`: the draft token at `position` was rejected, and those before it accepted; the
+    edge draws the recovered token from this p. Every probability is a float32, as in the p that
+    rejected."""
 
     epoch: int
     position: int
+    draw: int  # of the Redraw that it answers; 0 when it is sent first
     head: tuple[tuple[TokenId, float], ...]  # the most likely tokens and their p
     tail_mass: float  # sum of p over all tokens not in the head
     tail: tuple[tuple[TokenId, float], ...] = ()
@@ -214,7 +226,10 @@ class Beat:
     """The verifier lives, and has nothing to send."""
 
 
-Pushed = Draft | Redraw
+Answer = Recovered | Redraw
+"""What an edge answers to a Reject."""
+
+Pushed = Draft | Answer
 Up = Open | Pushed
 Down = Opened | Commit | Reject | Finish | Fault | Beat
 Message = Up | Down
