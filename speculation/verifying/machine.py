@@ -159,7 +159,8 @@ class VerifyMachine:
             start[name] = held.session.plan(count)
             if (expected := held.head.expected(room)) and expected >= sum(gains):
                 start[name], heads[name] = (), min(room, held.head.tokens)
-        return Offer(start, 0.0, heads=heads)
+        left = rows - others - sum(1 + len(draft) for draft in start.values())
+        return Offer(start, 0.0, heads=_fitting(heads, left))
 
     def _hold_s(self, name: str, now: float) -> float:
         held = self._sessions[name]
@@ -229,3 +230,12 @@ class VerifyMachine:
             held.passed_at = now
             held.arrivals.committed(held.session, now)
         return down
+
+
+def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:
+    """Return the tokens of heads that fit into so many rows of a pass, the first ones first."""
+    found: dict[str, int] = {}
+    for name, tokens in heads.items():
+        if (taken := min(tokens, rows)) > 0:
+            found[name], rows = taken, rows - taken
+    return found
