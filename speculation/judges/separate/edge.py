@@ -93,7 +93,7 @@ def recover(
 
     Return None when the tail is proposed and no sample is left: call again with fresh ones and
     in_tail, so that the tail stays proposed. Raise RemoteProtocolError when p exceeds q
-    nowhere, because such a Reject cannot be honest.
+    nowhere, because no correct verifier sends such a Reject.
     """
     tokens, sums = residual(reject, q)
     total = float(sums[-1] if len(sums) else 0.0) + reject.tail_mass

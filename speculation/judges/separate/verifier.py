@@ -40,7 +40,7 @@ TAIL_SAMPLES: Final = 8
 """One Reject has so many samples of the tail: an edge that needs more asks for them."""
 
 MAX_REDRAWS: Final = 32
-"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
+"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; a correct edge
 hardly ever needs two."""
 
 
