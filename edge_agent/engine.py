@@ -47,7 +47,7 @@ class Verifiers(Protocol):
 
 
 class Pairing(Protocol):
-    """What edge_agent.target_tokenizer.TargetTokenizer knows."""
+    """What edge_agent.draft_model.target_tokenizer.TargetTokenizer knows."""
 
     @property
     def relation(self) -> Relation | None: ...

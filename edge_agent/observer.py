@@ -22,16 +22,17 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.smoothing import smoothed
 
 LOOK_S: Final = 0.05
-"""Time between two looks at the chain: a client draws no more than 20 of them a second."""
+"""The observer looks at the chain so often: a client draws no more than 20 chains a second."""
 
 LINK_S: Final = 0.5
-"""Shortest time between two events of the link."""
+"""Two events of the link lie at least so far apart."""
 
 QUIET_S: Final = 10.0
-"""Longest time without one, so that no proxy takes the stream for dead."""
+"""An event of the link follows after this time at the latest, so that no proxy takes the stream
+for dead."""
 
 MAX_TOKENS: Final = 256
-"""Most tokens of a chain of which a client gets the text."""
+"""A client gets the text of no more tokens of a chain."""
 
 
 @dataclass(frozen=True, slots=True)

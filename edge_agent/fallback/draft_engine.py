@@ -86,7 +86,7 @@ class _Sampler:
     size: int
     adjust: Adjust | None
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the tokens drawn since they were taken."""
+    """The tokens drawn since they were taken have these."""
 
     failure: GrammarFailed | None = None
     """Why no token could be drawn. It is not raised in the draft model's thread, because other

@@ -38,7 +38,8 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import Floats, gumbel, place
 
 CANDIDATES: Final = 64
-"""Candidates of a draft token. On the Qwen pair 32 lose nothing against all."""
+"""A draft token is drawn among so many candidates. On the Qwen pair 32 lose nothing against
+all."""
 
 SHARPNESS: Final = 1.2
 """The power to which the draft model's distribution is raised. A small model is less sure than

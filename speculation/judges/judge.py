@@ -34,7 +34,7 @@ class Rejection:
 
     token: TokenId
     p: Distribution
-    """The whole p that judged it."""
+    """This whole p judged it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Noise(NamedTuple):
 
     seed: int
     at: int
-    """`noise.place` of the first row."""
+    """The first row has this `noise.place`."""
 
 
 class Rule(Protocol):
@@ -71,7 +71,7 @@ class EdgeHalf(Protocol):
     """One answer's, at the edge."""
 
     sampler: DraftSampler
-    """Draws the draft tokens."""
+    """It draws the draft tokens."""
 
     sends_at_once: bool
     """Whether each draft token is sent as soon as it is drawn, whatever the policy says."""
@@ -82,7 +82,7 @@ class EdgeHalf(Protocol):
 
     def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
         """Return what answers a rejection, None for one that was answered. drafted: the draft
-        token at that position. Raise RemoteProtocolError for what no honest verifier sends."""
+        token at that position. Raise RemoteProtocolError for what no correct verifier sends."""
 
 
 class VerifierHalf(Protocol):
@@ -107,7 +107,7 @@ class VerifierHalf(Protocol):
     def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
         """Return what an edge's answer brings about: the Commit that it completes, or the
         rejection again; None for an answer that is late or repeated. text: what is committed.
-        Raise RemoteProtocolError, and change nothing, for what no honest edge sends."""
+        Raise RemoteProtocolError, and change nothing, for what no correct edge sends."""
 
 
 @dataclass(frozen=True, slots=True)

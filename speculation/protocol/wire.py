@@ -44,7 +44,7 @@ MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""
 
 MAX_DOWN_BYTES: Final = 1 << 16
-"""The longest frame that an edge takes. A Commit of MAX_VERIFY + 1 tokens, each with twenty
+"""An edge takes no longer frame. A Commit of MAX_VERIFY + 1 tokens, each with twenty
 log-probabilities, takes 40 kB."""
 
 NEAR: Final = 32
@@ -72,7 +72,7 @@ OPEN: Final[Fields] = {
     "own_drafts": BOOL, "predicted": many(UINT),
 }  # fmt: skip
 SESSION = form("[A-Za-z0-9_-]{1,64}")
-"""The name of a session, which becomes a part of paths."""
+"""A session has such a name, which becomes a part of paths."""
 
 
 def _near(kind: int) -> Codec[Draft]:

@@ -105,7 +105,7 @@ class VerifyMachine:
 
     def received(self, name: str, message: Pushed, *, arrived: float) -> list[Down]:
         """Take in an edge's message, which reached the host at `arrived`; return what it brings
-        about at once. Raise RemoteProtocolError for what no honest edge sends."""
+        about at once. Raise RemoteProtocolError for what no correct edge sends."""
         held = self._sessions[name]
         chain, arrivals = held.session.chain, held.arrivals
         newest, broken = chain.newest, chain.broken
@@ -159,7 +159,8 @@ class VerifyMachine:
             start[name] = held.session.plan(count)
             if (expected := held.head.expected(room)) and expected >= sum(gains):
                 start[name], heads[name] = (), min(room, held.head.tokens)
-        return Offer(start, 0.0, heads=heads)
+        left = rows - others - sum(1 + len(draft) for draft in start.values())
+        return Offer(start, 0.0, heads=_fitting(heads, left))
 
     def _hold_s(self, name: str, now: float) -> float:
         held = self._sessions[name]
@@ -229,3 +230,12 @@ class VerifyMachine:
             held.passed_at = now
             held.arrivals.committed(held.session, now)
         return down
+
+
+def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:
+    """Return the tokens of heads that fit into so many rows of a pass, the first ones first."""
+    found: dict[str, int] = {}
+    for name, tokens in heads.items():
+        if (taken := min(tokens, rows)) > 0:
+            found[name], rows = taken, rows - taken
+    return found

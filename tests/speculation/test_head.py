@@ -80,3 +80,14 @@ def test_who_judges_every_draft_token_takes_none_of_the_head(judge: str, fill: s
     verifier.proposed("a", 3)
 
     assert verifier.session("a").head_room == 0
+
+
+def test_tokens_of_heads_are_rows_of_the_pass() -> None:
+    verifier = machine(latency(*FLAT), a="auto", b="auto", c="auto")
+    for name in ("a", "b", "c"):
+        verifier.proposed(name, 5)
+
+    offer = verifier.offer(["a", "b", "c"], 9.0, rows=10)
+
+    assert offer.heads == {"a": 5, "b": 2}
+    assert list(offer.start) == ["a", "b", "c"]

@@ -22,7 +22,7 @@ class VerifyRequest:
     """One session's part of a step that samples."""
 
     sampling: Sampling
-    """What our judge has yet to apply to the logits. It has no extras."""
+    """Our judge has yet to apply this to the logits. It has no extras."""
 
     rule: Rule | None
     """None where no pass has begun: nothing is generated beyond `forced`, and no row judged."""

@@ -34,7 +34,7 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import Floats, Tokens
 
 CANDIDATES: Final = 32
-"""Tokens in q. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
+"""q has so many tokens. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
 
 
 class SeparateEdge:
@@ -44,7 +44,7 @@ class SeparateEdge:
         self.sampler = sampler(request.sampling, u)
         self._u = u
         self._draw = 0
-        """How many times more samples were asked for since a token was drawn."""
+        """More samples were asked for so many times since a token was drawn."""
 
     @property
     def may_move(self) -> bool:
@@ -93,7 +93,7 @@ def recover(
 
     Return None when the tail is proposed and no sample is left: call again with fresh ones and
     in_tail, so that the tail stays proposed. Raise RemoteProtocolError when p exceeds q
-    nowhere, because such a Reject cannot be honest.
+    nowhere, because no correct verifier sends such a Reject.
     """
     tokens, sums = residual(reject, q)
     total = float(sums[-1] if len(sums) else 0.0) + reject.tail_mass

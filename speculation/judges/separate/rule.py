@@ -15,7 +15,7 @@ from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
 @dataclass(frozen=True, slots=True)
 class Separate:
     q: tuple[int, ...]
-    """Of each of the K draft tokens its weight in q, in 1/Q_SCALE; positive."""
+    """Each of the K draft tokens has its weight in q here, in 1/Q_SCALE; it is positive."""
 
     u: tuple[float, ...]
     """K + 1 fresh uniforms in [0, 1)."""

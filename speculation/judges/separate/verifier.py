@@ -31,16 +31,16 @@ from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
 from picospec.speculation.sampling.noise import Tokens
 
 HEAD_COVERS: Final = 0.999
-"""Share of p that the head of a Reject covers, if HEAD_TOKENS are enough for it."""
+"""The head of a Reject covers this share of p, if HEAD_TOKENS are enough for it."""
 
 HEAD_TOKENS: Final = 512
-"""Most tokens in the head of a Reject."""
+"""The head of a Reject has no more tokens."""
 
 TAIL_SAMPLES: Final = 8
-"""Samples of the tail in one Reject: an edge that needs more asks for them."""
+"""One Reject has so many samples of the tail: an edge that needs more asks for them."""
 
 MAX_REDRAWS: Final = 32
-"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
+"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; a correct edge
 hardly ever needs two."""
 
 

@@ -49,10 +49,10 @@ class SessionSlot:
         The machine knows how many of them still follow the text."""
 
         self.frames: list[OutgoingFrame] = []
-        """What has not left yet."""
+        """These frames have not left yet."""
 
         self.complaint: str | None = None
-        """What the edge did that no honest edge does; the session is over."""
+        """The edge did this, which no correct edge does; the session is over."""
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ from picospec.verifier.vllm_target.worker.v2 import by_noise, by_p
 from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judged, Others
 
 Stock = Callable[..., Any]
-"""What vLLM has in the place of one of our methods."""
+"""vLLM has this in the place of one of our methods."""
 
 
 @dataclass(slots=True)
@@ -37,14 +37,14 @@ class Step:
 
     requests: dict[str, VerifyRequest] = field(default_factory=dict)
     drafts: dict[str, list[TokenId]] = field(default_factory=dict)
-    """What vLLM takes for draft tokens, of all its requests that have any."""
+    """vLLM takes these for draft tokens, of all its requests that have any."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     ours: Tensor | None = None
     """bool[slots]: which are sessions'; None where the vocabulary has no padding."""
 
     slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    """Of the rows that are being judged, request after request."""
+    """The rows that are being judged have these slots, request after request."""
 
 
 class RunnerHooks:
