@@ -12,7 +12,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import LOOK_S, AnswerObserver
 from picospec.edge_agent.proposing.proposals import Proposals
 from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
-from picospec.gateway.beside import alongside
+from picospec.gateway.beside import beside
 from picospec.gateway.ports import Delta, Job, Statistics
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.proposing.prediction import Prediction
@@ -74,7 +74,8 @@ class Answer:
         """Await the answer, and emit what happens meanwhile, if its client watches it."""
         if (observer := self._observer) is None:
             return await answer
-        return await alongside(self._look(emit, observer), answer)
+        async with beside(self._look(emit, observer)):
+            return await answer
 
     async def _look(self, emit: Emit, observer: AnswerObserver) -> None:
         while True:

@@ -19,14 +19,14 @@ import structlog
 from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.step_sampler import StepSampler
-from picospec.gateway.beside import alongside
+from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
 
-Emit = Callable[[Commit], Awaitable[None]]
+OnCommit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
 
 
@@ -92,25 +92,26 @@ class Driver:
         self._metrics = metrics
         self._changed = asyncio.Event()
 
-    async def run(self, emit: Emit) -> Finish:
-        """Run the answer to its end; `emit` gets the committed tokens in order.
+    async def run(self, on_commit: OnCommit) -> Finish:
+        """Run the answer to its end; `on_commit` gets the committed tokens in order.
 
         Raises gateway.errors.ApiError. Cancel-safe: the session is ended at the verifier, and
         no task is left behind.
         """
         self._open()
-        return await alongside(self._draft(), self._follow_all(emit))
+        async with beside(self._draft()):
+            return await self._follow_all(on_commit)
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""
         self._link = self._route.open(self._machine.opening())
         self._changed.set()
 
-    async def _follow_all(self, emit: Emit) -> Finish:
+    async def _follow_all(self, on_commit: OnCommit) -> Finish:
         """Follow one session after another until the answer is complete."""
         while True:
             try:
-                return await self._follow(emit)
+                return await self._follow(on_commit)
             except ApiError as error:
                 if (finish := self._machine.lost()) is not None:
                     return finish
@@ -119,11 +120,12 @@ class Driver:
                 await self._route.again(error)
             self._open()
 
-    async def _follow(self, emit: Emit) -> Finish:
+    async def _follow(self, on_commit: OnCommit) -> Finish:
         """Follow one session to its end."""
-        return await alongside(self._link.post(), self._receive(emit))
+        async with beside(self._link.post()):
+            return await self._receive(on_commit)
 
-    async def _receive(self, emit: Emit) -> Finish:
+    async def _receive(self, on_commit: OnCommit) -> Finish:
         async with aclosing(self._link.events()) as events:
             async for message in events:
                 try:
@@ -133,7 +135,7 @@ class Driver:
                 self._send(outcome)
                 self._changed.set()  # the draft model need not wait for the client
                 if outcome.commit is not None:
-                    await emit(outcome.commit)
+                    await on_commit(outcome.commit)
                 if outcome.finish is not None:
                     return outcome.finish
         raise EngineFault("the verifier's stream ended without a Finish")
