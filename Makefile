@@ -51,9 +51,9 @@ test: .venv/.ready-dev models
 
 # What is left out waits for real processes and their deadlines, or computes for long.
 QUICK := not (models or vllm or clients or faults or images)
-SLOW := bench page packaging deploy end_to_end edge_agent/test_failover.py edge_agent/test_proxies.py \
-	verifier/test_process.py $(patsubst %,hostile/test_%.py,bodies connections proxies templates \
-	tokenizers transport verifier)
+SLOW := bench page packaging deploy end_to_end verifier/test_process.py \
+	$(patsubst %,edge_agent/test_%.py,failover proxies starting) \
+	$(patsubst %,hostile/test_%.py,bodies connections proxies templates tokenizers transport verifier)
 
 .PHONY: test-quick
 test-quick: .venv/.ready-dev

@@ -20,13 +20,17 @@ OTHERS: Mapping[FormatName, Mapping[str, Mapping[str, object]]] = {
 FENCED = '```json\n{\n  "name": "weather",\n  "arguments": {\n    "city": "Oslo"\n  }\n}\n```'
 """What Qwen2.5-Coder-1.5B writes."""
 
+LONG = 5000
+"""Texts of so many characters are read in one piece, not character by character."""
+
 WEATHER = '{"name": "weather", "parameters": {"city": "Oslo"}}'
 OSLO = ("weather", {"city": "Oslo"})
 F_AND_G = [("f", {"a": 1}), ("g", {})]
 
 
 def parsed(name: FormatName, text: str) -> Read:
-    return read(FORMATS[name], list(text), tools=OTHERS.get(name, TOOLS))
+    pieces = list(text) if len(text) < LONG else [text]
+    return read(FORMATS[name], pieces, tools=OTHERS.get(name, TOOLS))
 
 
 def tagged(call: str) -> str:
