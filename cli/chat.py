@@ -29,7 +29,7 @@ from picospec.cli.chat_stats import Progress
 from picospec.cli.visible import visible
 
 SILENCE_S: Final = 120.0
-"""Time without a byte after which the service is taken for dead."""
+"""The service is taken for dead after this time without a byte."""
 
 COLOURS: Final = {
     "draft": "green",
@@ -38,10 +38,10 @@ COLOURS: Final = {
     "verifier": "magenta",
     "grammar": "yellow",
 }
-"""By who had a token first. The target's own have no colour."""
+"""A token has the colour of who had it first. The target's own have none."""
 
 MAX_CHAIN_CHARACTERS: Final = 60
-"""Most of the chain that is shown: it must not make the last line jump."""
+"""So much of the chain is shown at most: it must not make the last line jump."""
 
 
 class AnswerView:

@@ -40,8 +40,8 @@ from picospec.models.store import open_store
 from picospec.speculation.drafting.policy import DraftPolicy
 
 GRACE_S: Final = 5
-"""Time for requests that are still open when the edge has drained, such as an answer's whose
-client does not read it; after it they are cancelled, at both ends."""
+"""Requests that are still open when the edge has drained have this time, such as an answer's
+whose client does not read it; after it they are cancelled, at both ends."""
 
 IDLE_S: Final = 75
 """Time for which an idle connection is kept: longer than clients keep theirs (httpx and the

@@ -48,7 +48,7 @@ from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
-"""In place of errors that name a verifier's address."""
+"""Clients get this in place of errors that name a verifier's address."""
 
 
 def build(

@@ -41,13 +41,13 @@ UNDRAFTED: Final = "undrafted"
 speak different versions of the protocol."""
 
 _END_BYTES: Final = 4096
-"""What is kept of an answer's end, which says how many tokens it took."""
+"""So much of an answer's end is kept: it says how many tokens the answer took."""
 
 MAX_BYTES: Final = 64 << 20
 """The longest answer that is passed on: 100,000 events with twenty log-probabilities each."""
 
 MAX_S: Final = 7200.0
-"""How long an answer may take. A verifier's own limit is as long by default."""
+"""An answer may take so long. A verifier's own limit is as long by default."""
 
 _TYPES: Final = {
     "application/json": "application/json",

@@ -42,8 +42,21 @@ class Link(Protocol):
         """Send what `send` is given, until cancelled."""
 
 
-class Sessions(Protocol):
-    """Where the sessions of one answer are opened, one after another."""
+class Route(Protocol):
+    """Where the sessions of one answer are opened, one after another: what
+    edge_agent.link.sessions.Sessions does."""
+
+    @property
+    def rtt_s(self) -> float:
+        """The round trip to the verifier of the session that was opened last."""
+
+    @property
+    def verifier(self) -> int:
+        """That verifier's place in the edge's list, from 0."""
+
+    @property
+    def reopened(self) -> int:
+        """How often the answer went on at another verifier, or at one that was restarted."""
 
     def open(self, request: Open) -> Link:
         """Return a link that opens this session when its events are read."""
@@ -68,12 +81,12 @@ class Driver:
     def __init__(
         self,
         machine: DraftMachine,
-        sessions: Sessions,
+        route: Route,
         model: DraftModel | None,
         metrics: EdgeMetrics,
     ) -> None:
         self._machine = machine
-        self._sessions = sessions
+        self._route = route
         self._link: Link
         self._model = model
         self._metrics = metrics
@@ -90,7 +103,7 @@ class Driver:
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""
-        self._link = self._sessions.open(self._machine.opening())
+        self._link = self._route.open(self._machine.opening())
         self._changed.set()
 
     async def _follow_all(self, emit: Emit) -> Finish:
@@ -99,14 +112,11 @@ class Driver:
             try:
                 return await self._follow(emit)
             except ApiError as error:
-                outcome = self._machine.lost()
-                if outcome.commit is not None:
-                    await emit(outcome.commit)
-                if outcome.finish is not None:
-                    return outcome.finish
+                if (finish := self._machine.lost()) is not None:
+                    return finish
                 if not self._machine.may_reopen:
                     raise
-                await self._sessions.again(error)
+                await self._route.again(error)
             self._open()
 
     async def _follow(self, emit: Emit) -> Finish:

@@ -5,22 +5,20 @@ The model that clients see is the verifier's; the draft model only decides how f
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from picospec.edge_agent.answer import Answer, Emit
 from picospec.edge_agent.as_generator import as_generator
-from picospec.edge_agent.deltas import Deltas, Emit
 from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
 from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.driver import DraftModel, Driver, Sessions
+from picospec.edge_agent.driver import DraftModel, Route
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.observer import WatchedMachine
 from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
 from picospec.edge_agent.speculation import Speculation
@@ -31,31 +29,13 @@ from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftCounts
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judge import EdgeHalf
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import ModelFacts, Open, Totals
+from picospec.speculation.protocol.messages import ModelFacts, Open
 from picospec.speculation.protocol.opening import opening
-
-_OTHER_VOCABULARY: Final = (
-    "judge: `separate` needs a draft model with the target's vocabulary; `coupled` takes any"
-)
-
-
-class Route(Sessions, Protocol):
-    """What edge_agent.link.sessions.Sessions does."""
-
-    @property
-    def rtt_s(self) -> float:
-        """The round trip to the verifier of the session that was opened last."""
-
-    @property
-    def verifier(self) -> int:
-        """That verifier's place in the edge's list, from 0."""
-
-    @property
-    def reopened(self) -> int:
-        """How often the answer went on at another verifier, or at one that was restarted."""
+from picospec.speculation.sampling.draft_token import DraftSampler
 
 
 class Verifiers(Protocol):
@@ -91,6 +71,7 @@ class EdgeEngine:
         self._verifiers = verifiers
         self._drafter = drafter
         self._speculation = speculation
+        self._judge = JUDGES[speculation.judge]
         self._metrics = metrics
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
@@ -101,8 +82,11 @@ class EdgeEngine:
         facts = await self._verifiers.facts()
         if self._speculation.judge not in facts.judges:
             raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
-        if self._speculation.judge == "separate" and self._pairing.relation == "different":
-            raise EngineFault(_OTHER_VOCABULARY)
+        if not self._judge.takes_any_draft and self._pairing.relation == "different":
+            raise EngineFault(
+                f"judge: `{self._speculation.judge}` needs a draft model with the target's"
+                " vocabulary"
+            )
         return Facts.of(facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
@@ -134,24 +118,22 @@ class EdgeEngine:
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
     ) -> None:
-        chance = np.random.default_rng()  # independent of other sessions and of the verifier
         try:
-            request = self._open(job, facts, slot)
-            proposals = await self._proposals.find(request, job, facts)
-            model = self._model(proposals, facts, slot, chance)
+            answer = await self._answer(job, facts, slot)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
+        await answer.run(emit)
+        self._unused = answer.session.unused
+
+    async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
+        """Return an answer that is yet to run. Raises InvalidSetting."""
+        chance = np.random.default_rng()  # independent of other answers and of the verifier
+        proposals = await self._proposals.find(self._open(job, facts, slot), job, facts)
+        half = self._judge.edge(proposals.request, iter(chance.random, None))
+        model = self._model(proposals, facts, slot, half.sampler)
         route = self._verifiers.answer(job.span)
-        machine = self._machine(job, facts, proposals, slot, chance, route)
-        deltas = Deltas(emit, machine, proposals.predicted)
-        driver = Driver(machine, route, model, self._metrics)
-        try:
-            finish = await deltas.watch(driver.run(deltas.committed))
-        finally:
-            proposals.keep(machine.session.committed)
-        self._unused = machine.session.unused
-        self._count(machine.counts, finish.totals)
-        await deltas.finished(finish, logprobs=job.top_logprobs is not None)
+        machine = self._machine(facts, proposals, slot, half, route)
+        return Answer(job, proposals, machine, route, model, self._metrics)
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
         how = self._speculation
@@ -165,49 +147,36 @@ class EdgeEngine:
         proposals: Proposals,
         facts: ModelFacts,
         slot: DraftSlot | None,
-        chance: np.random.Generator,
+        draw: DraftSampler,
     ) -> DraftModel | None:
         """Return what makes the answer's draft steps. Raises InvalidSetting, without a slot
         too."""
         translated = self._pairing.translation is not None
         drawn = facts.vocabulary_size if translated else self._draft_tokens
         mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
-        sampler = step_sampler(proposals.request, facts, chance, drawn, mask)
+        sampler = step_sampler(proposals.request, facts, draw, drawn, mask)
         return DraftModel(slot, sampler, proposals.request.prompt) if slot else None
 
     def _machine(
         self,
-        job: Job,
         facts: ModelFacts,
         proposals: Proposals,
         slot: DraftSlot | None,
-        chance: np.random.Generator,
+        half: EdgeHalf,
         route: Route,
     ) -> DraftMachine:
         how, request = self._speculation, proposals.request
-        make: Callable[..., DraftMachine] = DraftMachine
-        if job.watched:
-            make = partial(WatchedMachine, clock=time.monotonic, link=route)
-        return make(
+        return DraftMachine(
             request,
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             facts.limits,
+            half,
             rtt_s=lambda: route.rtt_s,
-            u=iter(chance.random, None),
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=proposals.proposer,
             unused=self._unused,
             vocabulary_size=facts.vocabulary_size,
         )
-
-    def _count(self, counts: DraftCounts, totals: Totals) -> None:
-        accepted = totals.accepted - totals.own
-        self._metrics.drafted.inc(counts.drafted)
-        self._metrics.looked_up.inc(counts.looked_up)
-        self._metrics.stale.inc(counts.stale_steps)
-        self._metrics.accepted.inc(accepted)
-        self._metrics.verifiers_own.inc(totals.own)
-        self._metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
     async def close(self) -> None:
         """End what the engine started."""

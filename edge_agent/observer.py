@@ -1,37 +1,38 @@
 """Observes one answer for a client that watches it: whose its tokens are, and what happened.
 
-Such an answer has a WatchedMachine, which decides as any machine does, and tells its Observer
-what it was told. The Observer looks at the chain now and then. An answer that nobody watches
-has none.
+The machine of such an answer tells its observer what it was told and what it decided. The
+observer looks at the chain now and then. An answer that nobody watches has none.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
+from picospec.edge_agent.driver import Route
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.drafting.policy import DraftPolicy
-from picospec.speculation.protocol.messages import Commit, Down, Draft, Limits, Open, TokenId
+from picospec.speculation.drafting.outcome import Observer, Outcome
+from picospec.speculation.protocol.messages import Commit, Down, Draft, TokenId
 from picospec.speculation.protocol.wire import encode
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.smoothing import smoothed
 
 LOOK_S: Final = 0.05
-"""Time between two looks at the chain: a client draws no more than 20 of them a second."""
+"""The observer looks at the chain so often: a client draws no more than 20 chains a second."""
 
 LINK_S: Final = 0.5
-"""Shortest time between two events of the link."""
+"""Two events of the link lie at least so far apart."""
 
 QUIET_S: Final = 10.0
-"""Longest time without one, so that no proxy takes the stream for dead."""
+"""An event of the link follows after this time at the latest, so that no proxy takes the stream
+for dead."""
 
 MAX_TOKENS: Final = 256
-"""Most tokens of a chain of which a client gets the text."""
+"""A client gets the text of no more tokens of a chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +44,18 @@ class Sent:
     at_s: float
 
 
-class Link(Protocol):
-    """Where the answer's session is; see edge_agent.link.sessions.Sessions."""
+class AnswerObserver(Observer):
+    """It follows `machine`, which calls it, and returns what is new to a client. clock:
+    monotonic, in seconds."""
 
-    @property
-    def verifier(self) -> int: ...
-    @property
-    def reopened(self) -> int: ...
-
-
-class Observer:
-    """It follows `machine`, which calls it, and returns what is new to a client."""
-
-    def __init__(self, machine: DraftMachine, link: Link) -> None:
+    def __init__(
+        self, machine: DraftMachine, route: Route, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        machine.observer = self
         self._machine = machine
+        self._clock = clock
         self._session = machine.session
-        self._link = link
+        self._route = route
         self.bytes_up = self.bytes_down = 0  # of frames
         self._chain: Sequence[DraftToken] = ()  # before the message
         self._epoch = 0
@@ -77,7 +74,7 @@ class Observer:
         self._reads_prompt = True
         self._link_told = None
 
-    def sent(self, outcome: Outcome, now: float) -> None:
+    def decided(self, outcome: Outcome, now: float) -> None:
         """Note the Drafts, so that it can be known which pass had them."""
         for message in outcome.send:
             self.bytes_up += len(encode(message))
@@ -85,19 +82,21 @@ class Observer:
                 end = message.start + len(message.tokens)
                 self._sent.append(Sent(message.epoch, end, now))
 
-    def before(self) -> None:
+    def before(self, message: Down) -> None:
         """Note the chain, which the machine is about to confirm or to break."""
+        self.bytes_down += len(encode(message))
         session = self._session
         self._chain, self._epoch = tuple(session.chain), session.epoch
         self._start = len(session.committed)
 
-    def after(self, outcome: Outcome, now: float) -> None:
+    def after(self, outcome: Outcome) -> None:
         """Note what has become of the chain."""
-        self.sent(outcome, now)
+        now = self._clock()
+        self.decided(outcome, now)
         commit = outcome.commit
-        if commit is not None and not (self._chain and self._chain[0].forced):
+        if commit is not None:
             self._events.append(self._pass(commit, now))
-        if self._session.epoch != self._epoch and not self._session.tail_owed:
+        if self._session.epoch != self._epoch:
             self._break(commit.tokens if commit else ())
         if commit is not None:
             known = len(self._session.committed)
@@ -129,7 +128,7 @@ class Observer:
         told, quiet_s = self._link_told, now - self._link_told_at_s
         if told is None or quiet_s >= LINK_S:
             rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
-            link = LinkUse(rtt_ms, *used, self._link.verifier, self._link.reopened)
+            link = LinkUse(rtt_ms, *used, self._route.verifier, self._route.reopened)
             if link != told or quiet_s >= QUIET_S:
                 self._link_told, self._link_told_at_s = link, now
                 yield link
@@ -166,46 +165,6 @@ class Observer:
         wrong, at = self._chain[right:], self._start + right
         if wrong:
             self._events.append(_chain(self._epoch, at, wrong, broken=True))
-
-
-class WatchedMachine(DraftMachine):
-    """clock: monotonic, in seconds. The other arguments are a DraftMachine's and its link."""
-
-    def __init__(
-        self,
-        request: Open,
-        policy: DraftPolicy,
-        limits: Limits,
-        *,
-        link: Link,
-        clock: Callable[[], float],
-        **more: Any,  # noqa: ANN401 (DraftMachine checks them)
-    ) -> None:
-        super().__init__(request, policy, limits, **more)
-        self.observer = Observer(self, link)
-        self._clock = clock
-
-    def opening(self) -> Open:
-        self.observer.opened()
-        return super().opening()
-
-    def next(self, now: float, *, busy: bool) -> Outcome:
-        outcome = super().next(now, busy=busy)
-        self.observer.sent(outcome, now)
-        return outcome
-
-    def received(self, message: Down) -> Outcome:
-        self.observer.before()
-        self.observer.bytes_down += len(encode(message))
-        outcome = super().received(message)
-        self.observer.after(outcome, self._clock())
-        return outcome
-
-    def lost(self) -> Outcome:
-        self.observer.before()
-        outcome = super().lost()
-        self.observer.after(outcome, self._clock())
-        return outcome
 
 
 def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> Chain:

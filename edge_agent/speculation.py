@@ -26,7 +26,7 @@ class Speculation:
     `coupled` with fill `auto`."""
 
     policy: DraftPolicy | None = None
-    """What replaces StreamPolicy, as where a published system is measured."""
+    """It replaces StreamPolicy, as where a published system is measured."""
 
     past_answers_tokens: int = 0
     """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId
-from picospec.speculation.sampling import draft_sampler
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.sampling.draft_sampler import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
 """StepSampler(output) returns the sampler of a step: of each output position whose tokens
@@ -22,21 +20,17 @@ before it are the first ones of `output`."""
 def step_sampler(
     request: Open,
     facts: ModelFacts,
-    chance: np.random.Generator,
+    draw: DraftSampler,
     draft_tokens: int,
     mask: Adjust | None = None,
 ) -> StepSampler:
     """Return a session's. Raise InvalidSetting.
 
-    draft_tokens: the size of the draft model's vocabulary. Only ids that are tokens of both
-    models are proposed. mask: that of the session's grammar.
+    draw: its judge's sampler. draft_tokens: the size of the draft model's vocabulary. Only ids
+    that are tokens of both models are proposed. mask: that of the session's grammar.
     """
     size = facts.vocabulary_size
     common = min(size, draft_tokens)
-    if request.judge == "separate":
-        draw = draft_sampler.separate(request.sampling, chance.random)
-    else:
-        draw = draft_sampler.coupled(request.sampling, request.seed, len(request.prompt))
     adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
     if adjust is None:
         return lambda output: lambda logits, position: draw(logits[:common], position)

@@ -21,7 +21,7 @@ from picospec.models.vocabulary import Relation, Vocabulary, relate
 from picospec.speculation.protocol.messages import ModelFacts
 
 RETRY_S: Final = 2.0
-"""Time between two attempts to reach a verifier that is away when the edge starts."""
+"""A verifier that is away when the edge starts is tried again after this time."""
 
 
 class Uplink(Protocol):

@@ -23,7 +23,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.begun = False
-        """Whether new work is rejected."""
+        """Work that comes after this is set is rejected."""
 
         self.over = asyncio.Event()
         """This event is set when draining has begun and no longer waits for work."""

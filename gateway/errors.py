@@ -30,7 +30,7 @@ class ApiError(Exception):
     type: ClassVar[str]
     code: ClassVar[str]
     retry_after_s: int | None = None
-    """When the client may ask again, if it is known."""
+    """The client may ask again after this time, if it is known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None

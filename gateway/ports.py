@@ -121,7 +121,7 @@ class Delta:
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """One entry a token if the job asked for log-probabilities, else None."""
+    """Each token has an entry if the job asked for log-probabilities; else it is None."""
 
     finish: FinishReason | None = None
     statistics: Statistics | None = None

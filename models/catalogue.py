@@ -20,7 +20,7 @@ from picospec.models.errors import InvalidCatalogue, UnknownModel
 from picospec.models.llama_library import Quantisation
 
 Role = Literal["draft", "target"]
-"""What a model is used for; a pair has one model for each."""
+"""A model is used for this; a pair has one model for each."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*\Z", max_length=200)]
 """A name in the catalogue, which is also that of a file in the store."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
-"""What a process needs to find programs and libraries, to write files, and to know the time."""
+"""A process needs these to find programs and libraries, to write files, and to know the
+time."""
 
 
 def command(module: str) -> list[str]:

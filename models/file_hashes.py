@@ -19,7 +19,7 @@ from picospec.models.errors import WrongHash
 from picospec.models.fetching.sources import sha256_of
 
 SLOW_BYTES: Final = 1 << 28
-"""Size from which on reading a file is logged: it takes a second or more."""
+"""Reading a file of this size or more is logged: it takes a second or more."""
 
 Kept = dict[str, tuple[list[int], str]]
 """What is kept by path: the file's size, time of change and inode, and the hash of the file

@@ -30,13 +30,13 @@ _SIZES: Final[Mapping[int, int]] = {
     **dict.fromkeys((4, 5, 6), 4),
     **dict.fromkeys((10, 11, 12), 8),
 }
-"""Bytes of a value, by its kind: integers, floats and booleans."""
+"""A value of each kind has so many bytes: integers, floats and booleans."""
 
 _F32, _Q4_0, _Q8_0 = 0, 2, 8
 """Types of weights in ggml's numbers."""
 
 MAX_PAIRS: Final = 4096
-"""Most pairs of one file; those of known models have fewer than 100."""
+"""One file has no more pairs; those of known models have fewer than 100."""
 
 
 def metadata_of(path: Path) -> bytes:

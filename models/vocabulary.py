@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 Relation = Literal["identical", "padded", "different"]
-"""How two vocabularies are related; see `relate`."""
+"""Two vocabularies are related so; see `relate`."""
 
 _MAX_MARKER_BYTES: Final = 256
 

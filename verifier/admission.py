@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     MAX_PREDICTED,
     SPOKEN,
@@ -34,9 +35,10 @@ class VocabularyMismatch(ApiError):
 
 def check(request: Open, facts: ModelFacts) -> None:
     """Raise ApiError unless the target can serve this session."""
-    if request.version not in SPOKEN:
+    if request.version not in SPOKEN or request.version < JUDGES[request.judge].since:
         raise InvalidRequest(
-            f"version: this verifier speaks protocol {SPOKEN[-1]}, not {request.version}",
+            f"version: this verifier judges `{request.judge}` by protocol {SPOKEN[-1]},"
+            f" not {request.version}",
             param="version",
             code="unsupported_version",
         )
@@ -103,14 +105,15 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
 def _check_judge(request: Open, facts: ModelFacts) -> None:
     if request.judge not in facts.judges:
         raise _invalid("judge", f"this target judges {', '.join(facts.judges)}")
-    if request.own_drafts and request.judge != "coupled":
-        raise _invalid("own_drafts", "only in judge `coupled`")
+    judge = JUDGES[request.judge]
+    if request.own_drafts and not judge.takes_any_draft:
+        raise _invalid("own_drafts", f"not in judge `{request.judge}`")
     if request.top_logprobs is None:
         return
     if request.top_logprobs > MAX_TOP_LOGPROBS:
         raise _invalid("top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
-    if request.judge != "coupled":
-        raise _invalid("top_logprobs", "only in judge `coupled`")
+    if not judge.has_logprobs:
+        raise _invalid("top_logprobs", f"not in judge `{request.judge}`")
 
 
 def _invalid(field: str, reason: str) -> InvalidRequest:

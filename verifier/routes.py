@@ -44,10 +44,10 @@ second."""
 
 OPEN: Final = "/v1/speculate"
 SESSION_PATHS: Final = f"{OPEN}/"
-"""What a session's paths begin with; its name follows."""
+"""A session's paths begin so; its name follows."""
 
 DRAFTS_BYTES: Final = 64 * 1024
-"""Most bytes of one body of drafts. A draft token takes about 3, so it holds thousands."""
+"""One body of drafts has no more bytes. A draft token takes about 3, so it holds thousands."""
 
 
 def takes_drafts(path: str) -> bool:

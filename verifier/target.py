@@ -19,6 +19,7 @@ from picospec.models.errors import CannotCheck, InvalidGrammar
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import NAME
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
     SPOKEN,
@@ -74,9 +75,8 @@ def asked_grammar(request: Open) -> bytes | None:
     """Return the constraint of a request's text, as JSON, if it has one. Raises Unservable."""
     if (asked := request.sampling.extras.get(NAME)) is None:
         return None
-    if request.judge != "coupled":
-        # a grammar drops draft tokens by their value: the rest would not have p
-        raise Unservable(f"sampling.extras.{NAME}", "only in judge `coupled`")
+    if not JUDGES[request.judge].takes_any_draft:  # a grammar drops some by their value
+        raise Unservable(f"sampling.extras.{NAME}", f"not in judge `{request.judge}`")
     return bytes(asked)
 
 
@@ -209,7 +209,7 @@ class Described:
             context_tokens=context_tokens,
             stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
-            judges=["coupled", "separate"],
+            judges=list(JUDGES),
             features=list(FEATURES),
             padding=vocabulary.padding,
             defaults=file.defaults,

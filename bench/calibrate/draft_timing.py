@@ -10,14 +10,15 @@ from typing import Final
 
 from picospec.bench.calibrate.pass_timing import Question
 from picospec.edge_agent.draft_model.drafter import DraftSlot
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling, TokenId
-from picospec.speculation.sampling.draft_sampler import DraftSampler, coupled
+from picospec.speculation.sampling.draft_token import DraftSampler
 
 READ: Final = (1, 2, 4, 8, 16)
 """A step reads so many tokens: one in a chain, more where the target went ahead of it."""
 
 REPEATS: Final = 8
-_GREEDY: Final = coupled(Sampling(temperature=0.0), seed=0, prompt_tokens=0)
+_GREEDY: Final = coupled.sampler(Sampling(temperature=0.0), seed=0, prompt_tokens=0)
 
 
 def greedy(_: Sequence[TokenId]) -> DraftSampler:

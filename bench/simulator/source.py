@@ -18,9 +18,10 @@ from picospec.bench.data.prompts import sampling
 from picospec.bench.traces.files import Ids, Logits, Trace
 from picospec.edge_agent.draft_model.drafter import drafts_while_matching
 from picospec.models.kv_reuse import common_prefix
+from picospec.speculation.judges.coupled import SHARPNESS
+from picospec.speculation.judges.coupled import sampler as draft_sampler
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.draft_sampler import SHARPNESS, coupled
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.sampling.noise import gumbel, place
 
@@ -98,7 +99,7 @@ def synthetic(
 
 def traced(trace: Trace) -> Source:
     """Return the answer of a trace, with the draft tokens that the edge samples for it."""
-    sampler = coupled(sampling(trace.temperature), trace.seed, len(trace.prompt))
+    sampler = draft_sampler(sampling(trace.temperature), trace.seed, len(trace.prompt))
     rows = enumerate(zip(trace.draft_tokens, trace.draft_logits, strict=True))
     drafts = [sampler(dense(tokens, logits), position) for position, (tokens, logits) in rows]
     after_miss = trace.after_miss_tokens.tolist(), trace.after_miss_confidences.tolist()

@@ -9,13 +9,11 @@ from typing import Final
 from picospec.bench.simulator.clock import Clock, Line
 from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import VOCABULARY, Source
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Limits, Open, Opened, Up
-from picospec.speculation.sampling.judging import Judgement, judge_coupled
 from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
 from picospec.speculation.verifying.session import Pass
-
-NOISELESS: Final = 0  # the source's distributions have one token each: no noise is ever drawn
 
 TICK_S: Final = 1e-6
 """A colocated target waits this long, so that all drafts of one instant have come."""
@@ -150,6 +148,4 @@ class Verifier:
 
     def _judge(self, name: str, judged: Pass) -> Judgement:
         source, start = self._served[name].source, judged.start
-        return judge_coupled(
-            lambda i: source.distributions[start + i], judged.draft, NOISELESS, start
-        )
+        return judged.rule.judge(lambda i: source.distributions[start + i], judged.draft)

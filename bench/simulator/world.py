@@ -19,6 +19,7 @@ from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.verifier import Served, Verifier
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Limits, Open, Sampling
 
@@ -82,8 +83,8 @@ class _Run:
             request,
             arm.policy or StreamPolicy(),
             self._world.limits,
+            JUDGES[request.judge].edge(request, iter(())),
             rtt_s=lambda: self._conditions.rtt_s,
-            u=iter(()),
             readable_tokens=inf if arm.policy else 0,
             lookup=PromptLookup(request.prompt) if arm.lookup else None,
             unused=unused,

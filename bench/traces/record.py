@@ -23,10 +23,10 @@ from picospec.bench.traces.files import Ids, Trace
 from picospec.models.llama import Context, Logits, Model
 from picospec.models.segments import Segment
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling, TokenId
 from picospec.speculation.sampling.distributions import distribution, top
-from picospec.speculation.sampling.draft_sampler import DraftSampler, coupled
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import place
 
 KEPT: Final = 256
@@ -117,7 +117,7 @@ def _trace(
     """Draft along an answer. p: the target's logits, float32[V] for each of its tokens; empty
     where they are not known."""
     settings = sampling(subject.temperature)
-    sampler = coupled(settings, subject.seed, len(prompt))
+    sampler = coupled.sampler(settings, subject.seed, len(prompt))
     q, after_miss_tokens, after_miss_confidences = _draft(draft, prompt, answer, sampler)
     tokens = np.array(answer, np.int32)
     if p:
@@ -148,7 +148,7 @@ def _generate(
         p.append(target.logits(0).copy())
         at = place(len(prompt), len(answer))
         settings = sampling(subject.temperature)
-        answer.append(distribution(p[-1], settings).coupled(subject.seed, at))
+        answer.append(distribution(p[-1], settings).picked(subject.seed, at))
     return answer, p
 
 

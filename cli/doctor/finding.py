@@ -20,7 +20,7 @@ class Finding:
     ok: bool
     found: str
     remedy: str = ""
-    """What to do, when not ok."""
+    """It says what to do, when not ok."""
 
 
 def report(findings: Sequence[Finding], console: Console) -> bool:

@@ -34,7 +34,7 @@ from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
-"""Most tokens of one prompt in a pass: this limits how long other sessions' steps take."""
+"""A pass has no more tokens of one prompt: this limits how long other sessions' steps take."""
 
 PASS_TIMEOUT_S: Final = 30.0
 """How long a pass may take before its steps fail, in seconds. A full one, of 256 rows, takes
@@ -42,7 +42,7 @@ PASS_TIMEOUT_S: Final = 30.0
 
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
-"""How long closing waits for the pass that is running, in seconds."""
+"""Closing waits so long for the pass that is running, in seconds."""
 
 
 class Cache(Protocol):
@@ -108,7 +108,7 @@ class LlamaDrafter:
         """One request a slot, by the slot's index. Only the thread changes it."""
 
         self._began: float | None = None
-        """When the pass that is running began; None between two. Only the thread sets it."""
+        """The pass that is running began then; None between two. Only the thread sets it."""
 
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()

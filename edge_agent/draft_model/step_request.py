@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_sampler import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 
 @dataclass(slots=True)
@@ -19,7 +18,7 @@ class KvSlot:
 
     index: int
     tokens: list[TokenId] = field(default_factory=list)
-    """What the cache holds of this sequence. Only the thread changes it."""
+    """The cache holds these of the sequence. Only the thread changes it."""
 
     owner: object = None
     """Whose prompt they are of. Only the thread changes it."""
@@ -35,7 +34,7 @@ class StepRequest:
     context: Sequence[TokenId]
     ahead: Sequence[TokenId]
     position: int
-    """Where the first draft token goes, counted from the end of the prompt."""
+    """The first draft token goes there, counted from the end of the prompt."""
 
     sampler: DraftSampler
     owner: object = None

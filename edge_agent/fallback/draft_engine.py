@@ -21,8 +21,7 @@ from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId, To
 from picospec.speculation.protocol.opening import STOPPING, opening
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from picospec.speculation.sampling.distributions import Logits, distribution
-from picospec.speculation.sampling.draft_sampler import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.speculation.sampling.logprobs import logprob_of
 from picospec.speculation.sampling.noise import place
@@ -87,7 +86,7 @@ class _Sampler:
     size: int
     adjust: Adjust | None
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the tokens drawn since they were taken."""
+    """The tokens drawn since they were taken have these."""
 
     failure: GrammarFailed | None = None
     """Why no token could be drawn. It is not raised in the draft model's thread, because other
@@ -102,7 +101,7 @@ class _Sampler:
                 self.failure = error
                 return DraftToken(0, 0.0)
             at = place(len(request.prompt), position)
-            token = distribution(adjusted, request.sampling).coupled(request.seed, at)
+            token = distribution(adjusted, request.sampling).picked(request.seed, at)
             if (most := request.top_logprobs) is not None:
                 self.logprobs.append(logprob_of(own, token, most))
             return DraftToken(token, 1.0)

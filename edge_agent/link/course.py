@@ -36,15 +36,16 @@ HANDOVER_FAULT: Final = "shutting_down"
 """The Fault of a verifier that shuts down in order; it does not count towards MAX_LOST."""
 
 JITTER_S: Final = 0.2
-"""Longest wait before a lost session is opened elsewhere, so that all sessions of a verifier do
-not come to another one at the same moment."""
+"""A lost session is opened elsewhere after a wait up to this, so that all sessions of a
+verifier do not come to another one at the same moment."""
 
 MIN_WAIT_S: Final = 0.1
 MAX_WAIT_S: Final = 1.0
 """Shortest and longest wait, on average, between two looks for a verifier that is ready."""
 
 RESPONSE_TIMEOUT_S: Final = 10.0
-"""Time until the first byte of a stream, where only this verifier can give it."""
+"""The first byte of a stream must come within this time, where only this verifier can give
+it."""
 
 OPEN_TIMEOUT_S: Final = 2.0
 """Time until the first byte of a stream where another verifier could be asked. What the upload
@@ -55,7 +56,7 @@ of the Open takes at LEAST_BYTES_PER_S is added to it."""
 class Wait:
     seconds: float
     asks: bool = True
-    """Whether all verifiers are then asked if they are ready."""
+    """It says whether all verifiers are then asked if they are ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,14 @@ class Course:
         self._deadline_s = deadline_s
         self._chance = chance
         self._tried: set[Endpoint] = set()
-        """Those that lost the session or did not take it; they may do so after a wait."""
+        """These verifiers lost the session or did not take it; they may do so after a wait."""
 
         self._barred: set[Endpoint] = set()
-        """Those that will never take it, as with a wrong key or another model, and those that
-        let it wait for too long."""
+        """These verifiers will never take it, as with a wrong key or another model, or let it
+        wait for too long."""
 
         self.endpoint: Endpoint | None = None
-        """Where the session was opened last."""
+        """The session was opened there last."""
 
         self._again: Endpoint | None = None  # where to try once more, at once
         self._may_repeat = True  # whether that was not done yet since the last token

@@ -24,11 +24,11 @@ RTT_WEIGHT: Final = 0.125
 """Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""
 
 BUSY_S: Final = 0.1
-"""How much farther away a verifier counts whose sessions are all taken. A session more makes
+"""A verifier whose sessions are all taken counts as so much farther away. A session more makes
 the passes of the others longer, by tens of milliseconds where many share them."""
 
 STAY_S: Final = 0.05
-"""How much nearer another verifier must be for new answers to move there: the one in use holds
+"""Another verifier must be so much nearer for new answers to move there: the one in use holds
 the beginning of the conversation in its KV cache."""
 
 
@@ -77,10 +77,11 @@ class Endpoint:
     """The identity of the facts fetched last; empty before."""
 
     identities: frozenset[str] = frozenset()
-    """That of the model and those of its adapters."""
+    """The model and its adapters have these."""
 
     speaks: bool = True
-    """Whether it speaks this edge's version of the protocol, as far as is known."""
+    """It says whether the verifier speaks this edge's version of the protocol, as far as is
+    known."""
 
     rtt_s: float = 0.0
     """The smoothed round trip; 0 until the first sample."""

@@ -15,8 +15,8 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Pushed
 
 IN_FLIGHT: Final = 8
-"""Most requests at a time: one every 25 ms at a round trip of 200 ms. More would only queue in
-the network."""
+"""So many requests are under way at most: one every 25 ms at a round trip of 200 ms. More would
+only queue in the network."""
 
 MAX_MESSAGES: Final = 64
 """Most messages of a request, which a verifier takes in within a millisecond or two: hundreds

@@ -40,7 +40,7 @@ from picospec.speculation.protocol.messages import (
 )
 
 SILENCE_S: Final = 3 * BEAT_S
-"""Time without a byte after which an open session's stream is lost, because its connection may
+"""An open session's stream is lost after this time without a byte, because its connection may
 be dead."""
 
 
@@ -72,7 +72,7 @@ class Link:
         self._posts = Posts(self._post)
         self.send = self._posts.send
         self.position = len(request.committed)
-        """How many output tokens have come, those of sessions before included."""
+        """So many output tokens have come, those of sessions before included."""
 
         self._session = ""
         self._limits = Limits()

@@ -26,7 +26,7 @@ class SessionTrace:
             **facts,
         )
         self.headers = self._span.headers
-        """What the request that opens the session bears."""
+        """The request that opens the session bears these."""
 
     @classmethod
     def untraced(cls, request: Open) -> Self:

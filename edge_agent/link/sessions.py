@@ -48,7 +48,7 @@ class Sessions:
         self._session = ""  # that the verifier in use opened last
         self._lost = False  # whether a session was lost
         self.reopened = 0
-        """How often the answer went on at another verifier, or at one that was restarted."""
+        """The answer went on so often at another verifier, or at one that was restarted."""
 
     @property
     def rtt_s(self) -> float:

@@ -23,7 +23,7 @@ from picospec.gateway.tracing import Span
 from picospec.speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
-"""Time between two probes of all verifiers, where there are several."""
+"""All verifiers are probed so often, where there are several."""
 
 
 class Verifiers:

@@ -18,6 +18,7 @@ from picospec.gateway.ports import Job
 from picospec.models.grammars.constraint import NAME
 from picospec.models.grammars.grammar import Grammar
 from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.ngrams import PromptGrams
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.proposing.proposer import Proposer
@@ -67,10 +68,10 @@ class ProposalFinder:
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
         """Return the proposals for one request.
 
-        Any draft token is exact in `coupled` alone, and a pass may do without the edge's with
-        fill `auto` alone. Raises InvalidRequest for a grammar that cannot be compiled.
+        Not every judge takes any draft token, and a pass may do without the edge's with fill
+        `auto` alone. Raises InvalidRequest for a grammar that cannot be compiled.
         """
-        if request.judge != "coupled":
+        if not JUDGES[request.judge].takes_any_draft:
             return Proposals(request, (), None, None, None)
         grammar = await self._grammar(request, job.owner)
         lookup = await self._lookup(request.prompt) if self._how.lookup else None

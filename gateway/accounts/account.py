@@ -50,7 +50,7 @@ class Account:
     """The name of the fallback that answered, if one did."""
 
     ignored: tuple[str, ...] = ()
-    """Fields of the request that cannot change the answer and had no effect."""
+    """These fields of the request cannot change the answer and had no effect."""
 
     field_names: Mapping[str, str] = field(default_factory=dict)
     """Fields that have several names, with the client's name by the engine's; errors use the
@@ -58,7 +58,7 @@ class Account:
 
     span: Span = NO_SPAN
     first_token_s: float | None = None
-    """Time from the start of the request to its first generated token."""
+    """The first token was generated so long after the start of the request."""
 
     statistics: dict[int, Statistics] = field(default_factory=dict)
     """The latest statistics of each choice, by its index."""

@@ -39,7 +39,7 @@ class Answer(ABC):
     model: str
     wants_logprobs: bool
     fingerprint: str | None = None
-    """OpenAI's `system_fingerprint`, if the answer has one."""
+    """OpenAI calls it `system_fingerprint`; not every answer has one."""
 
     def body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
         """Return the whole body, or that of one chunk of a stream."""

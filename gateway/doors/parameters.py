@@ -92,13 +92,14 @@ MAX_SHOWN: Final = 32
 @dataclass(frozen=True, slots=True)
 class Parameters:
     extras: Mapping[str, object]
-    """Job.extras. Values are as JSON gave them, but the tokens of logit_bias are integers."""
+    """They become Job.extras. Values are as JSON gave them, but the tokens of logit_bias are
+    integers."""
 
     ignored: tuple[str, ...]
     """The names of the fields that cannot change the output."""
 
     constrained_at: str = ""
-    """Where in the request the constraint is."""
+    """The request has its constraint there."""
 
     stop_tokens: frozenset[int] = frozenset()
     """The tokens that end this answer besides the model's own."""

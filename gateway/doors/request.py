@@ -101,7 +101,7 @@ class GenerationRequest(Servable):
     max_completion_tokens: Limit = None
     stop: Annotated[Stops, BeforeValidator(_as_list, json_schema_input_type=Stop | Stops)] = ()
     include_stop_str_in_output: Flag = False
-    """vLLM's: the stop string or stop token that ends the text is part of it."""
+    """vLLM has this field: the stop string or stop token that ends the text is part of it."""
 
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0

@@ -63,7 +63,7 @@ class Services:
     fallback: Fallback | None = None
     relay: Relay | None = None
     falls_back: bool = False
-    """Whether `engine` and `tokenizer` are the fallback's."""
+    """It is true if `engine` and `tokenizer` are the fallback's."""
 
     async def for_request(self, account: Account) -> Self:
         """Return the services that answer a request that begins now: these, or the same with

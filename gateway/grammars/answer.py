@@ -40,13 +40,14 @@ class CallGrammar(ABC):
     """How a family of models writes tool calls, as a grammar tells it."""
 
     trigger: ClassVar[str]
-    """What comes before the first call, or "" if calls are just the beginning of the answer."""
+    """It comes before the first call; "" means that calls are just the beginning of the
+    answer."""
 
     untagged: ClassVar[str] = ""
     """A regular expression for how an answer begins that may be a call without a trigger."""
 
     also: ClassVar[str] = ""
-    """What else an answer may be under a grammar that does not require calls, in Lark."""
+    """Under a grammar that does not require calls an answer may also be this, in Lark."""
 
     @abstractmethod
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:

@@ -11,7 +11,7 @@ Schemas = Mapping[str, Schema]
 COMBINING: Final = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties"}
 )
-"""Keywords by which a schema of an object says more than which properties it has."""
+"""By these keywords a schema of an object says more than which properties it has."""
 
 
 def schemas_of(tools: Sequence[Mapping[str, object]]) -> Schemas:

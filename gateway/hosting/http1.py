@@ -13,7 +13,7 @@ from picospec.gateway.hosting.connections.crowd import Crowd
 from picospec.gateway.http.client import UNREAD_S
 
 REQUEST_S: Final = 30.0
-"""How long the head of a request may take, from the connection or from its first byte, in
+"""The head of a request may take so long, from the connection or from its first byte, in
 seconds: as long as granian allows at the verifier."""
 
 

@@ -23,7 +23,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 POLL_S: Final = 0.5
-"""Time between two checks of the parent: how long a process may outlive it."""
+"""The parent is looked for so often: a process may outlive it by as long."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 

@@ -27,10 +27,11 @@ from picospec.gateway.beside import beside
 from picospec.gateway.hosting.parent_death import bound_to_parent
 
 GRACE_S: Final = 15.0
-"""Time between SIGTERM and SIGKILL: longer than the 10 s that the verifier gives its worker."""
+"""SIGKILL follows SIGTERM after this time, which is longer than the 10 s that the verifier
+gives its worker."""
 
 LAST_LINES_S: Final = 5.0
-"""How long the last lines of a service that has ended are waited for."""
+"""The last lines of a service that has ended are waited for so long."""
 
 LAST_LINES: Final = 20
 """So many lines of output are kept for the error of a service that ends or never gets ready."""
@@ -43,10 +44,10 @@ RESTART_RESET_S: Final = 600.0
 """After this uptime the restart counter of a service is reset."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
-"""Longest line of output that is passed on; a longer one is dropped."""
+"""A longer line of output is dropped."""
 
 OnLine = Callable[[str, str], None]
-"""Called with a service's name and a line that it printed."""
+"""It is called with a service's name and a line that it printed."""
 
 
 class ServiceError(Exception):
@@ -73,10 +74,10 @@ class Service:
     name: str
     command: tuple[str, ...]
     url: str
-    """Where it will listen, without a path."""
+    """It will listen there; the URL has no path."""
 
     cores: Collection[int] = frozenset()
-    """CPU cores that it may use; empty means any."""
+    """It may use these CPU cores; empty means any."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     """These variables are added to the process's own, which win."""

@@ -37,11 +37,12 @@ AT_ONCE: Final = signal.SIGUSR1
 """This signal has a worker stop without waiting for its running work."""
 
 CLOSE_S: Final = 2.0
-"""How long a port that is served beside another may take to close."""
+"""A port that is served beside another may take so long to close."""
 
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
-"""Streams of one connection: an edge holds one for each session, and short ones for drafts."""
+"""One connection has no more streams: an edge holds one for each session, and short ones for
+drafts."""
 
 PING_MS: Final = 20_000
 PONG_S: Final = 20

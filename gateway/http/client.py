@@ -12,7 +12,7 @@ from picospec.gateway.beside import beside
 from picospec.gateway.errors import ClientGone
 
 UNREAD_S: Final = 60.0
-"""How long a message may wait for a client that does not read. Server and system hold hundreds
+"""A message may wait so long for a client that does not read. Server and system hold hundreds
 of kilobytes of a stream before it has to wait at all."""
 
 

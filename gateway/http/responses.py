@@ -11,7 +11,7 @@ from starlette.responses import Response
 from picospec.gateway.errors import ApiError, Unauthorized
 
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
-"""Has a browser take a response for what its `content-type` says, and not for a page."""
+"""It has a browser take a response for what its `content-type` says, and not for a page."""
 
 
 def json_response(

@@ -35,7 +35,7 @@ class Pacer(Generic[T]):
 
     def __init__(self, shows: Callable[[T], bool], interval_s: float = 0.0) -> None:
         self.interval_s = interval_s
-        """Running mean of the intervals between bursts."""
+        """It is the running mean of the intervals between bursts."""
 
         self._shows = shows
         self._held: deque[T] = deque()

@@ -42,8 +42,8 @@ def _only_false(value: object) -> object:
 
 
 FIRST_ERROR: Final = Field(fail_fast=True)
-"""Ends the validation of a sequence at its first error, which is the one that is reported: each
-further one takes several times as long as a valid item."""
+"""It ends the validation of a sequence at its first error, which is the one that is reported:
+each further one takes several times as long as a valid item."""
 
 Unserved = Annotated[bool, BeforeValidator(_only_false)]
 """A field that this service knows and does not serve: false, or absent."""

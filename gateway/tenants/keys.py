@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 KEY_BYTES: Final = 24
-"""Random bytes of a key that this module makes."""
+"""This module makes keys of so many random bytes."""
 
 MAX_FILE_BYTES: Final = 1 << 20
 """The largest file of keys: about 10,000 keys, which are read in 0.2 s. No request is served

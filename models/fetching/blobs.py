@@ -24,8 +24,8 @@ from picospec.models.llama_library import Quantisation, quantise
 
 LOCK_S: Final = 7200.0
 POLL_S: Final = 0.2
-"""How long a pull waits for another one, and between two looks, in seconds. A process that is
-killed lets the lock go."""
+"""A pull waits so many seconds for another one, and between two looks. A process that is killed
+lets the lock go."""
 
 
 class Blobs:

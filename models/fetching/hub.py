@@ -30,10 +30,10 @@ _CONNECT_S: Final = 3.0
 the next source soon."""
 
 _NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
-"""What huggingface_hub and this module raise at an answer of another form than a hub's."""
+"""huggingface_hub and this module raise these at an answer of another form than a hub's."""
 
 DIRECTORY_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-"""What a target on vLLM reads of a repository."""
+"""A target on vLLM reads these of a repository."""
 
 
 class Hub:

@@ -20,12 +20,12 @@ from picospec.models.vocabulary import Vocabulary
 Matcher = LLMatcher
 MatcherTokens = LLTokenizer
 Tokenize = Callable[[str], Sequence[int]]
-"""Returns the tokens of a text in which no marker is special."""
+"""It returns the tokens of a text in which no marker is special."""
 
 Value = str | list[str] | bool
 
 _LIMITS: Final = LLParserLimits(verbose_errors=False)
-"""llguidance's own limits of one step. What they do not limit, `trial` does."""
+"""llguidance limits one step by these. What they do not limit, `trial` does."""
 
 _SLICES: Final = [r'[^"\\\x00-\x1F\x7F]{1,30}']
 """Tokens that continue a JSON string are looked at as one set, by which a mask within a string

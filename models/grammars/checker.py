@@ -16,7 +16,7 @@ from picospec.models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
 from picospec.models.vocabulary import Vocabulary
 
 MAX_LINE_BYTES: Final = 1 << 24
-"""Most bytes of an answer, which has the text of a grammar."""
+"""An answer, which has the text of a grammar, has no more bytes."""
 
 START_TIMEOUT_S: Final = 60.0
 """A process that has not started after so many seconds is given up. The start takes a fifth of

@@ -21,10 +21,10 @@ VERDICTS: Final = 64
 most."""
 
 COMPILED: Final = 16
-"""Grammars that are kept compiled. Most take a megabyte; some grow to a hundred."""
+"""So many grammars are kept compiled. Most take a megabyte; some grow to a hundred."""
 
 MAX_WAITING: Final = 32
-"""Constraints of one owner that may wait to be tried, which takes a second each at worst."""
+"""So many constraints of one owner may wait to be tried, which takes a second each at worst."""
 
 WAITING: Final = "grammars wait to be tried"
 """Errors call waiting constraints so."""

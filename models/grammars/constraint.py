@@ -12,7 +12,8 @@ NAME: Final = "structured_outputs"
 """The extra by which an Open asks for a grammar."""
 
 MAX_BYTES: Final = 256 * 1024
-"""Most bytes of a constraint as JSON. The tools of a large agent take 100 kB in one grammar."""
+"""A constraint has no more bytes as JSON. The tools of a large agent take 100 kB in one
+grammar."""
 
 
 class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ class Grammar:
     def __init__(self, tokens: MatcherTokens, text: str) -> None:
         self._beginning = make_matcher(tokens, text)
         self.is_spent = False
-        """Whether it has reached a limit: it has to be compiled anew."""
+        """It is true once a limit was reached: the grammar has to be compiled anew."""
 
     def begin(self) -> GrammarState:
         """Return the state of an answer without tokens; for one thread at a time."""

@@ -32,10 +32,10 @@ from picospec.models.grammars.binding import (
 from picospec.models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
-"""Most processor time of an attempt. Grammars that clients send take 1 to 50 ms."""
+"""An attempt takes no more processor time. Grammars that clients send take 1 to 50 ms."""
 
 MEMORY_BYTES: Final = 1 << 30
-"""Most address space of the process, of which an idle one has a fifth."""
+"""The process has no more address space; an idle one has a fifth of it."""
 
 STACK_BYTES: Final = 2 << 20
 """The stack of an attempt: a quarter of what threads have, so that the service's suffices."""

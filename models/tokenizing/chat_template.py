@@ -21,7 +21,7 @@ Json = Mapping[str, object]
 Clock = Callable[[], datetime.datetime]
 
 MAX_BYTES: Final = 32 << 20
-"""Most bytes of a chat, where nobody knows a smaller limit: four times the largest body."""
+"""A chat has no more bytes, where nobody knows a smaller limit: four times the largest body."""
 
 
 class ChatTemplate:
@@ -40,7 +40,7 @@ class ChatTemplate:
             raise ValueError(f"the chat template cannot be read: {error}") from error
         self._variables = variables
         self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
-        """Whether it shows tools to the model."""
+        """It is true if the template shows tools to the model."""
 
     def render(
         self,

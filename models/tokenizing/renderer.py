@@ -30,7 +30,7 @@ _MAX_ESCAPED: Final = 6
 """A byte of text takes at most so many bytes of JSON."""
 
 _MAX_OTHER_BYTES: Final = 1 << 20
-"""Most bytes of an answer besides a text."""
+"""An answer has no more bytes besides a text."""
 
 _Process = subprocess.Popen[bytes]
 

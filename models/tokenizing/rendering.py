@@ -18,10 +18,10 @@ from picospec.models.confined import limit_memory, limited_cpu
 from picospec.models.tokenizing.chat_template import ChatTemplate
 
 CPU_S: Final = 2.0
-"""Most processor time of a chat. One of 10,000 tokens takes a few milliseconds."""
+"""A chat takes no more processor time. One of 10,000 tokens takes a few milliseconds."""
 
 MEMORY_BYTES: Final = 512 << 20
-"""Most address space of the process, of which an idle one has a twentieth."""
+"""The process has no more address space; an idle one has a twentieth of it."""
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 TRIAL_S: Final = 60.0
-"""Most seconds that a tokenizer may take to be opened and used once: the largest take 10 s on
-a slow core."""
+"""A tokenizer may take so many seconds to be opened and used once: the largest take 10 s on a
+slow core."""
 
 MAX_KEPT: Final = 8
 """Tokenizers that are kept, each of some megabytes: those that were used last."""

@@ -27,10 +27,10 @@ from picospec.models.tokenizing.renderer import Renderer
 from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
 
 MAX_BYTES: Final = 64 << 20
-"""Most bytes of a tokenizer, before compression; the largest known ones have 35 MB."""
+"""A tokenizer has no more bytes before compression; the largest known ones have 35 MB."""
 
 MAX_PACKED_BYTES: Final = 32 << 20
-"""Most bytes of a tokenizer as it is sent."""
+"""A tokenizer has no more bytes as it is sent."""
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 
@@ -46,7 +46,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """The chat template; empty if the model has none."""
 
     named_tokens: dict[str, str] = {}
-    """What a chat template knows by the names `bos_token`, `eos_token` and so on."""
+    """A chat template knows these by the names `bos_token`, `eos_token` and so on."""
 
     eos: int | None = None
     """See Vocabulary. A GGUF file knows its own, as it does the next two."""
@@ -65,7 +65,8 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """More variables for the chat template, where a request does not set them."""
 
     takes_parts: bool = False
-    """Whether the chat template gets the content of a message as parts, and else as a text."""
+    """It is true if the chat template gets the content of a message as parts, and not as a
+    text."""
 
     hides_unused_tools: bool = False
     """See gateway.tokenizer.Tokenizer."""

@@ -18,7 +18,7 @@ TEXT = "def f(x):\n    return {'a': 1.5}  # \u00e9\u4e2d\U0001f600 " + "a" * 256
 
 
 MEMORY_BYTES: Final = 4 << 30
-"""Most address space of the process; the largest tokenizers take 1 GB."""
+"""The process has no more address space; the largest tokenizers take 1 GB."""
 
 
 def main() -> None:

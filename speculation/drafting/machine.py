@@ -4,7 +4,7 @@ A driver owns the clock, the draft model and the link. It calls `next` whenever 
 changed, sends what an Outcome holds, and makes the step that it asks for; `drafted` takes the
 step's result, `received` each message of the verifier. The machine never waits for a verdict.
 
-A session may be lost with its verifier. `lost` then says what of the answer is certain all the
+A session may be lost with its verifier. `lost` then says whether the answer is complete all the
 same, and `opening` asks another verifier for the rest.
 
 A step may end after the chain it extends has broken. Its draft tokens are then dropped, but the
@@ -13,15 +13,16 @@ time it took is learned from all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 
-from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Outcome
+from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Observer, Outcome
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.drafting.tally import Tally
 from picospec.speculation.drafting.validation import check_commit, check_reject
+from picospec.speculation.judges.judge import EdgeHalf
 from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.proposer import Proposer
 from picospec.speculation.protocol.errors import RemoteProtocolError
@@ -34,6 +35,7 @@ from picospec.speculation.protocol.messages import (
     Open,
     Opened,
     Pushed,
+    Recovered,
     Reject,
     TokenId,
 )
@@ -42,19 +44,18 @@ from picospec.speculation.smoothing import smoothed
 
 
 class DraftMachine:
-    """rtt_s: returns the link's round trip as it is now, in seconds. u: uniforms in [0, 1) of
-    the edge's own, for judge `separate`. readable_tokens: output tokens that the draft model's
-    context can hold; 0 without a draft model. unused: see DraftingSession. vocabulary_size: the
-    ids that are tokens of the target."""
+    """rtt_s: returns the link's round trip as it is now, in seconds. readable_tokens: output
+    tokens that the draft model's context can hold; 0 without a draft model. unused: see
+    DraftingSession. vocabulary_size: the ids that are tokens of the target."""
 
     def __init__(
         self,
         request: Open,
         policy: DraftPolicy,
         limits: Limits,
+        judge: EdgeHalf,
         *,
         rtt_s: Callable[[], float],
-        u: Iterator[float],
         readable_tokens: float = 0,
         lookup: Proposer | None = None,
         unused: int = 0,
@@ -68,9 +69,8 @@ class DraftMachine:
         self._vocabulary_size = vocabulary_size
         self._policy = policy
         self.limits = limits
-        self._separate = request.judge == "separate"
+        self._judge = judge
         self._rtt_s = rtt_s
-        self._u = u
         self._readable_tokens = readable_tokens
         self._lookup = lookup
         self._pass_s = 0.0
@@ -80,8 +80,8 @@ class DraftMachine:
         self._opened_at = 0
         """The session began at this position; the pass there also read the prompt."""
 
-        self._unheard: Commit | None = None  # it waits for the Reject that belongs to it
         self._tally = Tally()
+        self.observer = Observer()
 
     @property
     def latencies(self) -> Latencies:
@@ -89,6 +89,11 @@ class DraftMachine:
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: a step is being made."""
+        outcome = self._next(now, busy=busy)
+        self.observer.decided(outcome, now)
+        return outcome
+
+    def _next(self, now: float, *, busy: bool) -> Outcome:
         if busy:
             return Outcome()
         send: list[Pushed] = []
@@ -135,12 +140,11 @@ class DraftMachine:
         return DraftStep(session.context, ahead, session.epoch, now)
 
     def _flush(self, *, drafting: bool) -> list[Pushed]:
-        """Return what should be sent now.
-
-        In `separate` every draft token is sent at once: were its sending to depend on its
-        value, those that arrive in time for a pass would no longer have the distribution q.
-        """
-        if not (self._separate or self._policy.should_send(self.session, drafting=drafting)):
+        """Return what should be sent now."""
+        if not (
+            self._judge.sends_at_once
+            or self._policy.should_send(self.session, drafting=drafting)
+        ):
             return []
         draft = self.session.flush(pauses=not drafting)
         return [draft] if draft else []
@@ -181,20 +185,21 @@ class DraftMachine:
 
     def received(self, message: Down) -> Outcome:
         """Take in a message. Raise RemoteProtocolError for what no honest verifier sends."""
+        self.observer.before(message)
+        outcome = self._received(message)
+        self.observer.after(outcome)
+        return outcome
+
+    def _received(self, message: Down) -> Outcome:
         match message:
             case Opened(limits=limits):
                 self.limits = limits
             case Commit():
                 check_commit(message, self._request, self._vocabulary_size)
-                self._unheard = message if self._precedes_reject(message) else None
-                return Outcome(commit=None if self._unheard else self._commit(message))
+                return Outcome(commit=self._commit(message))
             case Reject():
                 check_reject(message, self._vocabulary_size)
-                before, self._unheard = self._unheard, None
-                commit = self._commit(before) if before else None
-                redraw = self.session.rejected(message, self._u)
-                recovered = self._flush(drafting=True)
-                return Outcome(send=(*([redraw] if redraw else []), *recovered), commit=commit)
+                return self._rejected(message)
             case Finish(totals=totals):
                 if totals.own > totals.accepted:
                     raise RemoteProtocolError(f"Finish.own: {totals.own} of {totals.accepted}")
@@ -210,36 +215,35 @@ class DraftMachine:
         self._tally.add(fresh)
         return fresh if fresh.tokens else None
 
-    def _precedes_reject(self, commit: Commit) -> bool:
-        """Return whether a Commit ends where a draft token was rejected. Then it counts only
-        with the Reject: were the Reject alone lost, another verifier would judge that draft
-        token anew, which after a pass without a rejection it never does."""
-        if not self._separate or commit.accepted < len(commit.tokens):
-            return False
-        return self.session.ended(commit.start + len(commit.tokens), commit.tokens[-1:]) is None
+    def _rejected(self, reject: Reject) -> Outcome:
+        """Answer a Reject. A recovered token is the text once it is drawn, whether or not the
+        verifier has it, with the draft tokens accepted before it."""
+        session = self.session
+        if reject.position < len(session.committed):
+            return Outcome()  # it was answered
+        accepted = session.before(reject)
+        answer = self._judge.rejected(reject, session.chain[len(accepted)])
+        if not isinstance(answer, Recovered):
+            return Outcome(send=(answer,) if answer else ())
+        tokens = (*(drafted.token for drafted in accepted), answer.token)
+        commit = Commit(reject.epoch, len(session.committed), tokens, len(accepted))
+        return Outcome(send=(answer,), commit=self._commit(commit))
 
-    def lost(self) -> Outcome:
-        """Return what the lost session's verifier need not confirm: a recovered token, which is
-        certain once it is drawn, and the Finish of a text that is complete."""
-        session, commit = self.session, None
-        if recovered := session.recovered:
-            commit = Commit(session.epoch, len(session.committed), recovered)
-            session.receive(commit)
-        self._unheard = None
+    def lost(self) -> Finish | None:
+        """Note that the session is lost; return the Finish of a text that is complete."""
         self._tally.lost()
-        finish = Finish(session.finished, self._tally.totals) if session.finished else None
-        return Outcome(commit=commit, finish=finish)
+        finished = self.session.finished
+        return Finish(finished, self._tally.totals) if finished else None
 
     @property
     def may_reopen(self) -> bool:
-        """Whether another verifier can go on. It has no p of a draft token that was rejected
-        elsewhere, so it cannot while the recovered token is yet to be drawn: to judge that
-        position anew would favour the draft."""
-        return not self.session.tail_owed
+        """Whether another verifier can go on."""
+        return self._judge.may_move
 
     def opening(self) -> Open:
         """Return the Open of a session that generates the rest of the answer. Its verifier has
         no draft token yet, so the whole chain will be sent."""
+        self.observer.opened()
         self.session.away = 0
         self._opened_at = len(self.session.committed)
         return replace(self._request, committed=tuple(self.session.committed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from picospec.speculation.protocol.messages import Commit, Finish, Pushed, TokenId
+from picospec.speculation.protocol.messages import Commit, Down, Finish, Pushed, TokenId
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +36,19 @@ class DraftCounts:
     drafted: int = 0
     looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
     stale_steps: int = 0  # steps whose chain had broken when they ended
+
+
+class Observer:
+    """Is told what a machine is told, and what it decides; this one notes nothing."""
+
+    def opened(self) -> None:
+        """A session is about to be opened."""
+
+    def decided(self, outcome: Outcome, now: float) -> None:
+        """The machine has decided what to send, without a message."""
+
+    def before(self, message: Down) -> None:
+        """The machine is about to take in a message."""
+
+    def after(self, outcome: Outcome) -> None:
+        """The machine has taken it in."""

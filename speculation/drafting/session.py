@@ -7,25 +7,19 @@ the epoch rises. No state changes when a method raises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from math import prod
 
-from picospec.speculation.protocol.errors import (
-    LocalProtocolError,
-    RemoteProtocolError,
-    TailExhausted,
-)
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     FinishReason,
-    Redraw,
     Reject,
     TokenId,
 )
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.judging import recover
 
 
 class DraftingSession:
@@ -46,24 +40,13 @@ class DraftingSession:
         self._broke_at = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
-        self.tail_owed = False  # a rejection is not answered yet: the tail has run out
 
     @property
     def finished(self) -> FinishReason | None:
         """Why the committed text ends the answer; None if it does not."""
-        return self.ended(len(self.committed), self.committed[-1:])
-
-    def ended(self, length: int, last: Sequence[TokenId]) -> FinishReason | None:
-        """Return why a text of that length, with that last token if any, ends the answer."""
-        if not self._stop_tokens.isdisjoint(last):
+        if not self._stop_tokens.isdisjoint(self.committed[-1:]):
             return "stop"
-        return "length" if length >= self._max_tokens else None
-
-    @property
-    def recovered(self) -> tuple[TokenId, ...]:
-        """The recovered token that begins the chain, if one does. Once it is drawn it is the
-        text, whether or not the verifier has it."""
-        return tuple(drafted.token for drafted in self.chain[:1] if drafted.forced)
+        return "length" if len(self.committed) >= self._max_tokens else None
 
     @property
     def context(self) -> list[TokenId]:
@@ -105,11 +88,11 @@ class DraftingSession:
         new = self.chain[self.away :]
         if not new:
             return None
-        start, behind, forced = len(self.committed) + self.away, self.away, new[0].forced
+        start, behind = len(self.committed) + self.away, self.away
         tokens = tuple(drafted.token for drafted in new)
-        q = tuple(d.q.of(d.token) for d in new if d.q) if new[-1].q or forced else None
+        q = tuple(drafted.q.of(drafted.token) for drafted in new if drafted.q)
         self.away = len(self.chain)
-        return Draft(self.epoch, start, behind, tokens, q, forced=forced, pauses=pauses)
+        return Draft(self.epoch, start, behind, tokens, q or None, pauses=pauses)
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
         """Take in a Commit and return its tokens that were not known before. Raise
@@ -143,54 +126,28 @@ class DraftingSession:
             raise RemoteProtocolError("Commit.logprobs: one for each token")
 
     def _count(self, commit: Commit, agreed: int, broken: bool) -> None:
-        """Count misses and unused Commits. A recovered token that the edge drew itself is
-        always committed, and so shows nothing of the draft model."""
-        drafts_agreed = agreed > (1 if self.chain and self.chain[0].forced else 0)
-        if drafts_agreed:
+        """Count misses and unused Commits."""
+        if agreed:
             self.misses = 0
         elif broken:
             self.misses += 1
         if commit.accepted > 0:
             self.unused = 0
-        elif drafts_agreed:
+        elif agreed:
             self.unused += 1
 
-    def rejected(self, reject: Reject, u: Iterator[float]) -> Redraw | None:
-        """Draw the recovered token: it becomes the chain, to be flushed.
-
-        u: uniforms in [0, 1), independent of the verifier's. Return a Redraw when more samples
-        of the tail are needed. A Reject that was answered before makes its answer be sent
-        again: samples that were rejected once may not be tried a second time.
-        """
-        if reject.position < len(self.committed):
-            return None
-        if reject.position > len(self.committed) or not self.chain:
+    def before(self, reject: Reject) -> tuple[DraftToken, ...]:
+        """Return the draft tokens that a Reject accepts, which are before the rejected one.
+        Raise RemoteProtocolError where the one rejected was never sent."""
+        accepted = reject.position - len(self.committed)
+        if accepted >= self.away:
             raise RemoteProtocolError(f"Reject.position: no draft is at {reject.position}")
-        rejected = self.chain[0]
-        if rejected.forced:
-            self.away = 0
-            return None
-        if reject.epoch < self.epoch and self.tail_owed:
-            return Redraw(self.epoch, reject.position)
         if reject.epoch != self.epoch:
             raise RemoteProtocolError(f"Reject.epoch: {reject.epoch}, not {self.epoch}")
-        if rejected.q is None:
-            raise RemoteProtocolError("Reject: only in judge `separate`")
-        try:
-            token = recover(reject, rejected.q, u, tail_owed=self.tail_owed)
-        except TailExhausted:
-            self.tail_owed = True
-            self.epoch += 1
-            return Redraw(self.epoch, reject.position)
-        self.misses += 1
-        self._break()
-        recovered = DraftToken(token, confidence=1.0, forced=True, origin="target")
-        self.chain.append(recovered)
-        return None
+        return tuple(self.chain[:accepted])
 
     def _break(self) -> None:
         self.epoch += 1
         self.chain.clear()
         self._broke_at = len(self.committed)
         self.away = 0
-        self.tail_owed = False

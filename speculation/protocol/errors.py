@@ -4,7 +4,6 @@
   + LocalProtocolError       our side broke the rules: a bug here, never the peer's fault
   + RemoteProtocolError      the peer broke them: end the session, keep the process
     - MalformedFrame         the bytes are not a message
-  x TailExhausted            all samples of the tail were rejected: ask for more (Redraw)
   x InvalidSetting           a client asks for a value that no target serves; `name` names it
 """
 
@@ -26,10 +25,6 @@ class RemoteProtocolError(SpeculationError):
 class MalformedFrame(RemoteProtocolError):
     def __init__(self, reason: str, *, offset: int) -> None:
         super().__init__(f"{reason} at byte {offset}")
-
-
-class TailExhausted(SpeculationError):
-    """Nothing has changed; ask for more, try again."""
 
 
 class InvalidSetting(SpeculationError):

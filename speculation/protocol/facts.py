@@ -18,16 +18,16 @@ SPOKEN: Final = (5, 6)
 that was cut, gets a 404, and opens the answer anew, as one of version 6 does at once."""
 
 MAX_VOCABULARY: Final = 1 << 20
-"""The most ids that are tokens: four times as many as the largest vocabularies have."""
+"""No vocabulary has more ids that are tokens: four times as many as the largest known."""
 
 MAX_CONTEXT_TOKENS: Final = 1 << 24
-"""The longest context: more than the ten million tokens of the longest known."""
+"""No context is longer; the longest known has ten million tokens."""
 
 MAX_VERIFY: Final = 256
-"""The most draft tokens that any verifier judges in one pass."""
+"""No verifier judges more draft tokens in one pass."""
 
 MAX_ADAPTERS: Final = 1024
-"""The most LoRA adapters that are served beside a model."""
+"""No more LoRA adapters are served beside a model."""
 
 Judge = Literal["coupled", "separate"]
 TokenId = int
@@ -43,10 +43,10 @@ class Limits(msgspec.Struct, frozen=True):
     """What one session may ask of the verifier."""
 
     max_verify: Annotated[int, Meta(ge=1, le=MAX_VERIFY)] = 32
-    """The most draft tokens that one pass judges."""
+    """One pass judges at most so many draft tokens."""
 
     max_ahead: Annotated[int, Meta(ge=1, le=4096)] = 128
-    """The most draft tokens beyond the last committed one that the verifier keeps."""
+    """The verifier keeps at most so many draft tokens beyond the last committed one."""
 
     idle_timeout_s: Seconds = 60.0
 
@@ -63,10 +63,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     judges: Annotated[list[Judge], Meta(max_length=8)]
     features: Names
     padding: Annotated[int, Meta(ge=0, le=MAX_VOCABULARY)] = 0
-    """Ids past the tokens that the target computes logits of."""
+    """The target computes logits of so many ids past the tokens."""
 
     defaults: Annotated[dict[Name, float], Meta(max_length=64)] = {}
-    """The sampling settings that the model's makers recommend, by their OpenAI names."""
+    """The model's makers recommend these sampling settings, by their OpenAI names."""
 
     protocol: Version = PROTOCOL_VERSION
     """The oldest version that the verifier speaks: edges that know no other field read it."""
@@ -79,8 +79,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     that have the same one, either can go on with an answer that the other began."""
 
     adapters: Annotated[dict[Name, Name], Meta(max_length=MAX_ADAPTERS)] = {}
-    """LoRA adapters of the model: by the name that a request gives as its `model`, the identity
-    of the texts. All else is the model's."""
+    """Each LoRA adapter of the model has, by the name that a request gives as its `model`, the
+    identity of its texts. All else is the model's."""
 
     @property
     def speaks(self) -> bool:

@@ -1,6 +1,6 @@
 """The messages that the two ends of a session exchange, as values without bytes or sockets.
 
-    up     Open, Draft, Redraw
+    up     Open, Draft, Recovered, Redraw
     down   Opened, Commit, Reject, Finish, Fault, Beat
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
@@ -22,15 +22,15 @@ from picospec.speculation.protocol.facts import ModelFacts as ModelFacts
 from picospec.speculation.protocol.facts import TokenId as TokenId
 
 BEAT_S = 0.3
-"""Longest time for which an open stream carries nothing: a Beat ends it. Three of them without
-a byte mean that the link or the verifier's process is lost."""
+"""An open stream carries nothing for at most this time: a Beat ends it. Three of them without a
+byte mean that the link or the verifier's process is lost."""
 
 RUN_CHARACTERS = 8
 """How many characters the names of all sessions of one run of a verifier begin with: by them an
 edge knows one that was restarted, or is another one, from one that was out of reach."""
 
 MAX_PREDICTED = 16384
-"""The most tokens of an Open's prediction, a file of some 60 kB: an index of them takes 11
+"""An Open's prediction has no more tokens, a file of some 60 kB: an index of them takes 11
 megabytes in a session."""
 
 Fill = Literal["always", "auto", "never"]
@@ -45,7 +45,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
     extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
-    """Settings that only some targets serve (ModelFacts.features), by their OpenAI names."""
+    """Only some targets serve these settings (ModelFacts.features), by their OpenAI names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +61,18 @@ class Open:
     fill: Fill = "auto"
     top_logprobs: int | None = None
     committed: tuple[TokenId, ...] = ()
-    """Output tokens that another session has committed before. This one goes on after them as
+    """Another session has committed these output tokens before. This one goes on after them as
     if it had generated them itself."""
 
     identity: str = ""
-    """The ModelFacts.identity that the verifier must have; any will do where it is empty."""
+    """The verifier must have this ModelFacts.identity; any will do where it is empty."""
 
     own_drafts: bool = False
-    """Whether the verifier may propose draft tokens itself; only in `coupled`."""
+    """It says whether the verifier may propose draft tokens itself; only in `coupled`."""
 
     predicted: tuple[TokenId, ...] = ()
-    """What the client expects of the answer, for the verifier's own draft tokens."""
+    """The client expects these tokens of the answer; they serve as the verifier's own draft
+    tokens."""
 
     replaces: str = ""
     """The session that this one takes the place of, because its stream was cut; empty: none.
@@ -94,19 +95,29 @@ class Draft:
     q: tuple[int, ...] | None = None
     """`separate`: the weight of each token in the q that it was drawn from, in 1/65536."""
 
-    forced: bool = False  # `separate`: tokens[0] is the recovered token; it is no draft token
     pauses: bool = False
-    """No more follow until the edge knows of more committed tokens: the verifier need not wait
-    for them."""
+    """The verifier need not wait: no more follow until the edge knows of more committed
+    tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """`separate`: the token that the edge drew in place of the rejected one. epoch: of the
+    chain that follows it."""
+
+    epoch: int
+    position: int
+    token: TokenId
 
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """`separate`: send the Reject at this position again, with fresh samples of the tail. It
-    begins an epoch, which the answer has too: so a repeated answer differs from a fresh one."""
+    """`separate`: send the Reject at this position again, with fresh samples of the tail.
+    draw: counts them from 1."""
 
     epoch: int
     position: int
+    draw: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +142,15 @@ class Commit:
     start: int
     tokens: tuple[TokenId, ...]
     accepted: int = 0
-    """How many of `tokens` were draft tokens of the edge."""
+    """So many of `tokens` were draft tokens of the edge."""
 
     own: int = 0
-    """How many of those after them were the verifier's own draft tokens. The target itself
+    """So many of those after them were the verifier's own draft tokens. The target itself
     generated the others."""
 
     queue_s: float = 0.0
-    """Time from the end of the session's last pass to the start of this one. This and pass_s
-    are sent in 0.1 ms."""
+    """This pass began so long after the session's last one ended. This and pass_s are sent in
+    0.1 ms."""
 
     pass_s: float = 0.0
     logprobs: tuple[TokenLogprob, ...] | None = None
@@ -165,15 +176,17 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """`separate`: the draft token at `position` was rejected; the edge draws the recovered
-    token from this p. Every probability is a float32, as in the p that rejected."""
+    """`separate`: the draft token at `position` was rejected, and those before it accepted; the
+    edge draws the recovered token from this p. Every probability is a float32, as in the p that
+    rejected."""
 
     epoch: int
     position: int
+    draw: int  # of the Redraw that it answers; 0 when it is sent first
     head: tuple[tuple[TokenId, float], ...]  # the most likely tokens and their p
     tail_mass: float  # sum of p over all tokens not in the head
     tail: tuple[tuple[TokenId, float], ...] = ()
-    """Tokens drawn from the tail's distribution, in the order drawn, and their p."""
+    """These tokens were drawn from the tail's distribution, in this order; each has its p."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +227,10 @@ class Beat:
     """The verifier lives, and has nothing to send."""
 
 
-Pushed = Draft | Redraw
+Answer = Recovered | Redraw
+"""An edge answers a Reject by one of these."""
+
+Pushed = Draft | Answer
 Up = Open | Pushed
 Down = Opened | Commit | Reject | Finish | Fault | Beat
 Message = Up | Down

@@ -57,16 +57,16 @@ class _Stopping(msgspec.Struct):
 
 
 STOPPING: Final = _Stopping.__struct_fields__
-"""The extras that decide `Open.stop_tokens`. They are in no message, because both ends stop at
+"""These extras decide `Open.stop_tokens`. They are in no message, because both ends stop at
 `stop_tokens` and at nothing else."""
 
 PREDICTION: Final = "prediction"
-"""The extra that changes no answer: its tokens are in `Open.predicted`."""
+"""This extra changes no answer: its tokens are in `Open.predicted`."""
 
 
 SALT: Final = "cache_salt"
-"""The extra by which an edge tells its own tenants apart: the verifier reuses what it has read
-for sessions of one key and one salt alone. It changes no answer."""
+"""By this extra an edge tells its own tenants apart: the verifier reuses what it has read for
+sessions of one key and one salt alone. It changes no answer."""
 
 
 def opening(

@@ -44,7 +44,7 @@ MAX_FRAME_BYTES: Final = 1 << 20
 """The prompt of a context of 262144 tokens takes no more."""
 
 MAX_DOWN_BYTES: Final = 1 << 16
-"""The longest frame that an edge takes. A Commit of MAX_VERIFY + 1 tokens, each with twenty
+"""An edge takes no longer frame. A Commit of MAX_VERIFY + 1 tokens, each with twenty
 log-probabilities, takes 40 kB."""
 
 NEAR: Final = 32
@@ -53,7 +53,6 @@ pauses: that saves two bytes in nearly every Draft."""
 
 Fields = dict[str, Codec[Any]]
 CHAIN: Final[Fields] = {"epoch": UINT, "start": UINT}
-PLACE: Final[Fields] = {"epoch": UINT, "position": UINT}
 DRAFT: Final[Fields] = {**CHAIN, "behind": UINT}
 TIMES: Final[Fields] = {"queue_s": TENTH_MS, "pass_s": TENTH_MS}
 COMMIT: Final[Fields] = {**CHAIN, "accepted": UINT, "own": UINT, **TIMES}
@@ -73,7 +72,7 @@ OPEN: Final[Fields] = {
     "own_drafts": BOOL, "predicted": many(UINT),
 }  # fmt: skip
 SESSION = form("[A-Za-z0-9_-]{1,64}")
-"""The name of a session, which becomes a part of paths."""
+"""A session has such a name, which becomes a part of paths."""
 
 
 def _near(kind: int) -> Codec[Draft]:
@@ -85,17 +84,21 @@ def _near(kind: int) -> Codec[Draft]:
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
     1: record(messages.Open, **OPEN),
     2: record(Draft, **DRAFT, tokens=rest(UINT)),
-    3: record(Draft, **DRAFT, forced=BOOL, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
-    4: record(messages.Redraw, **PLACE),
+    3: record(Draft, **DRAFT, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
+    4: record(messages.Redraw, epoch=UINT, position=UINT, draw=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
     6: record(messages.Open, **OPEN, replaces=TEXT),
+    7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
     16: record(
         messages.Opened, session=SESSION,
         limits=reserving(bounded(LIMITS, messages.Limits), FLOAT32, RESUME_WINDOW_S),
     ),
     17: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
-    19: record(messages.Reject, **PLACE, head=SPARSE, tail_mass=FLOAT32, tail=SPARSE),
+    19: record(
+        messages.Reject, epoch=UINT, position=UINT, draw=UINT,
+        head=SPARSE, tail_mass=FLOAT32, tail=SPARSE,
+    ),
     20: record(messages.Finish, reason=one_of(get_args(messages.FinishReason)), totals=TOTALS),
     21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
     22: record(messages.Beat),
@@ -103,8 +106,8 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
-    messages.Open: 6, messages.Redraw: 4, messages.Opened: 16, messages.Reject: 19,
-    messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
+    messages.Open: 6, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
+    messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
 }  # fmt: skip
 
 

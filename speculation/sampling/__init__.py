@@ -1,1 +1,1 @@
-"""Distributions, the noise both ends share, and how a draft token is judged."""
+"""Distributions, the noise both ends share, and what a request changes of the logits."""

@@ -30,12 +30,6 @@ GREEDY_BELOW: Final = 1e-5
 Q_SCALE: Final = 1 << 16
 """Parts into which the probabilities of q are divided, so that both ends know q exactly."""
 
-HEAD_COVERS: Final = 0.999
-"""Share of p that the head of a Reject covers, if HEAD_TOKENS are enough for it."""
-
-HEAD_TOKENS: Final = 512
-"""Most tokens in the head of a Reject."""
-
 _BLOCK: Final = 64  # tokens of one block in `top`
 
 
@@ -62,7 +56,7 @@ class Distribution:
         tokens: list[int] = self.tokens[places].tolist()
         return tokens
 
-    def coupled(self, seed: int, at: int) -> int:
+    def picked(self, seed: int, at: int) -> int:
         """Return the token that the shared noise picks: argmax(log p + gumbel)."""
         if self.tokens.size == 1:
             return int(self.tokens[0])
@@ -89,6 +83,12 @@ def distribution(
     if sampling.min_p > 0.0:
         shares[shares < sampling.min_p] = 0.0
     return _normalised(*_nucleus(scaled, shares, sampling.top_p))
+
+
+def softmax_of(logits: Logits, token: int) -> float:
+    """Return the probability of a token at temperature 1. logits: float32[V]."""
+    weights = np.exp(logits - logits.max())
+    return float(weights[token] / weights.sum())
 
 
 def top(values: Logits, count: int) -> Tokens:
@@ -173,13 +173,3 @@ def quantise(exact: Distribution) -> QuantisedDistribution:
     weights[np.argsort(weights - shares, kind="stable")[:short]] += 1
     kept = weights > 0
     return QuantisedDistribution(exact.tokens[kept], weights[kept])
-
-
-def head_of(p: Distribution) -> Tokens:
-    """Return where in p its head is: the likeliest tokens that cover HEAD_COVERS of it, but at
-    most HEAD_TOKENS. A p of no more tokens is all head."""
-    order = np.lexsort((p.tokens, -p.p))
-    if len(order) <= HEAD_TOKENS:
-        return order
-    count = int(np.searchsorted(np.cumsum(p.p[order]), HEAD_COVERS)) + 1
-    return order[: min(count, HEAD_TOKENS)]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import QuantisedDistribution
+from picospec.speculation.sampling.distributions import Logits, QuantisedDistribution
 
-Origin = Literal["draft", "ahead", "lookup", "grammar", "target"]
+Origin = Literal["draft", "ahead", "lookup", "grammar"]
 """Who had a token first: the draft model; text that it read ahead and agreed with; prompt
-lookup or a grammar, without a draft step; or the target."""
+lookup or a grammar, without a draft step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,17 @@ class DraftToken:
     confidence: float
     """The edge's estimate that it is accepted if all draft tokens before it are."""
 
-    q: QuantisedDistribution | None = None  # `separate`: the distribution it was drawn from
-    forced: bool = False
-    """`separate`: it is the recovered token, which the verifier must commit."""
+    q: QuantisedDistribution | None = None
+    """The distribution it was drawn from, where its weight there is sent with it."""
 
     origin: Origin = "draft"
+
+
+DraftSampler = Callable[[Logits, int], DraftToken]
+"""DraftSampler(logits, position) returns the draft token for an output position.
+
+logits: float32[V], the draft model's. It is called in the draft model's thread, and keeps
+nothing of the logits."""
 
 
 def mark_ahead(tokens: Sequence[DraftToken], ahead: Sequence[TokenId]) -> Sequence[DraftToken]:

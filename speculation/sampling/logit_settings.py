@@ -12,7 +12,7 @@ from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import Open, TokenId
 
 MAX_BIASES: Final = 1024
-"""Most tokens in a logit_bias, because each row of the session pays for them."""
+"""A logit_bias has no more tokens, because each row of the session pays for them."""
 
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]

@@ -30,7 +30,7 @@ MAX_COMMITS: Final = 64
 """Commits remembered, to find the one from which the edge learned that its chain was wrong."""
 
 Sent = tuple[int, float]
-"""Where the text ended after a Commit, and when that was sent."""
+"""The text ended at this place after a Commit, which was sent at this time."""
 
 
 @dataclass(slots=True)

@@ -72,22 +72,23 @@ class HeldChain:
             self._drafts.clear()
 
     def extend(self, draft: Draft, text: Sequence[TokenId]) -> None:
-        """Keep a Draft's tokens, without the recovered one that it may begin with."""
-        tokens = draft.tokens[draft.forced :]
-        weights = (0,) * len(tokens) if draft.q is None else draft.q
-        placed = enumerate(zip(tokens, weights, strict=True), draft.start + draft.forced)
+        """Keep a Draft's tokens."""
+        weights = draft.q or (0,) * len(draft.tokens)
+        placed = enumerate(zip(draft.tokens, weights, strict=True), draft.start)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
-        self.follow(text, draft.start - draft.behind + draft.forced)
+        self.follow(text, draft.start - draft.behind)
 
-    def rejected(self, position: int) -> None:
-        """End the chain at a draft token that was rejected; the text is not known there yet."""
+    def rejected(self, text: Sequence[TokenId]) -> None:
+        """End the chain at a draft token that was rejected after this text; the token that
+        takes its place is not known yet."""
+        self.follow(text)
         self._learn(False)
-        self.end(position)
+        self._end(len(text))
 
-    def end(self, position: int, epoch: int = 0) -> None:
-        """End the chain at a position. Earlier epochs and `epoch` are void from now on."""
+    def _end(self, position: int) -> None:
+        """End the chain at a position; its epoch is void from now on."""
         self.wrong_at = position
-        self.epoch = self._void = max(self.epoch, epoch)
+        self._void = self.epoch
         self._drafts.clear()
         self.broken = True
 
@@ -100,7 +101,7 @@ class HeldChain:
                 self._learn(right)
                 if not right:
                     self.dropped = (draft[0], *self._after(self._agreed))
-                    self.end(self._agreed)
+                    self._end(self._agreed)
                     return
             elif self._agreed >= known:
                 return

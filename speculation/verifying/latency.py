@@ -61,8 +61,8 @@ FORGET_AFTER: Final = 128
 What was seen is kept: a size that was dear twice stays dear."""
 
 MEASURE_S: Final = 10.0
-"""Time for passes before the first session. None is begun that would go beyond it if it took as
-long as one with fewer rows."""
+"""Passes before the first session take no longer. None is begun that would go beyond it if it
+took as long as one with fewer rows."""
 
 
 class _Size:

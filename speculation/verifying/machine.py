@@ -13,11 +13,11 @@ All times are in seconds on one monotonic clock. No state changes when `received
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import (
     Down,
     Draft,
@@ -27,7 +27,6 @@ from picospec.speculation.protocol.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.head import NO_HOLD, Head
 from picospec.speculation.verifying.latency import PassLatency
@@ -94,7 +93,7 @@ class VerifyMachine:
     def open(
         self, name: str, request: Open, limits: Limits, *, vocabulary_size: int, now: float
     ) -> None:
-        session = VerifyingSession(request, limits, vocabulary_size=vocabulary_size)
+        session = VerifyingSession(request, limits, vocabulary_size=vocabulary_size, u=self._u)
         self._sessions[name] = _Held(session, now)
 
     def close(self, name: str) -> None:
@@ -110,7 +109,7 @@ class VerifyMachine:
         held = self._sessions[name]
         chain, arrivals = held.session.chain, held.arrivals
         newest, broken = chain.newest, chain.broken
-        down = held.session.receive(message, self._u)
+        down = held.session.receive(message)
         if isinstance(message, Draft) and chain.newest > newest:
             arrivals.came(arrived, len(message.tokens))
             if message.pauses:
@@ -157,15 +156,16 @@ class VerifyMachine:
         for name, count in zip(going, counts, strict=True):
             held = self._sessions[name]
             room, gains = held.session.head_room, held.session.gains[:count]
-            start[name] = held.session.plan(count).draft
+            start[name] = held.session.plan(count)
             if (expected := held.head.expected(room)) and expected >= sum(gains):
                 start[name], heads[name] = (), min(room, held.head.tokens)
-        return Offer(start, 0.0, heads=heads)
+        left = rows - others - sum(1 + len(draft) for draft in start.values())
+        return Offer(start, 0.0, heads=_fitting(heads, left))
 
     def _hold_s(self, name: str, now: float) -> float:
         held = self._sessions[name]
         session = held.session
-        if session.finished or session.rejection:
+        if not session.may_begin:
             return inf
         if held.head.expected(session.head_room) >= NO_HOLD:
             return 0.0
@@ -194,9 +194,7 @@ class VerifyMachine:
         for name, count in taken.items():
             held, head = self._sessions[name], (heads or {}).get(name, 0)
             session, held.head.tokens = held.session, 0
-            uniforms = count + 1 if session.request.judge == "separate" else 0
-            begun = session.begin(count, head=head)
-            passes[name] = replace(begun, u=tuple(islice(self._u, uniforms)))
+            passes[name] = session.begin(count, head=head)
         return PassPlan(passes, now)
 
     def ran(
@@ -228,8 +226,16 @@ class VerifyMachine:
                 queue_s=max(0.0, plan.started - held.passed_at),
                 pass_s=pass_s,
                 logprobs=verdict.logprobs,
-                u=self._u,
             )
             held.passed_at = now
             held.arrivals.committed(held.session, now)
         return down
+
+
+def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:
+    """Return the tokens of heads that fit into so many rows of a pass, the first ones first."""
+    found: dict[str, int] = {}
+    for name, tokens in heads.items():
+        if (taken := min(tokens, rows)) > 0:
+            found[name], rows = taken, rows - taken
+    return found

@@ -12,35 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Final
 
+from picospec.speculation.judges.judge import Judgement, Rule
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.precision import Continuation
-from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.errors import LocalProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
     Down,
+    Draft,
     Finish,
     FinishReason,
     Limits,
     Open,
     Pushed,
-    Redraw,
     TokenId,
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 from picospec.speculation.verifying.chain import HeldChain
 from picospec.speculation.verifying.own_drafts import OwnDrafts
-from picospec.speculation.verifying.validation import check_form, check_place
-
-NO_CHANCE: Final[Iterator[float]] = iter(())
-"""For sessions judged `coupled`, which draw nothing."""
-
-MAX_REDRAWS: Final = 32
-"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
-hardly ever needs two."""
+from picospec.speculation.verifying.validation import check
 
 MAX_PENDING: Final = 4
 """Pending draft tokens of the edge from which on the verifier proposes none of its own."""
@@ -54,29 +47,35 @@ class Pass:
 
     start: int
     draft: Tokens
-    q: tuple[int, ...]  # `separate`: K weights in 1/Q_SCALE; else all are 0
-    u: tuple[float, ...] = ()  # `separate`: K + 1 fresh uniforms in [0, 1)
+    rule: Rule
     own: int = 0  # how many of the draft tokens, the last ones, are the verifier's own
     head: int = 0  # in place of a draft: tokens of the target's head, which are unknown here
 
 
 class VerifyingSession:
-    def __init__(self, request: Open, limits: Limits, *, vocabulary_size: int) -> None:
+    """u: uniforms in [0, 1) that no edge can foresee."""
+
+    def __init__(
+        self, request: Open, limits: Limits, *, vocabulary_size: int, u: Iterator[float]
+    ) -> None:
         self.request = request
         self.limits = limits
         self.chain = HeldChain(len(request.committed))
         self.committed: list[TokenId] = list(request.committed)
         self.totals = Totals()
         self.finished: FinishReason | None = None
-        self.rejection: Rejection | None = None
-        """Set while the recovered token is awaited from the edge: no pass may begin, for the
-        target must not generate that token."""
-
-        self._redraws = 0  # answered since the last rejection
+        judge = JUDGES[request.judge]
+        self._takes_heads = judge.takes_any_draft and request.fill != "never"
+        self._judge = judge.verifier(request, u)
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
         self._own = OwnDrafts(request, limits) if request.own_drafts else None
         self._tried: Continuation | None = None  # what was proposed for the pass that runs
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the target may generate: the answer goes on, and the edge owes nothing."""
+        return not self.finished and self._judge.owed_at is None
 
     @property
     def pending(self) -> int:
@@ -85,20 +84,17 @@ class VerifyingSession:
 
     @property
     def head_room(self) -> int:
-        """The most tokens of the target's head that a pass may judge. In `separate` it judges
-        none, and with fill `never` the target generates nothing without a draft."""
-        if self.request.judge == "separate" or self.request.fill == "never":
+        """The most tokens of the target's head that a pass may judge. With fill `never` the
+        target generates nothing without a draft of the edge."""
+        if not self._takes_heads:
             return 0
         return max(0, self.request.max_tokens - len(self.committed) - 1)
 
     @property
     def gains(self) -> list[float]:
         """How likely each draft token that a pass may judge is to be accepted, with all those
-        before it. In `separate` all that a pass may take count, whatever is pending: the draft
-        tokens after one depend on it. Were they to decide whether it is judged, the output
-        would not have the target's distribution."""
-        most = self.limits.max_verify
-        judgeable = min(self.pending, most) if self.request.judge == "coupled" else most
+        before it."""
+        judgeable = self._judge.judgeable(self.pending, self.limits.max_verify)
         gains = [self.chain.acceptance**k for k in range(1, judgeable + 1)]
         if proposed := self._propose():
             reached, right = gains[-1] if gains else 1.0, proposed.precision.right
@@ -111,48 +107,43 @@ class VerifyingSession:
             return None
         return self._own.propose(self.committed, self.chain, pending)
 
-    def receive(self, message: Pushed, u: Iterator[float] = NO_CHANCE) -> list[Down]:
-        """Take in a message; return what it brings about at once (only in `separate`).
+    def receive(self, message: Pushed) -> list[Down]:
+        """Take in a message; return what it brings about at once.
 
-        u: uniforms for the samples of a tail. Raise RemoteProtocolError, naming the field, for
-        what no honest edge sends. Void and repeated messages are dropped in silence.
+        Raise RemoteProtocolError, naming the field, for what no honest edge sends. Void and
+        repeated messages are dropped in silence.
         """
-        if isinstance(message, Redraw):
-            return self._redraw(message, u)
-        check_form(message, self.request.judge, vocabulary_size=self._vocabulary_size)
-        check_place(message, self.committed, self.rejection, max_ahead=self.limits.max_ahead)
-        chain, epoch = self.chain, message.epoch
-        if self.finished or epoch < chain.epoch or chain.is_void(epoch):
-            if self._own and epoch == chain.epoch:
-                self._own.came_late(message, chain)
+        if isinstance(message, Draft):
+            self._drafted(message)
             return []
-        chain.begin(message)
-        down: list[Down] = []
-        if message.forced and message.start == len(self.committed):
-            self.rejection = None
-            down = self._commit(Commit(epoch, message.start, message.tokens[:1]))
-        chain.extend(message, self.committed)
-        return down
+        down = self._judge.received(message, self.committed)
+        if isinstance(down, Commit):
+            return self._commit(down)
+        return [down] if down else []
 
-    def _redraw(self, message: Redraw, u: Iterator[float]) -> list[Down]:
-        is_old = self.chain.is_void(message.epoch) or message.position != len(self.committed)
-        if self.rejection is None or is_old:
-            return []
-        if self._redraws == MAX_REDRAWS:
-            raise RemoteProtocolError(f"Redraw: more than {MAX_REDRAWS} for one rejection")
-        self._redraws += 1
-        self.chain.end(message.position, message.epoch)
-        return [self._reject(self.rejection, u)]
+    def _drafted(self, draft: Draft) -> None:
+        owed_at, size = self._judge.owed_at, self._vocabulary_size
+        text_end = len(self.committed) if owed_at is None else owed_at + 1
+        check(draft, text_end, vocabulary_size=size, max_ahead=self.limits.max_ahead)
+        self._judge.check(draft)
+        chain = self.chain
+        if self.finished or draft.epoch < chain.epoch or chain.is_void(draft.epoch):
+            if self._own and draft.epoch == chain.epoch:
+                self._own.came_late(draft, chain)
+            return
+        chain.begin(draft)
+        chain.extend(draft, self.committed)
 
-    def plan(self, most: int) -> Pass:
-        """Return the pass that would judge at most `most` pending draft tokens.
+    def plan(self, most: int) -> Tokens:
+        """Return the draft tokens of a pass that would judge at most `most` pending ones.
 
         With fill `never` it has one at least: the target generates nothing without a draft.
         """
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
         least = int(self.request.fill == "never")
-        return self._pass(min(self._judgeable, max(most, least), self.limits.max_verify, room))
+        count = min(self._judgeable, max(most, least), self.limits.max_verify, room)
+        return tuple(token for token, _ in self._items(count))
 
     @property
     def _judgeable(self) -> int:
@@ -163,23 +154,24 @@ class VerifyingSession:
         """Begin a pass over the first `drafts` draft tokens, which are the pending ones and the
         verifier's own after them, or over `head` tokens of the target's head; `resolve` must
         follow."""
-        if self._running or self.finished or self.rejection:
+        if self._running or not self.may_begin:
             raise LocalProtocolError("no pass may begin now")
         if drafts > self._judgeable:
             raise LocalProtocolError(f"there are no {drafts} draft tokens")
         self.chain.broken = False
-        if head:
-            self._running, self._tried = Pass(len(self.committed), (), (), head=head), None
-        else:
-            self._running, self._tried = self._pass(drafts), self._propose()
+        self._tried = None if head else self._propose()
+        start, items = len(self.committed), self._items(drafts)
+        rule = self._judge.rule(start, [weight for _, weight in items])
+        own = max(0, drafts - self.pending)
+        self._running = Pass(start, tuple(token for token, _ in items), rule, own, head)
         return self._running
 
-    def _pass(self, drafts: int) -> Pass:
-        start = len(self.committed)
-        items = self.chain.drafts(start, min(drafts, self.pending))
+    def _items(self, drafts: int) -> list[tuple[TokenId, int]]:
+        """Return so many draft tokens with their weights, the edge's first."""
+        items = self.chain.drafts(len(self.committed), min(drafts, self.pending))
         if (own := drafts - len(items)) and (proposed := self._propose()):
             items += [(token, 0) for token in proposed.tokens[:own]]
-        return Pass(start, tuple(t for t, _ in items), tuple(w for _, w in items), own=own)
+        return items
 
     def resolve(
         self,
@@ -188,7 +180,6 @@ class VerifyingSession:
         queue_s: float = 0.0,
         pass_s: float = 0.0,
         logprobs: Sequence[TokenLogprob] | None = None,
-        u: Iterator[float] = NO_CHANCE,
     ) -> list[Down]:
         """Apply the outcome of the pass begun. logprobs: one for each of judgement.tokens."""
         if self._running is None:
@@ -204,15 +195,11 @@ class VerifyingSession:
         if self._own and self._tried and accepted == len(running.draft) - running.own:
             self._own.judged(self._tried, running.own, own)
         place = self.chain.epoch, len(self.committed)
-        down = self._commit(
-            Commit(*place, judgement.tokens, accepted, own, queue_s, pass_s, kept)
-        )
-        if judgement.rejection and not self.finished:
-            self.rejection = judgement.rejection
-            self._redraws = 0
-            self.chain.rejected(len(self.committed))
-            down.append(self._reject(judgement.rejection, u))
-        return down
+        commit = Commit(*place, judgement.tokens, accepted, own, queue_s, pass_s, kept)
+        if judgement.rejection is None or self._ended(judgement.tokens)[1]:
+            return self._commit(commit)
+        self.chain.rejected([*self.committed, *judgement.tokens])
+        return [self._judge.rejected(judgement.rejection, commit)]
 
     def _commit(self, commit: Commit) -> list[Down]:
         """Commit these tokens up to the end of the answer; return what is sent of it."""
@@ -236,7 +223,3 @@ class VerifyingSession:
             if token in self.request.stop_tokens:
                 return tokens[: i + 1], "stop"
         return tokens[:room], "length" if len(tokens) >= room else None
-
-    def _reject(self, rejection: Rejection, u: Iterator[float]) -> Down:
-        samples = list(islice(u, TAIL_SAMPLES))
-        return rejection.message(self.chain.epoch, len(self.committed), samples)

@@ -6,6 +6,7 @@ import pytest
 
 from picospec.bench.round_policy import RoundPolicy
 from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
@@ -25,8 +26,9 @@ class Edge:
 
     def __init__(self, policy: RoundPolicy, max_tokens: int = 100) -> None:
         request = Open("m", "v", (), Sampling(), 0, max_tokens, ())
+        half = JUDGES["coupled"].edge(request, iter(()))
         self.machine = DraftMachine(
-            request, policy, Limits(), rtt_s=lambda: 0.0, u=iter(()), readable_tokens=1000
+            request, policy, Limits(), half, rtt_s=lambda: 0.0, readable_tokens=1000
         )
         self.session = self.machine.session
 

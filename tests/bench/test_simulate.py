@@ -37,7 +37,7 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
     logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
     tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
     sampled = [
-        distribution(dense(*row), sampling(temperature)).coupled(7, place(3, i))
+        distribution(dense(*row), sampling(temperature)).picked(7, place(3, i))
         for i, row in enumerate(zip(tokens, logits, strict=True))
     ]
     answer = np.array(sampled, np.int32)

@@ -11,9 +11,10 @@ from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
+from picospec.speculation.judges import coupled
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
-from picospec.speculation.sampling import draft_sampler
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, ScriptedSessions
 
 PROMPT = (50, 51, 52)
@@ -37,7 +38,7 @@ class Edge:
         lookup: bool = False,
         later: Sequence[ScriptedLink] = (),
     ) -> None:
-        sampler = draft_sampler.coupled(Sampling(), 0, len(prompt))
+        sampler = coupled.sampler(Sampling(), 0, len(prompt))
         judge = "separate" if separate else "coupled"
         request = Open("m", "v", prompt, Sampling(), 0, max_tokens, (stop,), judge)
         self.link = link
@@ -45,8 +46,8 @@ class Edge:
             request,
             policy or StreamPolicy(),
             LIMITS,
+            JUDGES[judge].edge(request, iter(np.random.default_rng(3).random, 2.0)),
             rtt_s=lambda: 0.0,
-            u=iter(np.random.default_rng(3).random, 2.0),
             readable_tokens=slot.context_tokens - len(prompt) if slot else 0,
             lookup=PromptLookup(prompt) if lookup else None,
         )

@@ -11,8 +11,8 @@ import numpy as np
 
 from picospec.edge_agent.draft_model.drafter import DraftSlot
 from picospec.models.segments import Limits, Segment, check
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import draft_sampler
 from picospec.speculation.sampling.distributions import Logits
 
 V = 100
@@ -72,7 +72,7 @@ class FakeCache:
         return sum(len(segment.tokens) for segments in self.passes for segment in segments)
 
 
-SAMPLER = draft_sampler.coupled(Sampling(temperature=0.0), 0, 3)
+SAMPLER = coupled.sampler(Sampling(temperature=0.0), 0, 3)
 
 
 async def draft_after(slot: DraftSlot | None, context: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     PROTOCOL_VERSION,
@@ -24,7 +25,6 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Pushed,
 )
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.session import VerifyingSession
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -128,7 +128,7 @@ async def _open(body: bytes, called: str, receive: Receive, send: Send) -> None:
         return
     if request.replaces in sessions:
         replaced.append(request.replaces)
-    machine = VerifyingSession(request, LIMITS, vocabulary_size=VOCABULARY)
+    machine = VerifyingSession(request, LIMITS, vocabulary_size=VOCABULARY, u=iter(()))
     session = Session(machine, kind, names={called})
     name = f"{RUN}-{len(sessions)}"
     sessions[name] = session
@@ -172,7 +172,7 @@ async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
     yield Opened(name, LIMITS)
     machine = session.machine
     while not machine.finished:
-        judged = machine.begin(len(machine.plan(4).draft))
+        judged = machine.begin(len(machine.plan(4)))
         await asyncio.sleep(PASS_S)
         truth = [target_at(judged.start + i) for i in range(len(judged.draft) + 1)]
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]

@@ -10,7 +10,6 @@ import pytest
 from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import EngineFault, Unavailable
-from picospec.speculation.drafting.policy import DraftSettings, StreamPolicy
 from picospec.speculation.protocol.messages import (
     Commit,
     Down,
@@ -71,20 +70,6 @@ async def test_it_drafts_before_the_session_is_open(metrics: EdgeMetrics) -> Non
     assert link.drafted[:8] == list(range(3, 11))
 
 
-async def test_a_broken_chain_is_begun_anew_from_what_was_committed(
-    metrics: EdgeMetrics,
-) -> None:
-    script = scripted(sent(4), Commit(0, 0, (3, 99), accepted=1), sent(20), Finish("stop"))
-    link = ScriptedLink(script)
-    edge = Edge(metrics, link, CountingSlot())
-
-    await edge.run()
-
-    assert edge.emitted == [3, 99]
-    first = next(m for m in link.sent if m.epoch == 1 and isinstance(m, Draft))
-    assert (first.start, first.behind, first.tokens[0]) == (2, 0, 5)
-
-
 async def test_a_step_that_ends_after_its_chain_broke_is_never_sent(
     metrics: EdgeMetrics,
 ) -> None:
@@ -106,53 +91,6 @@ async def test_a_step_that_ends_after_its_chain_broke_is_never_sent(
     assert edge.machine.counts.stale_steps == 1
 
 
-async def test_a_step_overtaken_by_a_fill_in_pass_is_not_used_though_no_chain_broke(
-    metrics: EdgeMetrics,
-) -> None:
-    landed, stepping = asyncio.Event(), asyncio.Event()
-
-    async def wait(context: Sequence[TokenId]) -> None:
-        if len(context) == 3:
-            stepping.set()
-            await landed.wait()
-
-    script = scripted(
-        on(stepping), Commit(0, 0, (88, 89)), let(landed), sent(2), Finish("stop")
-    )
-    link = ScriptedLink(script)
-
-    await Edge(metrics, link, CountingSlot(wait=wait)).run()
-
-    assert link.sent[0] == Draft(0, 2, 0, (5, 6))
-
-
-async def test_it_stops_at_the_window_and_goes_on_when_commits_make_room(
-    metrics: EdgeMetrics,
-) -> None:
-    async def hesitant(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
-        await link.until_sent(16)
-        await quiet(link)
-        assert len(link.drafted) == 16  # max_ahead
-        yield Commit(0, 0, (3, 4), accepted=2)
-        await link.until_sent(18)
-        yield Finish("stop")
-
-    await Edge(metrics, ScriptedLink(hesitant), CountingSlot()).run()
-
-
-async def test_it_stops_when_the_chain_is_unlikely_and_sends_what_it_has(
-    metrics: EdgeMetrics,
-) -> None:
-    script = scripted(sent(3), quiet, Finish("stop"))
-    link = ScriptedLink(script)
-    policy = StreamPolicy(DraftSettings(min_survival=0.2, flush_tokens=2))
-
-    await Edge(metrics, link, CountingSlot(confidence=0.5), policy=policy).run()
-
-    assert link.sent == [Draft(0, 0, 0, (3, 4)), Draft(0, 2, 2, (5,), pauses=True)]
-
-
 async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier(
     metrics: EdgeMetrics,
 ) -> None:
@@ -167,17 +105,6 @@ async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier(
 
     assert link.drafted == [3]
     assert edge.emitted == [3, 90, 91, 92]
-
-
-async def test_a_commit_that_is_sent_twice_is_emitted_once(metrics: EdgeMetrics) -> None:
-    script = scripted(
-        Commit(0, 0, (9, 8), accepted=1), Commit(0, 1, (8, 6, 5), accepted=2), Finish("stop")
-    )
-
-    edge = Edge(metrics, ScriptedLink(script))
-    await edge.run()
-
-    assert edge.emitted == [9, 8, 6, 5]
 
 
 async def test_it_drafts_on_while_a_slow_client_takes_what_was_committed(
@@ -223,7 +150,7 @@ async def test_posts_that_fail_end_the_job(metrics: EdgeMetrics) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [Commit(0, 5, (1,)), Reject(0, 3, ((5, 1.0),), 0.0)],
+    [Commit(0, 5, (1,)), Reject(0, 3, 0, ((5, 1.0),), 0.0)],
     ids=["a gap", "a rejection of nothing"],
 )
 async def test_a_verifier_that_breaks_the_protocol_is_a_fault(
@@ -249,3 +176,17 @@ async def test_cancelling_ends_the_session_at_the_verifier_and_leaves_no_task(
     assert job.cancelled()
     assert link.closed == 1
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_what_followed_before_is_read_in_the_step_that_drafts(
+    metrics: EdgeMetrics,
+) -> None:
+    prompt = (*range(8, 16), 1, 2)  # as long as the repeated text begins
+    link = ScriptedLink(scripted(sent(9), Finish("stop")))
+    slot = CountingSlot(wait=lambda _: asyncio.sleep(0.001))
+    edge = Edge(metrics, link, slot, prompt=prompt, lookup=True)
+
+    await edge.run()
+
+    assert max(map(len, slot.contexts)) > len(prompt) + len(slot.contexts)
+    assert edge.machine.counts.drafted > len(slot.contexts)

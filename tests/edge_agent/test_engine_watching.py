@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from picospec.edge_agent import deltas as making
+from picospec.edge_agent import answer as making
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta

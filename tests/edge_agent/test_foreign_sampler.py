@@ -10,6 +10,7 @@ from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.step_sampler import StepSampler, step_sampler
 from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.sampling.distributions import Logits, distribution
 from picospec.speculation.sampling.noise import place
@@ -41,7 +42,7 @@ def sampler(temperature: float = 1.0, seed: int = 0, **extras: object) -> StepSa
     sampling = Sampling(temperature=temperature, extras=given)
     request = Open("m", "v", PROMPT, sampling, seed, 20, (END,))
     facts = ModelFacts("m", 7, "v", 100, [END], Limits(4, 16), ["coupled"], [])
-    return step_sampler(request, facts, np.random.default_rng(0), 7)
+    return step_sampler(request, facts, coupled.sampler(sampling, seed, len(PROMPT)), 7)
 
 
 def drawn(pair: Translation, row: Logits, draw: StepSampler, where: Row) -> int:
@@ -71,7 +72,7 @@ def test_shared_tokens_are_drawn_with_the_targets_noise(pair: Translation) -> No
         own = np.full(7, -50.0, np.float32)
         own[list(shared.values())] = row[list(shared)]
         found = distribution(own, Sampling(temperature=1.0))
-        expected = found.coupled(seed, place(len(PROMPT), 3))
+        expected = found.picked(seed, place(len(PROMPT), 3))
         where = Row([A, C, D], b"", [])
 
         agreed += shared[drawn(pair, row, sampler(seed=seed), where)] == expected

@@ -16,10 +16,9 @@ from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import draft_sampler
-from picospec.speculation.sampling.draft_sampler import DraftSampler
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, translation
 
 pytestmark = pytest.mark.models
@@ -28,7 +27,7 @@ PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"
 
 
 def greedy(_: Sequence[int]) -> DraftSampler:
-    return draft_sampler.coupled(Sampling(temperature=0.0), 0, 1)
+    return coupled.sampler(Sampling(temperature=0.0), 0, 1)
 
 
 class Pair:

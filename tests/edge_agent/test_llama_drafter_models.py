@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.models.llama import Context, Model
 from picospec.models.segments import Segment
 from picospec.models.store import open_store
+from picospec.speculation.judges import coupled
+from picospec.speculation.judges.separate import edge as separate
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import draft_sampler
 from picospec.speculation.sampling.draft_token import DraftToken
 
 
@@ -35,9 +37,9 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
     expected = plainly(smollm, prompt, 6)
     drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
     sampling = Sampling(temperature=0.0)
-    sampler = draft_sampler.coupled(sampling, 1, len(prompt))
+    sampler = coupled.sampler(sampling, 1, len(prompt))
     if judge == "separate":
-        sampler = draft_sampler.separate(sampling, lambda: 0.5)
+        sampler = separate.sampler(sampling, repeat(0.5))
 
     async def draft(context: list[int], count: int) -> list[DraftToken]:
         slot = drafter.take(prompt)
@@ -66,7 +68,7 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
     drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
-    sampler = draft_sampler.coupled(Sampling(temperature=0.0), 1, len(prompt))
+    sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
     slot = drafter.take(prompt)
     assert slot is not None
 

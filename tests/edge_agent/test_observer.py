@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.observer import WatchedMachine
+from picospec.edge_agent.observer import AnswerObserver
 from picospec.gateway.watching import Chain, LinkUse, Origin, Pass
+from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     Commit,
     Down,
@@ -36,39 +37,34 @@ class Where:
     reopened = 0
 
 
-class RecordingMachine(WatchedMachine):
-    """Notes the origins of what it commits, and of all that was ever in its chain."""
+class Recorder(AnswerObserver):
+    """Notes the origins of what is committed, and of all that was ever in the chain."""
 
-    def __init__(self, *args: object, **more: object) -> None:
-        super().__init__(*args, **more)  # type: ignore[arg-type]
+    def __init__(self, machine: DraftMachine) -> None:
+        super().__init__(machine, Where(), lambda: 0.0)
         self.told: list[Origin] = []
         self.events: list[object] = []
         self.proposed: defaultdict[tuple[int, TokenId], set[Origin]] = defaultdict(set)
 
-    def next(self, now: float, *, busy: bool) -> Outcome:
-        outcome = super().next(now, busy=busy)
+    def decided(self, outcome: Outcome, now: float) -> None:
+        super().decided(outcome, now)
         self._note()
-        return outcome
 
-    def received(self, message: Down) -> Outcome:
+    def before(self, message: Down) -> None:
         self._note()
-        return self._tell(super().received(message))
+        super().before(message)
 
-    def lost(self) -> Outcome:
-        return self._tell(super().lost())
-
-    def _tell(self, outcome: Outcome) -> Outcome:
+    def after(self, outcome: Outcome) -> None:
+        super().after(outcome)
         if outcome.commit is not None:
-            self.told += self.observer.origins(outcome.commit)
-        self.events += self.observer.look(0.0)
-        return outcome
+            self.told += self.origins(outcome.commit)
+        self.events += self.look(0.0)
 
     def _note(self) -> None:
-        for position, each in enumerate(self.session.chain, len(self.session.committed)):
+        session = self._session
+        for position, each in enumerate(session.chain, len(session.committed)):
             self.proposed[position, each.token].add(each.origin)
 
-
-watched = partial(RecordingMachine, clock=lambda: 0.0, link=Where())
 
 CASES = {
     "number": st.integers(0, 2**32),
@@ -101,25 +97,24 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
     joined = Joined(
         request, model(number), model(number + 3), Random(number), right,
         looks_up=looks_up and coupled, replaced=replaced,
-        make_machine=watched,
     )  # fmt: skip
+    recorder = Recorder(joined.edge.machine)
 
     joined.run(disorder)
 
     machine, finish = joined.edge.machine, joined.edge.finish
-    assert isinstance(machine, RecordingMachine)
     assert finish is not None
     text = machine.session.committed
-    assert len(machine.told) == len(text)
-    accepted = [(i, origin) for i, origin in enumerate(machine.told) if origin != "target"]
+    assert len(recorder.told) == len(text)
+    accepted = [(i, origin) for i, origin in enumerate(recorder.told) if origin != "target"]
     assert len(accepted) == finish.totals.accepted
     drafted = [(i, origin) for i, origin in accepted if origin != "verifier"]
     assert len(accepted) - len(drafted) == finish.totals.own
-    assert all(origin in machine.proposed[i, text[i]] for i, origin in drafted)
-    passes = [event for event in machine.events if isinstance(event, Pass)]
+    assert all(origin in recorder.proposed[i, text[i]] for i, origin in drafted)
+    passes = [event for event in recorder.events if isinstance(event, Pass)]
     assert sum(event.accepted for event in passes) == finish.totals.accepted
     assert all(event.rows > event.accepted for event in passes)
-    wrong = [e for e in machine.events if isinstance(e, Chain) and e.broken]
+    wrong = [e for e in recorder.events if isinstance(e, Chain) and e.broken]
     assert all(e.ids[0] != text[e.position] for e in wrong if e.position < len(text))
 
 
@@ -129,10 +124,11 @@ def test_what_the_harness_drafts_has_every_origin() -> None:
         request = opening(max_tokens=40, seed=number, stop_tokens=(), own_drafts=True)
         joined = Joined(
             request, model(number), model(number + 3), Random(number), 0.9,
-            looks_up=True, make_machine=watched,
+            looks_up=True,
         )  # fmt: skip
+        recorder = Recorder(joined.edge.machine)
         joined.run(50)
-        seen.update(joined.edge.machine.told)  # type: ignore[attr-defined]
+        seen.update(recorder.told)
 
     assert {"draft", "ahead", "verifier", "target"} <= seen.keys()
 
@@ -157,11 +153,11 @@ class Edge:
     def __init__(self) -> None:
         self.now = 10.0
         request = Open("m", "v", (1, 2, 3), Sampling(), 0, 40, (777,))
-        self.machine = WatchedMachine(
-            request, StreamPolicy(), LIMITS, rtt_s=lambda: 0.04, u=iter([]),
-            readable_tokens=1000, link=Where(), clock=lambda: self.now,
+        self.machine = DraftMachine(
+            request, StreamPolicy(), LIMITS, JUDGES["coupled"].edge(request, iter(())),
+            rtt_s=lambda: 0.04, readable_tokens=1000,
         )  # fmt: skip
-        self.observer = self.machine.observer
+        self.observer = AnswerObserver(self.machine, Where(), lambda: self.now)
         self.machine.opening()
         self.receive(Opened("s", LIMITS))
 

@@ -23,6 +23,7 @@ from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, Unavailable
 from picospec.gateway.tracing import NO_SPAN
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     BEAT_S,
@@ -36,7 +37,6 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Sampling,
 )
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.session import VerifyingSession
 from tests.edge_agent.fake_verifier import target_at
 
@@ -154,7 +154,7 @@ class FakeVerifier:
     async def _stream(
         self, name: str, request: Open, cut: asyncio.Event
     ) -> AsyncIterator[bytes]:
-        session = VerifyingSession(request, LIMITS, vocabulary_size=1000)
+        session = VerifyingSession(request, LIMITS, vocabulary_size=1000, u=iter(()))
         yield wire.encode(Opened(name, LIMITS))
         due_s = self.first_token_s
         while not session.finished:

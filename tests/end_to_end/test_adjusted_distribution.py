@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import repeat
 
 import msgspec
@@ -17,15 +16,15 @@ import pytest
 from scipy import stats
 
 from picospec.edge_agent.step_sampler import step_sampler
-from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
-    Commit,
     Down,
     Judge,
     Limits,
     ModelFacts,
     Open,
-    Reject,
     Sampling,
 )
 from picospec.speculation.sampling.adjustments import adjustment
@@ -62,19 +61,21 @@ class Session:
 
     def __init__(self, request: Open, drafts: int, *, drafter: np.ndarray = DRAFTER) -> None:
         self.chance = np.random.default_rng(request.seed)
-        self.verifier = VerifyingSession(request, Limits(), vocabulary_size=V)
-        self.edge = DraftingSession(max_tokens=4, stop_tokens=(STOP,))
+        u: Iterator[float] = iter(self.chance.random, 2.0)
+        self.verifier = VerifyingSession(request, Limits(), vocabulary_size=V, u=u)
+        half = JUDGES[request.judge].edge(request, u)
+        self.machine = DraftMachine(request, StreamPolicy(), Limits(), half, rtt_s=lambda: 0.0)
+        self.edge = self.machine.session
         self.adjust = adjustment(request, vocabulary_size=V)
-        self._sampler = step_sampler(request, FACTS, self.chance, V)
+        self._sampler = step_sampler(request, FACTS, half.sampler, V)
         self._drafts, self._drafter = drafts, drafter
 
     def run(self) -> Text:
-        u: Iterator[float] = iter(self.chance.random, 2.0)
         while not self.verifier.finished:
             self._draft()
             if sent := self.edge.flush():
-                self._receive(self.verifier.receive(sent, u), u)
-            self._receive(self._pass(u), u)
+                self._receive(self.verifier.receive(sent))
+            self._receive(self._pass())
         return tuple(self.edge.committed)
 
     def _draft(self) -> None:
@@ -83,24 +84,18 @@ class Session:
             last = [*PROMPT, *context][-1]
             self.edge.extend(self._sampler(context)(self._drafter[last], len(context)))
 
-    def _pass(self, u: Iterator[float]) -> list[Down]:
-        judged = self.verifier.begin(len(self.verifier.plan(self._drafts).draft))
-        judged = replace(judged, u=tuple(next(u) for _ in range(len(judged.draft) + 1)))
+    def _pass(self) -> list[Down]:
+        judged = self.verifier.begin(len(self.verifier.plan(self._drafts)))
         committed, request = tuple(self.verifier.committed), self.verifier.request
         last = [*PROMPT, *committed][-1]
         part = Part(0, 0, last, judged, request, self.adjust, committed)
         verdict = judge(part, lambda i: TARGET[part.tokens[i]])
-        return self.verifier.resolve(verdict.judgement, u=u)
+        return self.verifier.resolve(verdict.judgement)
 
-    def _receive(self, down: Sequence[Down], u: Iterator[float]) -> None:
+    def _receive(self, down: Sequence[Down]) -> None:
         for message in down:
-            match message:
-                case Commit():
-                    self.edge.receive(message)
-                case Reject():
-                    answer = self.edge.rejected(message, u) or self.edge.flush()
-                    assert answer
-                    self._receive(self.verifier.receive(answer, u), u)
+            for answer in self.machine.received(message).send:
+                self._receive(self.verifier.receive(answer))
 
 
 def exact() -> dict[Text, float]:
@@ -191,7 +186,9 @@ def test_the_edge_drafts_from_what_the_judge_judges(how: Judge) -> None:
 
 
 def test_a_row_that_was_read_ahead_is_adjusted_by_the_tokens_ahead_of_it() -> None:
-    sampler = step_sampler(opening("coupled"), FACTS, np.random.default_rng(0), V)
+    request = opening("coupled")
+    draw = JUDGES["coupled"].edge(request, iter(())).sampler
+    sampler = step_sampler(request, FACTS, draw, V)
     context, ahead = [1, 2], [0, 0, 1]
 
     read_ahead = sampler([*context, *ahead])

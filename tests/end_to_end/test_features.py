@@ -7,19 +7,16 @@ tools and opens reasoning. What is compared is the whole answer, as a client get
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import httpx
 import pytest
-import pytest_asyncio
 
-from picospec.bench.identity.comparison import EDGES
-from picospec.bench.run.services import Services, ServicesPlan
-from tests.models.chats import TEMPLATES, Json, result, tool, user
+from picospec.bench.run.services import Services
+from tests.models.chats import Json, result, tool, user
 
-pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
 PROMPTS: Final = (
     "What is the weather in Paris?",
@@ -42,11 +39,15 @@ SCHEMA: Final = {
 AS_JSON: Final[Json] = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 }
+COMPACT: Final[Json] = {
+    "structured_outputs": {"json": {**SCHEMA, "x-guidance": {"whitespace_flexible": False}}}
+}
 SHAPED: Final[Json] = {
     "presence_penalty": 0.8,
     "frequency_penalty": 0.3,
     "repetition_penalty": 1.2,
     "logit_bias": {"28": 5.0, "30": -100.0, "198": 2.0},
+    "min_tokens": 8,
 }
 SENTENCE: Final[Json] = {
     "structured_outputs": {"grammar": 'start: /[A-Z][a-z ]{3,30}/ (", " /[a-z ]{3,20}/)* "."'}
@@ -57,9 +58,11 @@ UNSPLIT: Final[Json] = {"reasoning_format": "none"}
 THINKS: Final[Json] = {"chat_template_kwargs": {"enable_thinking": True}}
 
 FEATURES: Final[Mapping[str, Json]] = {
+    "plain": {},
     "required": {"tools": TOOLS, "tool_choice": "required", "max_tokens": 20, **UNSPLIT},
     "strict": {"tools": STRICT, "parallel_tool_calls": False},
     "schema": {**AS_JSON, **UNSPLIT},
+    "compact": {**COMPACT, **UNSPLIT},
     "shaped": SHAPED,
     "sentence": {**SENTENCE, **UNSPLIT},
     "reasoning": THINKS,
@@ -69,15 +72,6 @@ WRONG: Final = "An entirely different text, which is wrong. " * 3
 
 
 ATTEMPTS = 4
-
-
-def template(folder: Path) -> Path:
-    """Return a file of Qwen2.5's template, which here opens reasoning when it is asked to."""
-    text = (TEMPLATES / "qwen2.5.jinja").read_text("utf-8").rstrip()
-    thinks = "    {%- if enable_thinking %}{{- '<think>\\n' }}{%- endif %}\n{%- endif %}"
-    file = folder / "qwen-that-thinks.jinja"
-    file.write_text(text.removesuffix("{%- endif %}") + thinks, "utf-8")
-    return file
 
 
 def predicted(text: str) -> Json:
@@ -128,26 +122,17 @@ def right(plain: Sequence[Json]) -> list[Json]:
     return [predicted(answer["choices"][0]["message"]["content"]) for answer in plain]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
-    edges = {name: EDGES[name] for name in ("eager", "noise")}
-    file = template(tmp_path_factory.mktemp("template"))
-    arguments = ("--chat-template", str(file), "--llama.slots", "6")
-    async with Services(ServicesPlan("smollm2", "smollm2", edges, "llama", arguments)) as run:
-        yield run
-
-
 @pytest.mark.parametrize("feature", FEATURES)
 async def test_a_message_is_the_same_with_right_and_with_useless_drafts(
     services: Services, feature: str
 ) -> None:
-    own, (eager_url, noise_url) = FEATURES[feature], services.edge_urls.values()
+    own, edges = FEATURES[feature], services.edge_urls
 
     for heat in (0.0, 1.0):
         plain = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
         eager, noise = await asyncio.gather(
-            drafted(eager_url, heat, own, "num_accepted_draft_tokens"),
-            drafted(noise_url, heat, own, "num_draft_tokens"),
+            drafted(edges["eager"], heat, own, "num_accepted_draft_tokens"),
+            drafted(edges["noise"], heat, own, "num_draft_tokens"),
         )
 
         check_shape(feature, plain)
@@ -185,7 +170,7 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
     messages = [answer["choices"][0]["message"] for answer in plain]
     if feature == "required":
         assert all(message["tool_calls"] for message in messages)
-    if feature == "schema":
+    if feature in ("schema", "compact"):
         assert all(message["content"].lstrip().startswith("{") for message in messages)
     if feature == "reasoning":
         assert all(message["reasoning_content"] for message in messages)

@@ -137,7 +137,7 @@ SESSIONS: dict[str, Callable[[], Iterator[bytes | Down]]] = {
     "no-token": lambda: iter([FIRST[0], Commit(0, 0, (1000,))]),
     "logprobs": lambda: iter([FIRST[0], Commit(0, 0, (1,), logprobs=_logprobs(1))]),
     "drafts-of-nobody": lambda: iter([FIRST[0], Commit(0, 0, (1,), accepted=2)]),
-    "reject": lambda: iter([*FIRST, Reject(0, 9, ((1, 1.0),), 0.0)]),
+    "reject": lambda: iter([*FIRST, Reject(0, 9, 0, ((1, 1.0),), 0.0)]),
     "frame": lambda: iter([FIRST[0], _long(1 << 17)]),
     "path": lambda: iter([_opened("../../health?")]),
     "name": lambda: iter([_opened("s" * 65)]),

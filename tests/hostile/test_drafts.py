@@ -36,7 +36,7 @@ FLOODS: dict[str, tuple[str, Iterator[Pushed]]] = {
     "repeated": ("coupled", repeat(Draft(0, 0, 0, (5,)))),
     "new epochs": ("coupled", (Draft(epoch, 0, 0, (5,)) for epoch in count())),
     "long": ("coupled", repeat(Draft(0, 0, 0, (5,) * 8))),
-    "redraws": ("separate", (Redraw(epoch, 0) for epoch in count())),
+    "redraws": ("separate", (Redraw(0, 0, draw) for draw in count())),
 }
 
 

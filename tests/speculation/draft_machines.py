@@ -10,6 +10,7 @@ from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Limits, Open, Sampling
@@ -64,8 +65,8 @@ def machine(
         request,
         policy or Policy(),
         LIMITS,
+        JUDGES[request.judge].edge(request, repeat(0.9)),
         rtt_s=lambda: 0.05,
-        u=repeat(0.9),
         readable_tokens=readable_tokens,
         lookup=None if prompt is None else PromptLookup(prompt),
         unused=unused,

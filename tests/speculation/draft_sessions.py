@@ -11,8 +11,8 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 STOP = 99
 Q = QuantisedDistribution(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))
-REJECT = Reject(0, 0, ((1, 0.25), (3, 0.75)), 0.0)
-ONLY_TAIL = Reject(0, 0, ((1, 0.0),), 1.0, ((2, 0.1),))
+REJECT = Reject(0, 0, 0, ((1, 0.25), (3, 0.75)), 0.0)
+ONLY_TAIL = Reject(0, 0, 0, ((1, 0.0),), 1.0, ((2, 0.1),))
 
 
 def edge(

@@ -6,7 +6,7 @@ offers, preempts sessions and reads prompts in passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -14,12 +14,12 @@ from random import Random
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
 from picospec.speculation.sampling.distributions import Distribution, quantise
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.judging import judge_coupled, judge_separate
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
 from picospec.speculation.verifying.session import Pass, VerifyingSession
@@ -41,17 +41,16 @@ class EdgeDriver:
     right: float
     looks_up: bool
     limits: Limits
-    make_machine: Callable[..., DraftMachine] = DraftMachine
 
     def __post_init__(self) -> None:
         lookup = PromptLookup(self.request.prompt) if self.looks_up else None
         self.rtt_s = self.chance.choice([0.0, 0.1])
-        self.machine = self.make_machine(
+        self.machine = DraftMachine(
             self.request,
             StreamPolicy(may_rest=self.request.fill != "never"),
             self.limits,
+            JUDGES[self.request.judge].edge(self.request, uniforms(self.chance)),
             rtt_s=lambda: self.rtt_s,
-            u=uniforms(self.chance),
             readable_tokens=inf,
             lookup=lookup,
             unused=self.chance.choice([0, 30]),  # of the session before: at 30 it soon rests
@@ -80,7 +79,7 @@ class EdgeDriver:
     def lost(self) -> None:
         """Lose the session, and all that is on its way."""
         self.sent.clear()
-        self._execute(self.machine.lost())
+        self.finish = self.machine.lost()
 
     def _execute(self, outcome: Outcome) -> None:
         self.redraws += sum(isinstance(message, Redraw) for message in outcome.send)
@@ -104,7 +103,7 @@ class EdgeDriver:
             q = quantise(distribution)
             return DraftToken(q.at(self.chance.random()), 0.8, q)
         at = place(len(self.request.prompt), len(context))
-        return DraftToken(distribution.coupled(self.request.seed, at), 0.8)
+        return DraftToken(distribution.picked(self.request.seed, at), 0.8)
 
 
 @dataclass
@@ -214,8 +213,4 @@ class VerifyDriver:
         def row(i: int) -> Distribution:
             return self.target((*context, *judged.draft[:i]))
 
-        if request.judge == "separate":
-            assert len(judged.u) == len(judged.draft) + 1
-            return Verdict(judge_separate(row, judged.draft, judged.q, iter(judged.u)))
-        at = place(len(request.prompt), judged.start)
-        return Verdict(judge_coupled(row, judged.draft, request.seed, at))
+        return Verdict(judged.rule.judge(row, judged.draft))

@@ -7,12 +7,10 @@ verifier serves other sessions besides, which come and go, and a fresh one may t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Limits, Open
 from tests.speculation.drivers import EdgeDriver, VerifyDriver
@@ -41,13 +39,12 @@ class Joined:
     """Sessions that the verifier serves besides, at most."""
 
     limits: Limits = field(default_factory=lambda: Limits(max_verify=4, max_ahead=6))
-    make_machine: Callable[..., DraftMachine] = DraftMachine
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self.edge = EdgeDriver(
             self.request, self.target, self.drafter, self.chance, self.right,
-            self.looks_up, self.limits, self.make_machine,
+            self.looks_up, self.limits,
         )  # fmt: skip
         self._arrived = 0.0
         self._opened = 0
@@ -86,8 +83,8 @@ class Joined:
         for message in self._decoder.feed(came):
             self.received += 1
             self.edge.receive(message)
-        known = self.edge.machine.session.committed
-        assert known == self.session.committed[: len(known)]
+        ours, theirs = self.edge.machine.session.committed, self.session.committed
+        assert all(mine == its for mine, its in zip(ours, theirs, strict=False))
 
     def cut(self) -> None:
         """Break the stream down; it begins again at any frame before."""

@@ -1,16 +1,23 @@
-"""Models whose distributions depend on the last token, and a test of their texts."""
+"""Models whose distributions depend on the last token, two ends with these, and a test of their
+texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 from scipy import stats
 
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.protocol.messages import Down, Limits, Open, Sampling, TokenId
 from picospec.speculation.sampling.distributions import Distribution, quantise
 from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.verifying.session import VerifyingSession
 
 SIZE = 14
 
@@ -33,6 +40,71 @@ def draft(edge: DraftingSession, chance: Random) -> None:
             q = DRAFTER[last]
             last = q.at(chance.random())
             edge.extend(DraftToken(last, 0.5, q))
+
+
+@dataclass
+class Ends:
+    """The edge, and one verifier after another, each of which is lost after a few messages. A
+    pass takes up to three draft tokens, and `separate` judges them."""
+
+    chance: Random
+    loses: float = 0.0
+    """How often a verifier is lost after a message."""
+
+    forgets: bool = False
+    """The edge takes back a recovered token when its verifier is lost."""
+
+    tokens: int = 1000
+    lost: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        request = Open("", "", (0,), Sampling(), 0, self.tokens, (), judge="separate")
+        self.u: Iterator[float] = iter(self.chance.random, 2.0)
+        half = JUDGES["separate"].edge(request, self.u)
+        self.machine = DraftMachine(request, StreamPolicy(), Limits(), half, rtt_s=lambda: 0.0)
+        self._open()
+
+    def _open(self) -> None:
+        self.verifier = VerifyingSession(
+            self.machine.opening(), Limits(), vocabulary_size=SIZE, u=self.u
+        )
+
+    def run(self) -> list[TokenId]:
+        edge = self.machine.session
+        while not edge.finished:
+            draft(edge, self.chance)
+            if sent := edge.flush():
+                self._deliver(self.verifier.receive(sent))
+            if self.verifier.may_begin:
+                self._deliver(self._pass())
+        return edge.committed
+
+    def _pass(self) -> list[Down]:
+        judged = self.verifier.begin(len(self.verifier.plan(3)))
+        before = [(0, *self.verifier.committed)[-1], *judged.draft]
+        return self.verifier.resolve(
+            judged.rule.judge(lambda i: TARGET[before[i]], judged.draft)
+        )
+
+    def _deliver(self, down: list[Down]) -> None:
+        """Let the edge receive, and the verifier what the edge answers; or lose the rest."""
+        for message in down:
+            for answer in self.machine.received(message).send:
+                if self._lose():
+                    return
+                self._deliver(self.verifier.receive(answer))
+            if self._lose():
+                return
+
+    def _lose(self) -> bool:
+        if not self.machine.may_reopen or self.chance.random() >= self.loses:
+            return False
+        self.lost += 1
+        if self.forgets and not self.verifier.may_begin:
+            self.machine.session.committed.pop()
+        self.machine.lost()
+        self._open()
+        return True
 
 
 def pvalue(texts: Sequence[list[int]]) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Limits, Open, Sampling, TokenId
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.session import VerifyingSession
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
@@ -28,7 +28,7 @@ class Alone:
             "m", "v", tuple(self.prompt), Sampling(), 0, len(self.answer), (),
             own_drafts=True, predicted=tuple(self.predicted),
         )  # fmt: skip
-        self.session = VerifyingSession(request, LIMITS, vocabulary_size=10**6)
+        self.session = VerifyingSession(request, LIMITS, vocabulary_size=10**6, u=iter(()))
         while not self.session.finished:
             self._pass()
 
@@ -38,7 +38,7 @@ class Alone:
 
     def _pass(self) -> None:
         self.passes += 1
-        drafts = len(self.session.plan(LIMITS.max_verify).draft)
+        drafts = len(self.session.plan(LIMITS.max_verify))
         start, draft = len(self.session.committed), self.session.begin(drafts).draft
         accepted = 0
         for token in draft:

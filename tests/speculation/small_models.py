@@ -40,5 +40,5 @@ def plain(target: Model, request: Open) -> list[TokenId]:
     text: list[TokenId] = []
     while len(text) < request.max_tokens and not (text and text[-1] in request.stop_tokens):
         at = place(len(request.prompt), len(text))
-        text.append(target((*request.prompt, *text)).coupled(request.seed, at))
+        text.append(target((*request.prompt, *text)).picked(request.seed, at))
     return text

@@ -46,12 +46,6 @@ def test_draft_tokens_are_returned_with_their_weights() -> None:
     assert separate.drafts(1, 1) == [(0, 9)]
 
 
-def test_a_recovered_token_is_not_kept_but_what_follows_it_is() -> None:
-    chain = holding(Draft(1, 0, 0, (3, 5), (8,), True), text=(3,))
-
-    assert (chain.reach, chain.drafts(1, 1)) == (2, [(5, 8)])
-
-
 @pytest.mark.parametrize("first", [0, 3])
 def test_the_first_difference_breaks_it_there(first: int) -> None:
     chain = holding(Draft(0, 0, 0, (0, first, 2)))
@@ -98,15 +92,13 @@ def test_one_position_may_not_have_two_tokens_in_one_epoch(other: int) -> None:
     chain.begin(Draft(1, 1, 1, (other,)))
 
 
-def test_a_redraw_voids_its_own_epoch_and_a_rejection_only_those_before() -> None:
-    rejected, redrawn = HeldChain(), HeldChain()
+def test_a_rejection_ends_the_chain_after_the_tokens_accepted_before_it() -> None:
+    chain = holding(Draft(0, 0, 0, (1, 2, 3)))
 
-    rejected.rejected(4)
-    redrawn.end(4, 3)
+    chain.rejected((1, 2))
 
-    assert [rejected.is_void(epoch) for epoch in (0, 1)] == [True, False]
-    assert [redrawn.is_void(epoch) for epoch in (3, 4)] == [True, False]
-    assert (redrawn.epoch, redrawn.wrong_at, redrawn.broken) == (3, 4, True)
+    assert [chain.is_void(epoch) for epoch in (0, 1)] == [True, False]
+    assert (chain.wrong_at, chain.broken, chain.reach) == (2, True, 2)
 
 
 # --- acceptance

@@ -14,7 +14,6 @@ from picospec.speculation.sampling.distributions import (
     Distribution,
     QuantisedDistribution,
     distribution,
-    head_of,
     quantise,
     top,
 )
@@ -127,7 +126,7 @@ def test_a_wide_nucleus_is_found_as_well() -> None:
 def test_the_coupled_token_is_the_argmax_over_all_tokens(
     values: np.ndarray, seed: int, at: int
 ) -> None:
-    picked = distribution(values, Sampling()).coupled(seed, at)
+    picked = distribution(values, Sampling()).picked(seed, at)
 
     noise = distributions.gumbel(seed, at, np.arange(len(values)))
     assert (values + noise)[picked] == pytest.approx((values + noise).max(), abs=1e-5)
@@ -166,16 +165,3 @@ def test_a_drafted_token_has_a_weight(u: float) -> None:
     q = quantise(distribution(np.linspace(0, 20, 300).astype(np.float32), Sampling()))
 
     assert q.of(q.at(u)) > 0
-
-
-def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> None:
-    small = distribution(np.linspace(0, 3, 512).astype(np.float32), Sampling())
-    peaked = distribution(np.linspace(0, 400, 5000).astype(np.float32), Sampling())
-    flat = distribution(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
-
-    tiny = distribution(np.linspace(0, 40, 5).astype(np.float32), Sampling())
-    assert len(head_of(small)) == 512
-    assert head_of(tiny).tolist() == [4, 3, 2, 1, 0]
-    assert peaked.p[head_of(peaked)].sum() >= distributions.HEAD_COVERS
-    assert len(head_of(peaked)) < distributions.HEAD_TOKENS
-    assert flat.tokens[head_of(flat)].tolist() == list(range(4999, 4487, -1))

@@ -7,10 +7,9 @@ import pytest
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.protocol.messages import Commit, Draft
-from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import Policy, machine, step
-from tests.speculation.draft_sessions import STOP, Q, chain_of
+from tests.speculation.draft_sessions import STOP, chain_of
 
 # --- what to do next
 
@@ -49,18 +48,6 @@ def test_when_no_step_is_due_all_is_sent_and_the_draft_pauses() -> None:
 
     assert outcome == Outcome(send=(Draft(0, 0, 0, (7,), pauses=True),))
     assert edge.next(6.0, busy=False) == Outcome()
-
-
-def test_in_separate_each_draft_token_is_sent_at_once_whatever_the_policy_says() -> None:
-    edge = machine(Policy(unsent=5), judge="separate")
-    asked = edge.next(0.0, busy=False).step
-    assert asked
-    edge.drafted(asked, [DraftToken(2, 0.9, Q)], 0.1)
-
-    outcome = edge.next(0.1, busy=False)
-
-    assert outcome.step
-    assert outcome.send == (Draft(0, 0, 0, (2,), (Q_SCALE // 2,)),)
 
 
 @pytest.mark.parametrize(("readable_tokens", "asks"), [(0, False), (2, False), (3, True)])

@@ -9,19 +9,15 @@ from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
-    Draft,
     Fault,
     Finish,
     Limits,
     Opened,
-    Redraw,
     Reject,
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import LIMITS, Policy, machine, step
-from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, Q
 
 
 def test_a_commit_is_passed_on_without_what_was_known_before() -> None:
@@ -65,24 +61,6 @@ def test_pass_latency_is_a_running_mean_without_the_pass_that_read_the_prompt() 
     assert edge.latencies.pass_s == pytest.approx(0.15)
 
 
-def test_the_recovered_token_is_sent_at_once() -> None:
-    edge = machine(Policy(unsent=5), judge="separate")
-    edge.session.extend(DraftToken(1, 0.9, Q))
-    edge.next(0.0, busy=False)
-
-    outcome = edge.received(REJECT)
-
-    assert outcome == Outcome(send=(Draft(1, 0, 0, (3,), (), forced=True),))
-
-
-def test_a_redraw_is_sent_where_the_samples_ran_out() -> None:
-    edge = machine(judge="separate")
-    edge.session.extend(DraftToken(2, 0.9, Q))
-    edge.next(0.0, busy=False)
-
-    assert edge.received(ONLY_TAIL) == Outcome(send=(Redraw(1, 0),))
-
-
 def test_limits_are_those_of_the_opened_session() -> None:
     policy = Policy()
     edge = machine(policy)
@@ -109,7 +87,7 @@ def test_a_lie_is_raised_and_nothing_changes() -> None:
     step(edge, 7)
     before = (repr(vars(edge.session)), edge.latencies)
 
-    for lie in (Commit(0, 5, (1,), pass_s=9.0), Reject(0, 0, ((1, 1.0),), 0.0)):
+    for lie in (Commit(0, 5, (1,), pass_s=9.0), Reject(0, 0, 0, ((1, 1.0),), 0.0)):
         with pytest.raises(RemoteProtocolError):
             edge.received(lie)
 

@@ -8,6 +8,7 @@ from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep
 from picospec.speculation.drafting.policy import StreamPolicy, window
 from picospec.speculation.drafting.rest import MAX_MISSES
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Commit, Limits, Open, Sampling, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -33,12 +34,13 @@ class Edge:
         limits: Limits = LIMITS,
     ) -> None:
         self.lookup = PromptLookup(prompt)
+        request = Open("m", "v", prompt, Sampling(), 0, max_tokens, ())
         self.machine = DraftMachine(
-            Open("m", "v", prompt, Sampling(), 0, max_tokens, ()),
+            request,
             StreamPolicy(),
             limits,
+            JUDGES[request.judge].edge(request, iter(())),
             rtt_s=lambda: rtt_s,
-            u=iter(()),
             readable_tokens=1000,
             lookup=self.lookup if lookup else None,
         )

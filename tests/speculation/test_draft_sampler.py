@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import numpy as np
 import pytest
 
+from picospec.speculation.judges import coupled
+from picospec.speculation.judges.separate import edge as separate
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import draft_sampler
 from picospec.speculation.sampling.distributions import Q_SCALE, distribution
 from picospec.speculation.sampling.noise import place
 
@@ -16,11 +19,11 @@ LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
 def agreement(seed: int) -> float:
     """Share of positions at which a target with these logits and seed 7 picks the same."""
     sampling = Sampling(temperature=0.8, top_p=0.9)
-    pick = draft_sampler.coupled(sampling, seed=seed, prompt_tokens=3)
+    pick = coupled.sampler(sampling, seed=seed, prompt_tokens=3)
     target = distribution(LOGITS, sampling)
 
     positions = range(200)
-    same = [pick(LOGITS, at).token == target.coupled(7, place(3, at)) for at in positions]
+    same = [pick(LOGITS, at).token == target.picked(7, place(3, at)) for at in positions]
     return sum(same) / len(positions)
 
 
@@ -33,7 +36,7 @@ def test_a_coupled_draft_token_with_another_seed_is_mostly_not() -> None:
 
 
 def test_the_larger_the_lead_the_higher_the_confidence() -> None:
-    pick = draft_sampler.coupled(Sampling(), seed=7, prompt_tokens=3)
+    pick = coupled.sampler(Sampling(), seed=7, prompt_tokens=3)
     flat, peaked = np.zeros(500, np.float32), np.zeros(500, np.float32)
     peaked[11] = 30.0
 
@@ -41,7 +44,7 @@ def test_the_larger_the_lead_the_higher_the_confidence() -> None:
 
 
 def test_a_greedy_draft_token_is_the_likeliest_and_as_sure_as_the_draft_model() -> None:
-    drafted = draft_sampler.coupled(Sampling(temperature=0.0), 7, 3)(LOGITS, 0)
+    drafted = coupled.sampler(Sampling(temperature=0.0), 7, 3)(LOGITS, 0)
 
     exact = np.exp(LOGITS - LOGITS.max())
     assert drafted.token == int(np.argmax(LOGITS))
@@ -50,13 +53,13 @@ def test_a_greedy_draft_token_is_the_likeliest_and_as_sure_as_the_draft_model() 
 
 def test_a_separate_draft_token_comes_from_the_distribution_that_it_names() -> None:
     chance = np.random.default_rng(2)
-    pick = draft_sampler.separate(Sampling(temperature=1.0), chance.random)
+    pick = separate.sampler(Sampling(temperature=1.0), iter(chance.random, 2.0))
 
     drafted = [pick(LOGITS, 0) for _ in range(4000)]
 
     q = drafted[0].q
     assert q is not None
-    assert len(q.tokens) <= draft_sampler.SEPARATE_TOKENS
+    assert len(q.tokens) <= separate.CANDIDATES
     likeliest = int(q.tokens[np.argmax(q.weights)])
     share = sum(each.token == likeliest for each in drafted) / len(drafted)
     assert share == pytest.approx(q.of(likeliest) / Q_SCALE, abs=0.04)
@@ -67,9 +70,9 @@ def test_a_separate_draft_token_comes_from_the_distribution_that_it_names() -> N
 def test_a_token_without_rivals_is_about_as_sure_as_the_draft_model(make: str) -> None:
     only = Sampling(top_k=1)
     if make == "coupled":
-        pick = draft_sampler.coupled(only, 7, 3)
+        pick = coupled.sampler(only, 7, 3)
     else:
-        pick = draft_sampler.separate(Sampling(temperature=0.0), lambda: 0.5)
+        pick = separate.sampler(Sampling(temperature=0.0), repeat(0.5))
     surer = np.array([0.0, 6.0, 0.0], np.float32)
     less_sure = np.array([0.0, 1.0, 0.0], np.float32)
 
@@ -81,7 +84,7 @@ def test_a_token_without_rivals_is_about_as_sure_as_the_draft_model(make: str) -
 
 
 def test_a_greedy_separate_draft_token_has_all_the_weight() -> None:
-    drafted = draft_sampler.separate(Sampling(temperature=0.0), lambda: 0.9)(LOGITS, 0)
+    drafted = separate.sampler(Sampling(temperature=0.0), repeat(0.9))(LOGITS, 0)
 
     assert drafted.q is not None
     assert (drafted.q.tokens.tolist(), drafted.q.weights.tolist()) == (

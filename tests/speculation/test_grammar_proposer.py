@@ -9,6 +9,7 @@ from math import inf
 
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.grammar_proposer import GrammarProposer
 from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
@@ -54,8 +55,8 @@ def drafting(prompt: Sequence[TokenId] = (1,), readable: float = 0) -> DraftMach
         request,
         StreamPolicy(),
         Limits(),
+        JUDGES[request.judge].edge(request, repeat(0.5)),
         rtt_s=lambda: 0.01,
-        u=repeat(0.5),
         readable_tokens=readable,
         lookup=GrammarProposer(Texts(), PromptLookup(prompt)),
     )

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Commit, Draft
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.head import Head
 from picospec.speculation.verifying.machine import Offer, Verdict, VerifyMachine
 from tests.speculation.latencies import latency
@@ -42,10 +42,10 @@ def test_whichever_is_expected_to_have_more_accepted(
 
     offer = verifier.offer(["a"], 9.0, rows=9)
 
-    gains = sum(session.gains[: len(session.plan(9).draft)])
+    gains = sum(session.gains[: len(session.plan(9))])
     uses_head = head.expected(session.head_room) >= gains
     assert bool(offer.heads) is uses_head
-    assert offer.start == {"a": () if uses_head else session.plan(9).draft}
+    assert offer.start == {"a": () if uses_head else session.plan(9)}
 
 
 def test_a_head_that_is_mostly_wrong_lets_a_session_wait_for_its_edge() -> None:
@@ -79,4 +79,15 @@ def test_who_judges_every_draft_token_takes_none_of_the_head(judge: str, fill: s
     open_(verifier, "a", judge, fill=fill)
     verifier.proposed("a", 3)
 
-    assert not verifier.offer(["a"], 9.0, rows=9, without_drafts=["a"]).heads
+    assert verifier.session("a").head_room == 0
+
+
+def test_tokens_of_heads_are_rows_of_the_pass() -> None:
+    verifier = machine(latency(*FLAT), a="auto", b="auto", c="auto")
+    for name in ("a", "b", "c"):
+        verifier.proposed(name, 5)
+
+    offer = verifier.offer(["a", "b", "c"], 9.0, rows=10)
+
+    assert offer.heads == {"a": 5, "b": 2}
+    assert list(offer.start) == ["a", "b", "c"]

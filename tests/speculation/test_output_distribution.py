@@ -1,4 +1,4 @@
-"""`separate` draws from p: 200,000 tokens through both ends, and a wrong control.
+"""`separate` draws from p: 200,000 tokens through both ends, and wrong controls.
 
 The distribution of a token depends on the one before it, draft tokens come from a q that is
 wrong on purpose, a pass takes any number of them, and the head is so small that the tail often
@@ -7,84 +7,57 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
 import pytest
 
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.protocol.messages import Commit, Down, Limits, Open, Reject, Sampling
-from picospec.speculation.sampling import distributions as distributions
-from picospec.speculation.sampling.judging import Rejection, judge_separate
-from picospec.speculation.verifying import session as verifying
-from picospec.speculation.verifying.session import VerifyingSession
-from tests.speculation.markov import SIZE, TARGET, draft, pvalue
-
-TOKENS = 200_000
-SESSION_TOKENS = 1000
-
-
-def session(chance: Random) -> list[int]:
-    """Run both ends over SESSION_TOKENS tokens; up to three draft tokens a pass."""
-    request = Open("", "", (0,), Sampling(), 0, SESSION_TOKENS, (), judge="separate")
-    verifier = VerifyingSession(request, Limits(), vocabulary_size=SIZE)
-    edge = DraftingSession(max_tokens=SESSION_TOKENS, stop_tokens=())
-    u = iter(chance.random, 2.0)
-    while not verifier.finished:
-        draft(edge, chance)
-        if sent := edge.flush():
-            receive(edge, verifier, verifier.receive(sent, u), u)
-        judged = verifier.begin(len(verifier.plan(3).draft))
-        before = [verifier.committed[-1] if verifier.committed else 0, *judged.draft]
-        judgement = judge_separate(
-            lambda i, before=before: TARGET[before[i]], judged.draft, judged.q, u
-        )
-        receive(edge, verifier, verifier.resolve(judgement, u=u), u)
-    return edge.committed
-
-
-def receive(
-    edge: DraftingSession, verifier: VerifyingSession, down: Sequence[Down], u: Iterator[float]
-) -> None:
-    """Let the edge receive, and the verifier what the edge answers, until all is answered."""
-    for message in down:
-        match message:
-            case Commit():
-                edge.receive(message)
-            case Reject():
-                answer = edge.rejected(message, u) or edge.flush()
-                assert answer
-                receive(edge, verifier, verifier.receive(answer, u), u)
+from picospec.speculation.judges.separate import verifier
+from picospec.speculation.judges.separate.verifier import Owed
+from picospec.speculation.protocol.messages import Reject
+from tests.speculation.markov import Ends, pvalue
 
 
 @pytest.fixture
 def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributions, "HEAD_TOKENS", 3)
-    monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
+    monkeypatch.setattr(verifier, "HEAD_TOKENS", 3)
+    monkeypatch.setattr(verifier, "TAIL_SAMPLES", 1)
 
 
 @pytest.mark.usefixtures("head_of_three")
 def test_what_two_ends_generate_has_the_targets_distribution() -> None:
-    texts = [session(Random(i)) for i in range(TOKENS // SESSION_TOKENS)]
-
-    found = pvalue(texts)
+    found = pvalue([Ends(Random(i)).run() for i in range(200)])
 
     assert found > 1e-3, found
 
 
-def test_it_has_not_when_p_is_cut_to_its_top_ten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    whole = Rejection.message
+def test_it_has_not_when_p_is_cut_to_its_top_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Owed.message
 
-    def top_ten(self: Rejection, epoch: int, position: int, u: Sequence[float]) -> Reject:
-        reject = whole(self, epoch, position, ())
+    def top_ten(self: Owed, u: Iterator[float]) -> Reject:
+        reject = whole(self, u)
         return replace(reject, head=reject.head[:10], tail_mass=0.0)
 
-    monkeypatch.setattr(Rejection, "message", top_ten)
-    texts = [session(Random(i)) for i in range(30)]
+    monkeypatch.setattr(Owed, "message", top_ten)
 
-    found = pvalue(texts)
+    found = pvalue([Ends(Random(i)).run() for i in range(30)])
+
+    assert found < 1e-9, found
+
+
+@pytest.mark.usefixtures("head_of_three")
+def test_it_keeps_the_distribution_when_verifiers_are_lost() -> None:
+    ends = [Ends(Random(i), loses=0.3) for i in range(60)]
+
+    found = pvalue([each.run() for each in ends])
+
+    assert sum(each.lost for each in ends) > 10_000
+    assert found > 1e-3, found
+
+
+@pytest.mark.usefixtures("head_of_three")
+def test_it_would_not_if_a_rejection_were_forgotten() -> None:
+    found = pvalue([Ends(Random(i), loses=0.3, forgets=True).run() for i in range(25)])
 
     assert found < 1e-9, found

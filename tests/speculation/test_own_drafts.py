@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.own_drafts import MAX_DROPPED
 from picospec.speculation.verifying.session import MAX_PENDING, VerifyingSession
 from tests.speculation.predicted import Alone
@@ -20,11 +20,13 @@ LINE = [11, 12, 13, 14, 15, 16]
 
 def session(prompt: Sequence[int] = (1,), **changes: object) -> VerifyingSession:
     request = replace(opening(own_drafts=True, **changes), prompt=tuple(prompt))
-    return VerifyingSession(request, Limits(max_verify=8, max_ahead=32), vocabulary_size=V)
+    return VerifyingSession(
+        request, Limits(max_verify=8, max_ahead=32), vocabulary_size=V, u=iter(())
+    )
 
 
 def offered(verifier: VerifyingSession) -> tuple[int, ...]:
-    return verifier.plan(32).draft
+    return verifier.plan(32)
 
 
 def test_what_followed_in_the_prompt_is_proposed_without_an_edge() -> None:
@@ -35,7 +37,7 @@ def test_what_followed_in_the_prompt_is_proposed_without_an_edge() -> None:
 
 def test_without_leave_of_the_edge_nothing_is_proposed() -> None:
     request = replace(opening(), prompt=(*LINE, 2, *LINE[:3]))
-    verifier = VerifyingSession(request, LIMITS, vocabulary_size=V)
+    verifier = VerifyingSession(request, LIMITS, vocabulary_size=V, u=iter(()))
 
     assert offered(verifier) == ()
 
@@ -97,7 +99,7 @@ def test_nothing_is_proposed_after_a_token_that_would_end_the_answer() -> None:
 
 def test_pending_draft_tokens_that_fill_a_pass_leave_no_room_for_others() -> None:
     request = replace(opening(own_drafts=True, predicted=tuple(LINE)), prompt=(1,))
-    verifier = VerifyingSession(request, Limits(max_verify=1), vocabulary_size=V)
+    verifier = VerifyingSession(request, Limits(max_verify=1), vocabulary_size=V, u=iter(()))
 
     verifier.receive(Draft(0, 0, 0, (11, 12, 13)))
 
@@ -151,7 +153,10 @@ def test_a_chain_that_was_often_resumed_in_vain_is_no_longer() -> None:
 
 def test_a_long_broken_chain_is_kept_in_part() -> None:
     verifier = VerifyingSession(
-        opening(own_drafts=True, max_tokens=400), Limits(max_ahead=200), vocabulary_size=V
+        opening(own_drafts=True, max_tokens=400),
+        Limits(max_ahead=200),
+        vocabulary_size=V,
+        u=iter(()),
     )
     verifier.receive(Draft(0, 0, 0, tuple(range(200, 300))))
     generate_own(verifier, 30)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from picospec.speculation.judges.separate import verifier
 from picospec.speculation.protocol import messages, wire
-from picospec.speculation.sampling import distributions as distributions
 from picospec.speculation.sampling import noise
+from picospec.speculation.sampling.distributions import Q_SCALE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)
@@ -56,9 +57,9 @@ def test_there_are_vectors() -> None:
     [
         f"1 to {wire.MAX_FRAME_BYTES}",
         f"1 to {wire.MAX_VARINT_BYTES} bytes",
-        f"in 1/{distributions.Q_SCALE}, 1 to {distributions.Q_SCALE}",
-        f"at most {distributions.HEAD_TOKENS} tokens",
-        f"{distributions.HEAD_COVERS:.1%}".replace("%", " %"),
+        f"in 1/{Q_SCALE}, 1 to {Q_SCALE}",
+        f"at most {verifier.HEAD_TOKENS} tokens",
+        f"{verifier.HEAD_COVERS:.1%}".replace("%", " %"),
         f"version {messages.PROTOCOL_VERSION}",
     ],
 )

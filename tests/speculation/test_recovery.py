@@ -11,16 +11,19 @@ from typing import Final
 import numpy as np
 import pytest
 
-from picospec.speculation.protocol.errors import RemoteProtocolError, TailExhausted
-from picospec.speculation.protocol.messages import Reject
-from picospec.speculation.sampling import distributions as distributions
+from picospec.speculation.judges.judge import Rejection
+from picospec.speculation.judges.separate import verifier
+from picospec.speculation.judges.separate.edge import recover
+from picospec.speculation.judges.separate.rule import as_sent
+from picospec.speculation.judges.separate.verifier import Owed
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Commit, Reject
 from picospec.speculation.sampling.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
     quantise,
 )
-from picospec.speculation.sampling.judging import Rejection, as_sent, recover
 from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
 
 NONE: Final = -1
@@ -55,9 +58,10 @@ def proposal(reject: Reject, q: QuantisedDistribution) -> Shares:
 
     def answer(*uniforms: float) -> int:
         try:
-            return recover(reject, q, scripted(uniforms))
+            token = recover(reject, q, scripted(uniforms))
         except Asked:
             return NONE
+        return NONE if token is None else token
 
     heads = shares(answer)
     in_tail = heads.pop(NONE, 0.0)
@@ -72,7 +76,7 @@ def recovered_distribution(
 ) -> dict[int, float]:
     """Enumerate `recover` over its first proposal, given that it is taken: one that is not
     makes all begin anew, so this is the distribution of whatever is drawn in the end."""
-    reject = Rejection(rejected, p).message(0, 0, [])
+    reject = Owed(Rejection(rejected, p), Commit(0, 0, ())).message(iter(()))
     head = {token for token, _ in reject.head}
     tail = [(t, p.of(t)) for t in p.tokens.tolist() if t not in head]
     mass = sum(sent for _, sent in tail)
@@ -124,7 +128,7 @@ PAIRS = {
 def test_the_output_distribution_is_p_by_enumeration(
     target: Distribution, draft: Distribution, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributions, "HEAD_TOKENS", heads)
+    monkeypatch.setattr(verifier, "HEAD_TOKENS", heads)
     p, q = as_sent(target), quantise(draft)
 
     out = output_distribution(p, q, lambda token: recovered_distribution(p, token, q))
@@ -155,36 +159,35 @@ Q = quantise(distribution_of(0.75, 0.0, 0.25))
 
 
 def test_the_head_is_drawn_from_its_residual() -> None:
-    reject = Reject(0, 0, HEAD, 0.25, ((3, 0.25),))
+    reject = Reject(0, 0, 0, HEAD, 0.25, ((3, 0.25),))
 
     assert recover(reject, Q, scripted([0.49])) == 1
 
 
 def test_a_tail_token_that_q_does_not_name_is_taken() -> None:
-    reject = Reject(0, 0, HEAD, 0.25, ((3, 0.25),))
+    reject = Reject(0, 0, 0, HEAD, 0.25, ((3, 0.25),))
 
     assert recover(reject, Q, scripted([0.5, 0.0])) == 3
 
 
 def test_a_tail_token_likelier_in_q_is_dropped_and_all_is_drawn_again() -> None:
-    reject = Reject(0, 0, HEAD, 0.25, ((2, 0.2), (3, 0.05)))
+    reject = Reject(0, 0, 0, HEAD, 0.25, ((2, 0.2), (3, 0.05)))
 
     assert recover(reject, Q, scripted([0.9, ALMOST_1, 0.9, 0.0])) == 3
     assert recover(reject, Q, scripted([0.9, ALMOST_1, 0.1])) == 1
 
 
 def test_a_tail_that_runs_out_is_owed_a_sample() -> None:
-    reject = Reject(0, 0, HEAD, 0.25, ((2, 0.2),))
+    reject = Reject(0, 0, 0, HEAD, 0.25, ((2, 0.2),))
 
-    with pytest.raises(TailExhausted):
-        recover(reject, Q, scripted([0.9, 0.5, 0.9]))
+    assert recover(reject, Q, scripted([0.9, 0.5, 0.9])) is None
 
     fresh = dataclasses.replace(reject, tail=((3, 0.05),))
-    assert recover(fresh, Q, scripted([0.0]), tail_owed=True) == 3
+    assert recover(fresh, Q, scripted([0.0]), in_tail=True) == 3
 
 
 def test_a_reject_where_p_exceeds_q_nowhere_is_not_honest() -> None:
     with pytest.raises(RemoteProtocolError, match="exceeds q nowhere"):
-        recover(Reject(0, 0, ((0, 0.5),), 0.0), Q, repeat(0.5))
+        recover(Reject(0, 0, 0, ((0, 0.5),), 0.0), Q, repeat(0.5))
     with pytest.raises(RemoteProtocolError, match="exceeds q nowhere"):
-        recover(Reject(0, 0, (), 0.0), Q, repeat(0.5))
+        recover(Reject(0, 0, 0, (), 0.0), Q, repeat(0.5))

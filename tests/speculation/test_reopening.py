@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
@@ -13,10 +11,11 @@ from hypothesis import strategies as st
 
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
-    Down,
     Draft,
     Finish,
     Limits,
@@ -27,16 +26,11 @@ from picospec.speculation.protocol.messages import (
     TokenId,
     Totals,
 )
-from picospec.speculation.sampling import distributions
 from picospec.speculation.sampling.distributions import Distribution
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.judging import Judgement, judge_separate
-from picospec.speculation.verifying import session as verifying
 from picospec.speculation.verifying.session import VerifyingSession
-from tests.speculation import markov
-from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, STOP, Q
+from tests.speculation.draft_sessions import ONLY_TAIL, STOP, Q
 from tests.speculation.joined import Joined
-from tests.speculation.markov import TARGET, draft, pvalue
 from tests.speculation.small_models import Model, model, opening, plain
 
 POINTS = 120
@@ -99,92 +93,6 @@ def test_verifiers_may_be_lost_again_and_again(
         assert text == plain(joined.target, request)
 
 
-# --- `separate` keeps the target's distribution
-
-
-@dataclass
-class Ends:
-    """The edge, and one verifier after another, each of which is lost after a few messages."""
-
-    chance: Random
-    answers_rejections: bool = True
-    """False: the edge forgets a rejection that it has heard."""
-
-    tokens: int = 1000
-    lost: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        request = Open("", "", (0,), Sampling(), 0, self.tokens, (), judge="separate")
-        self.u: Iterator[float] = iter(self.chance.random, 2.0)
-        self.machine = DraftMachine(
-            request, StreamPolicy(), Limits(), rtt_s=lambda: 0.0, u=self.u
-        )
-        self._open()
-
-    def _open(self) -> None:
-        request = self.machine.opening()
-        self.verifier = VerifyingSession(request, Limits(), vocabulary_size=markov.SIZE)
-
-    def run(self) -> list[TokenId]:
-        edge = self.machine.session
-        while not edge.finished:
-            draft(edge, self.chance)
-            if sent := edge.flush():
-                self._deliver(self.verifier.receive(sent, self.u))
-            if self.verifier.rejection is None and not self.verifier.finished:
-                self._deliver(self._pass())
-        return edge.committed
-
-    def _pass(self) -> list[Down]:
-        judged = self.verifier.begin(len(self.verifier.plan(3).draft))
-        before = [(0, *self.verifier.committed)[-1], *judged.draft]
-        judgement = judge_separate(lambda i: TARGET[before[i]], judged.draft, judged.q, self.u)
-        return self.verifier.resolve(judgement, u=self.u)
-
-    def _deliver(self, down: list[Down]) -> None:
-        """Let the edge receive, and the verifier what the edge answers; or lose the rest."""
-        for message in down:
-            for answer in self.machine.received(message).send:
-                if self._lose():
-                    return
-                self._deliver(self.verifier.receive(answer, self.u))
-            if self._lose():
-                return
-
-    def _lose(self) -> bool:
-        if not self.machine.may_reopen or self.chance.random() < 0.7:
-            return False
-        self.lost += 1
-        if not self.answers_rejections and self.machine.session.recovered:
-            self.machine.session.chain.clear()
-        self.machine.lost()
-        self._open()
-        return True
-
-
-@pytest.fixture
-def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributions, "HEAD_TOKENS", 3)
-    monkeypatch.setattr(verifying, "TAIL_SAMPLES", 1)
-
-
-@pytest.mark.usefixtures("head_of_three")
-def test_separate_keeps_the_targets_distribution_when_verifiers_are_lost() -> None:
-    ends = [Ends(Random(i)) for i in range(60)]
-
-    found = pvalue([each.run() for each in ends])
-
-    assert sum(each.lost for each in ends) > 10_000
-    assert found > 1e-3, found
-
-
-@pytest.mark.usefixtures("head_of_three")
-def test_it_would_not_if_a_rejection_were_forgotten() -> None:
-    found = pvalue([Ends(Random(i), answers_rejections=False).run() for i in range(25)])
-
-    assert found < 1e-9, found
-
-
 # --- case by case
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
@@ -194,9 +102,8 @@ def machine(judge: str = "coupled", max_tokens: int = 10) -> DraftMachine:
     request = Open(
         "m", "v", (1,), Sampling(), 0, max_tokens, (STOP,), judge=judge,  # type: ignore[arg-type]
     )  # fmt: skip
-    drafting = DraftMachine(
-        request, StreamPolicy(), LIMITS, rtt_s=lambda: 0.0, u=iter([0.5] * 9)
-    )
+    half = JUDGES[request.judge].edge(request, iter([0.5] * 9))
+    drafting = DraftMachine(request, StreamPolicy(), LIMITS, half, rtt_s=lambda: 0.0)
     drafting.received(Opened("s", LIMITS))
     return drafting
 
@@ -212,19 +119,6 @@ def test_the_whole_chain_is_sent_again_after_the_committed_text() -> None:
 
     assert drafting.opening().committed == (7, 8)
     assert drafting.next(0.0, busy=False).send == (Draft(0, 2, 0, (3, 4, 5), pauses=True),)
-
-
-def test_a_recovered_token_is_committed_when_the_session_is_lost() -> None:
-    drafting = machine("separate")
-    drafting.session.extend(DraftToken(1, 0.9, Q))
-    drafting.next(0.0, busy=False)
-    (answer,) = drafting.received(REJECT).send
-
-    commit = drafting.lost().commit
-
-    assert isinstance(answer, Draft)
-    assert commit is not None
-    assert commit.tokens == answer.tokens == drafting.opening().committed
 
 
 def test_a_rejection_without_a_recovered_token_cannot_move() -> None:
@@ -248,7 +142,7 @@ def test_a_complete_text_needs_no_other_verifier(
     drafting = machine(max_tokens=3)
     drafting.received(Commit(0, 0, tokens, accepted=1))
 
-    finish = drafting.lost().finish
+    finish = drafting.lost()
 
     expected = Finish(reason, Totals(1, 1, 1, 0)) if reason else None  # type: ignore[arg-type]
     assert finish == expected
@@ -269,20 +163,20 @@ def test_a_finish_counts_what_lost_sessions_have_committed() -> None:
 
 def test_a_verifier_that_goes_on_takes_no_token_before_its_text() -> None:
     verifier = VerifyingSession(
-        opening(committed=(3, 1), max_tokens=4), LIMITS, vocabulary_size=7
+        opening(committed=(3, 1), max_tokens=4), LIMITS, vocabulary_size=7, u=iter(())
     )
 
     assert verifier.committed == [3, 1]
     assert verifier.chain.reach == 2
     verifier.receive(Draft(0, 1, 0, (1, 5)))
-    assert verifier.plan(9).draft == (5,)
+    assert verifier.plan(9) == (5,)
     with pytest.raises(RemoteProtocolError, match="gap"):
         verifier.receive(Draft(0, 3, 0, (1,)))
 
 
 def test_a_session_that_goes_on_gives_what_is_left_of_the_answer() -> None:
     request = opening(committed=(3, 1), max_tokens=4, stop_tokens=())
-    verifier = VerifyingSession(request, LIMITS, vocabulary_size=7)
+    verifier = VerifyingSession(request, LIMITS, vocabulary_size=7, u=iter(()))
     verifier.begin(0)
 
     down = verifier.resolve(Judgement((2, 4, 5), 0))

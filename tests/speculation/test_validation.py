@@ -8,7 +8,7 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft
 from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.verifying.session import VerifyingSession
-from tests.speculation.verify_sessions import V, rejecting, session, state
+from tests.speculation.verify_sessions import V, session, state
 
 DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
     "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),
@@ -17,21 +17,11 @@ DISHONEST: dict[str, tuple[VerifyingSession, Draft, str]] = {
     "a gap to the text": (session(), Draft(0, 2, 1, (1,)), "Draft.behind"),
     "too far ahead": (session(), Draft(0, 0, 0, (1,) * 9), "Draft.start"),
     "weights in coupled": (session(), Draft(0, 0, 0, (1,), (5,)), "Draft.q"),
-    "forced in coupled": (session(), Draft(0, 0, 0, (1,), None, True), "Draft.forced"),
     "no weights in separate": (session("separate"), Draft(0, 0, 0, (1,)), "Draft.q"),
     "a weight too few": (session("separate"), Draft(0, 0, 0, (1, 2), (5,)), "Draft.q"),
     "a weight too many": (session("separate"), Draft(0, 0, 0, (1,), (5, 5)), "Draft.q"),
     "a weight of 0": (session("separate"), Draft(0, 0, 0, (1,), (0,)), "Draft.q"),
     "a weight over 1": (session("separate"), Draft(0, 0, 0, (1,), (Q_SCALE + 1,)), "Draft.q"),
-    "forced, nothing rejected": (
-        session("separate"), Draft(1, 0, 0, (2,), (), True), "Draft.forced",
-    ),
-    "forced with a weight": (rejecting(), Draft(1, 0, 0, (2,), (5,), True), "Draft.q"),
-    "the rejected token again": (rejecting(), Draft(1, 0, 0, (1,), (), True), "Draft.forced"),
-    "forced, impossible in p": (rejecting(), Draft(1, 0, 0, (4,), (), True), "Draft.forced"),
-    "forced behind others": (rejecting(7), Draft(1, 1, 1, (2,), (), True), "Draft.behind"),
-    "forced beyond its place": (rejecting(), Draft(1, 1, 0, (2,), (), True), "Draft.behind"),
-    "forced over the text": (rejecting(7), Draft(1, 0, 0, (8,), (), True), "Draft.forced"),
 }  # fmt: skip
 
 

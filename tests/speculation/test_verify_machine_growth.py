@@ -7,8 +7,8 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Draft, Limits
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
 from tests.speculation.verify_machines import counting

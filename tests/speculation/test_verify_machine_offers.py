@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picospec.speculation.judges.judge import Judgement, Rejection
 from picospec.speculation.protocol.messages import (
     Draft,
 )
-from picospec.speculation.sampling.judging import Rejection
-from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer
+from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer, Verdict
 from tests.speculation.latencies import latency
 from tests.speculation.verify_machines import (
     FLAT,
@@ -87,7 +87,9 @@ def test_sessions_that_have_ended_or_await_a_recovered_token_are_not_taken() -> 
     open_(verifier, "finished", max_tokens=1)
     open_(verifier, "rejecting", "separate")
     run(verifier, "finished", 5, now=0.0)
-    verifier.session("rejecting").rejection = Rejection(1, P)
+    plan = verifier.begin({"rejecting": 0}, 0.0)
+    rejected = Verdict(Judgement((), 0, Rejection(1, P)))
+    verifier.ran(plan, {"rejecting": rejected}, 1.0, rows=None)
 
     assert verifier.offer(["finished", "rejecting"], 2.0, rows=9) == Offer({}, inf, [])
     assert verifier.offer(["finished", "rejecting", "a"], 2.0, rows=9).start == {"a": ()}

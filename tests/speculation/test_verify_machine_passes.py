@@ -6,17 +6,15 @@ from math import inf
 
 import pytest
 
+from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
-    Redraw,
-    Reject,
     TokenLogprob,
 )
-from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.sampling.judging import TAIL_SAMPLES, Judgement, Rejection
 from picospec.speculation.verifying.machine import Offer, Verdict
 from tests.speculation.latencies import latency
 from tests.speculation.verify_machines import (
@@ -27,7 +25,7 @@ from tests.speculation.verify_machines import (
     run,
     snapshot,
 )
-from tests.speculation.verify_sessions import LIMITS, P, V, opening
+from tests.speculation.verify_sessions import LIMITS, V, opening
 
 
 def test_a_pass_judges_what_the_driver_took_of_the_offer() -> None:
@@ -42,7 +40,6 @@ def test_a_pass_judges_what_the_driver_took_of_the_offer() -> None:
         "a": (0, 1),
         "b": (),
     }
-    assert plan.passes["a"].u == ()
 
 
 def test_no_more_is_judged_than_is_pending_and_one_pass_runs_at_a_time() -> None:
@@ -67,8 +64,8 @@ def test_in_separate_a_pass_gets_a_uniform_for_each_draft_token_and_one_more(
 
     judged = verifier.begin({"a": drafts}, 0.0).passes["a"]
 
-    assert judged.u == tuple(n / 1000 for n in range(drafts + 1))
-    assert judged.q == (7, 8)[:drafts]
+    uniforms = tuple(n / 1000 for n in range(drafts + 1))
+    assert judged.rule == Separate((7, 8)[:drafts], uniforms)
 
 
 def test_a_pass_commits_and_says_how_long_the_session_waited_and_it_took() -> None:
@@ -141,32 +138,6 @@ def test_the_outcome_of_a_session_that_was_closed_is_dropped() -> None:
     assert list(down) == ["b"]
     with pytest.raises(KeyError):
         verifier.session("a")
-
-
-def test_a_rejection_is_sent_with_samples_drawn_from_the_machines_uniforms() -> None:
-    verifier = machine()
-    open_(verifier, "a", "separate")
-    verifier.received("a", Draft(0, 0, 0, (1,), (Q_SCALE,)), arrived=0.0)
-    plan = verifier.begin({"a": 1}, 0.0)
-
-    verdict = Verdict(Judgement((), 0, Rejection(1, P)))
-    (reject,) = verifier.ran(plan, {"a": verdict}, 1.0, rows=2)["a"]
-
-    assert isinstance(reject, Reject)
-    assert next(verifier._u) == (2 + TAIL_SAMPLES) / 1000
-    (again,) = verifier.received("a", Redraw(1, 0), arrived=2.0)
-    assert isinstance(again, Reject)
-    assert next(verifier._u) == (3 + 2 * TAIL_SAMPLES) / 1000
-
-
-def test_a_recovered_token_is_committed_at_once() -> None:
-    verifier = machine()
-    open_(verifier, "a", "separate")
-    verifier.session("a").rejection = Rejection(1, P)
-
-    assert verifier.received("a", Draft(1, 0, 0, (2,), (), True), arrived=0.0) == [
-        Commit(1, 0, (2,))
-    ]
 
 
 def test_nothing_changes_when_a_message_is_rejected() -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.errors import LocalProtocolError
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, TokenLogprob
-from picospec.speculation.sampling.judging import Judgement
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Finish,
+    Recovered,
+    TokenLogprob,
+)
 from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR
 from tests.speculation.verify_sessions import begin, generate, rejecting, session, state
 
@@ -19,7 +26,8 @@ def test_a_pass_takes_the_drafts_that_follow_the_text() -> None:
 
     judged = begin(verifier, 2)
 
-    assert (judged.start, judged.draft, judged.q) == (0, (1, 2), (10, 20))
+    assert (judged.start, judged.draft) == (0, (1, 2))
+    assert judged.rule == Separate((10, 20), (0.5,) * 3)
 
 
 @pytest.mark.parametrize(("most", "count"), [(16, 4), (3, 3), (0, 0)])
@@ -216,7 +224,7 @@ def test_acceptance_falls_with_a_rejection_and_ignores_its_recovered_token() -> 
     verifier = rejecting()
     assert verifier.chain.acceptance == pytest.approx(learned(False))
 
-    verifier.receive(Draft(1, 0, 0, (2,), (), True))
+    verifier.receive(Recovered(1, 0, 2))
 
     assert verifier.chain.acceptance == pytest.approx(learned(False))
 

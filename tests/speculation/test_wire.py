@@ -24,6 +24,7 @@ from picospec.speculation.protocol.messages import (
     Message,
     Open,
     Opened,
+    Recovered,
     Redraw,
     Reject,
     Sampling,
@@ -72,8 +73,9 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     ),
     st.just(Beat()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
-    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS, st.booleans(), st.booleans()),
-    st.builds(Redraw, UINTS, UINTS),
+    st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS.filter(len), st.booleans()),
+    st.builds(Recovered, UINTS, UINTS, UINTS),
+    st.builds(Redraw, UINTS, UINTS, UINTS),
     st.builds(
         Opened,
         st.from_regex("[A-Za-z0-9_-]{1,64}", fullmatch=True),
@@ -90,7 +92,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         SECONDS,
         st.none() | st.lists(st.builds(TokenLogprob, FLOATS, SPARSE), max_size=4).map(tuple),
     ),
-    st.builds(Reject, UINTS, UINTS, SPARSE, FLOATS, SPARSE),
+    st.builds(Reject, UINTS, UINTS, UINTS, SPARSE, FLOATS, SPARSE),
     st.builds(
         Finish,
         st.sampled_from(["stop", "length"]),
@@ -144,7 +146,7 @@ def test_a_truncated_stream_is_malformed(message: Message, data: st.DataObject) 
 
 
 def test_surplus_bytes_in_a_frame_are_malformed() -> None:
-    for message in (Redraw(1, 2), Finish("stop"), Fault("a", "b"), Reject(1, 2, (), 0.0)):
+    for message in (Redraw(1, 2, 1), Finish("stop"), Fault("a", "b"), Reject(1, 2, 0, (), 0.0)):
         body = wire.encode(message)[1:]
 
         with pytest.raises(MalformedFrame, match="1 surplus byte"):
@@ -243,7 +245,7 @@ def test_the_largest_frame_passes_and_one_more_byte_is_our_own_fault() -> None:
 @pytest.mark.parametrize("number", [-1, 2**63])
 def test_a_number_that_fits_no_varint_is_our_own_fault(number: int) -> None:
     with pytest.raises(LocalProtocolError):
-        wire.encode(Redraw(0, number))
+        wire.encode(Redraw(0, number, 1))
 
 
 def test_the_prompt_of_the_longest_context_fits_a_frame() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import (
     Down,
     Draft,
 )
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.latency import PassLatency
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
 from tests.speculation.latencies import latency

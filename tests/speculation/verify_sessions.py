@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
+from picospec.speculation.judges.judge import Judgement, Rejection
 from picospec.speculation.protocol.messages import Draft, Limits, Open, Sampling
 from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
-from picospec.speculation.sampling.judging import Judgement, Rejection
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 V = 100
@@ -23,12 +24,13 @@ def opening(judge: str = "coupled", **changes: object) -> Open:
 
 
 def session(judge: str = "coupled", **changes: object) -> VerifyingSession:
-    return VerifyingSession(opening(judge, **changes), LIMITS, vocabulary_size=V)
+    request = opening(judge, **changes)
+    return VerifyingSession(request, LIMITS, vocabulary_size=V, u=repeat(0.5))
 
 
 def begin(verifier: VerifyingSession, most: int = 16) -> Pass:
     """Begin a pass over as many draft tokens as it may have, at most `most`."""
-    return verifier.begin(len(verifier.plan(most).draft))
+    return verifier.begin(len(verifier.plan(most)))
 
 
 def generate(verifier: VerifyingSession, *tokens: int, accepted: int = 0) -> list[Any]:
@@ -38,7 +40,7 @@ def generate(verifier: VerifyingSession, *tokens: int, accepted: int = 0) -> lis
 
 
 def rejecting(*committed: int) -> VerifyingSession:
-    """A `separate` session that awaits the recovered token for token 1 after `committed`."""
+    """A `separate` session that is owed the recovered token for token 1 after `committed`."""
     verifier = session("separate")
     for token in committed:
         generate(verifier, token)
@@ -49,4 +51,5 @@ def rejecting(*committed: int) -> VerifyingSession:
 
 
 def state(verifier: VerifyingSession) -> dict[str, Any]:
-    return copy.deepcopy({**vars(verifier), "chain": vars(verifier.chain)})
+    parts = {"chain": vars(verifier.chain), "_judge": vars(verifier._judge)}
+    return copy.deepcopy({**vars(verifier), **parts})

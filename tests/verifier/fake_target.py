@@ -25,15 +25,12 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.judging import judge_coupled, judge_separate
-from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.session import VerifyingSession
 from picospec.verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
 
 V = 64
 STALLS, FAILS, SLOW, STREAMS, HANGS = 1, 2, 3, 4, 5
 STOP_TOKEN = 63
-HALVES = (0.5 for _ in itertools.count())
 FACTS = ModelFacts(
     model="fake",
     vocabulary_size=V,
@@ -91,7 +88,9 @@ class FakeTokenizer:
 
 class _Running:
     def __init__(self, request: Open) -> None:
-        self.machine = VerifyingSession(request, FACTS.limits, vocabulary_size=V)
+        self.machine = VerifyingSession(
+            request, FACTS.limits, vocabulary_size=V, u=itertools.repeat(0.5)
+        )
         self.said: deque[Reply] = deque()
         self.news = asyncio.Event()
 
@@ -161,7 +160,7 @@ class FakeTarget:
         if running is None or running.machine.finished:
             raise UnknownSession(session)
         self.pushed.append(message)
-        running.said.extend(running.machine.receive(message.message, HALVES))  # type: ignore[arg-type]
+        running.said.extend(running.machine.receive(message.message))  # type: ignore[arg-type]
         running.news.set()
 
     async def _step(self, running: _Running) -> None:
@@ -173,20 +172,16 @@ class FakeTarget:
         if kind == FAILS and machine.totals.passes == 3:
             raise TargetFailed("it broke")
         idle = request.fill == "never" and not machine.pending
-        if idle or machine.rejection or machine.finished:
+        if idle or not machine.may_begin:
             running.news.clear()
             await running.news.wait()
             return
         await asyncio.sleep(0.1 if kind == SLOW else self._pass_s)
-        judged = machine.begin(len(machine.plan(4).draft))
+        judged = machine.begin(len(machine.plan(4)))
         prompt = request.prompt
 
         def row(i: int) -> Distribution:
             return Distribution(np.array([said(prompt, judged.start + i)]), np.ones(1))
 
-        if request.judge == "coupled":
-            at = place(len(prompt), judged.start)
-            judgement = judge_coupled(row, judged.draft, request.seed, at)
-        else:
-            judgement = judge_separate(row, judged.draft, judged.q, HALVES)
-        running.said.extend(machine.resolve(judgement, u=HALVES))  # type: ignore[arg-type]
+        judgement = judged.rule.judge(row, judged.draft)
+        running.said.extend(machine.resolve(judgement))  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from picospec.gateway.metrics import Metrics
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
 from picospec.verifier.llama_target.judging import Part
 from picospec.verifier.llama_target.scheduler import Scheduler

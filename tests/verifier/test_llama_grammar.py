@@ -141,9 +141,9 @@ async def test_a_grammar_is_for_judge_coupled_and_was_compiled_before(host: Host
 
     with pytest.raises(TargetFull, match="compiled"):
         await anext(target.serve("unseen", request))
-    with pytest.raises(Unservable, match="coupled"):
+    with pytest.raises(Unservable, match="separate"):
         await target.check(replace(request, judge="separate"))
-    with pytest.raises(Unservable, match="coupled"):
+    with pytest.raises(Unservable, match="separate"):
         await anext(target.serve("separate", replace(request, judge="separate")))
 
 

@@ -12,7 +12,9 @@ import pytest
 import pytest_asyncio
 
 from picospec.gateway.errors import Overloaded
-from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     Commit,
     Finish,
@@ -166,23 +168,22 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
     request = replace(
         opening(job, target.facts), judge="separate", fill="never", top_logprobs=None
     )
-    edge = DraftingSession(max_tokens=TOKENS, stop_tokens=request.stop_tokens)
-    u = iter(np.random.default_rng(3).random, None)
-    rejected = 0
+    half = JUDGES["separate"].edge(request, iter(np.random.default_rng(3).random, None))
+    machine = DraftMachine(
+        request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
+    )
+    edge, rejected = machine.session, 0
     async with aclosing(target.serve("separate", request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         await draft_half_right(target, edge, text)
         while not isinstance(message := (await coming).message, Finish):
             coming = asyncio.create_task(anext(session))
-            if isinstance(message, Commit):
-                edge.receive(message)
-            if isinstance(message, Reject):
-                rejected += 1
-                if redraw := edge.rejected(message, u):
-                    await target.push("separate", Framed(redraw))
-                    continue
-            await draft_half_right(target, edge, text)
+            rejected += isinstance(message, Reject)
+            for answer in machine.received(message).send:
+                await target.push("separate", Framed(answer))
+            if machine.may_reopen:
+                await draft_half_right(target, edge, text)
 
     assert rejected > 0
     assert message.totals.accepted > 0

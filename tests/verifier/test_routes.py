@@ -14,6 +14,7 @@ from picospec.speculation.protocol.messages import (
     Draft,
     Fault,
     Finish,
+    Recovered,
     Redraw,
     Reject,
 )
@@ -122,9 +123,9 @@ async def test_a_replacement_is_drawn_by_the_edge(client: httpx.AsyncClient) -> 
         wrong = truth(1)[0] + 1
         await push(client, session, Draft(0, 0, 0, (wrong,), q=(65536,)))
         refuse = await stream.next()
-        await push(client, session, Redraw(1, 0))
+        await push(client, session, Redraw(0, 0, 1))
         again = await stream.next()
-        await push(client, session, Draft(2, 0, 0, (truth(1)[0],), q=(), forced=True))
+        await push(client, session, Recovered(1, 0, truth(1)[0]))
         commit = await stream.next()
 
     assert isinstance(refuse, Reject)

@@ -143,10 +143,10 @@ async def test_asking_for_more_of_the_tail_does_not_postpone_the_replacement() -
         session = await sessions.open(opening(judge="separate", fill="never"))
         await session.push([Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))])
         reading = asyncio.create_task(ending(session))
-        for epoch in range(1, 7):
+        for draw in range(1, 7):
             await asyncio.sleep(0.06)
             if session.ending is None:
-                await session.push([Framed(Redraw(epoch, 0))])
+                await session.push([Framed(Redraw(0, 0, draw))])
 
         assert reading.done()
         assert (await reading).code == "replacement_timeout"

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from picospec.speculation.protocol.messages import Open, TokenId
 from picospec.speculation.sampling.adjustments import Adjust
 from picospec.speculation.sampling.distributions import Distribution, Logits, distribution
-from picospec.speculation.sampling.judging import judge_coupled, judge_separate
 from picospec.speculation.sampling.logprobs import logprob_of
-from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import Verdict
 from picospec.speculation.verifying.session import Pass
 
@@ -54,11 +52,7 @@ def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
             found = part.adjust(found, (*part.committed, *judged.draft[:i]))
         return distribution(found, request.sampling)
 
-    if request.judge == "coupled":
-        at = place(len(request.prompt), judged.start)
-        judgement = judge_coupled(row, judged.draft, request.seed, at)
-    else:
-        judgement = judge_separate(row, judged.draft, judged.q, iter(judged.u))
+    judgement = judged.rule.judge(row, judged.draft)
     if (most := request.top_logprobs) is None:
         return Verdict(judgement)
     tokens = enumerate(judgement.tokens)

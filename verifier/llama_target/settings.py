@@ -17,7 +17,8 @@ class LlamaSettings(Table):
     """Sessions that may wait for a slot; one more is rejected."""
 
     context_tokens: Annotated[int, Field(ge=16)] = 4096
-    """Most tokens of a session, prompt and answer together, within the model's own limit."""
+    """A session has no more tokens, prompt and answer together; the model's own limit may be
+    lower."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of llama.cpp. None: one for each core this process may use. With more than one,
@@ -25,7 +26,7 @@ class LlamaSettings(Table):
     threads, and its last bits depend on the other rows of the pass."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
-    """Most rows of one pass, all sessions together."""
+    """One pass has no more rows, all sessions together."""
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
     """Prompt tokens decoded between two passes: few, so that other sessions go on meanwhile.

@@ -38,8 +38,8 @@ class Sessions:
         self._clock = clock
         self._running: dict[str, Session] = {}
         self._run = secrets.token_urlsafe(6)
-        """What the names of all sessions begin with: edges know by it that this process was
-        only out of reach, and has not been started anew."""
+        """The names of all sessions begin so: edges know by it that this process was only out
+        of reach, and has not been started anew."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

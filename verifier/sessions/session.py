@@ -39,7 +39,7 @@ Clock = Callable[[], float]
 Entry = Framed[Reply | Fault]
 
 PUSH_S: Final = 0.001
-"""Time after which a session that hands messages up lets all others go on, in seconds."""
+"""A session that hands messages up lets all others go on after this time, in seconds."""
 
 
 class Session:
@@ -69,8 +69,8 @@ class Session:
         self._clock = clock
         self._timer: asyncio.Timeout | None = None
         self._expiry = timeouts.expiry()[1]
-        """What the timer ends the session with. It is not asked for when the timer has fired:
-        a draft that comes a moment later must not change the reason."""
+        """The timer ends the session with this. It is not asked for when the timer has fired: a
+        draft that comes a moment later must not change the reason."""
 
         self.task: asyncio.Task[None] | None = None
         self._news: list[Entry] = []

@@ -17,13 +17,13 @@ class Timeouts:
     settings: SessionSettings
     opened_at: float
     active_at: float
-    """When the last draft arrived or the last reply was generated."""
+    """The last draft arrived then, or the last reply was generated."""
 
     started: bool = False
-    """Whether the target has sent a reply."""
+    """It is true once the target has sent a reply."""
 
     rejected_at: float | None = None
-    """When the replacement that is awaited was asked for."""
+    """The replacement that is awaited was asked for then."""
 
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session ends if nothing happens, and the Fault it then ends with."""

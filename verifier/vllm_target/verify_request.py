@@ -1,16 +1,20 @@
 """What the scheduler asks the worker to judge in one step, session by session.
 
 Values only: they travel pickled inside vLLM's SchedulerOutput. The worker answers with a
-`speculation.sampling.judging.Judgement`, inside vLLM's ModelRunnerOutput. Without one, the pass
-was judged `coupled`, and all that vLLM generated is its outcome.
+`speculation.judges.judge.Judgement`, inside vLLM's ModelRunnerOutput. Without one, the pass was
+judged by noise that vLLM draws too, and all that vLLM generated is its outcome.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from picospec.speculation.protocol.messages import Judge, Sampling, TokenId
+from picospec.speculation.judges.judge import Judgement, Row, Rule
+from picospec.speculation.protocol.messages import Sampling, TokenId
 from picospec.speculation.sampling.adjustments import Adjustment
+
+NOTHING: Final = Judgement((), accepted=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +22,12 @@ class VerifyRequest:
     """One session's part of a step that samples."""
 
     sampling: Sampling
-    """What our judge has yet to apply to the logits. It has no extras."""
+    """Our judge has yet to apply this to the logits. It has no extras."""
 
-    judge: Judge
-    seed: int
-    at: int
-    """`noise.place` of the first row that is judged."""
+    rule: Rule | None
+    """None where no pass has begun: nothing is generated beyond `forced`, and no row judged."""
 
     draft: tuple[TokenId, ...] = ()
-    q: tuple[int, ...] = ()
-    u: tuple[float, ...] = ()
-    """`separate`: K + 1 fresh uniforms."""
-
     adjustment: Adjustment | None = None
     """What the session's other settings change of the first row that is judged; None: nothing,
     in no row."""
@@ -37,8 +35,9 @@ class VerifyRequest:
     forced: TokenId | None = None
     """A committed token that vLLM has not seen yet: the step's first token, whatever its p."""
 
-    silent: bool = False
-    """No pass has begun: nothing is generated beyond `forced`, and no row is judged."""
+    def judge(self, row: Row) -> Judgement:
+        """Return the outcome of the pass, or nothing where none has begun."""
+        return NOTHING if self.rule is None else self.rule.judge(row, self.draft)
 
     @property
     def owed(self) -> tuple[TokenId, ...]:
@@ -48,4 +47,4 @@ class VerifyRequest:
     @property
     def injected(self) -> int:
         """How many tokens vLLM takes for draft tokens."""
-        return len(self.draft) + (self.forced is not None and not self.silent)
+        return len(self.draft) + (self.forced is not None and self.rule is not None)

@@ -38,8 +38,8 @@ class Projection:
             return size if found is None else found
 
         self._first = np.array([first(*each) for each in enumerate(draft.pieces)], np.int64)
-        """For each token of the draft model, the target token that it counts for; the number
-        of target tokens if there is none."""
+        """Each token of the draft model counts for this target token; the number of target
+        tokens stands for none."""
 
     def __call__(self, logits: Logits) -> Logits:
         """Return float32[V of the target] from float32[V of the draft model]."""

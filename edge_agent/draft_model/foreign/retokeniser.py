@@ -28,7 +28,7 @@ Tokenize = Callable[[str], list[int]]
 """Tokenize(text) returns the tokens of text alone; a marker in it stays text."""
 
 _LEAD: Final = "\n"
-"""What is put before text for a tokenizer that begins every text with a space."""
+"""It is put before text for a tokenizer that begins every text with a space."""
 
 _NO_SPACE: Final = "§".encode()
 """A sign that is no space, and that tokenizers do not merge with what is before it."""

@@ -25,7 +25,7 @@ _EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _RESERVED: Final = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 )
-"""Variables of a chat template that only this service sets."""
+"""Only this service sets these variables of a chat template."""
 
 
 class ChatRequest(GenerationRequest):
@@ -37,7 +37,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: Flag = True
     reasoning_effort: _EFFORTS | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] = "auto"
-    """llama-server's: at "none", reasoning stays in the text of the answer."""
+    """llama-server has this field: at "none", reasoning stays in the text of the answer."""
 
     chat_template_kwargs: Annotated[dict[str, object], Field(default_factory=dict)]
     logprobs: Flag = False

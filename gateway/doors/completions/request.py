@@ -72,7 +72,7 @@ class CompletionRequest(GenerationRequest):
 
     echo: Flag = False
     add_special_tokens: Flag = True
-    """vLLM's: the tokens that begin every prompt are added to this one."""
+    """vLLM has this field: the tokens that begin every prompt are added to this one."""
 
     @field_validator("suffix")
     @classmethod

@@ -30,7 +30,7 @@ MAX_CONNECTIONS: Final = 8192
 The rest is room for strangers, whose silent connections are noticed once a second."""
 
 MAX_ACCEPTED: Final = 512
-"""Connections that are accepted in one go, before the server can cut others for them."""
+"""So many connections are accepted in one go, before the server can cut others for them."""
 
 _NONE_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 

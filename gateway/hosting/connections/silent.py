@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 FIRST_S: Final = 30.0
-"""How long the first bytes of a connection may take, in seconds: as long as the edge allows."""
+"""The first bytes of a connection may take so long, in seconds: as long as the edge allows."""
 
 FIRST_CROWDED_S: Final = 3.0
 """The same, while more than half of the connections that may be are taken. It is several round

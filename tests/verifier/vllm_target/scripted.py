@@ -11,7 +11,10 @@ from random import Random
 import msgspec
 import numpy as np
 
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     Commit,
     Finish,
@@ -182,24 +185,22 @@ async def recovered(
     late_s: how long the edge takes to draw a recovered token. Return the tokens and the number
     of rejections.
     """
-    edge = DraftingSession(max_tokens=request.max_tokens, stop_tokens=request.stop_tokens)
-    q, u, rejections = even(), uniforms(random), 0
+    half = JUDGES["separate"].edge(request, uniforms(random))
+    machine = DraftMachine(
+        request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
+    )
+    edge, q, rejections = machine.session, even(), 0
     async with aclosing(target.serve(session, request)) as messages:
         async for reply in messages:
-            message = reply.message
-            again = None
-            if isinstance(message, Commit):
-                edge.receive(message)
-            if isinstance(message, Reject):
+            if isinstance(reply.message, Reject):
                 rejections += 1
                 await asyncio.sleep(late_s)
-                again = edge.rejected(message, u)
-            if again is None:
-                while edge.may_extend and len(edge.chain) < 3:
-                    edge.extend(DraftToken(q.at(next(u)), 1.0, q))
-                again = edge.flush()
-            if again is not None:
-                await target.push(session, Framed(again))
+            answers = machine.received(reply.message).send
+            while machine.may_reopen and edge.may_extend and len(edge.chain) < 3:
+                edge.extend(DraftToken(q.at(random.random()), 1.0, q))
+            for message in (*answers, edge.flush()):
+                if message is not None:
+                    await target.push(session, Framed(message))
     return list(edge.committed), rejections
 
 

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picospec.speculation.judges.coupled import Coupled
+from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.adjustments import Adjustment
 from picospec.speculation.sampling.distributions import Logits, distribution
@@ -28,7 +30,7 @@ def rows(number: int, count: int = 7) -> Logits:
 
 
 def greedy(*draft: int, **fields: Any) -> VerifyRequest:
-    return VerifyRequest(Sampling(0.0), "coupled", 1, 5, draft, **fields)
+    return VerifyRequest(Sampling(0.0), Coupled(1, 5), draft, **fields)
 
 
 def adjusted(**asked: Any) -> Adjustment:
@@ -56,11 +58,11 @@ def test_draft_tokens_are_accepted_up_to_the_first_wrong_one_and_no_row_after_it
 
 def test_each_row_is_drawn_with_the_noise_of_its_place() -> None:
     logits, sampling = rows(2), Sampling(1.3)
-    own = [distribution(logits[i], sampling).coupled(9, 40 + i) for i in range(3)]
-    request = VerifyRequest(sampling, "coupled", 9, 40, tuple(own[:2]))
+    own = [distribution(logits[i], sampling).picked(9, 40 + i) for i in range(3)]
+    request = VerifyRequest(sampling, Coupled(9, 40), tuple(own[:2]))
 
     assert judge(request, logits.__getitem__).tokens == tuple(own)
-    assert judge(replace(request, seed=8), logits.__getitem__).tokens != tuple(own)
+    assert judge(replace(request, rule=Coupled(8, 40)), logits.__getitem__).tokens != tuple(own)
 
 
 def test_a_forced_token_takes_the_first_row() -> None:
@@ -70,11 +72,11 @@ def test_a_forced_token_takes_the_first_row() -> None:
     assert judge(greedy(4, 4, forced=9), logits.__getitem__).tokens == (4, 4, 4)
 
 
-def test_a_silent_request_reads_nothing() -> None:
+def test_where_no_pass_has_begun_nothing_is_read() -> None:
     def row(i: int) -> Logits:
         raise AssertionError(i)
 
-    assert judge(greedy(forced=9, silent=True), row).tokens == ()
+    assert judge(VerifyRequest(Sampling(0.0), None, forced=9), row).tokens == ()
 
 
 def test_settings_see_the_draft_tokens_before_a_row_and_leave_the_steps_logits() -> None:
@@ -87,7 +89,7 @@ def test_settings_see_the_draft_tokens_before_a_row_and_leave_the_steps_logits()
 
 
 def test_a_rejection_carries_the_whole_distribution() -> None:
-    request = VerifyRequest(Sampling(), "separate", 0, 5, (4,), (65536,), (0.999999, 0.5))
+    request = VerifyRequest(Sampling(), Separate((65536,), (0.999999, 0.5)), (4,))
 
     rejection = judge(request, rows(1).__getitem__).rejection
 
@@ -109,7 +111,7 @@ def test_an_adjustment_survives_its_journey_to_the_worker() -> None:
 def complete(draft: list[int], chance: list[float], temperature: float) -> VerifyRequest:
     q = tuple(1 + int(65535 * share**3) for share in chance[: len(draft)])
     u = tuple(chance[5 : 6 + len(draft)])
-    return VerifyRequest(Sampling(temperature), "separate", 0, 5, tuple(draft), q, u)
+    return VerifyRequest(Sampling(temperature), Separate(q, u), tuple(draft))
 
 
 SEPARATE = st.builds(
@@ -126,14 +128,14 @@ def test_on_a_device_separate_is_judged_as_on_the_host_and_the_host_waits_twice(
     requests: list[VerifyRequest], number: int
 ) -> None:
     torch = pytest.importorskip("torch")
-    from picospec.verifier.vllm_target.worker.v2 import separate
+    from picospec.verifier.vllm_target.worker.v2 import by_p
     from tests.verifier.vllm_target.synchronisations import synchronisations
 
     logits = rows(number, 7 * len(requests))
     logits[:, :4] += 4.0
     starts = range(0, len(logits), 7)
     with synchronisations() as waits:
-        judged = separate.judge(requests, torch.from_numpy(logits), starts)
+        judged = by_p.judge(requests, torch.from_numpy(logits), starts)
 
     assert waits.count == 2
     for found, request, start in zip(judged, requests, starts, strict=True):

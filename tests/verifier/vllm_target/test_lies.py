@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Draft, Pushed, Redraw
+from picospec.speculation.protocol.messages import Draft, Pushed, Recovered, Redraw
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -29,12 +29,12 @@ pytestmark = ON_ENGINE
 
 FLOOD_S = 30.0
 LIES_PER_S = 200
-LIES = (
+LIES: tuple[Pushed, ...] = (
     Draft(1, 0, 0, (10**9,)),
     Draft(1, 0, 0, ()),
     Draft(1, 5000, 0, (5,)),
     Draft(1, 3, 90, (5,)),
-    Draft(1, 0, 0, (5,), q=(), forced=True),
+    Recovered(1, 0, 5),
     Draft(1, 0, 0, (5,), q=(99,)),
     Draft(1, 0, 0, tuple(range(100))),
 )
@@ -88,7 +88,7 @@ async def lie_for(target: VllmTarget, seconds: float) -> int:
         serving = asyncio.create_task(plain(target, session, request))
         await asyncio.sleep(0)
         for _ in range(20):
-            message: Pushed = random.choice([*LIES, Redraw(1, 3)])
+            message: Pushed = random.choice([*LIES, Redraw(1, 3, 1)])
             if random.random() < 0.5:
                 tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
                 message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.protocol.messages import Commit, Draft, Open, Reject, Sampling
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.protocol.messages import Open, Reject, Sampling
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling import distributions
 from picospec.speculation.sampling.distributions import (
@@ -83,26 +85,23 @@ async def second_token(
 
     most: of a Reject, the edge reads only this many tokens.
     """
-    edge = DraftingSession(max_tokens=3, stop_tokens=())
-    u = uniforms(random)
-    rejected = False
+    half = JUDGES["separate"].edge(request, uniforms(random))
+    machine = DraftMachine(
+        request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
+    )
+    edge, rejected = machine.session, False
     async with aclosing(target.serve(session, request)) as messages:
         async for reply in messages:
             message = reply.message
-            match message:
-                case Commit():
-                    edge.receive(message)
-                    if len(edge.committed) == 1:
-                        edge.extend(DraftToken(q.at(next(u)), 1.0, q))
-                case Reject():
-                    rejected = True
-                    if most < len(message.head):
-                        message = replace(message, head=message.head[:most], tail_mass=0.0)
-                    assert edge.rejected(message, u) is None
+            if isinstance(message, Reject):
+                rejected = True
+                if most < len(message.head):
+                    message = replace(message, head=message.head[:most], tail_mass=0.0)
+            machine.received(message)
             if len(edge.committed) > 1:
                 break
-            draft = edge.flush()
-            if isinstance(draft, Draft):
+            edge.extend(DraftToken(q.at(random.random()), 1.0, q))
+            if draft := edge.flush():
                 await target.push(session, Framed(draft))
     return edge.committed[1], rejected
 

@@ -58,7 +58,7 @@ class RecordingMachine(VerifyMachine):
     def received(self, name: str, message: Pushed, *, arrived: float) -> list[Any]:
         self.arrivals.append(arrived)
         down = super().received(name, message, arrived=arrived)
-        return [*down, Reject(0, 0, (), 0.0)] if len(message.tokens) > 1 else down  # type: ignore[union-attr]
+        return [*down, Reject(0, 0, 0, (), 0.0)] if len(message.tokens) > 1 else down  # type: ignore[union-attr]
 
 
 class Scheduler(SimpleNamespace):

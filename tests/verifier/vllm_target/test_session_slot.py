@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from picospec.speculation.judges.coupled import Coupled
+from picospec.speculation.judges.judge import Judgement, Rejection
+from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     Commit,
@@ -18,11 +21,11 @@ from picospec.speculation.protocol.messages import (
     Message,
     Open,
     Pushed,
+    Recovered,
     Reject,
     Sampling,
 )
 from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.judging import Judgement, Rejection
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
@@ -42,7 +45,7 @@ class Core:
 
     def __init__(self, asked: LogitSettings = NONE, **fields: Any) -> None:
         settings: dict[str, Any] = {"seed": 9, "max_tokens": 20, "stop_tokens": (0,)}
-        request = Open("m", "v", (), Sampling(), **(settings | fields))
+        request = Open("m", "v", tuple(PROMPT), Sampling(), **(settings | fields))
         admission = Admission("s", request, PROMPT_TOKENS, Limits(4, 32), asked, 1000)
         self.machine = VerifyMachine(repeat(0.5))
         self.machine.open("s", request, admission.limits, vocabulary_size=1000, now=0.0)
@@ -90,7 +93,7 @@ def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
     core.run(5)
 
     assert request.forced is None  # vLLM knows all three
-    assert request.at == place(PROMPT_TOKENS, 3)
+    assert request.rule == Coupled(9, place(PROMPT_TOKENS, 3))
     assert request.adjustment is not None
     assert request.adjustment.position == 3
     assert core.slot.owed(core.told + 1) == ()
@@ -129,7 +132,7 @@ def test_a_request_names_the_place_of_its_first_row() -> None:
 
     request = core.begin(1, 0)
 
-    assert request.at == place(PROMPT_TOKENS, 1)
+    assert request.rule == Coupled(9, place(PROMPT_TOKENS, 1))
     assert request.forced is None
     assert request.injected == 0
 
@@ -165,14 +168,15 @@ def test_a_recovered_token_is_owed_until_the_next_step() -> None:
     assert core.machine.wait_s(["s"], 3.0) == inf
     sent = len(core.sent)
 
-    core.receive(Draft(2, 2, 0, (8, 3), q=(50,), forced=True))
+    core.receive(Recovered(2, 2, 8))
+    core.receive(Draft(2, 3, 0, (3,), q=(50,)))
 
     assert len(core.sent) == sent + 1
     assert core.slot.owed(core.told + 2) == (8,)
     assert core.offered() == (3,)
     request = core.begin(2, 2)
-    assert (request.forced, request.draft, request.q) == (8, (3,), (50,))
-    assert len(request.u) == 2
+    assert (request.forced, request.draft) == (8, (3,))
+    assert request.rule == Separate((50,), (0.5, 0.5))
     assert request.injected == 2
     assert core.slot.owed(core.told + 3) == ()
 
@@ -196,14 +200,14 @@ def test_a_step_that_cannot_tell_vllm_what_is_owed_begins_no_pass() -> None:
     core = Core(judge="separate")
     core.begin(0, 0)
     core.run(rejection=rejected(7, 8, 9))
-    core.receive(Draft(2, 0, 0, (8,), q=(), forced=True))
+    core.receive(Recovered(2, 0, 8))
 
     request = core.begin(0, 0)
 
-    assert request.silent
+    assert request.rule is None
     assert request.forced == 8
     assert request.injected == 0
-    assert not core.begin(1, 0).silent
+    assert core.begin(1, 0).rule
 
 
 def test_a_step_while_a_recovered_token_is_awaited_generates_nothing() -> None:
@@ -213,7 +217,7 @@ def test_a_step_while_a_recovered_token_is_awaited_generates_nothing() -> None:
 
     request = core.begin(0, 0)
 
-    assert request.silent
+    assert request.rule is None
     assert request.forced is None
     assert core.offered() is None
 

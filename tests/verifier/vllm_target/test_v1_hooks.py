@@ -15,6 +15,7 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample import rejection_sampler, sampler
 
+from picospec.speculation.judges.coupled import Coupled
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling import noise
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
@@ -65,7 +66,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_each_row_is_drawn_by_its_own_law_and_no_generator_is_drawn_from(runner: Any) -> None:
     logits = torch.from_numpy(np.random.default_rng(1).normal(size=(3, V)).astype(np.float32))
     generators: dict[int, Any] = {1: torch.Generator()}
-    asked = VerifyRequest(Sampling(), "coupled", 9, 4)
+    asked = VerifyRequest(Sampling(), Coupled(9, 4))
     runner.execute_model(SimpleNamespace(picospec_requests={"session": asked}))
 
     tokens, _ = runner.sampler.topk_topp_sampler.forward(logits, generators, None, None)
@@ -91,7 +92,7 @@ def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
     drafted[0, 5] = drafted[1, 8] = drafted[2, 4] = 9.0  # of a forced token, and of two drafts
     drafted[:, V:] = 99.0  # padding
     last[0, 3] = 9.0
-    asked = VerifyRequest(Sampling(0.0), "coupled", 9, 4, (8, 4), forced=6)
+    asked = VerifyRequest(Sampling(0.0), Coupled(9, 4), (8, 4), forced=6)
     runner.execute_model(SimpleNamespace(picospec_requests={"session": asked}))
     drawn_last, _ = runner.sampler.topk_topp_sampler.forward(last, {}, None, None)
 

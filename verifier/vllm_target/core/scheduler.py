@@ -22,8 +22,8 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
-from picospec.speculation.sampling.judging import Judgement
 from picospec.speculation.verifying.machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked
@@ -140,7 +140,7 @@ class PicoScheduler(SessionScheduler):
             request_id: slot.verify_request(self._plan.passes.get(slot.name), owed)
             for request_id, slot, owed in sampled
         }
-        self._silent = frozenset(name for name, each in requests.items() if each.silent)
+        self._silent = frozenset(name for name, each in requests.items() if each.rule is None)
         return requests
 
     def update_from_output(
@@ -160,7 +160,7 @@ class PicoScheduler(SessionScheduler):
             index = model_runner_output.req_id_to_index[request_id]
             generated = model_runner_output.sampled_token_ids[index]
             _correct(request, asked[request_id], generated)
-            if not asked[request_id].silent:
+            if asked[request_id].rule is not None:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
                 found = judged.get(request_id) or _judgement(asked[request_id], generated)
                 verdicts[slot.name] = Verdict(found, logprobs)
@@ -193,14 +193,14 @@ class PicoScheduler(SessionScheduler):
 
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
     """Make vLLM's record of a step what it is for us, in place."""
-    if asked.silent:
+    if asked.rule is None:
         generated[:] = asked.owed
     if not generated:
         request.num_computed_tokens -= asked.injected + 1
 
 
 def _judgement(asked: VerifyRequest, generated: list[int]) -> Judgement:
-    """Return the outcome of a pass judged `coupled`: accepted draft tokens, and one more."""
+    """Return the outcome of a pass whose tokens are all there is to know of it."""
     tokens = tuple(generated[len(asked.owed) :])
     return Judgement(tokens, accepted=len(tokens) - 1)
 

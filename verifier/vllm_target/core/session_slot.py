@@ -15,7 +15,6 @@ from typing import NamedTuple
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Down, TokenId
 from picospec.speculation.sampling.adjustments import Adjustment
-from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
@@ -50,10 +49,10 @@ class SessionSlot:
         The machine knows how many of them still follow the text."""
 
         self.frames: list[OutgoingFrame] = []
-        """What has not left yet."""
+        """These frames have not left yet."""
 
         self.complaint: str | None = None
-        """What the edge did that no honest edge does; the session is over."""
+        """The edge did this, which no correct edge does; the session is over."""
 
     @property
     def name(self) -> str:
@@ -78,26 +77,19 @@ class SessionSlot:
     def may_begin(self, owed: tuple[TokenId, ...], injected: int) -> bool:
         """Return whether a step that judges `injected` of our tokens begins a pass.
 
-        Not while the recovered token is awaited, nor where vLLM has yet to be told of a token
-        and the step has no row to follow it: such a step is silent.
+        It does not while the edge owes a token, nor where vLLM has yet to be told of a token
+        and the step has no row to follow it.
         """
-        return self.session.rejection is None and not (owed and not injected)
+        return self.session.may_begin and not (owed and not injected)
 
     def verify_request(self, judged: Pass | None, owed: tuple[TokenId, ...]) -> VerifyRequest:
-        """Return the session's part of a step. judged: None for a silent one."""
-        request = self.session.request
-        draft, q, u = (judged.draft, judged.q, judged.u) if judged else ((), (), ())
+        """Return the session's part of a step. judged: None where no pass has begun."""
         return VerifyRequest(
-            request.sampling,
-            request.judge,
-            request.seed,
-            place(self.admission.prompt_tokens, len(self.session.committed)),
-            draft,
-            q,
-            u,
+            self.session.request.sampling,
+            judged.rule if judged else None,
+            judged.draft if judged else (),
             self._adjusted(),
             forced=owed[0] if owed else None,
-            silent=judged is None,
         )
 
     def _adjusted(self) -> Adjustment | None:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.sampling.distributions import Distribution, Logits, distribution
-from picospec.speculation.sampling.judging import Judgement, judge_coupled, judge_separate
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
-
-NOTHING = Judgement((), accepted=0)
 
 
 def judge(request: VerifyRequest, logits: Callable[[int], Logits]) -> Judgement:
-    """Return the outcome of a session's pass; of a silent one, nothing.
+    """Return the outcome of a session's pass, or nothing where none has begun.
 
     logits(i): float32[V] of the i-th row that vLLM computed for the session, after the masks of
     grammars. A forced token takes the first row, which judges nothing.
     """
-    if request.silent:
-        return NOTHING
     forced, draft = len(request.owed), request.draft
 
     def row(i: int) -> Distribution:
@@ -31,6 +27,4 @@ def judge(request: VerifyRequest, logits: Callable[[int], Logits]) -> Judgement:
             found = request.adjustment.after(draft[:i]).apply(found)
         return distribution(found, request.sampling)
 
-    if request.judge == "coupled":
-        return judge_coupled(row, draft, request.seed, request.at)
-    return judge_separate(row, draft, request.q, iter(request.u))
+    return request.judge(row)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
+from picospec.speculation.judges.coupled import Coupled
+from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.v2 import coupled
+from picospec.verifier.vllm_target.worker.v2 import by_noise
 from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
 from tests.verifier.vllm_target.synchronisations import synchronisations
 
@@ -46,8 +48,8 @@ def runner() -> Any:
 
 
 def request(name: str, **fields: Any) -> VerifyRequest:
-    given = {"judge": "coupled", "draft": tuple(DRAFTS[name])} | fields
-    return VerifyRequest(Sampling(), seed=1, at=0, **given)
+    given = {"rule": Coupled(1, 0), "draft": tuple(DRAFTS[name])} | fields
+    return VerifyRequest(Sampling(), **given)
 
 
 def judged(hooked: Any, logits: torch.Tensor, most_waits: int = 0) -> list[list[int]]:
@@ -71,7 +73,7 @@ def judged(hooked: Any, logits: torch.Tensor, most_waits: int = 0) -> list[list[
 def hooked(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("gather_draft_sampled", "rejection_sample"):
         monkeypatch.setattr(rejection_sampler, name, getattr(rejection_sampler, name))
-    monkeypatch.setattr(coupled, "gumbel_sample", lambda *a, **k: torch.tensor(DRAWN))
+    monkeypatch.setattr(by_noise, "gumbel_sample", lambda *a, **k: torch.tensor(DRAWN))
     found = runner()
     RunnerHooks(found, V)
     return found
@@ -114,8 +116,8 @@ def test_only_sessions_lose_the_padding_of_the_vocabulary(hooked: Any) -> None:
 
 
 def test_separate_is_judged_by_its_own_rule_in_a_step_with_others(hooked: Any) -> None:
-    separate = {"judge": "separate", "q": (65535, 65535, 65535), "u": (0.5, 0.5, 0.5, 0.5)}
-    begin(hooked, a=request("a", **separate), c=request("c"))
+    separate = Separate((65535,) * 3, (0.5,) * 4)
+    begin(hooked, a=request("a", rule=separate), c=request("c"))
     logits = torch.zeros(10, PADDED)
     logits[0, 7] = 20.0  # certain: accepted; the next draft token's p is 1/V: rejected
 
@@ -127,8 +129,10 @@ def test_separate_is_judged_by_its_own_rule_in_a_step_with_others(hooked: Any) -
     assert list(output.picospec_judged) == ["a"]
 
 
-def test_a_silent_request_generates_what_is_owed_and_takes_its_row_back(hooked: Any) -> None:
-    begin(hooked, b=request("b", silent=True), c=request("c", silent=True, forced=6))
+def test_without_a_pass_a_request_generates_what_is_owed_and_takes_its_row_back(
+    hooked: Any,
+) -> None:
+    begin(hooked, b=request("b", rule=None), c=request("c", rule=None, forced=6))
     output = SimpleNamespace(sampled_token_ids=torch.tensor([[1], [2], [3], [4]]))
     counts, rejected = torch.ones(4, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
 

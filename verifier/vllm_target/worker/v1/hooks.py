@@ -22,8 +22,9 @@ from torch import Tensor
 from vllm.v1.sample import rejection_sampler, sampler
 from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
+from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.judges.judges import seeded
 from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.judging import Judgement
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.judging import judge
 from picospec.verifier.vllm_target.worker.upload import upload
@@ -137,7 +138,7 @@ class SamplerHooks:
         params = self._runner.requests[request_id].sampling_params
         left = Sampling(1.0, top_p=params.top_p, top_k=max(0, params.top_k), min_p=params.min_p)
         at = int(self._runner.input_batch.num_tokens_no_spec[i]) - 1
-        return VerifyRequest(left, "coupled", params.seed % 2**64, at)
+        return VerifyRequest(left, seeded(params.seed % 2**64, at))
 
     def _apply_none(self, _: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return logits

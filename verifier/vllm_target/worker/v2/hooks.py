@@ -2,7 +2,7 @@
 
 vLLM's sampler applies every setting of a session, as it does for vLLM's own requests, and draws
 its rows. Ours are: the draft tokens in the rows' input, the comparison with what was drawn, and
-the rows of sessions that are judged `separate`.
+the rows of sessions whose rule needs more than a token of each row.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.judging import Judgement
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.upload import upload
-from picospec.verifier.vllm_target.worker.v2 import coupled, separate
+from picospec.verifier.vllm_target.worker.v2 import by_noise, by_p
 from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judged, Others
 
 Stock = Callable[..., Any]
-"""What vLLM has in the place of one of our methods."""
+"""vLLM has this in the place of one of our methods."""
 
 
 @dataclass(slots=True)
 class Step:
-    """One step's sessions, and what became of those that are judged `separate`."""
+    """One step's sessions, and what became of those that are judged by p."""
 
     requests: dict[str, VerifyRequest] = field(default_factory=dict)
     drafts: dict[str, list[TokenId]] = field(default_factory=dict)
-    """What vLLM takes for draft tokens, of all its requests that have any."""
+    """vLLM takes these for draft tokens, of all its requests that have any."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     ours: Tensor | None = None
     """bool[slots]: which are sessions'; None where the vocabulary has no padding."""
 
     slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    """Of the rows that are being judged, request after request."""
+    """The rows that are being judged have these slots, request after request."""
 
 
 class RunnerHooks:
@@ -118,11 +118,11 @@ class RunnerHooks:
         rest, others = args[NUMBER_OF_JUDGED:], self._others()
         if others is not None and not self._step.requests:
             return stock(logits, draft_logits, *given, *rest, **kwargs)
-        sampled, counts = coupled.judge(
+        sampled, counts = by_noise.judge(
             logits, given.drafted, given.bounds[1:], given.at, given.rows, given.columns,
             given.temperatures, given.seeds, given.most,
         )  # fmt: skip
-        self._judge_separate(logits, sampled, counts)
+        self._judge_by_p(logits, sampled, counts)
         if others is not None and others.places.size:
             at = upload(others.places, logits.device)
             rows = upload(others.rows, logits.device)
@@ -144,7 +144,7 @@ class RunnerHooks:
             ]
         )
 
-    def _judge_separate(self, logits: Tensor, sampled: Tensor, counts: Tensor) -> None:
+    def _judge_by_p(self, logits: Tensor, sampled: Tensor, counts: Tensor) -> None:
         """Judge the requests that ask for it otherwise, in place. A row without a draft token
         stays as it was drawn: that is from the target's distribution too."""
         step, name_of = self._step, self._runner.req_states.index_to_req_id
@@ -154,12 +154,12 @@ class RunnerHooks:
             (i, start + len(request.owed), request)
             for i, (name, start) in enumerate(zip(names, starts, strict=False))
             if (request := step.requests.get(name))
-            if request.judge == "separate" and request.injected
+            if request.rule and not request.rule.noise and request.injected
         ]
         if not found:
             return
         places, firsts, requests = zip(*found, strict=True)
-        judged = separate.judge(requests, logits[:, : self._tokens], firsts)
+        judged = by_p.judge(requests, logits[:, : self._tokens], firsts)
         step.judged |= {names[i]: each for i, each in zip(places, judged, strict=True)}
         tokens = np.zeros((len(found), sampled.shape[1]), np.int64)
         lengths = np.zeros(len(found), np.int32)
@@ -175,7 +175,9 @@ class RunnerHooks:
         leaves the last token and the count of computed tokens as they were."""
         output, counts, rejected = stock(hidden, batch, *args)
         requests = [self._step.requests.get(name) for name in batch.req_ids]
-        silent = [(i, each.owed) for i, each in enumerate(requests) if each and each.silent]
+        silent = [
+            (i, each.owed) for i, each in enumerate(requests) if each and each.rule is None
+        ]
         if silent:
             generated = [(i, sum(owed), len(owed), 1 - len(owed)) for i, owed in silent]
             where, tokens, kept, dropped = upload(np.array(generated).T.copy(), counts.device)

@@ -1,4 +1,4 @@
-"""Judges draft tokens `coupled` by vLLM's own sampler, whose noise is the one that edges share.
+"""Judges draft tokens by vLLM's own sampler, whose noise is the one that edges share.
 
 Every row is drawn as it would be without draft tokens; a draft token is accepted if the row
 before it drew it. So a session's text is the one that vLLM itself generates with that seed. The

@@ -1,4 +1,4 @@
-"""Judges draft tokens `separate` where the logits are on an accelerator.
+"""Judges draft tokens by rules that need p, where the logits are on an accelerator.
 
 The host waits twice a step: for the probability of each draft token, and for the distributions
 that the passes end with.
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import GREEDY_BELOW, Distribution
-from picospec.speculation.sampling.judging import Judgement, judge_separate
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.upload import upload
 
@@ -40,12 +40,14 @@ def judge(
         [*map(_single, request.draft, drafted[first:, 0]), _single(0, 1.0)]
         for request, first in zip(requests, firsts, strict=True)
     ]
-    ends = [_judged(*each).accepted for each in zip(requests, passes, strict=True)]
+    judged = zip(requests, passes, strict=True)
+    ends = [request.judge(rows.__getitem__).accepted for request, rows in judged]
     whole = p[upload(firsts + ends, device)].cpu().numpy()
     for rows_known, end, found in zip(passes, ends, whole, strict=True):
         kept = np.flatnonzero(found)
         rows_known[end] = Distribution(kept, found[kept].astype(np.float64))
-    return [_judged(*each) for each in zip(requests, passes, strict=True)]
+    judged = zip(requests, passes, strict=True)
+    return [request.judge(rows.__getitem__) for request, rows in judged]
 
 
 def _p(rows: Tensor, greedy: Tensor) -> Tensor:
@@ -59,7 +61,3 @@ def _p(rows: Tensor, greedy: Tensor) -> Tensor:
 def _single(token: TokenId, p: float) -> Distribution:
     """Return what is known of a row whose draft token may be accepted: that token's p."""
     return Distribution(np.array([token]), np.array([p], np.float64))
-
-
-def _judged(request: VerifyRequest, rows: Sequence[Distribution]) -> Judgement:
-    return judge_separate(rows.__getitem__, request.draft, request.q, iter(request.u))

@@ -1,0 +1,93 @@
+"""One answer of the edge: its machine and driver, and the Deltas of what is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from picospec.edge_agent.driver import DraftModel, Driver, Route
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.observer import LOOK_S, AnswerObserver
+from picospec.edge_agent.proposing.proposals import Proposals
+from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
+from picospec.gateway.beside import alongside
+from picospec.gateway.ports import Delta, Job, Statistics
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.proposing.prediction import Prediction
+from picospec.speculation.protocol.messages import Commit, Finish
+
+Emit = Callable[[Delta], Awaitable[None]]
+
+
+class Answer:
+    """model: None where no slot of the draft model was free."""
+
+    def __init__(
+        self,
+        job: Job,
+        proposals: Proposals,
+        machine: DraftMachine,
+        route: Route,
+        model: DraftModel | None,
+        metrics: EdgeMetrics,
+    ) -> None:
+        self.session = machine.session
+        self._job = job
+        self._proposals = proposals
+        self._driver = Driver(machine, route, model, metrics)
+        self._counts = machine.counts
+        self._metrics = metrics
+        self._statistics = Statistics()
+        predicted = proposals.predicted
+        self._prediction = Prediction(predicted) if predicted else None
+        self._observer = AnswerObserver(machine, route) if job.watched else None
+
+    async def run(self, emit: Emit) -> None:
+        """Run the answer to its end; `emit` gets its Deltas in order. Raises ApiError."""
+
+        async def committed(commit: Commit) -> None:
+            await emit(self._delta(commit))
+
+        try:
+            finish = await self._watched(emit, self._driver.run(committed))
+        finally:
+            self._proposals.keep(self.session.committed)
+        self._count(finish)
+        self._statistics = with_totals(self._statistics, finish.totals)
+        logprobs = None if self._job.top_logprobs is None else ()
+        await emit(Delta((), logprobs, finish.reason, self._statistics))
+
+    def _delta(self, commit: Commit) -> Delta:
+        """Return the Delta of tokens that were not known before."""
+        self._statistics = with_commit(self._statistics, commit)
+        if self._prediction is not None:
+            text = self.session.committed
+            self._statistics = with_prediction(self._statistics, self._prediction, text)
+        delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
+        if (observer := self._observer) is None:
+            return delta
+        return replace(delta, origins=observer.origins(commit), events=observer.take())
+
+    async def _watched(self, emit: Emit, answer: Awaitable[Finish]) -> Finish:
+        """Await the answer, and emit what happens meanwhile, if its client watches it."""
+        if (observer := self._observer) is None:
+            return await answer
+        return await alongside(self._look(emit, observer), answer)
+
+    async def _look(self, emit: Emit, observer: AnswerObserver) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if events := observer.look(time.monotonic()):
+                await emit(Delta((), events=events, statistics=self._statistics))
+
+    def _count(self, finish: Finish) -> None:
+        counts, totals, metrics = self._counts, finish.totals, self._metrics
+        accepted = totals.accepted - totals.own
+        metrics.drafted.inc(counts.drafted)
+        metrics.looked_up.inc(counts.looked_up)
+        metrics.stale.inc(counts.stale_steps)
+        metrics.accepted.inc(accepted)
+        metrics.verifiers_own.inc(totals.own)
+        metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))

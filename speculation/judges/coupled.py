@@ -1,0 +1,130 @@
+"""The judge `coupled`: both ends share noise, so that they mostly draw the same token.
+
+The target's token at a position is a function of the logits, the seed and the position. A draft
+token is accepted if and only if it is that token (arXiv:2408.07978). So no draft token can
+change the text, wherever it comes from.
+
+The edge drafts the token that the noise picks from the draft model's distribution, sharpened.
+Any function of distribution and noise would be as exact; this one is accepted most often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from picospec.speculation.judges.judge import Judgement, Noise, Rejection, Row, Rule
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.messages import (
+    Answer,
+    Commit,
+    Draft,
+    Open,
+    Reject,
+    Sampling,
+    TokenId,
+)
+from picospec.speculation.sampling.distributions import (
+    GREEDY_BELOW,
+    Logits,
+    distribution,
+    softmax_of,
+    top,
+)
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+from picospec.speculation.sampling.noise import Floats, gumbel, place
+
+CANDIDATES: Final = 64
+"""A draft token is drawn among so many candidates. On the Qwen pair 32 lose nothing against
+all."""
+
+SHARPNESS: Final = 1.2
+"""The power to which the draft model's distribution is raised. A small model is less sure than
+a large one, so the target agrees more often with the sharpened one: on the Qwen pair at
+temperature 1 it accepts 0.853 of the draft tokens, with power 1 0.845."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coupled:
+    """The rule of a pass. at: `noise.place` of its first row."""
+
+    seed: int
+    at: int
+
+    @property
+    def noise(self) -> Noise:
+        return Noise(self.seed, self.at)
+
+    def judge(self, row: Row, draft: Sequence[TokenId]) -> Judgement:
+        """Accept draft tokens while they equal the target's tokens; end with the recovered
+        token or, after K accepted draft tokens, with the bonus token."""
+        own = [row(0).picked(self.seed, self.at)]
+        while len(own) <= len(draft) and own[-1] == draft[len(own) - 1]:
+            own.append(row(len(own)).picked(self.seed, self.at + len(own)))
+        return Judgement(tuple(own), accepted=len(own) - 1)
+
+
+class CoupledEdge:
+    sends_at_once = False
+    may_move = True
+
+    def __init__(self, request: Open, _: Iterator[float]) -> None:
+        self.sampler = sampler(request.sampling, request.seed, len(request.prompt))
+
+    def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
+        raise RemoteProtocolError("Reject: not in judge `coupled`")
+
+
+class CoupledVerifier:
+    owed_at = None
+
+    def __init__(self, request: Open, _: Iterator[float]) -> None:
+        self._request = request
+
+    def check(self, draft: Draft) -> None:
+        if draft.q is not None:
+            raise RemoteProtocolError("Draft.q: not in judge `coupled`")
+
+    def judgeable(self, pending: int, most: int) -> int:
+        return min(pending, most)
+
+    def rule(self, start: int, weights: Sequence[int]) -> Rule:
+        return Coupled(self._request.seed, place(len(self._request.prompt), start))
+
+    def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
+        raise LocalProtocolError("judge `coupled` leaves no token to the edge")
+
+    def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
+        raise RemoteProtocolError(f"{type(answer).__name__}: not in judge `coupled`")
+
+
+def sampler(sampling: Sampling, seed: int, prompt_tokens: int) -> DraftSampler:
+    """Return what draws a session's draft tokens."""
+
+    def pick(logits: Logits, position: int) -> DraftToken:
+        if sampling.temperature < GREEDY_BELOW:
+            token = int(top(logits, 1)[0])
+            return DraftToken(token, softmax_of(logits, token))
+        drafted = distribution(logits, sampling, most=CANDIDATES)
+        noise = gumbel(seed, place(prompt_tokens, position), drafted.tokens)
+        scores = SHARPNESS * np.log(drafted.p) + noise
+        token = int(drafted.tokens[np.argmax(scores)])
+        likely = softmax_of(logits, token)
+        return DraftToken(token, _confidence(scores * sampling.temperature, likely))
+
+    return pick
+
+
+def _confidence(scores: Floats, q: float) -> float:
+    """Return the estimated probability that the target picks the same token.
+
+    scores: float64[n], in logits, with the noise. q: the token's probability at temperature 1.
+    The lead over the second best score decides. The coefficients are a logistic fit on the Qwen
+    pair at temperature 1: a prior for other pairs.
+    """
+    best = np.sort(scores)[-2:]
+    lead = best[1] - best[0] if len(best) > 1 else np.log(q / max(1.0 - q, 1e-9))
+    return float(1.0 / (1.0 + np.exp(0.14 - 0.8 * lead - 0.35 * np.log(max(q, 1e-30)))))

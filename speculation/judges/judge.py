@@ -1,0 +1,127 @@
+"""What a judge is to the rest: two halves, and the rule of a pass between them.
+
+    edge       draws draft tokens, and answers a rejection where that is left to it
+    rule       says what one pass makes of its draft tokens, for whoever has the logits
+    verifier   makes the rules, and keeps what a rejection still needs
+
+The machines, their drivers and the targets use these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from picospec.speculation.protocol.messages import (
+    Answer,
+    Commit,
+    Draft,
+    Open,
+    Reject,
+    TokenId,
+)
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+
+Row = Callable[[int], Distribution]
+"""Row(i): the target's distribution p at the i-th position of the pass, i = 0..K."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A draft token that was rejected, where the verifier cannot draw what takes its place."""
+
+    token: TokenId
+    p: Distribution
+    """This whole p judged it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a pass generated: the accepted draft tokens, then a token of the target's own or a
+    rejection."""
+
+    tokens: tuple[TokenId, ...]
+    accepted: int
+    rejection: Rejection | None = None
+
+
+class Noise(NamedTuple):
+    """The shared noise that a pass begins with."""
+
+    seed: int
+    at: int
+    """The first row has this `noise.place`."""
+
+
+class Rule(Protocol):
+    """How one pass is judged: a value, which may travel to another process."""
+
+    @property
+    def noise(self) -> Noise | None:
+        """Set where each row is needed for nothing but the token that this noise picks."""
+
+    def judge(self, row: Row, draft: Sequence[TokenId]) -> Judgement:
+        """Judge the draft tokens of the pass. No row is computed after that of the first
+        rejected one."""
+
+
+class EdgeHalf(Protocol):
+    """One answer's, at the edge."""
+
+    sampler: DraftSampler
+    """It draws the draft tokens."""
+
+    sends_at_once: bool
+    """Whether each draft token is sent as soon as it is drawn, whatever the policy says."""
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another verifier could go on from the committed text now."""
+
+    def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
+        """Return what answers a rejection, None for one that was answered. drafted: the draft
+        token at that position. Raise RemoteProtocolError for what no honest verifier sends."""
+
+
+class VerifierHalf(Protocol):
+    """One session's, at the verifier."""
+
+    @property
+    def owed_at(self) -> int | None:
+        """The position of a token that the edge owes: until it comes, no pass may begin."""
+
+    def check(self, draft: Draft) -> None:
+        """Raise RemoteProtocolError unless a Draft has the weights that the judge needs."""
+
+    def judgeable(self, pending: int, most: int) -> int:
+        """Return for how many draft tokens rows are counted, of `most` that a pass may have."""
+
+    def rule(self, start: int, weights: Sequence[int]) -> Rule:
+        """Return the rule of a pass from a position on. weights: of its draft tokens."""
+
+    def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
+        """Return what is sent of a rejection. commit: of the tokens accepted before it."""
+
+    def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
+        """Return what an edge's answer brings about: the Commit that it completes, or the
+        rejection again; None for an answer that is late or repeated. text: what is committed.
+        Raise RemoteProtocolError, and change nothing, for what no honest edge sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """u: uniforms in [0, 1) of the half's own, which the other end cannot foresee."""
+
+    edge: Callable[[Open, Iterator[float]], EdgeHalf]
+    verifier: Callable[[Open, Iterator[float]], VerifierHalf]
+    takes_any_draft: bool
+    """Whether a draft token may come from anywhere, and be dropped for what it is: from prompt
+    lookup, a grammar, the verifier itself or a draft model of another vocabulary."""
+
+    has_logprobs: bool
+    """Whether each committed token has a row of the target, and so log-probabilities."""
+
+    since: int
+    """The oldest version of the protocol in which it has the messages of today."""

@@ -1,0 +1,27 @@
+"""The judges by the names that settings and an Open have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from picospec.speculation.judges.coupled import Coupled, CoupledEdge, CoupledVerifier
+from picospec.speculation.judges.judge import Judge, Rule
+from picospec.speculation.judges.separate.edge import SeparateEdge
+from picospec.speculation.judges.separate.verifier import SeparateVerifier
+from picospec.speculation.protocol.messages import Judge as Name
+
+JUDGES: Final[Mapping[Name, Judge]] = {
+    "coupled": Judge(
+        CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True, since=5
+    ),
+    "separate": Judge(
+        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False, since=6
+    ),
+}
+
+
+def seeded(seed: int, at: int) -> Rule:
+    """Return the rule by which the target draws with a seed where there is no edge. at: see
+    Noise."""
+    return Coupled(seed, at)

@@ -1,0 +1,152 @@
+"""The verifier's half of `separate`: it keeps what was rejected until the edge has drawn.
+
+The tokens accepted before a rejection are committed with the recovered token, as one pass: a
+rejection that is lost with its verifier is as if it had never been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Final
+
+import numpy as np
+
+from picospec.speculation.judges.judge import Rejection, Rule
+from picospec.speculation.judges.separate.rule import Separate
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import (
+    Answer,
+    Commit,
+    Draft,
+    Open,
+    Recovered,
+    Redraw,
+    Reject,
+    TokenId,
+)
+from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
+from picospec.speculation.sampling.noise import Tokens
+
+HEAD_COVERS: Final = 0.999
+"""The head of a Reject covers this share of p, if HEAD_TOKENS are enough for it."""
+
+HEAD_TOKENS: Final = 512
+"""The head of a Reject has no more tokens."""
+
+TAIL_SAMPLES: Final = 8
+"""One Reject has so many samples of the tail: an edge that needs more asks for them."""
+
+MAX_REDRAWS: Final = 32
+"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
+hardly ever needs two."""
+
+
+class SeparateVerifier:
+    def __init__(self, _: Open, u: Iterator[float]) -> None:
+        self._u = u
+        self._owed: Owed | None = None
+
+    @property
+    def owed_at(self) -> int | None:
+        return None if self._owed is None else self._owed.position
+
+    def check(self, draft: Draft) -> None:
+        """Raise RemoteProtocolError unless each draft token has a weight."""
+        if draft.q is None or len(draft.q) != len(draft.tokens):
+            count = len(draft.q or ())
+            raise RemoteProtocolError(
+                f"Draft.q: {count} weights for {len(draft.tokens)} tokens"
+            )
+        if not all(0 < weight <= Q_SCALE for weight in draft.q):
+            raise RemoteProtocolError(f"Draft.q: a weight outside 1..{Q_SCALE}")
+
+    def judgeable(self, pending: int, most: int) -> int:
+        """Count all that a pass may have, whatever is pending: the draft tokens after one
+        depend on it. Were they to decide whether it is judged, the output would not have the
+        target's distribution."""
+        return most
+
+    def rule(self, start: int, weights: Sequence[int]) -> Rule:
+        return Separate(tuple(weights), tuple(islice(self._u, len(weights) + 1)))
+
+    def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
+        self._owed = Owed(rejection, commit)
+        return self._owed.message(self._u)
+
+    def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
+        if isinstance(answer, Redraw):
+            return self._redrawn(answer)
+        return self._recovered(answer, text)
+
+    def _redrawn(self, redraw: Redraw) -> Reject | None:
+        """Return the rejection with fresh samples; None where that was done already."""
+        owed = self._owed
+        if owed is None or (redraw.position, redraw.draw) != (owed.position, owed.draw + 1):
+            return None
+        if redraw.draw > MAX_REDRAWS:
+            raise RemoteProtocolError(f"Redraw: more than {MAX_REDRAWS} for one rejection")
+        self._owed = replace(owed, draw=redraw.draw)
+        return self._owed.message(self._u)
+
+    def _recovered(self, recovered: Recovered, text: Sequence[TokenId]) -> Commit | None:
+        """Return the Commit of the pass that rejected, or None for a repeated answer."""
+        at, token, owed = recovered.position, recovered.token, self._owed
+        if at < len(text):
+            if text[at] != token:
+                raise RemoteProtocolError(f"Recovered.position: {at} is committed")
+            return None
+        if owed is None or at != owed.position:
+            raise RemoteProtocolError(f"Recovered.position: no token is awaited at {at}")
+        if not owed.allows(token):
+            raise RemoteProtocolError(f"Recovered.token: {token} cannot be the recovered token")
+        self._owed = None
+        return replace(owed.commit, tokens=(*owed.commit.tokens, token))
+
+
+@dataclass(frozen=True)
+class Owed:
+    """A rejection that waits for its recovered token. draw: of the latest Redraw."""
+
+    rejection: Rejection
+    commit: Commit
+    draw: int = 0
+
+    @property
+    def position(self) -> int:
+        return self.commit.start + len(self.commit.tokens)
+
+    def allows(self, recovered: TokenId) -> bool:
+        """Return whether a token can be the recovered one: p(token) > 0, and it is not the
+        rejected token, where max(0, p - q) is 0."""
+        return recovered != self.rejection.token and self.rejection.p.of(recovered) > 0.0
+
+    def message(self, u: Iterator[float]) -> Reject:
+        """Return p as it is sent. u: a uniform in [0, 1) is taken for each sample."""
+        p, (head, tail) = self.rejection.p, self._cut
+        drawn = tail.draw(list(islice(u, TAIL_SAMPLES))) if tail.p.size else []
+        likely = zip(p.tokens[head].tolist(), p.p[head].tolist(), strict=True)
+        samples = tuple((token, tail.of(token)) for token in drawn)
+        tail_mass = float(np.float32(tail.p.sum()))
+        place = self.commit.epoch, self.position, self.draw
+        return Reject(*place, tuple(likely), tail_mass, samples)
+
+    @cached_property
+    def _cut(self) -> tuple[Tokens, Distribution]:
+        """Where the head is in p, and the tail."""
+        p = self.rejection.p
+        head = head_of(p)
+        tail = np.setdiff1d(np.arange(len(p.tokens)), head)
+        return head, Distribution(p.tokens[tail], p.p[tail])
+
+
+def head_of(p: Distribution) -> Tokens:
+    """Return where in p its head is: the likeliest tokens that cover HEAD_COVERS of it, but at
+    most HEAD_TOKENS. A p of no more tokens is all head."""
+    order = np.lexsort((p.tokens, -p.p))
+    if len(order) <= HEAD_TOKENS:
+        return order
+    count = int(np.searchsorted(np.cumsum(p.p[order]), HEAD_COVERS)) + 1
+    return order[: min(count, HEAD_TOKENS)]

@@ -1,0 +1,50 @@
+"""One set of real services for all tests that lose none of them: SmolLM2 at both ends.
+
+Tests that stop or kill a service start their own, see fleet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+import pytest_asyncio
+
+from picospec.bench.identity.comparison import EDGES
+from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
+from tests.models.chats import TEMPLATES
+
+PLANS: Final = {
+    "eager": EDGES["eager"],
+    "noise": EDGES["noise"],
+    "far": EDGES["far"],
+    "past": EdgePlan(drafter="none", past_answers_tokens=1000),
+    "separate": EdgePlan(judge="separate", fill="never"),
+}
+"""`eager` and `separate` start no pass without a draft token, however busy this machine is; the
+drafts of `noise` are useless; `past` has no draft model, and keeps what it answered."""
+
+
+def template(folder: Path) -> Path:
+    """Return a file of Qwen2.5's template, which here opens reasoning when it is asked to."""
+    text = (TEMPLATES / "qwen2.5.jinja").read_text("utf-8").rstrip()
+    thinks = "    {%- if enable_thinking %}{{- '<think>\\n' }}{%- endif %}\n{%- endif %}"
+    file = folder / "qwen-that-thinks.jinja"
+    file.write_text(text.removesuffix("{%- endif %}") + thinks, "utf-8")
+    return file
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
+    file = template(tmp_path_factory.mktemp("template"))
+    plan = ServicesPlan(
+        "smollm2",
+        "smollm2",
+        PLANS,
+        verifier_arguments=("--chat-template", str(file), "--llama.slots", "6"),
+        environment={"PICOSPEC_EDGE__CONTEXT_TOKENS": "1024"},
+    )
+    async with Services(plan) as run:
+        yield run

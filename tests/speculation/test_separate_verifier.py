@@ -1,0 +1,141 @@
+"""In `separate` nothing is committed between a rejection and the recovered token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from picospec.speculation.judges.judge import Judgement, Rejection
+from picospec.speculation.judges.separate.verifier import MAX_REDRAWS
+from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import (
+    Commit,
+    Draft,
+    Finish,
+    Pushed,
+    Recovered,
+    Redraw,
+    Reject,
+)
+from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.verifying.session import VerifyingSession
+from tests.speculation.verify_sessions import P, begin, rejecting, session, state
+
+
+def rejected(**changes: object) -> tuple[VerifyingSession, list[Any]]:
+    """A session that accepted one draft token of two, and what it sent."""
+    verifier = session("separate", **changes)
+    verifier.receive(Draft(0, 0, 0, (7, 1, 5), (9, 9, 9)))
+    begin(verifier)
+    return verifier, verifier.resolve(Judgement((7,), 1, Rejection(1, P)), pass_s=0.2)
+
+
+def test_a_rejection_is_sent_and_nothing_of_its_epoch_is_kept() -> None:
+    verifier, (reject,) = rejected()
+
+    assert isinstance(reject, Reject)
+    assert (reject.epoch, reject.position, reject.draw) == (0, 1, 0)
+    assert verifier.receive(Draft(0, 3, 3, (6,), (9,))) == []
+    assert (verifier.committed, verifier.may_begin) == ([], False)
+    verifier.receive(Recovered(1, 1, 2))
+    assert verifier.pending == 0
+
+
+def test_the_recovered_token_is_committed_with_what_was_accepted_before_it() -> None:
+    verifier, _ = rejected()
+
+    down = verifier.receive(Recovered(1, 1, 2))
+
+    assert down == [Commit(0, 0, (7, 2), accepted=1, pass_s=0.2)]
+    assert (verifier.totals.accepted, verifier.totals.passes) == (1, 1)
+
+
+def test_draft_tokens_may_come_before_the_recovered_token_that_they_follow() -> None:
+    early, late = rejected()[0], rejected()[0]
+    messages: list[Pushed] = [Draft(1, 2, 0, (5, 6), (9, 9)), Recovered(1, 1, 2)]
+    for verifier, order in ((early, messages), (late, messages[::-1])):
+        for message in order:
+            verifier.receive(message)
+
+        assert begin(verifier).draft == (5, 6)
+
+
+def test_accepted_tokens_that_end_the_answer_leave_nothing_to_recover() -> None:
+    _, (commit, finish) = rejected(stop_tokens=(7,))
+
+    assert commit.tokens == (7,)
+    assert finish.reason == "stop"
+
+
+def test_a_recovered_token_may_end_the_answer() -> None:
+    verifier, _ = rejected(max_tokens=2)
+
+    _, finish = verifier.receive(Recovered(1, 1, 2))
+
+    assert isinstance(finish, Finish)
+    assert finish.reason == "length"
+
+
+def test_a_recovered_token_counts_once_and_for_no_later_rejection() -> None:
+    verifier = rejecting(7)
+    verifier.receive(Recovered(1, 1, 2))
+    verifier.receive(Draft(1, 2, 0, (1,), (Q_SCALE,)))
+    begin(verifier)
+    verifier.resolve(Judgement((), 0, Rejection(1, P)))
+
+    assert verifier.receive(Recovered(1, 1, 2)) == []
+
+    assert (verifier.committed, verifier.may_begin) == ([7, 2], False)
+
+
+def redraw(verifier: VerifyingSession, position: int, draw: int) -> Sequence[Any]:
+    return verifier.receive(Redraw(0, position, draw))
+
+
+def test_a_redraw_is_answered_once() -> None:
+    verifier = rejecting(7)
+
+    (again,) = redraw(verifier, 1, 1)
+
+    assert (again.position, again.draw) == (1, 1)
+    assert redraw(verifier, 1, 1) == []
+    assert redraw(verifier, 0, 2) == []
+
+
+def test_a_redraw_where_nothing_is_owed_is_dropped() -> None:
+    assert redraw(session("separate"), 0, 1) == []
+
+
+def test_one_rejection_is_redrawn_so_many_times_and_no_more() -> None:
+    verifier = rejecting(7)
+    for draw in range(1, MAX_REDRAWS + 1):
+        assert redraw(verifier, 1, draw)
+
+    with pytest.raises(RemoteProtocolError, match="Redraw"):
+        redraw(verifier, 1, MAX_REDRAWS + 1)
+
+
+LIES: dict[str, tuple[VerifyingSession, Pushed, str]] = {
+    "nothing rejected": (session("separate"), Recovered(1, 0, 2), "Recovered.position"),
+    "the rejected token again": (rejecting(), Recovered(1, 0, 1), "Recovered.token"),
+    "impossible in p": (rejecting(), Recovered(1, 0, 4), "Recovered.token"),
+    "beyond its place": (rejecting(), Recovered(1, 1, 2), "Recovered.position"),
+    "over the text": (rejecting(7), Recovered(1, 0, 8), "Recovered.position"),
+    "in coupled": (session(), Recovered(1, 0, 2), "Recovered"),
+    "a redraw in coupled": (session(), Redraw(0, 0, 1), "Redraw"),
+    "drafts beyond the token owed": (rejecting(), Draft(1, 2, 0, (5,), (9,)), "Draft.behind"),
+}
+
+
+@pytest.mark.parametrize(("verifier", "lie", "field"), LIES.values(), ids=LIES)
+def test_what_no_honest_edge_answers_is_named_and_changes_nothing(
+    verifier: VerifyingSession, lie: Pushed, field: str
+) -> None:
+    before = repr(state(verifier))
+
+    with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
+        verifier.receive(lie)
+
+    assert repr(state(verifier)) == before
