@@ -1,5 +1,5 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
-# make test    set up, fetch the models, run every test
+# make test    set up, fetch the models, run every test; PARTS=2 has two processes share them
 # make test-quick   without models, browsers, the bench and what waits for real deadlines: a minute and a half
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
@@ -46,18 +46,18 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest -m "not clients and not faults and not images" $(ARGS)
+	@$(STEP) "tests" scripts/test-parts.sh $(or $(PARTS),1) $(BIN)/pytest \
+		-m "not clients and not faults and not images" $(ARGS)
 
 # What is left out waits for real processes and their deadlines, or computes for long.
 QUICK := not (models or vllm or clients or faults or images)
 SLOW := bench page packaging deploy end_to_end edge_agent/test_failover.py edge_agent/test_proxies.py \
 	verifier/test_process.py $(patsubst %,hostile/test_%.py,bodies connections proxies templates \
 	tokenizers transport verifier)
-PARTS ?= 2
 
 .PHONY: test-quick
 test-quick: .venv/.ready-dev
-	@$(STEP) "quick tests" scripts/test-parts.sh $(PARTS) $(BIN)/pytest -q -m "$(QUICK)" \
+	@$(STEP) "quick tests" scripts/test-parts.sh $(or $(PARTS),2) $(BIN)/pytest -q -m "$(QUICK)" \
 		$(patsubst %,--ignore tests/%,$(SLOW)) $(ARGS)
 
 check: .venv/.ready-dev

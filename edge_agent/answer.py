@@ -7,12 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from picospec.edge_agent.driver import DraftModel, Driver, Route
+from picospec.edge_agent.driver import DraftModel, Driver
+from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import LOOK_S, AnswerObserver
 from picospec.edge_agent.proposing.proposals import Proposals
 from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
-from picospec.gateway.beside import alongside
+from picospec.gateway.beside import beside
 from picospec.gateway.ports import Delta, Job, Statistics
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.proposing.prediction import Prediction
@@ -29,20 +30,20 @@ class Answer:
         job: Job,
         proposals: Proposals,
         machine: DraftMachine,
-        route: Route,
+        sessions: Sessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
     ) -> None:
         self.session = machine.session
         self._job = job
         self._proposals = proposals
-        self._driver = Driver(machine, route, model, metrics)
+        self._driver = Driver(machine, sessions, model, metrics)
         self._counts = machine.counts
         self._metrics = metrics
         self._statistics = Statistics()
         predicted = proposals.predicted
         self._prediction = Prediction(predicted) if predicted else None
-        self._observer = AnswerObserver(machine, route) if job.watched else None
+        self._observer = AnswerObserver(machine, sessions) if job.watched else None
 
     async def run(self, emit: Emit) -> None:
         """Run the answer to its end; `emit` gets its Deltas in order. Raises ApiError."""
@@ -74,7 +75,8 @@ class Answer:
         """Await the answer, and emit what happens meanwhile, if its client watches it."""
         if (observer := self._observer) is None:
             return await answer
-        return await alongside(self._look(emit, observer), answer)
+        async with beside(self._look(emit, observer)):
+            return await answer
 
     async def _look(self, emit: Emit, observer: AnswerObserver) -> None:
         while True:

@@ -25,6 +25,7 @@ from picospec.edge_agent.draft_model import loading
 from picospec.edge_agent.draft_model.drafter import Drafter
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.loading import MakeDrafter
+from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
 from picospec.edge_agent.link.connection import Connection
@@ -33,7 +34,6 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
-from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.doors.chat.request import ChatRequest

@@ -9,61 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.step_sampler import StepSampler
-from picospec.gateway.beside import alongside
+from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
+from picospec.speculation.protocol.messages import Commit, Finish, TokenId
 
-Emit = Callable[[Commit], Awaitable[None]]
+OnCommit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
-
-
-class Link(Protocol):
-    def events(self) -> AsyncGenerator[Down]:
-        """Open the session and yield the verifier's messages up to Finish. Raises ApiError.
-        Closing it ends the session at the verifier."""
-
-    def send(self, message: Pushed) -> None:
-        """Have a message sent; never waits."""
-
-    async def post(self) -> None:
-        """Send what `send` is given, until cancelled."""
-
-
-class Route(Protocol):
-    """Where the sessions of one answer are opened, one after another: what
-    edge_agent.link.sessions.Sessions does."""
-
-    @property
-    def rtt_s(self) -> float:
-        """The round trip to the verifier of the session that was opened last."""
-
-    @property
-    def verifier(self) -> int:
-        """That verifier's place in the edge's list, from 0."""
-
-    @property
-    def reopened(self) -> int:
-        """How often the answer went on at another verifier, or at one that was restarted."""
-
-    def open(self, request: Open) -> Link:
-        """Return a link that opens this session when its events are read."""
-
-    async def again(self, error: ApiError) -> None:
-        """The session ended with this error: wait until another may be opened for the rest of
-        the answer, or raise the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,49 +46,51 @@ class Driver:
     def __init__(
         self,
         machine: DraftMachine,
-        route: Route,
+        sessions: Sessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
     ) -> None:
         self._machine = machine
-        self._route = route
+        self._sessions = sessions
         self._link: Link
         self._model = model
         self._metrics = metrics
         self._changed = asyncio.Event()
 
-    async def run(self, emit: Emit) -> Finish:
-        """Run the answer to its end; `emit` gets the committed tokens in order.
+    async def run(self, on_commit: OnCommit) -> Finish:
+        """Run the answer to its end; `on_commit` gets the committed tokens in order.
 
         Raises gateway.errors.ApiError. Cancel-safe: the session is ended at the verifier, and
         no task is left behind.
         """
         self._open()
-        return await alongside(self._draft(), self._follow_all(emit))
+        async with beside(self._draft()):
+            return await self._follow_all(on_commit)
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""
-        self._link = self._route.open(self._machine.opening())
+        self._link = self._sessions.open(self._machine.opening())
         self._changed.set()
 
-    async def _follow_all(self, emit: Emit) -> Finish:
+    async def _follow_all(self, on_commit: OnCommit) -> Finish:
         """Follow one session after another until the answer is complete."""
         while True:
             try:
-                return await self._follow(emit)
+                return await self._follow(on_commit)
             except ApiError as error:
                 if (finish := self._machine.lost()) is not None:
                     return finish
                 if not self._machine.may_reopen:
                     raise
-                await self._route.again(error)
+                await self._sessions.again(error)
             self._open()
 
-    async def _follow(self, emit: Emit) -> Finish:
+    async def _follow(self, on_commit: OnCommit) -> Finish:
         """Follow one session to its end."""
-        return await alongside(self._link.post(), self._receive(emit))
+        async with beside(self._link.post()):
+            return await self._receive(on_commit)
 
-    async def _receive(self, emit: Emit) -> Finish:
+    async def _receive(self, on_commit: OnCommit) -> Finish:
         async with aclosing(self._link.events()) as events:
             async for message in events:
                 try:
@@ -133,7 +100,7 @@ class Driver:
                 self._send(outcome)
                 self._changed.set()  # the draft model need not wait for the client
                 if outcome.commit is not None:
-                    await emit(outcome.commit)
+                    await on_commit(outcome.commit)
                 if outcome.finish is not None:
                     return outcome.finish
         raise EngineFault("the verifier's stream ended without a Finish")

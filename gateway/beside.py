@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from picospec.gateway.errors import first_error
-
-T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -28,9 +25,3 @@ async def beside(
                 task.cancel()
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
-
-
-async def alongside(meanwhile: Coroutine[None, None, object], work: Awaitable[T]) -> T:
-    """Return what `work` returns; run `meanwhile` beside it."""
-    async with beside(meanwhile):
-        return await work

@@ -143,7 +143,7 @@ class Target(Protocol):
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session; return at once.
 
-        Raises UnknownSession, or RemoteProtocolError for what no honest edge sends.
+        Raises UnknownSession, or RemoteProtocolError for what no correct edge sends.
         """
 
 

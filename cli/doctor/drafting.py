@@ -13,10 +13,10 @@ import msgspec
 
 from picospec.cli.doctor.finding import Finding, milliseconds
 from picospec.edge_agent.draft_model.loading import AUTO, NONE, threads_of
+from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.link.connection import whole
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import ApiError
 from picospec.models.errors import ModelError, NoLlama
 from picospec.models.llama import Context, Model

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import structlog
 
 from picospec.edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
+from picospec.edge_agent.draft_model.target_tokenizer import RETRY_S, TargetTokenizer
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.edge_agent.target_tokenizer import RETRY_S, TargetTokenizer
 from picospec.gateway.errors import ApiError
 from picospec.models.llama_library import INSTALL, has_llama
 from picospec.models.obtaining import fitting_draft

@@ -184,7 +184,7 @@ class DraftMachine:
             self._lookup.observe_reading(more, took_s, self._draft_s)
 
     def received(self, message: Down) -> Outcome:
-        """Take in a message. Raise RemoteProtocolError for what no honest verifier sends."""
+        """Take in a message. Raise RemoteProtocolError for what no correct verifier sends."""
         self.observer.before(message)
         outcome = self._received(message)
         self.observer.after(outcome)

@@ -96,7 +96,7 @@ class DraftingSession:
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
         """Take in a Commit and return its tokens that were not known before. Raise
-        RemoteProtocolError for what no honest verifier sends."""
+        RemoteProtocolError for what no correct verifier sends."""
         known = len(self.committed) - commit.start
         self._check(commit, known)
         tokens = commit.tokens[known:]

@@ -105,7 +105,7 @@ class VerifyMachine:
 
     def received(self, name: str, message: Pushed, *, arrived: float) -> list[Down]:
         """Take in an edge's message, which reached the host at `arrived`; return what it brings
-        about at once. Raise RemoteProtocolError for what no honest edge sends."""
+        about at once. Raise RemoteProtocolError for what no correct edge sends."""
         held = self._sessions[name]
         chain, arrivals = held.session.chain, held.arrivals
         newest, broken = chain.newest, chain.broken

@@ -110,7 +110,7 @@ class VerifyingSession:
     def receive(self, message: Pushed) -> list[Down]:
         """Take in a message; return what it brings about at once.
 
-        Raise RemoteProtocolError, naming the field, for what no honest edge sends. Void and
+        Raise RemoteProtocolError, naming the field, for what no correct edge sends. Void and
         repeated messages are dropped in silence.
         """
         if isinstance(message, Draft):

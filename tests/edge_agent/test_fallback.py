@@ -18,10 +18,12 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.judges.judges import seeded
 from picospec.speculation.protocol.messages import Limits, ModelFacts
 from picospec.speculation.protocol.opening import opening
 from picospec.speculation.sampling.adjustments import adjustment
 from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.session import Pass
 from picospec.verifier.llama_target.judging import Part, judge
 from tests.edge_agent.fake_cache import FakeCache, V, truth
@@ -106,8 +108,9 @@ async def test_its_answer_is_the_one_that_a_verifier_with_its_model_would_give(
     request, expected, logprobs = opening(asked, FACTS), list[int](), []
     while len(expected) < 12 and STOP not in expected:
         context = [*PROMPT, *expected]
+        rule = seeded(request.seed, place(len(PROMPT), len(expected)))
         part = Part(
-            0, len(context) - 1, context[-1], Pass(len(expected), (), (), ()), request,
+            0, len(context) - 1, context[-1], Pass(len(expected), (), rule), request,
             adjustment(request, vocabulary_size=V), tuple(expected),
         )  # fmt: skip
         verdict = judge(part, lambda _, context=context: rows(context))

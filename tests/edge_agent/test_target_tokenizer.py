@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent import target_tokenizer
+from picospec.edge_agent.draft_model import target_tokenizer
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache

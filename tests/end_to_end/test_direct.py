@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from picospec.edge_agent import app as edge
 from picospec.edge_agent import direct
 from picospec.edge_agent.direct import PATH
+from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.settings import load as load_edge
-from picospec.edge_agent.target_tokenizer import TargetTokenizer
 from picospec.gateway.drain import Drain
 from picospec.models.store import Store, open_store
 from picospec.verifier.app import build

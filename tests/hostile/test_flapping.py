@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from picospec.edge_agent.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings

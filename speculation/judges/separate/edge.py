@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from picospec.speculation.judges.judge import EdgeHalf
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Answer,
@@ -37,7 +38,7 @@ CANDIDATES: Final = 32
 """q has so many tokens. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
 
 
-class SeparateEdge:
+class SeparateEdge(EdgeHalf):
     sends_at_once = True
 
     def __init__(self, request: Open, u: Iterator[float]) -> None:
@@ -93,7 +94,7 @@ def recover(
 
     Return None when the tail is proposed and no sample is left: call again with fresh ones and
     in_tail, so that the tail stays proposed. Raise RemoteProtocolError when p exceeds q
-    nowhere, because such a Reject cannot be honest.
+    nowhere, because no correct verifier sends such a Reject.
     """
     tokens, sums = residual(reject, q)
     total = float(sums[-1] if len(sums) else 0.0) + reject.tail_mass

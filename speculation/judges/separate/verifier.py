@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.judges.judge import Rejection, Rule
+from picospec.speculation.judges.judge import Rejection, Rule, VerifierHalf
 from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
@@ -40,11 +40,11 @@ TAIL_SAMPLES: Final = 8
 """One Reject has so many samples of the tail: an edge that needs more asks for them."""
 
 MAX_REDRAWS: Final = 32
-"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; an honest edge
+"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; a correct edge
 hardly ever needs two."""
 
 
-class SeparateVerifier:
+class SeparateVerifier(VerifierHalf):
     def __init__(self, _: Open, u: Iterator[float]) -> None:
         self._u = u
         self._owed: Owed | None = None

@@ -20,6 +20,7 @@ from picospec.models.errors import GrammarFailed
 from picospec.models.grammars.binding import grammar_text
 from picospec.models.grammars.grammar import Grammar, GrammarState
 from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
@@ -118,9 +119,8 @@ def test_a_draft_token_is_one_that_may_follow_the_text_before_it() -> None:
     grammar = Grammar(TOKENS, grammar_text("regex", "[ab](12|[cd])e"))
     facts = ModelFacts("m", V, "v", 64, [STOP], Limits(), ["coupled"], [])
     likely = np.arange(V, dtype=np.float32)
-    sampler = step_sampler(
-        asking(), facts, np.random.default_rng(0), V, DraftGrammar(grammar).mask
-    )
+    draw = coupled.sampler(Sampling(temperature=0), 3, 1)
+    sampler = step_sampler(asking(), facts, draw, V, DraftGrammar(grammar).mask)
 
     drawn = [sampler(greedy("ac"))(likely, position).token for position in (1, 2)]
     ended = sampler(greedy("ade"))(likely, 3).token

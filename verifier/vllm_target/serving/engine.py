@@ -139,7 +139,7 @@ class Engine:
 
         The request is on its way to the core before this first waits: what is pushed later
         comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
-        not do, RemoteProtocolError for a message that no honest edge sends.
+        not do, RemoteProtocolError for a message that no correct edge sends.
         """
         # rendered: text would go through a thread
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}

@@ -192,7 +192,7 @@ class VllmTarget(Described):
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session, and return before the engine has taken it in.
 
-        Raises UnknownSession. What no honest edge sends raises RemoteProtocolError from
+        Raises UnknownSession. What no correct edge sends raises RemoteProtocolError from
         `serve`: the engine looks at messages between two steps.
         """
         inflight = self._sessions.get(session)
