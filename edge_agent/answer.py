@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from picospec.edge_agent.driver import DraftModel, Driver, Route
+from picospec.edge_agent.driver import DraftModel, Driver
+from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import LOOK_S, AnswerObserver
 from picospec.edge_agent.proposing.proposals import Proposals
@@ -29,20 +30,20 @@ class Answer:
         job: Job,
         proposals: Proposals,
         machine: DraftMachine,
-        route: Route,
+        sessions: Sessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
     ) -> None:
         self.session = machine.session
         self._job = job
         self._proposals = proposals
-        self._driver = Driver(machine, route, model, metrics)
+        self._driver = Driver(machine, sessions, model, metrics)
         self._counts = machine.counts
         self._metrics = metrics
         self._statistics = Statistics()
         predicted = proposals.predicted
         self._prediction = Prediction(predicted) if predicted else None
-        self._observer = AnswerObserver(machine, route) if job.watched else None
+        self._observer = AnswerObserver(machine, sessions) if job.watched else None
 
     async def run(self, emit: Emit) -> None:
         """Run the answer to its end; `emit` gets its Deltas in order. Raises ApiError."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
+from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.beside import beside
@@ -24,46 +25,10 @@ from picospec.gateway.errors import ApiError, EngineFault
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Down, Finish, Open, Pushed, TokenId
+from picospec.speculation.protocol.messages import Commit, Finish, TokenId
 
 OnCommit = Callable[[Commit], Awaitable[None]]
 """Takes a Commit of tokens that were not known before."""
-
-
-class Link(Protocol):
-    def events(self) -> AsyncGenerator[Down]:
-        """Open the session and yield the verifier's messages up to Finish. Raises ApiError.
-        Closing it ends the session at the verifier."""
-
-    def send(self, message: Pushed) -> None:
-        """Have a message sent; never waits."""
-
-    async def post(self) -> None:
-        """Send what `send` is given, until cancelled."""
-
-
-class Route(Protocol):
-    """Where the sessions of one answer are opened, one after another: what
-    edge_agent.link.sessions.Sessions does."""
-
-    @property
-    def rtt_s(self) -> float:
-        """The round trip to the verifier of the session that was opened last."""
-
-    @property
-    def verifier(self) -> int:
-        """That verifier's place in the edge's list, from 0."""
-
-    @property
-    def reopened(self) -> int:
-        """How often the answer went on at another verifier, or at one that was restarted."""
-
-    def open(self, request: Open) -> Link:
-        """Return a link that opens this session when its events are read."""
-
-    async def again(self, error: ApiError) -> None:
-        """The session ended with this error: wait until another may be opened for the rest of
-        the answer, or raise the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +46,12 @@ class Driver:
     def __init__(
         self,
         machine: DraftMachine,
-        route: Route,
+        sessions: Sessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
     ) -> None:
         self._machine = machine
-        self._route = route
+        self._sessions = sessions
         self._link: Link
         self._model = model
         self._metrics = metrics
@@ -104,7 +69,7 @@ class Driver:
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""
-        self._link = self._route.open(self._machine.opening())
+        self._link = self._sessions.open(self._machine.opening())
         self._changed.set()
 
     async def _follow_all(self, on_commit: OnCommit) -> Finish:
@@ -117,7 +82,7 @@ class Driver:
                     return finish
                 if not self._machine.may_reopen:
                     raise
-                await self._route.again(error)
+                await self._sessions.again(error)
             self._open()
 
     async def _follow(self, on_commit: OnCommit) -> Finish:

@@ -17,7 +17,9 @@ from picospec.edge_agent.as_generator import as_generator
 from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
 from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.driver import DraftModel, Route
+from picospec.edge_agent.driver import DraftModel
+from picospec.edge_agent.link.sessions import Sessions
+from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
@@ -25,7 +27,6 @@ from picospec.edge_agent.speculation import Speculation
 from picospec.edge_agent.step_sampler import step_sampler
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job
-from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
@@ -38,16 +39,9 @@ from picospec.speculation.protocol.opening import opening
 from picospec.speculation.sampling.draft_token import DraftSampler
 
 
-class Verifiers(Protocol):
-    """What edge_agent.link.verifiers.Verifiers does."""
-
-    async def facts(self) -> ModelFacts: ...
-    def answer(self, span: Span) -> Route: ...
-    def forget(self) -> None: ...
-
-
 class Pairing(Protocol):
-    """What edge_agent.draft_model.target_tokenizer.TargetTokenizer knows."""
+    """What edge_agent.draft_model.target_tokenizer.TargetTokenizer knows; a measurement of many
+    clients has another."""
 
     @property
     def relation(self) -> Relation | None: ...
@@ -131,9 +125,9 @@ class EdgeEngine:
         proposals = await self._proposals.find(self._open(job, facts, slot), job, facts)
         half = self._judge.edge(proposals.request, iter(chance.random, None))
         model = self._model(proposals, facts, slot, half.sampler)
-        route = self._verifiers.answer(job.span)
-        machine = self._machine(facts, proposals, slot, half, route)
-        return Answer(job, proposals, machine, route, model, self._metrics)
+        sessions = self._verifiers.answer(job.span)
+        machine = self._machine(facts, proposals, slot, half, sessions)
+        return Answer(job, proposals, machine, sessions, model, self._metrics)
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
         how = self._speculation
@@ -163,7 +157,7 @@ class EdgeEngine:
         proposals: Proposals,
         slot: DraftSlot | None,
         half: EdgeHalf,
-        route: Route,
+        sessions: Sessions,
     ) -> DraftMachine:
         how, request = self._speculation, proposals.request
         return DraftMachine(
@@ -171,7 +165,7 @@ class EdgeEngine:
             how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
             facts.limits,
             half,
-            rtt_s=lambda: route.rtt_s,
+            rtt_s=lambda: sessions.rtt_s,
             readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
             lookup=proposals.proposer,
             unused=self._unused,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal
 
-from picospec.edge_agent.driver import Route
+from picospec.edge_agent.link.sessions import Sessions
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Observer, Outcome
@@ -49,13 +49,16 @@ class AnswerObserver(Observer):
     monotonic, in seconds."""
 
     def __init__(
-        self, machine: DraftMachine, route: Route, clock: Callable[[], float] = time.monotonic
+        self,
+        machine: DraftMachine,
+        sessions: Sessions,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         machine.observer = self
         self._machine = machine
         self._clock = clock
         self._session = machine.session
-        self._route = route
+        self._sessions = sessions
         self.bytes_up = self.bytes_down = 0  # of frames
         self._chain: Sequence[DraftToken] = ()  # before the message
         self._epoch = 0
@@ -128,7 +131,7 @@ class AnswerObserver(Observer):
         told, quiet_s = self._link_told, now - self._link_told_at_s
         if told is None or quiet_s >= LINK_S:
             rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
-            link = LinkUse(rtt_ms, *used, self._route.verifier, self._route.reopened)
+            link = LinkUse(rtt_ms, *used, self._sessions.verifier, self._sessions.reopened)
             if link != told or quiet_s >= QUIET_S:
                 self._link_told, self._link_told_at_s = link, now
                 yield link

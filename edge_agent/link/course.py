@@ -33,7 +33,8 @@ MAX_LOST: Final = 3
 the answer that breaks verifiers, it must not break all of them."""
 
 HANDOVER_FAULT: Final = "shutting_down"
-"""The Fault of a verifier that shuts down in order; it does not count towards MAX_LOST."""
+"""The Fault of a verifier that shuts down in order. The first one of each verifier does not
+count towards MAX_LOST."""
 
 JITTER_S: Final = 0.2
 """A lost session is opened elsewhere after a wait up to this, so that all sessions of a
@@ -89,6 +90,7 @@ class Course:
         self._is_over = False
         self._lost_at: float | None = None  # when a session was lost last
         self._lost_here = 0  # sessions lost since the last token
+        self._left: set[Endpoint | None] = set()  # those that have handed over since then
         self._run = ""  # of the verifier that opened the last session
         self._is_suspect = False  # it was the link that broke, or this verifier's process
         self._pause_s = 0.0
@@ -158,8 +160,7 @@ class Course:
         return error.how == "broken" or not self.is_elsewhere
 
     def _lost(self, error: ApiError, now: float, progressed: bool) -> None:
-        if progressed or error.error_code != HANDOVER_FAULT or self._lost_at is None:
-            self._lost_at = now
+        self._lost_at = now
         self._pause_s = self._chance.uniform(0.0, JITTER_S)
         if self.endpoint is not None:
             self._tried = {self.endpoint}
@@ -168,7 +169,11 @@ class Course:
         if progressed:
             self._lost_here = self._waits = 0
             self._may_repeat = True
-        self._lost_here += error.error_code != HANDOVER_FAULT
+            self._left.clear()
+        if error.error_code != HANDOVER_FAULT or self.endpoint in self._left:
+            self._lost_here += 1
+        else:
+            self._left.add(self.endpoint)
         self._is_suspect = isinstance(error, LinkDown)
         self._is_over = not isinstance(error, Unavailable | Overloaded)
         if not self._is_over and self._lost_here >= MAX_LOST:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Protocol
 
 from picospec.edge_agent.link.connection import session_headers
 from picospec.edge_agent.link.course import Course, GiveUp, Wait
@@ -17,36 +16,31 @@ from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.session_trace import SessionTrace
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
-from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError
 from picospec.gateway.tracing import Fact, Span
 from picospec.speculation.protocol.messages import Open, Opened
 
 
-class Known(Protocol):
-    """What edge_agent.link.verifiers.Verifiers knows."""
-
-    @property
-    def fleet(self) -> Fleet: ...
-    @property
-    def uplinks(self) -> Sequence[Uplink]: ...
-    async def probe(self) -> None:
-        """Ask all verifiers whether they are ready."""
-
-
 class Sessions:
-    """deadline_s: see Course. span: of the answer's trace."""
+    """uplinks: of the fleet's endpoints. probe: asks all of them whether they are ready.
+    deadline_s: see Course. span: of the answer's trace."""
 
     def __init__(
-        self, known: Known, metrics: EdgeMetrics, deadline_s: float, span: Span
+        self,
+        fleet: Fleet,
+        uplinks: Sequence[Uplink],
+        probe: Callable[[], Awaitable[None]],
+        deadline_s: float,
+        span: Span,
     ) -> None:
-        self._known = known
-        self._metrics = metrics
+        self._fleet = fleet
+        self._uplinks = uplinks
+        self._probe = probe
         self._deadline_s = deadline_s
         self._span = span
         self._course: Course
         self._chosen: Endpoint | None = None  # where the next session is opened
-        self._uplink = known.uplinks[known.fleet.current.number]
+        self._uplink = uplinks[fleet.current.number]
         self._link: Link
         self._headers = session_headers()
         self._progress = Progress(time.monotonic())
@@ -70,11 +64,10 @@ class Sessions:
         """Return a link that opens this session when its events are read. Raises Unavailable
         where no verifier can take it."""
         if self._chosen is None:
-            fleet, chance = self._known.fleet, Random()
-            self._course = Course(fleet, request.identity, self._deadline_s, chance)
+            self._course = Course(self._fleet, request.identity, self._deadline_s, Random())
             self._chosen = self._take(self._course.choose(time.monotonic()))
         chosen, self._chosen = self._chosen, None
-        self._go(self._known.uplinks[chosen.number])
+        self._go(self._uplinks[chosen.number])
         self._link = Link(
             self._uplink,
             replace(request, replaces=self._session),
@@ -112,11 +105,11 @@ class Sessions:
     def _opened(self, message: Opened) -> None:
         lives = self._course.opened(message.session)
         if lives:
-            self._metrics.resumes.inc()
+            self._uplink.metrics.resumes.inc()
         else:
             self._progress.begin(time.monotonic())
             if self._lost:
-                self._metrics.reopens.inc()
+                self._uplink.metrics.reopens.inc()
                 self.reopened += 1
         self._session = message.session
 
@@ -131,7 +124,7 @@ class Sessions:
         while isinstance(step := self._course.choose(time.monotonic()), Wait):
             await asyncio.sleep(step.seconds)
             if step.asks:
-                await self._known.probe()
+                await self._probe()
         if isinstance(step, GiveUp):
             raise step.error
         self._chosen = step

@@ -79,7 +79,7 @@ class Verifiers:
             raise EngineFault(
                 "the verifier speaks another version of the protocol", code="protocol_version"
             )
-        return Sessions(self, self._metrics, self._deadline_s, span)
+        return Sessions(self.fleet, self.uplinks, self.probe, self._deadline_s, span)
 
     def forget(self) -> None:
         """Have all facts fetched again: a verifier was away, or is another one now."""

@@ -145,7 +145,9 @@ class Constrained(RequestModel):
     guided_choice: _Choice | None = None
     guided_grammar: _Text | None = None
     json_schema: Schema | None = None
-    grammar: Annotated[_Text | None, BeforeValidator(lambda text: text or None)] = None
+    grammar: Annotated[
+        _Text | None, BeforeValidator(lambda text: None if text == "" else text)
+    ] = None
 
     def constraints(self) -> Iterator[tuple[str, Constraint]]:
         """Yield where in the request each constraint is, and the constraint. Raises

@@ -16,17 +16,15 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.judges.judge import Judgement, Noise, Rejection, Row, Rule
-from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from picospec.speculation.protocol.messages import (
-    Answer,
-    Commit,
-    Draft,
-    Open,
-    Reject,
-    Sampling,
-    TokenId,
+from picospec.speculation.judges.judge import (
+    EdgeHalf,
+    Judgement,
+    Noise,
+    Row,
+    Rule,
+    VerifierHalf,
 )
+from picospec.speculation.protocol.messages import Open, Sampling, TokenId
 from picospec.speculation.sampling.distributions import (
     GREEDY_BELOW,
     Logits,
@@ -67,38 +65,17 @@ class Coupled:
         return Judgement(tuple(own), accepted=len(own) - 1)
 
 
-class CoupledEdge:
-    sends_at_once = False
-    may_move = True
-
+class CoupledEdge(EdgeHalf):
     def __init__(self, request: Open, _: Iterator[float]) -> None:
         self.sampler = sampler(request.sampling, request.seed, len(request.prompt))
 
-    def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
-        raise RemoteProtocolError("Reject: not in judge `coupled`")
 
-
-class CoupledVerifier:
-    owed_at = None
-
+class CoupledVerifier(VerifierHalf):
     def __init__(self, request: Open, _: Iterator[float]) -> None:
         self._request = request
 
-    def check(self, draft: Draft) -> None:
-        if draft.q is not None:
-            raise RemoteProtocolError("Draft.q: not in judge `coupled`")
-
-    def judgeable(self, pending: int, most: int) -> int:
-        return min(pending, most)
-
     def rule(self, start: int, weights: Sequence[int]) -> Rule:
         return Coupled(self._request.seed, place(len(self._request.prompt), start))
-
-    def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
-        raise LocalProtocolError("judge `coupled` leaves no token to the edge")
-
-    def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
-        raise RemoteProtocolError(f"{type(answer).__name__}: not in judge `coupled`")
 
 
 def sampler(sampling: Sampling, seed: int, prompt_tokens: int) -> DraftSampler:

@@ -9,10 +9,12 @@ The machines, their drivers and the targets use these alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Answer,
     Commit,
@@ -67,47 +69,56 @@ class Rule(Protocol):
         rejected one."""
 
 
-class EdgeHalf(Protocol):
-    """One answer's, at the edge."""
+class EdgeHalf:
+    """One answer's, at the edge; by default the verifier leaves no token to it."""
 
     sampler: DraftSampler
-    """It draws the draft tokens."""
+    """Draws the draft tokens."""
 
-    sends_at_once: bool
+    sends_at_once = False
     """Whether each draft token is sent as soon as it is drawn, whatever the policy says."""
 
     @property
     def may_move(self) -> bool:
         """Whether another verifier could go on from the committed text now."""
+        return True
 
     def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
         """Return what answers a rejection, None for one that was answered. drafted: the draft
-        token at that position. Raise RemoteProtocolError for what no correct verifier sends."""
+        token at that position. Raise RemoteProtocolError for what no honest verifier sends."""
+        raise RemoteProtocolError("Reject: this judge leaves no token to the edge")
 
 
-class VerifierHalf(Protocol):
-    """One session's, at the verifier."""
+class VerifierHalf(ABC):
+    """One session's, at the verifier; by default it leaves no token to the edge."""
 
     @property
     def owed_at(self) -> int | None:
         """The position of a token that the edge owes: until it comes, no pass may begin."""
+        return None
 
     def check(self, draft: Draft) -> None:
         """Raise RemoteProtocolError unless a Draft has the weights that the judge needs."""
+        if draft.q is not None:
+            raise RemoteProtocolError("Draft.q: this judge takes no weights")
 
     def judgeable(self, pending: int, most: int) -> int:
         """Return for how many draft tokens rows are counted, of `most` that a pass may have."""
+        return min(pending, most)
 
+    @abstractmethod
     def rule(self, start: int, weights: Sequence[int]) -> Rule:
         """Return the rule of a pass from a position on. weights: of its draft tokens."""
 
     def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
         """Return what is sent of a rejection. commit: of the tokens accepted before it."""
+        raise LocalProtocolError("this judge leaves no token to the edge")
 
     def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
         """Return what an edge's answer brings about: the Commit that it completes, or the
         rejection again; None for an answer that is late or repeated. text: what is committed.
-        Raise RemoteProtocolError, and change nothing, for what no correct edge sends."""
+        Raise RemoteProtocolError, and change nothing, for what no honest edge sends."""
+        raise RemoteProtocolError(f"{type(answer).__name__}: no token is left to the edge")
 
 
 @dataclass(frozen=True, slots=True)

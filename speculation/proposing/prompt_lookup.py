@@ -14,7 +14,7 @@ arXiv:2304.04487). Such a token is used in one of two ways:
 What a broken chain went on with is read ahead too: after the token that was wrong, the text
 often continues in the same way.
 
-All of this serves `coupled` judging only: there any draft token is exact, whatever proposed it.
+All of this is for judges that take any draft token: it is exact there, whatever proposed it.
 """
 
 from __future__ import annotations

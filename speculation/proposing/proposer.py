@@ -11,7 +11,7 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 
 class Proposer(Protocol):
-    """It proposes for one session, judged `coupled`: any draft token is exact there."""
+    """It proposes for one session, whose judge takes any draft token."""
 
     def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
         """Move to the end of the chain. It is called before `propose` and `ahead` whenever the

@@ -1,7 +1,7 @@
 """Draft tokens that the verifier proposes itself, where the edge's have not arrived.
 
 When a chain breaks, nothing can be judged until new draft tokens have crossed the link. But the
-verifier knows what often comes next all the same, and judged `coupled` any token may be tried:
+verifier knows what often comes next all the same, and some judges let any token be tried:
 
     prediction   what the client expects of the answer
     match        what followed when the same tokens were in prompt or answer before

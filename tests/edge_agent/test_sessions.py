@@ -175,6 +175,16 @@ def test_verifiers_that_hand_an_answer_over_have_not_lost_it(
     assert seen(monkeypatch, world) == TEXT
 
 
+def test_a_verifier_that_only_ever_hands_over_is_left_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1)
+    world.verifiers[0].hands_over = True
+
+    with pytest.raises(Unavailable, match="3 verifiers"):
+        seen(monkeypatch, world)
+
+
 def test_where_a_link_is_silent_another_verifier_goes_on_within_a_second_and_a_half(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -222,7 +222,7 @@ class World:
 
     async def answer(self, text: list[int], tokens: int = TOKENS) -> None:
         """Generate an answer into `text`. Raises ApiError."""
-        sessions = Sessions(self, self.metrics, self.deadline_s, NO_SPAN)
+        sessions = Sessions(self.fleet, self.uplinks, self.probe, self.deadline_s, NO_SPAN)
         self._last_s = asyncio.get_running_loop().time()
         request = Open("m", "v", (1, 2), Sampling(), 5, tokens, (7,), identity="i")
         while not await self._follow(sessions, request, text):

@@ -17,8 +17,8 @@ from tests.faults.rig.world import PASS_TIMEOUT_S, World
 Strike = Callable[[World], Awaitable[None]]
 
 GAP_S: Final = 8.0
-"""Most time without text where another verifier goes on: a dead link is noticed within a second
-and resumed for another one, and the rest is for a busy machine."""
+"""Most time without text where another verifier goes on: a dead link is noticed within a
+second, and the rest is for a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ BAD_CHATS = [
     ({"guided_regex": "a" * structured.MAX_BYTES}, "guided_regex"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
     ({"response_format": {"type": "json_object"}, "grammar": "a"}, "grammar"),
+    ({"grammar": []}, "grammar"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ({"tools": TOOLS["tools"] * 129}, "tools"),
     (tool(name="a b"), "tools.0.function.name"),

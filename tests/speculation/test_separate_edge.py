@@ -113,5 +113,5 @@ def test_a_reject_that_cannot_be_answered_changes_nothing(lie: Reject) -> None:
 def test_a_reject_is_a_lie_in_coupled() -> None:
     edge = sent(1, judge="coupled")
 
-    with pytest.raises(RemoteProtocolError, match="not in judge `coupled`"):
+    with pytest.raises(RemoteProtocolError, match="no token to the edge"):
         edge.received(REJECT)

@@ -2,7 +2,7 @@
 
 The draft model works in its own vocabulary on the same text. What it writes is tokenised again
 by the target's tokenizer, and proposed up to the last certain boundary. A token that is wrong,
-for whatever reason, is only a wrong draft token: judging `coupled` compares tokens.
+for whatever reason, is only a wrong draft token: the judge compares tokens.
 
 * A step is one pass of the draft model, and may complete no token of the target's or several.
 * The draft model's cache is used as always: its tokens change only where the text does.

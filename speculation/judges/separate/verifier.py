@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.judges.judge import Rejection, Rule
+from picospec.speculation.judges.judge import Rejection, Rule, VerifierHalf
 from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
@@ -44,7 +44,7 @@ MAX_REDRAWS: Final = 32
 hardly ever needs two."""
 
 
-class SeparateVerifier:
+class SeparateVerifier(VerifierHalf):
     def __init__(self, _: Open, u: Iterator[float]) -> None:
         self._u = u
         self._owed: Owed | None = None
