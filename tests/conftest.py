@@ -1,10 +1,17 @@
-"""`--part 1/2` runs half of the tests, so that two processes can share them (test-parts.sh)."""
+"""`--part 1/2` runs half of the tests, so that two processes can share them (test-parts.sh).
+
+Hypothesis measures no time here: a busy host is nobody's fault.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 TOGETHER = "end_to_end"
 """A folder whose files share services that are started once."""
