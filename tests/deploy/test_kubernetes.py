@@ -1,4 +1,4 @@
-"""The manifests are what Kubernetes' API takes, and fit together.
+"""The manifests are what Kubernetes' API takes, and fit together and to the images.
 
 kubernetes.json has the definitions that they need of the package kubernetes-validate 1.37.0
 (v1.37.0-local-strict), without their descriptions.
@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import ssl
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -104,6 +109,23 @@ def test_every_name_that_a_manifest_uses_exists() -> None:
     assert files == set(kustomization["resources"])
 
 
+@pytest.mark.parametrize("name", ["picospec-verifier", "picospec-edge"])
+def test_each_volume_is_mounted_where_the_image_writes_and_its_user_may(name: str) -> None:
+    spec = pod(name)
+    dockerfile = {"picospec-verifier": "Dockerfile.cloud", "picospec-edge": "Dockerfile.edge"}[
+        name
+    ]
+    image = (ROOT / dockerfile).read_text()
+    (volume,) = json.loads(image.split("\nVOLUME ")[1].split("\n")[0])
+    (container,) = spec["containers"]
+
+    assert f"USER {spec['securityContext']['runAsUser']}:" in image
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]
+    assert volume in [mount["mountPath"] for mount in container["volumeMounts"]]
+    (port,) = container["ports"]
+    assert f"EXPOSE {port['containerPort']}" in image
+
+
 def test_the_edges_know_every_verifier_by_its_name() -> None:
     (verifiers,) = (m for m in manifests() if m["kind"] == "StatefulSet")
     urls = environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"]
@@ -126,3 +148,56 @@ def test_a_pod_is_given_the_time_that_it_takes_to_drain() -> None:
         spec = pod(name)
         (command,) = values(spec["containers"], "command")
         assert int(command[1]) + seconds + 10 <= spec["terminationGracePeriodSeconds"]
+
+
+def test_liveness_restarts_no_pod_that_loads_and_readiness_sends_it_no_work() -> None:
+    for name in ("picospec-verifier", "picospec-edge"):
+        (container,) = pod(name)["containers"]
+        asks = {kind: container[f"{kind}Probe"]["httpGet"]["path"]
+                for kind in ("startup", "liveness", "readiness")}  # fmt: skip
+        assert asks == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
+
+
+@pytest.mark.parametrize("name", ["picospec-verifier", "picospec-edge"])
+def test_a_pod_writes_nowhere_but_to_its_volumes(name: str) -> None:
+    (container,) = pod(name)["containers"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "/tmp" in mounts
+    assert {Path(value).parent.as_posix() for value in environment(name).values()
+            if value.startswith("/")} <= mounts  # fmt: skip
+
+
+def test_the_documented_commands_make_a_certificate_for_each_address_of_a_verifier(
+    tmp_path: Path,
+) -> None:
+    text = (FOLDER / "kustomization.yaml").read_text()
+    commands = re.findall(r"^# +(openssl req .*)", text.replace("\\\n#", ""), re.MULTILINE)
+    for command in commands:
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    secret = {each["name"]: each for each in yaml.safe_load(text)["secretGenerator"]}
+    urls = json.loads(environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"])
+
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    client = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    for name in [*(urlsplit(url).hostname for url in urls), "picospec-verifier"]:
+        shake_hands(client, server, str(name))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(client, server, "picospec-edge")
+    assert all((tmp_path / file).exists() for file in secret["picospec-tls"]["files"])
+    assert (tmp_path / "tls.key").read_text().startswith("-----BEGIN PRIVATE KEY-----")
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None:
+    """Let a client open TLS to a server that it knows by a name. Raises ssl.SSLError."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(down, up, server_hostname=name),
+        server.wrap_bio(up, down, server_side=True),
+    ]
+    for end in ends * 2:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
