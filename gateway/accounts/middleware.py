@@ -114,7 +114,7 @@ class Accounts:
         path, now = scope["path"], self._clock()
         if is_open(path):
             return
-        account.tenant = self._tenants.of(headers.get("authorization", ""), now)
+        account.tenant = self._tenants.of(_key_in(headers), now)
         session_paths = self._access.session_paths
         account.strays = session_paths is not None and path.startswith(session_paths)
         if not account.strays:
@@ -207,6 +207,14 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         if account.fallback:
             headers["x-picospec-fallback"] = account.fallback
     await send(message)
+
+
+def _key_in(headers: Headers) -> str:
+    """Return the key that a request shows, OpenAI's way or else Anthropic's; "" for none."""
+    if (authorization := headers.get("authorization")) is None:
+        return headers.get("x-api-key", "").strip()
+    kind, _, key = authorization.partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
 
 
 def _request_id(scope: Scope) -> str:

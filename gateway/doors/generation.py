@@ -160,7 +160,8 @@ def _constrained(
 def _max_tokens(
     body: GenerationRequest, prompt: TokenIds, facts: Facts, extras: Mapping[str, object]
 ) -> int:
-    """Return how many tokens may be generated, or raise InvalidRequest if it does not fit."""
+    """Return how many tokens may be generated: at most what the context has room for, since
+    coding agents ask for more with every request. Raise InvalidRequest where there is none."""
     field = body.prompt_field
     if not prompt:
         raise InvalidRequest("the prompt is empty", param=field)
@@ -169,17 +170,15 @@ def _max_tokens(
             f"token ids must be from 0 to {facts.vocabulary_size - 1}", param=field
         )
     room = facts.context_tokens - len(prompt)
-    wanted = body.wanted_tokens
-    if room < (wanted or 1):
+    if room < 1:
         raise InvalidRequest(
-            f"the context has {facts.context_tokens} tokens; the prompt takes {len(prompt)}"
-            f" and the completion asks for {wanted or 1}",
+            f"the context has {facts.context_tokens} tokens, the prompt takes {len(prompt)}",
             param=field,
             code="context_length_exceeded",
         )
     limits = (facts.defaults.get(name, room) for name in ("max_tokens", "most_tokens"))
     usual, most = map(int, limits)
-    max_tokens = min(wanted or min(room, body.usual_tokens or usual), most)
+    max_tokens = min(body.wanted_tokens or body.usual_tokens or usual, room, most)
     least = extras.get("min_tokens")
     if isinstance(least, int) and least > max_tokens:
         raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")

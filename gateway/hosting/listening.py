@@ -18,7 +18,7 @@ from picospec.gateway.hosting.settings_sources import ServiceSettings
 from picospec.gateway.tenants.keys import all_keys
 
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
-_SINGLE: Final = ("host", "authorization")
+_SINGLE: Final = ("host", "authorization", "x-api-key")
 """A request has each of these headers once at most (RFC 9112, 3.2; RFC 9110, 11.6.2): a proxy
 in front might read another one than this service."""
 

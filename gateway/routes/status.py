@@ -77,12 +77,16 @@ async def retrieve_model(services: Services, request: Request) -> Response:
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
-    """Return OpenAI's object; `root` and `max_model_len` are vLLM's."""
+    """Return OpenAI's object. Clients find the context's length by vLLM's name, by LM Studio's
+    and OpenRouter's, or by llama-server's."""
+    length = facts.context_tokens
     return {
         "id": name,
         "object": "model",
         "created": services.started,
         "owned_by": "picospec",
         "root": facts.model,
-        "max_model_len": facts.context_tokens,
+        "max_model_len": length,
+        "context_length": length,
+        "meta": {"n_ctx": length, "n_vocab": facts.vocabulary_size},
     }

@@ -26,7 +26,6 @@ _OPENAI: Final[Mapping[str, tuple[object, ...]]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 

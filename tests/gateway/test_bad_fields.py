@@ -97,7 +97,6 @@ BAD_CHATS = [
     ({"tool_choice": "required"}, "tool_choice"),
 ]
 OTHER_CODES = [
-    ({"max_tokens": CONTEXT_TOKENS - 7}, "messages", TOO_LONG),
     (said({**USER, "content": "a" * 64}), "messages", TOO_LONG),
     ({"messages": None}, "messages", MISSING),
     (said({"role": "user"}), "messages.1.content", MISSING),

@@ -76,6 +76,15 @@ async def test_the_other_names_of_llama_server_mean_the_same() -> None:
     assert [job.max_tokens for job in engine.jobs] == [3, 3]
 
 
+@pytest.mark.parametrize("wanted", [57, 32_000])
+async def test_an_answer_may_take_what_the_context_has_room_for(wanted: int) -> None:
+    engine = ScriptedEngine()
+
+    answer = await ask(CHAT | {"max_tokens": wanted}, engine)
+
+    assert (answer.status_code, engine.jobs[0].max_tokens) == (200, CONTEXT_TOKENS - 8)
+
+
 async def test_minus_one_is_no_limit_and_no_seed() -> None:
     engine = ScriptedEngine()
     for body in ({"max_tokens": -1, "seed": -1}, {"n_predict": -1}, {"max_tokens": None}):
