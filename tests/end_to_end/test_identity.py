@@ -58,11 +58,16 @@ async def test_the_text_is_the_same_over_a_far_link_and_whatever_is_drafted(
     assert counted(answers, "accepted") > 0  # else the drafts were not put to the test
 
 
-async def test_the_text_is_the_same_when_it_is_looked_up(services: Services) -> None:
-    answers = await asked(services, ("past", "far"), [COPY], [0.0, 1.0], 48)
+async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
+    """The verifier is its own: one that others have kept busy may have learned that the rows of
+    so small a target do not pay, and then it judges nothing that is looked up."""
+    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
+
+    async with Services(plan) as own:
+        answers = await asked(own, ("none", "far"), [COPY], [0.0, 1.0], 48)
 
     assert different(answers) == []
-    alone = [answer for answer in answers if answer.arm == "past"]  # without a draft model
+    alone = [answer for answer in answers if answer.arm == "none"]  # without a draft model
     assert counted(alone, "accepted") > 0
 
 
