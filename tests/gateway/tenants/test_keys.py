@@ -46,7 +46,7 @@ def tenants(file: Path | None, *keys: str, limits: KeyLimits | None = None) -> T
 def holder(found: Tenants, key: str, now: float = 0.0) -> str | None:
     """The name of the tenant that a key belongs to."""
     try:
-        return found.of(f"Bearer {key}", now).name
+        return found.of(key, now).name
     except Unauthorized:
         return None
 
@@ -188,12 +188,12 @@ def test_a_file_that_is_written_in_place_refuses_nobody_and_one_that_stays_empty
 def test_a_tenant_whose_name_stays_goes_on_and_gets_other_limits(tmp_path: Path) -> None:
     file = written(tmp_path / "keys.toml", {"ann": ANN}, "sessions = 1")
     found = tenants(file)
-    ann: Tenant = found.of(f"Bearer {ANN}", 0.0)
+    ann: Tenant = found.of(ANN, 0.0)
     ann.begin(0.0)
 
     written(file, {"ann": "her next key"}, "sessions = 3")
 
-    assert found.of("Bearer her next key", 1.0) is ann
+    assert found.of("her next key", 1.0) is ann
     ann.begin(1.0, 2)
     assert ann.limits == KeyLimits(sessions=3)
 
@@ -203,8 +203,8 @@ def test_a_key_has_the_services_limits_where_it_has_none_of_its_own(tmp_path: Pa
     usual = KeyLimits(sessions=1, requests_a_minute=2)
     found = tenants(file, "one", limits=usual)
 
-    assert found.of("Bearer one", 0.0).limits == usual
-    assert found.of(f"Bearer {ANN}", 0.0).limits == KeyLimits(sessions=9, requests_a_minute=2)
+    assert found.of("one", 0.0).limits == usual
+    assert found.of(ANN, 0.0).limits == KeyLimits(sessions=9, requests_a_minute=2)
 
 
 @pytest.mark.parametrize("name", ["ann", "an n", "", "x]\n[y"])
