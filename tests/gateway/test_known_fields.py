@@ -23,6 +23,7 @@ OPENAI_HARMLESS = {
     "service_tier",
     "store",
     "user",
+    "verbosity",
 }
 
 

@@ -100,6 +100,7 @@ async def test_no_answer_is_taken_for_a_page_that_is_none(
         ([("host", "a"), ("host", "b")], 400),
         ([("host", "a"), ("authorization", "Bearer right")], 200),
         ([("host", "a"), *[("authorization", "Bearer right")] * 2], 400),
+        ([("host", "a"), *[("x-api-key", "right")] * 2], 400),
     ],
 )
 async def test_a_header_by_which_a_request_is_let_in_is_there_once(
