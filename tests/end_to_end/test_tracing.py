@@ -120,7 +120,7 @@ async def test_spans_have_facts_and_no_text(
 async def test_a_request_that_fails_says_by_which_code(
     client: httpx.AsyncClient, edges: Recorder, verifiers: Recorder
 ) -> None:
-    answer = await client.post("/v1/completions", json=ask(tokens=9999))
+    answer = await client.post("/v1/completions", json={"prompt": [5] * 999})
     await client.post("/v1/completions", json=ask(FAILS))
     await verifiers.until("session", 3)
 
