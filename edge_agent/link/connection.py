@@ -1,4 +1,4 @@
-"""One HTTP/2 connection to a verifier. Only this file imports pyqwest.
+"""The connections to one verifier or other peer. Only this file imports pyqwest.
 
 It resets a stream that is left early, and opens a new connection when a server recycles the old
 one. Whatever keeps a request from its verifier is a LinkDown, also where this process has no
@@ -28,7 +28,7 @@ from pyqwest import (
 from pyqwest import Response as Response
 
 from picospec.edge_agent.link import upstream_errors
-from picospec.edge_agent.link.upstream_errors import Answer, LinkDown
+from picospec.edge_agent.link.upstream_errors import VERIFIER, Answer, LinkDown, Peer
 from picospec.gateway.errors import EngineFault, Unavailable
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
@@ -54,7 +54,8 @@ class Connection:
 
     http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
-    chain and the key (PEM) that it shows a verifier that asks for them.
+    chain and the key (PEM) that it shows a verifier that asks for them. prior_knowledge: without
+    it, http:// is HTTP/1.1, with a connection for each request that runs.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class Connection:
         key: str | None,
         ca_certificate: bytes | None,
         certificate: tuple[bytes, bytes] | None = None,
+        peer: Peer = VERIFIER,
+        prior_knowledge: bool = True,
     ) -> None:
         self.url = url
+        self.peer = peer
         self._headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
@@ -75,7 +79,7 @@ class Connection:
         chain, private_key = certificate or (None, None)
         self._make = partial(
             HTTPTransport,
-            http_version=None if secured else HTTPVersion.HTTP2,
+            http_version=HTTPVersion.HTTP2 if prior_knowledge and not secured else None,
             tls_ca_cert=ca_certificate,
             tls_include_system_certs=secured and ca_certificate is None,
             tls_cert=chain,
@@ -109,7 +113,7 @@ class Connection:
         self,
         method: str,
         path: str,
-        body: bytes = b"",
+        body: bytes | AsyncIterator[bytes] = b"",
         headers: Mapping[str, str] = NO_HEADERS,
         *,
         within_s: float | None = None,
@@ -127,7 +131,7 @@ class Connection:
         except (OSError, ReadError, WriteError, RemoteProtocolError) as error:
             if isinstance(error, TimeoutError):
                 self.renew(client)
-            raise upstream_errors.unreachable(self.url, error) from error
+            raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
     async def ask(
         self,
@@ -149,7 +153,7 @@ class Connection:
                 return await whole(response, most_bytes)
         except TimeoutError as error:
             self.renew(client)
-            raise upstream_errors.unreachable(self.url, error) from error
+            raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
     @asynccontextmanager
     async def open(
