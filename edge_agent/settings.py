@@ -32,7 +32,10 @@ _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
 
 def _address(url: AnyHttpUrl) -> AnyHttpUrl:
     if url.username is not None or url.password is not None:
-        raise ValueError("it may hold no user and no password; keys are set as variables")
+        raise ValueError(
+            "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, or of `relay`"
+            " PICOSPEC_RELAY_KEY"
+        )
     if url.query is not None or url.fragment is not None:
         raise ValueError("it may have no query and no fragment")
     return url

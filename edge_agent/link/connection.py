@@ -29,6 +29,7 @@ from pyqwest import Response as Response
 
 from picospec.edge_agent.link import upstream_errors
 from picospec.edge_agent.link.upstream_errors import VERIFIER, Answer, LinkDown, Peer
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault, Unavailable
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
@@ -54,8 +55,9 @@ class Connection:
 
     http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
-    chain and the key (PEM) that it shows a verifier that asks for them. prior_knowledge: without
-    it, http:// is HTTP/1.1, with a connection for each request that runs.
+    chain and the key (PEM) that it shows a verifier that asks for them.
+
+    prior_knowledge: without it, http:// is HTTP/1.1, a connection for each request that runs.
     """
 
     def __init__(
@@ -179,6 +181,25 @@ class Connection:
         if isinstance(error, Unavailable):
             raise error
         raise EngineFault(f"the verifier does not take a draft: {error.message}")
+
+
+def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list[Connection]:
+    """Return one to each verifier of the settings; it is made at its first use. Raises
+    OSError."""
+    authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    certificate = None
+    if settings.client_certificate and settings.client_key:
+        certificate = settings.client_certificate.read_bytes(), settings.client_key.read_bytes()
+    return [
+        Connection(
+            str(url).rstrip("/"),
+            key=settings.key_for(url),
+            ca_certificate=authority,
+            certificate=certificate,
+            prior_knowledge=prior_knowledge,
+        )
+        for url in settings.verifiers
+    ]
 
 
 async def whole(response: Response, most_bytes: int = MAX_ANSWER_BYTES) -> Answer:

@@ -134,7 +134,7 @@ def from_answer(answer: Answer, peer: Peer = VERIFIER) -> ApiError:
 def from_fault(message: Fault) -> ApiError:
     """Translate the end of a session that did not finish."""
     kind = Unavailable if message.retryable else EngineFault
-    error = _Error(message.text, code=message.code)
+    error = _Error(message.text, said=message.code)
     return kind(f"the verifier ended the session: {error.message}", code=error.code)
 
 

@@ -16,8 +16,17 @@ _PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 
 _QUERY: Final = re.compile(rb"[!-\"$-~]{0,2048}")
 _HEADER: Final = re.compile(r"[ -~]{0,1024}")
-_HEADERS: Final = ("accept", "content-type", "anthropic-version", "anthropic-beta", "openai-beta")
+_HEADERS: Final = (
+    "accept",
+    "content-type",
+    "anthropic-version",
+    "anthropic-beta",
+    "openai-beta",
+)
 """The client's headers that an upstream gets. A key and a cookie are not among them."""
+
+AS_IT_IS: Final = ("content-length", "content-encoding")
+"""Headers that are right as long as a body is passed on as it is."""
 
 EVENTS: Final = "text/event-stream; charset=utf-8"
 _TYPES: Final = {
@@ -43,12 +52,17 @@ SAFE: Final = {
 def target_of(scope: Scope, patterns: Sequence[str]) -> str:
     """Return the path and query that an upstream is asked for. Raises NotFound for any but POST
     to one of the patterns, and for a path that is written with escapes; InvalidRequest."""
-    path, query = scope["path"], scope["query_string"]
     if scope["method"] != "POST" or not passes(scope, patterns):
-        raise NotFound(f"there is no {path}")
+        raise NotFound(f"there is no {scope['path']}")
+    return f"{scope['path']}{query_of(scope)}"
+
+
+def query_of(scope: Scope) -> str:
+    """Return the query that an upstream gets, with its mark. Raises InvalidRequest."""
+    query: bytes = scope["query_string"]
     if not _QUERY.fullmatch(query):
         raise InvalidRequest("the query is too long, or has characters that no URL has")
-    return f"{path}?{query.decode()}" if query else str(path)
+    return f"?{query.decode()}" if query else ""
 
 
 def passes(scope: Scope, patterns: Sequence[str]) -> bool:
@@ -60,10 +74,11 @@ def passes(scope: Scope, patterns: Sequence[str]) -> bool:
     return path in patterns or path.startswith(tuple(starts))
 
 
-def headers_of(headers: Headers) -> Mapping[str, str]:
-    """Return the headers of a request that an upstream gets. Raises InvalidRequest."""
+def headers_of(headers: Headers, *more: str) -> Mapping[str, str]:
+    """Return the headers of a request that an upstream gets; more: names of others that it
+    gets. Raises InvalidRequest."""
     passed = {"content-type": "application/octet-stream"}
-    for name in _HEADERS:
+    for name in (*_HEADERS, *more):
         if values := headers.getlist(name):
             passed[name] = ", ".join(values)
             if not _HEADER.fullmatch(passed[name]):

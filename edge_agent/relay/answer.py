@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from picospec.edge_agent.link.connection import Response as Answering
 from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
 from picospec.edge_agent.relay.allowed import EVENTS, SAFE, type_of
-from picospec.edge_agent.relay.upload import Upload
+from picospec.edge_agent.relay.upload import HEAD_S, Upload
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, ClientGone, Unavailable
@@ -35,7 +35,9 @@ _BYTES_A_TOKEN: Final = 4
 """About how many bytes of a request are a token of its prompt."""
 
 _PROMPT: Final = re.compile(rb'"(?:prompt_n|prompt_tokens|input_tokens)": ?(\d{1,9})')
-_GENERATED: Final = re.compile(rb'"(?:predicted_n|completion_tokens|output_tokens)": ?(\d{1,9})')
+_GENERATED: Final = re.compile(
+    rb'"(?:predicted_n|completion_tokens|output_tokens)": ?(\d{1,9})'
+)
 
 Piece = bytes | bytearray | memoryview
 Ask = Callable[[], AbstractAsyncContextManager[Answering]]
@@ -71,7 +73,7 @@ class Relayed(Response):
         self._is_charged = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        complete = self._upload and self._upload.complete
+        complete = self._upload.complete if self._upload else None
         try:
             async with self._drain.answer():
                 async with connected(receive, complete):
@@ -105,7 +107,7 @@ class Relayed(Response):
         return self._account.relayed or "verifier"
 
     async def _head(self, stack: AsyncExitStack) -> Answering:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S) as deadline:
+        async with asyncio.timeout(HEAD_S) as deadline:
             if self._upload is None:
                 return await stack.enter_async_context(self._ask())
             self._upload.deadline = deadline
@@ -121,9 +123,7 @@ class Relayed(Response):
         while (piece := await self._next(answer.content)) is not None:
             taken += len(piece)
             if taken > MAX_BYTES:
-                raise Unavailable(
-                    f"the {self._peer}'s answer has more than {MAX_BYTES} bytes"
-                )
+                raise Unavailable(f"the {self._peer}'s answer has more than {MAX_BYTES} bytes")
             self._began += piece[: _ENDS_BYTES - len(self._began)]
             self._end = (self._end + piece[-_ENDS_BYTES:])[-_ENDS_BYTES:]
             self._events += piece.count(b"data: ")
@@ -142,13 +142,13 @@ class Relayed(Response):
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         if self._kind == EVENTS:
-            event = b"data: %b\n\n" % msgspec.json.encode(error.body())
+            event = b"data: %b\n\n" % msgspec.json.encode(self._account.shape(error))
             with suppress(ClientGone):
                 await send_to_client(send, _piece(event, more=False))
 
     def _count(self) -> None:
-        """Count the tokens; of an answer that does not tell them one an event, and its prompt by
-        the size of the request."""
+        """Count the tokens; of an answer that does not tell them one an event, and its prompt
+        by the size of the request."""
         prompt = _last(_PROMPT, self._began, self._end)
         generated = _last(_GENERATED, self._began, self._end)
         if prompt is None and generated is None:

@@ -16,14 +16,15 @@ from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
 from starlette.types import Receive, Scope, Send
 
+from picospec.edge_agent.link.connection import Connection, connections
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.relay import direct
-from picospec.edge_agent.relay.allowed import headers_of, passes, target_of
+from picospec.edge_agent.relay.allowed import AS_IT_IS, headers_of, passes, query_of, target_of
 from picospec.edge_agent.relay.answer import Relayed
 from picospec.edge_agent.relay.looking import look
 from picospec.edge_agent.relay.upload import Upload
-from picospec.edge_agent.relay.upstream import Upstream
-from picospec.edge_agent.settings import RelaySettings
+from picospec.edge_agent.relay.upstream import UPSTREAM, Upstream
+from picospec.edge_agent.settings import EdgeSettings, RelaySettings
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, read
 from picospec.gateway.doors.chat.request import ChatRequest
@@ -38,8 +39,12 @@ MEDIA_BYTES: Final = 1 << 15
 """What is charged of a request with media where its answer tells no tokens."""
 
 
+_DOORS: Final = ("/chat/completions", "/completions", "/responses", "/messages")
+"""What another service can be expected to have, too."""
+
+
 class Relay:
-    """to_verifiers: the way to each of the verifiers. upstream: that of the settings, if any."""
+    """to_verifiers: the way to each of them. upstream: that of the settings, if any."""
 
     def __init__(
         self,
@@ -77,34 +82,34 @@ class Relay:
     async def answer(self, services: Services, request: Request) -> Response:
         """Pass on a request to a path of the list. Raises ApiError."""
         target = target_of(request.scope, self._settings.paths)
-        headers = dict(headers_of(request.headers))
-        if length := request.headers.get("content-length"):
-            headers["content-length"] = length
+        headers = headers_of(request.headers, *AS_IT_IS)
         account: Account = request.state.account
         services.drain.check()
         account.begin_answers(1)
-        upload, way = Upload(request), self._upstream or await self._to_verifier()
+        upload, way = Upload(request), await self._way()
         account.relayed = way.name
-
         ask = partial(way.ask, target, headers, upload.pieces())
         return Relayed(ask, account, services.drain, upload)
 
     async def ahead(self, services: Services, request: Request) -> Response | None:
         """Have another service answer a request that has begun, by what is in its body; None
         where a door of this edge answers it. Raises ApiError."""
+        door = request.scope["path"].removeprefix("/v1")
+        if door not in _DOORS:
+            return None
         body = await read(services, request, HELD_BYTES)
         wanted = await checked(services, request, partial(look, body, self.models))
         if wanted is None:
             return None
         account: Account = request.state.account
-        if wanted.model in self.models:
-            model, way = wanted.model, self._upstream or await self._to_verifier()
-        else:
-            model, way = (await services.facts_of(wanted.model)).model, await self._to_verifier()
+        model, way = wanted.model, await self._way()
+        if model not in self.models:  # it is the verifier's own, or there is none of that name
+            model, way = (await services.facts_of(model)).model, await self._to_verifier()
         account.begin_answers(wanted.answers - 1)
         account.relayed = way.name
         asked = await checked(services, request, partial(direct.renamed, body, model))
-        ask = partial(way.ask, request.scope["path"], headers_of(request.headers), asked)
+        target = f"/v1{door}{query_of(request.scope)}"
+        ask = partial(way.ask, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if wanted.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
 
@@ -114,10 +119,30 @@ class Relay:
         """Have the verifier answer a request that was read, where it opens no sessions."""
         return await direct.undrafted(self._verifiers, services, request, model)
 
+    async def _way(self) -> Upstream:
+        return self._upstream or await self._to_verifier()
+
     async def _to_verifier(self) -> Upstream:
         with suppress(ApiError):  # whoever is asked says that it is away
             await self._verifiers.facts()
         return self._to_verifiers[self._verifiers.current.endpoint.number]
+
+
+def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
+    """Return the relay of the settings; it connects at its first use. Raises OSError."""
+    to_verifiers = map(Upstream, connections(settings, prior_knowledge=False))
+    upstream = None
+    if url := settings.relay.url:
+        key = next((key.get_secret_value() for key in settings.relay_key), None)
+        host = Connection(
+            str(url).rstrip("/"),
+            key=key,
+            ca_certificate=None,
+            peer=UPSTREAM,
+            prior_knowledge=False,
+        )
+        upstream = Upstream(host)
+    return Relay(settings.relay, verifiers, list(to_verifiers), upstream)
 
 
 class _Nothing:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
 from picospec.gateway.errors import ApiError, ClientGone
+
+HEAD_S: Final = 600.0
+"""How long an answer may take to begin, once the last piece of its request was taken."""
 
 
 class Upload:
@@ -20,11 +23,11 @@ class Upload:
         """It is set once the client has sent all of it."""
 
         self.deadline: asyncio.Timeout | None = None
-        """The deadline of the answer's head, which each piece puts off; None once it is there."""
+        """The deadline of the answer's head, which each piece puts off, until it is there."""
 
         self._taken_bytes = 0
         self.error: ApiError | None = None
-        """Why it could not be read, if that is so: the HTTP client says only that it was not."""
+        """Why it could not be read, if that is so: the HTTP client does not say."""
 
     @property
     def text_bytes(self) -> int:
@@ -33,18 +36,25 @@ class Upload:
         return self._taken_bytes if is_json else 0
 
     async def pieces(self) -> AsyncGenerator[bytes]:
+        while not self.complete.is_set():
+            piece = await self._next()
+            if self.deadline is not None and not self.deadline.expired():
+                self.deadline.reschedule(asyncio.get_running_loop().time() + HEAD_S)
+            if piece:
+                yield piece
+
+    async def _next(self) -> bytes:
+        """Return the next piece, which may be empty; the last one may be the last that is
+        asked for. Raises ApiError."""
         try:
-            async for piece in self._request.stream():
-                self._taken_bytes += len(piece)
-                if self.deadline is not None and not self.deadline.expired():
-                    now = asyncio.get_running_loop().time()
-                    self.deadline.reschedule(now + ANSWER_TIMEOUT_S)
-                if piece:
-                    yield piece
-        except ClientDisconnect:
-            self.error = ClientGone("the client went away before its request was complete")
-            raise
+            message = await self._request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone("the client went away before its request was complete")
         except ApiError as error:
             self.error = error
             raise
-        self.complete.set()
+        if not message.get("more_body", False):
+            self.complete.set()
+        piece: bytes = message.get("body", b"")
+        self._taken_bytes += len(piece)
+        return piece

@@ -39,7 +39,7 @@ class Upstream:
     async def ask(
         self, target: str, headers: Mapping[str, str], body: bytes | AsyncIterator[bytes]
     ) -> AsyncGenerator[Response]:
-        """Put a request. Give the answer, whose content is still to be read. Raises ApiError."""
+        """Put a request. Give its answer, which is still to be read. Raises ApiError."""
         async with self._connection.stream("POST", target, body, headers) as response:
             if response.status != HTTPStatus.OK:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
