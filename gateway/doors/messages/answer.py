@@ -39,14 +39,14 @@ class MessageAnswer(Answer):
         begin = b""
         if self._content is None:
             self._content = ContentEvents()
-            message = self._message([], TextDelta("", 0), 0)
+            message = {**self._message([], TextDelta("", 0)), "usage": self._read()}
             begin = _encoded([{"type": "message_start", "message": message}])
         self._last = delta
         return begin + _encoded(self._content.read(delta))
 
     def end(self) -> bytes:
         ends = list(self._content.end()) if self._content is not None else []
-        usage = self._usage(self._heading.account.completion_tokens)
+        usage = self._usage()
         delta: Json = {"type": "message_delta", "delta": _reason(self._last), "usage": usage}
         return _encoded([*ends, delta, {"type": "message_stop"}])
 
@@ -55,10 +55,9 @@ class MessageAnswer(Answer):
 
     def whole(self, choices: Sequence[TextDelta]) -> Json:
         (whole,) = choices
-        tokens = self._heading.account.completion_tokens
-        return self._message(content_of(whole), whole, tokens)
+        return self._message(content_of(whole), whole)
 
-    def _message(self, content: Sequence[Json], last: TextDelta, tokens: int) -> Json:
+    def _message(self, content: Sequence[Json], last: TextDelta) -> Json:
         return {
             "id": self._heading.id,
             "type": "message",
@@ -66,19 +65,23 @@ class MessageAnswer(Answer):
             "model": self._heading.model,
             "content": content,
             **_reason(last),
-            "usage": self._usage(tokens),
+            "usage": self._usage(),
         }
 
-    def _usage(self, tokens: int) -> Json:
-        """Return the usage after so many tokens of the answer."""
-        account = self._heading.account
+    def _read(self) -> Json:
+        """Return the usage before the first token."""
         return {
-            "input_tokens": account.prompt_tokens,
+            "input_tokens": self._heading.account.prompt_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
-            "output_tokens": tokens,
-            "output_tokens_details": {"thinking_tokens": account.reasoning_tokens},
+            "output_tokens": 0,
         }
+
+    def _usage(self) -> Json:
+        account = self._heading.account
+        thinking = {"thinking_tokens": account.reasoning_tokens}
+        tokens = {"output_tokens": account.completion_tokens, "output_tokens_details": thinking}
+        return {**self._read(), **tokens}
 
 
 def _reason(last: TextDelta) -> Json:

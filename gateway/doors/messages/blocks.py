@@ -16,39 +16,39 @@ from picospec.gateway.schemas.base import FIRST_ERROR, Flag, RequestModel
 from picospec.gateway.schemas.messages import ChatMessage, Json, Part, as_parts, without_billing
 
 
-class Text(Part):
+class TextBlock(Part):
     type: Literal["text"]
 
 
 Texts = Annotated[
-    tuple[Text, ...],
+    tuple[TextBlock, ...],
     FIRST_ERROR,
-    BeforeValidator(as_parts, json_schema_input_type=str | tuple[Text, ...]),
+    BeforeValidator(as_parts, json_schema_input_type=str | tuple[TextBlock, ...]),
 ]
 
 
-class Thinking(RequestModel):
+class ThinkingBlock(RequestModel):
     type: Literal["thinking"]
     thinking: str
     signature: str = ""
     """Any text will do: this service trusts the reasoning that a client sends back."""
 
 
-class RedactedThinking(RequestModel):
+class RedactedThinkingBlock(RequestModel):
     """Reasoning that only Anthropic can read; it is left out."""
 
     type: Literal["redacted_thinking"]
     data: str = ""
 
 
-class ToolUse(RequestModel):
+class ToolUseBlock(RequestModel):
     type: Literal["tool_use"]
     id: str
     name: str
     input: dict[str, object]
 
 
-class ToolResult(RequestModel):
+class ToolResultBlock(RequestModel):
     type: Literal["tool_result"]
     tool_use_id: str
     content: Texts = ()
@@ -56,19 +56,19 @@ class ToolResult(RequestModel):
 
 
 Block = Annotated[
-    Text | Thinking | RedactedThinking | ToolUse | ToolResult,
+    TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock,
     Discriminator(
         "type",
         custom_error_type="unsupported",
-        custom_error_message="this type of block is not served; text, thinking, redacted_thinking,"
+        custom_error_message="no such block is served; text, thinking, redacted_thinking,"
         " tool_use and tool_result are",
     ),
 ]
 Kind = TypeVar("Kind", bound=RequestModel)
 _OF_ROLE: Final[dict[str, tuple[type[RequestModel], ...]]] = {
-    "user": (Text, ToolResult),
-    "assistant": (Text, Thinking, RedactedThinking, ToolUse),
-    "system": (Text,),
+    "user": (TextBlock, ToolResultBlock),
+    "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
+    "system": (TextBlock,),
 }
 
 
@@ -91,10 +91,12 @@ class Message(RequestModel):
         return value
 
 
-def chat_messages(system: Sequence[Text], messages: Iterable[Message]) -> list[ChatMessage]:
+def chat_messages(
+    system: Sequence[TextBlock], messages: Iterable[Message]
+) -> list[ChatMessage]:
     """Return the messages of a chat, after `system` as its first one."""
     said = [("system", system), *((message.role, message.content) for message in messages)]
-    found = []
+    found: list[Json] = []
     for role, turns in groupby(said, key=lambda turn: turn[0]):
         blocks = tuple(chain.from_iterable(content for _, content in turns))
         found += _OF_BLOCKS[role](blocks)
@@ -102,21 +104,21 @@ def chat_messages(system: Sequence[Text], messages: Iterable[Message]) -> list[C
 
 
 def _system(blocks: Sequence[RequestModel]) -> Iterator[Json]:
-    if texts := tuple(without_billing(_of(Text, blocks))):
+    if texts := tuple(without_billing(_of(TextBlock, blocks))):
         yield {"role": "system", "content": texts}
 
 
 def _user(blocks: Sequence[RequestModel]) -> Iterator[Json]:
-    for is_result, run in groupby(blocks, key=lambda block: isinstance(block, ToolResult)):
+    for is_result, run in groupby(blocks, key=lambda block: isinstance(block, ToolResultBlock)):
         if is_result:
-            yield from map(_result, _of(ToolResult, tuple(run)))
+            yield from map(_result, _of(ToolResultBlock, tuple(run)))
         else:
-            yield {"role": "user", "content": _of(Text, tuple(run))}
+            yield {"role": "user", "content": _of(TextBlock, tuple(run))}
     if not blocks:
         yield {"role": "user", "content": ()}
 
 
-def _result(block: ToolResult) -> Json:
+def _result(block: ToolResultBlock) -> Json:
     content: tuple[Part, ...] = block.content
     if block.is_error:  # no template has a place for this
         content = (Part(type="text", text="Error:"), *content)
@@ -126,12 +128,12 @@ def _result(block: ToolResult) -> Json:
 def _assistant(blocks: Sequence[RequestModel]) -> Iterator[Json]:
     calls = [
         {"id": use.id, "function": {"name": use.name, "arguments": use.input}}
-        for use in _of(ToolUse, blocks)
+        for use in _of(ToolUseBlock, blocks)
     ]
-    thoughts = [block.thinking for block in _of(Thinking, blocks)]
+    thoughts = [block.thinking for block in _of(ThinkingBlock, blocks)]
     yield {
         "role": "assistant",
-        "content": _of(Text, blocks),
+        "content": _of(TextBlock, blocks),
         "tool_calls": calls,
         "reasoning": "\n".join(thoughts) if thoughts else None,
     }

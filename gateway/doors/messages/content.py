@@ -45,7 +45,7 @@ def _call(start: CallStart) -> Json:
 
 
 def _input(pieces: list[CallPiece]) -> object:
-    """Return the object of a call's arguments; of a text that is cut or wrong, what is there."""
+    """Return the object of a call's arguments; of a text that is cut, what is there."""
     text = "".join(each.text for each in pieces if isinstance(each, CallArguments))
     try:
         found = from_json(text, allow_partial="trailing-strings")
@@ -63,7 +63,7 @@ class ContentEvents:
         """The type of the block that has not ended; "" for none."""
 
     def read(self, delta: TextDelta) -> Iterator[Json]:
-        """Yield the events of what a delta shows. What belongs to the open block comes first."""
+        """Yield the events of what a delta shows; what the open call still gets comes first."""
         calls = list(delta.parsed.calls) if delta.parsed is not None else []
         while calls and isinstance(calls[0], CallArguments):
             yield from self._call(calls.pop(0))

@@ -30,7 +30,7 @@ from picospec.gateway.schemas.base import (
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class Thinking(RequestModel):
+class ThinkingConfig(RequestModel):
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
 
 
@@ -51,7 +51,7 @@ class MessagesRequest(RequestModel):
     max_tokens: Integer | None = None
     tools: Tools = ()
     tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
+    thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     stop_sequences: Stops = ()
     stream: Flag = False
@@ -68,22 +68,18 @@ class MessagesRequest(RequestModel):
 
     def chat(self) -> ChatRequest:
         """Return the chat that asks for the same. Raises InvalidRequest."""
+        for name in (self.model_extra or {}).keys() & _REFUSED.keys():
+            raise _unserved(name, _REFUSED[name])
         own = self._own()
         others = {**(self.model_extra or {}), **{name: getattr(self, name) for name in _SHARED}}
-        if taken := own.keys() & others.keys():
-            name = min(taken)
+        for name in own.keys() & others.keys():
             raise InvalidRequest(f"{name} is not a field of this API", param=name)
         try:
             chat = ChatRequest.model_validate({**others, **own})
         except ValidationError as error:
             raise invalid(error) from None
-        unserved = {"n": chat.n > 1, "logprobs": chat.logprobs}
-        if name := next((name for name in unserved if unserved[name]), None):
-            raise InvalidRequest(
-                f"{name}: an answer of this API has no place for it",
-                param=name,
-                code="unsupported_parameter",
-            )
+        if chat.n > 1 or chat.logprobs:
+            raise _unserved("logprobs" if chat.logprobs else "n")
         return chat
 
     def _own(self) -> dict[str, object]:
@@ -101,11 +97,11 @@ class MessagesRequest(RequestModel):
             schema = {"schema": config.format.content}
             own["response_format"] = {"type": "json_schema", "json_schema": schema}
         match self.thinking:
-            case Thinking(type="disabled"):
+            case ThinkingConfig(type="disabled"):
                 own["reasoning_effort"] = "none"
             case _ if config.effort is not None:
                 own["reasoning_effort"] = config.effort
-            case Thinking(type="enabled" | "between_tools"):
+            case ThinkingConfig(type="enabled" | "between_tools"):
                 own["chat_template_kwargs"] = {"enable_thinking": True}
         return own
 
@@ -124,6 +120,16 @@ class MessagesRequest(RequestModel):
         tools = enumerate(self._client_tools)
         return {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | _NAMES
 
+
+def _unserved(name: str, code: str = "unsupported_parameter") -> InvalidRequest:
+    return InvalidRequest(f"{name} is not served here", param=name, code=code)
+
+
+_REFUSED: Final = {
+    "compaction": "unsupported_parameter",
+    "thread": "thread_unsupported_request",  # SDKs then send the whole conversation
+}
+"""Fields that ask for what is not served, and the codes of their errors."""
 
 _SHARED: Final = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
 _NAMES: Final = {

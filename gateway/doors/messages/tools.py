@@ -37,8 +37,8 @@ class ClientTool(RequestModel):
 
 
 class KnownTool(BaseModel):
-    """A tool that Anthropic's models know by its type, or that Anthropic runs. The model here is
-    not told of it, as it could not be described."""
+    """A tool that Anthropic's models know by its type, or that Anthropic runs. The model here
+    is not told of it, as it could not be described."""
 
     model_config = ConfigDict(frozen=True)
 
