@@ -106,6 +106,7 @@ def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
         finish=deltas[-1].finish,
         statistics=deltas[-1].statistics,
         parsed=joined(parsed) if parsed else None,
+        stop=deltas[-1].stop,
     )
 
 
