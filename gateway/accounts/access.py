@@ -14,7 +14,9 @@ from picospec.gateway.tracing import NO_TRACING, Tracing
 PAGE_PATHS: Final = "/page/"
 """The paths of the page's files begin with this."""
 
-_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+_OPEN_PATHS: Final = frozenset(
+    {"/", "/health", "/v1/health", "/ping", "/ready", "/metrics", "/openapi.json", "/docs"}
+)
 
 IsMessage = Callable[[str], bool]
 """Tells whether a path takes messages of a request that runs already. A message is no request

@@ -32,7 +32,7 @@ from picospec.gateway.tenants.origins import check_page
 from picospec.gateway.tenants.tenants import Tenants
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
+_PROBES: Final = frozenset({"/health", "/v1/health", "/ping", "/ready", "/status", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
