@@ -42,6 +42,8 @@ async def generate(
     facts = await services.facts_of(body.model)
     given, ignored = await checked(services, request, partial(_given, body, facts))
     account.ignored = shown_names((*asked.ignored, *ignored))
+    if asked.instead is not None:
+        return asked.instead(facts.model)
     if services.relay and (relayed := await services.relay(services, request, facts.model)):
         account.begin_answers(body.n * body.prompt_count - 1)
         return relayed
@@ -50,7 +52,9 @@ async def generate(
     name = f"{asked.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
     if isinstance(found := jobs[0].extras.get(structured.NAME), Mapping):
-        names = structured.names_of(given.constrained_at or "tools", found)
+        constrained_at = given.constrained_at or "tools"
+        constrained_at = asked.names.get(constrained_at, constrained_at)
+        names = structured.names_of(constrained_at, found)
         account.field_names = {**account.field_names, **names}
     account.begin_answers(len(jobs) - 1)
     fingerprint = services.begin(len(jobs), facts)

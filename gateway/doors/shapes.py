@@ -7,9 +7,10 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
+from picospec.gateway.doors.ollama import answer as ollama
 from picospec.gateway.errors import ApiError, Shape
 
-_SHAPES: Final[Mapping[str, Shape]] = {}
+_SHAPES: Final[Mapping[str, Shape]] = {"/api/": ollama.failure}
 """Shapes by the paths that begin so; all other paths have OpenAI's."""
 
 

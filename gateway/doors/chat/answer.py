@@ -62,7 +62,7 @@ class ChatAnswer(ChunkAnswer):
     def _logprobs(self, entries: Entries) -> Json | None:
         if not self.wants_logprobs:
             return None
-        return {"content": [_entry(entry) for entry in entries], "refusal": None}
+        return {"content": [entry_of(entry) for entry in entries], "refusal": None}
 
 
 def _message(whole: TextDelta) -> Json:
@@ -97,7 +97,8 @@ def _call(start: CallStart, arguments: str) -> Json:
     return {"id": start.id, "type": "function", "function": function}
 
 
-def _entry(entry: LogprobEntry) -> Json:
+def entry_of(entry: LogprobEntry) -> Json:
+    """Return OpenAI's object of one token's log-probabilities."""
     top = [_token(piece, logprob) for piece, logprob in entry.top]
     return {**_token(entry.piece, entry.logprob), "top_logprobs": top}
 

@@ -1,8 +1,8 @@
 """The limits of an answer that go by its lines: an indentation, and a time.
 
-Editors ask for them: what is less indented than the line at the cursor belongs to what follows,
-and a suggestion that comes late is of no use. The limit of time counts from the first token, and
-holds only once there is a whole line to show.
+Editors ask for them: what is less indented than the line at the cursor belongs to what
+follows, and a suggestion that comes late is of no use. The limit of time counts from the first
+token, and holds only once there is a whole line to show.
 """
 
 from __future__ import annotations

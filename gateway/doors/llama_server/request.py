@@ -19,8 +19,8 @@ from picospec.gateway.schemas.known import NEUTRAL, is_neutral
 from picospec.gateway.tokenizer import Tokenizer
 
 INFILL_SAMPLER: Final = "infill"
-"""llama.cpp's sampler of this name chooses among likely tokens that begin alike. Editors name it
-in every request; answers without it are as good."""
+"""llama.cpp's sampler of this name chooses among likely tokens that begin alike. Editors name
+it in every request, and would get no answer at all."""
 
 
 class NativeRequest(GenerationRequest):

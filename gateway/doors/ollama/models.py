@@ -45,6 +45,7 @@ class ShowRequest(RequestModel):
 
 
 async def version(_: Services, __: Request) -> Response:
+    """Answer the version of Ollama whose API this is."""
     return json_response({"version": API_VERSION})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -16,7 +16,14 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, invalid, unsupported
+from picospec.gateway.schemas.base import (
+    FIRST_ERROR,
+    Flag,
+    Integer,
+    RequestModel,
+    invalid,
+    unsupported,
+)
 from picospec.gateway.schemas.known import NEUTRAL
 
 Json = dict[str, object]
@@ -24,33 +31,20 @@ Json = dict[str, object]
 LATEST: Final = ":latest"
 """The tag that Ollama's clients may add to a name."""
 
-_OPTIONS: Final[Mapping[str, str]] = {
+_RENAMED: Final[Mapping[str, str]] = {
     "num_predict": "max_tokens",
     "penalize_newline": "penalize_nl",
-    **{
-        name: name
-        for name in (
-            "temperature top_k top_p min_p seed stop repeat_penalty repeat_last_n"
-            " presence_penalty frequency_penalty"
-        ).split()
-    },
 }
-"""The options that can change an answer, with the names of the same elsewhere. So may those that
-`known` lists; the others are about memory and threads."""
+"""Options that requests have by other names."""
+
+_ANSWERING: Final = frozenset({*GenerationRequest.model_fields, *NEUTRAL, "repeat_last_n"})
+"""The names by which options can change an answer; others are about memory and threads."""
 
 _MESSAGE: Final[Mapping[str, str]] = {"thinking": "reasoning_content", "tool_name": "name"}
 
 
 class OllamaRequest(RequestModel):
     """What both bodies have."""
-
-    names: ClassVar[Mapping[str, str]] = {
-        **{theirs: f"options.{own}" for own, theirs in _OPTIONS.items()},
-        "repetition_penalty": "options.repeat_penalty",
-        "json_schema": "format",
-        "response_format": "format",
-    }
-    """The client's names of fields, by those that errors name."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
     stream: Flag = True
@@ -60,6 +54,17 @@ class OllamaRequest(RequestModel):
     options: dict[str, object] = Field(default_factory=dict)
     logprobs: Flag = False
     top_logprobs: Integer | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The model's name without a tag that says nothing."""
+        return self.model and self.model.removesuffix(LATEST)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The client's names of fields, by those that errors name."""
+        options = {_lifted_name(name): f"options.{name}" for name in self.options}
+        return {**options, "json_schema": "format", "response_format": "format"}
 
     @property
     @abstractmethod
@@ -88,9 +93,7 @@ class OllamaRequest(RequestModel):
         return {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
 
     def _common(self) -> Json:
-        common: Json = {"stream": self.stream}
-        if self.model is not None:
-            common["model"] = self.model.removesuffix(LATEST)
+        common: Json = {"stream": self.stream, "model": self.name}
         if self.format == "json":
             common["response_format"] = {"type": "json_object"}
         elif self.format:
@@ -120,17 +123,26 @@ class OllamaChat(OllamaRequest):
 
 
 class OllamaGenerate(OllamaRequest):
-    names = {**OllamaRequest.names, "messages": "prompt"}
-
     prompt: str = ""
     suffix: str = ""
     system: str = ""
     raw: Flag = False
     """The prompt is not put into the model's chat template."""
 
-    template: Literal[""] = ""
-    context: tuple[()] = ()
-    images: tuple[()] = ()
+    template: str = ""
+    context: tuple[object, ...] = ()
+    images: tuple[object, ...] = ()
+
+    @field_validator("template", "context", "images")
+    @classmethod
+    def _is_empty(cls, value: object) -> object:
+        if value:
+            unsupported("this is not supported")
+        return value
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {**super().names, "messages": "prompt"}
 
     @property
     def is_empty(self) -> bool:
@@ -152,11 +164,16 @@ class OllamaGenerate(OllamaRequest):
 
 
 def _lifted(options: Mapping[str, object]) -> Json:
-    """Return options as fields of a request. What changes no answer keeps its whole name, by
-    which the client is told so."""
-    lifted: Json = {}
-    for name, value in options.items():
-        lifted[_OPTIONS.get(name) or (name if name in NEUTRAL else f"options.{name}")] = value
+    """Return options as fields of a request."""
+    lifted = {_lifted_name(name): value for name, value in options.items()}
     if type(limit := lifted.get("max_tokens")) is int and limit <= 0:
         lifted["max_tokens"] = -1
     return lifted
+
+
+def _lifted_name(option: str) -> str:
+    """Return the name of a request's field. What changes no answer keeps its whole name, by
+    which the client is told that it was ignored."""
+    if option in _RENAMED:
+        return _RENAMED[option]
+    return option if option in _ANSWERING else f"options.{option}"
