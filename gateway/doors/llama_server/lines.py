@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from picospec.gateway.output.choice_stream import ChoiceStream
 
-_LINE: Final = re.compile(r"\n([ \t]*)[^ \t]")
+_LINE: Final = re.compile(r"\n([ \t]*)(?=[^ \t])")
 _OPEN_LINE: Final = re.compile(r"\n[ \t]*\Z")
 
 

@@ -28,7 +28,7 @@ class NativeRequest(GenerationRequest):
 
     max_tokens: Annotated[
         Annotated[Integer, Field(ge=0)] | None, BeforeValidator(minus_one_is_none)
-    ] = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
+    ] = Field(None, validation_alias=AliasChoices("n_predict", "max_tokens"))
     """At 0 the prompt is read, so that a later one which begins like it is read sooner, and the
     answer is empty."""
 

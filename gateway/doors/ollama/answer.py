@@ -110,16 +110,18 @@ class OllamaAnswer(Answer):
 
     def _counted(self, delta: TextDelta) -> Json:
         account = self._heading.account
-        total_s, first_s = account.elapsed_s, account.first_token_s or 0.0
+        total, first = (
+            int(seconds * _NS) for seconds in (account.elapsed_s, account.first_token_s or 0)
+        )
         return {
             "done": True,
             "done_reason": "length" if delta.finish == "length" else "stop",
-            "total_duration": int(total_s * _NS),
+            "total_duration": total,
             "load_duration": 0,
             "prompt_eval_count": account.prompt_tokens,
-            "prompt_eval_duration": int(first_s * _NS),
+            "prompt_eval_duration": first,
             "eval_count": account.completion_tokens,
-            "eval_duration": int((total_s - first_s) * _NS),
+            "eval_duration": total - first,
         }
 
 
