@@ -14,8 +14,11 @@ from picospec.gateway.tracing import NO_TRACING, Tracing
 PAGE_PATHS: Final = "/page/"
 """The paths of the page's files begin with this."""
 
+HEALTH_PATHS: Final = ("/health", "/v1/health", "/ping")
+"""The paths that answer whether a process is alive: vLLM's, and llama-server's."""
+
 _OPEN_PATHS: Final = frozenset(
-    {"/", "/health", "/v1/health", "/ping", "/ready", "/metrics", "/openapi.json", "/docs"}
+    {"/", *HEALTH_PATHS, "/ready", "/metrics", "/openapi.json", "/docs"}
 )
 
 IsMessage = Callable[[str], bool]

@@ -20,7 +20,7 @@ from picospec.gateway.doors.chat.answer import entry_of
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.door import Asked
 from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate, OllamaRequest
-from picospec.gateway.errors import ApiError
+from picospec.gateway.errors import ApiError, Shape
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
@@ -28,9 +28,12 @@ from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
 _NS: Final = 10**9
 
 
-def failure(error: ApiError) -> Json:
-    """Return Ollama's JSON of an error."""
+def error_body(error: ApiError) -> Json:
+    """Return the body of an error, which is its line in a stream, too."""
     return {"error": error.message}
+
+
+SHAPE: Final = Shape(error_body)
 
 
 def asked_chat(body: OllamaChat) -> Asked:
@@ -86,7 +89,7 @@ class OllamaAnswer(Answer):
         return b""
 
     def failure(self, error: ApiError) -> bytes:
-        return msgspec.json.encode(failure(error)) + b"\n"
+        return msgspec.json.encode(error_body(error)) + b"\n"
 
     def whole(self, choices: Sequence[TextDelta]) -> Json:
         (choice,) = choices
