@@ -64,7 +64,8 @@ class OllamaRequest(RequestModel):
     def names(self) -> dict[str, str]:
         """The client's names of fields, by those that errors name."""
         options = {_lifted_name(name): f"options.{name}" for name in self.options}
-        return {**options, "json_schema": "format", "response_format": "format"}
+        form = {"json_schema": "format", "response_format": "format"} if self.format else {}
+        return {**options, **form}
 
     @property
     @abstractmethod

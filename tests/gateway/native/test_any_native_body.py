@@ -27,7 +27,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 MORE = sorted({*FIELDS, *NEUTRAL, *OllamaChat.model_fields, *OllamaGenerate.model_fields})
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(
     st.sampled_from(REQUESTS),
     st.dictionaries(st.sampled_from(MORE), values, max_size=2),
