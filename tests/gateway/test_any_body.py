@@ -15,7 +15,7 @@ from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.routes.tokens import TokenizeRequest
 from picospec.gateway.schemas.known import NEUTRAL
 from picospec.gateway.schemas.messages import ChatMessage
-from tests.gateway.scripted import ScriptedEngine, ask
+from tests.gateway.scripted import ScriptedEngine, ask, door_of
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
@@ -61,7 +61,12 @@ def check(path: str, body: Any) -> None:  # noqa: ANN401 - JSON
     if found.status_code == 400 and isinstance(body, dict):
         error = found.json()["error"]
         assert error["param"], error
-        assert error["param"].split(".")[0] in body.keys() | {"messages", "prompt", "tokens"}
+        assert error["param"].split(".")[0] in body.keys() | {
+            "messages",
+            "prompt",
+            "tokens",
+            "input",
+        }
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,9 +80,7 @@ def test_any_chat_is_served_or_named(sent: object, more: dict[str, object]) -> N
 def test_a_clients_request_with_odd_values_is_served_or_named(
     body: dict[str, object], data: st.DataObject
 ) -> None:
-    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
-
-    check(path, replaced(body, data))
+    check(door_of(body), replaced(body, data))
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,7 +62,7 @@ class ChatAnswer(ChunkAnswer):
     def _logprobs(self, entries: Entries) -> Json | None:
         if not self.wants_logprobs:
             return None
-        return {"content": [_entry(entry) for entry in entries], "refusal": None}
+        return {"content": logprobs_of(entries), "refusal": None}
 
 
 def _message(whole: TextDelta) -> Json:
@@ -95,6 +95,11 @@ def _piece(piece: CallPiece) -> Json:
 def _call(start: CallStart, arguments: str) -> Json:
     function = {"name": start.name, "arguments": arguments}
     return {"id": start.id, "type": "function", "function": function}
+
+
+def logprobs_of(entries: Entries) -> list[Json]:
+    """Return log-probabilities as OpenAI gives them."""
+    return [_entry(entry) for entry in entries]
 
 
 def _entry(entry: LogprobEntry) -> Json:
