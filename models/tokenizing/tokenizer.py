@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, count
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
-from picospec.models.tokenizing.conversation import shaped
+from picospec.models.tokenizing.conversation import shaped, system_first
 from picospec.models.tokenizing.infill import Hole, infill_format
-from picospec.models.tokenizing.renderer import Renderer
+from picospec.models.tokenizing.renderer import Overrun, Renderer
 from picospec.models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
@@ -87,8 +87,8 @@ class Tokenizer:
         shown = shaped(messages, self.template, takes_parts=self._takes_parts)
         given = {"messages": shown, "tools": tools, "options": options}
         sentinel = _unused(self.template + "".join(_texts(given)))
-        safe = {name: self._break(value, sentinel) for name, value in given.items()}
-        rendered = self._template.render(**safe, most_bytes=most_bytes)  # type: ignore[arg-type]
+        safe: Any = {name: self._break(value, sentinel) for name, value in given.items()}
+        rendered = _rendered(self._template, safe, most_bytes)
         if sentinel in rendered:
             tokens = list(self._tokens(rendered, sentinel))
         else:
@@ -137,6 +137,18 @@ class Tokenizer:
                 yield self.vocabulary.markers[part]
             elif text := part.replace(sentinel, ""):
                 yield from self._encoder.tokenize(text, False)
+
+
+def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], most_bytes: int) -> str:
+    try:
+        return template.render(**chat, most_bytes=most_bytes)
+    except Overrun:
+        raise
+    except ValueError:  # it may take system messages at the beginning only
+        merged = system_first(chat["messages"])
+        if merged == chat["messages"]:
+            raise
+        return template.render(**{**chat, "messages": merged}, most_bytes=most_bytes)
 
 
 def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
