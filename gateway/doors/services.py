@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.responses.store import Shelves
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
 from picospec.gateway.output.steady import Steady
@@ -52,6 +53,9 @@ class Services:
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
+
+    shelves: Shelves
+    """The responses that are kept."""
 
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")

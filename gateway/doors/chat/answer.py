@@ -62,7 +62,7 @@ class ChatAnswer(ChunkAnswer):
     def _logprobs(self, entries: Entries) -> Json | None:
         if not self.wants_logprobs:
             return None
-        return {"content": [entry_of(entry) for entry in entries], "refusal": None}
+        return {"content": logprobs_of(entries), "refusal": None}
 
 
 def _message(whole: TextDelta) -> Json:
@@ -97,8 +97,12 @@ def _call(start: CallStart, arguments: str) -> Json:
     return {"id": start.id, "type": "function", "function": function}
 
 
-def entry_of(entry: LogprobEntry) -> Json:
-    """Return OpenAI's object of one token's log-probabilities."""
+def logprobs_of(entries: Entries) -> list[Json]:
+    """Return log-probabilities as OpenAI gives them."""
+    return [_entry(entry) for entry in entries]
+
+
+def _entry(entry: LogprobEntry) -> Json:
     top = [_token(piece, logprob) for piece, logprob in entry.top]
     return {**_token(entry.piece, entry.logprob), "top_logprobs": top}
 

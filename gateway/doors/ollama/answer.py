@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from starlette.responses import Response
 
 from picospec.gateway.doors.answer import Answer, Heading, Json
-from picospec.gateway.doors.chat.answer import entry_of
+from picospec.gateway.doors.chat.answer import logprobs_of
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.door import Asked
 from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate, OllamaRequest
@@ -108,7 +108,7 @@ class OllamaAnswer(Answer):
             return {}
         shown = self.shown(delta.text + rest, thinking, calls)
         if self._wants_logprobs:
-            shown["logprobs"] = [entry_of(entry) for entry in delta.entries]
+            shown["logprobs"] = logprobs_of(delta.entries)
         return shown
 
     def _counted(self, delta: TextDelta) -> Json:
