@@ -6,6 +6,7 @@ A service that knows more of its state answers /health and /ready itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -64,8 +65,9 @@ async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
+    can = await _capabilities(services, facts, request)
     names = [facts.model, *sorted(services.model_aliases - {facts.model}), *facts.adapters]
-    models = [_model(services, facts.named(name), name) for name in names]
+    models = [_model(services, facts.named(name), name) | can for name in names]
     return json_response({"object": "list", "data": models})
 
 
@@ -73,7 +75,21 @@ async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
     services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
-    return json_response(_model(services, await services.facts_of(name), name))
+    facts = await services.facts_of(name)
+    can = await _capabilities(services, facts, request)
+    return json_response(_model(services, facts, name) | can)
+
+
+async def _capabilities(
+    services: Services, facts: Facts, request: Request
+) -> dict[str, Sequence[str]]:
+    """Return what the model can do, as far as its tokenizer is here to tell it."""
+    try:
+        tokenizer = await services.tokenizer(facts.vocabulary)
+        style = await services.style_of(tokenizer, request.state.account)
+    except ApiError:
+        return {}
+    return {"capabilities": style.capabilities}
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:

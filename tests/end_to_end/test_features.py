@@ -57,6 +57,24 @@ UNSPLIT: Final[Json] = {"reasoning_format": "none"}
 
 THINKS: Final[Json] = {"chat_template_kwargs": {"enable_thinking": True}}
 
+TEXT: Final[Json] = {"type": "custom", "custom": {"name": "say"}}
+RULES: Final = SENTENCE["structured_outputs"]["grammar"]
+LARK: Final[Json] = {
+    "type": "custom",
+    "custom": {
+        "name": "tell",
+        "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": RULES}},
+    },
+}
+NAMED: Final[Json] = {"type": "custom", "custom": {"name": "tell"}}
+ALLOWED: Final[Json] = {
+    "type": "allowed_tools",
+    "allowed_tools": {
+        "mode": "auto",
+        "tools": [{"type": "function", "function": {"name": "add"}}],
+    },
+}
+
 FEATURES: Final[Mapping[str, Json]] = {
     "plain": {},
     "required": {"tools": TOOLS, "tool_choice": "required", "max_tokens": 20, **UNSPLIT},
@@ -66,6 +84,10 @@ FEATURES: Final[Mapping[str, Json]] = {
     "shaped": SHAPED,
     "sentence": {**SENTENCE, **UNSPLIT},
     "reasoning": THINKS,
+    "reasoned": {**SENTENCE, **THINKS},
+    "custom": {"tools": [TEXT], "tool_choice": "required", **UNSPLIT},
+    "lark": {"tools": [LARK, *TOOLS], "tool_choice": NAMED},
+    "allowed": {"tools": [TEXT, *TOOLS], "tool_choice": ALLOWED, **UNSPLIT},
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
 WRONG: Final = "An entirely different text, which is wrong. " * 3
